@@ -1,0 +1,132 @@
+"""The nouns that cross modules: the address of a neuron, a batch of contexts, a run's manifest.
+
+Axis legend, used in every shape annotation of the project:
+
+    context    sequences in a batch
+    token      positions in a sequence, 0-based, padding included
+    neuron     memory cells of one layer
+    layer      blocks of the model
+    width      the residual stream (d_model)
+    vocabulary tokens of the tokenizer (rows of the unembedding)
+    head       attention heads (query heads)
+    source     positions that are attended to
+    rank       places in a top-k list, 0-based
+    bin        histogram bins
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from mnemoscope.errors import QueryError
+
+SCHEMA_VERSION = 1
+
+_ADDRESS = re.compile(r"^\s*[Ll]?(\d+)\s*[./_Nn]\s*[Nn]?(\d+)\s*$")
+
+
+class NeuronId(NamedTuple):
+    """One memory cell, addressed by layer and neuron (both 0-based); prints as ``L13N366``."""
+
+    layer: int
+    neuron: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer}N{self.neuron}"
+
+    @classmethod
+    def parse(cls, text: str) -> NeuronId:
+        """Read ``L13N366``, ``13.366``, ``13/366``, ``13_366`` or ``L13.N366``; else `QueryError`."""
+        found = _ADDRESS.match(text)
+        if found is None:
+            raise QueryError(
+                f"reading a neuron's address: {text!r} is none; write L13N366 (or 13.366, 13/366, 13_366)"
+            )
+        return cls(int(found[1]), int(found[2]))
+
+
+@dataclass(frozen=True)
+class ContextBatch:
+    """Right-padded contexts that go through the model as one unit.
+
+    contexts  i64[context]         id of each context in the run
+    tokens    i32[context, token]  right-padded with 0
+    lengths   i32[context]         true lengths, at least 1
+    counted   bool[context, token] positions that count: not padding, not position 0, not a special token
+    """
+
+    contexts: np.ndarray
+    tokens: np.ndarray
+    lengths: np.ndarray
+    counted: np.ndarray
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens without the padding."""
+        return int(self.lengths.sum())
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TableEntry(_Strict):
+    """What the manifest knows of one table."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class ModelEntry(_Strict):
+    """Which model a run was built from."""
+
+    id: str
+    revision: str | None = None
+    family: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    layers: int
+    neurons: int  # per layer
+    width: int
+    vocabulary: int
+    gated: bool
+    activation: str
+    context_length: int
+    self_check: float  # largest error of the rebuilt logits, as a share of their range
+
+
+class CorpusEntry(_Strict):
+    """Which text a run was built from."""
+
+    id: str
+    sha256: str  # over the token ids of all contexts, in order
+    source: dict[str, Any]  # files with their hashes, or a data set with its fingerprint
+    segment: str
+    limit: int | None
+    documents: int
+    contexts: int
+    duplicates: int  # contexts left out because their tokens had been seen
+    tokens: int  # in the contexts
+    counted: int  # tokens that count (see `excluded`)
+
+
+class Manifest(_Strict):
+    """Everything needed to reproduce a run, and to check that its files are whole."""
+
+    schema_version: int
+    created: str
+    mnemoscope: str
+    model: ModelEntry
+    corpus: CorpusEntry
+    options: dict[str, Any]
+    excluded: list[str]
+    environment: dict[str, str]
+    tables: dict[str, TableEntry]
