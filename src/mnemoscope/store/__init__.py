@@ -1,0 +1,37 @@
+"""The run directory: written whole or not at all, read by key without torch.
+
+    with RunWriter("runs/gpt2") as writer:              # works in runs/gpt2/.work
+        with writer.table("triggers") as triggers:      # streamed, sorted, checked
+            triggers.append(rows)
+        run = writer.commit(manifest)                   # the manifest appears last
+
+    run = open_run("runs/gpt2")
+    run.rows("triggers", 13, 366)                       # one neuron, a few KB of the file
+
+A folder is a run if and only if it holds `manifest.json`. docs/format.md describes every column.
+
+A `Run` may be shared between threads: it holds no open file, every read opens its own, what it caches is
+computed from files that no longer change, and each `sql` has a cursor of its own.
+"""
+
+from __future__ import annotations
+
+from mnemoscope.store.reading import Problem, Run, StoredContext, StoredDocument, open_run
+from mnemoscope.store.schemas import KEYS, MANIFEST, SCHEMAS, WORK
+from mnemoscope.store.writing import RunWriter, TableWriter, finish_commit, write_sorted_by_token
+
+__all__ = [
+    "KEYS",
+    "MANIFEST",
+    "SCHEMAS",
+    "WORK",
+    "Problem",
+    "Run",
+    "RunWriter",
+    "StoredContext",
+    "StoredDocument",
+    "TableWriter",
+    "finish_commit",
+    "open_run",
+    "write_sorted_by_token",
+]

@@ -1,0 +1,248 @@
+"""Builds a run directory whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mnemoscope.errors import RunError
+from mnemoscope.records import SCHEMA_VERSION, Manifest, TableEntry
+from mnemoscope.store.reading import Run, open_run, sha256
+from mnemoscope.store.schemas import (
+    GROUP_ROWS,
+    GROUP_ROWS_DEFAULT,
+    KEYS,
+    MANIFEST,
+    OFFLINE,
+    SCHEMAS,
+    WORK,
+    pack,
+)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            cure = f"the disk is full; free some space and run the same command again, it resumes from {WORK}"
+        else:
+            cure = f"{error.strerror or error}; choose a folder that can be written to"
+        raise RunError(f"writing the run {path}: {cure}") from error
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _kinds(schema: pa.Schema) -> list[tuple[str, str]]:
+    """Column names and types, without the accidents of how a writer names list items or declares nulls."""
+    return [
+        (field.name, f"list<{field.type.value_type}>" if pa.types.is_list(field.type) else str(field.type))
+        for field in schema
+    ]
+
+
+class TableWriter:
+    """Streams one sorted table into a Parquet file; equal rows give equal bytes, however chunked."""
+
+    def __init__(self, name: str, path: Path, rows_per_group: int | None) -> None:
+        self.name, self.path, self.rows_per_group = name, path, rows_per_group
+        self._run, self._partial = path.parents[2], path.with_suffix(".partial")
+        self._waiting: list[pa.Table] = []
+        self._last: int | None = None
+        floats = {f.name for f in SCHEMAS[name] if pa.types.is_floating(f.type)}
+        self._file = pq.ParquetWriter(
+            self._partial,
+            SCHEMAS[name],
+            compression="zstd",
+            use_dictionary=[column for column in SCHEMAS[name].names if column not in floats],
+            write_statistics=True,
+        )
+
+    def append(self, rows: pa.Table) -> None:
+        """Add rows that follow those before in the order of `KEYS`; columns as in `SCHEMAS`, in any order."""
+        schema = SCHEMAS[self.name]
+        assert set(rows.column_names) == set(schema.names), (self.name, rows.column_names)
+        rows = rows.select(schema.names).cast(schema)
+        for field in schema:
+            assert field.nullable or rows[field.name].null_count == 0, (self.name, field.name, "null")
+        if rows.num_rows == 0:
+            return
+        keys = pack(rows, KEYS[self.name])
+        assert (np.diff(keys) >= 0).all(), (self.name, "is not sorted")
+        assert self._last is None or keys[0] >= self._last, (self.name, self._last, keys[0])
+        self._last = int(keys[-1])
+        with _writing(self._run):
+            self._write(rows)
+
+    def _write(self, rows: pa.Table) -> None:
+        if self.rows_per_group is None:
+            self._file.write_table(rows.combine_chunks(), row_group_size=rows.num_rows)
+            return
+        self._waiting.append(rows)
+        if sum(table.num_rows for table in self._waiting) >= self.rows_per_group:
+            self._flush(self.rows_per_group)
+
+    def _flush(self, size: int) -> None:
+        rows = pa.concat_tables(self._waiting)
+        whole = rows.num_rows - rows.num_rows % size
+        for start in range(0, whole, size):
+            self._file.write_table(rows.slice(start, size).combine_chunks(), row_group_size=size)
+        self._waiting = [rows.slice(whole)]
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with _writing(self._run):
+            try:
+                rest = sum(table.num_rows for table in self._waiting)
+                if kind is None and rest:
+                    self._flush(rest)
+            finally:
+                self._file.close()
+            if kind is None:
+                _sync(self._partial)
+                self._partial.replace(self.path)
+            else:
+                self._partial.unlink(missing_ok=True)
+
+
+class RunWriter:
+    """Builds a run in `path/.work` and publishes it in one step.
+
+    `work` is the folder for checkpoints: it survives interruption and goes with the commit. A finished run at
+    `path` is refused (`RunError`) unless `overwrite`, and then stays whole until the new one is complete.
+    """
+
+    def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.work = self.path / WORK
+        self._stage = self.work / "tables"
+        with _writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            finish_commit(self.path)
+            if (self.path / MANIFEST).exists() and not overwrite:
+                raise RunError(
+                    f"writing the run {self.path}: it holds a finished run; choose another folder, or "
+                    "pass overwrite to replace it"
+                )
+            self._stage.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to undo: what was not committed is no run, and is kept for resuming."""
+
+    def table(self, name: str, *, rows_per_group: int | None = 0) -> TableWriter:
+        """A streaming writer for one table; replaces an earlier attempt when it closes without an error.
+
+        `rows_per_group` None makes each `append` one row group (contexts: a shard each); 0 is the usual size.
+        """
+        if rows_per_group == 0:
+            rows_per_group = GROUP_ROWS.get(name, GROUP_ROWS_DEFAULT)
+        with _writing(self.path):
+            return TableWriter(name, self._stage / f"{name}.parquet", rows_per_group)
+
+    def adopt(self, name: str, file: str | Path) -> None:
+        """Move a finished Parquet file in as table `name`; done already counts as done."""
+        source, target = Path(file), self._stage / f"{name}.parquet"
+        if not source.exists() and target.exists():
+            return
+        with _writing(self.path):
+            found = _kinds(pq.read_schema(source))
+            assert found == _kinds(SCHEMAS[name]), (name, found)
+            shutil.move(source, target)
+            _sync(target)
+
+    def commit(self, manifest: Manifest) -> Run:
+        """Publish the tables under `manifest` (its `tables` are filled in here) and open the run.
+
+        Every table of `SCHEMAS` must have been written. Interrupted before the new run is complete, an
+        earlier run is untouched; after that, `finish_commit` (or another `RunWriter`) completes it.
+        """
+        with _writing(self.path):
+            entries = {}
+            for name in SCHEMAS:
+                file = self._stage / f"{name}.parquet"
+                assert file.exists(), f"table {name} was never written"
+                rows = pq.read_metadata(file).num_rows
+                _sync(file)
+                entries[name] = TableEntry(rows=rows, bytes=file.stat().st_size, sha256=sha256(file))
+            _sync(self._stage)
+            whole = manifest.model_copy(update={"schema_version": SCHEMA_VERSION, "tables": entries})
+            partial = self.work / f"{MANIFEST}.partial"
+            partial.write_text(whole.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            _sync(partial)
+            partial.replace(self.work / MANIFEST)
+            _sync(self.work)
+            finish_commit(self.path)
+        return open_run(self.path)
+
+
+def finish_commit(path: str | Path) -> bool:
+    """Complete a commit that was interrupted after its run was complete; False if there is none. Repeatable.
+
+    The manifest moves last, and `.work` is emptied before it: what lies beside a manifest is always its own.
+    """
+    path = Path(path)
+    work, ready = path / WORK, path / WORK / MANIFEST
+    if not ready.exists():
+        return False
+    with _writing(path):
+        moves = {work / "tables" / f"{name}.parquet": path / f"{name}.parquet" for name in SCHEMAS}
+        (path / MANIFEST).unlink(missing_ok=True)
+        _sync(path)
+        for source, target in moves.items():
+            if source.exists():
+                source.replace(target)
+        _sync(path)
+        for leftover in work.iterdir():
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            elif leftover != ready:
+                leftover.unlink()
+        ready.replace(path / MANIFEST)
+        _sync(path)
+        work.rmdir()
+    return True
+
+
+def write_sorted_by_token(writer: RunWriter, *, memory: str = "1GB") -> None:
+    """Write `values_by_token` from the finished `values` table of `writer`, sorting on disk beyond `memory`.
+
+    Order: token, polarity descending, then the strongest first (probability descending where it is promoted,
+    ascending where it is suppressed), layer, neuron. The order is total, so the bytes are reproducible.
+    """
+    import duckdb
+
+    source = writer.work / "tables" / "values.parquet"
+    scratch = writer.work / "sorting"
+    order = "token, polarity desc, polarity * probability desc, layer, neuron"
+    with _writing(writer.path), duckdb.connect(config=OFFLINE) as database:
+        database.execute(f"set memory_limit = '{memory}'")
+        database.execute("set temp_directory = ?", [str(scratch)])
+        rows = database.sql(f"select * from read_parquet(?) order by {order}", params=[str(source)])
+        with writer.table("values_by_token") as table:
+            for batch in pa.RecordBatchReader.from_stream(rows):
+                table.append(pa.Table.from_batches([batch]))
+    shutil.rmtree(scratch, ignore_errors=True)
