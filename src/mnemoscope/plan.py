@@ -1,0 +1,222 @@
+"""A corpus as numbered contexts in shards of fixed batches: two Parquet tables and a small JSON file.
+
+A shard is a range of consecutive contexts, one row group of ``contexts.parquet``, and the unit of work: its
+batches are the same whoever asks, in whatever order and in however many processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mnemoscope.errors import RunCorrupt, RunMissing
+from mnemoscope.records import ContextBatch
+
+SHARD_TOKENS = 32_768  # tokens in a shard, at most (a single longer context is a shard)
+BATCH_TOKENS = 4_096  # contexts x longest context of a batch, at most (a single longer context is a batch)
+
+_DOCUMENTS = 4_096  # rows of documents that are written at once
+
+CONTEXTS = pa.schema(
+    [
+        ("context", pa.int64()),
+        ("document", pa.int64()),
+        ("start", pa.int32()),
+        ("tokens", pa.list_(pa.int32())),
+    ]
+)
+DOCUMENTS = pa.schema([("document", pa.int64()), ("title", pa.string()), ("metadata", pa.string())])
+
+
+Units = Sequence[tuple[int, Sequence[int]]]  # (tokens of the document before it, its tokens)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was planned: counts, and the batches of each shard. Made by `corpus.write_plan`."""
+
+    folder: Path
+    context_length: int
+    special: list[int]  # token ids that never count
+    shards: int
+    documents: int  # that have a context
+    contexts: int
+    tokens: int  # in the contexts
+    counted: int  # tokens that are neither special nor at position 0
+    duplicates: int  # contexts left out because their tokens had been seen
+    sha256: str  # over the lengths and token ids of all contexts, in order
+    corpus: dict[str, Any]  # id, source, segment, limit
+
+    @property
+    def contexts_file(self) -> Path:
+        """Table of contexts, one row group a shard."""
+        return self.folder / "contexts.parquet"
+
+    @property
+    def documents_file(self) -> Path:
+        """Table of the documents that have a context."""
+        return self.folder / "documents.parquet"
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        """Open a plan; `RunMissing` when it was not finished, `RunCorrupt` when it is not whole."""
+        path = Path(folder) / "plan.json"
+        try:
+            plan = cls(folder=Path(folder), **json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise RunMissing(
+                f"opening the plan in {folder}: there is none that was finished; build it again"
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise RunCorrupt(
+                f"opening the plan in {folder}: plan.json is damaged ({error}); build it again"
+            ) from error
+        try:
+            found = pq.read_metadata(plan.contexts_file)
+        except (OSError, pa.ArrowException) as error:
+            raise RunCorrupt(
+                f"opening the plan in {folder}: contexts.parquet is damaged; build it again"
+            ) from error
+        if (found.num_row_groups, found.num_rows) != (plan.shards, plan.contexts):
+            raise RunCorrupt(
+                f"opening the plan in {folder}: contexts.parquet is not of this plan; build it again"
+            )
+        return plan
+
+    def batches(self, shard: int) -> Iterator[ContextBatch]:
+        """The batches of a shard: by (length, id), as many at a time as BATCH_TOKENS holds."""
+        assert 0 <= shard < self.shards, (shard, self.shards)
+        with pq.ParquetFile(self.contexts_file) as file:
+            table = file.read_row_group(shard, columns=["context", "tokens"]).combine_chunks()
+        ids = table["context"].to_numpy()
+        column = table["tokens"].chunk(0)
+        offsets, flat = column.offsets.to_numpy(), column.values.to_numpy()
+        lengths = np.diff(offsets).astype(np.int32)
+        order = np.lexsort((ids, lengths))
+        for rows in _packed(order, lengths):
+            longest = int(lengths[rows[-1]])
+            tokens = np.zeros((len(rows), longest), np.int32)
+            for place, row in enumerate(rows):
+                tokens[place, : lengths[row]] = flat[offsets[row] : offsets[row + 1]]
+            counted = np.arange(longest)[None, :] < lengths[rows][:, None]
+            counted[:, 0] = False
+            counted &= ~np.isin(tokens, self.special)
+            yield ContextBatch(ids[rows], tokens, lengths[rows], counted)
+
+
+def _packed(order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """Runs of `order` (ascending by length) whose size x longest fits BATCH_TOKENS."""
+    begin = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - begin) * int(lengths[order[end]]) > BATCH_TOKENS:
+            yield order[begin:end]
+            begin = end
+
+
+class PlanWriter:
+    """Streams contexts into one row group a shard and documents beside them, and counts."""
+
+    def __init__(self, folder: Path, special: list[int]) -> None:
+        self.folder, self.special = folder, special
+        self.tokens = self.counted = self.contexts = self.documents = self.duplicates = self.shards = 0
+        self._never = frozenset(special)
+        self._seen: set[bytes] = set()
+        self._digest = hashlib.sha256()
+        self._shard: list[tuple[int, int, int, np.ndarray]] = []
+        self._shard_tokens = 0
+        self._titles: list[tuple[int, str, str]] = []
+        options = {"compression": "zstd", "version": "2.6"}
+        self._contexts_file = pq.ParquetWriter(folder / "contexts.parquet", CONTEXTS, **options)
+        self._documents_file = pq.ParquetWriter(folder / "documents.parquet", DOCUMENTS, **options)
+
+    def add(self, title: str, metadata: Mapping[str, Any], contexts: Units, limit: int | None) -> bool:
+        """Take the contexts of the next document; False when the limit is reached.
+
+        A document that would exceed it is not taken at all, unless it is the first: then its leading
+        contexts are, as many as fit and at least one.
+        """
+        fresh: list[tuple[int, np.ndarray]] = []
+        seen: set[bytes] = set()
+        duplicates = 0
+        for start, tokens in contexts:
+            array = np.asarray(tokens, np.int32)
+            key = hashlib.blake2b(array.tobytes(), digest_size=16).digest()
+            if len(array) >= 2 and key not in self._seen and key not in seen:
+                seen.add(key)
+                fresh.append((start, array))
+            elif len(array) >= 2:
+                duplicates += 1
+        fits = limit is None or self.tokens + sum(len(array) for _, array in fresh) <= limit
+        if not fits:
+            if self.contexts:
+                return False
+            sizes = np.cumsum([len(array) for _, array in fresh])
+            fresh = fresh[: max(1, int((sizes <= limit).sum()))]
+        self._seen |= seen
+        self.duplicates += duplicates
+        for start, array in fresh:
+            self._append(start, array)
+        if fresh:
+            self._titles.append((self.documents, title, json.dumps(metadata, sort_keys=True)))
+            self.documents += 1
+        if len(self._titles) == _DOCUMENTS:
+            self._flush_documents()
+        return fits
+
+    def _append(self, start: int, array: np.ndarray) -> None:
+        if self._shard and self._shard_tokens + len(array) > SHARD_TOKENS:
+            self._flush_shard()
+        self._shard.append((self.contexts, self.documents, start, array))
+        self._shard_tokens += len(array)
+        self._digest.update(len(array).to_bytes(8, "little") + array.astype("<i4").tobytes())
+        self.contexts += 1
+        self.tokens += len(array)
+        self.counted += sum(token not in self._never for token in array[1:].tolist())
+
+    def _flush_shard(self) -> None:
+        ids, documents, starts, arrays = zip(*self._shard, strict=True)
+        offsets = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int32)
+        tokens = pa.ListArray.from_arrays(offsets, np.concatenate(arrays))
+        columns = [
+            pa.array(ids, pa.int64()),
+            pa.array(documents, pa.int64()),
+            pa.array(starts, pa.int32()),
+            tokens,
+        ]
+        table = pa.Table.from_arrays(columns, schema=CONTEXTS)
+        self._contexts_file.write_table(table, row_group_size=len(ids))
+        self.shards += 1
+        self._shard, self._shard_tokens = [], 0
+
+    def _flush_documents(self) -> None:
+        rows = zip(*self._titles, strict=True)
+        columns = [pa.array(column, kind.type) for column, kind in zip(rows, DOCUMENTS, strict=True)]
+        self._documents_file.write_table(pa.Table.from_arrays(columns, schema=DOCUMENTS))
+        self._titles = []
+
+    def finish(self, corpus: dict[str, Any], context_length: int) -> Plan:
+        """Write what is left, and ``plan.json`` last; needs at least one context."""
+        self._flush_shard()
+        if self._titles:
+            self._flush_documents()
+        self.close()
+        counts = ("shards", "documents", "contexts", "tokens", "counted", "duplicates")
+        fields: dict[str, Any] = {name: getattr(self, name) for name in counts}
+        fields |= {"sha256": self._digest.hexdigest(), "context_length": context_length}
+        fields |= {"special": self.special, "corpus": corpus}
+        partial = self.folder / ".plan.json"
+        partial.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.folder / "plan.json")
+        return Plan(folder=self.folder, **fields)
+
+    def close(self) -> None:
+        self._contexts_file.close()
+        self._documents_file.close()
