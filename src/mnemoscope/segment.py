@@ -16,11 +16,12 @@ from mnemoscope.errors import CorpusError
 
 Splitter = Callable[[str], list[str]]
 
+_STOPS = ".!?…‽؟۔।"
 _CLOSING = r"""["'”’»›)\]}]"""
 _STOP = re.compile(
-    rf"(?P<stop>[.!?…‽؟۔।]+){_CLOSING}*(?:\[\w{{1,4}}\])*(?=\s)"  # needs a space after it: 3.14, example.org
+    rf"(?<![{_STOPS}])(?P<stop>[{_STOPS}]+){_CLOSING}*(?:\[\w{{1,4}}\])*(?=\s)"  # not 3.14 nor example.org
     r"|(?P<wide>[。！？｡]+[」』”’）】〉》]*)"  # needs none
-    r"|(?P<line>[ \t]*\r?\n\s*)"
+    r"|(?P<line>(?<![ \t])[ \t]*\r?\n\s*)"
 )
 _OPENING = "\"'“‘«‹([{¿¡*_-–—"
 
@@ -37,12 +38,12 @@ _TITLES = _words(
     """
 )
 # A number follows, or else it may be the end.
-_NUMBERED = _words("no nos vol vols pp fig figs eq eqs sec ch art ed nr ca fl est")
+_NUMBERED = _words("no nos vol vols pp fig figs eq eqs sec ch art ed op nr ca fl est")
 # The end only if a typical first word follows.
 _EITHER = _words(
     """
-    etc al inc ltd co corp llc plc jr sr a.m p.m am pm bc ad ph.d m.d b.a m.a dept univ ave blvd rd mi km ft
-    lb oz jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun
+    inc ltd co corp llc plc jr sr dept univ ave blvd rd
+    jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun
     """
 )
 _STARTERS = _words(
@@ -66,8 +67,6 @@ def spans(text: str) -> Iterator[tuple[int, int]]:
     """(start, end) of each sentence in `text`, in characters."""
     start = 0
     for found in _STOP.finditer(text):
-        if found.start() < start:
-            continue
         if _ends(text, start, found):
             yield from _trimmed(text, start, found.end())
             start = found.end()
@@ -99,7 +98,8 @@ def _ends(text: str, start: int, found: re.Match[str]) -> bool:
     if word.casefold() in _NUMBERED:
         return not following[:1].isdigit()
     if word.casefold() in _EITHER or _ACRONYM.fullmatch(word) or (len(word) == 1 and word.isalpha()):
-        return re.split(r"\W", following, maxsplit=1)[0].casefold() in _STARTERS and following[:1].isupper()
+        first = re.match(r"\w+\b(?!\.)", following)  # "A. Milne" begins with an initial, not with an article
+        return first is not None and first[0].casefold() in _STARTERS
     return True
 
 

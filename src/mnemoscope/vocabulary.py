@@ -134,20 +134,22 @@ class Vocabulary:
         wanted = text.strip().casefold()
         if not wanted:
             return []
-        same, begins, alike = [], [], []
+        same: list[str] = []
+        begins: list[str] = []
+        alike: dict[str, list[str]] = {}
         for name in self._texts:
             plain = name.strip().casefold() if name else ""
+            if not name or not plain:
+                continue
             if plain == wanted:
                 same.append(name)
             elif len(plain) > 1 and wanted.startswith(plain):
                 begins.append(name)
-            elif plain[:1] == wanted[0] and abs(len(plain) - len(wanted)) <= 2:
-                alike.append(name)
-        close = difflib.get_close_matches(text, [name for name in alike if name], n=3, cutoff=0.7)
-        begins.sort(key=lambda name: (-len((name or "").strip()), name))
-        return list(
-            dict.fromkeys(name for name in [*same, *(close if not same else []), *begins[:3]] if name)
-        )
+            elif plain[0] == wanted[0] and abs(len(plain) - len(wanted)) <= 2:
+                alike.setdefault(plain, []).append(name)
+        close = [] if same else difflib.get_close_matches(wanted, alike, n=3, cutoff=0.7)
+        begins.sort(key=lambda name: (-len(name.strip()), name))
+        return list(dict.fromkeys([*same, *(name for plain in close for name in alike[plain]), *begins[:3]]))
 
     @property
     def _by_bytes(self) -> dict[bytes, list[int]]:
