@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,25 +92,36 @@ class Plan:
             )
         return plan
 
+    @cached_property
+    def shard_tokens(self) -> tuple[int, ...]:
+        """Tokens in each shard."""
+        found = pq.read_metadata(self.contexts_file)
+        return tuple(found.row_group(shard).column(3).num_values for shard in range(self.shards))
+
     def batches(self, shard: int) -> Iterator[ContextBatch]:
-        """The batches of a shard: by (length, id), as many at a time as BATCH_TOKENS holds."""
+        """The batches of a shard."""
         assert 0 <= shard < self.shards, (shard, self.shards)
-        with pq.ParquetFile(self.contexts_file) as file:
-            table = file.read_row_group(shard, columns=["context", "tokens"]).combine_chunks()
-        ids = table["context"].to_numpy()
-        column = table["tokens"].chunk(0)
-        offsets, flat = column.offsets.to_numpy(), column.values.to_numpy()
-        lengths = np.diff(offsets).astype(np.int32)
-        order = np.lexsort((ids, lengths))
-        for rows in _packed(order, lengths):
-            longest = int(lengths[rows[-1]])
-            tokens = np.zeros((len(rows), longest), np.int32)
-            for place, row in enumerate(rows):
-                tokens[place, : lengths[row]] = flat[offsets[row] : offsets[row + 1]]
-            counted = np.arange(longest)[None, :] < lengths[rows][:, None]
-            counted[:, 0] = False
-            counted &= ~np.isin(tokens, self.special)
-            yield ContextBatch(ids[rows], tokens, lengths[rows], counted)
+        return batches(self.contexts_file, shard, self.special)
+
+
+def batches(contexts: Path, shard: int, special: Sequence[int]) -> Iterator[ContextBatch]:
+    """The batches of a row group of contexts: by (length, id), as many at a time as BATCH_TOKENS holds."""
+    with pq.ParquetFile(contexts) as file:
+        table = file.read_row_group(shard, columns=["context", "tokens"]).combine_chunks()
+    ids = table["context"].to_numpy()
+    column = table["tokens"].chunk(0)
+    offsets, flat = column.offsets.to_numpy(), column.values.to_numpy()
+    lengths = np.diff(offsets).astype(np.int32)
+    order = np.lexsort((ids, lengths))
+    for rows in _packed(order, lengths):
+        longest = int(lengths[rows[-1]])
+        tokens = np.zeros((len(rows), longest), np.int32)
+        for place, row in enumerate(rows):
+            tokens[place, : lengths[row]] = flat[offsets[row] : offsets[row + 1]]
+        counted = np.arange(longest)[None, :] < lengths[rows][:, None]
+        counted[:, 0] = False
+        counted &= ~np.isin(tokens, special)
+        yield ContextBatch(ids[rows], tokens, lengths[rows], counted)
 
 
 def _packed(order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:

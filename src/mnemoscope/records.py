@@ -130,3 +130,12 @@ class Manifest(_Strict):
     excluded: list[str]
     environment: dict[str, str]
     tables: dict[str, TableEntry]
+
+
+class Progress(NamedTuple):
+    """How far a stage of a job has come; jobs hand it to a callback, edges draw it."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str

@@ -1,0 +1,44 @@
+# One command for each thing a person does here; CI runs the same ones.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test check bench docs clean
+
+demo: $(VENV)/.demo               ## set up, build a run of the sample model, show it
+	$(BIN)/mnemoscope demo
+
+test: $(VENV)/.dev                ## the quick tests; SLOW=1 for all of them
+	$(BIN)/python -m pytest -n 2 $(if $(SLOW),,-m "not slow") $(ARGS)
+
+check: $(VENV)/.dev               ## style, types, import contracts, docs that are generated
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+bench: $(VENV)/.bench             ## speed and memory, as JSON (long)
+	$(BIN)/python -m benches
+
+docs: $(VENV)/.dev                ## write the pages that are generated from the code
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e '.[gguf]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) install -q -c constraints.txt -e '.[bench]'
+	touch $@

@@ -1,0 +1,256 @@
+"""Build a run: one pass of a corpus through a model, kept as tables about every neuron.
+
+Stages, each resumable: plan (text to shards), mining (one pass for all neurons), values (no text needed), writing.
+All of it happens under ``.work`` in the run's folder; the manifest is written last, so a folder with a manifest is a
+finished run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedModel
+
+from mnemoscope import accumulate, corpus, models, store
+from mnemoscope.accumulate import Memories
+from mnemoscope.corpus import Corpus, Plan
+from mnemoscope.errors import RunError, RunMismatch
+from mnemoscope.jobs import loop, values
+from mnemoscope.models import Model
+from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Manifest, Progress
+from mnemoscope.store import Run, RunWriter
+from mnemoscope.vocabulary import token_bytes
+
+TOP = 50
+EXCLUDED = ["padding", "position 0 of every context", "special tokens"]
+_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "numba", "pyarrow")
+
+
+def build(
+    model: Model | PreTrainedModel | str | Path,
+    text: Corpus | str | Path | list[str],
+    path: str | Path,
+    *,
+    top: int = TOP,
+    workers: int = 1,
+    report: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Build a run, or go on with one that was interrupted; returns it opened.
+
+    model    what `load_model` takes, or its result
+    text     what `load_corpus` takes, or its result
+    path     the run's folder; one that already holds this very run is opened and returned
+    top      triggers kept for each neuron and polarity
+    workers  processes (CPU); the result is the same bit for bit whatever their number
+    report   called with a `Progress` after every step
+
+    Raises RunMismatch when the folder holds something built from another model, corpus or options.
+    """
+    if not 1 <= top <= 10_000:
+        raise RunError(f"building a run: top={top} triggers cannot be kept; take 1 to 10000")
+    if workers < 1:
+        raise RunError(f"building a run: workers={workers} makes no sense; take 1 or more")
+    model = model if isinstance(model, Model) else models.load_model(model)
+    text = text if isinstance(text, Corpus) else corpus.load_corpus(text)
+    path = Path(path).expanduser()
+    identity = _identity(model, text, top)
+    if (path / "manifest.json").exists():
+        run = store.open_run(path)
+        _compare(run.manifest.options["identity"], identity, path)
+        return run
+    with RunWriter(path) as writer:
+        return _Build(model, text, writer, identity, top, workers, report or (lambda _: None)).run()
+
+
+class _Build:
+    """The stages of one build, in order."""
+
+    def __init__(
+        self,
+        model: Model,
+        text: Corpus,
+        writer: RunWriter,
+        identity: dict[str, Any],
+        top: int,
+        workers: int,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self._model, self._text, self._writer, self._identity = model, text, writer, identity
+        self._top, self._workers, self._report = top, workers, report
+        self._work = writer.work
+
+    def run(self) -> Run:
+        with loop.locked(self._work / "build.lock"):
+            self._claim()
+            plan = self._plan()
+            kind = loop.Kind(
+                partial(Memories, self._model.anatomy.n_layers, self._model.anatomy.n_neurons, self._top),
+                Memories.load,
+            )
+            memories = loop.run_shards(
+                self._model, plan, kind, self._work, workers=self._workers, report=self._report
+            )
+            self._read_values()
+            self._write(plan, memories)
+            self._writer.commit(self._manifest(plan))
+        return store.open_run(self._writer.path)
+
+    def _claim(self) -> None:
+        """Say what is being built here, or check that it is what was begun."""
+        file = self._work / "identity.json"
+        if file.exists():
+            _compare(json.loads(file.read_text()), self._identity, self._writer.path)
+        else:
+            store.write_atomically(file, json.dumps(self._identity, indent=1).encode())
+
+    def _plan(self) -> Plan:
+        if (self._work / "plan.json").exists():
+            return Plan.load(self._work)
+        return corpus.write_plan(
+            self._text,
+            self._model.tokenizer,
+            self._work,
+            context_length=self._identity["context_length"],
+            report=self._report,
+        )
+
+    def _read_values(self) -> None:
+        """One part file for each layer, so that an interruption costs one layer."""
+        total = self._model.anatomy.n_layers
+        missing = [layer for layer in range(total) if not self._part("columns", layer).exists()]
+        for layer, rows, columns in values.layers(self._model, missing):
+            self._report(Progress("reading values", layer, total, "layers"))
+            _write_part(rows, self._part("values", layer))
+            _write_part(columns, self._part("columns", layer))
+        self._report(Progress("reading values", total, total, "layers"))
+
+    def _part(self, name: str, layer: int) -> Path:
+        return self._work / f"{name}-{layer:04d}.part"
+
+    def _write(self, plan: Plan, memories: Memories) -> None:
+        """All tables, layer by layer."""
+        total = self._model.anatomy.n_layers
+        for layer in range(total):
+            self._report(Progress("writing tables", layer, total, "layers"))
+            tables = memories.results(layer)
+            columns = pq.read_table(self._part("columns", layer)).drop_columns(["layer", "neuron"])
+            for name in columns.column_names:
+                tables["neurons"] = tables["neurons"].append_column(name, columns[name])
+            tables["values"] = pq.read_table(self._part("values", layer))
+            for name, table in tables.items():
+                self._writer.append(name, table)
+        self._writer.append("vocabulary", self._vocabulary())
+        self._writer.adopt("contexts", plan.contexts_file)
+        self._writer.adopt("documents", plan.documents_file)
+        self._writer.sort_values_by_token()
+        self._report(Progress("writing tables", total, total, "layers"))
+
+    def _vocabulary(self) -> pa.Table:
+        found = token_bytes(self._model.tokenizer, self._model.anatomy.vocabulary)
+        text, raw, special = zip(*found, strict=True)
+        return pa.table(
+            {
+                "token": np.arange(len(found), dtype=np.int32),
+                "text": pa.array(text, pa.string()),
+                "bytes": pa.array(raw, pa.binary()),
+                "special": pa.array(special, pa.bool_()),
+            }
+        )
+
+    def _manifest(self, plan: Plan) -> dict[str, Any]:
+        text = self._text
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "mnemoscope": version("mnemoscope"),
+            "model": self._model.entry(),
+            "corpus": CorpusEntry(
+                id=text.id,
+                sha256=plan.sha256,
+                source=text.source,
+                segment=text.segment,
+                limit=text.limit,
+                documents=plan.documents,
+                contexts=plan.contexts,
+                duplicates=plan.duplicates,
+                tokens=plan.tokens,
+                counted=plan.counted,
+            ),
+            "options": {
+                "identity": self._identity,
+                "top": self._top,
+                "dtype": self._model.dtype,
+                "attention": str(getattr(self._model.hf.config, "_attn_implementation", None)),
+                "device": self._model.device.type,
+                "values_lens": values.LENS,
+                "shard_tokens": corpus.SHARD_TOKENS,
+                "batch_tokens": corpus.BATCH_TOKENS,
+                "special": plan.special,
+                "histogram_share": accumulate.HISTOGRAM_SHARE,
+                "histogram_edges": accumulate.HISTOGRAM_EDGES[1:-1].tolist(),
+            },
+            "excluded": EXCLUDED,
+            "environment": _environment(),
+        }
+
+
+def _identity(model: Model, text: Corpus, top: int) -> dict[str, Any]:
+    """What must be the same for a build to be the same build."""
+    return {
+        "model": model.id,
+        "weights_sha256": model.weights_sha256,
+        "tokenizer_sha256": model.tokenizer_sha256,
+        "dtype": model.dtype,
+        "corpus": text.id,
+        "source": text.source,
+        "segment": text.segment,
+        "limit": text.limit,
+        "context_length": min(model.anatomy.context_length, corpus.CONTEXT_TOKENS),
+        "top": top,
+    }
+
+
+def _compare(found: dict[str, Any], given: dict[str, Any], path: Path) -> None:
+    # The id is a name: the same weights loaded by another name are the same model.
+    for name in given:
+        if name != "model" and found.get(name) != given[name]:
+            raise RunMismatch(
+                f"building a run: {path} holds one built with {name} = {_short(found.get(name))}, and "
+                f"{name} = {_short(given[name])} was given; give the same, or choose another folder"
+            )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _write_part(table: pa.Table, file: Path) -> None:
+    scratch = file.with_suffix(".tmp")
+    pq.write_table(table, scratch, compression="zstd")
+    os.replace(scratch, file)
+
+
+def _environment() -> dict[str, str]:
+    found = {name: version(name) for name in _VERSIONS}
+    found["python"] = platform.python_version()
+    found["platform"] = platform.platform()
+    found["processor"] = torch.backends.cpu.get_cpu_capability()
+    return found
+
+
+def stages() -> Iterable[str]:
+    """The names of the stages, in order, for those who draw progress."""
+    return ("reading text", "mining", "reading values", "writing tables")

@@ -1,0 +1,230 @@
+"""The one loop that pulls batches, feeds accumulators, checkpoints and reports.
+
+A shard is the unit of work. Each worker keeps one state (the merge of the shards it has done) and writes it to a
+file of its own; what a run has done is the merge of these files. States merge in any order to the same bits, so
+neither the number of workers nor an interruption can show in a result.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import reduce
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+import torch.multiprocessing as mp
+from filelock import FileLock, Timeout
+from jaxtyping import Float
+from torch import Tensor
+
+from mnemoscope import errors
+from mnemoscope.capture import Capture
+from mnemoscope.plan import Plan
+from mnemoscope.models import Model
+from mnemoscope.records import ContextBatch, Progress
+
+CHECKPOINT_SECONDS = 30.0
+_PATIENCE = 120.0  # seconds to wait until an orphaned worker of a killed run has noticed and left
+
+Report = Callable[[Progress], None]
+
+
+class State(Protocol):
+    """What the loop feeds: accumulators that know which shards they hold."""
+
+    @property
+    def shards(self) -> frozenset[int]: ...
+    def update(
+        self,
+        layer: int,
+        coefficients: Float[Tensor, "context token neuron"],
+        batch: ContextBatch,
+        gate: Float[Tensor, "context token neuron"] | None = None,
+        up: Float[Tensor, "context token neuron"] | None = None,
+    ) -> None: ...
+    def finish_shard(self, shard: int) -> None: ...
+    def merge(self, other: Any) -> None: ...
+    def save(self, path: Path) -> None: ...
+
+
+S = TypeVar("S", bound=State)
+
+
+class Kind(NamedTuple, Generic[S]):
+    """How to start a state and how to read one back; both picklable, because workers call them."""
+
+    fresh: Callable[[], S]
+    load: Callable[[Path], S]
+
+
+def run_shards(
+    model: Model, plan: Plan, kind: Kind[S], folder: Path, *, workers: int = 1, report: Report | None = None
+) -> S:
+    """Feed every shard of the plan to a state, resuming from the state files in the folder.
+
+    workers  processes; each holds a copy of the state, and all share one copy of the weights (CPU)
+    Raises whatever a worker raised; what was checkpointed stays.
+    """
+    for lock in folder.glob("state-*.lock"):
+        with locked(lock, _PATIENCE):  # a worker that outlived a killed run has left once its lock is free
+            pass
+    held = {file: kind.load(file) for file in sorted(folder.glob("state-*.npz"))}
+    done = frozenset().union(*(state.shards for state in held.values()))
+    left = [shard for shard in range(plan.shards) if shard not in done]
+    tally = _Tally(plan, done, report)
+    if left:
+        workers = min(workers, len(left))
+        if workers == 1:
+            worker = _Worker(model, plan, kind, folder / "state-0.npz", held.get(folder / "state-0.npz"))
+            worker.run(left, tally.add)
+        else:
+            held.clear()
+            _spawn(model, plan, kind, folder, workers, left, tally)
+        held = {file: kind.load(file) for file in sorted(folder.glob("state-*.npz"))}
+    states = list(held.values()) or [kind.fresh()]
+    return reduce(_merged, states)
+
+
+def _merged(one: S, other: S) -> S:
+    one.merge(other)
+    return one
+
+
+class _Tally:
+    """Tokens done, reported after every batch."""
+
+    def __init__(self, plan: Plan, done: Iterable[int], report: Report | None) -> None:
+        self._total, self._report = plan.tokens, report
+        self._done = sum(plan.shard_tokens[shard] for shard in done)
+        self.add(0)
+
+    def add(self, tokens: int) -> None:
+        self._done += tokens
+        if self._report:
+            self._report(Progress("mining", self._done, self._total, "tokens"))
+
+
+class _Worker(Generic[S]):
+    """One process's share of the work: shards in, one state file out."""
+
+    def __init__(self, model: Model, plan: Plan, kind: Kind[S], file: Path, state: S | None = None) -> None:
+        self._model, self._plan, self._file = model, plan, file
+        self._state = state if state is not None else kind.load(file) if file.exists() else kind.fresh()
+
+    def run(self, shards: Iterable[int], tell: Callable[[int], None]) -> None:
+        """Do the shards, checkpointing now and then, and once at the end."""
+        saved = time.monotonic()
+        unsaved = False
+        with Capture(self._model) as capture:
+            for shard in shards:
+                for batch in self._plan.batches(shard):
+                    _stop_if_orphaned()
+                    capture.sweep(batch, lambda layer, m, gate, up, b=batch: self._state.update(layer, m, b, gate, up))
+                    tell(batch.n_tokens)
+                self._state.finish_shard(shard)
+                unsaved = True
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self._state.save(self._file)
+                    saved, unsaved = time.monotonic(), False
+        if unsaved:
+            _stop_if_orphaned()
+            self._state.save(self._file)
+
+
+def _stop_if_orphaned() -> None:
+    """A worker whose parent was killed must not go on writing beside a resumed run."""
+    parent = parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)
+
+
+def _spawn(
+    model: Model, plan: Plan, kind: Kind[S], folder: Path, workers: int, left: list[int], tally: _Tally
+) -> None:
+    """Run the shards in processes that take the next shard when they are free."""
+    context = mp.get_context("spawn")
+    tasks, news = context.Queue(), context.Queue()
+    for shard in left:
+        tasks.put(shard)
+    for _ in range(workers):
+        tasks.put(None)
+    model.hf.share_memory()
+    threads = max(1, torch.get_num_threads() // workers)
+    processes = [
+        context.Process(
+            target=_work,
+            args=(model, plan, kind, folder / f"state-{index}.npz", threads, tasks, news),
+            daemon=True,
+        )
+        for index in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        _listen(processes, news, tally)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _listen(processes: list[Any], news: Any, tally: _Tally) -> None:
+    """Pass on what the workers tell, until each has said that it is done; raise what one raised."""
+    waiting = len(processes)
+    while waiting:
+        try:
+            kind, value = news.get(timeout=1.0)
+        except queue.Empty:
+            for process in processes:
+                if process.exitcode not in (None, 0):
+                    raise errors.RunError(
+                        f"mining: a worker process ended early (exit code {process.exitcode}; killed, or out of "
+                        "memory); nothing finished is lost: run the same command again, with fewer workers"
+                    ) from None
+            continue
+        if kind == "tokens":
+            tally.add(value)
+        elif kind == "done":
+            waiting -= 1
+        else:
+            name, message = value
+            raise getattr(errors, name, RuntimeError)(message)
+
+
+def _work(
+    model: Model, plan: Plan, kind: Kind[S], file: Path, threads: int, tasks: Any, news: Any
+) -> None:
+    """A worker process."""
+    torch.set_num_threads(threads)
+    try:
+        with locked(file.with_suffix(".lock"), _PATIENCE):
+            _Worker(model, plan, kind, file).run(iter(tasks.get, None), lambda tokens: news.put(("tokens", tokens)))
+        news.put(("done", None))
+    except errors.MnemoscopeError as error:
+        news.put(("error", (type(error).__name__, str(error))))
+    except Exception:
+        news.put(("error", ("RuntimeError", traceback.format_exc())))
+
+
+@contextmanager
+def locked(file: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock that the system releases however the process ends."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        raise errors.RunError(
+            f"building a run: another process is building in {file.parent.parent}; wait for it, stop it, "
+            "or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

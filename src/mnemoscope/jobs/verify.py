@@ -1,0 +1,246 @@
+"""Recompute what a run says from the model, and say what differs.
+
+One shard, chosen by a seed, is mined again with the very batches of the plan, so on the machine that built the run
+every number must come out the same bit for bit; elsewhere, within the tolerance of the dtype. From that shard follow
+
+    coefficients  every stored trigger whose context lies in the shard, and no stronger one that is missing
+    moments       the power sums of all neurons of every layer in the shard, as stored for it
+    distribution  no neuron's stored minimum, maximum or histogram count is exceeded by the shard's
+    totals        the moments of `neurons` are those of all shards together
+    values        the value tokens of a sample of neurons, read again
+
+and the sha256 of every table is checked against the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from mnemoscope.accumulate import Memories
+from mnemoscope.capture import Capture
+from mnemoscope.errors import QueryError, RunMismatch
+from mnemoscope.jobs import values
+from mnemoscope.lens import Lens
+from mnemoscope.models import Model
+from mnemoscope.plan import batches
+from mnemoscope.records import Progress
+from mnemoscope.store import Run
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}  # relative, between machines
+_PLACE = ["layer", "neuron", "polarity", "context"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: how much was compared, how much differed beyond the tolerance, and the largest difference."""
+
+    name: str
+    compared: int
+    differing: int
+    largest: float  # relative
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found; `identical` when every number came out the same bit for bit."""
+
+    run: str
+    shard: int
+    seed: int
+    tolerance: float
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Nothing differs beyond the tolerance."""
+        return not any(check.differing for check in self.checks)
+
+    @property
+    def identical(self) -> bool:
+        """Nothing differs at all."""
+        return self.passed and not any(check.largest for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"passed": self.passed, "identical": self.identical}
+
+
+def verify(
+    run: Run,
+    model: Model,
+    *,
+    sample: int = 500,
+    seed: int = 0,
+    report: Callable[[Progress], None] | None = None,
+) -> Verification:
+    """Recompute a shard and a sample of values; raises RunMismatch when the model is not the run's.
+
+    sample  neurons whose values are read again
+    """
+    if sample < 1:
+        raise QueryError(f"verifying {run.path}: a sample of {sample} neurons checks nothing; take 1 or more")
+    stored = run.manifest.model
+    if model.weights_sha256 != stored.weights_sha256:
+        raise RunMismatch(
+            f"verifying {run.path}: it was built from {stored.id}, and the weights of {model.id} are others; "
+            "give the model it was built from with --model"
+        )
+    generator = np.random.default_rng(seed)
+    shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1
+    shard = int(generator.integers(shards))
+    tolerance = TOLERANCE[model.dtype]
+    again = _mine(run, model, shard, report or (lambda _: None))
+    checks = (
+        _files(run),
+        _triggers(run, again, tolerance),
+        _missing(run, again, tolerance),
+        _moments(run, again, shard, tolerance),
+        _ranges(run, again, tolerance),
+        _totals(run),
+        _values(run, model, generator, sample),
+    )
+    return Verification(str(run.path), shard, seed, tolerance, checks)
+
+
+def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]) -> Memories:
+    special = run.manifest.options["special"]
+    work = list(batches(run.file("contexts"), shard, special))
+    memories = Memories(model.anatomy.n_layers, model.anatomy.n_neurons, run.manifest.options["top"])
+    total, done = sum(batch.n_tokens for batch in work), 0
+    with Capture(model) as capture:
+        for batch in work:
+            capture.sweep(batch, lambda layer, m, gate, up, b=batch: memories.update(layer, m, b, gate, up))
+            done += batch.n_tokens
+            report(Progress("mining again", done, total, "tokens"))
+    memories.finish_shard(shard)
+    return memories
+
+
+def _frame(again: Memories, name: str) -> pl.DataFrame:
+    tables = [again.results(layer)[name] for layer in range(again.layers)]
+    return pl.concat([pl.DataFrame(pl.from_arrow(table)) for table in tables])
+
+
+def _compare(name: str, stored: np.ndarray, found: np.ndarray, tolerance: float, note: str = "") -> Check:
+    """Relative difference, where nothing counts as smaller than a thousandth of the largest."""
+    scale = np.maximum(np.abs(stored), np.abs(stored).max(initial=0.0) * 1e-3)
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(stored - found) / np.where(scale > 0, scale, 1.0)
+    difference = np.where(np.isnan(difference), np.inf, difference)
+    differing = int((difference > tolerance).sum())
+    return Check(name, stored.size, differing, float(difference.max(initial=0.0)), note)
+
+
+def _files(run: Run) -> Check:
+    problems = run.check()
+    note = "; ".join(f"{problem.table}: {problem.message}" for problem in problems)
+    return Check("sha256 of the tables", len(run.manifest.tables), len(problems), 0.0, note)
+
+
+def _triggers(run: Run, again: Memories, tolerance: float) -> Check:
+    """Stored triggers of the shard's contexts against the shard's own top list, which must hold them all."""
+    fresh = _frame(again, "triggers")
+    stored = _stored_triggers(run, again)
+    joined = stored.join(fresh, on=_PLACE, how="left", suffix="_again")
+    found = joined["coefficient_again"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    check = _compare("coefficients", joined["coefficient"].cast(pl.Float64).to_numpy(), found, tolerance)
+    moved = joined.filter(pl.col("position") != pl.col("position_again")).height
+    return Check(check.name, check.compared, check.differing, check.largest, f"{moved} at another position")
+
+
+def _stored_triggers(run: Run, again: Memories) -> pl.DataFrame:
+    contexts = pl.Series("context", sorted(again.contexts), dtype=pl.Int64)
+    return run.table("triggers").filter(pl.col("context").is_in(contexts.implode())).collect()
+
+
+def _missing(run: Run, again: Memories, tolerance: float) -> Check:
+    """Triggers of the shard that beat the weakest that is stored, and are not stored."""
+    top = run.manifest.options["top"]
+    weakest = (
+        run.table("triggers")
+        .filter(pl.col("rank") == top - 1)
+        .select("layer", "neuron", "polarity", pl.col("coefficient").alias("weakest"))
+    )
+    absent = (
+        _frame(again, "triggers")
+        .lazy()
+        .join(run.table("triggers").select(_PLACE), on=_PLACE, how="anti")
+        .join(weakest, on=_PLACE[:3], how="left")
+        .with_columns(strength=pl.col("coefficient").abs(), bar=pl.col("weakest").abs())
+    )
+    # A list that is not full has no weakest: everything belongs in it.
+    wrong = absent.filter(
+        pl.col("bar").is_null() | (pl.col("strength") > pl.col("bar") * (1 + tolerance))
+    ).collect()
+    return Check("no trigger is missing", absent.collect().height, wrong.height, 0.0)
+
+
+def _moments(run: Run, again: Memories, shard: int, tolerance: float) -> Check:
+    names = ["tokens", "sum", "sum_squares", "sum_cubes", "sum_fourths"]
+    stored = run.table("shards").filter(pl.col("shard") == shard).sort("layer").collect()
+    fresh = pl.DataFrame(pl.from_arrow(again.shard_rows())).sort("layer")
+    note = f"shard {shard}: {int(stored['tokens'][0]):,} tokens x all neurons"
+    return _compare(
+        "moments",
+        stored.select(names).cast(pl.Float64).to_numpy(),
+        fresh.select(names).cast(pl.Float64).to_numpy(),
+        tolerance,
+        note,
+    )
+
+
+def _ranges(run: Run, again: Memories, tolerance: float) -> Check:
+    fresh = _frame(again, "neurons")
+    stored = run.table("neurons").select("min", "max").collect()
+    slack = tolerance * np.maximum(stored["max"].abs().to_numpy(), stored["min"].abs().to_numpy())
+    outside = (fresh["max"].to_numpy() > stored["max"].to_numpy() + slack) | (
+        fresh["min"].to_numpy() < stored["min"].to_numpy() - slack
+    )
+    counts = run.table("histograms").select("counts").collect()["counts"].to_list()
+    partial = _frame(again, "histograms")["counts"].to_list()
+    sizes = np.asarray(counts).sum(1)
+    more = np.asarray(partial).sum(1) > sizes
+    wrong = int(outside.sum() + more.sum() + (sizes != sizes[0]).sum())
+    return Check("ranges and histograms", fresh.height, wrong, 0.0)
+
+
+def _totals(run: Run) -> Check:
+    """Sum of the mean over a layer's neurons, times tokens, is the sum over its shards; squares likewise."""
+    shards = run.table("shards").group_by("layer").agg(pl.col("sum", "sum_squares").sum())
+    tokens = pl.col("tokens").cast(pl.Float64)
+    neurons = run.table("neurons").group_by("layer").agg(
+        first=(pl.col("mean") * tokens).sum(),
+        second=((pl.col("std") ** 2 + pl.col("mean") ** 2) * tokens).sum(),
+    )
+    joined = shards.join(neurons, on="layer").sort("layer").collect()
+    stored = joined.select("first", "second").to_numpy()
+    folded = joined.select("sum", "sum_squares").to_numpy()
+    check = _compare("totals over the shards", stored, folded, 1e-6)
+    # Another order of summation: not bit for bit, and not meant to be.
+    return Check(check.name, check.compared, check.differing, 0.0)
+
+
+def _values(run: Run, model: Model, generator: np.random.Generator, sample: int) -> Check:
+    parts = model.anatomy
+    sample = min(sample, parts.n_layers * parts.n_neurons)
+    chosen = np.sort(generator.choice(parts.n_layers * parts.n_neurons, sample, replace=False))
+    lens = Lens.of(parts, values.LENS)
+    stored_logits, found_logits, wrong = [], [], 0
+    for layer in np.unique(chosen // parts.n_neurons):
+        neurons = chosen[chosen // parts.n_neurons == layer] % parts.n_neurons
+        tokens, logits = values.value_tokens(model, int(layer), lens, torch.from_numpy(neurons))
+        for place, neuron in enumerate(neurons):
+            stored = run.rows("values", int(layer), int(neuron))
+            stored_logits.append(stored["logit"].cast(pl.Float64).to_numpy())
+            found_logits.append(logits[place].ravel().astype(np.float64))
+            wrong += int((stored["token"].to_numpy() != tokens[place].ravel()).sum())
+    check = _compare("values", np.concatenate(stored_logits), np.concatenate(found_logits), 1e-4)
+    note = f"{sample} neurons; {wrong} tokens at another rank"
+    return Check(check.name, check.compared, check.differing, check.largest, note)

@@ -1,0 +1,53 @@
+"""Fixtures that many tests share; shape and type annotations are checked while tests run."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import warnings
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+with install_import_hook(
+    ["mnemoscope.lens", "mnemoscope.anatomy", "mnemoscope.decompose", "mnemoscope.capture"], "beartype.beartype"
+):
+    import mnemoscope.capture
+    import mnemoscope.decompose
+    import mnemoscope.lens  # noqa: F401
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def sample_model_folder() -> Path:
+    """The converted sample model, fetched once for this machine."""
+    from mnemoscope import samples
+
+    return samples.model_folder()
+
+
+@pytest.fixture(scope="session")
+def sample_corpus_file() -> Path:
+    """The sample text, fetched once for this machine."""
+    from mnemoscope import samples
+
+    return samples.corpus_file()
+
+
+@pytest.fixture(scope="session")
+def sample_model():
+    """The sample model in fp32."""
+    from mnemoscope import load_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load_model("sample:smollm2-135m", dtype="fp32")
