@@ -1,6 +1,6 @@
 """A small finished run that looks like a real one, made without torch: for every test of the read side.
 
-Coefficients are a known function of the tokens, and every table is computed from them by the plainest numpy, so
+Coefficients are a known function of the tokens, and every table is computed from them by plain numpy, so
 that triggers, moments, histograms and samples agree with each other and with the text. In each layer
 
     neuron 0   is dead (always exactly 0)
@@ -31,8 +31,8 @@ _END = "<|endoftext|>"
 _WORDS = """
  the| of| is| in| and| a| to| was| on| for| with| by| city| capital| river| country| France| Paris| London
 | Brussels| Germany| Berlin| Canada| Ottawa| music| album| song| band| guitar| recorded| film| actor| played
-| season| team| match| water| bread| salt| butter| recipe| oven| minutes| import| return| def| self|():|</b>|<b>
-| <script>|&amp;| café| naïve| Zürich| 東京|都|。| שלום| עולם| مرحبا|\n|\n\n|,|.| "|"| 1984| 42| —|ing|ed|s
+| season| team| match| water| bread| salt| butter| recipe| oven| minutes| import| return| def| self|():|</b>
+|<b>|<script>|&amp;| café| naïve| Zürich| 東京|都|。| שלום| עולם| مرحبا|\n|\n\n|,|.| "|"| 1984| 42| —|ing|ed|s
 """
 _SENTENCES = """
  Paris is the capital of France, on the river Seine.| London is a city with a café by the river.
@@ -139,7 +139,7 @@ def _coefficients(
         answer[cell, liked] += random.uniform(2, 8, 6) * np.array([1, 1, 1, -1, -1, -1])
     peaked = np.arange(cells) % neurons == 2
     answer[peaked] *= 0.01
-    answer[peaked, random.integers(257, 290, int(peaked.sum()))] = 30.0
+    answer[peaked, vocabulary.index(b" Paris")] = 30.0
     out = []
     for tokens in corpus.tokens:
         noise = random.normal(0, np.where(peaked, 0.01, 0.3)[:, None], (cells, len(tokens)))

@@ -13,6 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
@@ -24,7 +25,6 @@ from mnemoscope.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import duckdb
-    import polars as pl
 
 
 class StoredContext(NamedTuple):
@@ -103,7 +103,7 @@ class _SortedTable:
 
     def _read(self, groups: Sequence[int]) -> pa.Table:
         with _reading(self.name, self.path), pq.ParquetFile(self.path, metadata=self.metadata) as file:
-            return file.read_row_groups(groups, use_threads=False)
+            return file.read_row_groups(groups, use_threads=len(groups) > 2)  # one neuron is no work to share
 
     def find(self, *key: int) -> pa.Table:
         """The rows with exactly this key, in file order."""
@@ -121,10 +121,10 @@ class _SortedTable:
         wanted = np.unique(np.asarray(ids, np.int64))
         first, last = self.bounds
         hit = np.searchsorted(wanted, first, "left") < np.searchsorted(wanted, last, "right")
-        parts = [self._read([])]
-        for group in np.flatnonzero(hit):
-            rows = self._read([int(group)])
-            parts.append(rows.filter(pa.array(np.isin(pack(rows, self.key), wanted))))
+        groups, parts = np.flatnonzero(hit).tolist(), [self._read([])]
+        for start in range(0, len(groups), 16):  # some at a time: each call costs, and so does memory
+            rows = self._read(groups[start : start + 16])
+            parts.append(rows.take(np.flatnonzero(np.isin(pack(rows, self.key), wanted))))
         rows = pa.concat_tables(parts)
         lost = np.setdiff1d(wanted, pack(rows, self.key))
         if len(lost):
@@ -152,7 +152,7 @@ def open_run(path: str | Path) -> Run:
         raise RunMissing(
             f"opening the run {path}: the folder holds no {MANIFEST}; make a run with `mnemoscope build`"
         )
-    run = Run(path, _read_manifest(path / MANIFEST))
+    run = Run(path, read_manifest(path / MANIFEST))
     for name, entry in run.manifest.tables.items():
         file = run.file(name)
         if not file.exists():
@@ -162,7 +162,8 @@ def open_run(path: str | Path) -> Run:
     return run
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest, whose tables are exactly those of `SCHEMAS`; errors as in `open_run`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["schema_version"]
@@ -233,9 +234,7 @@ class Run:
 
     def table(self, name: str) -> pl.LazyFrame:
         """A whole table, lazily."""
-        import polars
-
-        return polars.scan_parquet(self._sorted(name).path)
+        return pl.scan_parquet(self._sorted(name).path, glob=False)
 
     def rows(self, name: str, layer: int, neuron: int) -> pl.DataFrame:
         """The rows of one neuron in a table keyed by (layer, neuron), in file order; fast at any size."""
@@ -321,8 +320,6 @@ class Run:
 
 
 def _frame(rows: pa.Table) -> pl.DataFrame:
-    import polars
-
-    frame = polars.from_arrow(rows)
-    assert isinstance(frame, polars.DataFrame)
+    frame = pl.from_arrow(rows)
+    assert isinstance(frame, pl.DataFrame)
     return frame

@@ -106,7 +106,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 
 # Rows per group: small enough that one key costs a millisecond, large enough that the footer stays small.
-GROUP_ROWS = {"neurons": 4_096, "histograms": 256, "values_by_token": 65_536}
+GROUP_ROWS = {"neurons": 4_096, "histograms": 256}
 GROUP_ROWS_DEFAULT = 12_800
 
 

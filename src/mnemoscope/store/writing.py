@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnemoscope.errors import RunError
+from mnemoscope.errors import RunCorrupt, RunError
 from mnemoscope.records import SCHEMA_VERSION, Manifest, TableEntry
-from mnemoscope.store.reading import Run, open_run, sha256
+from mnemoscope.store.reading import Run, open_run, read_manifest, sha256
 from mnemoscope.store.schemas import (
     GROUP_ROWS,
     GROUP_ROWS_DEFAULT,
@@ -81,9 +81,9 @@ class TableWriter:
         """Add rows that follow those before in the order of `KEYS`; columns as in `SCHEMAS`, in any order."""
         schema = SCHEMAS[self.name]
         assert set(rows.column_names) == set(schema.names), (self.name, rows.column_names)
-        rows = rows.select(schema.names).cast(schema)
         for field in schema:
             assert field.nullable or rows[field.name].null_count == 0, (self.name, field.name, "null")
+        rows = rows.select(schema.names).cast(schema)
         if rows.num_rows == 0:
             return
         keys = pack(rows, KEYS[self.name])
@@ -117,13 +117,12 @@ class TableWriter:
                 rest = sum(table.num_rows for table in self._waiting)
                 if kind is None and rest:
                     self._flush(rest)
-            finally:
                 self._file.close()
-            if kind is None:
-                _sync(self._partial)
-                self._partial.replace(self.path)
-            else:
-                self._partial.unlink(missing_ok=True)
+                if kind is None:
+                    _sync(self._partial)
+                    self._partial.replace(self.path)
+            finally:
+                self._partial.unlink(missing_ok=True)  # when something failed: a full disk needs the room
 
 
 class RunWriter:
@@ -209,10 +208,18 @@ def finish_commit(path: str | Path) -> bool:
     if not ready.exists():
         return False
     with _writing(path):
-        moves = {work / "tables" / f"{name}.parquet": path / f"{name}.parquet" for name in SCHEMAS}
+        moves = {name: (work / "tables" / f"{name}.parquet", path / f"{name}.parquet") for name in SCHEMAS}
+        entries = read_manifest(ready).tables
+        for name, (source, target) in moves.items():
+            file = source if source.exists() else target
+            if not file.exists() or file.stat().st_size != entries[name].bytes:
+                raise RunCorrupt(
+                    f"finishing the run {path}: table {name} is missing or short in {WORK}; remove {work} and "
+                    "build again"
+                )
         (path / MANIFEST).unlink(missing_ok=True)
         _sync(path)
-        for source, target in moves.items():
+        for source, target in moves.values():
             if source.exists():
                 source.replace(target)
         _sync(path)
@@ -238,11 +245,18 @@ def write_sorted_by_token(writer: RunWriter, *, memory: str = "1GB") -> None:
     source = writer.work / "tables" / "values.parquet"
     scratch = writer.work / "sorting"
     order = "token, polarity desc, polarity * probability desc, layer, neuron"
-    with _writing(writer.path), duckdb.connect(config=OFFLINE) as database:
-        database.execute(f"set memory_limit = '{memory}'")
-        database.execute("set temp_directory = ?", [str(scratch)])
-        rows = database.sql(f"select * from read_parquet(?) order by {order}", params=[str(source)])
-        with writer.table("values_by_token") as table:
-            for batch in pa.RecordBatchReader.from_stream(rows):
-                table.append(pa.Table.from_batches([batch]))
-    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        with duckdb.connect(config=OFFLINE) as database:
+            database.execute(f"set memory_limit = '{memory}'")
+            database.execute("set temp_directory = ?", [str(scratch)])
+            rows = database.sql(f"select * from read_parquet(?) order by {order}", params=[str(source)])
+            with writer.table("values_by_token") as table:
+                for batch in pa.RecordBatchReader.from_stream(rows):
+                    table.append(pa.Table.from_batches([batch]))
+    except (duckdb.Error, pa.ArrowException) as error:  # no room to sort in, most likely
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"writing the run {writer.path}: sorting the values by token failed ({reason})"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
