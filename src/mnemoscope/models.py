@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
@@ -192,12 +193,20 @@ def _weights(
                 "encoder-decoder or something else); give a decoder that predicts the next token"
             )
         # Weights that are pickles are never read.
-        return AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        hf, found = AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(_unreadable(where, name, error)) from error
     finally:
         hf_logging.set_verbosity(verbosity)
         hf_logging.enable_progress_bar()
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"loading the model {name}: its weights lack {len(missing)} tensors (the first is {missing[0]}), which "
+            "would be random; give a complete checkpoint of a causal language model"
+        )
+    return hf
 
 
 def _unreadable(where: str, name: str, error: Exception) -> str:
@@ -224,5 +233,3 @@ def _tokenizer(where: str, name: str, revision: str | None, trust_remote_code: b
             f"loading the tokenizer of {name}: {reason.rstrip('.')}; it must lie beside the weights "
             "(tokenizer.json), or be passed as tokenizer="
         ) from error
-
-

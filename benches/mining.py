@@ -1,0 +1,102 @@
+"""What building costs beside a plain forward pass over the same tokens (target: at most 1.00 of it).
+
+Three ways take turns batch by batch, so that a machine whose speed drifts slows all of them:
+
+    plain   ``model(input_ids)`` with the language-model head: what a user pays anyway
+    floor   the body alone, stopped at the last down projection: what one pass must cost
+    mining  the capture and every accumulator: both polarities, top 50, moments, ranges, histograms, samples
+
+    python -m benches.mining [--tokens 200000] [--dtype auto]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from mnemoscope import load_corpus, load_model
+from mnemoscope.accumulate import Memories
+from mnemoscope.capture import Capture
+from mnemoscope.corpus import write_plan
+from mnemoscope.models import Model, native_bf16
+from mnemoscope.plan import Plan
+from mnemoscope.records import ContextBatch
+
+WARM_UP = 3  # batches: compilation, first touch of memory
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def measure(model: Model, plan: Plan) -> dict[str, float]:
+    """Seconds spent in each way over all batches of the plan but the first few."""
+    memories = Memories(model.anatomy.n_layers, model.anatomy.n_neurons, 50)
+    spent = {"plain": 0.0, "floor": 0.0, "mining": 0.0}
+    seen = 0
+
+    def plain(batch: ContextBatch) -> None:
+        with torch.inference_mode():
+            model.hf(input_ids=torch.from_numpy(batch.tokens).long(), use_cache=False)
+
+    def floor(batch: ContextBatch) -> None:
+        with Capture(model) as capture:
+            capture.sweep(batch, lambda *_: None)
+
+    def mining(batch: ContextBatch) -> None:
+        with Capture(model) as capture:
+            capture.sweep(batch, lambda layer, m, gate, up: memories.update(layer, m, batch, gate, up))
+
+    ways = {"plain": plain, "floor": floor, "mining": mining}
+    for shard in range(plan.shards):
+        for batch in plan.batches(shard):
+            order = list(ways)[seen % 3 :] + list(ways)[: seen % 3]
+            for name in order:
+                seconds = timed(lambda way=ways[name], b=batch: way(b))
+                spent[name] += seconds if seen >= WARM_UP else 0.0
+            seen += 1
+        finishing = timed(lambda s=shard: memories.finish_shard(s))
+        spent["mining"] += finishing
+    return spent
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, default=200_000)
+    parser.add_argument("--dtype", default="auto")
+    arguments = parser.parse_args()
+    model = load_model("sample:smollm2-135m", dtype=arguments.dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = load_corpus("sample:wikipedia", limit=arguments.tokens)
+        plan = write_plan(corpus, model.tokenizer, Path(folder), context_length=2048)
+        spent = measure(model, plan)
+    print(
+        json.dumps(
+            {
+                "bench": "mining",
+                "dtype": model.dtype,
+                "native_bf16": native_bf16(),
+                "tokens": plan.tokens,
+                "threads": torch.get_num_threads(),
+                "seconds": {name: round(value, 1) for name, value in spent.items()},
+                "tokens_per_second": {name: round(plan.tokens / value) for name, value in spent.items()},
+                "ratio_to_plain": round(spent["mining"] / spent["plain"], 3),
+                "floor_to_plain": round(spent["floor"] / spent["plain"], 3),
+                "target": 1.0,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

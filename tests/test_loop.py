@@ -1,0 +1,127 @@
+"""The loop: every batch once, resumable, the same with any number of workers; tested with the simplest state."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import model_folder, texts
+
+from mnemoscope import load_corpus, load_model
+from mnemoscope.corpus import write_plan
+from mnemoscope.errors import ActivationError, RunError
+from mnemoscope.jobs import loop
+from mnemoscope.models import Model
+from mnemoscope.plan import Plan
+from mnemoscope.records import Progress
+
+
+class Counts:
+    """How often each context was seen by each layer, and the shards that are held."""
+
+    def __init__(self, contexts: int, fail_at: int | None = None) -> None:
+        self.seen = np.zeros(contexts, np.int64)
+        self.held: set[int] = set()
+        self.fail_at = fail_at
+
+    @property
+    def shards(self) -> frozenset[int]:
+        return frozenset(self.held)
+
+    def update(self, layer: int, coefficients, batch, gate=None, up=None) -> None:  # type: ignore[no-untyped-def]
+        assert tuple(coefficients.shape[:2]) == batch.tokens.shape
+        self.seen[batch.contexts] += 1
+
+    def finish_shard(self, shard: int) -> None:
+        if shard == self.fail_at:
+            raise ActivationError("layer 2 gave NaN")
+        self.held.add(shard)
+
+    def merge(self, other: Counts) -> None:
+        assert not self.held & other.held
+        self.held |= other.held
+        self.seen += other.seen
+
+    def save(self, path: Path) -> None:
+        with (partial_file := path.with_suffix(".partial")).open("wb") as file:
+            np.savez(file, seen=self.seen, held=np.array(sorted(self.held)))
+        partial_file.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Counts:
+        with np.load(path) as file:
+            state = cls(len(file["seen"]))
+            state.seen, state.held = file["seen"], set(file["held"].tolist())
+        return state
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A tiny Llama with its tokenizer."""
+    return load_model(model_folder(tmp_path_factory.mktemp("model")), dtype="fp32")
+
+
+@pytest.fixture
+def plan(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A plan of several small shards."""
+    monkeypatch.setattr("mnemoscope.plan.SHARD_TOKENS", 200)
+    return write_plan(load_corpus(texts(60)), model.tokenizer, tmp_path, context_length=64)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_context_is_seen_once_by_every_layer(model: Model, plan: Plan, workers: int) -> None:
+    """Whatever the number of workers; progress ends at the plan's tokens."""
+    steps: list[Progress] = []
+    kind = loop.Kind(partial(Counts, plan.contexts), Counts.load)
+    state = loop.run_shards(model, plan, kind, plan.folder, workers=workers, report=steps.append)
+    assert plan.shards > 3
+    assert state.shards == frozenset(range(plan.shards))
+    assert (state.seen == model.anatomy.n_layers).all()
+    assert steps[-1] == Progress("mining", plan.tokens, plan.tokens, "tokens")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_was_checkpointed_is_not_done_again(
+    model: Model, plan: Plan, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failure in the middle, a second call does the rest, and only that."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    failing = loop.Kind(partial(Counts, plan.contexts, 3), Counts.load)
+    with pytest.raises(ActivationError, match="layer 2 gave NaN"):
+        loop.run_shards(model, plan, failing, plan.folder, workers=1)
+    kept = Counts.load(plan.folder / "state-0.npz")
+    assert kept.shards == {0, 1, 2}
+    kind = loop.Kind(partial(Counts, plan.contexts), Counts.load)
+    state = loop.run_shards(model, plan, kind, plan.folder, workers=workers)
+    assert (state.seen == model.anatomy.n_layers).all()
+
+
+def test_a_workers_error_reaches_the_caller(model: Model, plan: Plan) -> None:
+    """An error of the tree is raised as itself from a worker process."""
+    failing = loop.Kind(partial(Counts, plan.contexts, 1), Counts.load)
+    with pytest.raises(ActivationError, match="layer 2 gave NaN"):
+        loop.run_shards(model, plan, failing, plan.folder, workers=2)
+
+
+def test_two_builds_in_one_folder_are_refused(tmp_path: Path) -> None:
+    """The second is told that another process builds here; the lock is gone when a process is killed."""
+    work = tmp_path / "run" / ".work"
+    work.mkdir(parents=True)
+    script = (
+        "import sys, time; from pathlib import Path; from mnemoscope.jobs.loop import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(work / "build.lock")], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline().strip() == b"held"
+    with pytest.raises(RunError, match="another process is building"), loop.locked(work / "build.lock"):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    with loop.locked(work / "build.lock"):
+        assert not (work.parent / "manifest.json").exists()
