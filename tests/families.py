@@ -65,7 +65,7 @@ def tiny(model_type: str, *, seed: int = 0, **settings: Any) -> PreTrainedModel:
 
 @torch.no_grad()
 def randomise(model: nn.Module) -> None:
-    """Fill all parameters from the current generator: matrices like 1/sqrt(width), norms around 1, biases 0.3."""
+    """Draw all parameters: matrices like 1/sqrt(width), norm weights around 1, biases around 0."""
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
             parameter.normal_(0, parameter.shape[-1] ** -0.5)
@@ -121,4 +121,85 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
         logits_scaling=4.0,
     ),
     "smollm3": partial(tiny, "smollm3", **_HIDDEN, num_key_value_heads=2),
+}
+
+# The same rows with their options turned.
+VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
+    "gpt2_scaled_by_layer": partial(
+        tiny, "gpt2", **_N, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True
+    ),
+    "gpt_neox_sequential": partial(tiny, "gpt_neox", **_HIDDEN, use_parallel_residual=False),
+    "opt_no_bias": partial(tiny, "opt", **_OPT, enable_bias=False, layer_norm_elementwise_affine=False),
+    "opt_gelu": partial(tiny, "opt", **_OPT, activation_function="gelu"),
+    "falcon_old": partial(tiny, "falcon", **_FALCON, multi_query=False, parallel_attn=False, bias=True),
+    "falcon_multi_query": partial(tiny, "falcon", **_FALCON, multi_query=True, parallel_attn=True, bias=True),
+    "falcon_rw_alibi": partial(
+        tiny, "falcon", **_FALCON, alibi=True, multi_query=False, parallel_attn=False, bias=True
+    ),
+    "falcon_new": partial(tiny, "falcon", **_FALCON, new_decoder_architecture=True, num_kv_heads=2),
+    "falcon_new_one_norm": partial(
+        tiny,
+        "falcon",
+        **_FALCON,
+        new_decoder_architecture=True,
+        num_kv_heads=2,
+        num_ln_in_parallel_attn=1,
+    ),
+    "llama_biases": partial(tiny, "llama", **_GQA, attention_bias=True, mlp_bias=True),
+    "llama_multi_query": partial(tiny, "llama", **_HIDDEN, num_key_value_heads=1),
+    "llama_tied": partial(tiny, "llama", **_GQA, tie_word_embeddings=True),
+    "qwen2_sliding": partial(
+        tiny, "qwen2", **_GQA, use_sliding_window=True, sliding_window=4, max_window_layers=1
+    ),
+    "gemma2_no_caps": partial(
+        tiny, "gemma2", **_GEMMA, final_logit_softcapping=None, attn_logit_softcapping=None
+    ),
+    "phi_qk_norm": partial(tiny, "phi", **_HIDDEN, qk_layernorm=True, num_key_value_heads=2),
+    "phi3_sliding": partial(
+        tiny, "phi3", **_HIDDEN, num_key_value_heads=2, original_max_position_embeddings=64, sliding_window=4
+    ),
+    "stablelm_parallel_qk_norm": partial(
+        tiny,
+        "stablelm",
+        **_HIDDEN,
+        num_key_value_heads=2,
+        use_parallel_residual=True,
+        qk_layernorm=True,
+        use_qkv_bias=True,
+    ),
+    "cohere_qk_norm": partial(tiny, "cohere", **_HIDDEN, num_key_value_heads=2, use_qk_norm=True),
+    "granite_biases": partial(
+        tiny,
+        "granite",
+        **_HIDDEN,
+        attention_bias=True,
+        mlp_bias=True,
+        embedding_multiplier=6.0,
+        residual_multiplier=0.3,
+        logits_scaling=4.0,
+    ),
+    "mpt_clipped": partial(tiny, "mpt", **_MPT, attn_config={"clip_qkv": 0.5}),
+    "starcoder2_sliding": partial(tiny, "starcoder2", **_HIDDEN, num_key_value_heads=2, sliding_window=4),
+}
+
+# Decoders without a row, which the generic rule reads.
+GENERIC: dict[str, Callable[[], PreTrainedModel]] = {
+    "arcee": partial(tiny, "arcee", **_GQA),
+    "cohere2": partial(tiny, "cohere2", **_GQA),
+    "ernie4_5": partial(tiny, "ernie4_5", **_GQA),
+    "exaone4": partial(tiny, "exaone4", **_GQA),
+    "glm": partial(tiny, "glm", **_GQA),
+    "glm4": partial(tiny, "glm4", **_GQA),
+    "gpt_bigcode": partial(tiny, "gpt_bigcode", **_N),
+    "helium": partial(tiny, "helium", **{**_GQA, "head_dim": 8}),
+    "hunyuan_v1_dense": partial(tiny, "hunyuan_v1_dense", **_GQA),
+    "ministral": partial(tiny, "ministral", **_GQA),
+    "nemotron": partial(tiny, "nemotron", **_GQA),
+    "olmo3": partial(tiny, "olmo3", **_HIDDEN, num_key_value_heads=2),
+    "persimmon": partial(tiny, "persimmon", **_HIDDEN),
+    "seed_oss": partial(tiny, "seed_oss", **_GQA),
+    "vaultgemma": partial(tiny, "vaultgemma", **_GQA),
+    "xglm": partial(
+        tiny, "xglm", vocab_size=VOCABULARY, d_model=WIDTH, ffn_dim=40, num_layers=LAYERS, attention_heads=4
+    ),
 }

@@ -50,15 +50,15 @@ class Norm:
         return torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
     def linear(
-        self, v: Float[Tensor, "... width"], scale: Float[Tensor, "... 1"]
-    ) -> Float[Tensor, "... width"]:
+        self, v: Float[Tensor, "*#rows width"], scale: Float[Tensor, "*#rows 1"]
+    ) -> Float[Tensor, "*rows width"]:
         """``weight * (v - [mean v]) * scale`` in fp32, without the bias: additive in ``v`` (G2, G3)."""
         out = self._centre(v) * scale
         return out if self.weight is None else out * self.weight
 
     def frozen(
-        self, v: Float[Tensor, "... width"], reference: Float[Tensor, "... width"]
-    ) -> Float[Tensor, "... width"]:
+        self, v: Float[Tensor, "*#rows width"], reference: Float[Tensor, "*#rows width"]
+    ) -> Float[Tensor, "*rows width"]:
         """`linear` with the statistics of ``reference``."""
         return self.linear(v, self.scale(reference))
 
@@ -255,6 +255,7 @@ _PRE = Norms("input_layernorm", "post_attention_layernorm")
 _SHARED = Norms("input_layernorm", "input_layernorm")
 _TWO = Norms("ln_attn", "ln_mlp")
 _OPT = Norms("self_attn_layer_norm", "final_layer_norm")
+_VAULT = Norms("input_layernorm", "pre_feedforward_layernorm")
 _POST = Norms(None, None, "post_attention_layernorm", "post_feedforward_layernorm")
 _SANDWICH = Norms(
     "input_layernorm", "pre_feedforward_layernorm", "post_attention_layernorm", "post_feedforward_layernorm"
@@ -348,8 +349,8 @@ FAMILIES: dict[str, Family] = {
 # What an unlisted decoder may be made of, likeliest first.
 _ANY_OUT = tuple(dict.fromkeys(row.attention_out for row in FAMILIES.values()))
 _ANY_FFN = (_GATED, _FUSED, _C_FC, _FC_IN, _4H, _FC1, _MLP_FC1, _UP_DOWN, _FFN_UP_DOWN)
-_ANY_NORMS = (_SANDWICH, _GLM4, _POST, _PRE, _SHARED, _LN_12, _LN_1, _NORM_12, _TWO, _OPT)
-_ANY_FINAL = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f")
+_ANY_NORMS = (_SANDWICH, _GLM4, _POST, _PRE, _SHARED, _LN_12, _LN_1, _NORM_12, _TWO, _OPT, _VAULT)
+_ANY_FINAL = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "layer_norm")
 
 
 # -- reading a model -----------------------------------------------------------------------------------------
@@ -395,15 +396,15 @@ def _unsupported_kind(hf: PreTrainedModel) -> str | None:
     config = hf.config.get_text_config()
     if getattr(hf.config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
-    names = {type(module).__name__.lower() for module in hf.modules()}
-    if any(mark in name for name in names for mark in ("moe", "experts", "topkrouter")):
+    names = " ".join({type(module).__name__ for module in hf.modules()})
+    if any(mark in names for mark in ("Moe", "MoE", "MOE", "Experts")):
         return "it is a mixture of experts, which is not supported yet"
-    if any(
-        mark in name for name in names for mark in ("mamba", "rwkv", "ssm", "recurrent", "lstm", "deltanet")
-    ):
+    if any(mark in names for mark in ("Mamba", "Rwkv", "SSM", "Recurrent", "LSTM", "DeltaNet")):
         return "it is a state space or recurrent model"
     masked = type(hf).__name__ in _class_names(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-    if masked or (config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder):
+    if masked or (
+        config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    ):
         return "it is an encoder"
     if hf.get_output_embeddings() is None:
         return f"{type(hf).__name__} has no language-model head (load it as a causal language model)"

@@ -220,7 +220,10 @@ class _Products(TorchFunctionMode):
 def _heads(operands: tuple[Tensor, Tensor] | None, n_heads: int) -> tuple[Tensor, Tensor]:
     """Both operands of ``weights @ values`` as [head, ...]; a value shared by all heads is repeated."""
     if operands is None:
-        raise ModelNotSupported("no product of attention weights and values was seen before the projection")
+        raise ModelNotSupported(
+            "taking attention apart: no product of attention weights and values was seen before the output "
+            "projection; load the model with attn_implementation='eager'"
+        )
     alpha, value = (operand.reshape(-1, *operand.shape[-2:]) for operand in operands)
     return alpha, value.expand(n_heads, -1, -1)
 
@@ -381,6 +384,14 @@ def examine(hf: PreTrainedModel) -> tuple[Anatomy, float]:
             return anatomy, self_check(hf, anatomy)
         except ModelNotSupported as error:
             failure = failure or error
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            # A layout guessed for an unlisted family may not even run; that of a listed one must.
+            if anatomy.known:
+                raise
+            failure = failure or ModelNotSupported(
+                f"checking that the parts of a {anatomy.family!r} model add up: it has no row in the table, "
+                f"and the generic rule could not follow it ({type(error).__name__}: {error})"
+            )
     assert failure is not None, "candidates() gives at least one anatomy or raises"
     raise failure
 
