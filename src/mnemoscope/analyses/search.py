@@ -1,0 +1,207 @@
+"""Find neurons by what their value writes, by the text of their triggers, or by their statistics.
+
+Every count stands beside what would be expected if there were nothing to find (`Found.null` says how).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from mnemoscope.errors import QueryError
+from mnemoscope.records import NeuronId
+
+if TYPE_CHECKING:
+    from mnemoscope.store import Run
+
+
+@dataclass(frozen=True)
+class Found:
+    """An answer: the question, the null that its numbers are to be read against, a row per neuron found."""
+
+    question: str
+    null: str
+    rows: pl.DataFrame
+    total: int  # neurons (or neurons x signs) that fit, of which `rows` are the first
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON-ready values."""
+        return {
+            "question": self.question,
+            "null": self.null,
+            "total": self.total,
+            "rows": self.rows.to_dicts(),
+        }
+
+
+def promotes(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
+    """Neurons with the token `text` (spaces included) among the top tokens of their value, best rank first.
+
+    Rows: neuron, rank (0-based, in the value read at a positive coefficient), token, logit, probability, and
+    the value's max_probability. `QueryError` if the vocabulary has no such token.
+    """
+    return _by_value(run, text, 1, layer, count)
+
+
+def suppresses(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
+    """Neurons with the token `text` among the bottom tokens of their value: written when negative.
+
+    Rows as `promotes`; rank 0 is the most suppressed.
+    """
+    return _by_value(run, text, -1, layer, count)
+
+
+def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
+    """Neurons whose triggers have `text` (exactly) ending at or overlapping the active token, most first.
+
+    Rows: neuron, sign of the coefficient, hits, expected (hits among as many random positions), triggers
+    (stored), strongest (the hit with the largest |coefficient|). `QueryError` if the corpus lacks the text.
+    """
+    places, share = _occurrences(run, text)
+    hits = (
+        _within(run, "triggers", layer)
+        .with_columns(pl.len().over("layer", "neuron", "polarity").alias("triggers"))
+        .join(places.lazy(), on=["context", "position"], how="semi")
+        .group_by("layer", "neuron", "polarity")
+        .agg(
+            pl.len().alias("hits"),
+            pl.col("triggers").first(),
+            pl.col("coefficient").sort_by("rank").first().alias("strongest"),
+        )
+        .with_columns(
+            (pl.col("triggers") * share).alias("expected"),
+            pl.when(pl.col("polarity") > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("sign"),
+        )
+        .sort("hits", pl.col("strongest").abs(), "layer", "neuron", descending=[True, True, False, False])
+        .collect()
+    )
+    return Found(
+        question=f"neurons that {text!r} triggers: it ends at or overlaps the active token of some trigger "
+        f"in {hits.height:,} lists (one list for each neuron and sign)",
+        null=f"expected: as many random positions would hit it so often; it covers {places.height:,} of the "
+        f"{run.manifest.corpus.counted:,} counted positions ({share:.2g})",
+        rows=_named(hits.head(count)).select("neuron", "sign", "hits", "expected", "triggers", "strongest"),
+        total=hits.height,
+    )
+
+
+def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None, count: int = 20) -> Found:
+    """Neurons in the order of one statistic (a numeric column of `neurons`), of one layer or of all.
+
+    Rows: neuron, the statistic, its median over the neuron's layer; min, max and kurtosis for orientation.
+    Undefined values come last. `QueryError` for an unknown statistic or layer.
+    """
+    table = run.table("neurons")
+    known = [name for name, kind in table.collect_schema().items() if kind.is_numeric()][2:]
+    if by not in known:
+        raise QueryError(f"sorting neurons by {by!r}: unknown statistic; choose one of {', '.join(known)}")
+    table = _within(run, "neurons", layer).with_columns(
+        pl.col(by).median().over("layer").alias("layer_median")
+    )
+    ordered = table.sort(by, "layer", "neuron", descending=[descending, False, False], nulls_last=True)
+    shown = ["neuron", by, "layer_median", *(name for name in ("min", "max", "kurtosis") if name != by)]
+    place = "all layers" if layer is None else f"layer {layer}"
+    return Found(
+        question=f"neurons of {place} by {by}, {'largest' if descending else 'smallest'} first",
+        null="layer_median: the same statistic's median over the neurons of that layer",
+        rows=_named(ordered.head(count).collect()).select(shown),
+        total=ordered.select(pl.len()).collect().item(),
+    )
+
+
+def _within(run: Run, name: str, layer: int | None) -> pl.LazyFrame:
+    """A table, or the rows of one layer of it; `QueryError` if there is no such layer."""
+    table = run.table(name)
+    if layer is None:
+        return table
+    return table.filter(pl.col("layer") == run.address(layer, 0).layer)
+
+
+def _by_value(run: Run, text: str, polarity: int, layer: int | None, count: int) -> Found:
+    tokens = run.vocabulary.find(text)
+    rows = pl.concat([run.by_token(token, polarity) for token in tokens])
+    best = _within(run, "neurons", layer).select("layer", "neuron", max_probability="value_max_probability")
+    rows = rows.join(best.collect(), on=["layer", "neuron"]).sort(
+        "rank", pl.col("probability") * polarity, "layer", "neuron", descending=[False, True, False, False]
+    )
+    shown = rows.head(count)
+    labels = pl.Series("token", [run.vocabulary.label(token) for token in shown["token"]], dtype=pl.String)
+    model = run.manifest.model
+    neurons = model.neurons * (model.layers if layer is None else 1)
+    depth, median = _value_base_rate(run, polarity, layer)
+    return Found(
+        question=f"{rows.height:,} of {neurons:,} neurons have {text!r} among the {depth} tokens that their "
+        f"value {'promotes' if polarity > 0 else 'suppresses'} most",
+        null=f"the median token of the vocabulary is in {median:g} such lists; "
+        f"{len(tokens) * neurons * depth / model.vocabulary:.1f} if all {model.vocabulary:,} tokens were "
+        f"alike. An even value gives each token the probability {1 / model.vocabulary:.1e}",
+        rows=_named(shown.with_columns(labels)).select(
+            "neuron", "rank", "token", "logit", "probability", "max_probability"
+        ),
+        total=rows.height,
+    )
+
+
+def _value_base_rate(run: Run, polarity: int, layer: int | None) -> tuple[int, float]:
+    """Tokens kept for each value, and in how many neurons' lists the median token of the vocabulary is."""
+    table = _within(run, "values", layer).filter(pl.col("polarity") == polarity)
+    lists = table.group_by("token").len().collect()["len"].to_numpy()
+    depth = table.select(pl.col("rank").max()).collect().item()
+    absent = run.manifest.model.vocabulary - len(lists)
+    return (0 if depth is None else depth + 1), float(np.median(np.pad(lists, (absent, 0))))
+
+
+def _named(rows: pl.DataFrame) -> pl.DataFrame:
+    """Replace the columns layer and neuron by one address."""
+    names = [str(NeuronId(*pair)) for pair in rows.select("layer", "neuron").iter_rows()]
+    return rows.with_columns(pl.Series("neuron", names, dtype=pl.String))
+
+
+def _occurrences(run: Run, text: str) -> tuple[pl.DataFrame, float]:
+    """Where the text is: (context, position) of the counted tokens that it overlaps, and their share.
+
+    Found in the bytes of whole contexts, so a text may begin and end inside tokens.
+    """
+    if not text:
+        raise QueryError("searching triggers: the text is empty; give at least one character")
+    contexts, positions = [], []
+    for context, hit in _hits(run, text.encode()):
+        positions.append(hit)
+        contexts.append(np.full(len(hit), context))
+    if not positions:
+        raise QueryError(
+            f"searching triggers for {text!r}: the text occurs nowhere in {run.manifest.corpus.id} "
+            "(upper case and spaces count); try a shorter one"
+        )
+    places = pl.DataFrame(
+        {
+            "context": np.concatenate(contexts).astype(np.int64),
+            "position": np.concatenate(positions).astype(np.int32),
+        }
+    )
+    return places, places.height / max(run.manifest.corpus.counted, 1)
+
+
+def _hits(run: Run, wanted: bytes) -> Iterator[tuple[int, np.ndarray]]:
+    words = run.table("vocabulary").select("bytes", "special").collect()
+    raw = words["bytes"].to_list()
+    special = words["special"].to_numpy()
+    for context, tokens in run.table("contexts").select("context", "tokens").collect().iter_rows():
+        pieces = [raw[token] for token in tokens]
+        whole = b"".join(pieces)
+        start = whole.find(wanted)
+        if start < 0:
+            continue
+        ends = np.cumsum([len(piece) for piece in pieces])
+        touched: set[int] = set()
+        while start >= 0:
+            first, last = np.searchsorted(ends, [start, start + len(wanted) - 1], side="right")
+            touched.update(range(int(first), int(last) + 1))
+            start = whole.find(wanted, start + 1)
+        counted = [at for at in sorted(touched) if at > 0 and not special[tokens[at]]]
+        if counted:
+            yield context, np.array(counted)

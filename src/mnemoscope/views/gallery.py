@@ -1,0 +1,133 @@
+"""The gallery of a run: one page that holds everything it shows and opens from disk without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from mnemoscope.analyses import neuron, overview, striking
+from mnemoscope.errors import RunError
+from mnemoscope.records import NeuronId, Progress
+from mnemoscope.views import cards, html, plots
+
+if TYPE_CHECKING:
+    from mnemoscope.analyses.neuron import NeuronCard
+    from mnemoscope.analyses.overview import LayerSummary, Overview
+    from mnemoscope.analyses.striking import Pick
+    from mnemoscope.store import Run
+
+BEST = 6  # of the whole run by each criterion, beside the neurons of each layer
+MOST = html.Most(examples=5, between=4, tokens=10)
+WINDOW = (28, 14)  # tokens of text around an example: a page of hundreds of cards must stay a few MB
+_LABELS = {
+    "": "all",
+    "next": "says what comes next",
+    "token": "one token",
+    "peaked": "most peaked",
+    "sides": "most two-sided",
+    "quiet": "dead or quiet",
+    "chance": "at random",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One layer of the page: its summary, and its cards with the reasons they were chosen."""
+
+    summary: LayerSummary
+    cards: tuple[tuple[NeuronCard, tuple[Pick, ...]], ...]
+
+
+def write(
+    run: Run,
+    path: str | Path,
+    *,
+    neurons_per_layer: int = 6,
+    progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Write the gallery of a run to an .html file, whole or not at all; returns its path.
+
+    `RunError` if the file cannot be written.
+    """
+    path = Path(path)
+    text = render(run, neurons_per_layer=neurons_per_layer, progress=progress)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(
+            f"writing the gallery {path}: {error.strerror or error}; choose a file that can be written"
+        ) from error
+    return path
+
+
+def render(
+    run: Run, *, neurons_per_layer: int = 6, progress: Callable[[Progress], None] | None = None
+) -> str:
+    """The page as text."""
+    report = progress or (lambda step: None)
+    whole = overview.overview(run)
+    picks = _picks(striking.Striking(run), len(whole.layers), neurons_per_layer)
+    sections, pictures = [], []
+    for summary in whole.layers:
+        report(Progress("drawing gallery", summary.layer, len(whole.layers), "layers"))
+        chosen = picks[summary.layer]
+        drawn = (
+            (neuron.card(run, id, examples=MOST.examples, window=WINDOW), tuple(why))
+            for id, why in chosen.items()
+        )
+        sections.append(Section(summary, tuple(drawn)))
+        pictures.append((summary, Markup(plots.strip(summary, whole))))
+    page = (
+        html.environment()
+        .get_template("gallery.html")
+        .render(
+            manifest=run.manifest,
+            path=run.path,
+            figures=_figures(run, whole),
+            strips=pictures,
+            layers=sections,
+            criteria=_LABELS.items(),
+            most=MOST,
+            known={id for layer in picks for id in layer},
+            licence=run.manifest.corpus.source.get("license") or run.manifest.corpus.source.get("licence"),
+        )
+    )
+    report(Progress("drawing gallery", len(whole.layers), len(whole.layers), "layers"))
+    return page
+
+
+def _picks(found: striking.Striking, layers: int, count: int) -> list[dict[NeuronId, list[Pick]]]:
+    """For each layer its neurons, in order, each with every reason for which it was chosen."""
+    out: list[dict[NeuronId, list[Pick]]] = [{} for _ in range(layers)]
+    picks = [pick for layer in range(layers) for pick in found.layer(layer, count)]
+    picks += [pick for name in striking.CRITERIA if name != "chance" for pick in found.best(name, BEST)]
+    for pick in picks:
+        reasons = out[pick.id.layer].setdefault(pick.id, [])
+        if pick.criterion not in [other.criterion for other in reasons]:
+            reasons.append(pick)
+    return out
+
+
+def _figures(run: Run, whole: Overview) -> list[tuple[str, str]]:
+    total = sum(layer.neurons for layer in whole.layers)
+    one_sided = sum(layer.one_sided for layer in whole.layers)
+    live = [
+        (layer.neurons - layer.dead - layer.constant, layer.heavy_tailed or 0.0) for layer in whole.layers
+    ]
+    heavy = sum(count * part for count, part in live) / max(sum(count for count, _ in live), 1)
+    return [
+        ("neurons", f"{total:,}"),
+        ("dead (always 0)", f"{whole.dead:,}"),
+        ("constant", f"{whole.constant:,}"),
+        ("one-sided", f"{one_sided:,}"),
+        ("of the others heavier tails than normal", cards.share(heavy)),
+        ("tokens counted", f"{run.manifest.corpus.counted:,}"),
+    ]

@@ -1,0 +1,94 @@
+"""Figures: altair to SVG through vl-convert, in one visual language.
+
+Every figure uses the colours named here and no other, so that a page can restyle them for a dark ground by
+attribute (`templates/gallery.css` does), and so that a figure saved on its own is right on white paper.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import altair
+
+    from mnemoscope.analyses.overview import LayerSummary, Overview
+
+INK, DIM, LINE = "#1d1c1a", "#68655f", "#e3e1db"
+SIZE = "#2f6f6a"  # the sequential scale is this one colour at rising opacity
+_PANEL = (150, 104)
+_KURTOSIS_TICKS = (0, 10, 100, 1_000, 10_000, 100_000)
+
+
+def strip(layer: LayerSummary, overview: Overview) -> str:
+    """SVG of one layer's neurons: largest |coefficient| against excess kurtosis, shaded by number.
+
+    Both axes are logarithmic (kurtosis counted from -3) and the same for all layers of the overview; the
+    line is the normal distribution's kurtosis.
+    """
+    import altair as alt
+
+    rows = [{"x": c.x, "x2": c.x2, "y": c.y + 3, "y2": c.y2 + 3, "neurons": c.neurons} for c in layer.cells]
+    x = alt.Scale(type="log", domain=list(overview.reach), nice=False)
+    top = max(overview.kurtosis[1] + 3, 4.0)
+    y = alt.Scale(type="log", domain=[min(overview.kurtosis[0] + 3, 2.5), top], nice=False)
+    ticks = [tick + 3 for tick in _KURTOSIS_TICKS if tick + 3 <= top]
+    most = max((c.neurons for each in overview.layers for c in each.cells), default=1)
+    cells = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_rect(color=SIZE, aria=False)
+        .encode(
+            x=alt.X("x:Q", scale=x, axis=alt.Axis(values=_powers(overview.reach), title=None)),
+            x2="x2:Q",
+            y=alt.Y(
+                "y:Q",
+                scale=y,
+                axis=alt.Axis(values=ticks, labelExpr="format(datum.value - 3, '~s')", title=None),
+            ),
+            y2="y2:Q",
+            opacity=alt.Opacity(
+                "neurons:Q",
+                scale=alt.Scale(type="log", domain=[1, max(most, 2)], range=[0.22, 1]),
+                legend=None,
+            ),
+        )
+    )
+    normal = alt.Chart(alt.Data(values=[{"y": 3}])).mark_rule(color=INK, strokeWidth=0.75, aria=False)
+    return svg(alt.layer(cells, normal.encode(y=alt.Y("y:Q", scale=y))))
+
+
+def svg(chart: altair.LayerChart | altair.Chart) -> str:
+    """A chart as an SVG element fit to be put into a page: the common look, nothing that points outside."""
+    import vl_convert
+
+    spec: dict[str, Any] = chart.properties(width=_PANEL[0], height=_PANEL[1]).to_dict()
+    spec["config"] = _LOOK
+    text = vl_convert.vegalite_to_svg(json.dumps(spec))
+    # An SVG inside a page needs no namespaces, and so the page names no address at all.
+    return re.sub(r'\s(xmlns(:xlink)?|aria-[a-z]+|role|pointer-events|font-family)="[^"]*"', "", text)
+
+
+def _powers(ends: tuple[float, float]) -> list[float]:
+    """The powers of ten between two ends, or of two where fewer than two of ten fit."""
+    for base in (10.0, 2.0):
+        found = [base**n for n in range(-40, 41) if ends[0] <= base**n <= ends[1]]
+        if len(found) > 1:
+            return found
+    return []
+
+
+_LOOK = {
+    "background": None,
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": DIM,
+        "labelFontSize": 9,
+        "tickColor": LINE,
+        "domainColor": LINE,
+        "gridColor": LINE,
+        "grid": False,
+        "tickSize": 3,
+        "labelPadding": 2,
+    },
+}

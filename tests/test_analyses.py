@@ -1,0 +1,319 @@
+"""The analyses against plain recomputation from the tables of a small synthetic run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import polars as pl
+import pytest
+from synthetic import make_run
+
+from mnemoscope.analyses import neuron, overview, search, striking
+from mnemoscope.errors import QueryError
+from mnemoscope.records import NeuronId
+from mnemoscope.store import Run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A gated run of 3 layers of 12 neurons."""
+    return make_run(tmp_path_factory.mktemp("runs") / "gated", layers=3, neurons=12)
+
+
+@pytest.fixture(scope="module")
+def texts(run: Run) -> dict[int, list[bytes]]:
+    """The bytes of every token of every context."""
+    raw = run.table("vocabulary").collect()["bytes"].to_list()
+    rows = run.table("contexts").collect().iter_rows(named=True)
+    return {row["context"]: [raw[token] for token in row["tokens"]] for row in rows}
+
+
+# -- cards --------------------------------------------------------------------------------------------------
+
+
+def test_card_holds_the_numbers_of_the_tables(run: Run) -> None:
+    """A card's statistics, histogram and thresholds are those stored."""
+    card = neuron.card(run, (1, 5))
+    row = run.rows("neurons", 1, 5).row(0, named=True)
+    assert (card.statistics.kurtosis, card.statistics.max) == (row["kurtosis"], row["max"])
+    assert card.histogram.total == row["tokens"]
+    assert len(card.histogram.edges) == len(card.histogram.counts) + 1
+    triggers = run.rows("triggers", 1, 5)
+    for side in (card.positive, card.negative):
+        stored = triggers.filter(pl.col("polarity") == side.polarity)["coefficient"]
+        assert side.stored == len(stored)
+        assert side.threshold == min(stored, key=abs)
+        assert [example.coefficient for example in side.examples] == stored.to_list()
+
+
+def test_examples_show_the_text_around_the_position(run: Run, texts: dict[int, list[bytes]]) -> None:
+    """Before, active and after are the context's tokens around the position; the next token follows."""
+    for example in neuron.card(run, (2, 4), window=(1000, 1000)).positive.examples:
+        here = texts[example.context][example.position].decode(errors="ignore")
+        whole = b"".join(texts[example.context]).decode().replace("\n", "↵")
+        assert len(example.before) == example.position
+        assert "⟨" in example.active or example.active == here.replace("\n", "↵")
+        if "⟨" not in example.active:
+            assert "".join([*example.before, example.active, *example.after]) == whole
+        assert (example.next_token is None) == (example.position + 1 == len(texts[example.context]))
+
+
+def test_window_says_what_it_left_out(run: Run) -> None:
+    """A cut example counts the tokens that it does not show."""
+    whole = neuron.card(run, (0, 3), window=(1000, 1000)).negative.examples
+    cut = neuron.card(run, (0, 3), window=(2, 1)).negative.examples
+    for long, short in zip(whole, cut, strict=True):
+        assert long.left_out == (0, 0)
+        assert len(long.before) == len(short.before) + short.left_out[0]
+        assert len(long.after) == len(short.after) + short.left_out[1]
+
+
+def test_fewer_examples_leave_the_count_alone(run: Run) -> None:
+    """Decoding three examples does not change how many are said to be stored, nor the quadrants."""
+    few, all_ = neuron.card(run, (1, 4), examples=3), neuron.card(run, (1, 4))
+    assert len(few.positive.examples) == 3
+    assert (few.positive.stored, few.positive.quadrants) == (all_.positive.stored, all_.positive.quadrants)
+
+
+def test_quadrants_count_every_trigger_of_a_gated_neuron(run: Run, tmp_path: object) -> None:
+    """The four gate and up quadrants add up to the stored triggers; without a gate there are none."""
+    for side in neuron.card(run, (1, 4)).sides:
+        assert side.quadrants is not None
+        assert sum(side.quadrants) == side.stored
+    plain = make_run(f"{tmp_path}/plain", gated=False)
+    assert all(side.quadrants is None for side in neuron.card(plain, (1, 4)).sides)
+
+
+def test_between_takes_at_most_one_example_of_a_tenth(run: Run) -> None:
+    """In-between examples run from large to small and no two are from the same tenth of the range."""
+    card = neuron.card(run, (0, 6))
+    low, high = card.statistics.min, card.statistics.max
+    assert low is not None
+    assert high is not None
+    values = [example.coefficient for example in card.between]
+    tenths = [min(int((value - low) / (high - low) * neuron.PARTS), neuron.PARTS - 1) for value in values]
+    assert len(values) > 3
+    assert tenths == sorted(set(tenths), reverse=True)
+
+
+def test_dead_neuron_has_a_card(run: Run) -> None:
+    """A dead neuron is called dead and has no examples; what is undefined is null."""
+    card = neuron.card(run, (0, 0))
+    assert card.state == "dead"
+    assert card.positive.examples == card.negative.examples == card.between == ()
+    assert card.statistics.kurtosis is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "name"),
+    [
+        (0, 0, "dead"),
+        (0.5, 0.5, "constant"),
+        (-1, -0.1, "never positive"),
+        (-1, 0, "never positive"),
+        (0.1, 2, "never negative"),
+        (0, 2, None),
+        (-1, 1, None),
+    ],
+)
+def test_state_names_what_is_remarkable(low: float, high: float, name: str | None) -> None:
+    """Dead, constant and one-sided neurons are named; a ReLU neuron and a two-sided one are not."""
+    assert neuron.state(low, high) == name
+
+
+def test_layer_median_is_the_median(run: Run) -> None:
+    """The reference beside each number is the plain median over the layer, nulls left out."""
+    rows = run.table("neurons").filter(pl.col("layer") == 2).collect()
+    usual = neuron.layer_median(run, 2)
+    assert usual.max == pytest.approx(np.median(rows["max"].to_numpy()))
+    assert usual.kurtosis == pytest.approx(np.median(rows["kurtosis"].drop_nulls().to_numpy()))
+
+
+def test_value_is_read_with_the_sign(run: Run) -> None:
+    """What a neuron writes at a negative coefficient is what its value suppresses, most suppressed first."""
+    card = neuron.card(run, (1, 7))
+    assert card.writes(1) == card.promoted
+    assert card.writes(-1) == card.suppressed
+    assert [t.logit for t in card.suppressed] == sorted(t.logit for t in card.suppressed)
+    reach = {1: card.statistics.max or 0, -1: -(card.statistics.min or 0)}
+    assert reach[card.sides[0].polarity] == max(reach.values())
+
+
+def test_card_is_frozen_json_with_neighbours(run: Run) -> None:
+    """A card cannot be changed, turns into strict JSON, and knows the neurons beside it."""
+    card = neuron.card(run, (2, 11))
+    with pytest.raises(FrozenInstanceError):
+        card.layer = 1  # type: ignore[misc]
+    assert json.loads(json.dumps(card.to_dict(), allow_nan=False, default=str))["id"] == "L2N11"
+    assert (card.previous, card.next) == (NeuronId(2, 10), None)
+    assert str(card.id) in card.command
+
+
+def test_run_hands_out_cards(run: Run) -> None:
+    """`run.neuron` is the card, and an address that does not exist is refused by name."""
+    assert run.neuron(1, 3) == neuron.card(run, (1, 3))
+    with pytest.raises(QueryError, match="L3N0"):
+        run.neuron(3, 0)
+
+
+# -- search -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ask", "polarity"), [(search.promotes, 1), (search.suppresses, -1)])
+def test_value_search_equals_the_table(run: Run, ask: object, polarity: int) -> None:
+    """Every neuron with the token in its list is found, best rank first, with its stored probability."""
+    words = run.table("values").filter(pl.col("polarity") == polarity, pl.col("token").is_between(257, 320))
+    token = words.collect()["token"].mode().min()
+    text = run.table("vocabulary").collect()["bytes"][token].decode()
+    found = ask(run, text, count=100)  # type: ignore[operator]
+    rows = run.table("values").filter(pl.col("token") == token, pl.col("polarity") == polarity).collect()
+    assert found.total == rows.height == found.rows.height
+    assert found.rows["rank"].is_sorted()
+    expected = {f"L{r['layer']}N{r['neuron']}": r["probability"] for r in rows.iter_rows(named=True)}
+    assert dict(zip(found.rows["neuron"], found.rows["probability"], strict=True)) == expected
+
+
+def test_value_search_states_its_base_rate(run: Run) -> None:
+    """Beside the count stands what an even draw of tokens would give."""
+    size = run.manifest.model.vocabulary
+    assert f"{36 * 10 / size:.1f} if all {size:,} tokens were alike" in search.promotes(run, " Paris").null
+
+
+def test_value_search_of_one_layer(run: Run) -> None:
+    """With a layer, only its neurons are found."""
+    token = run.rows("values", 1, 3)["token"][0]
+    text = run.table("vocabulary").collect()["bytes"][token].decode()
+    found = search.promotes(run, text, layer=1)
+    assert found.total >= 1
+    assert all(name.startswith("L1N") for name in found.rows["neuron"])
+
+
+def test_unknown_token_is_refused(run: Run) -> None:
+    """A text that is no token is refused with near ones."""
+    with pytest.raises(QueryError, match="Paris"):
+        search.promotes(run, " paris")
+
+
+@pytest.mark.parametrize("text", [" capital of", " Paris", "apital", "東京都は", ".\n\n", "e"])
+def test_trigger_search_equals_reading_every_context(
+    run: Run, texts: dict[int, list[bytes]], text: str
+) -> None:
+    """Hits are the triggers at an occurrence in the context's bytes; the base rate gives the expected."""
+    wanted, places = text.encode(), set()
+    for context, pieces in texts.items():
+        whole = b"".join(pieces)
+        for position in range(1, len(pieces)):
+            start = len(b"".join(pieces[:position]))
+            near = whole[max(0, start - len(wanted) + 1) : start + len(pieces[position]) + len(wanted) - 1]
+            if wanted in near:
+                places.add((context, position))
+    triggers = run.table("triggers").collect()
+    expected: dict[tuple[str, str], int] = {}
+    for row in triggers.iter_rows(named=True):
+        if (row["context"], row["position"]) in places:
+            key = (f"L{row['layer']}N{row['neuron']}", "+" if row["polarity"] > 0 else "-")
+            expected[key] = expected.get(key, 0) + 1
+    found = search.trigger(run, text, count=1000)
+    got = {(r["neuron"], r["sign"]): r["hits"] for r in found.rows.iter_rows(named=True)}
+    assert got == expected
+    assert found.rows["hits"].is_sorted(descending=True)
+    share = len(places) / run.manifest.corpus.counted
+    assert np.allclose(found.rows["expected"], found.rows["triggers"] * share)
+
+
+@pytest.mark.parametrize(("text", "why"), [("", "empty"), ("no such text", "nowhere")])
+def test_trigger_search_refuses_what_cannot_be_found(run: Run, text: str, why: str) -> None:
+    """An empty text and one that the corpus lacks are refused."""
+    with pytest.raises(QueryError, match=why):
+        search.trigger(run, text)
+
+
+def test_sort_orders_and_puts_undefined_last(run: Run) -> None:
+    """Neurons come in the order asked for, the undefined last, beside their layer's median."""
+    found = search.sort(run, "kurtosis", count=1000)
+    defined = found.rows["kurtosis"].drop_nulls()
+    assert defined.is_sorted(descending=True)
+    assert found.rows["kurtosis"].tail(3).null_count() == 3
+    up = search.sort(run, "max", descending=False, layer=1, count=2)
+    assert up.rows["neuron"][0] == "L1N0"
+    assert up.total == 12
+    assert up.rows["layer_median"][0] == pytest.approx(neuron.layer_median(run, 1).max)
+
+
+def test_sort_refuses_unknown_statistics_and_layers(run: Run) -> None:
+    """An unknown statistic is answered with the known ones, an unknown layer with the range."""
+    with pytest.raises(QueryError, match="kurtosis"):
+        search.sort(run, "beauty")
+    with pytest.raises(QueryError, match="L9N0"):
+        search.sort(run, "max", layer=9)
+
+
+def test_found_is_json(run: Run) -> None:
+    """An answer turns into strict JSON."""
+    assert json.loads(json.dumps(search.sort(run, "kurtosis").to_dict(), allow_nan=False))["rows"]
+
+
+# -- overview and striking neurons --------------------------------------------------------------------------
+
+
+def test_overview_counts_every_neuron_once(run: Run) -> None:
+    """Cells hold all neurons that have a kurtosis; the dead are counted beside them."""
+    whole = overview.overview(run)
+    for layer in whole.layers:
+        assert layer.dead == 1
+        assert sum(cell.neurons for cell in layer.cells) == layer.neurons - layer.dead
+        assert all(whole.reach[0] <= cell.x < cell.x2 <= whole.reach[1] for cell in layer.cells)
+    assert whole.dead == 3
+    assert json.dumps(whole.to_dict(), allow_nan=False)
+
+
+def test_most_peaked_and_most_quiet_are_the_extremes(run: Run) -> None:
+    """The first by kurtosis is the table's, and dead neurons are the quietest."""
+    found = striking.Striking(run)
+    best = found.best("peaked", 1)[0]
+    table = run.table("neurons").collect()
+    assert best.value == table["kurtosis"].max()
+    assert {pick.value for pick in found.best("quiet", 3)} == {0.0}
+
+
+def test_shares_of_triggers_equal_counting(run: Run, texts: dict[int, list[bytes]]) -> None:
+    """`token` and `next` shares are plain counts over the stored triggers, with the stated expectations."""
+    found = striking.Striking(run)
+    pick = found.best("token", 1)[0]
+    rows = run.rows("triggers", *pick.id).filter(pl.col("polarity") == pick.polarity)
+    active = [texts[c][p] for c, p in rows.select("context", "position").iter_rows()]
+    commonest = max(set(active), key=active.count)
+    assert pick.value == active.count(commonest) / len(active)
+    everything = [piece for pieces in texts.values() for piece in pieces]
+    assert pick.usual == pytest.approx(everything.count(commonest) / len(everything))
+
+    pick = found.best("next", 1)[0]
+    rows = run.rows("triggers", *pick.id).filter(pl.col("polarity") == pick.polarity)
+    written = run.rows("values", *pick.id).filter(pl.col("polarity") == pick.polarity)["token"].to_list()
+    assert pick.value == sum(token in written for token in rows["next_token"]) / rows.height
+    layer = run.table("triggers").filter(pl.col("layer") == pick.id.layer).collect()["next_token"]
+    assert pick.usual == pytest.approx(sum(token in written for token in layer) / len(layer))
+
+
+def test_handful_is_distinct_spread_and_repeatable(run: Run) -> None:
+    """A handful holds different neurons, from every layer that it can, and is the same each time."""
+    picks = striking.choose(run, 6)
+    assert len({pick.id for pick in picks}) == 6
+    assert {pick.id.layer for pick in picks} == {0, 1, 2}
+    assert picks == striking.choose(run, 6)
+    assert {pick.criterion for pick in picks} == set(striking.CRITERIA)
+
+
+def test_layer_picks_stay_in_the_layer(run: Run) -> None:
+    """The neurons of a layer are its own; more than there are neurons gives no more than there are."""
+    found = striking.Striking(run)
+    assert {pick.id.layer for pick in found.layer(1, 6)} == {1}
+    assert len({pick.id for pick in found.layer(1, 100)}) <= 12
+
+
+def test_short_lists_are_no_reason(tmp_path: object) -> None:
+    """With fewer than ten stored triggers no neuron is chosen for its triggers."""
+    found = striking.Striking(make_run(f"{tmp_path}/short", top=5))
+    assert found.best("token", 3) == found.best("next", 3) == ()

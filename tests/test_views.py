@@ -1,0 +1,477 @@
+"""The card in the terminal and on pages: the same facts, nothing unescaped, nothing from outside."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+from synthetic import make_run
+
+from mnemoscope.analyses import neuron, search, striking
+from mnemoscope.analyses.neuron import Example, Histogram, KeyToken, NeuronCard, Side, Statistics, ValueToken
+from mnemoscope.errors import RunError
+from mnemoscope.records import NeuronId
+from mnemoscope.store import Run
+from mnemoscope.views import cards, gallery, html, text
+
+GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = '<script>alert("x")</script>'
+
+
+def example(coefficient: float, before: str, active: str, after: str, **changes: object) -> Example:
+    """An example whose tokens are words with the space before them."""
+    words = re.findall(r"\s*\S+", after)
+    given = Example(
+        coefficient=coefficient,
+        context=3,
+        position=len(before.split()),
+        document=1,
+        offset=0,
+        title="Geography of Australia",
+        before=tuple(re.findall(r"\s*\S+", before)),
+        active=active,
+        after=tuple(words),
+        next_token=words[0].replace(" ", "·") if words else None,
+        left_out=(0, 0),
+        gate=-1,
+        up=1,
+    )
+    return replace(given, **changes)  # type: ignore[arg-type]
+
+
+STATISTICS = Statistics(
+    tokens=248_668,
+    mean=-0.0312,
+    std=0.61,
+    skewness=-2.4,
+    kurtosis=48.1,
+    min=-21.4,
+    max=6.1,
+    positive_fraction=0.41,
+    value_norm=1.31,
+    key_norm=0.92,
+    up_norm=0.88,
+    value_max_probability=0.041,
+    value_entropy=8.31,
+)
+CARD = NeuronCard(
+    layer=24,
+    neuron=1005,
+    model="SmolLM2-135M",
+    layers=30,
+    neurons=1536,
+    vocabulary=49_152,
+    gated=True,
+    activation="silu",
+    lens="own",
+    corpus="sample:wikipedia",
+    state=None,
+    statistics=STATISTICS,
+    layer_median=replace(STATISTICS, kurtosis=3.1, min=-4.2, max=4.0, skewness=0.02, positive_fraction=0.47),
+    histogram=Histogram(
+        (2, 9, 40, 300, 9_000, 120_000, 90_000, 2_000, 30, 5), (-24, -16, -8, -4, -1, -0.1, 0, 0.5, 2, 4, 8)
+    ),
+    promoted=(ValueToken(7, "noqa", 9.1, 0.041), ValueToken(8, HOSTILE, 8.2, 0.02)),
+    suppressed=(ValueToken(9, "·capitals", -11.5, 1e-9), ValueToken(10, "·עיר", -11.0, 2e-9)),
+    key_positive=(KeyToken(11, "·capital", 0.41),),
+    key_negative=(KeyToken(12, "首都", -0.52),),
+    positive=Side(
+        1, 50, 3.9, (50, 0, 0, 0), (example(6.1, "def check(", "self", "): # noqa", next_token=None),)
+    ),
+    negative=Side(
+        -1,
+        50,
+        -16.2,
+        (0, 38, 12, 0),
+        (
+            example(
+                -21.4,
+                "The country is a federation of six states on a continent of its own, and Canberra is the",
+                " capital",
+                " of Australia, chosen in 1908.",
+                left_out=(40, 12),
+            ),
+            example(-20.9, "מרכז המדינה הוא", " עיר", " הבירה ירושלים", title="ירושלים"),
+            example(-19.0, "日本 の", "首都", " は 東京", title="東京"),
+            example(-16.2, f"A page with {HOSTILE} in it names the", " <b>capital</b>", " &amp;"),
+        ),
+    ),
+    between=(example(-8.0, "It is a large", " town", " by the river"), example(0.1, "Six", " cows", "")),
+    command="mnemoscope show runs/smollm2 L24N1005",
+)
+_NOTHING = Side(1, 0, None, None, ())
+DEAD = replace(
+    CARD,
+    neuron=0,
+    state="dead",
+    statistics=replace(
+        STATISTICS, mean=0, std=0, skewness=None, kurtosis=None, min=0, max=0, positive_fraction=0
+    ),
+    histogram=Histogram((248_668,), (-1e-4, 1e-4)),
+    positive=_NOTHING,
+    negative=replace(_NOTHING, polarity=-1),
+    between=(),
+)
+ONE_SIDED = replace(
+    CARD,
+    gated=False,
+    activation="relu",
+    statistics=replace(STATISTICS, min=0.0, up_norm=None),
+    histogram=Histogram((120_000, 2_000, 30, 5), (-1e-4, 1e-4, 2, 4, 8)),
+    positive=replace(CARD.positive, quadrants=None),
+    negative=replace(_NOTHING, polarity=-1),
+)
+CARDS = {"two-sided": CARD, "dead": DEAD, "one-sided": ONE_SIDED}
+PICK = striking.Pick(NeuronId(24, 1005), "peaked", 48.1, 3.1)
+
+
+class Page(HTMLParser):
+    """A page's elements, ids, links and text; fails on a tag that is not closed or not open."""
+
+    VOID = frozenset({"meta", "input", "br", "line", "path", "rect", "use", "hr"})
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.said: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == [], self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        self.said.append(data)
+
+    @property
+    def text(self) -> str:
+        """What a reader sees, with runs of whitespace as one space."""
+        return re.sub(r"\s+", " ", "".join(self.said))
+
+    def values(self, name: str) -> list[str]:
+        """All values of one attribute."""
+        return [value or "" for key, value in self.attributes if key == name]
+
+
+def assert_self_contained(source: str) -> Page:
+    """No address of another place, nothing that loads, no handler in an attribute, every id once."""
+    page = Page(source)
+    assert not re.search(r"(?i)https?:|//\w|url\(|@import|<link|<iframe|<img|<object|javascript:", source)
+    assert page.values("src") == []
+    assert all(link.startswith("#") for link in page.values("href"))
+    assert not [key for key, _ in page.attributes if key.startswith("on")]
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in page.values("href")} <= set(ids)
+    return page
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A gated run of 3 layers of 12 neurons."""
+    return make_run(tmp_path_factory.mktemp("runs") / "gated", layers=3, neurons=12)
+
+
+# -- wording ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (None, "–"),
+        (math.nan, "–"),
+        (-21.43, "-21.4"),
+        (0.001234, "0.0012"),
+        (48.06, "48.1"),
+        (12_345.6, "12,346"),
+        (999.6, "1000"),
+        (2e-5, "2.0e-5"),
+        (3.2e7, "3.2e7"),
+    ],
+)
+def test_number_is_short_and_plain(value: float | None, shown: str) -> None:
+    """Numbers have about three digits, thousands are grouped, and what is undefined is a dash."""
+    assert cards.number(value) == shown
+
+
+@given(st.floats(-1e12, 1e12).filter(lambda value: abs(value) > 1e-12))
+def test_number_reads_back(value: float) -> None:
+    """A shown number is the value to within 6 % (two digits at the worst), sign and all."""
+    assert float(cards.number(value, sign=True).replace(",", "")) == pytest.approx(value, rel=0.06)
+
+
+@given(st.floats(0, 1))
+def test_share_never_rounds_to_all_or_nothing(value: float) -> None:
+    """0 % and 100 % are said only of exactly none and all."""
+    assert (cards.share(value) == "0 %") == (value == 0)
+    assert (cards.share(value) == "100 %") == (value == 1)
+
+
+@given(
+    st.lists(st.integers(0, 10_000), min_size=1, max_size=30),
+    st.floats(-50, 50),
+    st.floats(-50, 50),
+    st.integers(8, 200),
+)
+def test_columns_keep_every_count(counts: list[int], a: float, b: float, most: int) -> None:
+    """Redrawing a histogram loses nothing, has an edge at zero, covers the range, and fits."""
+    low, high = sorted((a, b))
+    if high - low < 1e-3:
+        high = low + 1e-3
+    width = (high - low) / len(counts)
+    edges = [low + width * i for i in range(len(counts))] + [high]
+    card = replace(
+        CARD,
+        statistics=replace(STATISTICS, min=low, max=high),
+        histogram=Histogram(tuple(counts), tuple(edges)),
+    )
+    columns = cards.columns(card, most)
+    assert columns is not None
+    assert sum(columns.counts) == pytest.approx(sum(counts), rel=1e-6)
+    assert len(columns.counts) <= most
+    assert columns.left / columns.width == pytest.approx(round(columns.left / columns.width))
+    assert columns.left <= low + 1e-6
+    assert columns.left + columns.width * len(columns.counts) >= high - 1e-6
+    assert all(0 <= height <= 1 for height in columns.heights)
+
+
+def test_open_bins_end_at_the_extremes() -> None:
+    """The first and last bin reach to infinity; they are drawn to the least and the greatest coefficient."""
+    infinite = (-math.inf, *CARD.histogram.edges[1:-1], math.inf)
+    columns = cards.columns(replace(CARD, histogram=Histogram(CARD.histogram.counts, infinite)), 60)
+    assert columns is not None
+    assert sum(columns.counts) == pytest.approx(CARD.histogram.total)
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [("שלום", True), ("2 مرحبا", True), ("Paris", False), ("東京", False), ("12 !", False)],
+)
+def test_direction_is_that_of_the_first_letter(sample: str, expected: bool) -> None:
+    """Digits and punctuation do not decide which way a text runs."""
+    assert cards.is_right_to_left(sample) is expected
+
+
+def test_every_reason_has_its_null(run: Run) -> None:
+    """Each number that a neuron was chosen for stands beside a layer median or an expected count."""
+    for pick in striking.choose(run, 6):
+        said = cards.reason(pick)
+        assert pick.criterion == "chance" or "layer median" in said or "expected" in said
+
+
+# -- terminal -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("name", CARDS)
+def test_terminal_golden(name: str, width: int) -> None:
+    """The card as text is the one kept in tests/golden (write it anew with MNEMOSCOPE_GOLDEN=write)."""
+    file = GOLDEN / f"{name}-{width}.txt"
+    found = text.plain(text.card(CARDS[name], pick=PICK if name == "two-sided" else None), width)
+    if os.environ.get("MNEMOSCOPE_GOLDEN") == "write":
+        file.write_text(found, encoding="utf-8")
+    assert found == file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [60, 80, 81, 100, 133, 200])
+def test_terminal_fits(width: int, run: Run) -> None:
+    """No line is wider than the terminal, and a wide one is used."""
+    for card in (*CARDS.values(), neuron.card(run, (1, 5)), neuron.card(run, (0, 2))):
+        lines = text.plain(text.card(card), width).splitlines()
+        assert max(map(cell_len, lines)) <= width
+        assert max(map(cell_len, lines)) > min(width, 100) - 25
+
+
+def test_terminal_shows_twelve_tokens_before() -> None:
+    """On a narrow terminal too, twelve tokens stand before the active one, which is bracketed."""
+    shown = " ".join(text.plain(text.card(CARD), 60).split())
+    assert "…six states on a continent of its own, and Canberra is the [capital] → ·of" in shown
+
+
+def test_colour_only_where_it_is_wanted() -> None:
+    """The active token is styled in colour and bracketed without: with NO_COLOR, or in a pipe."""
+    colour = _printed({}, terminal=True)
+    assert "\x1b[" in colour
+    assert "[capital]" not in colour
+    pipe, plain = _printed({}, terminal=False), _printed({"NO_COLOR": "1"}, terminal=True)
+    assert "\x1b" not in pipe
+    assert "[capital]" in pipe
+    assert "[capital]" in re.sub(r"\x1b\[[0-9;]*m", "", plain)
+    assert not re.search(r"\x1b\[[0-9;]*(3[0-7]|38;|48;)", plain)
+
+
+def _printed(environment: dict[str, str], *, terminal: bool) -> str:
+    out = io.StringIO()
+    settings = {"TERM": "xterm-256color", **environment}
+    Console(file=out, force_terminal=terminal, width=100, _environ=settings, legacy_windows=False).print(
+        text.card(CARD)
+    )
+    return out.getvalue()
+
+
+def test_search_results_say_question_null_and_rows(run: Run) -> None:
+    """A search in the terminal shows what was asked, what to compare with, and the neurons found."""
+    found = search.trigger(run, " capital of")
+    shown = text.plain(text.found(found), 100)
+    assert found.rows["neuron"][0] in shown
+    assert "expected: as many random positions" in shown
+    assert max(map(cell_len, shown.splitlines())) <= 100
+
+
+def test_card_shows_itself() -> None:
+    """A card prints as text and displays itself as HTML in a notebook."""
+    assert "L24N1005" in str(CARD)
+    assert CARD._repr_html_() == html.fragment(CARD)
+
+
+# -- pages --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("lower", [html.fragment, html.page])
+def test_pages_are_whole_and_escaped(name: str, lower: object) -> None:
+    """A card's HTML is well-formed, loads nothing, and shows hostile tokens as text."""
+    source = lower(CARDS[name])  # type: ignore[operator]
+    page = assert_self_contained(source)
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    assert HOSTILE in page.text
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_three_views_agree(name: str) -> None:
+    """Every fact of the card is in the terminal, on the page and in the dictionary."""
+    card = CARDS[name]
+    shown = " ".join(text.plain(text.card(card, 50), 400).split())
+    page = Page(html.page(card)).text
+    assert card.to_dict()["statistics"]["kurtosis"] == card.statistics.kurtosis
+    facts = [str(card.id), card.model, *(fact.value for fact in cards.facts(card) + cards.details(card))]
+    facts += [token.text for token in (*card.promoted, *card.suppressed, *card.key_positive)]
+    for each in (*card.positive.examples, *card.negative.examples, *card.between):
+        facts += [cards.number(each.coefficient, sign=True), cards.active(each)[1], cards.source(each)]
+    facts += [note for note in (cards.state_note(card), cards.threshold_note(card)) if note]
+    for fact in facts:
+        assert fact in shown, fact
+        assert fact in page, fact
+
+
+def test_right_to_left_rows_run_right_to_left() -> None:
+    """A Hebrew example is laid out from the right in its own box; the others are not."""
+    source = html.page(CARD)
+    assert source.count('<div class="mn-text" dir="rtl">') == 1
+    assert "מרכז המדינה הוא" in source
+    assert "首都" in source
+
+
+def test_sign_is_never_colour_alone() -> None:
+    """Every coefficient shows its sign, and active tokens are boxed whatever their colour."""
+    sizes = re.findall(r'class="size (negative|positive)">([^<]+)<', html.page(CARD))
+    assert len(sizes) == 7
+    assert all((sign == "negative") == value.startswith("-") for sign, value in sizes)
+    assert all(value[0] in "+-" for _, value in sizes)
+
+
+def test_spaces_of_tokens_are_visible() -> None:
+    """The space that a value token begins with is shown as a dot."""
+    assert '<span class="mn-space">·</span>capitals' in html.page(CARD)
+
+
+def test_gallery_is_one_whole_page(run: Run, tmp_path: Path) -> None:
+    """The gallery loads nothing, links only to itself, holds every layer, and names and counts the dead."""
+    steps: list[object] = []
+    file = gallery.write(run, tmp_path / "new" / "gallery.html", neurons_per_layer=6, progress=steps.append)
+    source = file.read_text(encoding="utf-8")
+    page = assert_self_contained(source)
+    assert page.tags.count("script") == 1
+    assert "xmlns" not in source
+    for layer in range(3):
+        assert f"L{layer}" in page.values("id")
+        assert f"L{layer}N0" in page.values("id")
+    assert page.text.count("dead: its coefficient was 0 on every one of") == 3
+    assert "1 dead" in page.text
+    assert page.tags.count("article") >= 18
+    assert len(steps) == 4
+
+
+def test_gallery_is_repeatable(run: Run) -> None:
+    """The same run gives the same page, byte for byte."""
+    assert gallery.render(run, neurons_per_layer=2) == gallery.render(run, neurons_per_layer=2)
+
+
+def test_gallery_that_cannot_be_written_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    """Where no file can be made, one line says so and no part of a page is left."""
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(RunError, match="writing the gallery"):
+        gallery.write(run, tmp_path / "taken", neurons_per_layer=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_gallery_of_a_dead_model(tmp_path: Path) -> None:
+    """A run whose neurons are all dead has a gallery too."""
+    source = gallery.render(make_run(tmp_path / "run", layers=2, neurons=1))
+    assert_self_contained(source)
+    assert source.count("dead: its coefficient was 0 on every one of") == 2
+
+
+# -- without torch ------------------------------------------------------------------------------------------
+
+_READ = """
+card = neuron.card(run, (1, 5))
+text.plain(text.card(card)), html.page(card), gallery.render(run, neurons_per_layer=1)
+text.plain(text.found(search.sort(run, "kurtosis")))
+"""
+_CHECK = """
+import sys
+from mnemoscope import open_run
+from mnemoscope.analyses import neuron, search
+from mnemoscope.views import gallery, html, text
+run = open_run(sys.argv[1])
+{work}
+heavy = sorted({{"torch", "transformers", "numba"}} & set(sys.modules))
+sys.exit(f"imported: {{heavy}}" if heavy else 0)
+"""
+
+
+def _in_subprocess(run: Run, work: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _CHECK.format(work=work), str(run.path)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_reading_never_imports_torch(run: Run) -> None:
+    """Opening a run, drawing a neuron both ways, searching and writing the gallery leave torch alone."""
+    done = _in_subprocess(run, _READ)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_check_for_torch_can_fail(run: Run) -> None:
+    """The test above would notice: with a stand-in for torch among the modules it fails."""
+    done = _in_subprocess(run, "sys.modules['torch'] = sys")
+    assert done.returncode == 1
+    assert "imported: ['torch']" in done.stderr
