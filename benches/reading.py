@@ -14,12 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Manifest, ModelEntry
-from mnemoscope.store import SCHEMAS, Run, RunWriter, open_run, write_sorted_by_token
+from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, ModelEntry
+from mnemoscope.store import SCHEMAS, Run, RunWriter, open_run
 
 LAYERS, TOP, VALUES, VOCABULARY = 28, 50, 10, 49_152
 CONTEXTS, LENGTH, SHARD = 40_000, 128, 256
@@ -83,21 +84,19 @@ def _contexts(start: int) -> pa.Table:
 def build(folder: Path, neurons: int) -> Run:
     """Stream the synthetic run to disk, one layer at a time."""
     writer = RunWriter(folder)
-    for name, rows in (("triggers", _triggers), ("values", _values)):
-        with writer.table(name) as table:
-            for layer in range(LAYERS):
-                table.append(rows(layer, neurons))
+    for layer in range(LAYERS):
+        writer.append("triggers", _triggers(layer, neurons))
+        writer.append("values", _values(layer, neurons))
     with writer.table("contexts", rows_per_group=None) as table:
         for start in range(0, CONTEXTS, SHARD):
             table.append(_contexts(start))
-    write_sorted_by_token(writer)
+    writer.sort_values_by_token()
     for name in ("neurons", "histograms", "samples", "documents", "vocabulary", "shards"):
-        with writer.table(name):
-            pass
-    return writer.commit(_manifest(neurons))
+        writer.append(name, SCHEMAS[name].empty_table())
+    return writer.commit(_about(neurons))
 
 
-def _manifest(neurons: int) -> Manifest:
+def _about(neurons: int) -> dict[str, Any]:
     model = ModelEntry(
         id="synthetic",
         family="llama",
@@ -124,17 +123,16 @@ def _manifest(neurons: int) -> Manifest:
         tokens=CONTEXTS * LENGTH,
         counted=CONTEXTS * (LENGTH - 1),
     )
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        created="",
-        mnemoscope="",
-        model=model,
-        corpus=corpus,
-        options={},
-        excluded=[],
-        environment={},
-        tables={},
-    )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": "",
+        "mnemoscope": "",
+        "model": model,
+        "corpus": corpus,
+        "options": {},
+        "excluded": [],
+        "environment": {},
+    }
 
 
 def _verify(run: Run, neurons: int, random: np.random.Generator) -> None:

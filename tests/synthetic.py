@@ -15,13 +15,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Manifest, ModelEntry
-from mnemoscope.store import SCHEMAS, Run, RunWriter, write_sorted_by_token
+from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, ModelEntry
+from mnemoscope.store import SCHEMAS, Run, RunWriter
 
 # Magnitudes where bins begin: 24 octaves from 2^-12, four linear steps in each.
 _STEPS = np.array([2.0**octave * (1 + step / 4) for octave in range(-12, 12) for step in range(4)])
@@ -103,8 +103,8 @@ def make_run(
     with writer.table("contexts", rows_per_group=None) as table:
         for shard in _shard_ranges(corpus):
             table.append(pa.Table.from_pylist(_contexts(corpus, shard), schema=SCHEMAS["contexts"]))
-    write_sorted_by_token(writer)
-    return writer.commit(_manifest(corpus, vocabulary, layers, neurons, gated, documents, top))
+    writer.sort_values_by_token()
+    return writer.commit(_about(corpus, vocabulary, layers, neurons, gated, documents, top))
 
 
 def _split(text: str) -> list[str]:
@@ -282,12 +282,13 @@ def _vocabulary(vocabulary: list[bytes]) -> Iterator[dict]:
 
 
 def _shards(coefficients: list[np.ndarray], corpus: _Corpus, neurons: int) -> Iterator[dict]:
-    for index, shard in enumerate(_shard_ranges(corpus)):
-        part = slice(shard.start, shard.stop)
-        within = _Corpus(corpus.tokens[part], corpus.document[part], corpus.start[part])
-        values = _counted_coefficients(coefficients[part], within).astype(np.float64)
-        for layer in range(len(values) // neurons):
-            m = values[layer * neurons : (layer + 1) * neurons]
+    for layer in range(len(coefficients[0]) // neurons):
+        cells = slice(layer * neurons, (layer + 1) * neurons)
+        for index, shard in enumerate(_shard_ranges(corpus)):
+            part = slice(shard.start, shard.stop)
+            within = _Corpus(corpus.tokens[part], corpus.document[part], corpus.start[part])
+            blocks = [block[cells] for block in coefficients[part]]
+            m = _counted_coefficients(blocks, within).astype(np.float64)
             powers = ("sum", "sum_squares", "sum_cubes", "sum_fourths")
             yield {
                 "shard": index,
@@ -298,15 +299,15 @@ def _shards(coefficients: list[np.ndarray], corpus: _Corpus, neurons: int) -> It
             }
 
 
-def _manifest(
+def _about(
     corpus: _Corpus, vocabulary: list[bytes], layers: int, neurons: int, gated: bool, documents: int, top: int
-) -> Manifest:
+) -> dict[str, Any]:
     tokens = np.concatenate(corpus.tokens)
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        created="2024-05-01T12:00:00+00:00",
-        mnemoscope="0.0.0",
-        model=ModelEntry(
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": "2024-05-01T12:00:00+00:00",
+        "mnemoscope": "0.0.0",
+        "model": ModelEntry(
             id="synthetic",
             family="llama" if gated else "gpt2",
             weights_sha256="0" * 64,
@@ -320,7 +321,7 @@ def _manifest(
             context_length=96,
             self_check=1e-7,
         ),
-        corpus=CorpusEntry(
+        "corpus": CorpusEntry(
             id="synthetic:articles",
             sha256=hashlib.sha256(tokens.tobytes()).hexdigest(),
             source={"seed": "0"},
@@ -332,8 +333,7 @@ def _manifest(
             tokens=len(tokens),
             counted=int(sum(_counted(context).sum() for context in corpus.tokens)),
         ),
-        options={"top": top, "dtype": "fp32", "lens": "own", "histogram_edges": HISTOGRAM_EDGES},
-        excluded=["position 0", "special tokens"],
-        environment={"python": "3.11", "torch": "none"},
-        tables={},
-    )
+        "options": {"top": top, "dtype": "fp32", "lens": "own", "histogram_edges": HISTOGRAM_EDGES},
+        "excluded": ["position 0", "special tokens"],
+        "environment": {"python": "3.11", "torch": "none"},
+    }

@@ -40,7 +40,7 @@ from mnemoscope.store import (
     RunWriter,
     finish_commit,
     open_run,
-    write_sorted_by_token,
+    write_atomically,
 )
 from mnemoscope.store.reading import _SortedTable
 
@@ -68,7 +68,7 @@ def rewrite(run: Run, path: Path, *, overwrite: bool = True) -> Run:
     writer = RunWriter(path, overwrite=overwrite)
     for name in SCHEMAS:
         writer.adopt(name, shutil.copy(run.file(name), writer.work / f"{name}.new"))
-    return writer.commit(run.manifest.model_copy(update={"tables": {}}))
+    return writer.commit(dict(run.manifest.model_dump(exclude={"tables"})))
 
 
 # -- the format ------------------------------------------------------------------------------------------
@@ -309,8 +309,8 @@ def test_no_room_to_sort(run: Run, tmp_path: Path) -> None:
     """A sort that runs out of room is one line, and leaves no half table."""
     writer = RunWriter(tmp_path / "run")
     writer.adopt("values", shutil.copy(run.file("values"), tmp_path / "values.parquet"))
-    with pytest.raises(RunError, match="sorting values by token failed") as caught:
-        write_sorted_by_token(writer, memory="1KB")
+    with pytest.raises(RunError, match="sorting the values by token failed") as caught:
+        writer.sort_values_by_token(memory="1KB")
     assert "\n" not in str(caught.value)
     assert [file.name for file in (writer.work / "tables").iterdir()] == ["values.parquet"]
 
@@ -353,6 +353,35 @@ def test_full_device(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="the disk is full"), writer.table("histograms") as table:
         rows = [{"layer": 0, "neuron": i, "counts": [i] * 193} for i in range(300)]
         table.append(pa.Table.from_pylist(rows, schema=SCHEMAS["histograms"]))
+
+
+def test_tables_side_by_side(run: Run, tmp_path: Path) -> None:
+    """Tables can be written in turns; what was being written when something failed leaves nothing behind."""
+    frames = {name: pq.read_table(run.file(name)) for name in ("triggers", "values")}
+
+    def write(path: Path, fail: bool) -> list[str]:
+        with suppress(_Power), RunWriter(path) as writer:
+            for layer in range(3):
+                for name, rows in frames.items():
+                    writer.append(name, rows.filter(pa.array(rows["layer"].to_numpy() == layer)))
+                if fail:
+                    raise _Power
+        return sorted(file.name for file in (path / WORK / "tables").iterdir())
+
+    assert write(tmp_path / "failed", True) == []
+    assert write(tmp_path / "run", False) == ["triggers.parquet", "values.parquet"]
+    for name in frames:
+        written = tmp_path / "run" / WORK / "tables" / f"{name}.parquet"
+        assert written.read_bytes() == run.file(name).read_bytes()
+
+
+def test_write_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file is replaced whole, or stays as it was."""
+    write_atomically(tmp_path / "file", b"old")
+    with monkeypatch.context() as patch, pytest.raises(_Power):
+        patch.setattr(os, "replace", _raise_power)
+        write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
 
 
 def test_unwritable(tmp_path: Path) -> None:
@@ -540,7 +569,7 @@ def test_sort_by_token_spills(tmp_path: Path) -> None:
         writer = RunWriter(tmp_path / memory)
         with writer.table("values") as table:
             table.append(values)
-        write_sorted_by_token(writer, memory=memory)
+        writer.sort_values_by_token(memory=memory)
         files.append((writer.work / "tables" / "values_by_token.parquet").read_bytes())
     assert files[0] == files[1]
 

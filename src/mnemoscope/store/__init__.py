@@ -1,9 +1,8 @@
 """The run directory: written whole or not at all, read by key without torch.
 
     with RunWriter("runs/gpt2") as writer:              # works in runs/gpt2/.work
-        with writer.table("triggers") as triggers:      # streamed, sorted, checked
-            triggers.append(rows)
-        run = writer.commit(manifest)                   # the manifest appears last
+        writer.append("triggers", rows)                 # streamed, in order, checked
+        run = writer.commit(about)                      # the manifest appears last
 
     run = open_run("runs/gpt2")
     run.rows("triggers", 13, 366)                       # one neuron, a few KB of the file
@@ -18,7 +17,7 @@ from __future__ import annotations
 
 from mnemoscope.store.reading import Problem, Run, StoredContext, StoredDocument, open_run
 from mnemoscope.store.schemas import KEYS, MANIFEST, SCHEMAS, WORK
-from mnemoscope.store.writing import RunWriter, TableWriter, finish_commit, write_sorted_by_token
+from mnemoscope.store.writing import RunWriter, TableWriter, finish_commit, write_atomically
 
 __all__ = [
     "KEYS",
@@ -33,5 +32,5 @@ __all__ = [
     "TableWriter",
     "finish_commit",
     "open_run",
-    "write_sorted_by_token",
+    "write_atomically",
 ]

@@ -102,7 +102,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "contexts": ("context",),
     "documents": ("document",),
     "vocabulary": ("token",),
-    "shards": ("shard", "layer"),
+    "shards": ("layer", "shard"),
 }
 
 # Rows per group: small enough that one key costs a millisecond, large enough that the footer stays small.

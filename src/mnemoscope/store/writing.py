@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mnemoscope.errors import RunCorrupt, RunError
-from mnemoscope.records import SCHEMA_VERSION, Manifest, TableEntry
+from mnemoscope.records import Manifest, TableEntry
 from mnemoscope.store.reading import Run, open_run, read_manifest, sha256
 from mnemoscope.store.schemas import (
     GROUP_ROWS,
@@ -50,6 +51,16 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Replace a file by one that holds `content`: at no moment is there half of it."""
+    partial = file.with_name(f"{file.name}.partial")
+    with _writing(file.parent):
+        partial.write_bytes(content)
+        _sync(partial)
+        partial.replace(file)
+        _sync(file.parent)
 
 
 def _kinds(schema: pa.Schema) -> list[tuple[str, str]]:
@@ -136,6 +147,7 @@ class RunWriter:
         self.path = Path(path)
         self.work = self.path / WORK
         self._stage = self.work / "tables"
+        self._open, self._writers, self._closed = ExitStack(), dict[str, TableWriter](), set[str]()
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             finish_commit(self.path)
@@ -149,8 +161,9 @@ class RunWriter:
     def __enter__(self) -> RunWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Nothing to undo: what was not committed is no run, and is kept for resuming."""
+    def __exit__(self, *failure: Any) -> None:
+        """What was not committed is no run; finished tables and `work` are kept for resuming."""
+        self._open.__exit__(*failure)
 
     def table(self, name: str, *, rows_per_group: int | None = 0) -> TableWriter:
         """A streaming writer for one table; replaces an earlier attempt when it closes without an error.
@@ -161,6 +174,18 @@ class RunWriter:
             rows_per_group = GROUP_ROWS.get(name, GROUP_ROWS_DEFAULT)
         with _writing(self.path):
             return TableWriter(name, self._stage / f"{name}.parquet", rows_per_group)
+
+    def append(self, name: str, rows: pa.Table) -> None:
+        """Add rows to table `name`, which stays open, beside others, until something needs it whole."""
+        assert name not in self._closed, f"table {name} is already complete"
+        if name not in self._writers:
+            self._writers[name] = self._open.enter_context(self.table(name))
+        self._writers[name].append(rows)
+
+    def _close(self) -> None:
+        self._open.close()
+        self._closed |= self._writers.keys()
+        self._writers.clear()
 
     def adopt(self, name: str, file: str | Path) -> None:
         """Move a finished Parquet file in as table `name`; done already counts as done."""
@@ -173,12 +198,39 @@ class RunWriter:
             shutil.move(source, target)
             _sync(target)
 
-    def commit(self, manifest: Manifest) -> Run:
-        """Publish the tables under `manifest` (its `tables` are filled in here) and open the run.
+    def sort_values_by_token(self, *, memory: str = "1GB") -> None:
+        """Write `values_by_token` from the table `values`, sorting on disk beyond `memory`.
+
+        Order: token, polarity descending, then the strongest first (probability descending where it is
+        promoted, ascending where it is suppressed), layer, neuron. It is total, so the bytes are reproducible.
+        """
+        import duckdb
+
+        self._close()
+        source, scratch = str(self._stage / "values.parquet"), self.work / "sorting"
+        order = "token, polarity desc, polarity * probability desc, layer, neuron"
+        try:
+            with duckdb.connect(config=OFFLINE) as database, self.table("values_by_token") as table:
+                database.execute(f"set memory_limit = '{memory}'")
+                database.execute("set temp_directory = ?", [str(scratch)])
+                rows = database.sql(f"select * from read_parquet(?) order by {order}", params=[source])
+                for batch in pa.RecordBatchReader.from_stream(rows):
+                    table.append(pa.Table.from_batches([batch]))
+        except (duckdb.Error, pa.ArrowException) as error:  # no room to sort in, most likely
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"writing the run {self.path}: sorting the values by token failed ({reason})"
+            ) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def commit(self, about: Mapping[str, Any]) -> Run:
+        """Publish the tables and open the run; `about` is all of a `Manifest` but its `tables`.
 
         Every table of `SCHEMAS` must have been written. Interrupted before the new run is complete, an
         earlier run is untouched; after that, `finish_commit` (or another `RunWriter`) completes it.
         """
+        self._close()
         with _writing(self.path):
             entries = {}
             for name in SCHEMAS:
@@ -188,12 +240,8 @@ class RunWriter:
                 _sync(file)
                 entries[name] = TableEntry(rows=rows, bytes=file.stat().st_size, sha256=sha256(file))
             _sync(self._stage)
-            whole = manifest.model_copy(update={"schema_version": SCHEMA_VERSION, "tables": entries})
-            partial = self.work / f"{MANIFEST}.partial"
-            partial.write_text(whole.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            _sync(partial)
-            partial.replace(self.work / MANIFEST)
-            _sync(self.work)
+            manifest = Manifest(**about, tables=entries)
+            write_atomically(self.work / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
             finish_commit(self.path)
         return open_run(self.path)
 
@@ -214,8 +262,8 @@ def finish_commit(path: str | Path) -> bool:
             file = source if source.exists() else target
             if not file.exists() or file.stat().st_size != entries[name].bytes:
                 raise RunCorrupt(
-                    f"finishing the run {path}: table {name} is missing or short in {WORK}; remove {work} and "
-                    "build again"
+                    f"finishing the run {path}: table {name} is missing or short in {WORK}; "
+                    f"remove {work} and build again"
                 )
         (path / MANIFEST).unlink(missing_ok=True)
         _sync(path)
@@ -232,31 +280,3 @@ def finish_commit(path: str | Path) -> bool:
         _sync(path)
         work.rmdir()
     return True
-
-
-def write_sorted_by_token(writer: RunWriter, *, memory: str = "1GB") -> None:
-    """Write `values_by_token` from the finished `values` table of `writer`, sorting on disk beyond `memory`.
-
-    Order: token, polarity descending, then the strongest first (probability descending where it is promoted,
-    ascending where it is suppressed), layer, neuron. The order is total, so the bytes are reproducible.
-    """
-    import duckdb
-
-    source = writer.work / "tables" / "values.parquet"
-    scratch = writer.work / "sorting"
-    order = "token, polarity desc, polarity * probability desc, layer, neuron"
-    try:
-        with duckdb.connect(config=OFFLINE) as database:
-            database.execute(f"set memory_limit = '{memory}'")
-            database.execute("set temp_directory = ?", [str(scratch)])
-            rows = database.sql(f"select * from read_parquet(?) order by {order}", params=[str(source)])
-            with writer.table("values_by_token") as table:
-                for batch in pa.RecordBatchReader.from_stream(rows):
-                    table.append(pa.Table.from_batches([batch]))
-    except (duckdb.Error, pa.ArrowException) as error:  # no room to sort in, most likely
-        reason = " ".join(str(error).split())
-        raise RunError(
-            f"writing the run {writer.path}: sorting the values by token failed ({reason})"
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
