@@ -12,8 +12,9 @@ before. That this is what the output projection reads is part of the check.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from transformers import PreTrainedModel
 from mnemoscope.anatomy import Anatomy, Layer, Norm, candidates
 from mnemoscope.errors import ModelNotSupported
 
+_HALF = (torch.bfloat16, torch.float16)
 TOLERANCE = 1e-4  # of the logit range for logits, of the largest entry of the vector for everything else
 
 
@@ -138,19 +140,17 @@ class Stream:
     ) -> tuple[Float[Tensor, "head token source"], Float[Tensor, "head source dimension"]]:
         """Attention weights and value vectors if the residual entering ``layer`` were ``lin`` (A53, A54)."""
         part, (args, kwargs) = self.anatomy.layers[layer], self.layers[layer].call
-        norm = part.input_norm
+        witness = _Witness(part, _Products())
         x = lin.to(self.embedding.dtype)[None]
-        with torch.no_grad(), _observed(self.hf, upcast=self.upcast):
-            recorder = _Products()
-            if norm is not None and norm.module is not None:
-                x = norm.module(x)
+        handle = part.attention_out.register_forward_pre_hook(witness.mix)
+        with torch.no_grad(), _hooked([handle]), _observed(self.hf, upcast=self.upcast), witness.recorder:
+            if part.input_norm is not None and part.input_norm.module is not None:
+                x = part.input_norm.module(x)
             if args:
-                args = (x, *args[1:])
+                part.attention(x, *args[1:], **kwargs)
             else:
-                kwargs = {**kwargs, "hidden_states": x}
-            with _hooked([part.attention_out.register_forward_pre_hook(recorder.settle)]), recorder:
-                part.attention(*args, **kwargs)
-        return _heads(recorder.settled, part.n_heads)
+                part.attention(**{**kwargs, "hidden_states": x})
+        return _heads(witness.product, part.n_heads)
 
     def _folded(self, written: Tensor, norm: Norm | None, output: Tensor) -> Tensor:
         """``written`` through the post-norm frozen at its output, and the residual multiplier (G4)."""
@@ -183,28 +183,22 @@ def trace(
     single weight. The model's mode, attention implementation and weights are put back, also after an error.
     """
     recorder = _Products()
-    notes: list[dict[str, Any]] = [{} for _ in anatomy.layers]
-    with _observed(hf, upcast=upcast), ExitStack() as stack:
-        for part, note in zip(anatomy.layers, notes, strict=True):
-            stack.enter_context(_hooked(_watch(part, note, recorder)))
-        stack.enter_context(recorder)
+    witnesses = [_Witness(part, recorder) for part in anatomy.layers]
+    handles = [handle for witness in witnesses for handle in witness.handles()]
+    with _hooked(handles), _observed(hf, upcast=upcast), recorder:
         logits = hf(input_ids=tokens, use_cache=False).logits[0]
-    layers = tuple(
-        _layer_trace(index, part, note, anatomy)
-        for index, (part, note) in enumerate(zip(anatomy.layers, notes, strict=True))
-    )
+    layers = tuple(witness.trace(index, anatomy) for index, witness in enumerate(witnesses))
     return Stream(hf, anatomy, tokens[0], layers, logits, upcast)
 
 
 class _Products(TorchFunctionMode):
-    """Remembers the operands of the last matrix product; ``settle`` keeps them as weights and values."""
+    """Remembers the operands of the last matrix product, until ``settle`` hands them out."""
 
     _FUNCTIONS = frozenset({torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
 
     def __init__(self) -> None:
         super().__init__()
         self.last: tuple[Tensor, Tensor] | None = None
-        self.settled: tuple[Tensor, Tensor] | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -213,8 +207,9 @@ class _Products(TorchFunctionMode):
             self.last = (args[0], args[1])
         return func(*args, **(kwargs or {}))
 
-    def settle(self, *_: Any) -> None:
-        self.settled, self.last = self.last, None
+    def settle(self) -> tuple[Tensor, Tensor] | None:
+        settled, self.last = self.last, None
+        return settled
 
 
 def _heads(operands: tuple[Tensor, Tensor] | None, n_heads: int) -> tuple[Tensor, Tensor]:
@@ -228,82 +223,94 @@ def _heads(operands: tuple[Tensor, Tensor] | None, n_heads: int) -> tuple[Tensor
     return alpha, value.expand(n_heads, -1, -1)
 
 
-def _watch(part: Layer, note: dict[str, Any], recorder: _Products) -> list[Any]:
-    """Hooks that fill ``note`` when the block runs."""
+class _Witness:
+    """What one block was seen to do; its methods are the hooks."""
 
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        note["lin"] = _flat(args[0] if args else kwargs["hidden_states"])
+    def __init__(self, part: Layer, recorder: _Products) -> None:
+        self.part, self.recorder = part, recorder
+        self.seen: dict[str, Tensor] = {}
+        self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self.product: tuple[Tensor, Tensor] | None = None
 
-    def leave(_: nn.Module, __: Any, output: Any) -> None:
-        note["lout"] = _flat(output[0] if isinstance(output, tuple) else output)
+    def handles(self) -> list[Any]:
+        part, norm = self.part, self.part.ffn_norm
+        handles = [
+            part.module.register_forward_pre_hook(self.enter, with_kwargs=True),
+            part.module.register_forward_hook(self.leave),
+            part.attention.register_forward_pre_hook(self.attend, with_kwargs=True),
+            part.attention_out.register_forward_pre_hook(self.mix),
+            part.attention_out.register_forward_hook(partial(self.keep, "attention_output")),
+            part.gate.module.register_forward_hook(self.detect),
+            part.down.register_forward_pre_hook(partial(self.read, "coefficients")),
+            part.down.register_forward_hook(partial(self.keep, "ffn_output")),
+        ]
+        if part.up is not None and part.up.module is not part.gate.module:
+            handles.append(part.up.module.register_forward_hook(self.detect_up))
+        if norm is not None and norm.module is not None:
+            handles.append(norm.module.register_forward_pre_hook(partial(self.read, "ffn_norm_input")))
+        return handles
 
-    def attend(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        note["call"] = (args, kwargs)
-        note["attention_input"] = _flat(args[0] if args else kwargs["hidden_states"])
+    def enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.seen["lin"] = _hidden(args, kwargs)
 
-    def mix(_: nn.Module, args: tuple[Any, ...]) -> None:
-        recorder.settle()
-        note["mixed"] = _flat(args[0])
-        note["product"] = recorder.settled
+    def leave(self, _: nn.Module, __: Any, output: Any) -> None:
+        self.seen["lout"] = _flat(output[0] if isinstance(output, tuple) else output)
 
-    def first(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        note["ffn_input"], note["gate"] = _flat(args[0]), _flat(part.gate.of(output))
+    def attend(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.call = (args, kwargs)
+        self.seen["attention_input"] = _hidden(args, kwargs)
 
-    def keep(name: str) -> Callable[..., None]:
-        # Falcon adds to the FFN's output in place, so outputs are copied.
-        return lambda _, __, output: note.__setitem__(name, _flat(output).clone())
+    def mix(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        self.product = self.recorder.settle()
+        self.seen["mixed"] = _flat(args[0])
 
-    hooks = [
-        part.module.register_forward_pre_hook(enter, with_kwargs=True),
-        part.module.register_forward_hook(leave),
-        part.attention.register_forward_pre_hook(attend, with_kwargs=True),
-        part.attention_out.register_forward_pre_hook(mix),
-        part.attention_out.register_forward_hook(keep("attention_output")),
-        part.gate.module.register_forward_hook(first),
-        part.down.register_forward_pre_hook(lambda _, args: note.__setitem__("coefficients", _flat(args[0]))),
-        part.down.register_forward_hook(keep("ffn_output")),
-    ]
-    if (up := part.up) is not None:
-        hooks.append(
-            up.module.register_forward_hook(
-                lambda _, __, output: note.__setitem__("up", _flat(up.of(output)))
-            )
-        )
-    if part.ffn_norm is not None and part.ffn_norm.module is not None:
-        hooks.append(
-            part.ffn_norm.module.register_forward_pre_hook(
-                lambda _, args: note.__setitem__("ffn_norm_input", _flat(args[0]))
-            )
-        )
-    return hooks
+    def detect(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self.seen["ffn_input"] = _flat(args[0])
+        self.seen["gate"] = _flat(self.part.gate.of(output))
+        if self.part.up is not None and self.part.up.module is self.part.gate.module:
+            self.seen["up"] = _flat(self.part.up.of(output))
+
+    def detect_up(self, _: nn.Module, __: Any, output: Tensor) -> None:
+        assert self.part.up is not None
+        self.seen["up"] = _flat(self.part.up.of(output))
+
+    def read(self, name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        self.seen[name] = _flat(args[0])
+
+    def keep(self, name: str, _: nn.Module, __: Any, output: Tensor) -> None:
+        # A copy, because Falcon adds to its FFN's output in place.
+        self.seen[name] = _flat(output).clone()
+
+    def trace(self, index: int, anatomy: Anatomy) -> LayerTrace:
+        seen = dict(self.seen)
+        for name, what in _NEEDED.items():
+            if name not in seen:
+                raise _failed(anatomy, index, "layer", f"its {what} was never called")
+        read = seen.pop("ffn_norm_input", seen["ffn_input"])
+        alpha, value = _heads(self.product, self.part.n_heads)
+        seen["lres"] = self._after_attention(anatomy.residual_multiplier) if anatomy.parallel else read
+        return LayerTrace(alpha=alpha, value=value, up=seen.pop("up", None), call=self.call, **seen)
+
+    def _after_attention(self, multiplier: float) -> Tensor:
+        output, norm = self.seen["attention_output"].float(), self.part.post_attention_norm
+        update = (output if norm is None else norm(output)) * multiplier
+        return (self.seen["lin"] + update).to(self.seen["lin"].dtype)
+
+
+_NEEDED = {
+    "lin": "block",
+    "mixed": "attention output projection",
+    "gate": "first FFN projection",
+    "coefficients": "down projection",
+}
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return _flat(args[0] if args else kwargs["hidden_states"])
 
 
 def _flat(x: Tensor) -> Tensor:
     return x.detach().reshape(-1, x.shape[-1])
-
-
-def _layer_trace(index: int, part: Layer, note: dict[str, Any], anatomy: Anatomy) -> LayerTrace:
-    wanted = {
-        "lin": "block",
-        "lout": "block",
-        "mixed": "attention output projection",
-        "gate": "first FFN projection",
-        "coefficients": "down projection",
-    }
-    for name, what in wanted.items():
-        if name not in note:
-            raise _failed(anatomy, index, "layer", f"its {what} was never called")
-    read = note.pop("ffn_norm_input", None)
-    alpha, value = _heads(note.pop("product"), part.n_heads)
-    traced = LayerTrace(lres=note["lin"], alpha=alpha, value=value, up=note.pop("up", None), **note)
-    if anatomy.parallel:
-        output = traced.attention_output.float()
-        norm = part.post_attention_norm
-        update = (output if norm is None else norm(output)) * anatomy.residual_multiplier
-        traced.lres = (traced.lin + update).to(traced.lin.dtype)
-    else:
-        traced.lres = traced.ffn_input if part.ffn_norm is None else read
-    return traced
 
 
 # -- keeping the model as it was -----------------------------------------------------------------------------
@@ -324,7 +331,7 @@ def _observed(hf: PreTrainedModel, *, upcast: bool) -> Iterator[None]:
     configs = {id(c): c for m in hf.modules() if (c := getattr(m, "config", None)) is not None}
     before = [(config, config._attn_implementation_internal) for config in configs.values()]
     training = [module for module in hf.modules() if module.training]
-    with _widened(hf) if upcast else ExitStack():
+    with _widened(hf) if upcast else nullcontext():
         try:
             hf.eval()
             for config, _ in before:
@@ -343,30 +350,30 @@ def _widened(hf: PreTrainedModel) -> Iterator[None]:
     handles: list[Any] = []
     for module in hf.modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in own):
-            handles += _widen(module)
+        if any(tensor.dtype in _HALF for tensor in own):
+            widener = _Widener()
+            handles.append(module.register_forward_pre_hook(widener.widen, prepend=True))
+            handles.append(module.register_forward_hook(widener.restore, always_call=True))
     with _hooked(handles):
         yield
 
 
-def _widen(module: nn.Module) -> list[Any]:
-    stored: list[tuple[Tensor, Tensor]] = []
+class _Widener:
+    """Swaps the half-precision weights of one module for fp32 copies, and back."""
 
-    def widen(*_: Any) -> None:
+    def __init__(self) -> None:
+        self.stored: list[tuple[Tensor, Tensor]] = []
+
+    def widen(self, module: nn.Module, *_: Any) -> None:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if tensor.dtype in (torch.bfloat16, torch.float16):
-                stored.append((tensor, tensor.data))
+            if tensor.dtype in _HALF:
+                self.stored.append((tensor, tensor.data))
                 tensor.data = tensor.data.float()
 
-    def restore(*_: Any) -> None:
-        while stored:
-            tensor, data = stored.pop()
+    def restore(self, *_: Any) -> None:
+        while self.stored:
+            tensor, data = self.stored.pop()
             tensor.data = data
-
-    return [
-        module.register_forward_pre_hook(widen, prepend=True),
-        module.register_forward_hook(restore, always_call=True),
-    ]
 
 
 # -- the self-check ------------------------------------------------------------------------------------------
@@ -442,20 +449,25 @@ def _check_embedding(stream: Stream) -> None:
 
 
 def _first_input(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> Tensor:
-    seen: list[Tensor] = []
+    handle = anatomy.layers[0].module.register_forward_pre_hook(_stop, with_kwargs=True)
+    with _hooked([handle]):
+        try:
+            hf(input_ids=tokens[None], use_cache=False)
+        except _Seen as seen:
+            return seen.residual
+    raise AssertionError(f"a forward pass of {anatomy.family} ended without entering its first block")
 
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(_flat(args[0] if args else kwargs["hidden_states"]))
-        raise _Seen
 
-    handle = anatomy.layers[0].module.register_forward_pre_hook(stop, with_kwargs=True)
-    with _hooked([handle]), suppress(_Seen):
-        hf(input_ids=tokens[None], use_cache=False)
-    return seen[0]
+def _stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _Seen(_hidden(args, kwargs))
 
 
 class _Seen(Exception):  # noqa: N818
     """Ends a forward pass once its first residual is known."""
+
+    def __init__(self, residual: Tensor) -> None:
+        super().__init__()
+        self.residual = residual
 
 
 def _check_attention(stream: Stream, index: int) -> None:
