@@ -359,6 +359,27 @@ def test_data_set_that_cannot_be_reached_is_refused(hub: list[Any]) -> None:
     )
 
 
+def test_data_set_that_breaks_off_is_refused(hub: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that goes away in the middle is said as such, and is not taken for the end."""
+
+    def rows(*arguments: Any, **options: Any) -> Iterator[dict[str, str]]:
+        yield {"text": "one"}
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: Rows(rows))
+    assert "streaming the data set 'some/data': gone; check the id" in refused("some/data")
+
+
+class Rows:
+    """An iterable that begins anew each time, as streamed data sets do."""
+
+    def __init__(self, make: Any) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.make()
+
+
 @pytest.mark.parametrize(
     ("source", "options", "missing", "extra"),
     [("some/data", {}, "datasets", "datasets"), (["a"], {"segment": "sentence:spacy"}, "spacy", "nlp")],
@@ -664,6 +685,19 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file/plan: Not a directory; free some space or give another folder"):
         plan_of(["the cat sat"], tmp_path / "file" / "plan")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("name", ["contexts.parquet", "documents.parquet", ".plan.json"])
+def test_a_full_disk_is_refused(tmp_path: Path, name: str) -> None:
+    """When the disk is full, whatever file it hits, there is one clear line and no plan."""
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(
+        RunError, match=r"writing the plan of 2 texts into .*; free some space or give another"
+    ):
+        plan_of(["the cat sat", "on the mat"], tmp_path)
+    with pytest.raises(RunMissing):
+        Plan.load(tmp_path)
 
 
 def test_texts_too_short_for_a_context_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -214,13 +215,17 @@ def _dataset(source: str, column: str) -> _Resolved:
         revision = HfApi().dataset_info(name).sha  # pinned, so that reading twice reads the same
         rows = load_dataset(name, configuration, split=split, revision=revision, streaming=True)
     except Exception as error:  # the libraries raise dozens of kinds, and none that they promise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CorpusError(
-            f"{doing}: {reason}; check the id, and the network, or give a local file"
-        ) from error
+        raise _unreachable(doing, error) from error
 
     def documents() -> Iterator[Document]:
-        for index, row in enumerate(rows):
+        stream = enumerate(rows)
+        while True:
+            try:
+                index, row = next(stream)
+            except StopIteration:
+                return
+            except Exception as error:  # as above
+                raise _unreachable(f"streaming the data set {source!r}", error) from error
             yield row_document(row, column, f"the data set {source}, row {index}", f"{name}:{index}")
 
     identity = {
@@ -231,6 +236,11 @@ def _dataset(source: str, column: str) -> _Resolved:
         "revision": revision,
     }
     return source, column, documents, lambda: identity | {"column": column}
+
+
+def _unreachable(doing: str, error: Exception) -> CorpusError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return CorpusError(f"{doing}: {reason}; check the id, and the network, or give a local file")
 
 
 def write_plan(
@@ -286,7 +296,8 @@ def write_plan(
         ) from error
     finally:
         if writer is not None:
-            writer.close()
+            with suppress(OSError):  # a full disk was reported above
+                writer.close()
 
 
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
