@@ -202,7 +202,8 @@ class RunWriter:
         """Write `values_by_token` from the table `values`, sorting on disk beyond `memory`.
 
         Order: token, polarity descending, then the strongest first (probability descending where it is
-        promoted, ascending where it is suppressed), layer, neuron. It is total, so the bytes are reproducible.
+        promoted, ascending where it is suppressed), layer, neuron. The order is total:
+        the bytes are reproducible.
         """
         import duckdb
 
