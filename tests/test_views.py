@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -345,6 +346,31 @@ def test_search_results_say_question_null_and_rows(run: Run) -> None:
     assert max(map(cell_len, shown.splitlines())) <= 100
 
 
+@pytest.mark.parametrize(
+    ("differing", "largest", "verdict"),
+    [(0, 0.0, "identical"), (0, 1e-7, "no difference"), (3, 0.2, "differences found")],
+)
+def test_verification_says_its_verdict_first(differing: int, largest: float, verdict: str) -> None:
+    """A verification begins with the verdict and lists how much was compared and how much differs."""
+    check = SimpleNamespace(
+        name="triggers", compared=12_345, differing=differing, largest=largest, note="shard 3"
+    )
+    result = SimpleNamespace(checks=(check,), passed=not differing, identical=not differing and not largest)
+    shown = text.plain(text.verification(result)).splitlines()
+    assert shown[0] == f"verification: {verdict}"
+    assert shown[2].split()[:3] == ["triggers", "12,345", str(differing)]
+
+
+def test_run_heading_and_lists(run: Run) -> None:
+    """The heading names model and corpus; families and facts of a model are printed whole."""
+    shown = text.plain(text.heading(run))
+    assert "synthetic · 3 layers of 12 neurons" in shown
+    assert "tokens counted" in shown
+    assert {"gpt2", "llama"} <= set(text.plain(text.families(["gpt2", "llama"])).split())
+    facts = text.plain(text.anatomy({"self_check": 1e-7, "gated": True, "revision": None}))
+    assert facts.split() == ["self", "check", "1.0e-7", "gated", "yes", "revision", "–"]
+
+
 def test_card_shows_itself() -> None:
     """A card prints as text and displays itself as HTML in a notebook."""
     assert "L24N1005" in str(CARD)
@@ -406,7 +432,7 @@ def test_spaces_of_tokens_are_visible() -> None:
 def test_gallery_is_one_whole_page(run: Run, tmp_path: Path) -> None:
     """The gallery loads nothing, links only to itself, holds every layer, and names and counts the dead."""
     steps: list[object] = []
-    file = gallery.write(run, tmp_path / "new" / "gallery.html", neurons_per_layer=6, progress=steps.append)
+    file = gallery.write(run, tmp_path / "new" / "gallery.html", neurons_per_layer=6, report=steps.append)
     source = file.read_text(encoding="utf-8")
     page = assert_self_contained(source)
     assert page.tags.count("script") == 1

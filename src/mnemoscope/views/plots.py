@@ -6,14 +6,12 @@ attribute (`templates/gallery.css` does), and so that a figure saved on its own 
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import altair
-
-    from mnemoscope.analyses.overview import LayerSummary, Overview
+    from mnemoscope.analyses.overview import Overview
 
 INK, DIM, LINE = "#1d1c1a", "#68655f", "#e3e1db"
 SIZE = "#2f6f6a"  # the sequential scale is this one colour at rising opacity
@@ -21,50 +19,58 @@ _PANEL = (150, 104)
 _KURTOSIS_TICKS = (0, 10, 100, 1_000, 10_000, 100_000)
 
 
-def strip(layer: LayerSummary, overview: Overview) -> str:
-    """SVG of one layer's neurons: largest |coefficient| against excess kurtosis, shaded by number.
+def strips(overview: Overview) -> Iterator[str]:
+    """SVG of each layer's neurons: largest |coefficient| against excess kurtosis, shaded by number.
 
     Both axes are logarithmic (kurtosis counted from -3) and the same for all layers of the overview; the
     line is the normal distribution's kurtosis.
     """
+    spec = _strip(overview)  # validated once; only its rows differ between layers
+    for layer in overview.layers:
+        rows = [
+            {"x": c.x, "x2": c.x2, "y": c.y + 3, "y2": c.y2 + 3, "neurons": c.neurons} for c in layer.cells
+        ]
+        yield svg({**spec, "datasets": {"cells": rows, "normal": [{"y": 3}]}})
+
+
+def _strip(overview: Overview) -> dict[str, Any]:
     import altair as alt
 
-    rows = [{"x": c.x, "x2": c.x2, "y": c.y + 3, "y2": c.y2 + 3, "neurons": c.neurons} for c in layer.cells]
-    x = alt.Scale(type="log", domain=list(overview.reach), nice=False)
     top = max(overview.kurtosis[1] + 3, 4.0)
+    x = alt.Scale(type="log", domain=list(overview.reach), nice=False)
     y = alt.Scale(type="log", domain=[min(overview.kurtosis[0] + 3, 2.5), top], nice=False)
-    ticks = [tick + 3 for tick in _KURTOSIS_TICKS if tick + 3 <= top]
-    most = max((c.neurons for each in overview.layers for c in each.cells), default=1)
+    ticks = alt.Axis(
+        values=[tick + 3 for tick in _KURTOSIS_TICKS if tick + 3 <= top],
+        labelExpr="format(datum.value - 3, '~s')",
+        title=None,
+    )
+    most = max((cell.neurons for layer in overview.layers for cell in layer.cells), default=1)
+    shade = alt.Scale(type="log", domain=[1, max(most, 2)], range=[0.22, 1])
     cells = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(alt.NamedData("cells"))
         .mark_rect(color=SIZE, aria=False)
         .encode(
             x=alt.X("x:Q", scale=x, axis=alt.Axis(values=_powers(overview.reach), title=None)),
             x2="x2:Q",
-            y=alt.Y(
-                "y:Q",
-                scale=y,
-                axis=alt.Axis(values=ticks, labelExpr="format(datum.value - 3, '~s')", title=None),
-            ),
+            y=alt.Y("y:Q", scale=y, axis=ticks),
             y2="y2:Q",
-            opacity=alt.Opacity(
-                "neurons:Q",
-                scale=alt.Scale(type="log", domain=[1, max(most, 2)], range=[0.22, 1]),
-                legend=None,
-            ),
+            opacity=alt.Opacity("neurons:Q", scale=shade, legend=None),
         )
     )
-    normal = alt.Chart(alt.Data(values=[{"y": 3}])).mark_rule(color=INK, strokeWidth=0.75, aria=False)
-    return svg(alt.layer(cells, normal.encode(y=alt.Y("y:Q", scale=y))))
+    normal = (
+        alt.Chart(alt.NamedData("normal"))
+        .mark_rule(color=INK, strokeWidth=0.75, aria=False)
+        .encode(y=alt.Y("y:Q", scale=y))
+    )
+    return alt.layer(cells, normal).properties(width=_PANEL[0], height=_PANEL[1]).to_dict()
 
 
-def svg(chart: altair.LayerChart | altair.Chart) -> str:
-    """A chart as an SVG element fit to be put into a page: the common look, nothing that points outside."""
+def svg(spec: dict[str, Any]) -> str:
+    """A Vega-Lite specification as an SVG element to put into a page: the common look, no outside address."""
     import vl_convert
 
-    spec: dict[str, Any] = chart.properties(width=_PANEL[0], height=_PANEL[1]).to_dict()
-    spec["config"] = _LOOK
-    text = vl_convert.vegalite_to_svg(json.dumps(spec))
+    text = vl_convert.vegalite_to_svg({**spec, "config": _LOOK})
+    text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)
     # An SVG inside a page needs no namespaces, and so the page names no address at all.
     return re.sub(r'\s(xmlns(:xlink)?|aria-[a-z]+|role|pointer-events|font-family)="[^"]*"', "", text)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.cells import cell_len
 from rich.columns import Columns
@@ -101,7 +101,43 @@ def anatomy(facts: Mapping[str, object]) -> RenderableType:
     return table
 
 
+class Verification(Protocol):
+    """What `jobs.verify` returns; described here, because views and jobs do not know each other."""
+
+    @property
+    def checks(self) -> Sequence[Any]:
+        """Comparisons, each with name, compared, differing, largest (relative) and note."""
+
+    @property
+    def passed(self) -> bool:
+        """Nothing differs beyond the tolerance."""
+
+    @property
+    def identical(self) -> bool:
+        """Nothing differs at all."""
+
+
+def verification(result: Verification) -> RenderableType:
+    """A verdict, and a row for each comparison."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("", "compared", "differing", "largest difference"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_column("", overflow="fold")
+    for check in result.checks:
+        differing = Text(f"{check.differing:,}", style="bold" if check.differing else "")
+        table.add_row(
+            check.name, f"{check.compared:,}", differing, cards.number(check.largest), Text(check.note)
+        )
+    verdict = "identical" if result.identical else "no difference" if result.passed else "differences found"
+    grid = Table.grid()
+    grid.add_row(Text(f"verification: {verdict}", style="bold"))
+    grid.add_row(table)
+    return grid
+
+
 def _cell(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return cards.share(value) if name.endswith("fraction") else cards.number(value)
     if isinstance(value, int):
