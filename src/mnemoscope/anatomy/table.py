@@ -1,0 +1,137 @@
+"""The table: one row of facts for each family, and the pieces the rows are made of."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class FeedForward(NamedTuple):
+    """Paths inside a block; ``up`` is None for a plain FFN, and equals ``gate`` where they are fused."""
+
+    down: str
+    gate: str
+    up: str | None = None
+
+
+class Norms(NamedTuple):
+    """Paths inside a block of the norms before attention and FFN, and of those after them (G4)."""
+
+    input: str | None
+    ffn: str | None
+    post_attention: str | None = None
+    post_ffn: str | None = None
+
+
+_GATED = FeedForward("mlp.down_proj", "mlp.gate_proj", "mlp.up_proj")
+_FUSED = FeedForward("mlp.down_proj", "mlp.gate_up_proj", "mlp.gate_up_proj")
+_C_FC = FeedForward("mlp.c_proj", "mlp.c_fc")
+_FC_IN = FeedForward("mlp.fc_out", "mlp.fc_in")
+_4H = FeedForward("mlp.dense_4h_to_h", "mlp.dense_h_to_4h")
+_FC1 = FeedForward("fc2", "fc1")
+_MLP_FC1 = FeedForward("mlp.fc2", "mlp.fc1")
+_UP_DOWN = FeedForward("mlp.down_proj", "mlp.up_proj")
+_FFN_UP_DOWN = FeedForward("ffn.down_proj", "ffn.up_proj")
+
+_LN_12 = Norms("ln_1", "ln_2")
+_LN_1 = Norms("ln_1", "ln_1")
+_NORM_12 = Norms("norm_1", "norm_2")
+_PRE = Norms("input_layernorm", "post_attention_layernorm")
+_SHARED = Norms("input_layernorm", "input_layernorm")
+_TWO = Norms("ln_attn", "ln_mlp")
+_OPT = Norms("self_attn_layer_norm", "final_layer_norm")
+_VAULT = Norms("input_layernorm", "pre_feedforward_layernorm")
+_POST = Norms(None, None, "post_attention_layernorm", "post_feedforward_layernorm")
+_SANDWICH = Norms(
+    "input_layernorm", "pre_feedforward_layernorm", "post_attention_layernorm", "post_feedforward_layernorm"
+)
+_GLM4 = Norms("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
+
+
+class Family(NamedTuple):
+    """One row: paths inside a block, paths inside the body, and the config fields that matter.
+
+    ``norms`` lists alternatives; the one that uses exactly the norms a block has is taken. A field is named
+    only where the family's code reads it; ``refused`` lists (field, the value that is handled, why).
+    """
+
+    attention_out: str
+    ffn: FeedForward
+    norms: tuple[Norms, ...]
+    blocks: str = "layers"
+    final_norm: str = "norm"
+    embedding_norm: str | None = None
+    parallel: str | None = None
+    embedding_multiplier: str | None = None
+    residual_multiplier: str | None = None
+    logit_multiplier: str | None = None
+    logit_divisor: str | None = None
+    softcap: str | None = None
+    refused: tuple[tuple[str, Any, str], ...] = ()
+
+
+_LLAMA = Family("self_attn.o_proj", _GATED, (_PRE,))
+_GPT2 = Family("attn.c_proj", _C_FC, (_LN_12,), blocks="h", final_norm="ln_f")
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": _GPT2,
+    "gpt_neo": _GPT2._replace(attention_out="attn.attention.out_proj"),
+    "gptj": _GPT2._replace(attention_out="attn.out_proj", ffn=_FC_IN, norms=(_LN_1,)),
+    "codegen": _GPT2._replace(attention_out="attn.out_proj", ffn=_FC_IN, norms=(_LN_1,)),
+    "gpt_neox": Family(
+        "attention.dense", _4H, (_PRE,), final_norm="final_layer_norm", parallel="use_parallel_residual"
+    ),
+    "opt": Family(
+        "self_attn.out_proj",
+        _FC1,
+        (_OPT,),
+        final_norm="final_layer_norm",
+        refused=(("do_layer_norm_before", True, "it normalises the residual stream after each part"),),
+    ),
+    "bloom": Family(
+        "self_attention.dense",
+        _4H,
+        (_PRE,),
+        blocks="h",
+        final_norm="ln_f",
+        embedding_norm="word_embeddings_layernorm",
+        refused=(
+            ("apply_residual_connection_post_layernorm", False, "its residual is taken after the norm"),
+            ("slow_but_exact", False, "it computes its projections in slices"),
+        ),
+    ),
+    "falcon": Family(
+        "self_attention.dense",
+        _4H,
+        (_TWO, _PRE, _SHARED),
+        blocks="h",
+        final_norm="ln_f",
+        parallel="parallel_attn",
+    ),
+    "mpt": Family("attn.out_proj", _FFN_UP_DOWN, (_NORM_12,), blocks="blocks", final_norm="norm_f"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA._replace(norms=(_SANDWICH,), softcap="final_logit_softcapping"),
+    "gemma3_text": _LLAMA._replace(norms=(_SANDWICH,), softcap="final_logit_softcapping"),
+    "phi": Family("self_attn.dense", _MLP_FC1, (_SHARED,), final_norm="final_layernorm"),
+    "phi3": _LLAMA._replace(ffn=_FUSED),
+    "olmo": _LLAMA,
+    "olmo2": _LLAMA._replace(norms=(_POST,)),
+    "stablelm": _LLAMA._replace(norms=(_PRE, _SHARED), parallel="use_parallel_residual"),
+    "starcoder2": _LLAMA._replace(ffn=_C_FC),
+    "cohere": _LLAMA._replace(norms=(_SHARED,), logit_multiplier="logit_scale"),
+    "granite": _LLAMA._replace(
+        embedding_multiplier="embedding_multiplier",
+        residual_multiplier="residual_multiplier",
+        logit_divisor="logits_scaling",
+    ),
+    "smollm3": _LLAMA,
+}
+
+# What an unlisted decoder may be made of, likeliest first.
+ANY_OUT = tuple(dict.fromkeys(row.attention_out for row in FAMILIES.values()))
+ANY_FFN = (_GATED, _FUSED, _C_FC, _FC_IN, _4H, _FC1, _MLP_FC1, _UP_DOWN, _FFN_UP_DOWN)
+ANY_NORMS = (_SANDWICH, _GLM4, _POST, _PRE, _SHARED, _LN_12, _LN_1, _NORM_12, _TWO, _OPT, _VAULT)
+ANY_FINAL = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "layer_norm")

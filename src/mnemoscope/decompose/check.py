@@ -1,0 +1,173 @@
+"""The self-check: the parts of an anatomy add up to the model's own logits, layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mnemoscope.anatomy import Anatomy, candidates
+from mnemoscope.decompose.observe import failed, flat, hidden, hooked, observed
+from mnemoscope.decompose.stream import Stream, trace
+from mnemoscope.errors import ModelNotSupported
+
+TOLERANCE = 1e-4  # of the logit range for logits, of the largest entry of the vector for everything else
+
+
+def examine(hf: PreTrainedModel) -> tuple[Anatomy, float]:
+    """The anatomy whose parts add up, and its `self_check`; `ModelNotSupported` with the first failure if
+    none.
+
+    A family in the table has one candidate; for another decoder all fitting layouts are tried in turn.
+    """
+    failure: ModelNotSupported | None = None
+    for anatomy in candidates(hf):
+        try:
+            return anatomy, self_check(hf, anatomy)
+        except ModelNotSupported as error:
+            failure = failure or error
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            # A layout guessed for an unlisted family may not even run; that of a listed one must.
+            if anatomy.known:
+                raise
+            failure = failure or ModelNotSupported(
+                f"checking that the parts of a {anatomy.family!r} model add up: it has no row in the table, "
+                f"and the generic rule could not follow it ({type(error).__name__}: {error})"
+            )
+    assert failure is not None, "candidates() gives at least one anatomy or raises"
+    raise failure
+
+
+@torch.no_grad()
+def self_check(hf: PreTrainedModel, anatomy: Anatomy, *, tokens: int = 8, seed: int = 0) -> float:
+    """Rebuild the logits of a short random input from all parts; the largest error as a share of their range.
+
+    In fp32: embeddings, every head x source, every neuron and every bias are summed, taken through the final
+    norm and the unembedding, and compared with the model's own logits. On the way the parts of each layer are
+    compared with what it did, and its norms, keys and activation with what the model computed, so that
+    `ModelNotSupported` names the first layer that fails, where in it, and by how much (limit `TOLERANCE`).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = anatomy.unembedding().device
+    sample = torch.randint(anatomy.vocabulary, (1, tokens), generator=generator).to(device)
+    stream = trace(hf, anatomy, sample, upcast=True)
+    _check_embedding(stream)
+    rebuilt = stream.embedding.float()
+    for index in range(anatomy.n_layers):
+        _check_attention(stream, index)
+        _check_ffn(stream, index)
+        rebuilt = rebuilt + stream.attention_update(index) + stream.ffn_update(index)
+    norm, logits = anatomy.final_norm, stream.logits.float()
+    if norm is not None:
+        rebuilt = norm.frozen(rebuilt, stream.final)
+        rebuilt = rebuilt if norm.bias is None else rebuilt + norm.bias
+    error = float((anatomy.logits(rebuilt) - logits).abs().max() / (logits.max() - logits.min()))
+    if not error <= TOLERANCE:
+        raise ModelNotSupported(
+            f"checking a {anatomy.family!r} model: every layer adds up, but the logits rebuilt from them "
+            f"differ by {error:.1e} of their range (limit {TOLERANCE:g}): final norm, head or multiplier"
+        )
+    return error
+
+
+def _check_embedding(stream: Stream) -> None:
+    """What layer 0 receives beyond the token vectors must depend on positions only."""
+    anatomy, tokens = stream.anatomy, stream.tokens
+    other = tokens.flip(0)
+    with observed(stream.hf, upcast=True):
+        rests = [
+            _first_input(stream.hf, anatomy, ids) - anatomy.token_vectors(ids) for ids in (tokens, other)
+        ]
+    error = _difference(rests[0], rests[1], stream.embedding)
+    if not error <= TOLERANCE:
+        raise failed(anatomy, 0, "embedding", _off("the token vectors", error))
+
+
+def _first_input(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> Tensor:
+    handle = anatomy.layers[0].module.register_forward_pre_hook(_stop, with_kwargs=True)
+    with hooked([handle]):
+        try:
+            hf(input_ids=tokens[None], use_cache=False)
+        except _Seen as seen:
+            return seen.residual
+    raise AssertionError(f"a forward pass of {anatomy.family} ended without entering its first block")
+
+
+def _stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _Seen(hidden(args, kwargs))
+
+
+class _Seen(Exception):  # noqa: N818
+    """Ends a forward pass once its first residual is known."""
+
+    def __init__(self, residual: Tensor) -> None:
+        super().__init__()
+        self.residual = residual
+
+
+def _check_attention(stream: Stream, index: int) -> None:
+    anatomy, part, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
+    read = traced.lin.float() if part.input_norm is None else part.input_norm(traced.lin.float())
+    mixed = (traced.alpha.float() @ traced.value.float()).transpose(0, 1).reshape(traced.mixed.shape)
+    ahead = traced.alpha.float().triu(1)
+    _require(stream, index, "attention", "the input norm", read, traced.attention_input)
+    _require(stream, index, "attention", "weights looking ahead", ahead, torch.zeros_like(ahead), whole=True)
+    _require(stream, index, "attention", "weights x values", mixed, traced.mixed)
+    written = (mixed.float() @ flat(part.heads()).float()) + _or_zero(part.out_bias())
+    _require(stream, index, "attention", "heads x sources and bias", written, traced.attention_output)
+    if not anatomy.parallel:
+        after = traced.lin.float() + stream.attention_update(index)
+        _require(stream, index, "attention", "its update of the residual", after, traced.lres)
+
+
+def _check_ffn(stream: Stream, index: int) -> None:
+    anatomy, part, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
+    source = traced.lin if anatomy.parallel else traced.lres
+    read = source.float() if part.ffn_norm is None else part.ffn_norm(source.float())
+    gate = read @ part.keys().float().T + _or_zero(part.key_bias())
+    _require(stream, index, "FFN", "the input norm", read, traced.ffn_input)
+    _require(stream, index, "FFN", "the keys", gate, traced.gate)
+    coefficients = anatomy.act(traced.gate.float())
+    if traced.up is not None:
+        ups = part.ups()
+        assert ups is not None
+        _require(
+            stream, index, "FFN", "the up keys", read @ ups.float().T + _or_zero(part.up_bias()), traced.up
+        )
+        coefficients = coefficients * traced.up.float()
+    _require(stream, index, "FFN", "activation (x up)", coefficients, traced.coefficients)
+    written = traced.coefficients.float() @ part.values().float() + _or_zero(part.down_bias())
+    _require(stream, index, "FFN", "neurons and bias", written, traced.ffn_output)
+    where = "attention and FFN, which are parallel," if anatomy.parallel else "FFN"
+    before = traced.lin.float() + stream.attention_update(index) if anatomy.parallel else traced.lres.float()
+    _require(
+        stream, index, where, "its update of the residual", before + stream.ffn_update(index), traced.lout
+    )
+
+
+def _or_zero(bias: Tensor | None) -> Tensor | float:
+    return 0.0 if bias is None else bias.float()
+
+
+def _require(
+    stream: Stream, index: int, where: str, what: str, built: Tensor, seen: Tensor, *, whole: bool = False
+) -> None:
+    error = float(built.abs().max()) if whole else _difference(built, seen, seen)
+    if not error <= TOLERANCE:
+        raise failed(stream.anatomy, index, where, _off(what, error))
+
+
+def _difference(a: Tensor, b: Tensor, scale: Tensor) -> float:
+    """The largest difference of two [token, ...] tensors, relative to each token's largest entry in
+    ``scale``.
+
+    Per token, because a first position with massive activations would hide errors everywhere else.
+    """
+    size = scale.float().abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny)
+    return float(((a.float() - b.float()).abs().amax(-1) / size).max())
+
+
+def _off(what: str, error: float) -> str:
+    return f"{what} differs from what the model computed by {error:.1e} relative (limit {TOLERANCE:g})"
