@@ -664,17 +664,17 @@ import sys
 {before}
 from mnemoscope import open_run
 run = open_run({path!r})
-run.rows("triggers", 1, 3), run.contexts([1]), run.vocabulary, run.by_token(3), run.sql("select 1")
+run.rows("triggers", 1, 3), run.contexts([1]), run.vocabulary, run.by_token(3)
 run.table("values").collect()
+print(*sorted({{"pandas"}} & set(sys.modules)), end=" ")
+run.sql("select 1")
 print(*sorted({{"torch", "transformers", "numba"}} & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize(
-    ("before", "heavy"), [("", ""), ("import numba", "numba")], ids=["reading", "meta-test"]
-)
+@pytest.mark.parametrize(("before", "heavy"), [("", ""), ("import numba", "numba")], ids=["reading", "meta"])
 def test_reading_is_light(run: Run, before: str, heavy: str) -> None:
-    """Reading a run imports no torch, transformers or numba; a process that does import one is caught."""
+    """Reading a run imports no torch, transformers, numba or pandas; a process that imports one is caught."""
     code = _READ.format(before=before, path=str(run.path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == heavy

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
 from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId
-from mnemoscope.store.schemas import KEYS, MANIFEST, OFFLINE, SCHEMAS, WORK, pack
+from mnemoscope.store.schemas import KEYS, MANIFEST, OFFLINE, SCHEMAS, WORK, numbers, pack
 from mnemoscope.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -124,7 +124,9 @@ class _SortedTable:
         groups, parts = np.flatnonzero(hit).tolist(), [self._read([])]
         for start in range(0, len(groups), 16):  # some at a time: each call costs, and so does memory
             rows = self._read(groups[start : start + 16])
-            parts.append(rows.take(np.flatnonzero(np.isin(pack(rows, self.key), wanted))))
+            parts.append(
+                rows.take(pl.Series(np.flatnonzero(np.isin(pack(rows, self.key), wanted))).to_arrow())
+            )
         rows = pa.concat_tables(parts)
         lost = np.setdiff1d(wanted, pack(rows, self.key))
         if len(lost):
@@ -250,13 +252,13 @@ class Run:
                 "polarity is 1 or -1"
             )
         rows = self._tables["values_by_token"].find(int(token))
-        return _frame(rows.filter(pa.array(rows["polarity"].to_numpy() == polarity)))
+        return _frame(rows).filter(pl.col("polarity") == polarity)
 
     def contexts(self, ids: Sequence[int]) -> dict[int, StoredContext]:
         """Contexts by id, in ascending order; `QueryError` if there is no such context."""
         rows = self._tables["contexts"].pick(ids).combine_chunks()
         tokens = rows["tokens"].combine_chunks()
-        offsets, flat = tokens.offsets.to_numpy(), tokens.values.to_numpy()
+        offsets, flat = numbers(tokens.offsets), numbers(tokens.values)
         head = zip(*(rows[name].to_pylist() for name in ("context", "document", "start")), strict=True)
         return {
             context: StoredContext(document, start, flat[offsets[i] : offsets[i + 1]])
