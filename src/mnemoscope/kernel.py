@@ -1,0 +1,317 @@
+"""Compiled loops over coefficients; each is told slowly in the tests, and `accumulate` is the only caller.
+
+All take coefficients as a matrix ``[row, neuron]``, a row being one position of one context of a batch:
+float32, or bfloat16 as its 16 bits. They release the GIL, so that a few threads can each take a part of the
+work; the parts are fixed by the data, never by the number of threads, and so are the results.
+
+Three things make `reduce_contexts` fast. Whole rows are read in order, because strips of rows defeat the
+prefetcher (2 to 4 times slower). Four rows are taken at a time, so that the running values travel between
+registers and cache a quarter as often. These running values lie in few flat arrays at fixed distances,
+because the compiler gives up on vectorising a loop when it would have to ask of too many pairs of arrays
+whether they overlap.
+
+No `fastmath`: it would let the compiler assume that NaN and infinity do not occur, and finding them is part
+of the work. Nor is contraction to fused multiply-add allowed: it saves nothing that can be measured, and
+without it every processor gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+ZERO_EXPONENT = -12  # magnitudes below 2 ** -12 share the zero bin
+OCTAVES = 24  # from 2 ** -12 to 2 ** 12
+SUB_BINS = 4  # in an octave, equally wide
+BINS = 2 * OCTAVES * SUB_BINS + 1
+COARSE_OCTAVES = 2  # in a coarse bin
+COARSE_BINS = 2 * OCTAVES // COARSE_OCTAVES + 1
+SPREADER = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying by it loses nothing
+EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+STRIP = 1536  # neurons whose running values are kept at once
+_STRIDE = STRIP + 16  # not a power of two, which would map all running values to the same cache lines
+
+_SIDE = OCTAVES * SUB_BINS
+_FIRST = (127 + ZERO_EXPONENT) * SUB_BINS  # exponent and top mantissa bits of 2 ** ZERO_EXPONENT
+_PER_COARSE = COARSE_OCTAVES * SUB_BINS
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Compile on first call and keep the result on disk; where that cannot be, compile in every process."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no folder to cache in
+        return njit(nogil=True)(function)
+
+
+def widen(x: Any) -> Any:
+    """A coefficient as float32."""
+    raise NotImplementedError("only compiled code calls this")
+
+
+@overload(widen, inline="always")
+def _widen(x):  # type: ignore[no-untyped-def]  # numba wants the very signature of the lambdas
+    if x == types.uint16:
+        return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+    return lambda x: x
+
+
+@_compiled
+def _load(values, row, start, width, place, floats):  # type: ignore[no-untyped-def]
+    source = values[row, start : start + width]
+    for j in range(width):
+        floats[place + j] = widen(source[j])
+
+
+@_compiled
+def _extremes_of_four(floats, whole, width, t0, t1, t2, t3):  # type: ignore[no-untyped-def]
+    """Running maximum, minimum, their positions, positive counts; strict comparison keeps the first of equals."""
+    for j in range(width):
+        x0, x1 = floats[2 * _STRIDE + j], floats[3 * _STRIDE + j]
+        x2, x3 = floats[4 * _STRIDE + j], floats[5 * _STRIDE + j]
+        best, at = floats[j], whole[j]
+        at = t0 if x0 > best else at
+        best = x0 if x0 > best else best
+        at = t1 if x1 > best else at
+        best = x1 if x1 > best else best
+        at = t2 if x2 > best else at
+        best = x2 if x2 > best else best
+        at = t3 if x3 > best else at
+        best = x3 if x3 > best else best
+        floats[j], whole[j] = best, at
+        best, at = floats[_STRIDE + j], whole[_STRIDE + j]
+        at = t0 if x0 < best else at
+        best = x0 if x0 < best else best
+        at = t1 if x1 < best else at
+        best = x1 if x1 < best else best
+        at = t2 if x2 < best else at
+        best = x2 if x2 < best else best
+        at = t3 if x3 < best else at
+        best = x3 if x3 < best else best
+        floats[_STRIDE + j], whole[_STRIDE + j] = best, at
+        whole[2 * _STRIDE + j] += np.int32(x0 > 0) + np.int32(x1 > 0) + np.int32(x2 > 0) + np.int32(x3 > 0)
+
+
+@_compiled
+def _powers_of_four(floats, sums, width):  # type: ignore[no-untyped-def]
+    for j in range(width):
+        pivot = np.float64(floats[6 * _STRIDE + j])
+        x0, x1 = np.float64(floats[2 * _STRIDE + j]) - pivot, np.float64(floats[3 * _STRIDE + j]) - pivot
+        x2, x3 = np.float64(floats[4 * _STRIDE + j]) - pivot, np.float64(floats[5 * _STRIDE + j]) - pivot
+        q0, q1, q2, q3 = x0 * x0, x1 * x1, x2 * x2, x3 * x3
+        sums[j] += (x0 + x1) + (x2 + x3)
+        sums[_STRIDE + j] += (q0 + q1) + (q2 + q3)
+        sums[2 * _STRIDE + j] += (q0 * x0 + q1 * x1) + (q2 * x2 + q3 * x3)
+        sums[3 * _STRIDE + j] += (q0 * q0 + q1 * q1) + (q2 * q2 + q3 * q3)
+
+
+@_compiled
+def _take_one(floats, whole, sums, width, t):  # type: ignore[no-untyped-def]
+    """What the two functions above do, for the rows that are left over."""
+    for j in range(width):
+        x = floats[2 * _STRIDE + j]
+        whole[j] = t if x > floats[j] else whole[j]
+        floats[j] = x if x > floats[j] else floats[j]
+        whole[_STRIDE + j] = t if x < floats[_STRIDE + j] else whole[_STRIDE + j]
+        floats[_STRIDE + j] = x if x < floats[_STRIDE + j] else floats[_STRIDE + j]
+        whole[2 * _STRIDE + j] += np.int32(x > 0)
+        y = np.float64(x) - np.float64(floats[6 * _STRIDE + j])
+        q = y * y
+        sums[j] += y
+        sums[_STRIDE + j] += q
+        sums[2 * _STRIDE + j] += q * y
+        sums[3 * _STRIDE + j] += q * q
+
+
+@_compiled
+def reduce_contexts(  # type: ignore[no-untyped-def]
+    values,
+    rows,
+    offsets,
+    tokens,
+    first,
+    last,
+    pivot,
+    maximum,
+    maximum_at,
+    minimum,
+    minimum_at,
+    sums,
+    positive,
+):
+    """Reduce contexts ``first <= c < last``: each to its extremes, all to power sums and positive counts.
+
+    values      [row, neuron]       coefficients
+    rows        i64[counted]        rows that count, context by context
+    offsets     i64[context + 1]    where each context begins in `rows`
+    tokens      int                 positions in a context: row = context * tokens + position
+    pivot       f32[neuron]         power sums are of (coefficient - pivot)
+    maximum     f32[context neuron] out; -inf when no position counts; `minimum` likewise with inf
+    maximum_at  i32[context neuron] out: the first position that has it, -1 when no position counts
+    sums        f64[4 neuron]       out: sums of the first to fourth power
+    positive    i64[neuron]         out: coefficients above 0
+    """
+    floats = np.zeros(7 * _STRIDE, np.float32)  # maximum, minimum, four rows, pivot
+    whole = np.zeros(3 * _STRIDE, np.int32)  # where the maximum is, where the minimum is, positive
+    powers = np.zeros(4 * _STRIDE)
+    neurons = values.shape[1]
+    for start in range(0, neurons, STRIP):
+        width = min(STRIP, neurons - start)
+        stop = start + width
+        whole[2 * _STRIDE :] = 0
+        powers[:] = 0.0
+        floats[6 * _STRIDE : 6 * _STRIDE + width] = pivot[start:stop]
+        for c in range(first, last):
+            floats[:_STRIDE], floats[_STRIDE : 2 * _STRIDE] = -np.inf, np.inf
+            whole[: 2 * _STRIDE] = -1
+            i, end, zero = offsets[c], offsets[c + 1], c * tokens
+            while i + 4 <= end:
+                for k in range(4):
+                    _load(values, rows[i + k], start, width, (2 + k) * _STRIDE, floats)
+                t0, t1 = np.int32(rows[i] - zero), np.int32(rows[i + 1] - zero)
+                t2, t3 = np.int32(rows[i + 2] - zero), np.int32(rows[i + 3] - zero)
+                _extremes_of_four(floats, whole, width, t0, t1, t2, t3)
+                _powers_of_four(floats, powers, width)
+                i += 4
+            while i < end:
+                _load(values, rows[i], start, width, 2 * _STRIDE, floats)
+                _take_one(floats, whole, powers, width, np.int32(rows[i] - zero))
+                i += 1
+            maximum[c, start:stop], minimum[c, start:stop] = floats[:width], floats[_STRIDE : _STRIDE + width]
+            maximum_at[c, start:stop], minimum_at[c, start:stop] = (
+                whole[:width],
+                whole[_STRIDE : _STRIDE + width],
+            )
+        positive[start:stop] = whole[2 * _STRIDE : 2 * _STRIDE + width]
+        for power in range(4):
+            sums[power, start:stop] = powers[power * _STRIDE : power * _STRIDE + width]
+
+
+@_compiled
+def count(values, rows, start, stop, counts):  # type: ignore[no-untyped-def]
+    """Count coefficients into bins, for neurons ``start <= n < stop``.
+
+    values  [row, neuron]
+    rows    i64[selected]
+    counts  i32[neuron bin]  in, out
+    """
+    for i in range(len(rows)):
+        source = values[rows[i], start:stop]
+        for j in range(stop - start):
+            bits = np.float32(widen(source[j])).view(np.int32)
+            size: Any = min(max(((bits & 0x7FFFFFFF) >> 21) - (_FIRST - 1), 0), _SIDE)
+            counts[start + j, _SIDE - size if bits < 0 else _SIDE + size] += 1
+
+
+@_compiled
+def sample(values, rows, hashes, following, start, stop, salt, key, coefficient, next_token):  # type: ignore[no-untyped-def]
+    """Keep in each coarse bin the position with the least key, for neurons ``start <= n < stop``.
+
+    values       [row, neuron]
+    rows         i64[selected]
+    hashes       u64[selected]  of the context and position of each of these rows
+    following    i32[selected]  next token, -1 at the end of a context
+    salt         u64[neuron]    a key is (hash xor salt) * SPREADER
+    key, coefficient, next_token  u64, f32, i32 [neuron bin]  in, out; key is EMPTY where there is none
+    """
+    for i in range(len(rows)):
+        source, mixed = values[rows[i], start:stop], hashes[i]
+        for j in range(stop - start):
+            x = np.float32(widen(source[j]))
+            bits = np.float32(x).view(np.int32)
+            size: Any = min(max(((bits & 0x7FFFFFFF) >> 21) - (_FIRST - _PER_COARSE), 0), _SIDE)
+            size = size // _PER_COARSE
+            place = _SIDE // _PER_COARSE - size if bits < 0 else _SIDE // _PER_COARSE + size
+            mine = (mixed ^ salt[start + j]) * SPREADER
+            if mine < key[start + j, place]:
+                key[start + j, place] = mine
+                coefficient[start + j, place] = x
+                next_token[start + j, place] = following[i]
+
+
+@_compiled
+def _insert(key, what, word, payload):  # type: ignore[no-untyped-def]
+    i = len(key) - 1
+    while i > 0 and key[i - 1] < word:
+        key[i], what[i] = key[i - 1], what[i - 1]
+        i -= 1
+    key[i], what[i] = word, payload
+
+
+@_compiled
+def _sign(x):  # type: ignore[no-untyped-def]
+    return np.uint64(2) if x > 0 else np.uint64(0) if x < 0 else np.uint64(1)
+
+
+@_compiled
+def rank(  # type: ignore[no-untyped-def]
+    polarity,
+    extreme,
+    at,
+    contexts,
+    following,
+    gate,
+    up,
+    gated,
+    each_position,
+    start,
+    stop,
+    threshold,
+    key,
+    what,
+):
+    """Enter the extremes of a batch into the sorted lists of neurons ``start <= n < stop``.
+
+    polarity   f32, 1 or -1
+    extreme    f32[context neuron]  largest, or most negative
+    at         i32[context neuron]  its position
+    contexts   i64[context]         below 2 ** 32
+    following  i32[context token]   next token, -1 at the end of a context
+    gate, up   [row, neuron]        pre-activations, unread unless `gated`; one row for each position if
+                                    `each_position`, else one for each context, taken at its extremes
+    threshold  f32[neuron]          in, out: |coefficients| below do not enter, nor does 0
+    key, what  u64[neuron rank]     in, out: descending; see `accumulate.Triggers`
+    """
+    for c in range(len(contexts)):
+        low = np.uint64(0xFFFFFFFF) - np.uint64(contexts[c])
+        for j in range(start, stop):
+            x = extreme[c, j] * polarity
+            if not (x > 0 and x >= threshold[j]):
+                continue
+            # Positive floats are in the order of their bits.
+            word = (np.uint64(np.float32(x).view(np.uint32)) << np.uint64(32)) | low
+            if word <= key[j, -1]:
+                continue
+            position = at[c, j]
+            signs = np.uint64(15)
+            if gated:
+                row = c * following.shape[1] + position if each_position else c
+                signs = (_sign(widen(gate[row, j])) << np.uint64(2)) | _sign(widen(up[row, j]))
+            token = np.uint64(following[c, position] + 1)
+            payload = (np.uint64(position) << np.uint64(36)) | (token << np.uint64(4)) | signs
+            _insert(key[j], what[j], word, payload)
+            threshold[j] = np.uint32(key[j, -1] >> np.uint64(32)).view(np.float32)
+
+
+@_compiled
+def merge_ranked(key, what, other_key, other_what, start, stop):  # type: ignore[no-untyped-def]
+    """Merge the second sorted lists into the first, for neurons ``start <= n < stop``; all u64[neuron rank]."""
+    places = key.shape[1]
+    keys, whats = np.empty(places, np.uint64), np.empty(places, np.uint64)
+    for j in range(start, stop):
+        if other_key[j, 0] <= key[j, places - 1]:
+            continue
+        mine, theirs = 0, 0
+        for i in range(places):
+            if key[j, mine] >= other_key[j, theirs]:
+                keys[i], whats[i] = key[j, mine], what[j, mine]
+                mine += 1
+            else:
+                keys[i], whats[i] = other_key[j, theirs], other_what[j, theirs]
+                theirs += 1
+        key[j], what[j] = keys, whats
