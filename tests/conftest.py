@@ -15,7 +15,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 with install_import_hook(
-    ["mnemoscope.lens", "mnemoscope.anatomy", "mnemoscope.decompose", "mnemoscope.capture"], "beartype.beartype"
+    ["mnemoscope.lens", "mnemoscope.anatomy", "mnemoscope.decompose", "mnemoscope.capture"],
+    "beartype.beartype",
 ):
     import mnemoscope.capture
     import mnemoscope.decompose

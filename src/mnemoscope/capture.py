@@ -104,9 +104,7 @@ def _hooks(handles: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def residuals(
-    model: Model, tokens: Tensor
-) -> dict[str, Float[Tensor, "layer context token width"]]:
+def residuals(model: Model, tokens: Tensor) -> dict[str, Float[Tensor, "layer context token width"]]:
     """The residual stream at every point of one forward pass: ``Lin``, ``Lres`` and ``Lout`` (A30).
 
     The same points are TransformerLens' ``hook_resid_pre``, ``hook_resid_mid`` and ``hook_resid_post``.

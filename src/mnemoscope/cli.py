@@ -39,7 +39,9 @@ DEMO_TOKENS_SLOW = 60_000
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the data as JSON on stdout.")]
-Dtype = Annotated[str, typer.Option(help="auto (bf16 where the processor has it, else fp32), fp32, bf16, fp16.")]
+Dtype = Annotated[
+    str, typer.Option(help="auto (bf16 where the processor has it, else fp32), fp32, bf16, fp16.")
+]
 Device = Annotated[str, typer.Option(help="auto (CUDA when there is one), cpu, cuda, cuda:1 ...")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face model.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model carries.")]
@@ -84,12 +86,16 @@ def demo(
 
 @app.command(epilog="Example: mnemoscope build gpt2 --corpus wikitext.txt -o runs/gpt2")
 def build(
-    model: Annotated[str, typer.Argument(help="Hugging Face id, folder, .gguf file, or sample:smollm2-135m.")],
+    model: Annotated[
+        str, typer.Argument(help="Hugging Face id, folder, .gguf file, or sample:smollm2-135m.")
+    ],
     corpus: Annotated[
         str, typer.Option(help="File, folder, glob, Hugging Face data set, or sample:wikipedia.")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run; an unfinished one goes on.")],
-    segment: Annotated[str, typer.Option(help="What is a context: document, sentence or window.")] = "document",
+    segment: Annotated[
+        str, typer.Option(help="What is a context: document, sentence or window.")
+    ] = "document",
     limit: Annotated[int | None, typer.Option(help="Read at most this many tokens.")] = None,
     text: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     top: Annotated[int, typer.Option(help="Triggers kept for each neuron and polarity.")] = 50,
@@ -131,7 +137,7 @@ def show(
     from mnemoscope.views import html as pages
     from mnemoscope.views import text
 
-    found = card(opened, *NeuronId.parse(neuron))
+    found = card(opened, NeuronId.parse(neuron), examples=triggers)
     if html:
         pages.write(found, html)
         _say(f"wrote {html}")
@@ -218,7 +224,9 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 
 @families.command(epilog="Example: mnemoscope models check sample:smollm2-135m")
 def check(
-    model: Annotated[str, typer.Argument(help="Hugging Face id, folder, .gguf file, or sample:smollm2-135m.")],
+    model: Annotated[
+        str, typer.Argument(help="Hugging Face id, folder, .gguf file, or sample:smollm2-135m.")
+    ],
     dtype: Dtype = "auto",
     device: Device = "auto",
     revision: Revision = None,
@@ -297,19 +305,22 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
 def _overview(run: Run, page: Path | None, as_json: bool = False) -> None:
     """Highlights in the terminal; the gallery as a page when one is wanted."""
     from mnemoscope.analyses import striking
+    from mnemoscope.analyses.neuron import card
     from mnemoscope.views import gallery, text
 
-    found = striking.choose(run)
+    picks = striking.choose(run)
+    cards = [card(run, pick.id) for pick in picks]
     if as_json:
-        _print_json([card.to_dict() for card in found])
+        _print_json([pick.to_dict() | found.to_dict() for pick, found in zip(picks, cards, strict=True)])
     else:
         console = _out()
         console.print(text.heading(run))
-        for card in found:
-            console.print(text.card(card, triggers=4))
+        for pick, found in zip(picks, cards, strict=True):
+            console.print()
+            console.print(text.card(found, triggers=4, pick=pick))
     if page:
         with _progress() as report:
-            gallery.write(run, page, report=report)
+            gallery.write(run, page, progress=report)
         _say(f"wrote {page}")
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -25,10 +26,11 @@ from transformers import PreTrainedModel
 
 from mnemoscope import accumulate, corpus, models, store
 from mnemoscope.accumulate import Memories
-from mnemoscope.corpus import Corpus, Plan
+from mnemoscope.corpus import Corpus
 from mnemoscope.errors import RunError, RunMismatch
 from mnemoscope.jobs import loop, values
 from mnemoscope.models import Model
+from mnemoscope.plan import BATCH_TOKENS, SHARD_TOKENS, Plan
 from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Manifest, Progress
 from mnemoscope.store import Run, RunWriter
 from mnemoscope.vocabulary import token_bytes
@@ -66,7 +68,7 @@ def build(
     text = text if isinstance(text, Corpus) else corpus.load_corpus(text)
     path = Path(path).expanduser()
     identity = _identity(model, text, top)
-    if (path / "manifest.json").exists():
+    if store.finish_commit(path) or (path / store.MANIFEST).exists():
         run = store.open_run(path)
         _compare(run.manifest.options["identity"], identity, path)
         return run
@@ -151,9 +153,11 @@ class _Build:
             tables["values"] = pq.read_table(self._part("values", layer))
             for name, table in tables.items():
                 self._writer.append(name, table)
+        self._writer.append("shards", memories.shard_rows())
         self._writer.append("vocabulary", self._vocabulary())
-        self._writer.adopt("contexts", plan.contexts_file)
-        self._writer.adopt("documents", plan.documents_file)
+        # Links, because the plan must stay whole until the commit.
+        self._writer.adopt("contexts", _linked(plan.contexts_file))
+        self._writer.adopt("documents", _linked(plan.documents_file))
         self._writer.sort_values_by_token()
         self._report(Progress("writing tables", total, total, "layers"))
 
@@ -195,8 +199,8 @@ class _Build:
                 "attention": str(getattr(self._model.hf.config, "_attn_implementation", None)),
                 "device": self._model.device.type,
                 "values_lens": values.LENS,
-                "shard_tokens": corpus.SHARD_TOKENS,
-                "batch_tokens": corpus.BATCH_TOKENS,
+                "shard_tokens": SHARD_TOKENS,
+                "batch_tokens": BATCH_TOKENS,
                 "special": plan.special,
                 "histogram_share": accumulate.HISTOGRAM_SHARE,
                 "histogram_edges": accumulate.HISTOGRAM_EDGES[1:-1].tolist(),
@@ -243,14 +247,20 @@ def _write_part(table: pa.Table, file: Path) -> None:
     os.replace(scratch, file)
 
 
+def _linked(file: Path) -> Path:
+    """A second name for a file, or a copy where the file system has no links."""
+    link = file.with_suffix(".link")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(file, link)
+    except OSError:
+        shutil.copyfile(file, link)
+    return link
+
+
 def _environment() -> dict[str, str]:
     found = {name: version(name) for name in _VERSIONS}
     found["python"] = platform.python_version()
     found["platform"] = platform.platform()
     found["processor"] = torch.backends.cpu.get_cpu_capability()
     return found
-
-
-def stages() -> Iterable[str]:
-    """The names of the stages, in order, for those who draw progress."""
-    return ("reading text", "mining", "reading values", "writing tables")

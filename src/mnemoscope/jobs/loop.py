@@ -126,7 +126,9 @@ class _Worker(Generic[S]):
             for shard in shards:
                 for batch in self._plan.batches(shard):
                     _stop_if_orphaned()
-                    capture.sweep(batch, lambda layer, m, gate, up, b=batch: self._state.update(layer, m, b, gate, up))
+                    capture.sweep(
+                        batch, lambda layer, m, gate, up, b=batch: self._state.update(layer, m, b, gate, up)
+                    )
                     tell(batch.n_tokens)
                 self._state.finish_shard(shard)
                 unsaved = True
@@ -198,14 +200,14 @@ def _listen(processes: list[Any], news: Any, tally: _Tally) -> None:
             raise getattr(errors, name, RuntimeError)(message)
 
 
-def _work(
-    model: Model, plan: Plan, kind: Kind[S], file: Path, threads: int, tasks: Any, news: Any
-) -> None:
+def _work(model: Model, plan: Plan, kind: Kind[S], file: Path, threads: int, tasks: Any, news: Any) -> None:
     """A worker process."""
     torch.set_num_threads(threads)
     try:
         with locked(file.with_suffix(".lock"), _PATIENCE):
-            _Worker(model, plan, kind, file).run(iter(tasks.get, None), lambda tokens: news.put(("tokens", tokens)))
+            _Worker(model, plan, kind, file).run(
+                iter(tasks.get, None), lambda tokens: news.put(("tokens", tokens))
+            )
         news.put(("done", None))
     except errors.MnemoscopeError as error:
         news.put(("error", (type(error).__name__, str(error))))

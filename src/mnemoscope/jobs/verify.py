@@ -215,9 +215,13 @@ def _totals(run: Run) -> Check:
     """Sum of the mean over a layer's neurons, times tokens, is the sum over its shards; squares likewise."""
     shards = run.table("shards").group_by("layer").agg(pl.col("sum", "sum_squares").sum())
     tokens = pl.col("tokens").cast(pl.Float64)
-    neurons = run.table("neurons").group_by("layer").agg(
-        first=(pl.col("mean") * tokens).sum(),
-        second=((pl.col("std") ** 2 + pl.col("mean") ** 2) * tokens).sum(),
+    neurons = (
+        run.table("neurons")
+        .group_by("layer")
+        .agg(
+            first=(pl.col("mean") * tokens).sum(),
+            second=((pl.col("std") ** 2 + pl.col("mean") ** 2) * tokens).sum(),
+        )
     )
     joined = shards.join(neurons, on="layer").sort("layer").collect()
     stored = joined.select("first", "second").to_numpy()
