@@ -266,14 +266,20 @@ def test_a_decoder_beyond_the_generic_rule_is_refused(
     assert "generic rule" in str(caught.value)
 
 
+def test_a_model_with_damaged_weights_is_refused() -> None:
+    """NaN in a weight is said to be that, and not a missing part."""
+    model = FAMILIES["llama"]()
+    with torch.no_grad():
+        model.lm_head.weight[3, 4] = torch.nan
+    with pytest.raises(ModelNotSupported, match="not finite"):
+        examine(model)
+
+
 def test_attention_that_looks_ahead_is_refused() -> None:
     """A decoder whose weights reach later positions is no causal model, whatever else adds up."""
     model = FAMILIES["gpt_neo"]()
     for block in model.transformer.h:
         block.attn.attention.bias.fill_(True)
-    for module in model.modules():
-        if isinstance(module, nn.Module) and hasattr(module, "_update_causal_mask"):
-            module._update_causal_mask = lambda *_: None
     with pytest.raises(ModelNotSupported, match="looking ahead"):
         _check_without_mask(model)
 

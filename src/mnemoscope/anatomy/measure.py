@@ -13,6 +13,7 @@ from mnemoscope.errors import ModelNotSupported
 
 
 def refused(family: str, reason: str) -> ModelNotSupported:
+    """The error to raise for a model that cannot be read, with the reason."""
     return ModelNotSupported(
         f"reading the anatomy of a {family!r} model: {reason}; decoders with one dense FFN per block are "
         "accepted, and `mnemoscope models` lists the families known"
@@ -20,6 +21,7 @@ def refused(family: str, reason: str) -> ModelNotSupported:
 
 
 def find(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at a dotted path, or None."""
     for name in path.split("."):
         module = getattr(module, name, None)  # type: ignore[assignment]
         if module is None:
@@ -28,6 +30,7 @@ def find(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def part_of(module: nn.Module, path: str, family: str) -> nn.Module:
+    """The module at a dotted path; `ModelNotSupported` if it is missing."""
     found = find(module, path)
     if found is None:
         raise refused(family, f"{type(module).__name__} has no part {path!r}")
@@ -35,6 +38,7 @@ def part_of(module: nn.Module, path: str, family: str) -> nn.Module:
 
 
 def measured_norm(owner: nn.Module, path: str | None, width: int, config: Any, family: str) -> Norm | None:
+    """The norm at a path as it behaves, None for no path; `ModelNotSupported` if it is neither RMS nor layer."""
     if path is None:
         return None
     module = part_of(owner, path, family)

@@ -189,11 +189,13 @@ class Anatomy:
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
-def rows_of(module: nn.Module) -> Tensor:
+def rows_of(module: nn.Module) -> Float[Tensor, "output input"]:
+    """The weight of a linear module with one row per output (`Conv1D` stores it the other way)."""
     weight = module.weight.detach()  # type: ignore[operator]
     return weight.T if isinstance(module, Conv1D) else weight
 
 
-def bias_of(module: nn.Module) -> Tensor | None:
+def bias_of(module: nn.Module) -> Float[Tensor, " output"] | None:
+    """The bias of a linear module, or None."""
     bias = getattr(module, "bias", None)
     return None if bias is None else bias.detach()

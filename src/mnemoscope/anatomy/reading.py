@@ -51,7 +51,7 @@ def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
                 raise refused(family, f"{reason} ({name} = {getattr(config, name)})")
         yield _read(hf, body, row, family, known=True)
         return
-    rows = list(_genericrows_of(body, config))
+    rows = list(_generic_rows(body, config))
     if not rows:
         raise refused(family, "it has no row in the table, and its blocks are not made of parts known here")
     yield from (_read(hf, body, row, family, known=False) for row in rows)
@@ -81,7 +81,7 @@ def _class_names(mapping: dict[str, Any]) -> set[str]:
     return {str(name) for name in mapping.values()} - {str(name) for name in causal}
 
 
-def _genericrows_of(body: nn.Module, config: Any) -> Iterator[Family]:
+def _generic_rows(body: nn.Module, config: Any) -> Iterator[Family]:
     blocks = [
         name
         for name, child in body.named_children()

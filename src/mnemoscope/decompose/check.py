@@ -17,8 +17,7 @@ TOLERANCE = 1e-4  # of the logit range for logits, of the largest entry of the v
 
 
 def examine(hf: PreTrainedModel) -> tuple[Anatomy, float]:
-    """The anatomy whose parts add up, and its `self_check`; `ModelNotSupported` with the first failure if
-    none.
+    """The anatomy whose parts add up, and its `self_check`; `ModelNotSupported` if there is none.
 
     A family in the table has one candidate; for another decoder all fitting layouts are tried in turn.
     """
@@ -54,12 +53,18 @@ def self_check(hf: PreTrainedModel, anatomy: Anatomy, *, tokens: int = 8, seed: 
     sample = torch.randint(anatomy.vocabulary, (1, tokens), generator=generator).to(device)
     stream = trace(hf, anatomy, sample, upcast=True)
     _check_embedding(stream)
+    logits = stream.logits.float()
+    if not bool(logits.isfinite().all()):
+        raise ModelNotSupported(
+            f"checking a {anatomy.family!r} model: its own logits for a short random input are not finite; "
+            "its weights are damaged, or overflow in fp32"
+        )
     rebuilt = stream.embedding.float()
     for index in range(anatomy.n_layers):
         _check_attention(stream, index)
         _check_ffn(stream, index)
         rebuilt = rebuilt + stream.attention_update(index) + stream.ffn_update(index)
-    norm, logits = anatomy.final_norm, stream.logits.float()
+    norm = anatomy.final_norm
     if norm is not None:
         rebuilt = norm.frozen(rebuilt, stream.final)
         rebuilt = rebuilt if norm.bias is None else rebuilt + norm.bias
@@ -160,8 +165,7 @@ def _require(
 
 
 def _difference(a: Tensor, b: Tensor, scale: Tensor) -> float:
-    """The largest difference of two [token, ...] tensors, relative to each token's largest entry in
-    ``scale``.
+    """The largest difference of two [token, ...] tensors, relative to the token's largest entry in ``scale``.
 
     Per token, because a first position with massive activations would hide errors everywhere else.
     """

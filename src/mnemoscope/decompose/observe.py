@@ -88,6 +88,7 @@ class Witness:
         self.product: tuple[Tensor, Tensor] | None = None
 
     def handles(self) -> list[Any]:
+        """Register all hooks; the caller removes them (`hooked`)."""
         part, norm = self.part, self.part.ffn_norm
         handles = [
             part.module.register_forward_pre_hook(self.enter, with_kwargs=True),
@@ -137,6 +138,7 @@ class Witness:
         self.seen[name] = flat(output).clone()
 
     def trace(self, index: int, anatomy: Anatomy) -> LayerTrace:
+        """What was seen, once the pass has ended; `ModelNotSupported` if a part was never called."""
         seen = dict(self.seen)
         for name, what in _NEEDED.items():
             if name not in seen:
@@ -160,16 +162,19 @@ _NEEDED = {
 }
 
 
-def hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Float[Tensor, "token width"]:
+    """The residual among the arguments of a block or of its attention."""
     return flat(args[0] if args else kwargs["hidden_states"])
 
 
-def flat(x: Tensor) -> Tensor:
+def flat(x: Float[Tensor, "... width"]) -> Float[Tensor, "token width"]:
+    """One row per token, without the axis of the single sequence."""
     return x.detach().reshape(-1, x.shape[-1])
 
 
 @contextmanager
 def hooked(handles: list[Any]) -> Iterator[None]:
+    """Remove the hooks at the end of the block, also after an error."""
     try:
         yield
     finally:
@@ -229,6 +234,7 @@ class _Widener:
 
 
 def failed(anatomy: Anatomy, index: int, where: str, what: str) -> ModelNotSupported:
+    """The error to raise when a part of a layer is not what the model computed."""
     known = "" if anatomy.known else "; the family has no row in the table and was read by the generic rule"
     return ModelNotSupported(
         f"checking that the parts of a {anatomy.family!r} model add up: layer {index}, {where}: {what}{known}"
