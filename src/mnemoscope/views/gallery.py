@@ -94,6 +94,7 @@ def render(run: Run, *, neurons_per_layer: int = 6, report: Callable[[Progress],
             layers=sections,
             criteria=_LABELS.items(),
             most=MOST,
+            score=_score,
             known={id for layer in picks for id in layer},
             licence=run.manifest.corpus.source.get("license") or run.manifest.corpus.source.get("licence"),
         )
@@ -112,6 +113,13 @@ def _picks(found: striking.Striking, layers: int, count: int) -> list[dict[Neuro
         if pick.criterion not in [other.criterion for other in reasons]:
             reasons.append(pick)
     return out
+
+
+def _score(pick: Pick) -> float:
+    """What the page's table sorts by within one reason: larger is more striking."""
+    if pick.criterion in ("next", "token"):
+        return round(pick.value - (pick.usual or 0.0), 6)
+    return round(-pick.value if pick.criterion == "quiet" else pick.value, 6)
 
 
 def _figures(run: Run, whole: Overview) -> list[tuple[str, str]]:
