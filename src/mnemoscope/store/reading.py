@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
 from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId
-from mnemoscope.store.schemas import KEYS, MANIFEST, OFFLINE, SCHEMAS, WORK, numbers, pack
+from mnemoscope.store.schemas import KEYS, MANIFEST, OFFLINE, SCHEMAS, WORK, pack
 from mnemoscope.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -116,25 +116,23 @@ class _SortedTable:
         start, stop = np.searchsorted(pack(rows, self.key), [wanted, wanted + 1])
         return rows.slice(start, stop - start)
 
-    def pick(self, ids: Sequence[int]) -> pa.Table:
+    def pick(self, ids: Sequence[int]) -> pl.DataFrame:
         """The rows whose (single) key is one of `ids`; `QueryError` if one is not there."""
         wanted = np.unique(np.asarray(ids, np.int64))
         first, last = self.bounds
         hit = np.searchsorted(wanted, first, "left") < np.searchsorted(wanted, last, "right")
-        groups, parts = np.flatnonzero(hit).tolist(), [self._read([])]
+        groups, parts = np.flatnonzero(hit).tolist(), [_frame(self._read([]))]
         for start in range(0, len(groups), 16):  # some at a time: each call costs, and so does memory
             rows = self._read(groups[start : start + 16])
-            parts.append(
-                rows.take(pl.Series(np.flatnonzero(np.isin(pack(rows, self.key), wanted))).to_arrow())
-            )
-        rows = pa.concat_tables(parts)
-        lost = np.setdiff1d(wanted, pack(rows, self.key))
+            parts.append(_frame(rows)[np.flatnonzero(np.isin(pack(rows, self.key), wanted))])
+        found = pl.concat(parts)
+        lost = np.setdiff1d(wanted, found[self.key[0]].to_numpy())
         if len(lost):
             count = self.metadata.num_rows
             raise QueryError(
                 f"reading {self.key[0]} {lost[0]}: the run has none of that number; it has {count}"
             )
-        return rows
+        return found
 
 
 def open_run(path: str | Path) -> Run:
@@ -256,18 +254,15 @@ class Run:
 
     def contexts(self, ids: Sequence[int]) -> dict[int, StoredContext]:
         """Contexts by id, in ascending order; `QueryError` if there is no such context."""
-        rows = self._tables["contexts"].pick(ids).combine_chunks()
-        tokens = rows["tokens"].combine_chunks()
-        offsets, flat = numbers(tokens.offsets), numbers(tokens.values)
-        head = zip(*(rows[name].to_pylist() for name in ("context", "document", "start")), strict=True)
+        rows = self._tables["contexts"].pick(ids)
         return {
-            context: StoredContext(document, start, flat[offsets[i] : offsets[i + 1]])
-            for i, (context, document, start) in enumerate(head)
+            context: StoredContext(document, start, tokens.to_numpy())
+            for context, document, start, tokens in zip(*rows.get_columns(), strict=True)
         }
 
     def documents(self, ids: Sequence[int]) -> dict[int, StoredDocument]:
         """Documents by id, in ascending order; `QueryError` if there is no such document."""
-        rows = self._tables["documents"].pick(ids).to_pylist()
+        rows = self._tables["documents"].pick(ids).to_dicts()
         return {row["document"]: StoredDocument(row["title"], json.loads(row["metadata"])) for row in rows}
 
     @cached_property
