@@ -432,7 +432,7 @@ def test_spaces_of_tokens_are_visible() -> None:
 def test_gallery_is_one_whole_page(run: Run, tmp_path: Path) -> None:
     """The gallery loads nothing, links only to itself, holds every layer, and names and counts the dead."""
     steps: list[object] = []
-    file = gallery.write(run, tmp_path / "new" / "gallery.html", neurons_per_layer=6, report=steps.append)
+    file = gallery.write(run, tmp_path / "new" / "gallery.html", neurons_per_layer=6, progress=steps.append)
     source = file.read_text(encoding="utf-8")
     page = assert_self_contained(source)
     assert page.tags.count("script") == 1

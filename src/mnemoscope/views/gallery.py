@@ -47,14 +47,14 @@ def write(
     path: str | Path,
     *,
     neurons_per_layer: int = 6,
-    report: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Write the gallery of a run to an .html file, whole or not at all; returns its path.
 
     `RunError` if the file cannot be written.
     """
     path = Path(path)
-    text = render(run, neurons_per_layer=neurons_per_layer, report=report)
+    text = render(run, neurons_per_layer=neurons_per_layer, progress=progress)
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,9 +68,9 @@ def write(
     return path
 
 
-def render(run: Run, *, neurons_per_layer: int = 6, report: Callable[[Progress], None] | None = None) -> str:
+def render(run: Run, *, neurons_per_layer: int = 6, progress: Callable[[Progress], None] | None = None) -> str:
     """The page as text."""
-    report = report or (lambda step: None)
+    report = progress or (lambda step: None)
     whole = overview.overview(run)
     picks = _picks(striking.Striking(run), len(whole.layers), neurons_per_layer)
     sections, pictures = [], []
