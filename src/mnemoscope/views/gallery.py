@@ -68,7 +68,9 @@ def write(
     return path
 
 
-def render(run: Run, *, neurons_per_layer: int = 6, progress: Callable[[Progress], None] | None = None) -> str:
+def render(
+    run: Run, *, neurons_per_layer: int = 6, progress: Callable[[Progress], None] | None = None
+) -> str:
     """The page as text."""
     report = progress or (lambda step: None)
     whole = overview.overview(run)
