@@ -282,13 +282,12 @@ def _vocabulary(vocabulary: list[bytes]) -> Iterator[dict]:
 
 
 def _shards(coefficients: list[np.ndarray], corpus: _Corpus, neurons: int) -> Iterator[dict]:
-    for layer in range(len(coefficients[0]) // neurons):
-        cells = slice(layer * neurons, (layer + 1) * neurons)
-        for index, shard in enumerate(_shard_ranges(corpus)):
-            part = slice(shard.start, shard.stop)
-            within = _Corpus(corpus.tokens[part], corpus.document[part], corpus.start[part])
-            blocks = [block[cells] for block in coefficients[part]]
-            m = _counted_coefficients(blocks, within).astype(np.float64)
+    for index, shard in enumerate(_shard_ranges(corpus)):
+        part = slice(shard.start, shard.stop)
+        within = _Corpus(corpus.tokens[part], corpus.document[part], corpus.start[part])
+        values = _counted_coefficients(coefficients[part], within).astype(np.float64)
+        for layer in range(len(values) // neurons):
+            m = values[layer * neurons : (layer + 1) * neurons]
             powers = ("sum", "sum_squares", "sum_cubes", "sum_fourths")
             yield {
                 "shard": index,

@@ -102,7 +102,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "contexts": ("context",),
     "documents": ("document",),
     "vocabulary": ("token",),
-    "shards": ("layer", "shard"),
+    "shards": ("shard", "layer"),
 }
 
 # Rows per group: small enough that one key costs a millisecond, large enough that the footer stays small.
