@@ -214,28 +214,21 @@ def _chart(card: NeuronCard, width: int) -> RenderResult:
 
 
 def _axis(card: NeuronCard, columns: cards.Columns, indent: int) -> Text:
-    """The numbers under the chart: the ends, zero, and a mark at each trigger threshold."""
+    """Under the chart: a mark at each trigger threshold, and below the numbers of both ends and zero."""
     size = len(columns.counts)
-    cells = [" "] * (size + 1)
-    low, high = card.statistics.min or 0.0, card.statistics.max or 0.0
-    zero = round(-columns.left / columns.width)
+    marks, numbers = [" "] * size, [" "] * size
     for side in card.sides:
         if side.threshold is not None:
-            cells[min(int(columns.place(side.threshold) * size), size - 1)] = "▲"
-    for text, at in (
-        (cards.number(low), 0),
-        (cards.number(high), size - len(cards.number(high))),
-        ("0", zero),
-    ):
-        spot = range(max(at, 0), max(at, 0) + len(text))
-        if all(i < len(cells) and cells[i] == " " for i in spot) and _clear(cells, spot):
-            cells[spot.start : spot.stop] = text
-    return Text(" " * indent + "".join(cells), style="dim")
-
-
-def _clear(cells: list[str], spot: range) -> bool:
-    around = [cells[i] for i in (spot.start - 1, spot.stop) if 0 <= i < len(cells)]
-    return all(cell in " ▲" for cell in around)
+            marks[min(int(columns.place(side.threshold) * size), size - 1)] = "▲"
+    low, high = cards.number(card.statistics.min), cards.number(card.statistics.max)
+    zero = min(round(columns.place(0.0) * size), size - 1)
+    for text, at in ((low, 0), (high, size - len(high)), ("0", zero)):
+        spot = slice(max(at, 0), max(at, 0) + len(text))
+        # A number that would touch another is left out: both ends stand in the table above.
+        if not "".join(numbers[max(spot.start - 1, 0) : spot.stop + 1]).strip():
+            numbers[spot] = text
+    lines = [" " * indent + "".join(cells) for cells in (marks, numbers)]
+    return Text("\n".join(line for line in lines if line.strip()), style="dim")
 
 
 def _side(card: NeuronCard, side: Side, most: int, width: int, bracket: bool) -> RenderResult:
