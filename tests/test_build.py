@@ -57,7 +57,7 @@ def coefficients(model: Model, run: Run) -> list[tuple[int, int, np.ndarray]]:
     for row in run.table("contexts").collect().iter_rows(named=True):
         found: list[torch.Tensor] = []
         hooks = [
-            layer.down.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][0]))
+            layer.down.register_forward_pre_hook(lambda _, inputs, kept=found: kept.append(inputs[0][0]))
             for layer in model.anatomy.layers
         ]
         with torch.no_grad():
@@ -269,7 +269,7 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(model: Model, run: 
     """Another corpus, or other options: one line that names what differs, and an intact run."""
     with pytest.raises(RunMismatch, match="source"):
         build(model, texts(60, seed=1), run.path, top=TOP)
-    with pytest.raises(RunMismatch, match="top = 7.*top = 9"):
+    with pytest.raises(RunMismatch, match=r"top = 7.*top = 9"):
         build(model, texts(60), run.path, top=9)
     assert not run.check()
 
@@ -283,7 +283,7 @@ def test_an_unfinished_run_of_another_corpus_is_refused(
         patch.setattr("mnemoscope.jobs.build._Build._write", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             build(model, texts(60), path, top=TOP)
-    with pytest.raises(RunError, match="unfinished|never finished|not finished"):
+    with pytest.raises(RunError, match=r"unfinished|not finished"):
         open_run(path)
     with pytest.raises(RunMismatch, match="source"):
         build(model, texts(60, seed=1), path, top=TOP)
@@ -315,7 +315,7 @@ def test_a_long_document_is_cut_into_windows_and_none_of_it_is_lost(model: Model
 def test_an_unwritable_folder_is_refused(model: Model, tmp_path: Path) -> None:
     """One line that names the folder."""
     tmp_path.chmod(0o500)
-    with pytest.raises(RunError, match="cannot be written|can be written"):
+    with pytest.raises(RunError, match="can be written"):
         build(model, texts(5), tmp_path / "run")
     tmp_path.chmod(0o700)
 
