@@ -25,7 +25,7 @@ from mnemoscope.lens import Lens
 from mnemoscope.models import Model
 
 LENS = "own"
-VALUE_TOKENS = 20  # kept for each neuron and polarity
+VALUE_TOKENS = 50  # kept for each neuron and polarity
 KEY_TOKENS = 10
 _TILE = 64  # neurons read at once: their logits stay near the cache
 
