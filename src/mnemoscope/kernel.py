@@ -39,6 +39,10 @@ _STRIDE = STRIP + 16  # not a power of two, which would map all running values t
 _SIDE = OCTAVES * SUB_BINS
 _FIRST = (127 + ZERO_EXPONENT) * SUB_BINS  # exponent and top mantissa bits of 2 ** ZERO_EXPONENT
 _PER_COARSE = COARSE_OCTAVES * SUB_BINS
+# The coarse bin of each bin: pairs of octaves counted outwards from the bin around zero.
+_OUTWARDS = -(-np.arange(_SIDE + 1) // _PER_COARSE)
+_COARSE = (COARSE_BINS // 2 + np.concatenate([-_OUTWARDS[:0:-1], _OUTWARDS])).astype(np.uint8)
+_TILE = 128  # rows whose bins fit the first-level cache while one neuron after another is done
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
@@ -193,45 +197,60 @@ def reduce_contexts(  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def count(values, rows, start, stop, counts):  # type: ignore[no-untyped-def]
-    """Count coefficients into bins, for neurons ``start <= n < stop``.
+def assign_bins(values, rows, first, last, bins):  # type: ignore[no-untyped-def]
+    """The histogram bin of each coefficient of rows ``first <= i < last``.
 
     values  [row, neuron]
     rows    i64[selected]
-    counts  i32[neuron bin]  in, out
+    bins    u8[selected neuron]  out
     """
-    for i in range(len(rows)):
-        source = values[rows[i], start:stop]
-        for j in range(stop - start):
+    neurons = values.shape[1]
+    # Constants of 32 bits, lest the whole loop be done in 64.
+    mask, shift, first_size = np.int32(0x7FFFFFFF), np.int32(21), np.int32(_FIRST - 1)
+    none, side = np.int32(0), np.int32(_SIDE)
+    for i in range(first, last):
+        source, target = values[rows[i]], bins[i]
+        for j in range(neurons):
             bits = np.float32(widen(source[j])).view(np.int32)
-            size: Any = min(max(((bits & 0x7FFFFFFF) >> 21) - (_FIRST - 1), 0), _SIDE)
-            counts[start + j, _SIDE - size if bits < 0 else _SIDE + size] += 1
+            size = np.int32(((bits & mask) >> shift) - first_size)
+            size = none if size < none else side if size > side else size
+            target[j] = np.uint8(side - size if bits < none else side + size)
 
 
 @_compiled
-def sample(values, rows, hashes, following, start, stop, salt, key, coefficient, next_token):  # type: ignore[no-untyped-def]
+def count(bins, start, stop, counts):  # type: ignore[no-untyped-def]
+    """Add the bins u8[selected neuron] of neurons ``start <= n < stop`` to counts i32[neuron bin]."""
+    for first in range(0, len(bins), _TILE):
+        last = min(first + _TILE, len(bins))
+        for j in range(start, stop):
+            mine = counts[j]
+            for i in range(first, last):
+                mine[bins[i, j]] += 1
+
+
+@_compiled
+def sample(values, rows, bins, hashes, following, start, stop, salt, key, coefficient, next_token):  # type: ignore[no-untyped-def]
     """Keep in each coarse bin the position with the least key, for neurons ``start <= n < stop``.
 
     values       [row, neuron]
     rows         i64[selected]
-    hashes       u64[selected]  of the context and position of each of these rows
-    following    i32[selected]  next token, -1 at the end of a context
-    salt         u64[neuron]    a key is (hash xor salt) * SPREADER
+    bins         u8[selected neuron]  of `assign_bins`
+    hashes       u64[selected]        of the context and position of each of these rows
+    following    i32[selected]        next token, -1 at the end of a context
+    salt         u64[neuron]          a key is (hash xor salt) * SPREADER
     key, coefficient, next_token  u64, f32, i32 [neuron bin]  in, out; key is EMPTY where there is none
     """
-    for i in range(len(rows)):
-        source, mixed = values[rows[i], start:stop], hashes[i]
-        for j in range(stop - start):
-            x = np.float32(widen(source[j]))
-            bits = np.float32(x).view(np.int32)
-            size: Any = min(max(((bits & 0x7FFFFFFF) >> 21) - (_FIRST - _PER_COARSE), 0), _SIDE)
-            size = size // _PER_COARSE
-            place = _SIDE // _PER_COARSE - size if bits < 0 else _SIDE // _PER_COARSE + size
-            mine = (mixed ^ salt[start + j]) * SPREADER
-            if mine < key[start + j, place]:
-                key[start + j, place] = mine
-                coefficient[start + j, place] = x
-                next_token[start + j, place] = following[i]
+    for first in range(0, len(rows), _TILE):
+        last = min(first + _TILE, len(rows))
+        for j in range(start, stop):
+            least, own = key[j], salt[j]
+            for i in range(first, last):
+                place = _COARSE[bins[i, j]]
+                mine = (hashes[i] ^ own) * SPREADER
+                if mine < least[place]:
+                    least[place] = mine
+                    coefficient[j, place] = widen(values[rows[i], j])
+                    next_token[j, place] = following[i]
 
 
 @_compiled

@@ -31,10 +31,10 @@ class Histograms:
 
     def update(self, reading: Reading) -> None:
         """Count the selected positions."""
-        counts = self.counts[reading.layer]
+        counts, bins = self.counts[reading.layer], reading.bins
 
         def block(start: int) -> None:
-            kernel.count(reading.values, reading.chosen, start, min(start + _BLOCK, len(counts)), counts)
+            kernel.count(bins, start, min(start + _BLOCK, len(counts)), counts)
 
         share_out(block, range(0, len(counts), _BLOCK))
 
@@ -87,22 +87,16 @@ class Samples:
 
     def update(self, reading: Reading) -> None:
         """Let the selected positions compete."""
-        layer, places = reading.layer, reading.places
+        layer, places, bins = reading.layer, reading.places, reading.bins
         following = places.following.ravel()[places.chosen]
         state = (self.key[layer], self.coefficient[layer], self.next_token[layer])
 
         def block(start: int) -> None:
             stop = min(start + _BLOCK, self.key.shape[1])
             kernel.sample(
-                reading.values,
-                reading.chosen,
-                places.hashes,
-                following,
-                start,
-                stop,
-                self._salt[layer],
-                *state,
-            )
+                reading.values, reading.chosen, bins, places.hashes, following, start, stop,
+                self._salt[layer], *state,
+            )  # fmt: skip
 
         share_out(block, range(0, self.key.shape[1], _BLOCK))
 

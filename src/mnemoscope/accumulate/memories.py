@@ -136,7 +136,7 @@ class Memories:
     def load(cls, path: Path) -> Memories:
         """Read what `save` wrote; RunCorrupt when it is not whole or of another version."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return cls._restored(file)
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise RunCorrupt(

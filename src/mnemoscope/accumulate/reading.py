@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from mnemoscope import kernel
 from mnemoscope.accumulate.places import HISTOGRAM_EVERY, Places
 from mnemoscope.errors import ActivationError
 from mnemoscope.records import ContextBatch
+
+_ROWS = 128  # that a thread takes at a time
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,17 @@ class Reading:
     positive: np.ndarray
     values: np.ndarray
     chosen: np.ndarray
+
+    @cached_property
+    def bins(self) -> np.ndarray:
+        """u8[selected neuron]: the histogram bins of the chosen rows."""
+        bins = np.empty((len(self.chosen), self.values.shape[1]), np.uint8)
+
+        def rows(first: int) -> None:
+            kernel.assign_bins(self.values, self.chosen, first, min(first + _ROWS, len(bins)), bins)
+
+        share_out(rows, range(0, len(bins), _ROWS))
+        return bins
 
     @property
     def counted(self) -> int:
