@@ -1,0 +1,275 @@
+"""The command line: what it prints, what it refuses, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from families import FAMILIES
+from synthetic import make_run
+from tiny import model_folder, texts, tokenizer
+from typer.testing import CliRunner
+
+from mnemoscope.cli import app, main
+from mnemoscope.errors import MnemoscopeError
+from mnemoscope.store import open_run
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama on disk."""
+    return model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished synthetic run."""
+    return make_run(tmp_path_factory.mktemp("runs") / "synthetic").path
+
+
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command, through the real entry point."""
+    monkeypatch.setattr(sys, "argv", ["mnemoscope", *map(str, words)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+        raise SystemExit(0)
+    out = capsys.readouterr()
+    return int(caught.value.code or 0), out.out, out.err
+
+
+def text_file(path: Path, content: bytes) -> Path:
+    """A file with that content."""
+    path.write_bytes(content)
+    return path
+
+
+def test_build_show_find_verify(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The main job from end to end, each command with exit code 0 and data on stdout as JSON."""
+    source = text_file(tmp_path / "text.txt", "\n\n".join(texts(30)).encode())
+    run = tmp_path / "run"
+    code, out, _ = call(
+        monkeypatch,
+        capsys,
+        "build",
+        model,
+        "--corpus",
+        source,
+        "-o",
+        run,
+        "--top",
+        5,
+        "--dtype",
+        "fp32",
+        "--json",
+    )
+    assert (code, json.loads(out)["corpus"]["documents"]) == (0, 30)
+    code, out, _ = call(monkeypatch, capsys, "show", run, "L1N3", "--json")
+    assert (code, json.loads(out)["layer"]) == (0, 1)
+    code, out, _ = call(monkeypatch, capsys, "show", run, "1.3")
+    assert code == 0
+    assert "L1N3" in out
+    code, out, _ = call(monkeypatch, capsys, "find", run, "--promotes", " Paris", "--json")
+    assert code == 0
+    assert "rows" in json.loads(out)
+    code, out, _ = call(monkeypatch, capsys, "verify", run, "--sample", 10, "--json")
+    assert (code, json.loads(out)["passed"]) == (0, True)
+    code, _, _ = call(monkeypatch, capsys, "show", run, "--html", tmp_path / "page.html")
+    assert (code, (tmp_path / "page.html").exists()) == (0, True)
+
+
+BAD_TEXT = {
+    "missing": (None, "no such file"),
+    "empty": (b"", "no text"),
+    "blank": (b" \n\n  \n", "no text"),
+    "binary": (b"\x00\x01\x02 words", "binary"),
+    "broken": (b"good words \xff\xfe", "UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BAD_TEXT))
+def test_bad_text_is_one_line_and_exit_code_2(
+    kind: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The file is named, and so is what is wrong with it; no folder appears."""
+    content, words = BAD_TEXT[kind]
+    source = tmp_path / f"{kind}.txt"
+    if content is not None:
+        source.write_bytes(content)
+    code, out, err = call(monkeypatch, capsys, "build", model, "--corpus", source, "-o", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert err.startswith("mnemoscope: ")
+    assert len(err.strip().splitlines()) == 1, err
+    assert words in err
+    assert source.name in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_jsonl_without_the_column_names_those_it_has(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line says which columns there are."""
+    source = text_file(tmp_path / "rows.jsonl", b'{"body": "words", "title": "a"}\n')
+    code, _, err = call(monkeypatch, capsys, "build", model, "--corpus", source, "-o", tmp_path / "run")
+    assert code == 2
+    assert "body" in err
+    assert "text" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no/such-model-anywhere", "local folder"),
+        ("EMPTY", "config.json"),
+        ("T5", "t5"),
+        ("MIXTRAL", "mixtral"),
+    ],
+)
+def test_a_bad_model_is_one_line_and_exit_code_2(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unknown id, folder without config, and families that are not supported, with the reason."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if name == "T5":
+        from transformers import T5Config
+
+        T5Config(d_model=16, num_layers=1, num_heads=2, d_ff=16, vocab_size=50).save_pretrained(folder)
+    if name == "MIXTRAL":
+        from transformers import MixtralConfig, MixtralForCausalLM
+
+        config = MixtralConfig(
+            vocab_size=50,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=2,
+        )
+        MixtralForCausalLM(config).save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+    capsys.readouterr()  # what saving printed
+    given = name if "/" in name else folder
+    code, _, err = call(monkeypatch, capsys, "models", "check", given)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1, err
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["show", "RUN", "L99N0"], "layers 0 to 2"),
+        (["show", "RUN", "L0N9999"], "neurons 0 to"),
+        (["show", "RUN", "thirteen"], "L13N366"),
+        (["show", "NOWHERE"], "no such folder"),
+        (["find", "RUN"], "ask exactly one"),
+        (["find", "RUN", "--promotes", " Paris", "--sort", "max"], "ask exactly one"),
+        (["find", "RUN", "--sort", "beauty"], "kurtosis"),
+        (["find", "RUN", "--promotes", "zzzzqqqq"], "zzzzqqqq"),
+        (["build", "x", "--corpus", "NOWHERE.txt", "-o", "out", "--top", "0"], "NOWHERE.txt"),
+    ],
+)
+def test_a_question_without_an_answer_is_one_line_and_exit_code_2(
+    words: list[str],
+    said: str,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The line says what is accepted."""
+    given = [str(run) if word == "RUN" else word for word in words]
+    code, out, err = call(monkeypatch, capsys, *given)
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1, err
+    assert said in err
+
+
+@pytest.mark.parametrize("table", ["triggers", "contexts", "neurons"])
+@pytest.mark.parametrize("damage", ["deleted", "cut"])
+def test_a_damaged_run_names_the_table(
+    table: str,
+    damage: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Half a run is refused when it is opened."""
+    path = make_run(tmp_path / "run").path
+    file = path / f"{table}.parquet"
+    if damage == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-100])
+    code, _, err = call(monkeypatch, capsys, "show", path, "L0N1")
+    assert code == 2
+    assert table in err
+
+
+def test_a_full_disk_is_one_line_and_the_build_goes_on_afterwards(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ENOSPC while the state is saved: exit code 2; with room again, the same command finishes."""
+    source = text_file(tmp_path / "text.txt", "\n\n".join(texts(30)).encode())
+    command = ["build", model, "--corpus", source, "-o", tmp_path / "run", "--top", 5]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mnemoscope.accumulate.memories.np.savez", full)
+        code, _, err = call(patch, capsys, *command)
+    assert code == 2
+    assert "No space left" in err
+    code, _, _ = call(monkeypatch, capsys, *command)
+    assert code == 0
+    assert not open_run(tmp_path / "run").check()
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    """Each --help exits with 0 and ends in an example."""
+    runner = CliRunner()
+    for words in (["demo"], ["build"], ["show"], ["find"], ["verify"], ["models"], ["models", "check"]):
+        result = runner.invoke(app, [*words, "--help"])
+        assert result.exit_code == 0
+        assert "Example: mnemoscope " in result.output, words
+
+
+def test_the_command_page_is_what_the_commands_say() -> None:
+    """docs/cli.md is generated, and up to date."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_models_lists_the_families(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table of families, as JSON for machines."""
+    code, out, _ = call(monkeypatch, capsys, "models", "--json")
+    assert code == 0
+    assert {"gpt2", "llama", "gemma2", "phi3"} <= set(json.loads(out))
+    assert len(FAMILIES) >= 25
+
+
+def test_errors_of_the_tree_are_the_only_ones_made_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect of ours keeps its traceback."""
+    monkeypatch.setattr(sys, "argv", ["mnemoscope", "models"])
+    monkeypatch.setattr("mnemoscope.cli.app", lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        main()
+    assert issubclass(MnemoscopeError, Exception)
