@@ -161,9 +161,12 @@ class NeuronCard:
 
     @property
     def sides(self) -> tuple[Side, Side]:
-        """Both polarities, the one that reaches further from zero first."""
-        low, high = self.statistics.min or 0.0, self.statistics.max or 0.0
-        return (self.negative, self.positive) if -low > high else (self.positive, self.negative)
+        """Both polarities, the leading one first: with more triggers, or of as many, with stronger ones.
+
+        Judged by the weakest stored trigger, since a lone outlier says little of what a neuron does.
+        """
+        weight = [(side.stored, abs(side.threshold or 0.0)) for side in (self.positive, self.negative)]
+        return (self.positive, self.negative) if weight[0] >= weight[1] else (self.negative, self.positive)
 
     def writes(self, polarity: int) -> tuple[ValueToken, ...]:
         """The tokens that a coefficient of this sign raises."""

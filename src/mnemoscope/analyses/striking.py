@@ -3,11 +3,13 @@
 The criteria, over the statistics and the stored triggers of a run:
 
     next    the value says what comes next: the share of triggers followed by a token that the value writes at
-            that sign, minus the share expected of next tokens shuffled within the layer (A11's baseline)
+            that sign, minus the share expected of next tokens shuffled within the layer (A11's baseline); at
+            least `DIFFERENT` such tokens must occur
     token   it answers to one token: the share of triggers with the commonest active token, minus that
             token's share of the corpus
-    peaked  excess kurtosis (one lone outlier is enough for a large one: see the distribution)
-    sides   two-sided: standard deviations between zero and the extreme of its *weaker* side
+    peaked  excess kurtosis, if `LEAST` triggers of one sign lie beyond `FAR` standard deviations: a lone outlier
+            makes a large kurtosis, too
+    sides   two-sided: standard deviations from zero to the `LEAST`-th strongest trigger of the *weaker* side
     quiet   least largest write, |coefficient| x norm of the value; zero is a dead neuron
     chance  drawn evenly from the layer with a stored seed, to show what is usual
 
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
 
 CRITERIA = ("next", "token", "peaked", "sides", "quiet", "chance")
 LEAST = 10
+FAR = 5.0
+DIFFERENT = 3
 SEED = 0
+_ENOUGH = 300  # candidates by each criterion, to choose different layers among
 _BY_NEURON = ["layer", "neuron"]
-_BY_SIDE = ["layer", "neuron", "polarity"]
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,17 @@ class Striking:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        triggers = run.table("triggers").select(*_BY_SIDE, "context", "position", "next_token").collect()
-        scores = _statistics(run)
+        triggers = _sides(run, "triggers", "rank", "coefficient", "context", "position", "next_token")
+        scores = _statistics(run, triggers)
         for name, frame in (("next", _next(run, triggers)), ("token", _token(run, triggers))):
-            better = frame.sort(name, "polarity", descending=True).unique(
-                _BY_NEURON, keep="first", maintain_order=True
+            # an even side is the positive one: of two that are alike, take it
+            better = frame.with_columns(pl.col("side") // 2).rename({"side": "cell"})
+            better = better.with_columns(
+                pl.Series(f"{name}_polarity", 1 - 2 * (frame["side"].to_numpy() % 2))
             )
-            renamed = better.rename({"polarity": f"{name}_polarity", "stored": f"{name}_stored"})
-            scores = scores.join(renamed, on=_BY_NEURON, how="left")
-        self._scores = scores.sort(_BY_NEURON)
+            better = better.sort(name, f"{name}_polarity", descending=True).unique("cell", keep="first")
+            scores = scores.join(better.rename({"stored": f"{name}_stored"}), on="cell", how="left")
+        self._scores = scores.sort("cell")
 
     def handful(self, n: int = 6) -> tuple[Pick, ...]:
         """The best of the whole run by each criterion in turn, from as many different layers as can be."""
@@ -87,21 +93,19 @@ class Striking:
         return tuple(self._pick(row, criterion) for row in rows.iter_rows(named=True))
 
     def _choose(self, scores: pl.DataFrame, n: int, *, spread: bool) -> Iterator[Pick]:
-        """Take the best that was not taken, by one criterion after another, in n turns."""
-        taken: set[tuple[int, int]] = set()
+        """Take the best that was not taken, by one criterion after another, until there are n or none is left."""
+        rows = {
+            name: list(_ordered(scores, name).head(_ENOUGH + n).iter_rows(named=True)) for name in CRITERIA
+        }
+        taken: set[int] = set()
         layers: set[int] = set()
-        orders = {name: _ordered(scores, name) for name in CRITERIA}
-        for turn in range(n):
+        for turn in range(n * len(CRITERIA)):
             criterion = CRITERIA[turn % len(CRITERIA)]
-            free = [
-                row
-                for row in orders[criterion].head(n + len(layers) * 50 + 1).iter_rows(named=True)
-                if (row["layer"], row["neuron"]) not in taken
-            ]
-            if not free:
+            free = [row for row in rows[criterion] if row["cell"] not in taken]
+            if not free or len(taken) == n:
                 continue
             row = next((row for row in free if spread and row["layer"] not in layers), free[0])
-            taken.add((row["layer"], row["neuron"]))
+            taken.add(row["cell"])
             layers.add(row["layer"])
             yield self._pick(row, criterion)
 
@@ -120,84 +124,123 @@ class Striking:
 
 def _ordered(scores: pl.DataFrame, criterion: str) -> pl.DataFrame:
     down = criterion not in ("quiet", "chance")
-    return scores.filter(pl.col(criterion).is_not_null()).sort(
-        criterion, *_BY_NEURON, descending=[down, False, False]
-    )
+    return scores.filter(pl.col(criterion).is_not_null()).sort(criterion, "cell", descending=[down, False])
 
 
-def _statistics(run: Run) -> pl.DataFrame:
-    low, high, std = pl.col("min").cast(pl.Float64), pl.col("max").cast(pl.Float64), pl.col("std")
-    frame = run.table("neurons").select(
-        *_BY_NEURON,
-        pl.col("kurtosis").alias("peaked"),
-        pl.when(std > 0).then(pl.min_horizontal(-low, high).clip(0) / std).alias("sides"),
-        (pl.max_horizontal(-low, high) * pl.col("value_norm")).alias("quiet"),
+def _sides(run: Run, name: str, *columns: str) -> pl.DataFrame:
+    """Columns of a table, and `side`: one number for (layer, neuron, polarity), twice the neuron's number `cell`.
+
+    Joins and groups over millions of rows are several times faster on one integer than on three columns.
+    """
+    cell = pl.col("layer").cast(pl.Int64) * run.manifest.model.neurons + pl.col("neuron")
+    side = (cell * 2 + (pl.col("polarity") < 0)).alias("side")
+    return run.table(name).select(side, *columns).collect()
+
+
+def _statistics(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
+    """One row per neuron with `cell`, `peaked`, `sides`, `quiet`, `chance` and their layer medians."""
+    tenth = triggers.filter(pl.col("rank") == LEAST - 1).with_columns(
+        pl.col("side") // 2, pl.col("coefficient").abs()
     )
-    usual = [
+    far = tenth.group_by(cell="side").agg(
+        pl.col("coefficient").max().alias("far"),
+        (pl.col("coefficient").min() * (pl.len() == 2)).alias("near"),
+    )
+    size = run.manifest.model.neurons
+    frame = run.table("neurons").collect()
+    frame = frame.with_columns(cell=pl.col("layer").cast(pl.Int64) * size + pl.col("neuron"))
+    reach = pl.max_horizontal(-pl.col("min"), pl.col("max"))
+    scores = (
+        frame.join(far, on="cell", how="left")
+        .sort("cell")
+        .select(
+            "cell",
+            *_BY_NEURON,
+            pl.col("kurtosis").alias("peaked"),
+            pl.when(pl.col("std") > 0).then(pl.col("near") / pl.col("std")).alias("sides"),
+            (reach * pl.col("value_norm")).cast(pl.Float64).alias("quiet"),
+            (pl.col("far") > FAR * pl.col("std")).fill_null(False).alias("often"),
+        )
+    )
+    medians = [
         pl.col(name).median().over("layer").alias(f"{name}_usual") for name in ("peaked", "sides", "quiet")
     ]
-    scores = frame.with_columns(usual).sort(_BY_NEURON).collect()
-    chance = np.random.default_rng(SEED).random(scores.height)
-    return scores.with_columns(pl.Series("chance", chance))
+    chance = pl.Series("chance", np.random.default_rng(SEED).random(scores.height))
+    peaked = pl.when(pl.col("often")).then(pl.col("peaked")).alias("peaked")
+    return scores.with_columns(*medians, chance).with_columns(peaked)
 
 
 def _next(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
-    """Per neuron and sign: `next_share` of triggers followed by a token that is written, and the expected."""
-    written = run.table("values").select(*_BY_SIDE, "token").collect()
+    """Per side: `next_share` of triggers followed by a token that is written, and what is expected."""
+    model = run.manifest.model
+    layer = pl.col("side") // (2 * model.neurons)
+    written = _sides(run, "values", "token").with_columns(
+        key=pl.col("side") * model.vocabulary + pl.col("token")
+    )
+    followed = triggers.filter(pl.col("next_token").is_not_null()).select("side", token="next_token")
     frequency = (
-        triggers.group_by("layer", "next_token")
+        followed.group_by((layer * model.vocabulary + pl.col("token")).alias("place"))
         .len()
-        .with_columns((pl.col("len") / pl.col("len").sum().over("layer")).alias("frequency"))
+        .with_columns(frequency=pl.col("len") / pl.col("len").sum().over(pl.col("place") // model.vocabulary))
     )
     expected = (
-        written.join(frequency, left_on=["layer", "token"], right_on=["layer", "next_token"])
-        .group_by(_BY_SIDE)
+        written.select("side", place=layer * model.vocabulary + pl.col("token"))
+        .join(frequency, on="place")
+        .group_by("side")
         .agg(pl.col("frequency").sum().alias("next_usual"))
     )
-    hits = triggers.join(
-        written, left_on=[*_BY_SIDE, "next_token"], right_on=[*_BY_SIDE, "token"], how="semi"
+    hits = (
+        followed.with_columns(key=pl.col("side") * model.vocabulary + pl.col("token"))
+        .join(written.select("key"), on="key", how="semi")
+        .group_by("side")
+        .agg(pl.len().alias("hits"), pl.col("token").n_unique().alias("different"))
+        .filter(pl.col("different") >= DIFFERENT)
     )
     return (
         _stored(triggers)
-        .join(hits.group_by(_BY_SIDE).len("hits"), on=_BY_SIDE, how="left")
-        .join(expected, on=_BY_SIDE, how="left")
-        .with_columns(
-            (pl.col("hits").fill_null(0) / pl.col("stored")).alias("next_share"),
-            pl.col("next_usual").fill_null(0.0),
-        )
-        .with_columns((pl.col("next_share") - pl.col("next_usual")).alias("next"))
-        .drop("hits")
+        .join(hits, on="side")
+        .join(expected, on="side")
+        .with_columns(next_share=pl.col("hits") / pl.col("stored"))
+        .with_columns(next=pl.col("next_share") - pl.col("next_usual"))
+        .drop("hits", "different")
     )
 
 
 def _token(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
-    """Per neuron and sign: the commonest `active` token, its `token_share` of triggers, and of the corpus."""
+    """Per side: the commonest `active` token, its `token_share` of triggers, and of the corpus."""
     contexts = run.table("contexts").select("context", "tokens").collect()
     flat = contexts["tokens"].explode().to_numpy()
     sizes = contexts["tokens"].list.len().to_numpy().astype(np.int64)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    starts = np.cumsum(sizes) - sizes
     row = np.searchsorted(contexts["context"].to_numpy(), triggers["context"].to_numpy())
-    active = flat[starts[row] + triggers["position"].to_numpy()]
-    share = np.bincount(flat, minlength=run.manifest.model.vocabulary) / len(flat)
-    common = (
-        triggers.select(*_BY_SIDE, pl.Series("active", active))
-        .group_by(*_BY_SIDE, "active")
-        .len("hits")
-        .sort("hits", "active", descending=[True, False])
-        .unique(_BY_SIDE, keep="first", maintain_order=True)
-    )
-    usual = pl.Series("token_usual", share[common["active"].to_numpy()])
+    active = flat[starts[row] + triggers["position"].to_numpy()].astype(np.int64)
+    size = run.manifest.model.vocabulary
+    share = np.bincount(flat, minlength=size) / len(flat)
+    side, common, hits = _commonest(triggers["side"].to_numpy(), active, size)
+    found = pl.DataFrame({"side": side, "active": common, "hits": hits, "token_usual": share[common]})
     return (
         _stored(triggers)
-        .join(common.with_columns(usual), on=_BY_SIDE)
-        .with_columns((pl.col("hits") / pl.col("stored")).alias("token_share"))
-        .with_columns((pl.col("token_share") - pl.col("token_usual")).alias("token"))
+        .join(found, on="side")
+        .with_columns(token_share=pl.col("hits") / pl.col("stored"))
+        .with_columns(token=pl.col("token_share") - pl.col("token_usual"))
         .drop("hits")
     )
 
 
+def _commonest(side: np.ndarray, token: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each side once, ascending, with its commonest token (of several the last) and how often it occurs."""
+    key = np.sort(side * size + token)
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    count = np.diff(first, append=len(key))
+    sides, start = np.unique(key[first] // size, return_index=True)
+    if len(sides) == 0:
+        return sides, sides, sides
+    best = np.maximum.reduceat(count * size + key[first] % size, start)
+    return sides, best % size, best // size
+
+
 def _stored(triggers: pl.DataFrame) -> pl.DataFrame:
-    return triggers.group_by(_BY_SIDE).len("stored").filter(pl.col("stored") >= LEAST)
+    return triggers.group_by("side").len("stored").filter(pl.col("stored") >= LEAST)
 
 
 def choose(run: Run, n: int = 6) -> tuple[Pick, ...]:

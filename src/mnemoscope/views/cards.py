@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mnemoscope.analyses.neuron import Example, NeuronCard, Side, ValueToken
 from mnemoscope.analyses.overview import LayerSummary
-from mnemoscope.analyses.striking import Pick
+from mnemoscope.analyses.striking import LEAST, Pick
 from mnemoscope.records import Manifest
 
 SIGN = {1: "positive", -1: "negative"}
@@ -136,7 +136,7 @@ def state_note(card: NeuronCard) -> str | None:
 
 
 def readings(card: NeuronCard) -> list[tuple[str, tuple[ValueToken, ...]]]:
-    """What the value does, read with the sign of the coefficient that reaches furthest."""
+    """What the value does, read with the leading sign of the coefficient."""
     polarity = card.sides[0].polarity
     sign = SIGN[polarity]
     return [
@@ -262,7 +262,8 @@ def reason(pick: Pick) -> str:
         return f"{name}: its largest write has the norm {number(pick.value)} {usual}"
     return {
         "peaked": f"most peaked: excess kurtosis {number(pick.value)} {usual}",
-        "sides": f"most two-sided: its weaker side reaches {number(pick.value)} standard deviations {usual}",
+        "sides": f"most two-sided: {LEAST} triggers of either sign beyond {number(pick.value)} standard deviations "
+        f"{usual}",
         "chance": "drawn at random, not chosen",
     }[pick.criterion]
 

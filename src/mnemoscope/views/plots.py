@@ -50,7 +50,7 @@ def _strip(overview: Overview) -> dict[str, Any]:
         alt.Chart(alt.NamedData("cells"))
         .mark_rect(color=SIZE, aria=False)
         .encode(
-            x=alt.X("x:Q", scale=x, axis=alt.Axis(values=_powers(overview.reach), title=None)),
+            x=alt.X("x:Q", scale=x, axis=alt.Axis(values=_powers(overview.reach), format="~s", title=None)),
             x2="x2:Q",
             y=alt.Y("y:Q", scale=y, axis=ticks),
             y2="y2:Q",
