@@ -67,9 +67,10 @@ def _widen(x):  # type: ignore[no-untyped-def]  # numba wants the very signature
 
 @_compiled
 def _load(values, row, start, width, place, floats):  # type: ignore[no-untyped-def]
-    source = values[row, start : start + width]
+    # Slices, because an index that the compiler cannot see to be positive may wrap around, and is not vectorised.
+    source, target = values[row][start : start + width], floats[place : place + width]
     for j in range(width):
-        floats[place + j] = widen(source[j])
+        target[j] = widen(source[j])
 
 
 @_compiled
@@ -221,11 +222,11 @@ def assign_bins(values, rows, first, last, bins):  # type: ignore[no-untyped-def
 def count(bins, start, stop, counts):  # type: ignore[no-untyped-def]
     """Add the bins u8[selected neuron] of neurons ``start <= n < stop`` to counts i32[neuron bin]."""
     for first in range(0, len(bins), _TILE):
-        last = min(first + _TILE, len(bins))
-        for j in range(start, stop):
-            mine = counts[j]
-            for i in range(first, last):
-                mine[bins[i, j]] += 1
+        tile = bins[first : first + _TILE, start:stop]
+        for j in range(stop - start):
+            mine = counts[start + j]
+            for i in range(len(tile)):
+                mine[tile[i, j]] += 1
 
 
 @_compiled
@@ -241,16 +242,16 @@ def sample(values, rows, bins, hashes, following, start, stop, salt, key, coeffi
     key, coefficient, next_token  u64, f32, i32 [neuron bin]  in, out; key is EMPTY where there is none
     """
     for first in range(0, len(rows), _TILE):
-        last = min(first + _TILE, len(rows))
-        for j in range(start, stop):
-            least, own = key[j], salt[j]
-            for i in range(first, last):
-                place = _COARSE[bins[i, j]]
-                mine = (hashes[i] ^ own) * SPREADER
+        tile, mixed = bins[first : first + _TILE, start:stop], hashes[first : first + _TILE]
+        for j in range(stop - start):
+            least, own = key[start + j], salt[start + j]
+            for i in range(len(tile)):
+                place = _COARSE[tile[i, j]]
+                mine = (mixed[i] ^ own) * SPREADER
                 if mine < least[place]:
                     least[place] = mine
-                    coefficient[j, place] = widen(values[rows[i], j])
-                    next_token[j, place] = following[i]
+                    coefficient[start + j, place] = widen(values[rows[first + i], start + j])
+                    next_token[start + j, place] = following[first + i]
 
 
 @_compiled
@@ -264,7 +265,8 @@ def _insert(key, what, word, payload):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _sign(x):  # type: ignore[no-untyped-def]
-    return np.uint64(2) if x > 0 else np.uint64(0) if x < 0 else np.uint64(1)
+    """0, 1, 2 for negative, zero, positive; without a branch, which would have to wait for x to come from memory."""
+    return np.uint64(np.uint64(x >= 0) + np.uint64(x > 0))
 
 
 @_compiled
@@ -296,25 +298,33 @@ def rank(  # type: ignore[no-untyped-def]
     threshold  f32[neuron]          in, out: |coefficients| below do not enter, nor does 0
     key, what  u64[neuron rank]     in, out: descending; see `accumulate.Triggers`
     """
+    found, payloads = np.empty(stop - start, np.int64), np.empty(stop - start, np.uint64)
     for c in range(len(contexts)):
-        low = np.uint64(0xFFFFFFFF) - np.uint64(contexts[c])
+        hits = 0
         for j in range(start, stop):
             x = extreme[c, j] * polarity
-            if not (x > 0 and x >= threshold[j]):
-                continue
-            # Positive floats are in the order of their bits.
-            word = (np.uint64(np.float32(x).view(np.uint32)) << np.uint64(32)) | low
-            if word <= key[j, -1]:
-                continue
+            if x > 0 and x >= threshold[j]:
+                found[hits] = j
+                hits += 1
+        # All places are looked up before anything is entered, so that the processor can wait for many at a time.
+        for i in range(hits):
+            j = found[i]
             position = at[c, j]
             signs = np.uint64(15)
             if gated:
                 row = c * following.shape[1] + position if each_position else c
                 signs = (_sign(widen(gate[row, j])) << np.uint64(2)) | _sign(widen(up[row, j]))
             token = np.uint64(following[c, position] + 1)
-            payload = (np.uint64(position) << np.uint64(36)) | (token << np.uint64(4)) | signs
-            _insert(key[j], what[j], word, payload)
-            threshold[j] = np.uint32(key[j, -1] >> np.uint64(32)).view(np.float32)
+            payloads[i] = (np.uint64(position) << np.uint64(36)) | (token << np.uint64(4)) | signs
+        low = np.uint64(0xFFFFFFFF) - np.uint64(contexts[c])
+        for i in range(hits):
+            j = found[i]
+            # Positive floats are in the order of their bits.
+            bits = np.float32(extreme[c, j] * polarity).view(np.uint32)
+            word = (np.uint64(bits) << np.uint64(32)) | low
+            if word > key[j, -1]:
+                _insert(key[j], what[j], word, payloads[i])
+                threshold[j] = np.uint32(key[j, -1] >> np.uint64(32)).view(np.float32)
 
 
 @_compiled
