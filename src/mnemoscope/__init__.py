@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mnemoscope.corpus import Corpus as Corpus
     from mnemoscope.corpus import load_corpus as load_corpus
+    from mnemoscope.explanation import Explanation as Explanation
     from mnemoscope.jobs.build import build as build
+    from mnemoscope.jobs.explain import explain as explain
     from mnemoscope.models import Model as Model
     from mnemoscope.models import load_model as load_model
     from mnemoscope.records import NeuronId as NeuronId
@@ -25,10 +27,12 @@ _HOME = {
     "Run": "mnemoscope.store",
     "open_run": "mnemoscope.store",
     "build": "mnemoscope.jobs.build",
+    "explain": "mnemoscope.jobs.explain",
+    "Explanation": "mnemoscope.explanation",
     "errors": "mnemoscope.errors",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [*_HOME]
 __version__ = "0.1.0"
 
 
