@@ -54,7 +54,7 @@ def measure(model: Model, plan: Plan) -> dict[str, float]:
 
     def mining(batch: ContextBatch) -> None:
         with Capture(model) as capture:
-            capture.sweep(batch, lambda layer, m, gate, up: memories.update(layer, m, batch, gate, up))
+            capture.sweep(batch, memories.update)
 
     ways = {"plain": plain, "floor": floor, "mining": mining}
     for shard in range(plan.shards):

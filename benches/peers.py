@@ -91,7 +91,7 @@ def mnemoscope_way(model: Model) -> Callable[[ContextBatch], None]:
 
     def run(batch: ContextBatch) -> None:
         with Capture(model) as capture:
-            capture.sweep(batch, lambda layer, m, gate, up: memories.update(layer, m, batch, gate, up))
+            capture.sweep(batch, memories.update)
 
     return run
 
@@ -122,7 +122,9 @@ def agreement(model: Model, bridge: TransformerBridge, batch: ContextBatch) -> d
     return worst
 
 
-def measure(ways: dict[str, Callable[[ContextBatch], None]], batches: Iterable[ContextBatch]) -> dict[str, float]:
+def measure(
+    ways: dict[str, Callable[[ContextBatch], None]], batches: Iterable[ContextBatch]
+) -> dict[str, float]:
     """Seconds of each way over the batches after the first, in turns."""
     spent = dict.fromkeys(ways, 0.0)
     for index, batch in enumerate(batches):
@@ -142,7 +144,11 @@ def main() -> None:
     model = load_model("sample:smollm2-135m", dtype=arguments.dtype)
     other = load_model("sample:smollm2-135m", dtype=arguments.dtype)
     bridge = TransformerBridge.boot_transformers(
-        "sample", hf_model=other.hf, tokenizer=other.tokenizer, device="cpu", dtype=next(other.hf.parameters()).dtype
+        "sample",
+        hf_model=other.hf,
+        tokenizer=other.tokenizer,
+        device="cpu",
+        dtype=next(other.hf.parameters()).dtype,
     )
     with tempfile.TemporaryDirectory() as folder:
         corpus = load_corpus("sample:wikipedia", limit=40_000)

@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands' own help; with --check, fail if the page on disk is not what would be written."""
+"""Write docs/cli.md from the commands' own help; with --check, fail if the page on disk is another."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from families import FAMILIES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-WORDS = (
+WORDS = (  # noqa: SIM905 - a list of fifty strings reads worse
     "the of and in to a is was for on as by with from at it an are that this be or which city capital river king "
     "queen war year century film song team player season game north south east west France Paris London Berlin"
 ).split()

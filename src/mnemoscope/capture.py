@@ -19,15 +19,9 @@ from mnemoscope.anatomy import Projection
 from mnemoscope.models import Model
 from mnemoscope.records import ContextBatch
 
-Receiver = Callable[
-    [
-        int,
-        Float[Tensor, "context token neuron"],
-        Float[Tensor, "context token neuron"] | None,
-        Float[Tensor, "context token neuron"] | None,
-    ],
-    None,
-]
+Coefficients = Float[Tensor, "context token neuron"]
+Receiver = Callable[[int, Coefficients, ContextBatch, Coefficients | None, Coefficients | None], None]
+"""Takes layer, coefficients, batch, gate and up: the `update` of an accumulator is one."""
 
 
 class _LastLayerSeen(Exception):  # noqa: N818 - control flow, not an error
@@ -40,7 +34,7 @@ class Capture:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._receive: Receiver | None = None
-        self._shape: tuple[int, ...] = ()
+        self._batch: ContextBatch | None = None
         self._seen: dict[str, Tensor] = {}
         self._handles: list[Any] = []
 
@@ -58,12 +52,12 @@ class Capture:
         self._handles.clear()
 
     def sweep(self, batch: ContextBatch, receive: Receiver) -> None:
-        """Call ``receive(layer, coefficients, gate, up)`` for every layer in order; gate and up are None if plain.
+        """Call ``receive(layer, coefficients, batch, gate, up)`` for every layer; gate and up are None if plain.
 
         The tensors are in the model's dtype, are the model's own, and must not be kept or changed.
         """
         tokens = torch.from_numpy(batch.tokens).to(self._model.device, torch.int64)
-        self._receive, self._shape = receive, batch.tokens.shape
+        self._receive, self._batch = receive, batch
         try:
             with torch.inference_mode():
                 # Right padding under a causal mask changes nothing before it, so no attention mask is needed.
@@ -71,7 +65,7 @@ class Capture:
         except _LastLayerSeen:
             pass
         finally:
-            self._receive = None
+            self._receive = self._batch = None
             self._seen.clear()
 
     def _keep(self, name: str, part: Projection) -> Callable[..., None]:
@@ -84,11 +78,18 @@ class Capture:
         last = self._model.anatomy.n_layers - 1
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if self._receive is None:
+            if self._receive is None or self._batch is None:
                 return
-            parts = (inputs[0], self._seen.pop("gate", None), self._seen.pop("up", None))
             # OPT flattens contexts and tokens into one axis.
-            self._receive(index, *(None if part is None else part.view(*self._shape, -1) for part in parts))
+            shape = (*self._batch.tokens.shape, -1)
+            gate, up = (self._seen.pop(name, None) for name in ("gate", "up"))
+            self._receive(
+                index,
+                inputs[0].view(shape),
+                self._batch,
+                None if gate is None else gate.view(shape),
+                None if up is None else up.view(shape),
+            )
             if index == last:
                 raise _LastLayerSeen
 

@@ -118,7 +118,7 @@ def load_model(
         where = _resolve(name, say)
         say("loading weights")
         hf = _weights(where, name, _dtype(dtype, target), revision, trust_remote_code)
-        hf = hf.to(target).eval()  # type: ignore[arg-type]
+        hf = hf.to(target).eval()
         tokenizer = tokenizer or _tokenizer(where, name, revision, trust_remote_code)
     say("checking that the parts add up to the logits")
     anatomy, error = examine(hf)

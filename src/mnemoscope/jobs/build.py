@@ -31,7 +31,7 @@ from mnemoscope.errors import RunError, RunMismatch
 from mnemoscope.jobs import loop, values
 from mnemoscope.models import Model
 from mnemoscope.plan import BATCH_TOKENS, SHARD_TOKENS, Plan
-from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Manifest, Progress
+from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Progress
 from mnemoscope.store import Run, RunWriter
 from mnemoscope.vocabulary import token_bytes
 
@@ -228,11 +228,11 @@ def _identity(model: Model, text: Corpus, top: int) -> dict[str, Any]:
 
 def _compare(found: dict[str, Any], given: dict[str, Any], path: Path) -> None:
     # The id is a name: the same weights loaded by another name are the same model.
-    for name in given:
-        if name != "model" and found.get(name) != given[name]:
+    for name, value in given.items():
+        if name != "model" and found.get(name) != value:
             raise RunMismatch(
                 f"building a run: {path} holds one built with {name} = {_short(found.get(name))}, and "
-                f"{name} = {_short(given[name])} was given; give the same, or choose another folder"
+                f"{name} = {_short(value)} was given; give the same, or choose another folder"
             )
 
 
@@ -244,7 +244,7 @@ def _short(value: Any) -> str:
 def _write_part(table: pa.Table, file: Path) -> None:
     scratch = file.with_suffix(".tmp")
     pq.write_table(table, scratch, compression="zstd")
-    os.replace(scratch, file)
+    scratch.replace(file)
 
 
 def _linked(file: Path) -> Path:

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from mnemoscope import errors
 from mnemoscope.capture import Capture
-from mnemoscope.plan import Plan
 from mnemoscope.models import Model
+from mnemoscope.plan import Plan
 from mnemoscope.records import ContextBatch, Progress
 
 CHECKPOINT_SECONDS = 30.0
@@ -126,9 +126,7 @@ class _Worker(Generic[S]):
             for shard in shards:
                 for batch in self._plan.batches(shard):
                     _stop_if_orphaned()
-                    capture.sweep(
-                        batch, lambda layer, m, gate, up, b=batch: self._state.update(layer, m, b, gate, up)
-                    )
+                    capture.sweep(batch, self._state.update)
                     tell(batch.n_tokens)
                 self._state.finish_shard(shard)
                 unsaved = True

@@ -117,8 +117,9 @@ def _read_keys(model: Model, part: Layer, token_vectors: Tensor) -> tuple[np.nda
         for neurons in torch.arange(model.anatomy.n_neurons).split(_TILE):
             coefficients = _coefficients(model, part, neurons, normed)
             kept.append(extremes(coefficients.float().cpu().numpy(), min(KEY_TOKENS, normed.shape[1])))
-    tokens, coefficients = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-    return tokens, coefficients
+    found = zip(*kept, strict=True)
+    tokens, scores = (np.concatenate(parts) for parts in found)
+    return tokens, scores
 
 
 def _coefficients(model: Model, part: Layer, neurons: Tensor, normed: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ def extremes(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return columns, found
 
 
-@njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, parallel=True)
 def _extremes(scores, columns, found):  # type: ignore[no-untyped-def]
     k = columns.shape[2]
     for row in prange(scores.shape[0]):

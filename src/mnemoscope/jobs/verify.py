@@ -116,7 +116,7 @@ def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]
     total, done = sum(batch.n_tokens for batch in work), 0
     with Capture(model) as capture:
         for batch in work:
-            capture.sweep(batch, lambda layer, m, gate, up, b=batch: memories.update(layer, m, b, gate, up))
+            capture.sweep(batch, memories.update)
             done += batch.n_tokens
             report(Progress("mining again", done, total, "tokens"))
     memories.finish_shard(shard)
@@ -140,7 +140,7 @@ def _compare(name: str, stored: np.ndarray, found: np.ndarray, tolerance: float,
 
 def _files(run: Run) -> Check:
     problems = run.check()
-    note = "; ".join(f"{problem.table}: {problem.message}" for problem in problems)
+    note = "; ".join(f"{problem.table}: {problem.text}" for problem in problems)
     return Check("sha256 of the tables", len(run.manifest.tables), len(problems), 0.0, note)
 
 
