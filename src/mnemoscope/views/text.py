@@ -253,11 +253,11 @@ def _examples(card: NeuronCard, examples: Sequence[Example], width: int, bracket
     table.add_column(overflow="fold")
     for example, coefficient in zip(examples, numbers, strict=True):
         style = ORANGE if example.coefficient > 0 else BLUE
-        table.add_row(Text(coefficient, style=style), _line(example, width - room - 5, bracket, style))
+        table.add_row(Text(coefficient, style=style), example_line(example, width - room - 5, bracket, style))
     return table
 
 
-def _line(example: Example, room: int, bracket: bool, style: str) -> Text:
+def example_line(example: Example, room: int, bracket: bool, style: str) -> Text:
     """Text before, the active token, the next one and the source: one line if twelve tokens fit on it."""
     end = Text()
     head, active = cards.active(example)

@@ -1,0 +1,384 @@
+"""From an `Explanation` to its `Sheet`: chosen, rounded to words, labelled. Nothing is worked out anew here."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from mnemoscope.explanation import Choice, Contrast, Explanation
+from mnemoscope.records import NeuronId
+from mnemoscope.views import cards
+from mnemoscope.views.explanation import memories
+from mnemoscope.views.explanation.sheet import (
+    ABLATED,
+    INCREASE,
+    LEFT_OUT,
+    Ablated,
+    Against,
+    Candidate,
+    Cargo,
+    Carried,
+    Cause,
+    Grid,
+    Ledger,
+    Memory,
+    Part,
+    Point,
+    PromptToken,
+    Sheet,
+    Step,
+    Sum,
+    Switched,
+    Word,
+)
+from mnemoscope.vocabulary import Vocabulary
+
+WIDEST = 40  # columns of the grid; further tokens share one
+REMEMBERED = 12  # neurons shown with triggers from the run
+_LABEL = 24
+_MEASURES = {INCREASE: "contribution", LEFT_OUT: "leave_one_out", "logit": "logit", "chain": "chain"}
+_COLUMNS = (INCREASE, LEFT_OUT, ABLATED, "chain", "logit")
+_PARTS = {"attention": "attention", "ffn": "FFN"}
+
+
+def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
+    """Lower an explanation.
+
+    rows  how many parts each table shows (the largest and the most negative); all that there are if None. What is
+          left out is in the closing rows either way.
+    """
+    one = explanation
+    effects = _effects(one.ablations)
+    known, missing = memories.of(one.run, _remembered(one.neurons, rows))
+    return Sheet(
+        title=_label("".join(one.tokens["piece"]), 60),
+        about=f"{one.model} · {one.layer_count} layers · lens {one.lens} · {one.dtype}",
+        tokens=_tokens(one.tokens),
+        unread=_unread(one),
+        right_to_left=cards.is_right_to_left(one.prompt),
+        target=_candidate(one.target, float(one.stream["probability"][-1]), rank=int(one.stream["rank"][-1])),
+        foils=tuple(_candidate(each.foil, each.probability) for each in one.contrasts),
+        predictions=tuple(
+            Candidate(Word(_label(row["piece"])), row["probability"])
+            for row in one.predictions.iter_rows(named=True)
+        ),
+        log_probability=one.log_probability,
+        account=tuple(_account(one.account)),
+        stream=tuple(_stream(one)),
+        steps=_steps(one.layers),
+        total=one.total,
+        remainder=one.remainder,
+        grid=_grid(one.grid),
+        heads=_ledger(
+            [_part(row, effects, known) for row in one.heads.iter_rows(named=True)],
+            "attention",
+            (one.layers, one.others),
+            rows,
+            ("weight", *_COLUMNS),
+        ),
+        neurons=_ledger(
+            [_part(row, effects, known) for row in one.neurons.iter_rows(named=True)],
+            "ffn",
+            (one.layers, one.others),
+            rows,
+            ("coefficient", *_COLUMNS),
+        ),
+        against=tuple(_against(each, rows) for each in one.contrasts),
+        switched=tuple(_switched(one.queries)),
+        cargo=_cargo(one.attention_queries),
+        ablated=tuple(_ablated(one.ablations)),
+        correlation=_correlation(one.ablations),
+        parallel=one.parallel,
+        notes=(*_notes(one), *([missing] if missing else [])),
+        method=tuple(_method(one)),
+        command=_command(one),
+    )
+
+
+def _label(piece: str, width: int = _LABEL) -> str:
+    """A token's name: whitespace and controls visible, cut."""
+    text = Vocabulary.visible(piece) or "∅"
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _word(piece: str | None, position: int | None) -> Word | None:
+    return None if piece is None else Word(_label(piece), position)
+
+
+def _candidate(choice: Choice, probability: float, rank: int | None = None) -> Candidate:
+    given = _label(choice.given) if choice.given is not None and len(choice.tokens) > 1 else None
+    return Candidate(Word(_label(choice.piece)), probability, rank, given)
+
+
+def _tokens(frame: pl.DataFrame) -> tuple[PromptToken, ...]:
+    top = max((abs(value) for value in frame["leave_one_out"]), default=0.0)
+    return tuple(
+        PromptToken(
+            Vocabulary.visible(row["piece"], edges=False),
+            row["position"],
+            row["leave_one_out"],
+            abs(row["leave_one_out"]) / top if top else 0.0,
+        )
+        for row in frame.iter_rows(named=True)
+    )
+
+
+def _unread(one: Explanation) -> str:
+    """What follows the explained position, where the prompt is spelled by its tokens one to one."""
+    read = "".join(one.tokens["piece"])
+    rest = one.prompt[len(read) :] if one.prompt.startswith(read) else ""
+    return Vocabulary.visible(rest, edges=False)
+
+
+def _account(frame: pl.DataFrame) -> Iterable[Sum]:
+    names = {"ffn": "FFN", "total": "log p"}
+    place = 0.0
+    for part, nats in frame.iter_rows():
+        start = 0.0 if part == "total" else place
+        place = start + nats
+        yield Sum(names.get(part, part), nats, start, place)
+
+
+def _stream(one: Explanation) -> Iterable[Point]:
+    kinds = {"Lin": "embedding", "Lre": "attention", "Lou": "FFN"}
+    logits = [f"logit_{foil.piece}" for foil in one.foils]
+    for row in one.stream.iter_rows(named=True):
+        # Target and foil share a point's normaliser, so log-probabilities differ as logits do.
+        foils = tuple(row["log_probability"] + row[name] - row["logit"] for name in logits)
+        kind = kinds[row["point"][:3]]
+        yield Point(row["point"], row["layer"], kind, row["log_probability"], row["rank"], foils)
+
+
+def _steps(layers: pl.DataFrame) -> tuple[Step, ...]:
+    return tuple(
+        Step(row["layer"], _PARTS[row["part"]], row["contribution"]) for row in layers.iter_rows(named=True)
+    )
+
+
+def _grid(frame: pl.DataFrame) -> Grid:
+    """Heads in order of depth; where the tokens are many, the least of them together in one column."""
+    rows = frame.rows(named=True)
+    heads = list(dict.fromkeys((row["layer"], row["head"]) for row in rows))
+    words = {row["source"]: Word(_label(row["source_token"]), row["source"]) for row in rows}
+    value = {(row["layer"], row["head"], row["source"]): row["leave_one_out"] for row in rows}
+    weight = {at: sum(abs(value.get((*head, at), 0.0)) for head in heads) for at in words}
+    kept = sorted(words, key=lambda at: -weight[at])[: WIDEST - (len(words) > WIDEST)]
+    kept, rest = sorted(kept), [at for at in words if at not in set(kept)]
+    cells = []
+    for head in heads:
+        line = [value.get((*head, at), 0.0) for at in kept]
+        cells.append((*line, sum(value.get((*head, at), 0.0) for at in rest)) if rest else tuple(line))
+    labels = [words[at] for at in kept]
+    if rest:
+        labels.append(Word(f"{len(rest)} others"))
+    return Grid(tuple(f"L{layer}H{head}" for layer, head in heads), tuple(labels), tuple(cells))
+
+
+_Key = tuple[str, int, int, int | None]
+
+
+def _effects(frame: pl.DataFrame) -> dict[_Key, float]:
+    """Of each ablated part the effect; the first way, where it was ablated in several."""
+    found: dict[_Key, float] = {}
+    for row in frame.iter_rows(named=True):
+        found.setdefault((row["kind"], row["layer"], row["unit"], row["source"]), row["effect"])
+    return found
+
+
+def _part(row: Mapping[str, Any], effects: Mapping[_Key, float], known: Mapping[NeuronId, Memory]) -> Part:
+    """A row of `heads`, `neurons` or `sources`."""
+    values = {name: row[key] for name, key in _MEASURES.items() if key in row}
+    values |= {name: row[name] for name in ("weight", "coefficient") if name in row}
+    if "neuron" in row:
+        address = NeuronId(row["layer"], row["neuron"])
+        values[ABLATED] = effects.get(("neuron", *address, None))
+        promotes, suppresses = (tuple(map(_label, row[name])) for name in ("promotes", "suppresses"))
+        return Part(str(address), values, None, promotes, suppresses, known.get(address))
+    word = _word(row["source_token"], row["source"])
+    if "head" not in row:
+        return Part("", values, word)
+    values[ABLATED] = effects.get(("head", row["layer"], row["head"], row["source"]))
+    return Part(f"L{row['layer']}H{row['head']}", values, word)
+
+
+def _ledger(
+    parts: Sequence[Part],
+    part: str,
+    sums: tuple[pl.DataFrame, pl.DataFrame],
+    rows: int | None,
+    columns: Sequence[str],
+) -> Ledger:
+    """A table with its closing rows: biases, what is not shown, and the sum over all layers.
+
+    sums  the frames `layers` and `others`
+    """
+    layers, others = sums
+    shown, skipped = _ends(parts, rows)
+    own, fixed = (layers.filter(pl.col("part") == part), others.filter(pl.col("part") == f"{part} bias"))
+    names = [name for name in (INCREASE, LEFT_OUT, "logit") if _MEASURES[name] in own.columns]
+    total = {name: float(own[_MEASURES[name]].sum()) for name in names}
+    bias = {name: float(fixed[_MEASURES[name]].sum()) for name in names} if fixed.height else {}
+    label = {"attention": "attention", "ffn": "FFN"}[part]
+    closing = [Part(f"{label} biases", bias, kind="bias")] if bias else []
+    rest = {
+        name: total[name] - bias.get(name, 0.0) - math.fsum(one.values[name] or 0.0 for one in shown)
+        for name in names
+    }
+    closing += [
+        Part("not shown", rest, kind="rest"),
+        Part(f"{label}, all layers", total, kind="total"),
+    ]
+    used = [name for name in columns if any(one.values.get(name) is not None for one in shown)]
+    return Ledger(tuple(used), tuple(shown), tuple(closing), skipped)
+
+
+def _ends(parts: Sequence[Part], rows: int | None) -> tuple[list[Part], int | None]:
+    """The first and the last of a sorted list, more of the first; and where the gap is."""
+    if rows is None or len(parts) <= rows:
+        return list(parts), None
+    last = rows * 2 // 5
+    return [*parts[: rows - last], *(parts[-last:] if last else ())], rows - last
+
+
+def _remembered(frame: pl.DataFrame, rows: int | None) -> dict[NeuronId, float]:
+    """The neurons whose triggers are shown, with their coefficients: the largest |leave-one-out|."""
+    best = frame.sort(pl.col("leave_one_out").abs(), descending=True, maintain_order=True)
+    best = best.head(REMEMBERED if rows is None else min(rows, REMEMBERED))
+    return {
+        NeuronId(layer, neuron): coefficient
+        for layer, neuron, coefficient in best.select("layer", "neuron", "coefficient").iter_rows()
+    }
+
+
+def _against(contrast: Contrast, rows: int | None) -> Against:
+    few = None if rows is None else max(rows // 2, 3)
+    heads, neurons, sources = (
+        [_part(row, {}, {}) for row in frame.iter_rows(named=True)]
+        for frame in (contrast.heads, contrast.neurons, contrast.sources)
+    )
+    sources.sort(key=lambda one: -(one.values[LEFT_OUT] or 0.0))
+    # Where both measures are one number (frozen and raw lens), it is shown once.
+    same = all(
+        math.isclose(one.values[INCREASE] or 0.0, one.values[LEFT_OUT] or 0.0, rel_tol=1e-4, abs_tol=1e-6)
+        for one in (*heads, *neurons)
+    )
+    measures = (INCREASE,) if same else (INCREASE, LEFT_OUT)
+    sums = contrast.layers, contrast.others
+    return Against(
+        foil=_candidate(contrast.foil, contrast.probability),
+        start=contrast.start,
+        total=contrast.total,
+        steps=_steps(contrast.layers),
+        heads=_ledger(heads, "attention", sums, few, ("weight", *measures)),
+        sources=_ledger(sources, "attention", sums, few if rows else 12, measures),
+        neurons=_ledger(neurons, "ffn", sums, few, ("coefficient", *measures)),
+    )
+
+
+def _switched(frame: pl.DataFrame) -> Iterable[Switched]:
+    for (layer, neuron), rows in frame.group_by("layer", "neuron", maintain_order=True):
+        causes = tuple(_cause(row) for row in rows.iter_rows(named=True))
+        nats = [one.nats for one in causes if one.nats is not None]
+        share = math.fsum(one.share for one in causes)
+        yield Switched(f"L{layer}N{neuron}", share, math.fsum(nats) if nats else None, causes)
+
+
+def _cause(row: Mapping[str, Any]) -> Cause:
+    kind, layer, unit = row["kind"], row["query_layer"], row["query_unit"]
+    name = {
+        "head": f"L{layer}H{unit}",
+        "neuron": f"L{layer}N{unit}",
+        "attention bias": f"attention bias {layer}",
+        "ffn bias": f"FFN bias {layer}",
+        "remainder": "not shown",
+    }.get(kind, kind)
+    return Cause(
+        name, _word(row["source_token"], row["source"]), row["share"], row["contribution"], row["gate"],
+        row["up"], row["inner"], kind,
+    )  # fmt: skip
+
+
+def _cargo(frame: pl.DataFrame) -> Cargo | None:
+    if frame.height == 0:
+        return None
+    first = frame.row(0, named=True)
+    points = (Carried(row["point"], row["recomputed"], row["fixed"]) for row in frame.iter_rows(named=True))
+    return Cargo(first["layer"], Word(_label(first["source_token"]), first["source"]), tuple(points))
+
+
+def _ablated(frame: pl.DataFrame) -> Iterable[Ablated]:
+    for row in frame.iter_rows(named=True):
+        name = f"L{row['layer']}{'N' if row['kind'] == 'neuron' else 'H'}{row['unit']}"
+        yield Ablated(
+            name, _word(row["source_token"], row["source"]), row["kind"], row["how"], row["contribution"],
+            row["leave_one_out"], row["effect"],
+        )  # fmt: skip
+
+
+def _correlation(frame: pl.DataFrame) -> float | None:
+    """Pearson's, of leave-one-out and the effect of true ablation."""
+    pairs = frame.select("leave_one_out", "effect").drop_nulls()
+    if pairs.height < 3:
+        return None
+    found = pairs.select(pl.corr("leave_one_out", "effect")).item()
+    return found if found is not None and math.isfinite(found) else None
+
+
+def _notes(one: Explanation) -> Iterable[str]:
+    """What has to be said about the question before the answer."""
+    for role, choice in (("target", one.target), *(("foil", foil) for foil in one.foils)):
+        if choice.note:
+            yield Vocabulary.visible(
+                f"{role} {_label(choice.given or choice.piece)}: {choice.note}", edges=False
+            )
+    yield from (Vocabulary.visible(note, edges=False) for note in one.notes)
+
+
+def _method(one: Explanation) -> Iterable[str]:
+    """How it was computed, a sentence each."""
+    yield (
+        "Everything is in nats of log p(target) unless a column says otherwise; layers, heads, neurons, positions "
+        "and ranks count from 0."
+    )
+    yield (
+        f"{INCREASE}: log p after the part is added to what its layer reads, less log p before. {LEFT_OUT}: log p at "
+        "the end, less log p at the end without the part. logit: what the part alone writes for the target. chain: "
+        "the leave-one-out of a part and its share of that of the shown neurons above, which it switched on. "
+        "not shown: parts that have no row, and what parts do only together, since log-probabilities of parts do not add up."
+    )
+    yield {
+        "frozen": "The lens takes the final norm's statistic from the final residual: logits of parts add up.",
+        "own": "The lens gives each vector its own statistic of the final norm (the logit lens): logits do not add up.",
+        "raw": "The lens leaves the final norm out.",
+    }[one.lens]
+    found = [
+        f"{one.evaluations[name]:,} of {one.evaluations[f'{name}_of']:,} {title}"
+        for name, title in (("heads", "heads x sources"), ("neurons", "neurons"))
+        if name in one.evaluations and f"{name}_of" in one.evaluations
+    ]
+    if found:
+        yield (
+            f"The {one.top} largest and {one.top} most negative of each measure were found exactly: "
+            f"{' and '.join(found)} were read through the whole vocabulary, the others excluded by bounds."
+        )
+
+
+def _command(one: Explanation) -> str:
+    words = ["mnemoscope", "explain", one.model, one.prompt]
+    if one.target.given is not None:
+        words += ["--target", one.target.given]
+    for foil in one.foils:
+        words += ["--foil", foil.given if foil.given is not None else foil.piece]
+    if _unread(one):
+        words += ["--position", str(one.position)]
+    if one.lens != "frozen":
+        words += ["--lens", one.lens]
+    if one.run:
+        words += ["--run", one.run]
+    if one.ablations.height:
+        words += ["--ablate", str(one.ablations.filter(pl.col("kind") == "neuron").height)]
+    return Vocabulary.visible(shlex.join(words), edges=False)

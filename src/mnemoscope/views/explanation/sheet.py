@@ -1,0 +1,275 @@
+"""An explanation as plain values: what terminal, notebook and page all draw, in the order they draw it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mnemoscope.analyses.neuron import Example
+
+INCREASE, LEFT_OUT, ABLATED = "increase", "leave-one-out", "ablated"
+NATS = (INCREASE, LEFT_OUT, ABLATED)  # columns that share one unit and one scale
+
+
+@dataclass(frozen=True)
+class Word:
+    """A token as a reader sees it: its label, whitespace visible, and where it stands in the prompt."""
+
+    label: str
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that could come next.
+
+    given  the label of the text that was asked for, where this token is only its beginning
+    """
+
+    word: Word
+    probability: float
+    rank: int | None = None
+    given: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The token, and the text it stands for: ·B of ·Bordeaux."""
+        return f"{self.word.label} of {self.given}" if self.given else self.word.label
+
+
+@dataclass(frozen=True)
+class PromptToken:
+    """A token of the prompt in running text, and what all attention together brought from it (nats)."""
+
+    text: str
+    position: int
+    nats: float
+    strength: float  # |nats| as a share of the largest
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A line of the account: from `start` to `stop` on the way from no information to log p (nats)."""
+
+    name: str
+    nats: float
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """log p of the target and of the foils at one point of the stream (nats); `step` is what led to it."""
+
+    name: str
+    layer: int
+    step: str  # embedding | attention | FFN
+    log_probability: float
+    rank: int
+    foils: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the attention or the FFN of one layer added (nats)."""
+
+    layer: int
+    part: str  # attention | FFN
+    nats: float
+
+    @property
+    def name(self) -> str:
+        """Short: ATTN12, FFN24."""
+        return f"{'ATTN' if self.part == 'attention' else 'FFN'}{self.layer}"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run knows of a neuron: its strongest triggers with the sign of the coefficient here."""
+
+    kurtosis: float | None
+    usual_kurtosis: float | None
+    extreme: float | None  # the largest coefficient of that sign in the run
+    triggers: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row: a head and its source, a neuron, a source, or (with `kind` other than "part") a closing line."""
+
+    name: str
+    values: Mapping[str, float | None]
+    word: Word | None = None
+    promotes: tuple[str, ...] = ()
+    suppresses: tuple[str, ...] = ()
+    memory: Memory | None = None
+    kind: str = "part"  # part | bias | rest | total
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Rows with the same columns, sorted; the closing rows say what is not shown and what all add up to.
+
+    skipped  index of the first row after the gap between the largest and the most negative, if there is one
+    """
+
+    columns: tuple[str, ...]
+    parts: tuple[Part, ...]
+    closing: tuple[Part, ...]
+    skipped: int | None = None
+
+    @property
+    def rows(self) -> tuple[Part, ...]:
+        """Everything, closing rows last."""
+        return self.parts + self.closing
+
+    @property
+    def reach(self) -> float:
+        """The largest size of a part in nats: the scale of all bars of the table."""
+        sizes = [abs(part.values.get(name) or 0.0) for part in self.parts for name in NATS]
+        return max(sizes, default=0.0)
+
+
+@dataclass(frozen=True)
+class Against:
+    """Target against one foil; everything in nats of log p(target) - log p(foil)."""
+
+    foil: Candidate
+    start: float
+    total: float
+    steps: tuple[Step, ...]
+    heads: Ledger
+    sources: Ledger
+    neurons: Ledger
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One earlier vector's share in a neuron's coefficient; `nats` is the neuron's increase, shared alike."""
+
+    name: str
+    word: Word | None
+    share: float
+    nats: float | None
+    gate: float | None
+    up: float | None
+    inner: float | None
+    kind: str
+
+
+@dataclass(frozen=True)
+class Switched:
+    """A neuron and what switched it on: the largest shares, and last what is not shown."""
+
+    name: str
+    coefficient: float
+    nats: float | None
+    causes: tuple[Cause, ...]
+
+    @property
+    def gated(self) -> bool:
+        """Whether its coefficient has two branches."""
+        return any(one.up is not None for one in self.causes)
+
+    def shortened(self, count: int) -> tuple[Cause, ...]:
+        """The `count` largest causes, and all others (the remainder among them) added up to one."""
+        named = sorted(
+            (one for one in self.causes if one.kind != "remainder"), key=lambda one: -abs(one.share)
+        )
+        rest = [*named[count:], *(one for one in self.causes if one.kind == "remainder")]
+        return (*named[:count], Cause("not shown", None, *_sums(rest), "remainder")) if rest else tuple(named)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What one vector at the source has to do with what attention carried from there (nats)."""
+
+    point: str
+    recomputed: float
+    fixed: float
+
+
+@dataclass(frozen=True)
+class Cargo:
+    """Where the best attention sub-value got what it carries (A53, A54)."""
+
+    layer: int
+    source: Word
+    points: tuple[Carried, ...]
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """One true ablation beside the accounts of the same part (nats)."""
+
+    name: str
+    word: Word | None
+    kind: str  # neuron | head
+    how: str
+    increase: float | None
+    left_out: float | None
+    effect: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Leave-one-out of heads x source tokens, in nats; the last column may be all other tokens together."""
+
+    heads: tuple[str, ...]
+    words: tuple[Word, ...]
+    cells: tuple[tuple[float, ...], ...]  # a row for each head
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """All that a reader is shown of one prediction."""
+
+    title: str
+    about: str
+    tokens: tuple[PromptToken, ...]
+    unread: str  # what of the prompt comes after the explained position
+    right_to_left: bool
+    target: Candidate
+    foils: tuple[Candidate, ...]
+    predictions: tuple[Candidate, ...]
+    log_probability: float
+    account: tuple[Sum, ...]
+    stream: tuple[Point, ...]
+    steps: tuple[Step, ...]
+    total: float
+    remainder: float
+    grid: Grid
+    heads: Ledger
+    neurons: Ledger
+    against: tuple[Against, ...]
+    switched: tuple[Switched, ...]
+    cargo: Cargo | None
+    ablated: tuple[Ablated, ...]
+    correlation: float | None
+    parallel: bool
+    notes: tuple[str, ...]
+    method: tuple[str, ...]
+    command: str
+
+
+def _sums(causes: Sequence[Cause]) -> tuple[float, float | None, float | None, float | None, float | None]:
+    def total(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return math.fsum(known) if known else None
+
+    return (
+        math.fsum(one.share for one in causes),
+        total([one.nats for one in causes]),
+        total([one.gate for one in causes]),
+        total([one.up for one in causes]),
+        total([one.inner for one in causes]),
+    )
+
+
+def largest(steps: Sequence[Step], count: int) -> tuple[list[Step], list[Step]]:
+    """The steps that added most and those that removed most, at most `count` of each."""
+    ranked = sorted(steps, key=lambda step: -step.nats)
+    up = [step for step in ranked[:count] if step.nats > 0]
+    down = [step for step in reversed(ranked[-count:]) if step.nats < 0]
+    return up, down

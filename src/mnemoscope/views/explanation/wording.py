@@ -1,0 +1,143 @@
+"""The words and rounded numbers that terminal and page share."""
+
+from __future__ import annotations
+
+from mnemoscope.views import cards
+from mnemoscope.views.explanation.sheet import (
+    INCREASE,
+    NATS,
+    Against,
+    Candidate,
+    Cause,
+    Memory,
+    Part,
+    Sheet,
+    Switched,
+    Word,
+)
+
+DIFFER = (
+    "They answer three questions. Increase: what the part adds to what its layer reads, before anything above it has "
+    "worked. Leave-one-out: what is lost when it is taken from the end, nothing else reacting. Ablated: what is lost "
+    "when it is really removed and all layers above react, often by making up for it."
+)
+NOT_ABLATED = "Nothing was ablated; --ablate 10 runs the model without each of the ten most important neurons and heads x sources."
+SWITCHED = (
+    "A neuron's coefficient, shared exactly among the vectors written before it (both branches of a gated neuron); "
+    "in nats, its increase shared alike."
+)
+CARRIED = (
+    "What is lost of that sub-value's score when a vector is taken out of its source: with attention worked out anew "
+    "(recomputed), and with its weights kept (fixed)."
+)
+
+
+def nats(value: float | None, places: int = 3) -> str:
+    """A signed contribution; a dash where there is none; what rounds to nothing has no sign."""
+    if value is None:
+        return "–"
+    shown = f"{value:+.{places}f}"
+    return f"{0:.{places}f}" if float(shown) == 0 else shown
+
+
+def cell(name: str, value: float | None) -> str:
+    """A number under the column `name`."""
+    if name in ("coefficient", "logit"):
+        return cards.number(value, sign=True)
+    if name == "weight":
+        return "–" if value is None else f"{value:.2f}"
+    return nats(value)
+
+
+def probability(value: float) -> str:
+    """Three decimals, or as many digits as a small one needs."""
+    return f"{value:.3f}" if value >= 0.0995 or value == 0 else cards.number(value)
+
+
+def word(one: Word | None) -> str:
+    """A token and its position: ·France@3."""
+    if one is None:
+        return ""
+    return one.label if one.position is None else f"{one.label}@{one.position}"
+
+
+def part(one: Part) -> str:
+    """Name of a row: L21H5 ← ·France@3."""
+    return " ← ".join(text for text in (one.name, word(one.word)) if text)
+
+
+def cause(one: Cause) -> str:
+    """Name of what switched a neuron on."""
+    return " ← ".join(text for text in (one.name, word(one.word)) if text)
+
+
+def verdict(sheet: Sheet) -> str:
+    """How the target stands at the end."""
+    target = sheet.target
+    chance = f"probability {probability(target.probability)}"
+    return f"{chance} · rank {target.rank:,} · log p {nats(sheet.log_probability, 2)}"
+
+
+def candidate(one: Candidate) -> str:
+    """A token and its probability."""
+    return f"{one.name} {probability(one.probability)}"
+
+
+def stream_line(sheet: Sheet) -> str:
+    """From where to where the stream goes."""
+    first, last = sheet.stream[0], sheet.stream[-1]
+    return (
+        f"from {nats(first.log_probability, 2)} (rank {first.rank:,}) at {first.name} to "
+        f"{nats(last.log_probability, 2)} (rank {last.rank:,}) at {last.name}: {nats(sheet.total, 2)} nats"
+    )
+
+
+def shown_line(sheet: Sheet) -> str:
+    """How much of what attention and FFN added has a row in the two tables."""
+    rest = sum(
+        one.values[INCREASE] or 0.0
+        for ledger in (sheet.heads, sheet.neurons)
+        for one in ledger.closing
+        if one.kind == "rest"
+    )
+    return (
+        f"of attention and FFN together {nats(sheet.total, 2)}: in the tables below {nats(sheet.total - rest, 2)}, "
+        f"not shown {nats(rest, 2)}"
+    )
+
+
+def memory(one: Memory) -> str:
+    """Statistics of a neuron in the run, each beside what is usual."""
+    extreme = cards.number(one.extreme, sign=True)
+    return (
+        f"in the run: strongest {extreme}, excess kurtosis {cards.number(one.kurtosis)} "
+        f"(layer median {cards.number(one.usual_kurtosis)})"
+    )
+
+
+def against_line(sheet: Sheet, one: Against) -> str:
+    """Where target and foil start and end."""
+    return (
+        f"log p({sheet.target.word.label}) - log p({one.foil.word.label}): {nats(one.start, 2)} at the embedding, "
+        f"{nats(one.total, 2)} at the end"
+    )
+
+
+def switched_line(one: Switched) -> str:
+    """A neuron, its coefficient, and what it increased."""
+    increase = "" if one.nats is None else f", increase {nats(one.nats)} nats"
+    return f"coefficient {cards.number(one.coefficient, sign=True)}{increase}"
+
+
+def correlation_line(sheet: Sheet) -> str:
+    """How far accounting and causation agree over what was ablated."""
+    ways = " and ".join(
+        dict.fromkeys(f"to {'a ' if one.how == 'value' else ''}{one.how}" for one in sheet.ablated)
+    )
+    found = "" if sheet.correlation is None else f"; correlation with leave-one-out {sheet.correlation:.2f}"
+    return f"{len(sheet.ablated)} parts ablated ({ways}){found}"
+
+
+def unit(name: str) -> str:
+    """The unit under a column's name."""
+    return "nats" if name in (*NATS, "chain") else ""
