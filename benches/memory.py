@@ -65,7 +65,11 @@ def main() -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
     ratio = round(found[1]["peak_mib"] / found[0]["peak_mib"], 3)
-    print(json.dumps({"bench": "memory", "model": arguments.model, "runs": found, "ratio": ratio, "target": 1.05}))
+    print(
+        json.dumps(
+            {"bench": "memory", "model": arguments.model, "runs": found, "ratio": ratio, "target": 1.05}
+        )
+    )
 
 
 if __name__ == "__main__":
