@@ -82,12 +82,12 @@ def run_shards(
     if left:
         workers = min(workers, len(left))
         if workers == 1:
-            worker = _Worker(model, plan, kind, folder / "state-0.npz", held.get(folder / "state-0.npz"))
-            worker.run(left, tally.add)
+            file = folder / "state-0.npz"
+            held[file] = _Worker(model, plan, kind, file, held.get(file)).run(left, tally.add)
         else:
             held.clear()
             _spawn(model, plan, kind, folder, workers, left, tally)
-        held = {file: kind.load(file) for file in sorted(folder.glob("state-*.npz"))}
+            held = {file: kind.load(file) for file in sorted(folder.glob("state-*.npz"))}
     states = list(held.values()) or [kind.fresh()]
     return reduce(_merged, states)
 
@@ -118,8 +118,8 @@ class _Worker(Generic[S]):
         self._model, self._plan, self._file = model, plan, file
         self._state = state if state is not None else kind.load(file) if file.exists() else kind.fresh()
 
-    def run(self, shards: Iterable[int], tell: Callable[[int], None]) -> None:
-        """Do the shards, checkpointing now and then, and once at the end."""
+    def run(self, shards: Iterable[int], tell: Callable[[int], None]) -> S:
+        """Do the shards, checkpointing now and then, and once at the end; returns the state."""
         saved = time.monotonic()
         unsaved = False
         with Capture(self._model) as capture:
@@ -136,6 +136,7 @@ class _Worker(Generic[S]):
         if unsaved:
             _stop_if_orphaned()
             self._state.save(self._file)
+        return self._state
 
 
 def _stop_if_orphaned() -> None:
