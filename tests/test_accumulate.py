@@ -197,7 +197,7 @@ def test_samples_are_places_of_their_bin(contexts: list[Context]) -> None:
     found = {(row["layer"], row["neuron"], row["bin"]) for row in rows}
     layers, _, neurons = contexts[0].coefficients.shape
     expected = {
-        (layer, neuron, int(coarse_bin_of(np.float64(m))))
+        (layer, neuron, int(coarse_bin_of(np.array(m))))
         for layer, neuron in itertools.product(range(layers), range(neurons))
         for m, _, _ in counted(chosen, layer, neuron)
     }
@@ -208,7 +208,7 @@ def test_samples_are_places_of_their_bin(contexts: list[Context]) -> None:
         assert selected(np.array([c.id]), EVERY)[0]
         assert c.counted[row["position"]]
         assert c.coefficients[row["layer"], row["position"], row["neuron"]] == row["coefficient"]
-        assert row["bin"] == coarse_bin_of(np.float64(row["coefficient"]))
+        assert row["bin"] == coarse_bin_of(np.array(row["coefficient"]))
         assert row["next_token"] == next_token(c, row["position"])
 
 

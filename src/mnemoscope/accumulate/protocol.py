@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +11,15 @@ import pyarrow as pa
 from mnemoscope.accumulate.reading import Reading
 
 
+@runtime_checkable
 class Accumulator(Protocol):
     """Something that readings are poured into, layer by layer; merging gives the same bits in any order."""
 
     def update(self, reading: Reading) -> None:
         """Take in one layer of one batch."""
 
-    def merge(self, other: Self) -> None:
-        """Take in what another has taken in; the other is unchanged."""
+    def merge(self, other: Any) -> None:
+        """Take in what another of the same class has taken in; the other is unchanged."""
 
     def state(self) -> dict[str, np.ndarray]:
         """All there is to know, as arrays by name; shared, not copied."""
@@ -30,6 +31,7 @@ class Accumulator(Protocol):
         """The rows of one layer."""
 
 
+@runtime_checkable
 class HasFields(Protocol):
     """A class that lists the arrays that are its state."""
 
