@@ -133,12 +133,17 @@ def _by_value(run: Run, text: str, polarity: int, layer: int | None, count: int)
     model = run.manifest.model
     neurons = model.neurons * (model.layers if layer is None else 1)
     depth, median = _value_base_rate(run, polarity, layer)
+    other = "suppresses" if polarity > 0 else "promotes"
+    other_side = (
+        f". At a negative coefficient a gated neuron writes what its value {other}: --{other} lists those"
+    )
+    other_side = other_side if model.gated else ""
     return Found(
         question=f"{rows.height:,} of {neurons:,} neurons have {text!r} among the {depth} tokens that their "
         f"value {'promotes' if polarity > 0 else 'suppresses'} most",
         null=f"the median token of the vocabulary is in {median:g} such lists; "
         f"{len(tokens) * neurons * depth / model.vocabulary:.1f} if all {model.vocabulary:,} tokens were "
-        f"alike. An even value gives each token the probability {1 / model.vocabulary:.1e}",
+        f"alike. An even value gives each token the probability {1 / model.vocabulary:.1e}" + other_side,
         rows=_named(shown.with_columns(labels)).select(
             "neuron", "rank", "token", "logit", "probability", "max_probability"
         ),
