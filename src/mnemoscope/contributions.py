@@ -12,8 +12,9 @@ With S the tokens that were evaluated (none at first), T the rest, P_T its proba
 
 by Jensen on the left and Bennett (R >= delta_j - mean_T for all j in T) on the right. ``mean_T`` is one dot product,
 ``var_T <= |dv|^2 sum_T p_j |U_j - mean|^2 / P_T`` and R follow from |dv|, so that the first interval costs a matrix
-product with one vector per layer. `search` keeps what can still be among the k largest or k smallest, evaluates it on
-more and more tokens in the order of p, and what is left on all of them.
+product with one vector per layer. `search` keeps what can still be among the k largest or k smallest and evaluates it
+on more and more tokens, the most probable first; then ``var_T <= max_T p_j dv^T (scatter of U) dv / P_T`` holds as
+well, and is tight where p is flat. What is left is evaluated on all tokens.
 
 A soft cap makes delta non-linear in v; then every vector is evaluated (`search` does so by itself).
 """
@@ -47,12 +48,14 @@ class Bases:
     target     the token whose log-probability is followed
     residuals  Float[Tensor, "base width"]
     scale      of the reference residual (frozen lens only)
+    scatter    `scatter` of the unembedding, when it is at hand
     """
 
     lens: Lens
     target: int
     residuals: Float[Tensor, "base width"]
     scale: Float[Tensor, " 1"] | None
+    scatter: Float[Tensor, "width width"] | None = None
 
     @cached_property
     def raw_logits(self) -> Float[Tensor, "base vocabulary"]:
@@ -195,6 +198,16 @@ class Measure:
         return -1.0 if self.remove else 1.0
 
 
+def scatter(unembedding: Float[Tensor, "vocabulary width"]) -> Float[Tensor, "width width"]:
+    """sum_j (U_j - mean U)(U_j - mean U)^T: width x width numbers of the weights alone, worth keeping."""
+    mean = unembedding.mean(0, dtype=torch.float64)
+    total = torch.zeros(len(mean), len(mean))
+    for rows in unembedding.split(_TILE):
+        centred = rows.float() - mean.float()
+        total += centred.T @ centred
+    return total
+
+
 def raw_logits(
     lens: Lens, residuals: Float[Tensor, "base width"], scale: Float[Tensor, " 1"] | None
 ) -> Float[Tensor, "base vocabulary"]:
@@ -221,6 +234,14 @@ class Group:
 
 
 @dataclass(frozen=True)
+class League:
+    """Parts that are ranked together: the k largest and k smallest of all groups are wanted."""
+
+    groups: Sequence[Group]
+    k: int
+
+
+@dataclass(frozen=True)
 class Found:
     """What a search found, sorted by group and index: everything among the k largest or smallest by any measure.
 
@@ -238,36 +259,42 @@ class Found:
     partly: float
 
 
-def search(bases: Bases, groups: Sequence[Group], k: int, *, final: int | None = None) -> Found:
-    """The k largest and the k smallest over all groups, exactly: equal to `exhaustive` and a sort.
+def search(bases: Bases, leagues: Sequence[League], *, final: int | None = None) -> list[Found]:
+    """The k largest and the k smallest of each league, exactly: equal to `exhaustive` and a sort.
 
     By contribution, and if the row ``final`` of the bases is given also by leave-one-out there. Ties at the k-th place
     are decided by (group, index).
     """
-    kinds = [_Kind(None, False)] if final is None else [_Kind(None, False), _Kind(final, True)]
-    sizes = [one.size for one in groups]
-    places = _Places(
-        torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(sizes)),
-        torch.cat([torch.arange(size) for size in sizes]),
-    )
-    partly, vocabulary = 0.0, bases.lens.unembedding.shape[0]
+    kinds = _kinds(final)
+    groups = [group for league in leagues for group in league.groups]
+    places = _Places.all_of(leagues)
+    sizes = places.league.bincount(minlength=len(leagues))
+    partly, vocabulary = torch.zeros(len(leagues)), bases.lens.unembedding.shape[0]
     if bases.lens.softcap is None:
         for count in (0, *STAGES):
-            if 2 * count > vocabulary or len(places.group) <= 2 * k:
+            if 2 * count > vocabulary:
                 break
-            partly += len(places.group) * count / vocabulary
-            places = places.keep(_open(_intervals(bases, groups, places, count, kinds), k))
+            partly += places.league.bincount(minlength=len(leagues)) * (count / vocabulary)
+            seen = _Seen.of(bases, count)
+            places = places.keep(_open(_intervals(seen, groups, places, kinds), places.league, leagues))
     vectors, base = places.vectors(groups)
     values = bases.measured(vectors, [one.measure(base) for one in kinds])
-    chosen = torch.stack([_extreme(values[:, column], k) for column in range(len(kinds))]).any(0)
-    return Found(places.group[chosen], places.index[chosen], values[chosen], len(values), sum(sizes), partly)
+    found, first = [], 0
+    for number, league in enumerate(leagues):
+        here = (places.league == number).nonzero()[:, 0]
+        some = values[here]
+        best = torch.stack([_extreme(some[:, column], league.k) for column in range(len(kinds))]).any(0)
+        rows, size = here[best], int(sizes[number])
+        group, index = places.group[rows] - first, places.index[rows]
+        found.append(Found(group, index, some[best], len(here), size, float(partly[number])))
+        first += len(league.groups)
+    return found
 
 
 def exhaustive(bases: Bases, group: Group, *, final: int | None = None) -> Float[Tensor, "part measure"]:
     """Every part of a group by the measures of `search` (A39, A47), in tiles; nats."""
     base = torch.full((group.size,), group.base)
-    kinds = [_Kind(None, False)] if final is None else [_Kind(None, False), _Kind(final, True)]
-    return bases.measured(group.vectors(None), [one.measure(base) for one in kinds])
+    return bases.measured(group.vectors(None), [one.measure(base) for one in _kinds(final)])
 
 
 def shared(contributions: Float[Tensor, " part"], total: float) -> Float[Tensor, " part"]:
@@ -303,22 +330,34 @@ class _Kind(NamedTuple):
         return Measure(own if self.base is None else torch.full_like(own, self.base), self.remove)
 
 
+def _kinds(final: int | None) -> list[_Kind]:
+    return [_Kind(None, False)] if final is None else [_Kind(None, False), _Kind(final, True)]
+
+
 @dataclass(frozen=True)
 class _Places:
-    """Parts that are still in the running, sorted by group."""
+    """Parts that are still in the running, sorted by group; groups are counted through all leagues."""
 
+    league: Tensor
     group: Tensor
     index: Tensor
 
+    @classmethod
+    def all_of(cls, leagues: Sequence[League]) -> _Places:
+        sizes = [group.size for league in leagues for group in league.groups]
+        owners = [number for number, league in enumerate(leagues) for _ in league.groups]
+        group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        return cls(torch.tensor(owners)[group], group, torch.cat([torch.arange(size) for size in sizes]))
+
     def keep(self, mask: Bool[Tensor, " part"]) -> _Places:
-        return _Places(self.group[mask], self.index[mask])
+        return _Places(self.league[mask], self.group[mask], self.index[mask])
 
     def by_group(self, groups: Sequence[Group]) -> Iterator[tuple[Group, Tensor]]:
         """Each group with its vectors, in order."""
-        for row, count in zip(*self.group.unique(return_counts=True), strict=True):
-            group = groups[int(row)]
-            all_of_it = int(count) == group.size
-            yield group, group.vectors(None if all_of_it else self.index[self.group == row])
+        rows, counts = self.group.unique_consecutive(return_counts=True)
+        for row, index in zip(rows.tolist(), self.index.split(counts.tolist()), strict=True):
+            group = groups[row]
+            yield group, group.vectors(None if len(index) == group.size else index)
 
     def vectors(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         """The vectors of all places, in order, and the bases they are added to."""
@@ -334,82 +373,111 @@ def _extreme(values: Float[Tensor, " part"], k: int) -> Bool[Tensor, " part"]:
     return chosen
 
 
-def _open(intervals: Float[Tensor, "part measure bound"], k: int) -> Bool[Tensor, " part"]:
-    """What can still be among the k largest or the k smallest by any measure."""
-    low, high = intervals.unbind(-1)
-    largest, smallest = low.topk(k, dim=0).values[-1], high.topk(k, dim=0, largest=False).values[-1]
-    return ((high >= largest) | (low <= smallest)).any(-1)
+def _open(
+    intervals: Float[Tensor, "part measure bound"], league: Int[Tensor, " part"], leagues: Sequence[League]
+) -> Bool[Tensor, " part"]:
+    """What can still be among the k largest or the k smallest of its league by any measure."""
+    still = torch.ones(len(league), dtype=torch.bool)
+    for number, one in enumerate(leagues):
+        here = league == number
+        if int(here.sum()) <= one.k:
+            continue
+        low, high = intervals[here].unbind(-1)
+        largest = low.topk(one.k, dim=0).values[-1]
+        smallest = high.topk(one.k, dim=0, largest=False).values[-1]
+        still[here] = ((high >= largest) | (low <= smallest)).any(-1)
+    return still
 
 
 def _intervals(
-    bases: Bases, groups: Sequence[Group], places: _Places, count: int, kinds: Sequence[_Kind]
+    seen: _Seen, groups: Sequence[Group], places: _Places, kinds: Sequence[_Kind]
 ) -> Float[Tensor, "part measure bound"]:
-    """Certified bounds of every measure, with the ``count`` most probable tokens of each base evaluated."""
-    seen: dict[int, _Seen] = {}
-    found = []
-    for group, vectors in places.by_group(groups):
-        columns = []
-        moved = bases.lens.directions(vectors, bases.scale) if bases.linear else None
-        norms = None if moved is None else moved.norm(dim=-1)
-        for kind in kinds:
-            row = group.base if kind.base is None else kind.base
-            base = torch.full((len(vectors),), row)
-            if row not in seen:
-                seen[row] = _Seen.of(bases, row, count)
-            sign = -1.0 if kind.remove else 1.0
-            if moved is None or norms is None:
-                own = bases.directions(sign * vectors, base)
-                low, high = seen[row].interval(own, own.norm(dim=-1), 1.0)
-            else:
-                low, high = seen[row].interval(moved, norms, sign)
-            columns.append(torch.stack((low, high) if sign > 0 else (-high, -low), -1))
-        found.append(torch.stack(columns, 1))
-    return torch.cat(found)
+    """Certified bounds of every measure for all places."""
+    if len(seen.rows) == 0:  # nearly everything: group by group
+        parts = (
+            seen.intervals(vectors, torch.full((len(vectors),), group.base), kinds)
+            for group, vectors in places.by_group(groups)
+        )
+        return torch.cat(list(parts))
+    vectors, base = places.vectors(groups)
+    rows = zip(vectors.split(_ROWS), base.split(_ROWS), strict=True)
+    return torch.cat([seen.intervals(some, where, kinds) for some, where in rows])
 
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """One base with some tokens evaluated: their rows and probabilities, and moments of U over the others."""
+    """All bases with some tokens evaluated: their rows and probabilities, and moments of U over the others."""
 
     bases: Bases
     rows: Float[Tensor, "chosen width"]
-    p: Float[Tensor, " chosen"]  # fp64
-    mass: float  # of the other tokens
-    mean: Float[Tensor, " width"]
-    spread: float  # sum over the others of p_j |U_j - E_p U|^2
+    log_p: Float[Tensor, "base chosen"]
+    mass: Float[Tensor, " base"]  # of the other tokens; fp64
+    mean: Float[Tensor, "base width"]  # of U over them
+    spread: Float[Tensor, " base"]  # sum over them of p_j |U_j - E_p U|^2; fp64
+    likeliest: Float[Tensor, " base"]  # of them, its probability; fp64
+    scatter: Float[Tensor, "width width"] | None
 
     @classmethod
-    def of(cls, bases: Bases, base: int, count: int) -> _Seen:
-        """With the ``count`` most probable tokens evaluated."""
-        mean, spread, every = bases.mean[base].double(), float(bases.spread[base]), bases.probabilities[base]
-        tokens = every.topk(count, sorted=False).indices
-        rows, p = bases.lens.unembedding[tokens], every[tokens].double()
-        mass = max(1.0 - float(p.sum()), 0.0)
-        away = bases.row_squares[tokens] - 2 * (rows @ bases.mean[base]) + mean.square().sum().float()
-        left = max(spread - float(p @ away.double()), 0.0) + 2e-6 * spread  # fp32 sums over the vocabulary
-        rest = (mean - (p.float() @ rows).double()) / mass if mass > _NOTHING else mean
-        return cls(bases, rows, p, mass, rest.float(), left)
+    def of(cls, bases: Bases, count: int) -> _Seen:
+        """With the ``count`` tokens evaluated that are most probable at any base."""
+        tokens = bases.probabilities.amax(0).topk(count, sorted=False).indices
+        rows, p = bases.lens.unembedding[tokens], bases.probabilities[:, tokens]
+        mass = (1.0 - p.sum(-1, dtype=torch.float64)).clamp_min(0)
+        away = bases.row_squares[tokens] - 2 * bases.mean @ rows.T + bases.mean.square().sum(-1, keepdim=True)
+        spread = bases.spread.double()
+        left = (spread - (p * away).sum(-1, dtype=torch.float64)).clamp_min(0)
+        rest = (bases.mean - p @ rows).double() / mass.clamp_min(_NOTHING)[:, None]
+        mean = torch.where(mass[:, None] > _NOTHING, rest, bases.mean.double()).float()
+        others = bases.probabilities.index_fill(1, tokens, 0.0).amax(-1).double()
+        matrix = bases.scatter if bases.scatter is not None or count == 0 else scatter(bases.lens.unembedding)
+        # Sums over the vocabulary are taken in fp32.
+        return cls(bases, rows, p.log(), mass, mean, left + 2e-6 * spread, others, matrix if count else None)
 
-    def interval(
-        self, moved: Float[Tensor, "part width"], norms: Float[Tensor, " part"], sign: float
-    ) -> tuple[Float[Tensor, " part"], Float[Tensor, " part"]]:
-        """Certified bounds of C for ``sign`` times each direction, whose norms are given; fp64."""
-        lens, longest = self.bases.lens, self.bases.longest
-        size = norms.double() * abs(lens.multiplier)
-        both = torch.stack([lens.unembedding[self.bases.target], self.mean], 1)
-        delta_w, expected = (moved @ both * (sign * lens.multiplier)).double().unbind(-1)
-        inside = torch.zeros_like(size)
-        if len(self.p):
-            inside = (moved @ self.rows.T * (sign * lens.multiplier)).double().exp_() @ self.p
+    def intervals(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], kinds: Sequence[_Kind]
+    ) -> Float[Tensor, "part measure bound"]:
+        """Bounds by each measure, for vectors and the rows of their own bases."""
+        lens = self.bases.lens
+        columns, moved, plain, norms, wide = [], vectors, vectors, vectors, None
+        for number, kind in enumerate(kinds):
+            where, sign = kind.measure(base).base, -1.0 if kind.remove else 1.0
+            if number == 0 or not self.bases.linear:
+                moved = self.bases.directions(sign * vectors, where) * (sign * lens.multiplier)
+                plain, norms = moved @ self.rows.T, moved.norm(dim=-1).double()
+                wide = None if self.scatter is None else ((moved @ self.scatter) * moved).sum(-1).double()
+            low, high = self._bounds(sign * moved, sign * plain, norms, wide, where)
+            columns.append(torch.stack((low, high) if sign > 0 else (-high, -low), -1))
+        return torch.stack(columns, 1)
+
+    def _bounds(
+        self, moved: Tensor, plain: Tensor, size: Tensor, wide: Tensor | None, base: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        longest, mass = self.bases.longest, self.mass[base]
+        target = self.bases.lens.unembedding[self.bases.target]
+        delta_w, expected = (moved @ target).double(), _paired(moved, self.mean, base).double()
+        inside = (plain + self.log_p[base]).logsumexp(-1).double()
+        variance = size.square() * self.spread[base]
+        if wide is not None:
+            variance = torch.minimum(variance, (wide * 1.001 + 1e-6 * size.square()) * self.likeliest[base])
+        reach = size * (longest + self.mean.norm(dim=-1)[base])
+        bennett = expected + (variance / mass.clamp_min(_NOTHING) * _phi(reach)).log1p()
+        nothing = mass <= _NOTHING
+        above = torch.where(nothing, 2 * _NOTHING, mass).log() + torch.minimum(bennett, size * longest)
+        below = torch.where(nothing, 0.0, mass).log() + expected
         slack = _SLACK * (1 + size * longest)
-        if self.mass <= _NOTHING:
-            tail_low, tail_high = torch.zeros_like(size), 2 * _NOTHING * (size * longest).exp()
-        else:
-            reach = size * (longest + float(self.mean.norm()))
-            tail_low = self.mass * expected.exp()
-            tail_high = tail_low * (1 + size.square() * (self.spread / self.mass) * _phi(reach))
-        low = delta_w - (inside + tail_high).log() - slack
-        return low.nan_to_num(nan=-math.inf), delta_w - (inside + tail_low).log() + slack
+        return (
+            delta_w - torch.logaddexp(inside, above) - slack,
+            delta_w - torch.logaddexp(inside, below) + slack,
+        )
+
+
+def _paired(
+    rows: Float[Tensor, "part axis"], table: Float[Tensor, "base axis"], base: Int[Tensor, " part"]
+) -> Float[Tensor, " part"]:
+    """The product of each row with its base's row of a table."""
+    if bool((base == base[0]).all()):
+        return rows @ table[base[0]]
+    return torch.einsum("pa,pa->p", rows, table[base])
 
 
 def _phi(reach: Tensor) -> Tensor:

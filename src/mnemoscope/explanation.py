@@ -9,7 +9,7 @@ have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the f
                  last minus the first log_probability of the stream
     others       part (head bias | embedding | attention bias | ffn bias), layer, contribution, leave_one_out, logit:
                  what no head and no neuron wrote; only those that exist
-    heads        layer, head, source, source_token, weight (of attention), contribution, leave_one_out, logit
+    heads        layer, head, source, source_token, weight (of attention), contribution, leave_one_out, logit, chain
     whole_heads  layer, head, contribution, leave_one_out, logit: each head summed over its sources
     sources      layer, source, source_token, contribution, leave_one_out, logit: each source summed over the heads
                  (the attention sub-values of Yu et al. 2023, Eq. 5)
@@ -22,16 +22,17 @@ have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the f
                  of a neuron add up to it), gate and up (what each branch alone gives; null if plain), inner (with
                  the norm-folded key; Eq. 24), score (inner x contribution; Eq. 25), contribution (the neuron's, shared)
     attention_queries  where the best attention sub-value got what it carries (A53, A54): layer, source, source_token,
-                 point (Lin0, ATTN0, FFN0, ...), recomputed, fixed: how much the sub-value's score for the target
-                 (minus the first foil, if there is one) falls when this vector is taken out of its source
+                 point (Lin0, ATTN0, FFN0, ...), recomputed, fixed: how much the sub-value's score for the target (its
+                 logit minus the first foil's, or minus the expected logit) falls when this vector is taken out of
+                 its source, attention weights computed again or kept
     predictions  token, piece, logit, log_probability, probability: the model's own, most probable first
     tokens       position, token, piece, leave_one_out, logit: the prompt up to the explained position, with what all
                  attention together brought from each token
     ablations    kind (neuron | head), layer, unit, source, source_token, how (zero | mean | value), contribution,
                  leave_one_out, effect: log p(target) minus log p(target) with it ablated in a forward pass
 
-`heads`, `whole_heads`, `sources` and `neurons` hold the `top` largest and the `top` most negative by `contribution` and
-by `leave_one_out`, found exactly; they are sorted by `leave_one_out`, largest first.
+`heads` and `neurons` hold the `top` largest and the `top` most negative by `contribution` and by `leave_one_out`, found
+exactly, `whole_heads` and `sources` a quarter as many; all are sorted by `leave_one_out`, largest first.
 
     contribution   log p(w | x + v) - log p(w | x), x being what the part is added to (Yu et al. 2023, Eq. 19; A38, A39)
     leave_one_out  log p(w | final) - log p(w | final - v), both under the lens; nothing downstream reacts

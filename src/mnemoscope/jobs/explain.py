@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import polars as pl
 import torch
 from torch import Tensor
 
-from mnemoscope.contributions import Found, search
+from mnemoscope.contributions import Found, League, scatter, search
 from mnemoscope.decompose import Stream, trace
 from mnemoscope.errors import QueryError, RunMismatch
 from mnemoscope.explanation import Choice, Contrast, Explanation
@@ -62,7 +63,7 @@ def explain(
     """
     foils = [foils] if isinstance(foils, str) else list(foils)
     _check(model, lens, top, run, ablate, ablate_to)
-    say = _Steps(report or (lambda _: None), 5 + len(foils) + (ablate > 0))
+    say = _Steps(report or (lambda _: None), 3 + len(foils) + (ablate > 0))
     with torch.inference_mode():
         traces = _Traces(model)
         question = ask(model, prompt, target, foils, position, traces.likelier)
@@ -70,14 +71,13 @@ def explain(
         words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
         chosen = question.target or _own_choice(stream, words.pieces, question.foils)
         reading = Lens.of(model.anatomy, lens)
-        scene = Scene(stream, reading, chosen.token, tuple(foil.token for foil in question.foils), words)
+        others = tuple(foil.token for foil in question.foils)
+        scene = Scene(stream, reading, chosen.token, others, words, _scatter_of(model, reading))
         say("layers")
         whole = _whole(scene)
-        found, evaluations = {}, {}
-        for kind in KINDS:
-            say(kind.replace("_", " "))
-            found[kind] = search(scene.bases, scene.groups(kind), top, final=scene.final)
-            evaluations |= {kind: found[kind].full, f"{kind}_of": found[kind].of}
+        say("heads and neurons")
+        leagues = [League(scene.groups(kind), _top_of(kind, top)) for kind in KINDS]
+        found = dict(zip(KINDS, search(scene.bases, leagues, final=scene.final), strict=True))
         frames = {kind: _rows(scene, kind, found[kind]) for kind in KINDS}
         frames["neurons"], frames["heads"] = chained(scene, frames["neurons"], frames["heads"])
         contrasts = []
@@ -111,9 +111,28 @@ def explain(
             ablations=tried,
             contrasts=tuple(contrasts),
             run=None if run is None else str(run.path),
-            evaluations=evaluations,
+            evaluations={kind: one.full for kind, one in found.items()}
+            | {f"{kind}_of": one.of for kind, one in found.items()},
             notes=question.notes + _notes(model, lens),
         )
+
+
+_SCATTERS: WeakKeyDictionary[Model, tuple[int, Tensor]] = WeakKeyDictionary()
+
+
+def _scatter_of(model: Model, lens: Lens) -> Tensor | None:
+    """`scatter` of the unembedding, made once for a model and again when its weights were changed in place."""
+    if lens.softcap is not None:
+        return None
+    version = model.anatomy.unembedding()._version
+    if model not in _SCATTERS or _SCATTERS[model][0] != version:
+        _SCATTERS[model] = (version, scatter(lens.unembedding))
+    return _SCATTERS[model][1]
+
+
+def _top_of(kind: str, top: int) -> int:
+    """Whole heads and sources are sums of what `heads` lists, and few: fewer rows say it."""
+    return top if kind in ("heads", "neurons") else max(1, top // 4)
 
 
 class _Steps:

@@ -29,6 +29,7 @@ class Scene:
     target: int
     foils: tuple[int, ...]
     words: Vocabulary
+    scatter: Float[Tensor, "width width"] | None = None
 
     @cached_property
     def position(self) -> int:
@@ -68,7 +69,8 @@ class Scene:
     @cached_property
     def bases(self) -> Bases:
         """Everything that vectors are added to or taken from."""
-        return Bases(self.lens, self.target, torch.cat([self.points, self.points[:1] * 0]), self.scale)
+        rows = torch.cat([self.points, self.points[:1] * 0])
+        return Bases(self.lens, self.target, rows, self.scale, self.scatter)
 
     def attention(self, layer: int) -> Float[Tensor, "head source width"]:
         """Every head x source of a layer; kept when all of them are small."""
