@@ -96,5 +96,8 @@ _LOOK = {
         "grid": False,
         "tickSize": 3,
         "labelPadding": 2,
+        "titleColor": DIM,
+        "titleFontSize": 10,
+        "titleFontWeight": "normal",
     },
 }

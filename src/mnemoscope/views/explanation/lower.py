@@ -348,7 +348,7 @@ def _method(one: Explanation) -> Iterable[str]:
         f"{INCREASE}: log p after the part is added to what its layer reads, less log p before. {LEFT_OUT}: log p at "
         "the end, less log p at the end without the part. logit: what the part alone writes for the target. chain: "
         "the leave-one-out of a part and its share of that of the shown neurons above, which it switched on. "
-        "not shown: parts that have no row, and what parts do only together, since log-probabilities of parts do not add up."
+        "not shown: parts without a row, and what parts do only together (log-probabilities of parts do not add up)."
     )
     yield {
         "frozen": "The lens takes the final norm's statistic from the final residual: logits of parts add up.",

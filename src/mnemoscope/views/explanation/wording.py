@@ -21,7 +21,9 @@ DIFFER = (
     "worked. Leave-one-out: what is lost when it is taken from the end, nothing else reacting. Ablated: what is lost "
     "when it is really removed and all layers above react, often by making up for it."
 )
-NOT_ABLATED = "Nothing was ablated; --ablate 10 runs the model without each of the ten most important neurons and heads x sources."
+NOT_ABLATED = (
+    "Nothing was ablated; --ablate 10 takes out each of the ten most important neurons and heads in turn."
+)
 SWITCHED = (
     "A neuron's coefficient, shared exactly among the vectors written before it (both branches of a gated neuron); "
     "in nats, its increase shared alike."

@@ -1,0 +1,89 @@
+"""An explanation as HTML: a fragment for notebooks, a page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from mnemoscope.errors import RunError
+from mnemoscope.views import html, plots
+from mnemoscope.views.explanation import charts, graph, wording
+from mnemoscope.views.explanation.lower import sheet
+from mnemoscope.views.explanation.sheet import Against, PromptToken, Sheet, Word, largest
+
+if TYPE_CHECKING:
+    from mnemoscope.explanation import Explanation
+
+ROWS = 16  # of each table; what they leave out is in its closing rows
+_SHORT = 18  # characters of a token in the graph
+
+
+def fragment(explanation: Explanation) -> str:
+    """An explanation with its style, to be put into another page: what a notebook displays."""
+    return _render("explanation_fragment.html", explanation)
+
+
+def page(explanation: Explanation) -> str:
+    """An explanation as a whole page, with all figures."""
+    return _render("explanation_page.html", explanation)
+
+
+def write(explanation: Explanation, path: str | Path) -> None:
+    """Save `page(explanation)`."""
+    try:
+        Path(path).write_text(page(explanation), encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"writing the page {path}: {error.strerror or error}; choose a file that can be written"
+        ) from error
+
+
+def _render(template: str, explanation: Explanation) -> str:
+    lowered = sheet(explanation, rows=ROWS)
+    pictures = {name: Markup(plots.svg(chart.to_dict())) for name, chart in charts.drawn(lowered).items()}
+    found = _environment().get_template(template)
+    return found.render(page=lowered, pictures=pictures, drawn=graph.graph(lowered))
+
+
+@cache
+def _environment() -> Environment:
+    """The templates of `views.html`, with the wording of an explanation."""
+    found = html.environment().overlay()
+    found.filters = found.filters | {
+        call.__name__: call
+        for call in (
+            wording.correlation_line, graph.headings, largest, wording.memory, wording.nats, wording.probability,
+            wording.shown_line, wording.stream_line, wording.switched_line, wording.unit, wording.verdict,
+        )
+    }  # fmt: skip
+    found.filters |= {"cell": _cell, "against_line": _against_line, "reach": _reach, "short": _short}
+    found.globals = found.globals | {
+        "differ": wording.DIFFER,
+        "not_ablated": wording.NOT_ABLATED,
+        "about_switched": wording.SWITCHED,
+        "about_carried": wording.CARRIED,
+    }
+    return found
+
+
+def _cell(value: float | None, name: str) -> str:
+    return wording.cell(name, value)
+
+
+def _against_line(one: Against, lowered: Sheet) -> str:
+    return wording.against_line(lowered, one)
+
+
+def _reach(tokens: Sequence[PromptToken]) -> float:
+    """What the darkest token of the prompt stands for."""
+    return max((token.nats for token in tokens), key=abs, default=0.0)
+
+
+def _short(word: Word) -> str:
+    text = word.label if len(word.label) <= _SHORT else word.label[: _SHORT - 1] + "…"
+    return text if word.position is None else f"{text} @{word.position}"
