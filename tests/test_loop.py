@@ -108,6 +108,16 @@ def test_a_workers_error_reaches_the_caller(model: Model, plan: Plan) -> None:
         loop.run_shards(model, plan, failing, plan.folder, workers=2)
 
 
+def test_blocks_are_aligned_and_lose_nothing() -> None:
+    """Few shards go one by one; many in blocks whose sums fold; each shard is in one block."""
+    assert loop._blocks([3, 4, 9], 2) == [[3], [4], [9]]
+    many = [shard for shard in range(200) if shard != 17]
+    blocks = loop._blocks(many, 2)
+    assert [shard for block in blocks for shard in block] == many
+    assert all(len({shard // loop._BLOCK for shard in block}) == 1 for block in blocks)
+    assert len(blocks) == 25
+
+
 def test_two_builds_in_one_folder_are_refused(tmp_path: Path) -> None:
     """The second is told that another process builds here; the lock is gone when a process is killed."""
     work = tmp_path / "run" / ".work"

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import reduce
+from itertools import chain, groupby
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -31,6 +32,7 @@ from mnemoscope.plan import Plan
 from mnemoscope.records import ContextBatch, Progress
 
 CHECKPOINT_SECONDS = 30.0
+_BLOCK = 8  # neighbouring shards that a worker takes at once when there are many: their sums fold into one
 _PATIENCE = 120.0  # seconds to wait until an orphaned worker of a killed run has noticed and left
 
 Report = Callable[[Progress], None]
@@ -152,8 +154,8 @@ def _spawn(
     """Run the shards in processes that take the next shard when they are free."""
     context = mp.get_context("spawn")
     tasks, news = context.Queue(), context.Queue()
-    for shard in left:
-        tasks.put(shard)
+    for block in _blocks(left, workers):
+        tasks.put(block)
     for _ in range(workers):
         tasks.put(None)
     model.hf.share_memory()
@@ -174,6 +176,12 @@ def _spawn(
         for process in processes:
             process.terminate()
             process.join()
+
+
+def _blocks(shards: list[int], workers: int) -> list[list[int]]:
+    """Shards as they are handed out: one by one, or in aligned blocks when every worker gets several of these."""
+    size = _BLOCK if len(shards) >= 4 * _BLOCK * workers else 1
+    return [list(block) for _, block in groupby(shards, lambda shard: shard // size)]
 
 
 def _listen(processes: list[Any], news: Any, tally: _Tally) -> None:
@@ -204,9 +212,8 @@ def _work(model: Model, plan: Plan, kind: Kind[S], file: Path, threads: int, tas
     torch.set_num_threads(threads)
     try:
         with locked(file.with_suffix(".lock"), _PATIENCE):
-            _Worker(model, plan, kind, file).run(
-                iter(tasks.get, None), lambda tokens: news.put(("tokens", tokens))
-            )
+            shards = chain.from_iterable(iter(tasks.get, None))
+            _Worker(model, plan, kind, file).run(shards, lambda tokens: news.put(("tokens", tokens)))
         news.put(("done", None))
     except errors.MnemoscopeError as error:
         news.put(("error", (type(error).__name__, str(error))))
