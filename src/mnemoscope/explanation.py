@@ -44,6 +44,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import import_module
 from typing import Any
 
 import polars as pl
@@ -189,6 +190,23 @@ class Explanation:
         computed = {name: getattr(self, name) for name in ("log_probability", "total", "remainder")}
         frames = {"account": _plain(self.account), "remainders": _plain(self.remainders)}
         return {**_plain(self), **computed, **frames}
+
+    # Views stand above this layer and notebooks ask the object itself, so a view is looked up by name when it is asked
+    # for (as in `analyses.neuron.NeuronCard`).
+    @property
+    def plots(self) -> Mapping[str, Any]:
+        """Altair charts by name: stream, layers, heads, ``against <foil>``, carried, ablated; those that there are."""
+        found: Mapping[str, Any] = import_module("mnemoscope.views.explanation.charts").charts(self)
+        return found
+
+    def _repr_html_(self) -> str:
+        return str(import_module("mnemoscope.views.explanation.page").fragment(self))
+
+    def __str__(self) -> str:
+        return str(import_module("mnemoscope.views.text").plain(self))
+
+    def __rich__(self) -> Any:
+        return import_module("mnemoscope.views.explanation.terminal").report(self)
 
 
 PARTS = ("attention", "ffn")
