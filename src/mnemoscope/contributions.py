@@ -37,7 +37,7 @@ STAGES = (256, 2048)  # tokens evaluated before everything is
 _TILE = 4096  # tokens at once in an exact evaluation: logits stay near the cache
 _ROWS = 1024  # vectors at once
 _SMALL = 20.0  # below this |delta| exp(delta) is safe in fp32
-_NOTHING = 1e-6  # probability that fp32 sums over a vocabulary cannot tell from none
+_NOTHING = 2e-6  # what sums over a vocabulary of probabilities in fp32 may be off
 _SLACK = 4e-6  # what fp32 may be off, relative to the size of delta: intervals are widened by it
 
 
@@ -64,8 +64,11 @@ class Bases:
 
     @cached_property
     def log_probabilities(self) -> Float[Tensor, "base vocabulary"]:
-        """Under the lens, in nats."""
-        return self.lens.cap(self.raw_logits).log_softmax(-1)
+        """Under the lens, in nats; fp32, normalised in fp64."""
+        logits = self.lens.cap(self.raw_logits)
+        most = logits.amax(-1, keepdim=True)
+        rest = (logits - most).exp().sum(-1, dtype=torch.float64, keepdim=True).log()
+        return (logits - most) - rest.float()
 
     @cached_property
     def probabilities(self) -> Float[Tensor, "base vocabulary"]:
@@ -98,7 +101,7 @@ class Bases:
         """dv: what each vector, added to its base, changes in what the unembedding reads."""
         lens = self.lens
         if lens.name != "own" or lens.norm is None:
-            return lens.directions(vectors, self.scale)
+            return linear_directions(lens, vectors, self.scale)
         # n(x + v) - n(x) without cancellation: (r' - r) x + r' v with r' - r from the difference of the squares.
         norm, x, v = lens.norm, self.residuals[base].float(), vectors.float()
         if norm.kind == "layer":
@@ -124,7 +127,7 @@ class Bases:
         for rows in torch.arange(len(vectors)).split(_ROWS):
             some = [Measure(one.base[rows], one.remove) for one in measures]
             if self.linear:
-                out[rows] = self._exact(self.lens.directions(vectors[rows], self.scale), some)
+                out[rows] = self._exact(linear_directions(self.lens, vectors[rows], self.scale), some)
                 continue
             for column, one in enumerate(some):
                 moved = one.sign * self.directions(one.sign * vectors[rows], one.base)
@@ -162,8 +165,9 @@ class Bases:
                     scores = delta[large].double() + self.log_probabilities[one.base[large], tokens]
                     far[large, column] = torch.logaddexp(far[large, column], scores.logsumexp(-1))
                     delta = delta.clamp(-_SMALL, _SMALL)
-                weights = self.probabilities[one.base, tokens]
-                near[:, column] += torch.einsum("pv,pv->p", delta.expm1_(), weights).double()
+                # Not einsum: its sums run through thousands of terms one by one, and lose two digits.
+                products = delta.expm1_().mul_(self.probabilities[one.base, tokens])
+                near[:, column] += products.sum(-1, dtype=torch.float64)
         row = self.lens.unembedding[self.target]
         wanted = (moved.double() @ row.double() * self.lens.multiplier)[:, None]
         sums = torch.where(large[:, None], far, near.log1p())
@@ -198,6 +202,13 @@ class Measure:
         return -1.0 if self.remove else 1.0
 
 
+def linear_directions(
+    lens: Lens, vectors: Float[Tensor, "row width"], scale: Float[Tensor, " 1"] | None
+) -> Float[Tensor, "row width"]:
+    """`Lens.directions` with one scale for all rows."""
+    return lens.directions(vectors, None if scale is None else scale.expand(len(vectors), 1))
+
+
 def scatter(unembedding: Float[Tensor, "vocabulary width"]) -> Float[Tensor, "width width"]:
     """sum_j (U_j - mean U)(U_j - mean U)^T: width x width numbers of the weights alone, worth keeping."""
     mean = unembedding.mean(0, dtype=torch.float64)
@@ -212,7 +223,7 @@ def raw_logits(
     lens: Lens, residuals: Float[Tensor, "base width"], scale: Float[Tensor, " 1"] | None
 ) -> Float[Tensor, "base vocabulary"]:
     """Logits of residuals before a soft cap, with the biases of the final norm and the unembedding."""
-    scores = lens.directions(residuals, scale) @ lens.unembedding.T
+    scores = linear_directions(lens, residuals, scale) @ lens.unembedding.T
     if lens.name == "own":
         scores = scores if lens.bias is None else scores + lens.bias
         return scores * lens.multiplier
@@ -422,16 +433,17 @@ class _Seen:
         """With the ``count`` tokens evaluated that are most probable at any base."""
         tokens = bases.probabilities.amax(0).topk(count, sorted=False).indices
         rows, p = bases.lens.unembedding[tokens], bases.probabilities[:, tokens]
-        mass = (1.0 - p.sum(-1, dtype=torch.float64)).clamp_min(0)
+        others = bases.probabilities.index_fill(1, tokens, 0.0)
+        mass = others.sum(-1, dtype=torch.float64)
         away = bases.row_squares[tokens] - 2 * bases.mean @ rows.T + bases.mean.square().sum(-1, keepdim=True)
         spread = bases.spread.double()
         left = (spread - (p * away).sum(-1, dtype=torch.float64)).clamp_min(0)
         rest = (bases.mean - p @ rows).double() / mass.clamp_min(_NOTHING)[:, None]
         mean = torch.where(mass[:, None] > _NOTHING, rest, bases.mean.double()).float()
-        others = bases.probabilities.index_fill(1, tokens, 0.0).amax(-1).double()
         matrix = bases.scatter if bases.scatter is not None or count == 0 else scatter(bases.lens.unembedding)
-        # Sums over the vocabulary are taken in fp32.
-        return cls(bases, rows, p.log(), mass, mean, left + 2e-6 * spread, others, matrix if count else None)
+        left += _NOTHING * bases.longest**2
+        log_p, likeliest = bases.log_probabilities[:, tokens], others.amax(-1).double()
+        return cls(bases, rows, log_p, mass, mean, left, likeliest, matrix if count else None)
 
     def intervals(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], kinds: Sequence[_Kind]
@@ -459,11 +471,14 @@ class _Seen:
         variance = size.square() * self.spread[base]
         if wide is not None:
             variance = torch.minimum(variance, (wide * 1.001 + 1e-6 * size.square()) * self.likeliest[base])
-        reach = size * (longest + self.mean.norm(dim=-1)[base])
-        bennett = expected + (variance / mass.clamp_min(_NOTHING) * _phi(reach)).log1p()
+        far = self.mean.norm(dim=-1).clamp_max(longest)[base]
         nothing = mass <= _NOTHING
-        above = torch.where(nothing, 2 * _NOTHING, mass).log() + torch.minimum(bennett, size * longest)
-        below = torch.where(nothing, 0.0, mass).log() + expected
+        doubt = _NOTHING * size * longest / mass.clamp_min(_NOTHING)  # of mean_T, a difference of fp32 sums
+        bennett = (
+            expected + doubt + (variance / mass.clamp_min(_NOTHING) * _phi(size * (longest + far))).log1p()
+        )
+        above = mass.log() + torch.where(nothing, size * longest, torch.minimum(bennett, size * longest))
+        below = torch.where(nothing, 0.0, mass).log() + expected - doubt
         slack = _SLACK * (1 + size * longest)
         return (
             delta_w - torch.logaddexp(inside, above) - slack,

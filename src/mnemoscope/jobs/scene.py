@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope.contributions import Bases, Group, Measure, raw_logits
+from mnemoscope.contributions import Bases, Group, Measure, linear_directions, raw_logits
 from mnemoscope.decompose import Stream
 from mnemoscope.lens import Lens
 from mnemoscope.vocabulary import Vocabulary
@@ -108,7 +108,7 @@ class Scene:
     def logit(self, vectors: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
         """What the lens reads for the target in the vectors alone, before a soft cap."""
         row = self.lens.unembedding[self.target]
-        read = self.lens.directions(vectors, self.scale) @ row
+        read = linear_directions(self.lens, vectors, self.scale) @ row
         if self.lens.name == "own" and self.lens.bias is not None:
             read = read + self.lens.bias[self.target]
         return (read * self.lens.multiplier).double()
