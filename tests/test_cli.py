@@ -180,6 +180,10 @@ def test_a_bad_model_is_one_line_and_exit_code_2(
         (["find", "RUN", "--promotes", " Paris", "--sort", "max"], "ask exactly one"),
         (["find", "RUN", "--sort", "beauty"], "kurtosis"),
         (["find", "RUN", "--promotes", "zzzzqqqq"], "zzzzqqqq"),
+        (["explain", "x"], "give either a prompt, or --prompts"),
+        (["explain", "x", "words", "--prompts", "FILE.jsonl", "-o", "t.parquet"], "give either"),
+        (["explain", "x", "--prompts", "FILE.jsonl"], "-o TABLE.parquet"),
+        (["explain", "x", "words", "--run", "NOWHERE"], "no such folder"),
         (["build", "x", "--corpus", "NOWHERE.txt", "-o", "out", "--top", "0"], "NOWHERE.txt"),
     ],
 )
@@ -242,7 +246,16 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on_afterwards(
 def test_every_command_has_help_with_an_example() -> None:
     """Each --help exits with 0 and ends in an example."""
     runner = CliRunner()
-    for words in (["demo"], ["build"], ["show"], ["find"], ["verify"], ["models"], ["models", "check"]):
+    for words in (
+        ["demo"],
+        ["build"],
+        ["show"],
+        ["find"],
+        ["explain"],
+        ["verify"],
+        ["models"],
+        ["models", "check"],
+    ):
         result = runner.invoke(app, [*words, "--help"])
         assert result.exit_code == 0
         assert "Example: mnemoscope " in result.output, words

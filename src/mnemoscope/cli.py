@@ -18,6 +18,7 @@ from mnemoscope.errors import MnemoscopeError, QueryError
 from mnemoscope.records import NeuronId, Progress
 
 if TYPE_CHECKING:
+    from mnemoscope.explanation import Explanation
     from mnemoscope.models import Model
     from mnemoscope.store import Run
 
@@ -37,6 +38,9 @@ DEMO_TOKENS = 250_000
 # Without native bf16 the same pass takes seven times as long; a demo should not take a quarter of an hour.
 DEMO_TOKENS_SLOW = 60_000
 
+ModelName = Annotated[
+    str, typer.Argument(help="Hugging Face id, folder, .gguf file, or sample:smollm2-135m.")
+]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the data as JSON on stdout.")]
 Dtype = Annotated[
@@ -86,9 +90,7 @@ def demo(
 
 @app.command(epilog="Example: mnemoscope build gpt2 --corpus wikitext.txt -o runs/gpt2")
 def build(
-    model: Annotated[
-        str, typer.Argument(help="Hugging Face id, folder, .gguf file, or sample:smollm2-135m.")
-    ],
+    model: ModelName,
     corpus: Annotated[
         str, typer.Option(help="File, folder, glob, Hugging Face data set, or sample:wikipedia.")
     ],
@@ -182,6 +184,57 @@ def find(
         _out().print(text.found(found))
 
 
+@app.command(
+    epilog='Example: mnemoscope explain gpt2 "The capital of France is" --target " Paris" --foil " London"'
+)
+def explain(
+    model: ModelName,
+    prompt: Annotated[str | None, typer.Argument(help="The text before the prediction.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The token to account for; else the model's first choice.")
+    ] = None,
+    foil: Annotated[list[str] | None, typer.Option(help="What to compare with; may be repeated.")] = None,
+    position: Annotated[int, typer.Option(help="Whose prediction, from 0; negative from the end.")] = -1,
+    lens: Annotated[str, typer.Option(help="How vectors are read: frozen, own or raw.")] = "frozen",
+    top: Annotated[int, typer.Option(help="Parts found for each sign and measure.")] = 20,
+    run: Annotated[Path | None, typer.Option(help="Run of this model, for triggers.")] = None,
+    ablate: Annotated[int, typer.Option(help="Neurons, and heads, that are really taken out.")] = 0,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Instead of a prompt: jsonl with prompt, target, foils, label.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Table to write, with --prompts.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a self-contained page.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """One prediction taken apart: which heads and memories made it, and what switched them on."""
+    from mnemoscope.jobs import batch
+    from mnemoscope.jobs.explain import explain as job
+    from mnemoscope.store import open_run
+
+    if (prompt is None) == (prompts is None) or (prompts is None) != (out is None):
+        raise QueryError("explaining: give either a prompt, or --prompts FILE.jsonl with -o TABLE.parquet")
+    options: dict[str, Any] = {
+        "lens": lens,
+        "top": top,
+        "ablate": ablate,
+        "run": None if run is None else open_run(run),
+    }
+    loaded = _load(model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code)
+    if prompts and out:
+        with _progress() as report:
+            batch.explain_many(loaded, prompts, out, report=report, **options)
+        _say(f"wrote {out}")
+        return
+    with Console(stderr=True, highlight=False).status("explaining") as status:
+        report = lambda step: status.update(f"explaining: {step.stage}")  # noqa: E731
+        found = job(loaded, prompt or "", target, foil or [], position=position, report=report, **options)
+    _show_explanation(found, html, as_json)
+
+
 @app.command(epilog="Example: mnemoscope verify runs/demo --sample 500")
 def verify(
     run: RunFolder,
@@ -224,9 +277,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 
 @families.command(epilog="Example: mnemoscope models check sample:smollm2-135m")
 def check(
-    model: Annotated[
-        str, typer.Argument(help="Hugging Face id, folder, .gguf file, or sample:smollm2-135m.")
-    ],
+    model: ModelName,
     dtype: Dtype = "auto",
     device: Device = "auto",
     revision: Revision = None,
@@ -272,6 +323,18 @@ def _build(model: Model, corpus: Any, out: Path, **options: Any) -> Run:
 
     with _progress() as report:
         return run_build(model, corpus, out, report=report, **options)
+
+
+def _show_explanation(found: Explanation, html: Path | None, as_json: bool) -> None:
+    from mnemoscope.views.explanation import page, terminal
+
+    if html:
+        page.write(found, html)
+        _say(f"wrote {html}")
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        _out().print(terminal.report(found))
 
 
 @contextmanager

@@ -1,0 +1,230 @@
+"""Many prompts explained, as one Parquet table: a row for each prompt and part (docs/format.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mnemoscope.errors import QueryError, RunError
+from mnemoscope.explanation import Contrast, Explanation
+from mnemoscope.jobs.explain import explain
+from mnemoscope.models import Model
+from mnemoscope.records import Progress
+
+if TYPE_CHECKING:
+    from mnemoscope.store import Run
+
+SCHEMA = pa.schema(
+    [
+        ("prompt", pa.int32()),
+        ("label", pa.string()),
+        ("text", pa.string()),
+        ("target", pa.string()),
+        ("foil", pa.string()),
+        ("frame", pa.string()),
+        ("part", pa.string()),
+        ("layer", pa.int16()),
+        ("unit", pa.int32()),
+        ("source", pa.int32()),
+        ("source_token", pa.string()),
+        ("query_layer", pa.int16()),
+        ("query_unit", pa.int32()),
+        *(
+            (name, pa.float64())
+            for name in (
+                "weight", "coefficient", "contribution", "leave_one_out", "logit", "chain", "share", "inner", "score",
+                "effect", "log_probability", "probability",
+            )
+        ),
+        ("rank", pa.int64()),
+    ]
+)  # fmt: skip
+_ROWS = 50_000  # of a row group, or more
+_FRAMES = ("stream", "layers", "others", "heads", "whole_heads", "sources", "neurons", "queries", "ablations")
+_CONTRASTED = ("layers", "others", "heads", "sources", "neurons")
+_NAMES = {"point": "part", "kind": "part", "head": "unit", "neuron": "unit"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of a file of prompts; `line` is where it stood, from 1."""
+
+    prompt: str
+    target: str | None = None
+    foils: tuple[str, ...] = ()
+    label: str | None = None
+    position: int = -1
+    line: int = 0
+
+
+KEYS = tuple(one.name for one in fields(Prompt) if one.name != "line")
+
+
+def explain_many(
+    model: Model,
+    prompts: str | Path | Iterable[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    lens: str = "frozen",
+    top: int = 20,
+    run: Run | None = None,
+    ablate: int = 0,
+    report: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Explain every prompt of a jsonl file (or of an iterable of records) and write one Parquet table.
+
+    A record has `prompt` and, if wanted, `target`, `foils` (one or a list), `label` and `position`. Everything is
+    read before anything is explained, and the table appears when it is whole. QueryError with the number of the line
+    for a record that is none, or a question without an answer; RunError if the table cannot be written.
+    """
+    name = str(prompts) if isinstance(prompts, str | Path) else "prompts"
+    records = _read(prompts)
+    say, path = report or (lambda _: None), Path(path)
+
+    def explained() -> Iterator[pl.DataFrame]:
+        for index, one in enumerate(records):
+            say(Progress("explaining", index, len(records), "prompts"))
+            try:
+                found = explain(
+                    model, one.prompt, one.target, one.foils, position=one.position, lens=lens, top=top, run=run,
+                    ablate=ablate,
+                )  # fmt: skip
+            except QueryError as error:
+                raise QueryError(f"{name}, line {one.line}: {error}") from error
+            yield rows(found, index, one.label)
+        say(Progress("explaining", len(records), len(records), "prompts"))
+
+    about = {"mnemoscope": version("mnemoscope"), "model": model.id, "weights_sha256": model.weights_sha256}
+    _write(explained(), path, about | {"lens": lens, "top": str(top), "dtype": model.dtype})
+    return path
+
+
+def rows(found: Explanation, index: int, label: str | None = None) -> pl.DataFrame:
+    """One explanation in the columns of `SCHEMA`, without its order: every frame, and the contrasts by foil."""
+    end = found.stream.row(-1, named=True)
+    whole = {name: end[name] for name in ("log_probability", "probability", "rank")}
+    parts = [
+        _one("total", contribution=found.total, **whole),
+        _one("remainder", contribution=found.remainder),
+    ]
+    parts += [_columns(name, getattr(found, name)) for name in _FRAMES]
+    for contrast in found.contrasts:
+        parts += [one.with_columns(foil=pl.lit(contrast.foil.piece)) for one in _contrast(contrast)]
+    table = pl.concat([part for part in parts if part.height], how="diagonal_relaxed")
+    given = {"prompt": index, "label": label, "text": found.prompt, "target": found.target.piece}
+    return table.with_columns(**{name: pl.lit(value) for name, value in given.items()})
+
+
+def _contrast(one: Contrast) -> list[pl.DataFrame]:
+    whole = {"contribution": one.total - one.start, "probability": one.probability}
+    parts = [_one("total", **whole), _one("remainder", contribution=one.remainder)]
+    return parts + [_columns(name, getattr(one, name)) for name in _CONTRASTED]
+
+
+def _one(frame: str, **values: Any) -> pl.DataFrame:
+    return pl.DataFrame([{"frame": frame, **values}])
+
+
+def _columns(name: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame under the names of the table; columns that the table does not have are left out."""
+    named = frame.rename({old: new for old, new in _NAMES.items() if old in frame.columns})
+    return named.select(pl.lit(name).alias("frame"), *(one for one in named.columns if one in SCHEMA.names))
+
+
+def _write(tables: Iterable[pl.DataFrame], path: Path, about: Mapping[str, str]) -> None:
+    """All tables into one file that appears when it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    schema = SCHEMA.with_metadata(dict(about))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            for group in _groups(tables):
+                writer.write_table(_arrow(group, schema))
+        partial.replace(path)
+    except OSError as error:
+        raise RunError(
+            f"writing the table {path}: {error.strerror or error}; choose a file that can be written"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _groups(tables: Iterable[pl.DataFrame]) -> Iterator[Sequence[pl.DataFrame]]:
+    waiting: list[pl.DataFrame] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(one.height for one in waiting) >= _ROWS:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def _arrow(tables: Sequence[pl.DataFrame], schema: pa.Schema) -> pa.Table:
+    table = pl.concat(tables, how="diagonal_relaxed")
+    missing = [pl.lit(None).alias(name) for name in schema.names if name not in table.columns]
+    return table.with_columns(missing).select(schema.names).to_arrow().cast(schema)
+
+
+def _read(prompts: str | Path | Iterable[Mapping[str, Any]]) -> list[Prompt]:
+    """All records, checked."""
+    if not isinstance(prompts, str | Path):
+        found = [_record(one, line, "prompts") for line, one in enumerate(prompts, 1)]
+        name = "prompts"
+    else:
+        name = str(prompts)
+        found = [_record(one, line, name) for line, one in _lines(Path(prompts))]
+    if not found:
+        raise QueryError(f"reading prompts: {name} has none; write one JSON object a line, {_example()}")
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise QueryError(f"reading prompts: {path}: {why}; give a file of one JSON object a line") from error
+    for line, row in enumerate(text.splitlines(), 1):
+        if not row.strip():
+            continue
+        try:
+            yield line, json.loads(row)
+        except json.JSONDecodeError as error:
+            raise QueryError(
+                f"{path}, line {line}: this is not JSON ({error.msg} at character {error.colno}); write {_example()}"
+            ) from error
+
+
+def _record(row: Any, line: int, name: str) -> Prompt:
+    where = f"{name}, line {line}"
+    if not isinstance(row, Mapping):
+        raise QueryError(f"{where}: this is a {type(row).__name__}, not an object; write {_example()}")
+    if unknown := [key for key in row if key not in KEYS]:
+        raise QueryError(f"{where}: unknown key {unknown[0]!r}; a prompt has {', '.join(KEYS)}")
+    foils = row.get("foils") or ()
+    foils = (foils,) if isinstance(foils, str) else tuple(foils) if isinstance(foils, list | tuple) else foils
+    wrong = {
+        "prompt": not isinstance(row.get("prompt"), str),
+        "target": not isinstance(row.get("target"), str | None),
+        "foils": not (isinstance(foils, tuple) and all(isinstance(foil, str) for foil in foils)),
+        "label": not isinstance(row.get("label"), str | None),
+        "position": type(row.get("position", -1)) is not int,
+    }
+    if bad := [key for key, is_wrong in wrong.items() if is_wrong]:
+        raise QueryError(
+            f"{where}: {bad[0]!r} is {json.dumps(row.get(bad[0]), default=str)}; write {_example()}, position a number"
+        )
+    return Prompt(row["prompt"], row.get("target"), foils, row.get("label"), row.get("position", -1), line)
+
+
+def _example() -> str:
+    return '{"prompt": "...", "target": "...", "foils": ["..."], "label": "..."}'
