@@ -125,7 +125,7 @@ class Bases:
         """Several measures of the same vectors; under a linear lens their logits are made once."""
         out = torch.empty(len(vectors), len(measures), dtype=torch.float64)
         for rows in torch.arange(len(vectors)).split(_ROWS):
-            some = [Measure(one.base[rows], one.remove) for one in measures]
+            some = [one.rows(rows) for one in measures]
             if self.linear:
                 out[rows] = self._exact(linear_directions(self.lens, vectors[rows], self.scale), some)
                 continue
@@ -151,31 +151,50 @@ class Bases:
         return self.lens.cap(before + delta) - self.lens.cap(before)
 
     def _exact(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
-        """From directions: small moves by expm1 and log1p, large ones by a running log-sum-exp in fp64."""
-        rows, size = len(moved), self.lens.unembedding.shape[0]
-        large = moved.norm(dim=-1) * self.longest * abs(self.lens.multiplier) > _SMALL
-        near = torch.zeros(rows, len(measures), dtype=torch.float64)
-        far = torch.full((rows, len(measures)), -math.inf, dtype=torch.float64)
-        for start in range(0, size, _TILE):
-            tokens = slice(start, start + _TILE)
-            plain = moved @ self.lens.unembedding[tokens].T * self.lens.multiplier
-            for column, one in enumerate(measures):
-                delta = self._capped(plain * one.sign, one.base, tokens)
-                if large.any():
-                    scores = delta[large].double() + self.log_probabilities[one.base[large], tokens]
-                    far[large, column] = torch.logaddexp(far[large, column], scores.logsumexp(-1))
-                    delta = delta.clamp(-_SMALL, _SMALL)
-                # Not einsum: its sums run through thousands of terms one by one, and lose two digits.
-                products = delta.expm1_().mul_(self.probabilities[one.base, tokens])
-                near[:, column] += products.sum(-1, dtype=torch.float64)
-        row = self.lens.unembedding[self.target]
-        wanted = (moved.double() @ row.double() * self.lens.multiplier)[:, None]
-        sums = torch.where(large[:, None], far, near.log1p())
+        """From directions: ``delta_w - log sum p exp(delta)`` by each measure."""
+        wide = moved.norm(dim=-1) * self.longest * abs(self.lens.multiplier) > _SMALL
+        sums = torch.zeros(len(moved), len(measures), dtype=torch.float64)
+        near = (~wide).nonzero()[:, 0]
+        change = self._changes(moved[near], [one.rows(near) for one in measures])
+        sums[near] = change.clamp_min(-0.5).log1p()
+        # Where most of the probability went elsewhere, 1 + change has lost its digits.
+        wide[near] = (change < -0.5).any(-1)
+        far = wide.nonzero()[:, 0]
+        sums[far] = self._log_sums(moved[far], [one.rows(far) for one in measures])
+        row = self.lens.unembedding[self.target].double()
+        wanted = (moved.double() @ row * self.lens.multiplier)[:, None]
+        target = slice(self.target, self.target + 1)
         for column, one in enumerate(measures):
-            target = slice(self.target, self.target + 1)
             delta_w = self._capped(wanted * one.sign, one.base, target)[:, 0]
             sums[:, column] = one.sign * (delta_w - sums[:, column])
         return sums
+
+    def _changes(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
+        """sum_j p_j (exp(delta_j) - 1), for moves of which no delta is large."""
+        total = torch.zeros(len(moved), len(measures), dtype=torch.float64)
+        for tokens, plain in self._tiles(moved):
+            for column, one in enumerate(measures):
+                delta = self._capped(plain * one.sign, one.base, tokens)
+                # Not einsum: its sums run through thousands of terms one by one, and lose two digits.
+                products = delta.expm1_().mul_(self.probabilities[one.base, tokens])
+                total[:, column] += products.sum(-1, dtype=torch.float64)
+        return total
+
+    def _log_sums(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
+        """log sum_j p_j exp(delta_j), in fp64, for any move."""
+        total = torch.full((len(moved), len(measures)), -math.inf, dtype=torch.float64)
+        for tokens, plain in self._tiles(moved.double()) if len(moved) else ():
+            for column, one in enumerate(measures):
+                delta = self._capped(plain * one.sign, one.base, tokens)
+                scores = delta + self.log_probabilities[one.base, tokens]
+                total[:, column] = torch.logaddexp(total[:, column], scores.logsumexp(-1))
+        return total
+
+    def _tiles(self, moved: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """What the logits of some tokens after others move, before a soft cap."""
+        for start in range(0, self.lens.unembedding.shape[0], _TILE):
+            tokens = slice(start, start + _TILE)
+            yield tokens, moved @ self.lens.unembedding[tokens].T.to(moved.dtype) * self.lens.multiplier
 
     def _capped(self, delta: Tensor, base: Tensor, tokens: slice) -> Tensor:
         """What logits move under the soft cap, if there is one, when they would move by ``delta`` without."""
@@ -195,6 +214,10 @@ class Measure:
 
     base: Int[Tensor, " part"]
     remove: bool
+
+    def rows(self, index: Int[Tensor, " chosen"]) -> Measure:
+        """The same for some of the vectors."""
+        return Measure(self.base[index], self.remove)
 
     @property
     def sign(self) -> float:

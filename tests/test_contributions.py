@@ -1,0 +1,181 @@
+"""Contributions: the identities behind them, and a certified search that finds what brute force finds."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import pytest
+import torch
+from families import FAMILIES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import mnemoscope.contributions as module
+from mnemoscope.anatomy import describe
+from mnemoscope.contributions import Bases, Group, League, exhaustive, scatter, search, shared
+from mnemoscope.lens import LENSES, Lens
+
+WIDTH, VOCABULARY = 12, 3000
+
+
+def _lens(unembedding: Tensor, name: str = "raw") -> Lens:
+    return Lens(name, None, unembedding, None, 1.0, None)
+
+
+def _bases(unembedding: Tensor, residual: Tensor, target: int) -> Bases:
+    return Bases(_lens(unembedding), target, residual[None], None)
+
+
+@cache
+def _family_lens(family: str, name: str) -> Lens:
+    return Lens.of(describe(FAMILIES[family]()), name)
+
+
+def test_a_uniform_vector_changes_nothing() -> None:
+    """A vector with the same logit for every token leaves every probability as it was (A34)."""
+    generator = torch.Generator().manual_seed(0)
+    unembedding = torch.cat([torch.randn(50, 5, generator=generator), torch.ones(50, 1)], 1)
+    residual = torch.randn(6, generator=generator)
+    uniform = torch.tensor([[0.0, 0, 0, 0, 0, 3.0], [0, 0, 0, 0, 0, -200.0]])
+    for target in range(50):
+        found = _bases(unembedding, residual, target).contributions(uniform, torch.zeros(2, dtype=torch.long))
+        assert found.abs().max() < 1e-6
+
+
+def test_the_papers_example_of_two_vectors_with_one_rank() -> None:
+    """bs [3, 3, 1, 1] gains more on token 0 from [5, 1, 1, 4] than from [5, 4, 1, 1], which rank it alike (A45)."""
+    x = torch.tensor([3.0, 3, 1, 1])
+    a, b = torch.tensor([5.0, 4, 1, 1]), torch.tensor([5.0, 1, 1, 4])
+    found = _bases(torch.eye(4), x, 0).contributions(torch.stack([a, b]), torch.zeros(2, dtype=torch.long))
+    for value, v in zip(found, (a, b), strict=True):
+        expected = (x + v).log_softmax(0)[0] - x.log_softmax(0)[0]
+        assert float(value) == pytest.approx(float(expected), abs=1e-6)
+    assert found[1] > found[0]
+    assert found.tolist() == pytest.approx([0.503, 0.752], abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-2, 1.0, 40.0])
+@pytest.mark.parametrize("lens", LENSES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite", "phi", "cohere"])
+def test_the_formula_is_the_difference_of_two_log_probabilities(family: str, lens: str, size: float) -> None:
+    """C is log p(w | x + v) - log p(w | x) in fp64, for vectors of any size, under every lens and with a cap."""
+    reading = _family_lens(family, lens)
+    generator = torch.Generator().manual_seed(3)
+    x, final = torch.randn(2, reading.unembedding.shape[1], generator=generator)
+    v = size * torch.randn(7, len(x), generator=generator)
+    scale = reading.scale(final)
+    bases = Bases(reading, 11, torch.stack([x, final]), scale)
+    base = torch.tensor([0, 1, 0, 1, 0, 1, 0])
+    found = bases.contributions(v, base)
+    exact = partial(_log_p, reading, scale=scale.double())
+    expected = exact(bases.residuals[base].double() + v) - exact(bases.residuals[base].double())
+    assert torch.allclose(found, expected[:, 11], rtol=2e-6, atol=4e-6)
+
+
+def _log_p(lens: Lens, x: Tensor, *, scale: Tensor) -> Tensor:
+    """In fp64, written out."""
+    norm, rows = lens.norm, lens.unembedding.double()
+    if lens.name != "raw" and norm is not None:
+        x = norm.linear(x, norm.scale(x) if lens.name == "own" else scale)
+        x = x if norm.bias is None else x + norm.bias.double()
+    logits = x @ rows.T + (0 if lens.bias is None else lens.bias.double())
+    logits = logits * lens.multiplier
+    return (logits if lens.softcap is None else lens.softcap * (logits / lens.softcap).tanh()).log_softmax(-1)
+
+
+def _problem(seed: int, spread: float, length: float) -> tuple[Bases, list[Group]]:
+    """A vocabulary, four residuals and three groups of vectors of very different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    unembedding = torch.randn(VOCABULARY, WIDTH, generator=generator) + 0.5
+    residuals = spread * torch.randn(4, WIDTH, generator=generator)
+    groups = []
+    for base in range(3):
+        vectors = torch.randn(200, WIDTH, generator=generator)
+        vectors *= length * torch.randn(200, 1, generator=generator).exp()
+        groups.append(Group(200, base, lambda index, v=vectors: v if index is None else v[index]))
+    return Bases(_lens(unembedding), 5, residuals, None), groups
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10**6), st.floats(0.0, 3.0), st.floats(1e-3, 3.0), st.integers(1, 20))
+def test_the_search_finds_what_brute_force_finds(seed: int, spread: float, length: float, k: int) -> None:
+    """The k largest and k smallest by both measures, with the same values, in fewer evaluations when it can."""
+    bases, groups = _problem(seed, spread, length)
+    (found,) = search(bases, [League(groups, k)], final=3)
+    every = torch.cat([exhaustive(bases, group, final=3) for group in groups])
+    place = (found.group * 200 + found.index).tolist()
+    assert torch.allclose(found.values, every[place], atol=1e-6)
+    for column in range(2):
+        order = every[:, column].argsort()
+        assert {*order[:k].tolist(), *order[-k:].tolist()} <= set(place)
+    assert found.full <= found.of == 600
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10**6), st.floats(0.0, 3.0), st.floats(1e-3, 10.0))
+def test_the_bounds_hold(seed: int, spread: float, length: float) -> None:
+    """Every interval of every stage holds the exact value."""
+    bases, groups = _problem(seed, spread, length)
+    places = module._Places.all_of([League(groups, 1)])
+    every = torch.cat([exhaustive(bases, group, final=3) for group in groups])
+    for count in (0, 64, 1024):
+        bounds = module._intervals(module._Seen.of(bases, count), groups, places, module._kinds(3))
+        assert bool((bounds[..., 0] <= every + 1e-9).all())
+        assert bool((bounds[..., 1] >= every - 1e-9).all())
+
+
+@pytest.mark.parametrize("lens", LENSES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite", "olmo"])
+def test_families_agree_with_brute_force(family: str, lens: str) -> None:
+    """Under every lens, with layer norms, multipliers and a soft cap, the search is exact."""
+    reading = _family_lens(family, lens)
+    generator = torch.Generator().manual_seed(1)
+    width = reading.unembedding.shape[1]
+    residuals = torch.randn(3, width, generator=generator)
+    vectors = torch.randn(300, width, generator=generator) * torch.rand(300, 1, generator=generator) ** 3
+    bases = Bases(reading, 2, residuals, reading.scale(residuals[-1]), scatter(reading.unembedding))
+    groups = [Group(300, base, lambda index: vectors if index is None else vectors[index]) for base in (0, 1)]
+    (found,) = search(bases, [League(groups, 10)], final=2)
+    every = torch.cat([exhaustive(bases, group, final=2) for group in groups])
+    place = (found.group * 300 + found.index).tolist()
+    assert torch.allclose(found.values, every[place], atol=1e-5)
+    for column in range(2):
+        order = every[:, column].argsort()
+        assert {*order[:10].tolist(), *order[-10:].tolist()} <= set(place)
+
+
+def test_leagues_do_not_mix() -> None:
+    """Parts that are ranked apart are found apart, whatever their sizes."""
+    bases, groups = _problem(0, 1.0, 0.3)
+    small, large = search(bases, [League(groups[:1], 3), League(groups[1:], 5)], final=3)
+    (alone,) = search(bases, [League(groups[:1], 3)], final=3)
+    assert torch.equal(small.index, alone.index)
+    assert int(small.group.max()) == 0
+    assert int(large.group.max()) <= 1
+    assert (small.of, large.of) == (200, 400)
+
+
+def test_the_search_saves_evaluations() -> None:
+    """With vectors of ordinary lengths it takes a small part of them through the whole vocabulary."""
+    bases, groups = _problem(0, 1.0, 0.02)
+    (found,) = search(bases, [League(groups, 5)], final=3)
+    assert found.full < 100 < found.of
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.floats(-5, 5))
+def test_shares_add_up_to_their_total(values: list[float], total: float) -> None:
+    """Sharing conserves the total (A41)."""
+    contributions = torch.tensor(values, dtype=torch.float64)
+    if abs(float(contributions.sum())) < 1e-3 and bool(contributions.any()):
+        return
+    found = shared(contributions, total)
+    assert float(found.sum()) == pytest.approx(total, abs=1e-6 * (1 + float(contributions.abs().max()) * 1e3))
+
+
+def test_sharing_keeps_signs_where_the_total_allows_it() -> None:
+    """Helpful and unhelpful are scaled apart, so cancelling contributions do not blow up (A41)."""
+    found = shared(torch.tensor([4.0, 2.0, -5.9], dtype=torch.float64), 1.0)
+    assert found.tolist() == pytest.approx([4.0, 2.0, -5.0])
+    found = shared(torch.tensor([4.0, 2.0, -1.0], dtype=torch.float64), 2.0)
+    assert found.tolist() == pytest.approx([2.0, 1.0, -1.0])
