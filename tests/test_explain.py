@@ -1,0 +1,295 @@
+"""Explaining a prediction: the account adds up for every family, and a question without an answer is one clear line."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from families import FAMILIES, VARIANTS
+from tiny import WORDS, tokenizer
+
+from mnemoscope import explain, load_model
+from mnemoscope.contributions import Group, exhaustive
+from mnemoscope.errors import QueryError, RunMismatch
+from mnemoscope.explanation import Explanation
+from mnemoscope.jobs.ablate import Cut, effects
+from mnemoscope.jobs.explain import KINDS
+from mnemoscope.jobs.scene import Scene
+from mnemoscope.lens import LENSES, Lens
+from mnemoscope.models import Model
+from mnemoscope.vocabulary import Vocabulary
+
+PROMPT = " the capital of France is"
+NAMES = [
+    *FAMILIES,
+    "llama_biases",
+    "gpt_neox_sequential",
+    "granite_biases",
+    "cohere_qk_norm",
+    "falcon_rw_alibi",
+]
+CAPPED = ("gemma2",)
+
+
+@cache
+def _model(name: str) -> Model:
+    return load_model({**FAMILIES, **VARIANTS}[name](), tokenizer=tokenizer())
+
+
+@cache
+def _explained(name: str, lens: str = "frozen") -> Explanation:
+    return explain(_model(name), PROMPT, " Paris", [" London", " Berlin"], lens=lens, top=5)
+
+
+def _scene(name: str, lens: str) -> Scene:
+    """The scene behind `_explained`, for brute force."""
+    from mnemoscope.decompose import trace
+
+    model = _model(name)
+    tokens = torch.tensor([model.tokenizer(PROMPT)["input_ids"]])
+    stream = trace(model.hf, model.anatomy, tokens)
+    words = Vocabulary.of(model.tokenizer, model.anatomy.vocabulary)
+    reading = Lens.of(model.anatomy, lens)
+    target, foil = (words.find(text)[0] for text in (" Paris", " London"))
+    return Scene(stream, reading, target, (foil,), words)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_account_adds_up(name: str) -> None:
+    """Layers telescope, the account reaches the model's own log-probability, shown and remainder make the total."""
+    found = _explained(name)
+    model = _model(name)
+    with torch.no_grad():
+        logits = model.hf(torch.tensor([model.tokenizer(PROMPT)["input_ids"]])).logits[0, -1].double()
+    expected = float(logits.log_softmax(0)[found.target.token])
+    assert found.log_probability == pytest.approx(expected, abs=1e-4)
+    assert found.stream.height == 2 * found.layer_count + 1
+    assert float(found.layers["contribution"].sum()) == pytest.approx(found.total, abs=1e-4)
+    account = found.account
+    assert account["nats"][-1] == pytest.approx(expected, abs=1e-4)
+    shown = found.heads["contribution"].sum() + found.neurons["contribution"].sum()
+    biases = found.others.filter(pl.col("part").is_in(["attention bias", "ffn bias"]))["contribution"].sum()
+    assert shown + biases + found.remainder == pytest.approx(found.total, abs=1e-9)
+    for row in found.remainders.iter_rows(named=True):
+        assert row["shown"] + row["remainder"] == pytest.approx(row["total"], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_of_all_parts_add_up_under_the_frozen_lens(name: str) -> None:
+    """Embedding, layers and the biases of the head give the model's logit, before a soft cap (A35)."""
+    found = _explained(name)
+    total = float(found.layers["logit"].sum())
+    total += float(found.others.filter(pl.col("part").is_in(["embedding", "head bias"]))["logit"].sum())
+    cap = _model(name).anatomy.softcap
+    logit = float(found.stream["logit"][-1])
+    assert (total if cap is None else cap * np.tanh(total / cap)) == pytest.approx(logit, abs=1e-4)
+
+
+@pytest.mark.parametrize("lens", LENSES)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox", "olmo2", "granite"])
+def test_the_frames_hold_the_extremes_of_everything(name: str, lens: str) -> None:
+    """Heads x sources, whole heads, sources and neurons agree with brute force over all of them."""
+    found, scene = _explained(name, lens), _scene(name, lens)
+    keys = {
+        "heads": ["layer", "head", "source"],
+        "whole_heads": ["layer", "head"],
+        "sources": ["layer", "source"],
+        "neurons": ["layer", "neuron"],
+    }
+    for kind in KINDS:
+        groups: list[Group] = scene.groups(kind)
+        every = torch.stack([exhaustive(scene.bases, group, final=scene.final) for group in groups])
+        frame = getattr(found, kind)
+        index = frame[keys[kind][1]].to_numpy()
+        if kind == "heads":
+            index = index * (scene.position + 1) + frame["source"].to_numpy()
+        layer = frame["layer"].to_numpy()
+        shown = torch.tensor(np.array(frame.select("contribution", "leave_one_out").to_numpy()))
+        assert torch.allclose(shown, every[layer, index], atol=1e-5)
+        top = 5 if kind in ("heads", "neurons") else 1
+        for column in range(2):
+            flat = every[..., column].flatten().sort().values
+            have = np.sort(shown[:, column].numpy())
+            assert np.allclose(have[:top], flat[:top], atol=1e-5)
+            assert np.allclose(have[-top:], flat[-top:], atol=1e-5)
+
+
+@pytest.mark.parametrize("lens", LENSES)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "phi", "stablelm"])
+def test_contrasts_telescope_and_add_up(name: str, lens: str) -> None:
+    """log p(target) - log p(foil) is the sum over the layers, and under linear lenses over all parts (A50-A52)."""
+    found = _explained(name, lens)
+    scores = found.stream.select(pl.col("logit") - pl.col("logit_ London"))["logit"]
+    contrast = found.contrasts[0]
+    assert contrast.foil.piece == " London"
+    assert contrast.total == pytest.approx(scores[-1], abs=1e-4)
+    assert float(contrast.layers["contribution"].sum()) == pytest.approx(
+        contrast.total - contrast.start, abs=1e-4
+    )
+    shown = contrast.heads["contribution"].sum() + contrast.neurons["contribution"].sum()
+    assert contrast.remainder <= abs(contrast.total - contrast.start) + abs(shown) + 10
+    if lens != "own" and name not in CAPPED:
+        attention = contrast.layers.filter(pl.col("part") == "attention")["contribution"].sum()
+        biases = contrast.others.filter(pl.col("part") == "attention bias")["contribution"].sum()
+        assert float(contrast.sources["contribution"].sum()) + biases == pytest.approx(attention, abs=1e-4)
+        assert np.allclose(contrast.heads["contribution"], contrast.heads["leave_one_out"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox", "phi"])
+def test_queries_add_up_to_their_coefficient(name: str) -> None:
+    """Named shares and the remainder make the coefficient, by each branch; contributions make the neuron's (A43)."""
+    found = _explained(name)
+    neurons = {(row["layer"], row["neuron"]): row for row in found.neurons.iter_rows(named=True)}
+    for (layer, neuron), rows in found.queries.group_by("layer", "neuron"):
+        row = neurons[layer, neuron]
+        for column in ("share", "gate") + (("up",) if _model(name).anatomy.gated else ()):
+            assert float(rows[column].sum()) == pytest.approx(row["coefficient"], abs=1e-4)
+        assert float(rows["contribution"].sum()) == pytest.approx(row["contribution"], abs=1e-3)
+        assert rows["kind"].to_list().count("remainder") == 1
+    assert found.queries["up"].is_null().all() != _model(name).anatomy.gated
+
+
+def test_everything_goes_to_json() -> None:
+    """`to_dict` holds plain values only."""
+    text = json.dumps(_explained("llama").to_dict(), allow_nan=False)
+    back = json.loads(text)
+    assert back["target"]["piece"] == " Paris"
+    assert back["contrasts"][0]["remainder"] == _explained("llama").contrasts[0].remainder
+    assert {"layer", "neuron", "coefficient", "contribution", "leave_one_out", "logit"} <= set(
+        back["neurons"][0]
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt_neox", "gemma2", "bloom"])
+def test_ablation_is_a_forward_pass_without_it(name: str) -> None:
+    """Nothing downstream reacts to a neuron of the last layer: its effect is its leave-one-out."""
+    model, scene = _model(name), _scene(name, "own")
+    layer, parallel = scene.layers - 1, model.anatomy.parallel
+    neurons = [0, 7, 21]
+    cuts = [Cut(layer, neuron) for neuron in neurons] + [Cut(0, 3), Cut(1, 2, 1), Cut(layer, 0, 2)]
+    found = effects(model, scene.stream, scene.target, cuts)
+    group = scene.groups("neurons")[layer]
+    if model.anatomy.layers[layer].post_ffn_norm is None:
+        expected = exhaustive(scene.bases, group, final=scene.final)[neurons, 1]
+        assert np.allclose(found[:3], expected, atol=1e-4)
+    if parallel:
+        expected = exhaustive(scene.bases, scene.groups("heads")[layer], final=scene.final)[2, 1]
+        assert found[-1] == pytest.approx(float(expected), abs=1e-4)
+    assert bool((np.abs(found[4:]) > 1e-9).all())
+    coefficient = float(scene.stream.layers[1].coefficients[-1, 4])
+    assert effects(model, scene.stream, scene.target, [Cut(1, 4, None, coefficient)])[0] == pytest.approx(
+        0, abs=1e-5
+    )
+
+
+def test_ablations_stand_beside_contributions() -> None:
+    """The frame has the asked number of neurons and of heads x sources, with all three measures."""
+    found = explain(_model("llama"), PROMPT, top=3, ablate=2, ablate_to=0.5).ablations
+    assert found["kind"].to_list() == ["neuron", "neuron", "head", "head"]
+    assert found["how"].to_list() == ["value", "value", "zero", "zero"]
+    assert found.select("contribution", "leave_one_out", "effect").null_count().sum_horizontal().item() == 0
+
+
+def test_the_models_own_choice_is_the_target() -> None:
+    """Without a target the most probable token is explained."""
+    found = explain(_model("llama"), PROMPT, top=2)
+    assert found.target.given is None
+    assert found.target.token == found.predictions["token"][0]
+    assert found.stream["rank"][-1] == 0
+
+
+def test_a_position_in_the_middle_sees_nothing_after_it() -> None:
+    """Explaining position 2 is explaining the prompt that ends there."""
+    middle = explain(_model("llama"), PROMPT, " Paris", position=2, top=2)
+    ended = explain(_model("llama"), " the capital of", " Paris", top=2)
+    assert middle.position == 2
+    assert middle.neurons.equals(ended.neurons)
+    assert explain(_model("llama"), PROMPT, " Paris", position=-3, top=2).neurons.equals(ended.neurons)
+
+
+def test_shared_beginnings_move_the_question() -> None:
+    """Target and foil that begin alike are compared at the first token in which they differ, and this is said."""
+    found = explain(_model("llama"), PROMPT, " the river", " the king", top=2)
+    assert found.target.piece == " river"
+    assert found.foils[0].piece == " king"
+    assert found.tokens["piece"][-1] == " the"
+    assert "appended" in found.notes[0]
+    assert "several tokens" in found.target.note
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "empty prompt": ({"prompt": ""}, "the prompt is empty"),
+    "long prompt": ({"prompt": " the" * 65}, "65 tokens"),
+    "empty target": ({"target": ""}, "the target is empty"),
+    "empty foil": ({"foils": [""]}, "the foil is empty"),
+    "same target and foil": ({"target": " Paris", "foils": " Paris"}, "same tokens throughout"),
+    "foil that begins like the target": (
+        {"target": " Paris", "foils": " Paris king"},
+        "same tokens throughout",
+    ),
+    "foils that differ at different tokens": (
+        {"target": " the king", "foils": [" the river", " Paris"]},
+        "one at a time",
+    ),
+    "position out of range": ({"position": 5}, "take 0 to 4"),
+    "negative position out of range": ({"position": -6}, "take 0 to 4"),
+    "unknown lens": ({"lens": "tuned"}, "no lens"),
+    "top of nothing": ({"top": 0}, "top is 1 or more"),
+    "word that cannot be spelled": ({"target": " xyzzy"}, "not in the vocabulary"),
+    "mean without a run": ({"ablate": 1, "ablate_to": "mean"}, "run="),
+    "ablation to nonsense": ({"ablate": 1, "ablate_to": "median"}, "zero, mean or a number"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_question_is_one_clear_line(case: str) -> None:
+    """Each mistake is named in one line with what is accepted."""
+    arguments, expected = BAD[case]
+    with pytest.raises(QueryError) as caught:
+        explain(_model("llama"), **{"prompt": PROMPT, **arguments})
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_foil_that_is_the_models_choice_needs_a_target() -> None:
+    """Without a target, a foil equal to the prediction has nothing to be compared with."""
+    owns = ((_model(name), explain(_model(name), PROMPT, top=1).target.piece) for name in FAMILIES)
+    model, own = next((model, piece) for model, piece in owns if piece.strip() in WORDS)
+    with pytest.raises(QueryError, match="own prediction"):
+        explain(model, PROMPT, foils=own)
+
+
+def test_a_run_of_another_model_is_refused() -> None:
+    """The weights' hash in the manifest decides."""
+
+    class Other:
+        path = "runs/other"
+
+        class manifest:  # noqa: N801 - stands for an attribute
+            class model:  # noqa: N801
+                id, weights_sha256 = "other", "0" * 64
+
+    with pytest.raises(RunMismatch, match="built from other"):
+        explain(_model("llama"), PROMPT, run=Other())  # type: ignore[arg-type]
+
+
+@pytest.mark.sample
+@pytest.mark.slow
+def test_paris(sample_model: Model) -> None:
+    """The papers' example on the sample model: capitals in the top neurons, France in what beats London."""
+    found = explain(sample_model, "The capital of France is", "Paris", [" London", " Bordeaux"])
+    assert found.target.piece == " Paris"
+    assert "leading space" in found.target.note
+    assert found.log_probability == pytest.approx(np.log(0.7725), abs=1e-2)
+    assert float(found.layers["contribution"].sum()) == pytest.approx(found.total, abs=1e-4)
+    best = found.neurons.sort("leave_one_out", descending=True).head(3)
+    assert any("capital" in token for row in best["promotes"] for token in row)
+    sources = found.contrasts[0].heads.sort("contribution", descending=True).head(3)
+    assert " France" in sources["source_token"].to_list()
+    assert found.contrasts[0].sources.sort("contribution", descending=True)["source_token"][0] == " France"
+    assert "several tokens" in found.foils[1].note
