@@ -70,9 +70,19 @@ def svg(spec: dict[str, Any]) -> str:
     import vl_convert
 
     text = vl_convert.vegalite_to_svg({**spec, "config": _LOOK})
-    text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)
-    # An SVG inside a page needs no namespaces, and so the page names no address at all.
-    return re.sub(r'\s(xmlns(:xlink)?|aria-[a-z]+|role|pointer-events|font-family)="[^"]*"', "", text)
+    return _TAG.sub(_plain, text)
+
+
+_TAG = re.compile(
+    r"""<(?:[^"'>]|"[^"]*"|'[^']*')*>"""
+)  # labels are text: what stands between tags is left alone
+# An SVG inside a page needs no namespaces, and so the page names no address at all.
+_LEFT_OUT = re.compile(r"""\s(xmlns(:xlink)?|aria-[a-z]+|role|pointer-events|font-family)="[^"]*\"""")
+
+
+def _plain(tag: re.Match[str]) -> str:
+    """A tag without what a page does not need, its numbers in hundredths."""
+    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", _LEFT_OUT.sub("", tag[0]))
 
 
 def _powers(ends: tuple[float, float]) -> list[float]:

@@ -39,6 +39,7 @@ from mnemoscope.vocabulary import Vocabulary
 
 WIDEST = 40  # columns of the grid; further tokens share one
 REMEMBERED = 12  # neurons shown with triggers from the run
+EMPTY = "∅"
 _LABEL = 24
 _MEASURES = {INCREASE: "contribution", LEFT_OUT: "leave_one_out", "logit": "logit", "chain": "chain"}
 _COLUMNS = (INCREASE, LEFT_OUT, ABLATED, "chain", "logit")
@@ -72,7 +73,7 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
         steps=_steps(one.layers),
         total=one.total,
         remainder=one.remainder,
-        grid=_grid(one.grid),
+        grid=_grid(one.grid, one.tokens.height),
         heads=_ledger(
             [_part(row, effects, known) for row in one.heads.iter_rows(named=True)],
             "attention",
@@ -101,7 +102,7 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
 
 def _label(piece: str, width: int = _LABEL) -> str:
     """A token's name: whitespace and controls visible, cut."""
-    text = Vocabulary.visible(piece) or "∅"
+    text = Vocabulary.visible(piece) or EMPTY
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
@@ -159,7 +160,7 @@ def _steps(layers: pl.DataFrame) -> tuple[Step, ...]:
     )
 
 
-def _grid(frame: pl.DataFrame) -> Grid:
+def _grid(frame: pl.DataFrame, tokens: int) -> Grid:
     """Heads in order of depth; where the tokens are many, the least of them together in one column."""
     rows = frame.rows(named=True)
     heads = list(dict.fromkeys((row["layer"], row["head"]) for row in rows))
@@ -175,7 +176,8 @@ def _grid(frame: pl.DataFrame) -> Grid:
     labels = [words[at] for at in kept]
     if rest:
         labels.append(Word(f"{len(rest)} others"))
-    return Grid(tuple(f"L{layer}H{head}" for layer, head in heads), tuple(labels), tuple(cells))
+    names = tuple(f"L{layer}H{head}" for layer, head in heads)
+    return Grid(names, tuple(labels), tuple(cells), tokens, len(rest))
 
 
 _Key = tuple[str, int, int, int | None]
@@ -336,6 +338,10 @@ def _notes(one: Explanation) -> Iterable[str]:
                 f"{role} {_label(choice.given or choice.piece)}: {choice.note}", edges=False
             )
     yield from (Vocabulary.visible(note, edges=False) for note in one.notes)
+    if _unread(one):
+        yield f"the prediction after token {one.position} is explained; what follows it in the prompt is not read"
+    if any(not piece for piece in one.tokens["piece"]):
+        yield f"{EMPTY} is a token that is part of a character; the token that completes it shows the whole"
 
 
 def _method(one: Explanation) -> Iterable[str]:

@@ -214,11 +214,17 @@ class Ablated:
 
 @dataclass(frozen=True)
 class Grid:
-    """Leave-one-out of heads x source tokens, in nats; the last column may be all other tokens together."""
+    """Leave-one-out of heads x source tokens, in nats.
+
+    tokens    of the prompt
+    together  how many the last column adds up; 0 if it is a token like the others
+    """
 
     heads: tuple[str, ...]
     words: tuple[Word, ...]
     cells: tuple[tuple[float, ...], ...]  # a row for each head
+    tokens: int
+    together: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from mnemoscope.views.explanation.sheet import (
     Against,
     Candidate,
     Cause,
+    Grid,
     Memory,
     Part,
     Sheet,
@@ -105,6 +106,23 @@ def shown_line(sheet: Sheet) -> str:
     return (
         f"of attention and FFN together {nats(sheet.total, 2)}: in the tables below {nats(sheet.total - rest, 2)}, "
         f"not shown {nats(rest, 2)}"
+    )
+
+
+def grid_line(grid: Grid) -> str:
+    """What the grid shows, and how much of the prompt it leaves out."""
+    alone = len(grid.words) - bool(grid.together)
+    some = f"{alone} of {grid.tokens} tokens, the next {grid.together} together in the last column"
+    tokens = (
+        some
+        if grid.together
+        else f"{alone} of {grid.tokens} tokens"
+        if alone < grid.tokens
+        else "every token"
+    )
+    return (
+        f"The heads that matter most, by depth, and what each brought from {tokens}: leave-one-out in nats, orange and "
+        "+ for, blue and - against."
     )
 
 
