@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHES = ("kernel", "reading", "mining", "peers", "memory")
+BENCHES = ("kernel", "reading", "mining", "peers", "memory", "explain")
 
 
 def main() -> None:

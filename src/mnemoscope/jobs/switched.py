@@ -45,7 +45,8 @@ def _important(neurons: pl.DataFrame) -> pl.DataFrame:
         neurons.sort(pl.col(name).abs(), descending=True, maintain_order=True).head(count)
         for name, count in zip(("leave_one_out", "contribution"), NEURONS, strict=True)
     ]
-    return pl.concat(chosen).select("layer", "neuron", "contribution").unique(maintain_order=True)
+    rows = pl.concat(chosen).filter(pl.col("coefficient") != 0)  # what is off was not switched on
+    return rows.select("layer", "neuron", "contribution").unique(maintain_order=True)
 
 
 def _queries_of(scene: Scene, found: Switches, contribution: float) -> list[tuple[object, ...]]:
@@ -64,7 +65,7 @@ def _queries_of(scene: Scene, found: Switches, contribution: float) -> list[tupl
         branches = (gate, up if found.up is not None else None)
         return found.layer, int(found.neurons[0]), *place, share, *branches, inner, inner * contribution, part
 
-    for place in largest:
+    for place in (one for one in largest if shares[one] != 0):
         start, kind, layer = next(one for one in reversed(kinds) if one[0] <= place)
         unit = place - start
         if kind == "head":

@@ -1,0 +1,188 @@
+"""Explaining: the certified search against brute force (target: at least 30 x), and a whole explanation (1.5 s).
+
+For every prompt and lens the 100 largest and 100 most negative contributions among all neurons are searched for, and
+all neurons are evaluated. The neurons must be the same, the values equal to 1e-5 nats, and every bound of every stage
+must hold. Both happen in one process, in turn. Brute force takes a quarter of a minute a time: choose fewer prompts
+for a quick look.
+
+    python -m benches.explain [--prompts 30] [--lenses raw,own,frozen] [--no-brute]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import mnemoscope.contributions as contributions
+from mnemoscope import explain, load_model
+from mnemoscope.contributions import Found, League, exhaustive, search
+from mnemoscope.decompose import trace
+from mnemoscope.jobs.explain import _scatter_of
+from mnemoscope.jobs.questions import vocabulary_of
+from mnemoscope.jobs.scene import Scene
+from mnemoscope.lens import LENSES, Lens
+from mnemoscope.models import Model
+
+TOP = 100
+TOLERANCE = 1e-5  # nats
+TEN_TOKENS = "Of all the great cities, the capital of France is"
+PROMPTS = (
+    "The capital of France is",
+    "The capital of Germany is",
+    "The capital of Japan is",
+    "The largest planet in the solar system is",
+    "Water is made of hydrogen and",
+    "The author of Romeo and Juliet is William",
+    "The opposite of hot is",
+    "Two plus two equals",
+    "The first president of the United States was George",
+    "She opened the door and",
+    "The cat sat on the",
+    "In 1945 the war in Europe",
+    "The chemical symbol for gold is",
+    "Once upon a time there was a",
+    "The Eiffel Tower is in",
+    "He plays the guitar in a rock",
+    "The river Nile flows through",
+    "def add(a, b):\n    return a +",
+    "The currency of the United Kingdom is the",
+    "Albert Einstein developed the theory of",
+    "The film was directed by",
+    "The sun rises in the",
+    "A group of lions is called a",
+    "Thank you very",
+    "The human heart has four",
+    "The song was released as a",
+    "Mount Everest is the highest",
+    "The train arrived at the",
+    "Les enfants jouent dans le",
+    "The species is found in South",
+)
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of one call, and what it returned."""
+    begin = time.perf_counter()
+    result = work()
+    return time.perf_counter() - begin, result
+
+
+def scene_of(model: Model, prompt: str, lens: str) -> Scene:
+    """The model's own prediction after a prompt."""
+    tokens = torch.tensor([model.tokenizer(prompt)["input_ids"]])
+    stream = trace(model.hf, model.anatomy, tokens)
+    words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
+    reading = Lens.of(model.anatomy, lens)
+    target = int(stream.logits[-1].argmax())
+    return Scene(stream, reading, target, (), words, _scatter_of(model, reading))
+
+
+def differences(scene: Scene, found: Found, every: torch.Tensor) -> dict[str, Any]:
+    """Whether the search found what brute force found, and whether the bounds hold."""
+    flat = every.flatten()
+    order = flat.argsort()
+    wanted = torch.cat([order[:TOP], order[-TOP:]])
+    place = found.group * every.shape[1] + found.index
+    chosen = flat[place].sort().values
+    apart = float((found.values[:, 0] - flat[place]).abs().max())
+    # Ties within the tolerance may swap places; their values may not differ.
+    sets = float(
+        (torch.cat([chosen[:TOP], chosen[-TOP:]]) - torch.cat([flat[order[:TOP]], flat[order[-TOP:]]]))
+        .abs()
+        .max()
+    )
+    groups = scene.groups("neurons")
+    places = contributions._Places.all_of([League(groups, TOP)])
+    broken = 0
+    for count in (0, *contributions.STAGES):
+        seen = contributions._Seen.of(scene.bases, count)
+        bounds = contributions._intervals(seen, groups, places, contributions._kinds(None))[:, 0]
+        broken += int(((bounds[:, 0] > flat + 1e-6) | (bounds[:, 1] < flat - 1e-6)).sum())
+    return {
+        "same_neurons": len({*place.tolist()} & {*wanted.tolist()}),
+        "largest_difference": max(apart, sets),
+        "bounds_broken": broken,
+    }
+
+
+def against_brute_force(model: Model, prompts: list[str], lenses: list[str]) -> list[dict[str, Any]]:
+    """One row per prompt and lens."""
+    rows = []
+    for prompt in prompts:
+        for lens in lenses:
+            scene = scene_of(model, prompt, lens)
+            groups = scene.groups("neurons")
+            league = [League(groups, TOP)]
+            searching, (found,) = timed(lambda s=scene, one=league: search(s.bases, one))
+            brute, parts = timed(lambda s=scene, all_of=groups: [exhaustive(s.bases, g) for g in all_of])
+            rows.append(
+                {
+                    "prompt": prompt,
+                    "lens": lens,
+                    "search_seconds": searching,
+                    "brute_seconds": brute,
+                    "evaluations": found.full,
+                    "partial_evaluations": found.partly,
+                    "neurons": found.of,
+                    **differences(scene, found, torch.stack(parts)[..., 0]),
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    """Parse, measure, check, print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS))
+    parser.add_argument("--lenses", default=",".join(LENSES))
+    parser.add_argument("--no-brute", action="store_true")
+    parser.add_argument("--rows", action="store_true", help="print every prompt and lens")
+    arguments = parser.parse_args()
+    model = load_model("sample:smollm2-135m", dtype="fp32")
+    with torch.inference_mode():
+        preparing, _ = timed(lambda: _scatter_of(model, Lens.of(model.anatomy, "frozen")))
+        explain(model, TEN_TOKENS, " Paris", " London")  # first touch of memory, the vocabulary
+        whole = [timed(lambda: explain(model, TEN_TOKENS, " Paris", " London"))[0] for _ in range(5)]
+        plain = [
+            timed(lambda: model.hf(torch.tensor([model.tokenizer(TEN_TOKENS)["input_ids"]])))[0]
+            for _ in range(5)
+        ]
+    result: dict[str, Any] = {
+        "bench": "explain",
+        "threads": torch.get_num_threads(),
+        "tokens": len(model.tokenizer(TEN_TOKENS)["input_ids"]),
+        "explain_seconds": statistics.median(whole),
+        "explain_seconds_best": min(whole),
+        "forward_seconds": statistics.median(plain),
+        "once_per_model_seconds": preparing,
+    }
+    failed = False
+    if not arguments.no_brute:
+        with torch.inference_mode():
+            rows = against_brute_force(model, list(PROMPTS[: arguments.prompts]), arguments.lenses.split(","))
+        for lens in arguments.lenses.split(","):
+            some = [row for row in rows if row["lens"] == lens]
+            result[lens] = {
+                "prompts": len(some),
+                "speed_up": sum(row["brute_seconds"] for row in some)
+                / sum(row["search_seconds"] for row in some),
+                "evaluations_median": statistics.median(row["evaluations"] for row in some),
+                "evaluations_most": max(row["evaluations"] for row in some),
+                "largest_difference": max(row["largest_difference"] for row in some),
+                "bounds_broken": sum(row["bounds_broken"] for row in some),
+                "same_neurons_fewest": min(row["same_neurons"] for row in some),
+            }
+        failed = any(row["bounds_broken"] or row["largest_difference"] > TOLERANCE for row in rows)
+        result |= {"rows": rows} if arguments.rows else {}
+    print(json.dumps(result))
+    raise SystemExit(failed)
+
+
+if __name__ == "__main__":
+    main()
