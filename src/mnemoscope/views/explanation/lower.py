@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -180,6 +180,7 @@ def _grid(frame: pl.DataFrame, tokens: int) -> Grid:
     return Grid(names, tuple(labels), tuple(cells), tokens, len(rest))
 
 
+_T = TypeVar("_T")
 _Key = tuple[str, int, int, int | None]
 
 
@@ -238,7 +239,7 @@ def _ledger(
     return Ledger(tuple(used), tuple(shown), tuple(closing), skipped)
 
 
-def _ends(parts: Sequence[Part], rows: int | None) -> tuple[list[Part], int | None]:
+def _ends(parts: Sequence[_T], rows: int | None) -> tuple[list[_T], int | None]:
     """The first and the last of a sorted list, more of the first; and where the gap is."""
     if rows is None or len(parts) <= rows:
         return list(parts), None
@@ -247,13 +248,10 @@ def _ends(parts: Sequence[Part], rows: int | None) -> tuple[list[Part], int | No
 
 
 def _remembered(frame: pl.DataFrame, rows: int | None) -> dict[NeuronId, float]:
-    """The neurons whose triggers are shown, with their coefficients: the largest |leave-one-out|."""
-    best = frame.sort(pl.col("leave_one_out").abs(), descending=True, maintain_order=True)
-    best = best.head(REMEMBERED if rows is None else min(rows, REMEMBERED))
-    return {
-        NeuronId(layer, neuron): coefficient
-        for layer, neuron, coefficient in best.select("layer", "neuron", "coefficient").iter_rows()
-    }
+    """The neurons that are shown with triggers, and their coefficients: of the rows the largest |leave-one-out|."""
+    shown, _ = _ends(frame.rows(named=True), rows)
+    best = sorted(shown, key=lambda row: -abs(row["leave_one_out"]))[:REMEMBERED]
+    return {NeuronId(row["layer"], row["neuron"]): row["coefficient"] for row in best}
 
 
 def _against(contrast: Contrast, rows: int | None) -> Against:

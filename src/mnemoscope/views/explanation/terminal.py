@@ -128,11 +128,12 @@ _COLOUR = {"embedding": "dim", "attention": ATTENTION, "FFN": FFN}
 
 
 def _layer_axis(layers: Sequence[int], indent: int, wide: int) -> Text:
-    """The number of every fifth layer under its first column."""
+    """Numbers of layers, or of every fifth, under their first columns."""
     cells = [" "] * (len(layers) * wide + 4)
     seen: set[int] = set()
+    every = 5 if layers[-1] >= 10 else 1
     for index, layer in enumerate(layers):
-        if layer not in seen and layer % 5 == 0:
+        if layer not in seen and layer % every == 0:
             cells[index * wide : index * wide + len(str(layer))] = str(layer)
         seen.add(layer)
     return Text("layer".rjust(indent - 2) + "  " + "".join(cells).rstrip(), style="dim")
