@@ -36,7 +36,8 @@ from mnemoscope.lens import Lens
 STAGES = (256, 2048)  # tokens evaluated before everything is
 _TILE = 4096  # tokens at once in an exact evaluation: logits stay near the cache
 _ROWS = 1024  # vectors at once
-_SMALL = 20.0  # below this |delta| exp(delta) is safe in fp32
+_SMALL = 40.0  # |delta| up to which exp(delta) and p exp(delta) are safe in fp32
+_GONE = -0.9  # a change of the sum of probabilities after which fp32 has lost a digit of what is left
 _NOTHING = 2e-6  # what sums over a vocabulary of probabilities in fp32 may be off
 _SLACK = 4e-6  # what fp32 may be off, relative to the size of delta: intervals are widened by it
 
@@ -156,9 +157,9 @@ class Bases:
         sums = torch.zeros(len(moved), len(measures), dtype=torch.float64)
         near = (~wide).nonzero()[:, 0]
         change = self._changes(moved[near], [one.rows(near) for one in measures])
-        sums[near] = change.clamp_min(-0.5).log1p()
+        sums[near] = change.clamp_min(_GONE).log1p()
         # Where most of the probability went elsewhere, 1 + change has lost its digits.
-        wide[near] = (change < -0.5).any(-1)
+        wide[near] = (change < _GONE).any(-1)
         far = wide.nonzero()[:, 0]
         sums[far] = self._log_sums(moved[far], [one.rows(far) for one in measures])
         row = self.lens.unembedding[self.target].double()
@@ -177,7 +178,7 @@ class Bases:
                 delta = self._capped(plain * one.sign, one.base, tokens)
                 # Not einsum: its sums run through thousands of terms one by one, and lose two digits.
                 products = delta.expm1_().mul_(self.probabilities[one.base, tokens])
-                total[:, column] += products.sum(-1, dtype=torch.float64)
+                total[:, column] += products.sum(-1)
         return total
 
     def _log_sums(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
@@ -438,6 +439,16 @@ def _intervals(
     return torch.cat([seen.intervals(some, where, kinds) for some, where in rows])
 
 
+class _Parts(NamedTuple):
+    """Directions, and what their bounds are made of."""
+
+    moved: Tensor
+    size: Tensor  # their norms
+    target: Tensor  # what they add to the target's logit
+    seen: Tensor  # and to those of the tokens that are evaluated
+    scattered: Tensor | None  # dv^T scatter dv
+
+
 @dataclass(frozen=True, eq=False)
 class _Seen:
     """All bases with some tokens evaluated: their rows and probabilities, and moments of U over the others."""
@@ -473,27 +484,32 @@ class _Seen:
     ) -> Float[Tensor, "part measure bound"]:
         """Bounds by each measure, for vectors and the rows of their own bases."""
         lens = self.bases.lens
-        columns, moved, plain, norms, wide = [], vectors, vectors, vectors, None
-        for number, kind in enumerate(kinds):
+        columns, parts = [], None
+        for kind in kinds:
             where, sign = kind.measure(base).base, -1.0 if kind.remove else 1.0
-            if number == 0 or not self.bases.linear:
-                moved = self.bases.directions(sign * vectors, where) * (sign * lens.multiplier)
-                plain, norms = moved @ self.rows.T, moved.norm(dim=-1).double()
-                wide = None if self.scatter is None else ((moved @ self.scatter) * moved).sum(-1).double()
-            low, high = self._bounds(sign * moved, sign * plain, norms, wide, where)
+            if parts is None or not self.bases.linear:
+                moved = self.bases.directions(sign * vectors, where)
+                factor = lens.multiplier if self.bases.linear else sign * lens.multiplier
+                parts = self._parts(moved if factor == 1.0 else moved * factor)
+            low, high = self._bounds(parts, where, sign)
             columns.append(torch.stack((low, high) if sign > 0 else (-high, -low), -1))
         return torch.stack(columns, 1)
 
-    def _bounds(
-        self, moved: Tensor, plain: Tensor, size: Tensor, wide: Tensor | None, base: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        longest, mass = self.bases.longest, self.mass[base]
-        target = self.bases.lens.unembedding[self.bases.target]
-        delta_w, expected = (moved @ target).double(), _paired(moved, self.mean, base).double()
-        inside = (plain + self.log_p[base]).logsumexp(-1).double()
+    def _parts(self, moved: Tensor) -> _Parts:
+        """What bounds need to know of directions, whatever the base and the sign."""
+        target = moved @ self.bases.lens.unembedding[self.bases.target]
+        spread = None if self.scatter is None else ((moved @ self.scatter) * moved).sum(-1).double()
+        return _Parts(moved, moved.norm(dim=-1).double(), target.double(), moved @ self.rows.T, spread)
+
+    def _bounds(self, parts: _Parts, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+        """Of C for ``sign`` times the directions."""
+        longest, mass, size = self.bases.longest, self.mass[base], parts.size
+        delta_w, expected = sign * parts.target, sign * _paired(parts.moved, self.mean, base).double()
+        inside = (self.log_p[base] + parts.seen * sign).logsumexp(-1).double()
         variance = size.square() * self.spread[base]
-        if wide is not None:
-            variance = torch.minimum(variance, (wide * 1.001 + 1e-6 * size.square()) * self.likeliest[base])
+        if parts.scattered is not None:
+            flat = (parts.scattered * 1.001 + 1e-6 * size.square()) * self.likeliest[base]
+            variance = torch.minimum(variance, flat)
         far = self.mean.norm(dim=-1).clamp_max(longest)[base]
         nothing = mass <= _NOTHING
         doubt = _NOTHING * size * longest / mass.clamp_min(_NOTHING)  # of mean_T, a difference of fp32 sums

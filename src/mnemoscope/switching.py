@@ -234,13 +234,13 @@ def origins(
     The norm is computed again on what is left of the source's residual. A post-norm keeps its statistic (G4).
     """
     traced, part = stream.layers[layer], stream.anatomy.layers[layer]
-    heads = part.heads().float()
+    heads = part.heads().float().flatten(0, 1)
     points = stream.points(source)[: 2 * layer + 1]
     norm, output = part.post_attention_norm, traced.attention_output[position].float()
 
     def written(alpha: Tensor, value: Tensor) -> float:
         weighted = alpha[:, position, source, None].float() * value[:, source].float()
-        vector = torch.einsum("hd,hdw->w", weighted, heads)
+        vector = weighted.flatten() @ heads
         vector = vector if norm is None else norm.linear(vector, norm.scale(output))
         return score(vector * stream.anatomy.residual_multiplier)
 
