@@ -38,6 +38,7 @@ from mnemoscope.views.explanation.sheet import (
 from mnemoscope.vocabulary import Vocabulary
 
 WIDEST = 40  # columns of the grid; further tokens share one
+TOP = 20  # what `explain` takes when it is not said
 REMEMBERED = 12  # neurons shown with triggers from the run
 EMPTY = "∅"
 _LABEL = 24
@@ -129,10 +130,16 @@ def _tokens(frame: pl.DataFrame) -> tuple[PromptToken, ...]:
 
 
 def _unread(one: Explanation) -> str:
-    """What follows the explained position, where the prompt is spelled by its tokens one to one."""
-    read = "".join(one.tokens["piece"])
-    rest = one.prompt[len(read) :] if one.prompt.startswith(read) else ""
-    return Vocabulary.visible(rest, edges=False)
+    """What follows the explained position, where the prompt is spelled by its tokens.
+
+    A tokenizer may have put a token that begins a text, or a space, in front of what was given.
+    """
+    pieces = one.tokens["piece"].to_list()
+    for read in ("".join(pieces), "".join(pieces[1:])):
+        for spelled in (read, read.removeprefix(" ")):
+            if spelled and one.prompt.startswith(spelled):
+                return Vocabulary.visible(one.prompt[len(spelled) :], edges=False)
+    return ""
 
 
 def _account(frame: pl.DataFrame) -> Iterable[Sum]:
@@ -381,6 +388,8 @@ def _command(one: Explanation) -> str:
         words += ["--position", str(one.position)]
     if one.lens != "frozen":
         words += ["--lens", one.lens]
+    if one.top != TOP:
+        words += ["--top", str(one.top)]
     if one.run:
         words += ["--run", one.run]
     if one.ablations.height:
