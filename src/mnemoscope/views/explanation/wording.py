@@ -30,8 +30,9 @@ SWITCHED = (
     "in nats, its increase shared alike."
 )
 CARRIED = (
-    "What is lost of that sub-value's score when a vector is taken out of its source: with attention worked out anew "
-    "(recomputed), and with its weights kept (fixed)."
+    "The score of that sub-value is the logit it writes for the target less that for the first foil, or without a foil "
+    "less the expected one; below, how much of it is lost when a vector is taken out of its source: with attention worked "
+    "out anew (recomputed), and with its weights kept (fixed)."
 )
 
 
