@@ -31,8 +31,8 @@ SWITCHED = (
 )
 CARRIED = (
     "The score of that sub-value is the logit it writes for the target less that for the first foil, or without a foil "
-    "less the expected one; below, how much of it is lost when a vector is taken out of its source: with attention worked "
-    "out anew (recomputed), and with its weights kept (fixed)."
+    "less the expected one. Shown is how much of it is lost when a vector is taken out of its source: with attention "
+    "worked out anew (recomputed), and with its weights kept (fixed)."
 )
 
 
