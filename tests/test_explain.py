@@ -195,6 +195,15 @@ def test_ablations_stand_beside_contributions() -> None:
     assert found.select("contribution", "leave_one_out", "effect").null_count().sum_horizontal().item() == 0
 
 
+def test_half_precision_is_explained_in_fp32() -> None:
+    """The arithmetic is fp32 whatever the weights are stored in, so the account adds up as well."""
+    model = load_model(FAMILIES["llama"]().to(torch.bfloat16), tokenizer=tokenizer())
+    found = explain(model, PROMPT, " Paris", " London", top=3, ablate=1)
+    assert found.dtype == "bf16"
+    assert float(found.layers["contribution"].sum()) == pytest.approx(found.total, abs=1e-4)
+    assert found.log_probability == pytest.approx(_explained("llama").log_probability, abs=0.2)
+
+
 def test_the_models_own_choice_is_the_target() -> None:
     """Without a target the most probable token is explained."""
     found = explain(_model("llama"), PROMPT, top=2)

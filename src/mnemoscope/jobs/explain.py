@@ -64,7 +64,7 @@ def explain(
     foils = [foils] if isinstance(foils, str) else list(foils)
     _check(model, lens, top, run, ablate, ablate_to)
     say = _Steps(report or (lambda _: None), 3 + len(foils) + (ablate > 0))
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.device(model.device):  # new tensors are made where the model is
         traces = _Traces(model)
         question = ask(model, prompt, target, foils, position, traces.likelier)
         stream = traces.of(question.tokens)
@@ -250,14 +250,12 @@ def _whole(scene: Scene) -> dict[str, pl.DataFrame]:
             **{f"logit_{scene.words.pieces([foil])[0]}": raw[:, foil].tolist() for foil in scene.foils},
         }
     )
-    base = torch.arange(2 * layers)
-    values = scene.measured(scene.updates, base)
     table = _frame(
         {
             "layer": [layer for layer in range(layers) for _ in range(2)],
             "part": ["attention", "ffn"] * layers,
             "contribution": log_p.diff().tolist(),
-            "leave_one_out": values[:, 1].tolist(),
+            "leave_one_out": scene.left(scene.updates).tolist(),
             "logit": scene.logit(scene.updates).tolist(),
         }
     )
@@ -349,8 +347,7 @@ def _details(scene: Scene, frames: dict[str, pl.DataFrame]) -> dict[str, pl.Data
         .sort("layer", "head")
     )
     total = torch.stack([scene.attention(layer).sum(0) for layer in range(scene.layers)]).sum(0)
-    place = torch.full((len(total),), scene.final)
-    left = scene.measured(total, place)[:, 1]
+    left = scene.left(total)
     sources = left.abs().topk(min(GRID[1], len(left))).indices.sort().values
     pairs = [(layer, head) for layer, head in heads.select("layer", "head").iter_rows()]
     vectors = torch.cat([scene.attention(layer)[head][sources] for layer, head in pairs])

@@ -105,6 +105,11 @@ class Scene:
         final = torch.full_like(base, self.final)
         return self.bases.measured(vectors, [Measure(base, False), Measure(final, True)])
 
+    def left(self, vectors: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
+        """Leave-one-out alone, exactly."""
+        final = torch.full((len(vectors),), self.final)
+        return self.bases.measured(vectors, [Measure(final, True)])[:, 0]
+
     def logit(self, vectors: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
         """What the lens reads for the target in the vectors alone, before a soft cap."""
         row = self.lens.unembedding[self.target]
