@@ -126,7 +126,9 @@ def test_two_builds_in_one_folder_are_refused(tmp_path: Path) -> None:
         "import sys, time; from pathlib import Path; from mnemoscope.jobs.loop import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", script, str(work / "build.lock")], stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(work / "build.lock")], stdout=subprocess.PIPE
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline().strip() == b"held"
     with pytest.raises(RunError, match="another process is building"), loop.locked(work / "build.lock"):

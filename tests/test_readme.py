@@ -37,7 +37,9 @@ def test_the_tree_is_the_disks() -> None:
         text=True,
         check=True,
     ).stdout.split()
-    names = {path for path in listed if not path.endswith(("/__init__.py", "py.typed")) and (ROOT / path).exists()}
+    names = {
+        path for path in listed if not path.endswith(("/__init__.py", "py.typed")) and (ROOT / path).exists()
+    }
     files = {path for path in drawn() if not path.endswith("/") and path.startswith(("src/", "docs/"))}
     assert {path for path in names if "/templates/" not in path} == files
     assert all((ROOT / path).exists() for path in drawn())
