@@ -33,7 +33,7 @@ from torch import Tensor
 
 from mnemoscope.lens import Lens
 
-STAGES = (256, 2048)  # tokens evaluated before everything is
+STAGES = (512, 4096)  # tokens evaluated before everything is
 _TILE = 4096  # tokens at once in an exact evaluation: logits stay near the cache
 _ROWS = 1024  # vectors at once
 _SMALL = 40.0  # |delta| up to which exp(delta) and p exp(delta) are safe in fp32
@@ -92,6 +92,17 @@ class Bases:
         return (self.probabilities @ self.row_squares - self.mean.square().sum(-1)).clamp_min(0)
 
     @cached_property
+    def centre(self) -> Float[Tensor, " width"]:
+        """The mean row of the unembedding."""
+        return self.lens.unembedding.mean(0)
+
+    @cached_property
+    def off_centre(self) -> Float[Tensor, " vocabulary"]:
+        """|U_j - mean U| of every token."""
+        away = self.row_squares - 2 * (self.lens.unembedding @ self.centre) + self.centre.square().sum()
+        return (away.clamp_min(0) + 1e-5 * self.row_squares).sqrt()
+
+    @cached_property
     def longest(self) -> float:
         """max_j |U_j|."""
         return float(self.row_squares.max().sqrt())
@@ -104,15 +115,16 @@ class Bases:
         if lens.name != "own" or lens.norm is None:
             return linear_directions(lens, vectors, self.scale)
         # n(x + v) - n(x) without cancellation: (r' - r) x + r' v with r' - r from the difference of the squares.
-        norm, x, v = lens.norm, self.residuals[base].float(), vectors.float()
+        norm, v = lens.norm, vectors.float()
+        x = self.residuals[base[:1] if bool((base == base[0]).all()) else base].float()
         if norm.kind == "layer":
             x, v = x - x.mean(-1, keepdim=True), v - v.mean(-1, keepdim=True)
         before = x.double().square().mean(-1, keepdim=True) + norm.eps
-        more = ((2 * x + v).double() * v.double()).mean(-1, keepdim=True)
+        more = torch.add(v, x, alpha=2).mul_(v).sum(-1, keepdim=True, dtype=torch.float64) / v.shape[-1]
         old, new = before.rsqrt(), (before + more).clamp_min(norm.eps).rsqrt()
         change = -more * old.square() * new.square() / (old + new)
-        moved = change.float() * x + new.float() * v
-        return moved if norm.weight is None else moved * norm.weight.float()
+        moved = (v * new.float()).addcmul_(change.float(), x)
+        return moved if norm.weight is None else moved.mul_(norm.weight.float())
 
     def contributions(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
@@ -445,6 +457,7 @@ class _Parts(NamedTuple):
     moved: Tensor
     size: Tensor  # their norms
     target: Tensor  # what they add to the target's logit
+    centre: Tensor  # and to the mean logit
     seen: Tensor  # and to those of the tokens that are evaluated
     scattered: Tensor | None  # dv^T scatter dv
 
@@ -460,12 +473,14 @@ class _Seen:
     mean: Float[Tensor, "base width"]  # of U over them
     spread: Float[Tensor, " base"]  # sum over them of p_j |U_j - E_p U|^2; fp64
     likeliest: Float[Tensor, " base"]  # of them, its probability; fp64
+    radius: float  # max over them of |U_j - mean U|
     scatter: Float[Tensor, "width width"] | None
 
     @classmethod
     def of(cls, bases: Bases, count: int) -> _Seen:
-        """With the ``count`` tokens evaluated that are most probable at any base."""
-        tokens = bases.probabilities.amax(0).topk(count, sorted=False).indices
+        """With the ``count`` tokens evaluated that are most probable at any base, and those furthest from the rest."""
+        probable = bases.probabilities.amax(0).topk(count, sorted=False).indices
+        tokens = torch.cat([probable, bases.off_centre.topk(count // 4, sorted=False).indices]).unique()
         rows, p = bases.lens.unembedding[tokens], bases.probabilities[:, tokens]
         others = bases.probabilities.index_fill(1, tokens, 0.0)
         mass = others.sum(-1, dtype=torch.float64)
@@ -474,10 +489,11 @@ class _Seen:
         left = (spread - (p * away).sum(-1, dtype=torch.float64)).clamp_min(0)
         rest = (bases.mean - p @ rows).double() / mass.clamp_min(_NOTHING)[:, None]
         mean = torch.where(mass[:, None] > _NOTHING, rest, bases.mean.double()).float()
+        radius = float(bases.off_centre.index_fill(0, tokens, 0.0).max())
         matrix = bases.scatter if bases.scatter is not None or count == 0 else scatter(bases.lens.unembedding)
         left += _NOTHING * bases.longest**2
         log_p, likeliest = bases.log_probabilities[:, tokens], others.amax(-1).double()
-        return cls(bases, rows, log_p, mass, mean, left, likeliest, matrix if count else None)
+        return cls(bases, rows, log_p, mass, mean, left, likeliest, radius, matrix if count else None)
 
     def intervals(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], kinds: Sequence[_Kind]
@@ -497,9 +513,10 @@ class _Seen:
 
     def _parts(self, moved: Tensor) -> _Parts:
         """What bounds need to know of directions, whatever the base and the sign."""
-        target = moved @ self.bases.lens.unembedding[self.bases.target]
+        both = torch.stack([self.bases.lens.unembedding[self.bases.target], self.bases.centre], 1)
+        target, centre = (moved @ both).double().unbind(-1)
         spread = None if self.scatter is None else ((moved @ self.scatter) * moved).sum(-1).double()
-        return _Parts(moved, moved.norm(dim=-1).double(), target.double(), moved @ self.rows.T, spread)
+        return _Parts(moved, moved.norm(dim=-1).double(), target, centre, moved @ self.rows.T, spread)
 
     def _bounds(self, parts: _Parts, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
         """Of C for ``sign`` times the directions."""
@@ -510,13 +527,13 @@ class _Seen:
         if parts.scattered is not None:
             flat = (parts.scattered * 1.001 + 1e-6 * size.square()) * self.likeliest[base]
             variance = torch.minimum(variance, flat)
-        far = self.mean.norm(dim=-1).clamp_max(longest)[base]
         nothing = mass <= _NOTHING
+        away = (self.mean - self.bases.centre).norm(dim=-1)[base]
         doubt = _NOTHING * size * longest / mass.clamp_min(_NOTHING)  # of mean_T, a difference of fp32 sums
-        bennett = (
-            expected + doubt + (variance / mass.clamp_min(_NOTHING) * _phi(size * (longest + far))).log1p()
-        )
-        above = mass.log() + torch.where(nothing, size * longest, torch.minimum(bennett, size * longest))
+        reach = size * (self.radius + away) + doubt
+        bennett = expected + doubt + (variance / mass.clamp_min(_NOTHING) * _phi(reach)).log1p()
+        ceiling = sign * parts.centre + size * self.radius  # of delta over T
+        above = mass.log() + torch.where(nothing, ceiling, torch.minimum(bennett, ceiling))
         below = torch.where(nothing, 0.0, mass).log() + expected - doubt
         slack = _SLACK * (1 + size * longest)
         return (
