@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 KINDS = ("heads", "whole_heads", "sources", "neurons")
 PREDICTIONS = 10
-GRID = (12, 64)  # heads and tokens of the grid
+GRID = (8, 64)  # heads and tokens of the grid
 PROMOTED = 6  # tokens named for a neuron
 _MEASURES = ("contribution", "leave_one_out")
 _INTEGERS = ("layer", "head", "source", "neuron", "position", "token")
@@ -237,8 +237,8 @@ def _predictions(scene: Scene) -> pl.DataFrame:
 def _whole(scene: Scene) -> dict[str, pl.DataFrame]:
     """The stream, what each layer added, and what neither heads nor neurons wrote."""
     bases, layers, end = scene.bases, scene.layers, scene.final + 1
-    raw = scene.lens.cap(bases.raw_logits[:end]).double()
-    log_p = (raw - raw.logsumexp(-1, keepdim=True))[:, scene.target]
+    raw = scene.lens.cap(bases.raw_logits[:end])
+    log_p = bases.log_probabilities[:end, scene.target].double()
     stream = _frame(
         {
             "point": ["Lin0", *(f"{name}{layer}" for layer in range(layers) for name in ("Lres", "Lout"))],

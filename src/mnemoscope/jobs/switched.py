@@ -33,10 +33,18 @@ _SCHEMA = {
 
 def queries(scene: Scene, neurons: pl.DataFrame) -> pl.DataFrame:
     """The frame `queries` of an `Explanation`."""
+    stream, at = scene.stream, scene.position
+    chosen = list(_important(neurons).iter_rows())
+    found = [switches(stream, layer, at, torch.tensor([neuron])) for layer, neuron, _ in chosen]
     rows: list[tuple[object, ...]] = []
-    for layer, neuron, contribution in _important(neurons).iter_rows():
-        found = switches(scene.stream, layer, scene.position, torch.tensor([neuron]))
-        rows += _queries_of(scene, found, contribution)
+    if chosen:
+        keys = torch.cat([one.share.key for one in found])
+        # One pass over the values of the model for all of them.
+        below = [
+            neuron_shares(stream, layer, at, keys) for layer in range(max(layer for layer, *_ in chosen))
+        ]
+        for column, (one, (*_, contribution)) in enumerate(zip(found, chosen, strict=True)):
+            rows += _queries_of(scene, one, [shares[:, column] for shares in below], contribution)
     return pl.DataFrame(rows, _SCHEMA, orient="row")
 
 
@@ -49,11 +57,13 @@ def _important(neurons: pl.DataFrame) -> pl.DataFrame:
     return rows.select("layer", "neuron", "contribution").unique(maintain_order=True)
 
 
-def _queries_of(scene: Scene, found: Switches, contribution: float) -> list[tuple[object, ...]]:
+def _queries_of(
+    scene: Scene, found: Switches, below: list[Float[Tensor, " neuron"]], contribution: float
+) -> list[tuple[object, ...]]:
     """Rows of one neuron: the largest shares, its key's bias, and what is left."""
     stream, at, count = scene.stream, scene.position, scene.position + 1
     pieces = scene.words.pieces(stream.tokens.tolist())
-    kinds, shares = _all_shares(scene, found)
+    kinds, shares = _all_shares(scene, found, below)
     largest = shares.abs().topk(min(ROWS, len(shares))).indices.tolist()
     rows, shown = [], float(found.share.bias[0])
     coefficient, sums = float(found.coefficient[0]), torch.zeros(3, dtype=torch.float64)
@@ -110,7 +120,9 @@ def _vector(scene: Scene, kind: str, layer: int, unit: int) -> Float[Tensor, " w
     return stream.attention_bias(layer, at) if kind == "attention bias" else stream.ffn_bias(layer, at)
 
 
-def _all_shares(scene: Scene, found: Switches) -> tuple[list[tuple[int, str, int]], Float[Tensor, " query"]]:
+def _all_shares(
+    scene: Scene, found: Switches, below: list[Float[Tensor, " neuron"]]
+) -> tuple[list[tuple[int, str, int]], Float[Tensor, " query"]]:
     """Every vector below a neuron and its share; ``kinds`` says where each kind and layer begins."""
     stream, at = scene.stream, scene.position
     kinds, parts, size = [(0, "embedding", 0)], [found.share.of(scene.points[:1])[:, 0]], 1
@@ -126,7 +138,7 @@ def _all_shares(scene: Scene, found: Switches) -> tuple[list[tuple[int, str, int
         add("head", layer, found.share.of(scene.attention(layer).flatten(0, 1))[:, 0])
         add("attention bias", layer, found.share.of(stream.attention_bias(layer, at)[None])[:, 0])
         if layer < found.layer:
-            add("neuron", layer, neuron_shares(stream, layer, at, found.share.key)[:, 0])
+            add("neuron", layer, below[layer])
             add("ffn bias", layer, found.share.of(stream.ffn_bias(layer, at)[None])[:, 0])
     return kinds, torch.cat(parts)
 
