@@ -1,4 +1,4 @@
-"""Take one prediction apart: which heads, memories and biases made it, exactly, and what switched them on (issue 3)."""
+"""Take one prediction apart: which heads, memories and biases made it, exactly, and what switched them on."""
 
 from __future__ import annotations
 
