@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHES = ("kernel", "reading", "mining", "peers", "memory", "explain")
+BENCHES = ("kernel", "reading", "mining", "peers", "memory", "explain", "ablation", "patterns")
 
 
 def main() -> None:

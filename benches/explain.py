@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 
-import mnemoscope.contributions as contributions
 from mnemoscope import explain, load_model
-from mnemoscope.contributions import Found, League, exhaustive, search
+from mnemoscope.contributions import STAGES, Found, League, certified, exhaustive, search
 from mnemoscope.decompose import trace
 from mnemoscope.jobs.explain import _scatter_of
 from mnemoscope.jobs.questions import vocabulary_of
@@ -98,11 +97,9 @@ def differences(scene: Scene, found: Found, every: torch.Tensor) -> dict[str, An
         .max()
     )
     groups = scene.groups("neurons")
-    places = contributions._Places.all_of([League(groups, TOP)])
     broken = 0
-    for count in (0, *contributions.STAGES):
-        seen = contributions._Seen.of(scene.bases, count)
-        bounds = contributions._intervals(seen, groups, places, contributions._kinds(None))[:, 0]
+    for count in (0, *STAGES):
+        bounds = certified(scene.bases, groups, count)[:, 0]
         broken += int(((bounds[:, 0] > flat + 1e-6) | (bounds[:, 1] < flat - 1e-6)).sum())
     return {
         "same_neurons": len({*place.tolist()} & {*wanted.tolist()}),

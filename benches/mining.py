@@ -1,10 +1,11 @@
 """What building costs beside a plain forward pass over the same tokens (target: at most 1.00 of it).
 
-Three ways take turns batch by batch, so that a machine whose speed drifts slows all of them:
+Four ways take turns batch by batch, so that a machine whose speed drifts slows all of them:
 
     plain   ``model(input_ids)`` with the language-model head: what a user pays anyway
     floor   the body alone, stopped at the last down projection: what one pass must cost
     mining  the capture and every accumulator: both polarities, top 50, moments, ranges, histograms, samples
+    nulls   the same, with the null units that a build has unless told otherwise (target: at most 1.08 of mining)
 
     python -m benches.mining [--tokens 200000] [--dtype auto]
 """
@@ -16,15 +17,17 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from mnemoscope import load_corpus, load_model
-from mnemoscope.accumulate import Memories
 from mnemoscope.capture import Capture
 from mnemoscope.corpus import write_plan
+from mnemoscope.jobs.mining import Mined
 from mnemoscope.models import Model, native_bf16
+from mnemoscope.nulls import Nulls
 from mnemoscope.plan import Plan
 from mnemoscope.records import ContextBatch
 
@@ -40,8 +43,11 @@ def timed(work: Callable[[], object]) -> float:
 
 def measure(model: Model, plan: Plan) -> dict[str, float]:
     """Seconds spent in each way over all batches of the plan but the first few."""
-    memories = Memories(model.anatomy.n_layers, model.anatomy.n_neurons, 50)
-    spent = {"plain": 0.0, "floor": 0.0, "mining": 0.0}
+    states = {
+        "mining": Mined.of(model, Nulls(model, ()), 50),
+        "nulls": Mined.of(model, Nulls(model), 50),
+    }
+    spent = {"plain": 0.0, "floor": 0.0, "mining": 0.0, "nulls": 0.0}
     seen = 0
 
     def plain(batch: ContextBatch) -> None:
@@ -52,20 +58,20 @@ def measure(model: Model, plan: Plan) -> dict[str, float]:
         with Capture(model) as capture:
             capture.sweep(batch, lambda *_: None)
 
-    def mining(batch: ContextBatch) -> None:
+    def mining(batch: ContextBatch, state: str = "mining") -> None:
         with Capture(model) as capture:
-            capture.sweep(batch, memories.update)
+            capture.sweep(batch, states[state].update)
 
-    ways = {"plain": plain, "floor": floor, "mining": mining}
+    ways = {"plain": plain, "floor": floor, "mining": mining, "nulls": partial(mining, state="nulls")}
     for shard in range(plan.shards):
         for batch in plan.batches(shard):
-            order = list(ways)[seen % 3 :] + list(ways)[: seen % 3]
+            order = list(ways)[seen % len(ways) :] + list(ways)[: seen % len(ways)]
             for name in order:
                 seconds = timed(lambda way=ways[name], b=batch: way(b))
                 spent[name] += seconds if seen >= WARM_UP else 0.0
             seen += 1
-        finishing = timed(lambda s=shard: memories.finish_shard(s))
-        spent["mining"] += finishing
+        for name, state in states.items():
+            spent[name] += timed(lambda s=state, n=shard: s.finish_shard(n))
     return spent
 
 
@@ -93,6 +99,8 @@ def main() -> None:
                 "ratio_to_plain": round(spent["mining"] / spent["plain"], 3),
                 "floor_to_plain": round(spent["floor"] / spent["plain"], 3),
                 "target": 1.0,
+                "nulls_to_mining": round(spent["nulls"] / spent["mining"], 3),
+                "nulls_target": 1.08,
             }
         )
     )

@@ -24,10 +24,11 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from mnemoscope import load_corpus, load_model
-from mnemoscope.accumulate import Memories
 from mnemoscope.capture import Capture, residuals
 from mnemoscope.corpus import write_plan
+from mnemoscope.jobs.mining import Mined
 from mnemoscope.models import Model
+from mnemoscope.nulls import Nulls
 from mnemoscope.records import ContextBatch
 
 TOP = 50
@@ -86,12 +87,12 @@ def nnsight_way(model: Model) -> Callable[[ContextBatch], None]:
 
 
 def mnemoscope_way(model: Model) -> Callable[[ContextBatch], None]:
-    """Everything that a build keeps."""
-    memories = Memories(model.anatomy.n_layers, model.anatomy.n_neurons, TOP)
+    """Everything that a build keeps of the neurons."""
+    mined = Mined.of(model, Nulls(model, ()), TOP)
 
     def run(batch: ContextBatch) -> None:
         with Capture(model) as capture:
-            capture.sweep(batch, memories.update)
+            capture.sweep(batch, mined.update)
 
     return run
 

@@ -130,6 +130,7 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "gpt_neox_sequential": partial(tiny, "gpt_neox", **_HIDDEN, use_parallel_residual=False),
     "opt_no_bias": partial(tiny, "opt", **_OPT, enable_bias=False, layer_norm_elementwise_affine=False),
+    "opt_no_final_norm": partial(tiny, "opt", **_OPT, _remove_final_layer_norm=True),
     "opt_gelu": partial(tiny, "opt", **_OPT, activation_function="gelu"),
     "falcon_old": partial(tiny, "falcon", **_FALCON, multi_query=False, parallel_attn=False, bias=True),
     "falcon_multi_query": partial(tiny, "falcon", **_FALCON, multi_query=True, parallel_attn=True, bias=True),

@@ -20,7 +20,7 @@ from mnemoscope.errors import ActivationError, ModelError, QueryError, RunError,
 from mnemoscope.jobs.verify import verify
 from mnemoscope.models import Model
 from mnemoscope.plan import batches
-from mnemoscope.store import Run
+from mnemoscope.store import Run, writing
 
 TOP = 7
 
@@ -276,6 +276,27 @@ def test_building_again_opens_what_is_there(model: Model, run: Run) -> None:
     again = build(model, texts(60), run.path, top=TOP)
     assert hashes(again) == hashes(run)
     assert (run.path / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_nobody_meddles_with_a_commit(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that begins while another is committing is refused, or opens the run; nothing is left behind."""
+    path, said, sync = tmp_path / "run", list[str](), writing._sync
+
+    def meddle(file: Path) -> None:
+        sync(file)
+        if file == path:  # between two steps of the commit
+            try:
+                said.append(repr(build(model, texts(10), path, top=TOP)))
+            except RunError as error:
+                said.append(str(error))
+
+    monkeypatch.setattr(writing, "_sync", meddle)
+    run = build(model, texts(10), path, top=TOP)
+    assert len(said) == 3
+    assert all("another process is building" in text for text in said[:-1])
+    assert said[-1] == repr(run)
+    assert not run.check()
+    assert not {".lock", ".work"} & {file.name for file in path.iterdir()}
 
 
 def test_a_folder_with_another_run_is_refused_and_left_alone(model: Model, run: Run) -> None:

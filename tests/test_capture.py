@@ -36,7 +36,7 @@ def swept(model: Model, batch: ContextBatch) -> dict[int, tuple[torch.Tensor, ..
     with Capture(model) as capture:
         capture.sweep(
             batch,
-            lambda layer, m, _, gate, up: kept.__setitem__(
+            lambda layer, m, _, gate, up, inputs: kept.__setitem__(
                 layer, tuple(part.clone() for part in (m, gate, up) if part is not None)
             ),
         )

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import mnemoscope.contributions as module
 from mnemoscope.anatomy import describe
-from mnemoscope.contributions import Bases, Group, League, exhaustive, scatter, search, shared
+from mnemoscope.contributions import Bases, Group, League, certified, exhaustive, scatter, search, shared
 from mnemoscope.lens import LENSES, Lens
 
 WIDTH, VOCABULARY = 12, 2200
@@ -117,10 +116,9 @@ def test_the_search_finds_what_brute_force_finds(seed: int, spread: float, lengt
 def test_the_bounds_hold(seed: int, spread: float, length: float) -> None:
     """Every interval of every stage holds the exact value."""
     bases, groups = _problem(seed, spread, length)
-    places = module._Places.all_of([League(groups, 1)])
     every = torch.cat([exhaustive(bases, group, final=3) for group in groups])
     for count in (0, 64, 1024):
-        bounds = module._intervals(module._Seen.of(bases, count), groups, places, module._kinds(3))
+        bounds = certified(bases, groups, count, final=3)
         assert bool((bounds[..., 0] <= every + 1e-9).all())
         assert bool((bounds[..., 1] >= every - 1e-9).all())
 

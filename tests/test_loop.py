@@ -33,7 +33,7 @@ class Counts:
     def shards(self) -> frozenset[int]:
         return frozenset(self.held)
 
-    def update(self, layer: int, coefficients, batch, gate=None, up=None) -> None:  # type: ignore[no-untyped-def]
+    def update(self, layer: int, coefficients, batch, *_: object) -> None:  # type: ignore[no-untyped-def]
         assert tuple(coefficients.shape[:2]) == batch.tokens.shape
         self.seen[batch.contexts] += 1
 
@@ -120,20 +120,20 @@ def test_blocks_are_aligned_and_lose_nothing() -> None:
 
 def test_two_builds_in_one_folder_are_refused(tmp_path: Path) -> None:
     """The second is told that another process builds here; the lock is gone when a process is killed."""
-    work = tmp_path / "run" / ".work"
-    work.mkdir(parents=True)
+    run = tmp_path / "run"
     script = (
         "import sys, time; from pathlib import Path; from mnemoscope.jobs.loop import locked\n"
-        "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+        "with locked(Path(sys.argv[1]) / '.lock', Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script, str(work / "build.lock")], stdout=subprocess.PIPE
-    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(run)], stdout=subprocess.PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline().strip() == b"held"
-    with pytest.raises(RunError, match="another process is building"), loop.locked(work / "build.lock"):
+    with (
+        pytest.raises(RunError, match=r"another process is building in \S+/run;"),
+        loop.locked(run / ".lock", run),
+    ):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    with loop.locked(work / "build.lock"):
-        assert not (work.parent / "manifest.json").exists()
+    with loop.locked(run / ".lock", run):
+        assert not (run / "manifest.json").exists()

@@ -15,8 +15,10 @@ from mnemoscope import load_corpus
 from mnemoscope.accumulate import Memories, bin_of, selected
 from mnemoscope.corpus import write_plan
 from mnemoscope.jobs import loop, values
+from mnemoscope.jobs.mining import Mined
 from mnemoscope.lens import Lens
 from mnemoscope.models import Model
+from mnemoscope.nulls import Nulls
 
 pytestmark = [pytest.mark.sample, pytest.mark.slow]
 
@@ -42,9 +44,9 @@ def mined(
     folder = tmp_path_factory.mktemp("plan")
     documents = list(islice(load_corpus("sample:wikipedia").documents, DOCUMENTS))
     plan = write_plan(load_corpus(documents), sample_model.tokenizer, folder, context_length=2048)
-    parts = sample_model.anatomy
-    kind = loop.Kind(partial(Memories, parts.n_layers, parts.n_neurons, TOP), Memories.load)
-    memories = loop.run_shards(sample_model, plan, kind, folder)
+    nulls = Nulls(sample_model, ())
+    kind = loop.Kind(partial(Mined.of, sample_model, nulls, TOP), partial(Mined.load, nulls))
+    memories = loop.run_shards(sample_model, plan, kind, folder).neurons
     return memories, pl.read_parquet(plan.contexts_file), plan.special
 
 

@@ -134,7 +134,7 @@ def test_an_attention_sub_value_can_be_asked_without_a_vector(name: str) -> None
         points = stream.points(3)
         index = ["Lin0", "ATTN0", "FFN0", "ATTN1", "FFN1"].index(one.point)
         lin[3] -= points[0] if index == 0 else points[index] - points[index - 1]
-        alpha, value = stream.attend(2, lin)
+        ((alpha, value),) = stream.attend(2, lin[None])
         part, traced = stream.anatomy.layers[2], stream.layers[2]
         for weights, got in ((alpha, one.recomputed), (traced.alpha, one.fixed)):
             vector = torch.einsum("hd,hdw->w", weights[:, AT, 3, None] * value[:, 3], part.heads())

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mnemoscope.explanation import Explanation as Explanation
     from mnemoscope.jobs.build import build as build
     from mnemoscope.jobs.explain import explain as explain
+    from mnemoscope.jobs.study.run import study as study
     from mnemoscope.models import Model as Model
     from mnemoscope.models import load_model as load_model
     from mnemoscope.records import NeuronId as NeuronId
@@ -28,6 +29,7 @@ _HOME = {
     "open_run": "mnemoscope.store",
     "build": "mnemoscope.jobs.build",
     "explain": "mnemoscope.jobs.explain",
+    "study": "mnemoscope.jobs.study.run",
     "Explanation": "mnemoscope.explanation",
     "errors": "mnemoscope.errors",
 }

@@ -20,8 +20,9 @@ from mnemoscope.models import Model
 from mnemoscope.records import ContextBatch
 
 Coefficients = Float[Tensor, "context token neuron"]
-Receiver = Callable[[int, Coefficients, ContextBatch, Coefficients | None, Coefficients | None], None]
-"""Takes layer, coefficients, batch, gate and up: the `update` of an accumulator is one."""
+Inputs = Float[Tensor, "context token width"]
+Receiver = Callable[[int, Coefficients, ContextBatch, Coefficients | None, Coefficients | None, Inputs], None]
+"""Takes layer, coefficients, batch, gate, up, and what the layer's first projections read."""
 
 
 class _LastLayerSeen(Exception):  # noqa: N818 - control flow, not an error
@@ -31,8 +32,10 @@ class _LastLayerSeen(Exception):  # noqa: N818 - control flow, not an error
 class Capture:
     """Hooks on one model; use as a context manager, then call `sweep` for each batch."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, last: int | None = None) -> None:
+        """`last` is the layer after which a pass ends, of all layers by default."""
         self._model = model
+        self._last = model.anatomy.n_layers - 1 if last is None else last
         self._receive: Receiver | None = None
         self._batch: ContextBatch | None = None
         self._seen: dict[str, Tensor] = {}
@@ -40,6 +43,7 @@ class Capture:
 
     def __enter__(self) -> Capture:
         for index, layer in enumerate(self._model.anatomy.layers):
+            self._handles.append(layer.gate.module.register_forward_pre_hook(self._keep_inputs))
             if layer.up is not None:
                 for name, part in (("gate", layer.gate), ("up", layer.up)):
                     self._handles.append(part.module.register_forward_hook(self._keep(name, part)))
@@ -52,9 +56,10 @@ class Capture:
         self._handles.clear()
 
     def sweep(self, batch: ContextBatch, receive: Receiver) -> None:
-        """Call ``receive(layer, coefficients, batch, gate, up)`` for every layer; gate and up are None if plain.
+        """Call ``receive(layer, coefficients, batch, gate, up, inputs)`` for every layer.
 
-        The tensors are in the model's dtype, are the model's own, and must not be kept or changed.
+        gate and up, the pre-activations, are None if plain; inputs are what the first projections read. The
+        tensors are in the model's dtype, are the model's own, and must not be kept or changed.
         """
         tokens = torch.from_numpy(batch.tokens).to(self._model.device, torch.int64)
         self._receive, self._batch = receive, batch
@@ -68,6 +73,9 @@ class Capture:
             self._receive = self._batch = None
             self._seen.clear()
 
+    def _keep_inputs(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._seen["inputs"] = inputs[0]
+
     def _keep(self, name: str, part: Projection) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             self._seen[name] = part.of(output)
@@ -75,8 +83,6 @@ class Capture:
         return hook
 
     def _hand_out(self, index: int) -> Callable[..., None]:
-        last = self._model.anatomy.n_layers - 1
-
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if self._receive is None or self._batch is None:
                 return
@@ -89,8 +95,9 @@ class Capture:
                 self._batch,
                 None if gate is None else gate.view(shape),
                 None if up is None else up.view(shape),
+                self._seen.pop("inputs").view(shape),
             )
-            if index == last:
+            if index == self._last:
                 raise _LastLayerSeen
 
         return hook

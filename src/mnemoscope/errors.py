@@ -9,8 +9,10 @@
     │   ├── RunMissing              there is no run, or it was never finished
     │   ├── RunCorrupt              a table is missing, short, or not what the manifest says
     │   └── RunMismatch             the run was built from something else than what was given
+    ├── SheetError                  an annotation sheet or its key is not what was written, or was filled in wrongly
     ├── ActivationError             a model produced NaN or infinite activations
     └── QueryError                  a question that the run cannot answer: address out of range, unknown token
+        └── PatternError            a pattern that cannot be read or tested, or a text too small to test it on
 
 Every message says what was being done, what was given, what is accepted, and what to do, in one line.
 """
@@ -54,9 +56,17 @@ class RunMismatch(RunError):  # noqa: N818
     """The run was built from another model, corpus or options than those given."""
 
 
+class SheetError(MnemoscopeError):
+    """An annotation sheet or its key is not what was written, or was filled in wrongly."""
+
+
 class ActivationError(MnemoscopeError):
     """A model produced NaN or infinite activations."""
 
 
 class QueryError(MnemoscopeError):
     """A question that this run cannot answer."""
+
+
+class PatternError(QueryError):
+    """A pattern that cannot be read or tested, or a text too small to find or test patterns on."""

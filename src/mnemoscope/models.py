@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,8 +19,15 @@ from transformers.utils import logging as hf_logging
 from mnemoscope import samples
 from mnemoscope.anatomy import Anatomy
 from mnemoscope.decompose import examine
-from mnemoscope.errors import ModelError, ModelNotSupported
+from mnemoscope.errors import ModelError, ModelNotSupported, RunMismatch
 from mnemoscope.records import ModelEntry
+
+if TYPE_CHECKING:
+    from mnemoscope.store import Run
+
+# Without this, MKL's products end in other bits when another number of threads computes them, and a run would show
+# how many workers it had. It is read at the first product, so a choice that was made before stands.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"} | {name: name for name in DTYPES}
@@ -68,6 +76,15 @@ class Model:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         text = backend.to_str() if backend else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def check_built(self, run: Run, doing: str) -> None:
+        """RunMismatch, in a line that begins with ``doing``, when a run was built from other weights than these."""
+        stored = run.manifest.model
+        if self.weights_sha256 != stored.weights_sha256:
+            raise RunMismatch(
+                f"{doing} {run.path}: it was built from {stored.id}, and the weights of {self.id} are others; "
+                "give the model it was built from"
+            )
 
     def entry(self) -> ModelEntry:
         """What a manifest says of this model."""

@@ -132,6 +132,24 @@ class Manifest(_Strict):
     tables: dict[str, TableEntry]
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with the 2.5th and the 97.5th percentile over resamplings; None where it is not defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Estimate:
+        """From f64[1 + sample]: the figure itself first, then the figure of each resampling; NaN is undefined."""
+        drawn = values[1:][~np.isnan(values[1:])]
+        if np.isnan(values[0]) or len(drawn) == 0:
+            return cls(None, None, None)
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        return cls(float(values[0]), float(low), float(high))
+
+
 class Progress(NamedTuple):
     """How far a stage of a job has come; jobs hand it to a callback, edges draw it."""
 

@@ -16,7 +16,7 @@ so that in either case ``m_q = q . key + bias``: one vector per neuron (`Switche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,6 @@ from torch import Tensor
 
 from mnemoscope.anatomy import Norm
 from mnemoscope.decompose import Stream
-from mnemoscope.decompose.observe import Products, Witness, heads_of, hooked, observed
 
 _TINY = 1e-4  # a pre-activation closer to 0 than this takes r(g) from here
 
@@ -121,7 +120,7 @@ def _some(bias: Tensor | None, neurons: Tensor) -> Tensor | None:
 def _activation(stream: Stream, g: Tensor) -> tuple[Tensor, Tensor]:
     """act(g) and r(g) = act(g) / g."""
     with torch.no_grad():
-        away = torch.where(g.abs() < _TINY, torch.full_like(g, _TINY), g)
+        away = torch.where(g.abs() < _TINY, torch.full_like(g, _TINY).copysign(g), g)
         return stream.anatomy.act(g), stream.anatomy.act(away) / away
 
 
@@ -191,25 +190,6 @@ def chain(stream: Stream, position: int, contributions: Float[Tensor, "layer neu
     return Chain(total, pull)
 
 
-def _attend(
-    stream: Stream, layer: int, lins: Float[Tensor, "case token width"]
-) -> Iterator[tuple[Float[Tensor, "head token source"], Float[Tensor, "head source dimension"]]]:
-    """`Stream.attend` for many residuals, with the model prepared once."""
-    part, (args, kwargs) = stream.anatomy.layers[layer], stream.layers[layer].call
-    witness = Witness(part, Products())
-    handle = part.attention_out.register_forward_pre_hook(witness.mix)
-    with torch.no_grad(), hooked([handle]), observed(stream.hf, upcast=stream.upcast), witness.recorder:
-        for lin in lins:
-            x = lin.to(stream.embedding.dtype)[None]
-            if part.input_norm is not None and part.input_norm.module is not None:
-                x = part.input_norm.module(x)
-            if args:
-                part.attention(x, *args[1:], **kwargs)
-            else:
-                part.attention(**{**kwargs, "hidden_states": x})
-            yield heads_of(witness.product, part.n_heads)
-
-
 @dataclass(frozen=True)
 class Origin:
     """How much an attention sub-value's score falls when one vector is taken out of its source (A53, A54).
@@ -249,7 +229,7 @@ def origins(
     changed = traced.lin.float().repeat(len(vectors), 1, 1)
     changed[:, source] -= vectors
     found = []
-    for index, (alpha, value) in enumerate(_attend(stream, layer, changed)):
+    for index, (alpha, value) in enumerate(stream.attend(layer, changed)):
         name = "Lin0" if index == 0 else f"{('FFN', 'ATTN')[index % 2]}{(index - 1) // 2}"
         found.append(Origin(name, whole - written(alpha, value), whole - written(traced.alpha, value)))
     return found

@@ -119,15 +119,19 @@ class Vocabulary:
 
     def find(self, text: str) -> list[int]:
         """Ids of the tokens that are exactly `text`, spaces included; else `QueryError` with the nearest."""
-        found = self._by_bytes.get(text.encode("utf-8", "replace"), [])
+        found = self.ids(text)
         if found:
-            return list(found)
+            return found
         near = ", ".join(json.dumps(name, ensure_ascii=False) for name in self._nearest(text)[:6])
         raise QueryError(
             f"looking for the token {json.dumps(text, ensure_ascii=False)}: the vocabulary has no such token "
             "(a leading space and upper case count); "
             + (f"the nearest are {near}" if near else "give a shorter text")
         )
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of the tokens that are exactly `text`, ascending; empty if there is none."""
+        return list(self._by_bytes.get(text.encode("utf-8", "replace"), []))
 
     def _nearest(self, text: str) -> list[str]:
         """Names of tokens like `text`: other case or spacing first, then its beginnings, then look-alikes."""

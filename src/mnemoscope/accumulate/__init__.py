@@ -12,7 +12,7 @@ read.
 
 from mnemoscope.accumulate.bins import HISTOGRAM_EDGES, bin_of, coarse_bin_of
 from mnemoscope.accumulate.distribution import Histograms, Samples
-from mnemoscope.accumulate.memories import Memories
+from mnemoscope.accumulate.memories import Memories, below, load_state, save_state
 from mnemoscope.accumulate.moments import Moments
 from mnemoscope.accumulate.places import HISTOGRAM_EVERY, HISTOGRAM_SHARE, Places, selected
 from mnemoscope.accumulate.protocol import Accumulator
@@ -32,8 +32,11 @@ __all__ = [
     "Reading",
     "Samples",
     "Triggers",
+    "below",
     "bin_of",
     "coarse_bin_of",
+    "load_state",
+    "save_state",
     "scan",
     "scan_torch",
     "selected",

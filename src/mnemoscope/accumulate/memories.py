@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,8 @@ from mnemoscope.errors import RunCorrupt, RunError, RunMismatch
 from mnemoscope.records import ContextBatch
 
 _FORMAT = 1
+
+T = TypeVar("T")
 
 
 class Memories:
@@ -110,51 +113,68 @@ class Memories:
         tables = {name: pa.concat_tables([tables[name] for tables in layers]) for name in self._tables}
         return {**tables, "shards": self.shard_rows()}
 
-    def save(self, path: Path) -> None:
-        """Write the state to one file, whole or not at all; RunError when it cannot be. Finish the shard first."""
-        arrays: dict[str, Any] = {
+    def state(self) -> dict[str, np.ndarray]:
+        """All there is to know, as arrays by name. Finish the shard first."""
+        arrays = {
             f"{table}.{name}": array
             for table, accumulator in self._tables.items()
             for name, array in accumulator.state().items()
         }
-        arrays["options"] = np.array([_FORMAT, *self._options().values()], np.int64)
-        partial = path.with_suffix(".partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise RunError(
-                f"saving the state {path}: {error.strerror or error}; free some space or choose a folder that "
-                "can be written to, and run the same command again"
-            ) from error
+        return arrays | {"options": np.array([_FORMAT, *self._options().values()], np.int64)}
 
     @classmethod
-    def load(cls, path: Path) -> Memories:
-        """Read what `save` wrote; RunCorrupt when it is not whole or of another version."""
-        try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                return cls._restored(file)
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise RunCorrupt(
-                f"loading the state {path}: it is damaged or of another version ({error}); remove it, and what "
-                "it held is done again"
-            ) from error
-
-    @classmethod
-    def _restored(cls, file: Any) -> Memories:
-        version, *options = file["options"].tolist()
+    def of(cls, state: Mapping[str, np.ndarray]) -> Memories:
+        """What had this state; KeyError or ValueError when it is of another version."""
+        version, *options = state["options"].tolist()
         if version != _FORMAT:
             raise ValueError(f"version {version}, not {_FORMAT}")
         memories = cls(*options)
         for table, accumulator in memories._tables.items():
-            prefix = f"{table}."
-            state = {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
-            accumulator.restore(state)
+            accumulator.restore(below(state, f"{table}."))
         return memories
+
+    def save(self, path: Path) -> None:
+        """Write the state to one file, whole or not at all; RunError when it cannot be."""
+        save_state(path, self.state())
+
+    @classmethod
+    def load(cls, path: Path) -> Memories:
+        """Read what `save` wrote; RunCorrupt when it is not whole or of another version."""
+        return load_state(path, cls.of)
+
+
+def save_state(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays to one file, whole or not at all; RunError when it cannot be."""
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(
+            f"saving the state {path}: {error.strerror or error}; free some space or choose a folder that "
+            "can be written to, and run the same command again"
+        ) from error
+
+
+def load_state(path: Path, restore: Callable[[Mapping[str, np.ndarray]], T]) -> T:
+    """``restore(arrays)`` of what `save_state` wrote; RunCorrupt when it is not whole or of another version."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return restore(arrays)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise RunCorrupt(
+            f"loading the state {path}: it is damaged or of another version ({error}); remove it, and what "
+            "it held is done again"
+        ) from error
+
+
+def below(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, by what follows it."""
+    return {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
 
 
 def _spelled(options: dict[str, int]) -> str:

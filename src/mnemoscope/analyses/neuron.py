@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from mnemoscope.patterns.claims import Claim, claims, has_patterns
 from mnemoscope.records import NeuronId
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class NeuronCard:
     negative: Side
     between: tuple[Example, ...]
     command: str
+    claims: tuple[Claim, ...] | None = None  # tested patterns; None when none were looked for
 
     @property
     def id(self) -> NeuronId:
@@ -231,6 +233,7 @@ def card(
         negative=_side(reader, negative, -1, examples),
         between=reader.examples(between),
         command=f"mnemoscope show {run.path} {NeuronId(layer, neuron)}",
+        claims=claims(run, layer, neuron) if has_patterns(run) else None,
     )
 
 

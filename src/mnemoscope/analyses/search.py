@@ -1,4 +1,4 @@
-"""Find neurons by what their value writes, by the text of their triggers, or by their statistics.
+"""Find neurons by what their value writes, by the text of their triggers, by their pattern or by their statistics.
 
 Every count stands beside what would be expected if there were nothing to find (`Found.null` says how).
 """
@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.errors import QueryError
+from mnemoscope.patterns.twoway import NONE
 from mnemoscope.records import NeuronId
 
 if TYPE_CHECKING:
@@ -110,6 +111,62 @@ def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None
         null="layer_median: the same statistic's median over the neurons of that layer",
         rows=_named(ordered.head(count).collect()).select(shown),
         total=ordered.select(pl.len()).collect().item(),
+    )
+
+
+def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
+    """Neurons with a tested pattern whose name or spec contains `text` (case does not matter), believed ones first.
+
+    Rows: neuron, sign, pattern, verdict, f1, purity, coverage, tokens (active). `QueryError` if no neuron has such a
+    pattern, or none were looked for.
+    """
+    wanted = text.strip().casefold()
+    rows = _within(run, "pattern_tests", layer).with_columns(
+        pl.concat_str("name", pl.lit(" "), "spec")
+        .str.to_lowercase()
+        .str.contains(wanted, literal=True)
+        .alias("hit"),
+        (pl.col("verdict") == NONE).alias("none"),
+    )
+    columns = (
+        "layer",
+        "neuron",
+        "unit",
+        "polarity",
+        "none",
+        "name",
+        "verdict",
+        "f1",
+        "purity",
+        "coverage",
+        "active",
+    )
+    hits = rows.filter("hit").select(columns).collect() if wanted else pl.DataFrame()
+    mine = hits.filter(pl.col("unit") == "neuron") if len(hits) else hits
+    if not len(mine):
+        raise QueryError(
+            f"finding neurons by the pattern {text!r}: none has a pattern of that name; give a part of a name, such as "
+            "year, or of a spec (`mnemoscope show` prints both)"
+        )
+    nulls = len(hits) - len(mine)
+    believed = int((~mine["none"]).sum())
+    of = rows.group_by("unit").len().collect().sort(pl.col("unit") != "neuron")["len"].to_list()
+    ordered = mine.sort(
+        "none", "f1", "layer", "neuron", descending=[False, True, False, False], nulls_last=True
+    )
+    sign = pl.when(pl.col("polarity") > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("sign")
+    shown = ordered.head(count).with_columns(
+        sign, pl.col("name").alias("pattern"), pl.col("active").alias("tokens")
+    )
+    return Found(
+        question=f"neurons and signs whose tested pattern contains {text!r}: {len(mine):,}, "
+        f"{believed:,} of them with a verdict above the null",
+        null=f"{len(mine):,} of {of[0]:,} tested patterns of neurons contain it, {nulls:,} of {sum(of[1:]):,} of "
+        "pseudo-neurons",
+        rows=_named(shown).select(
+            "neuron", "sign", "pattern", "verdict", "f1", "purity", "coverage", "tokens"
+        ),
+        total=len(mine),
     )
 
 

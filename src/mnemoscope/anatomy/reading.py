@@ -158,7 +158,10 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         softcap=getattr(config, row.softcap) if row.softcap else None,
         embedding=embedding,
         embedding_norm=measured_norm(body, row.embedding_norm, width, config, family),
-        final_norm=measured_norm(body, row.final_norm, width, config, family),
+        # Its place is empty where the config says so (the first OPT models).
+        final_norm=None
+        if getattr(body, row.final_norm, body) is None
+        else measured_norm(body, row.final_norm, width, config, family),
         head=head,
         body=body,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -90,21 +91,22 @@ class Stream:
         return self._folded(written, part.post_ffn_norm, traced.ffn_output) + bias
 
     def attend(
-        self, layer: int, lin: Float[Tensor, "token width"]
-    ) -> tuple[Float[Tensor, "head token source"], Float[Tensor, "head source dimension"]]:
-        """Attention weights and value vectors if the residual entering ``layer`` were ``lin`` (A53, A54)."""
+        self, layer: int, lins: Float[Tensor, "case token width"]
+    ) -> Iterator[tuple[Float[Tensor, "head token source"], Float[Tensor, "head source dimension"]]]:
+        """Attention weights and value vectors if the residual entering ``layer`` were each of ``lins`` (A53, A54)."""
         part, (args, kwargs) = self.anatomy.layers[layer], self.layers[layer].call
         witness = Witness(part, Products())
-        x = lin.to(self.embedding.dtype)[None]
         handle = part.attention_out.register_forward_pre_hook(witness.mix)
         with torch.no_grad(), hooked([handle]), observed(self.hf, upcast=self.upcast), witness.recorder:
-            if part.input_norm is not None and part.input_norm.module is not None:
-                x = part.input_norm.module(x)
-            if args:
-                part.attention(x, *args[1:], **kwargs)
-            else:
-                part.attention(**{**kwargs, "hidden_states": x})
-        return heads_of(witness.product, part.n_heads)
+            for lin in lins:
+                x = lin.to(self.embedding.dtype)[None]
+                if part.input_norm is not None and part.input_norm.module is not None:
+                    x = part.input_norm.module(x)
+                if args:
+                    part.attention(x, *args[1:], **kwargs)
+                else:
+                    part.attention(**{**kwargs, "hidden_states": x})
+                yield heads_of(witness.product, part.n_heads)
 
     def _folded(self, written: Tensor, norm: Norm | None, output: Tensor) -> Tensor:
         """``written`` through the post-norm frozen at its output, and the residual multiplier (G4)."""

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -25,11 +25,12 @@ import torch
 from transformers import PreTrainedModel
 
 from mnemoscope import accumulate, corpus, models, store
-from mnemoscope.accumulate import Memories
 from mnemoscope.corpus import Corpus
 from mnemoscope.errors import RunError, RunMismatch
 from mnemoscope.jobs import loop, values
+from mnemoscope.jobs.mining import Mined
 from mnemoscope.models import Model
+from mnemoscope.nulls import DEFAULT, Nulls, recipe
 from mnemoscope.plan import BATCH_TOKENS, SHARD_TOKENS, Plan
 from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Progress
 from mnemoscope.store import Run, RunWriter
@@ -46,6 +47,7 @@ def build(
     path: str | Path,
     *,
     top: int = TOP,
+    nulls: Sequence[str] = DEFAULT,
     workers: int = 1,
     report: Callable[[Progress], None] | None = None,
 ) -> Run:
@@ -55,6 +57,7 @@ def build(
     text     what `load_corpus` takes, or its result
     path     the run's folder; one that already holds this very run is opened and returned
     top      triggers kept for each neuron and polarity
+    nulls    kinds of `mnemoscope.nulls.KINDS`, mined beside the neurons; () for none
     workers  processes (CPU); the result is the same bit for bit whatever their number
     report   called with a `Progress` after every step
 
@@ -67,13 +70,18 @@ def build(
     model = model if isinstance(model, Model) else models.load_model(model)
     text = text if isinstance(text, Corpus) else corpus.load_corpus(text)
     path = Path(path).expanduser()
-    identity = _identity(model, text, top)
-    if store.finish_commit(path) or (path / store.MANIFEST).exists():
-        run = store.open_run(path)
-        _compare(run.manifest.options["identity"], identity, path)
-        return run
-    with RunWriter(path) as writer:
-        return _Build(model, text, writer, identity, top, workers, report or (lambda _: None)).run()
+    identity = _identity(model, text, top, recipe(model, nulls))
+    if not store.is_finished(path):
+        # Before anything there is touched: another process may be in the middle of its commit.
+        lock = path / ".lock"
+        with loop.locked(lock, path):
+            if not (store.finish_commit(path) or store.is_finished(path)):
+                with RunWriter(path) as writer:
+                    _Build(model, text, writer, identity, workers, report or (lambda _: None)).run()
+        lock.unlink(missing_ok=True)  # whoever waits for it, or makes another, finds the run
+    run = store.open_run(path)
+    _compare(run.manifest.options["identity"], identity, path)
+    return run
 
 
 class _Build:
@@ -85,29 +93,26 @@ class _Build:
         text: Corpus,
         writer: RunWriter,
         identity: dict[str, Any],
-        top: int,
         workers: int,
         report: Callable[[Progress], None],
     ) -> None:
         self._model, self._text, self._writer, self._identity = model, text, writer, identity
-        self._top, self._workers, self._report = top, workers, report
+        self._workers, self._report = workers, report
         self._work = writer.work
 
-    def run(self) -> Run:
-        with loop.locked(self._work / "build.lock"):
-            self._claim()
-            plan = self._plan()
-            kind = loop.Kind(
-                partial(Memories, self._model.anatomy.n_layers, self._model.anatomy.n_neurons, self._top),
-                Memories.load,
-            )
-            memories = loop.run_shards(
-                self._model, plan, kind, self._work, workers=self._workers, report=self._report
-            )
-            self._read_values()
-            self._write(plan, memories)
-            self._writer.commit(self._manifest(plan))
-        return store.open_run(self._writer.path)
+    def run(self) -> None:
+        self._claim()
+        plan = self._plan()
+        nulls = Nulls.of(self._model, self._identity["nulls"])
+        kind = loop.Kind(
+            partial(Mined.of, self._model, nulls, self._identity["top"]), partial(Mined.load, nulls)
+        )
+        mined = loop.run_shards(
+            self._model, plan, kind, self._work, workers=self._workers, report=self._report
+        )
+        self._read_values()
+        self._write(plan, mined)
+        self._writer.commit(self._manifest(plan))
 
     def _claim(self) -> None:
         """Say what is being built here, or check that it is what was begun."""
@@ -141,19 +146,19 @@ class _Build:
     def _part(self, name: str, layer: int) -> Path:
         return self._work / f"{name}-{layer:04d}.part"
 
-    def _write(self, plan: Plan, memories: Memories) -> None:
+    def _write(self, plan: Plan, mined: Mined) -> None:
         """All tables, layer by layer."""
         total = self._model.anatomy.n_layers
         for layer in range(total):
             self._report(Progress("writing tables", layer, total, "layers"))
-            tables = memories.results(layer)
+            tables = mined.tables(layer)
             columns = pq.read_table(self._part("columns", layer)).drop_columns(["layer", "neuron"])
             for name in columns.column_names:
                 tables["neurons"] = tables["neurons"].append_column(name, columns[name])
             tables["values"] = pq.read_table(self._part("values", layer))
             for name, table in tables.items():
                 self._writer.append(name, table)
-        self._writer.append("shards", memories.shard_rows())
+        self._writer.append("shards", mined.neurons.shard_rows())
         self._writer.append("vocabulary", self._vocabulary())
         # Links, because the plan must stay whole until the commit.
         self._writer.adopt("contexts", _linked(plan.contexts_file))
@@ -194,7 +199,8 @@ class _Build:
             ),
             "options": {
                 "identity": self._identity,
-                "top": self._top,
+                "top": self._identity["top"],
+                "nulls": self._identity["nulls"],
                 "dtype": self._model.dtype,
                 "attention": str(getattr(self._model.hf.config, "_attn_implementation", None)),
                 "device": self._model.device.type,
@@ -210,7 +216,7 @@ class _Build:
         }
 
 
-def _identity(model: Model, text: Corpus, top: int) -> dict[str, Any]:
+def _identity(model: Model, text: Corpus, top: int, nulls: dict[str, Any] | None) -> dict[str, Any]:
     """What must be the same for a build to be the same build."""
     return {
         "model": model.id,
@@ -223,6 +229,7 @@ def _identity(model: Model, text: Corpus, top: int) -> dict[str, Any]:
         "limit": text.limit,
         "context_length": min(model.anatomy.context_length, corpus.CONTEXT_TOKENS),
         "top": top,
+        "nulls": nulls,  # None also in runs from before there were any
     }
 
 
@@ -237,7 +244,7 @@ def _compare(found: dict[str, Any], given: dict[str, Any], path: Path) -> None:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mnemoscope.contributions import Found, League, scatter, search
 from mnemoscope.decompose import Stream, trace
-from mnemoscope.errors import QueryError, RunMismatch
+from mnemoscope.errors import QueryError
 from mnemoscope.explanation import Choice, Contrast, Explanation
 from mnemoscope.jobs import ablate as ablation
 from mnemoscope.jobs.questions import ask, vocabulary_of
@@ -64,7 +65,7 @@ def explain(
     foils = [foils] if isinstance(foils, str) else list(foils)
     _check(model, lens, top, run, ablate, ablate_to)
     say = _Steps(report or (lambda _: None), 3 + len(foils) + (ablate > 0))
-    with torch.inference_mode(), torch.device(model.device):  # new tensors are made where the model is
+    with torch.inference_mode(), _on(model.device):
         traces = _Traces(model)
         question = ask(model, prompt, target, foils, position, traces.likelier)
         stream = traces.of(question.tokens)
@@ -115,6 +116,11 @@ def explain(
             | {f"{kind}_of": one.of for kind, one in found.items()},
             notes=question.notes + _notes(model, lens),
         )
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """New tensors are made where the model is; on the CPU they are anyway, and asking costs at every call."""
+    return nullcontext() if device.type == "cpu" else device
 
 
 _SCATTERS: WeakKeyDictionary[Model, tuple[int, Tensor]] = WeakKeyDictionary()
@@ -176,11 +182,8 @@ def _check(model: Model, lens: str, top: int, run: Run | None, ablate: int, abla
         raise QueryError(f"ablating: {ablate_to!r} is no value; take zero, mean or a number")
     if ablate and ablate_to == "mean" and run is None:
         raise QueryError("ablating to the mean: this needs the mean over a run; give one with run=")
-    if run is not None and run.manifest.model.weights_sha256 != model.weights_sha256:
-        raise RunMismatch(
-            f"explaining with the run {run.path}: it was built from {run.manifest.model.id}, and the weights of "
-            f"{model.id} are others; give a run of this model"
-        )
+    if run is not None:
+        model.check_built(run, "explaining with the run")
 
 
 def _own_choice(stream: Stream, pieces: Callable[..., list[str]], foils: Sequence[Choice]) -> Choice:

@@ -48,8 +48,9 @@ class State(Protocol):
         layer: int,
         coefficients: Float[Tensor, "context token neuron"],
         batch: ContextBatch,
-        gate: Float[Tensor, "context token neuron"] | None = None,
-        up: Float[Tensor, "context token neuron"] | None = None,
+        gate: Float[Tensor, "context token neuron"] | None,
+        up: Float[Tensor, "context token neuron"] | None,
+        inputs: Float[Tensor, "context token width"],
     ) -> None: ...
     def finish_shard(self, shard: int) -> None: ...
     def merge(self, other: Any) -> None: ...
@@ -75,7 +76,8 @@ def run_shards(
     Raises whatever a worker raised; what was checkpointed stays.
     """
     for lock in folder.glob("state-*.lock"):
-        with locked(lock, _PATIENCE):  # a worker that outlived a killed run has left once its lock is free
+        # A worker that outlived a killed run has left once its lock is free.
+        with locked(lock, folder.parent, _PATIENCE):
             pass
     held = {file: kind.load(file) for file in sorted(folder.glob("state-*.npz"))}
     done = frozenset().union(*(state.shards for state in held.values()))
@@ -211,7 +213,7 @@ def _work(model: Model, plan: Plan, kind: Kind[S], file: Path, threads: int, tas
     """A worker process."""
     torch.set_num_threads(threads)
     try:
-        with locked(file.with_suffix(".lock"), _PATIENCE):
+        with locked(file.with_suffix(".lock"), file.parent.parent, _PATIENCE):
             shards = chain.from_iterable(iter(tasks.get, None))
             _Worker(model, plan, kind, file).run(shards, lambda tokens: news.put(("tokens", tokens)))
         news.put(("done", None))
@@ -222,16 +224,21 @@ def _work(model: Model, plan: Plan, kind: Kind[S], file: Path, threads: int, tas
 
 
 @contextmanager
-def locked(file: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold a lock that the system releases however the process ends."""
+def locked(file: Path, run: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock on (part of) a run's folder, which the system releases however the process ends."""
     lock = FileLock(file)
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=patience)
     except Timeout:
         raise errors.RunError(
-            f"building a run: another process is building in {file.parent.parent}; wait for it, stop it, "
-            "or choose another folder"
+            f"building a run: another process is building in {run}; wait for it, stop it, or choose another "
+            "folder"
         ) from None
+    except OSError as error:
+        raise errors.RunError(
+            f"building a run: {run}: {error.strerror or error}; choose a folder that can be written to"
+        ) from error
     try:
         yield
     finally:

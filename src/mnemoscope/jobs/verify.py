@@ -3,7 +3,8 @@
 One shard, chosen by a seed, is mined again with the very batches of the plan, so on the machine that built the run
 every number must come out the same bit for bit; elsewhere, within the tolerance of the dtype. From that shard follow
 
-    coefficients  every stored trigger whose context lies in the shard, and no stronger one that is missing
+    coefficients  every stored trigger whose context lies in the shard, and no stronger one that is missing;
+                  those of null units likewise, which are made again from their recipe
     moments       the power sums of all neurons of every layer in the shard, as stored for it
     distribution  no neuron's stored minimum, maximum or histogram count is exceeded by the shard's
     totals        the moments of `neurons` are those of all shards together
@@ -22,18 +23,22 @@ import numpy as np
 import polars as pl
 import torch
 
-from mnemoscope.accumulate import Memories
 from mnemoscope.capture import Capture
-from mnemoscope.errors import QueryError, RunMismatch
+from mnemoscope.errors import QueryError
 from mnemoscope.jobs import values
+from mnemoscope.jobs.mining import Mined
 from mnemoscope.lens import Lens
 from mnemoscope.models import Model
+from mnemoscope.nulls import Nulls
 from mnemoscope.plan import batches
 from mnemoscope.records import Progress
 from mnemoscope.store import Run
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}  # relative, between machines
-_PLACE = ["layer", "neuron", "polarity", "context"]
+_PLACES = {
+    "triggers": ["layer", "neuron", "polarity", "context"],
+    "null_triggers": ["kind", "layer", "neuron", "polarity", "context"],
+}
 
 
 @dataclass(frozen=True)
@@ -86,21 +91,16 @@ def verify(
     """
     if sample < 1:
         raise QueryError(f"verifying {run.path}: a sample of {sample} neurons checks nothing; take 1 or more")
-    stored = run.manifest.model
-    if model.weights_sha256 != stored.weights_sha256:
-        raise RunMismatch(
-            f"verifying {run.path}: it was built from {stored.id}, and the weights of {model.id} are others; "
-            "give the model it was built from with --model"
-        )
+    model.check_built(run, "verifying")
     generator = np.random.default_rng(seed)
     shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1
     shard = int(generator.integers(shards))
     tolerance = TOLERANCE[model.dtype]
     again = _mine(run, model, shard, report or (lambda _: None))
+    tables = [table for table in _PLACES if table in run.manifest.tables]
     checks = (
         _files(run),
-        _triggers(run, again, tolerance),
-        _missing(run, again, tolerance),
+        *(check(run, again, table, tolerance) for table in tables for check in (_triggers, _missing)),
         _moments(run, again, shard, tolerance),
         _ranges(run, again, tolerance),
         _totals(run),
@@ -109,22 +109,23 @@ def verify(
     return Verification(str(run.path), shard, seed, tolerance, checks)
 
 
-def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]) -> Memories:
+def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]) -> Mined:
     special = run.manifest.options["special"]
     work = list(batches(run.file("contexts"), shard, special))
-    memories = Memories(model.anatomy.n_layers, model.anatomy.n_neurons, run.manifest.options["top"])
+    options = run.manifest.options
+    mined = Mined.of(model, Nulls.of(model, options.get("nulls")), options["top"])
     total, done = sum(batch.n_tokens for batch in work), 0
     with Capture(model) as capture:
         for batch in work:
-            capture.sweep(batch, memories.update)
+            capture.sweep(batch, mined.update)
             done += batch.n_tokens
             report(Progress("mining again", done, total, "tokens"))
-    memories.finish_shard(shard)
-    return memories
+    mined.finish_shard(shard)
+    return mined
 
 
-def _frame(again: Memories, name: str) -> pl.DataFrame:
-    tables = [again.results(layer)[name] for layer in range(again.layers)]
+def _frame(again: Mined, name: str) -> pl.DataFrame:
+    tables = [again.tables(layer)[name] for layer in range(again.neurons.layers)]
     return pl.concat([pl.DataFrame(pl.from_arrow(table)) for table in tables])
 
 
@@ -144,48 +145,49 @@ def _files(run: Run) -> Check:
     return Check("sha256 of the tables", len(run.manifest.tables), len(problems), 0.0, note)
 
 
-def _triggers(run: Run, again: Memories, tolerance: float) -> Check:
+def _name(text: str, table: str) -> str:
+    return text if table == "triggers" else f"{text} (null units)"
+
+
+def _triggers(run: Run, again: Mined, table: str, tolerance: float) -> Check:
     """Stored triggers of the shard's contexts against the shard's own top list, which must hold them all."""
-    fresh = _frame(again, "triggers")
-    stored = _stored_triggers(run, again)
-    joined = stored.join(fresh, on=_PLACE, how="left", suffix="_again")
+    contexts = pl.Series("context", sorted(again.neurons.contexts), dtype=pl.Int64)
+    stored = run.table(table).filter(pl.col("context").is_in(contexts.implode())).collect()
+    joined = stored.join(_frame(again, table), on=_PLACES[table], how="left", suffix="_again")
     found = joined["coefficient_again"].cast(pl.Float64).fill_null(np.nan).to_numpy()
-    check = _compare("coefficients", joined["coefficient"].cast(pl.Float64).to_numpy(), found, tolerance)
     moved = joined.filter(pl.col("position") != pl.col("position_again")).height
-    return Check(check.name, check.compared, check.differing, check.largest, f"{moved} at another position")
+    coefficients = joined["coefficient"].cast(pl.Float64).to_numpy()
+    return _compare(
+        _name("coefficients", table), coefficients, found, tolerance, f"{moved} at another position"
+    )
 
 
-def _stored_triggers(run: Run, again: Memories) -> pl.DataFrame:
-    contexts = pl.Series("context", sorted(again.contexts), dtype=pl.Int64)
-    return run.table("triggers").filter(pl.col("context").is_in(contexts.implode())).collect()
-
-
-def _missing(run: Run, again: Memories, tolerance: float) -> Check:
+def _missing(run: Run, again: Mined, table: str, tolerance: float) -> Check:
     """Triggers of the shard that beat the weakest that is stored, and are not stored."""
-    top = run.manifest.options["top"]
+    top, place = run.manifest.options["top"], _PLACES[table]
     weakest = (
-        run.table("triggers")
+        run.table(table)
         .filter(pl.col("rank") == top - 1)
-        .select("layer", "neuron", "polarity", pl.col("coefficient").alias("weakest"))
+        .select(*place[:-1], pl.col("coefficient").alias("weakest"))
     )
     absent = (
-        _frame(again, "triggers")
+        _frame(again, table)
         .lazy()
-        .join(run.table("triggers").select(_PLACE), on=_PLACE, how="anti")
-        .join(weakest, on=_PLACE[:3], how="left")
+        .join(run.table(table).select(place), on=place, how="anti")
+        .join(weakest, on=place[:-1], how="left")
         .with_columns(strength=pl.col("coefficient").abs(), bar=pl.col("weakest").abs())
     )
     # A list that is not full has no weakest: everything belongs in it.
     wrong = absent.filter(
         pl.col("bar").is_null() | (pl.col("strength") > pl.col("bar") * (1 + tolerance))
     ).collect()
-    return Check("no trigger is missing", absent.collect().height, wrong.height, 0.0)
+    return Check(_name("no trigger is missing", table), absent.collect().height, wrong.height, 0.0)
 
 
-def _moments(run: Run, again: Memories, shard: int, tolerance: float) -> Check:
+def _moments(run: Run, again: Mined, shard: int, tolerance: float) -> Check:
     names = ["tokens", "sum", "sum_squares", "sum_cubes", "sum_fourths"]
     stored = run.table("shards").filter(pl.col("shard") == shard).sort("layer").collect()
-    fresh = pl.DataFrame(pl.from_arrow(again.shard_rows())).sort("layer")
+    fresh = pl.DataFrame(pl.from_arrow(again.neurons.shard_rows())).sort("layer")
     note = f"shard {shard}: {int(stored['tokens'][0]):,} tokens x all neurons"
     return _compare(
         "moments",
@@ -196,7 +198,7 @@ def _moments(run: Run, again: Memories, shard: int, tolerance: float) -> Check:
     )
 
 
-def _ranges(run: Run, again: Memories, tolerance: float) -> Check:
+def _ranges(run: Run, again: Mined, tolerance: float) -> Check:
     fresh = _frame(again, "neurons")
     stored = run.table("neurons").select("min", "max").collect()
     slack = tolerance * np.maximum(stored["max"].abs().to_numpy(), stored["min"].abs().to_numpy())

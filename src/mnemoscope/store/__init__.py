@@ -4,6 +4,8 @@
         writer.append("triggers", rows)                 # streamed, in order, checked
         run = writer.commit(about)                      # the manifest appears last
 
+    add_tables("runs/gpt2", {"patterns": parts}, {})    # to a finished run, which stays one
+
     run = open_run("runs/gpt2")
     run.rows("triggers", 13, 366)                       # one neuron, a few KB of the file
 
@@ -16,12 +18,21 @@ computed from files that no longer change, and each `sql` has a cursor of its ow
 from __future__ import annotations
 
 from mnemoscope.store.reading import Problem, Run, StoredContext, StoredDocument, open_run
-from mnemoscope.store.schemas import KEYS, MANIFEST, SCHEMAS, WORK
-from mnemoscope.store.writing import RunWriter, TableWriter, finish_commit, write_atomically
+from mnemoscope.store.schemas import ADDING, KEYS, MANIFEST, OPTIONAL, SCHEMAS, WORK
+from mnemoscope.store.writing import (
+    RunWriter,
+    TableWriter,
+    add_tables,
+    finish_commit,
+    is_finished,
+    write_atomically,
+)
 
 __all__ = [
+    "ADDING",
     "KEYS",
     "MANIFEST",
+    "OPTIONAL",
     "SCHEMAS",
     "WORK",
     "Problem",
@@ -30,7 +41,9 @@ __all__ = [
     "StoredContext",
     "StoredDocument",
     "TableWriter",
+    "add_tables",
     "finish_commit",
+    "is_finished",
     "open_run",
     "write_atomically",
 ]

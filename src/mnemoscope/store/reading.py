@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
 from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId
-from mnemoscope.store.schemas import KEYS, MANIFEST, OFFLINE, SCHEMAS, WORK, pack
+from mnemoscope.store.schemas import KEYS, MANIFEST, OFFLINE, OPTIONAL, SCHEMAS, WORK, pack
 from mnemoscope.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def open_run(path: str | Path) -> Run:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest, whose tables are exactly those of `SCHEMAS`; errors as in `open_run`."""
+    """Read a manifest, whose tables are those of `SCHEMAS`, with or without `OPTIONAL`; errors as in `open_run`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["schema_version"]
@@ -178,8 +178,8 @@ def read_manifest(path: Path) -> Manifest:
         raise RunCorrupt(
             f"opening the run {path.parent}: {MANIFEST} cannot be read ({reason}); restore it"
         ) from error
-    if manifest.tables.keys() != SCHEMAS.keys():
-        odd = ", ".join(sorted(manifest.tables.keys() ^ SCHEMAS.keys()))
+    if wrong := (manifest.tables.keys() ^ SCHEMAS.keys()) - OPTIONAL.keys():
+        odd = ", ".join(sorted(wrong))
         raise RunCorrupt(
             f"opening the run {path.parent}: {MANIFEST} lacks or invents tables ({odd}); restore it"
         )
@@ -218,6 +218,8 @@ class Run:
 
     def _sorted(self, name: str, key: tuple[str, ...] | None = None) -> _SortedTable:
         known = [table for table in self._tables if key is None or KEYS[table] == key]
+        if name in OPTIONAL and name not in self._tables:
+            raise QueryError(f"reading table {name!r}: the run {self.path} has none; {OPTIONAL[name]}")
         if name not in known:
             raise QueryError(f"reading table {name!r}: there is none such; choose one of {', '.join(known)}")
         return self._tables[name]

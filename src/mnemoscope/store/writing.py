@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from mnemoscope.errors import RunCorrupt, RunError
 from mnemoscope.records import Manifest, TableEntry
 from mnemoscope.store.reading import Run, open_run, read_manifest, sha256
 from mnemoscope.store.schemas import (
+    ADDING,
     GROUP_ROWS,
     GROUP_ROWS_DEFAULT,
     KEYS,
     MANIFEST,
     OFFLINE,
+    OPTIONAL,
     SCHEMAS,
     WORK,
     pack,
@@ -171,7 +173,7 @@ class RunWriter:
         `rows_per_group` None makes each `append` one row group (contexts: a shard each); 0 is the usual size.
         """
         if rows_per_group == 0:
-            rows_per_group = GROUP_ROWS.get(name, GROUP_ROWS_DEFAULT)
+            rows_per_group = _group_rows(name)
         with _writing(self.path):
             return TableWriter(name, self._stage / f"{name}.parquet", rows_per_group)
 
@@ -228,23 +230,72 @@ class RunWriter:
     def commit(self, about: Mapping[str, Any]) -> Run:
         """Publish the tables and open the run; `about` is all of a `Manifest` but its `tables`.
 
-        Every table of `SCHEMAS` must have been written. Interrupted before the new run is complete, an
-        earlier run is untouched; after that, `finish_commit` (or another `RunWriter`) completes it.
+        Every table of `SCHEMAS` but those of `OPTIONAL` must have been written. Interrupted before the new run is
+        complete, an earlier run is untouched; after that, `finish_commit` (or another `RunWriter`) completes it.
         """
         self._close()
         with _writing(self.path):
-            entries = {}
-            for name in SCHEMAS:
-                file = self._stage / f"{name}.parquet"
-                assert file.exists(), f"table {name} was never written"
-                rows = pq.read_metadata(file).num_rows
-                _sync(file)
-                entries[name] = TableEntry(rows=rows, bytes=file.stat().st_size, sha256=sha256(file))
+            files = {name: self._stage / f"{name}.parquet" for name in SCHEMAS}
+            for name, file in files.items():
+                assert name in OPTIONAL or file.exists(), f"table {name} was never written"
+            entries = {name: _entry(file) for name, file in files.items() if file.exists()}
             _sync(self._stage)
             manifest = Manifest(**about, tables=entries)
-            write_atomically(self.work / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
+            _write_manifest(self.work, manifest)
             finish_commit(self.path)
         return open_run(self.path)
+
+
+def _entry(file: Path) -> TableEntry:
+    """What a manifest knows of a finished file, which is on the disk when this returns."""
+    rows = pq.read_metadata(file).num_rows
+    _sync(file)
+    return TableEntry(rows=rows, bytes=file.stat().st_size, sha256=sha256(file))
+
+
+def add_tables(path: str | Path, tables: Mapping[str, Iterable[pa.Table]], options: Mapping[str, Any]) -> Run:
+    """Add tables of `OPTIONAL` to a finished run, or replace them, and open it.
+
+    tables   the rows of each, in parts, in the order of `KEYS`
+    options  entries that `options` of the manifest gains
+
+    Whatever is killed when, the folder holds a whole run: first the manifest forgets the tables that are to be
+    replaced, then the new files move in, and the manifest that names them comes last.
+    """
+    run = open_run(path)
+    assert tables.keys() <= OPTIONAL.keys(), tables.keys()
+    stage = run.path / ADDING / "tables"
+    with _writing(run.path):
+        stage.mkdir(parents=True, exist_ok=True)
+        for name, parts in tables.items():
+            with TableWriter(name, stage / f"{name}.parquet", _group_rows(name)) as table:
+                for rows in parts:
+                    table.append(rows)
+        known = {name: entry for name, entry in run.manifest.tables.items() if name not in tables}
+        if len(known) < len(run.manifest.tables):
+            _write_manifest(run.path, run.manifest.model_copy(update={"tables": known}))
+        for name in tables:
+            known[name] = _entry(stage / f"{name}.parquet")
+            (stage / f"{name}.parquet").replace(run.file(name))
+        _sync(run.path)
+        ordered = {name: known[name] for name in SCHEMAS if name in known}
+        gained = {"tables": ordered, "options": {**run.manifest.options, **options}}
+        _write_manifest(run.path, run.manifest.model_copy(update=gained))
+        shutil.rmtree(run.path / ADDING)
+    return open_run(run.path)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
+
+
+def _group_rows(name: str) -> int:
+    return GROUP_ROWS.get(name, GROUP_ROWS_DEFAULT)
+
+
+def is_finished(path: str | Path) -> bool:
+    """Whether the folder holds a run, and no commit that is under way or was interrupted."""
+    return (Path(path) / MANIFEST).exists() and not (Path(path) / WORK / MANIFEST).exists()
 
 
 def finish_commit(path: str | Path) -> bool:
@@ -257,8 +308,8 @@ def finish_commit(path: str | Path) -> bool:
     if not ready.exists():
         return False
     with _writing(path):
-        moves = {name: (work / "tables" / f"{name}.parquet", path / f"{name}.parquet") for name in SCHEMAS}
         entries = read_manifest(ready).tables
+        moves = {name: (work / "tables" / f"{name}.parquet", path / f"{name}.parquet") for name in entries}
         for name, (source, target) in moves.items():
             file = source if source.exists() else target
             if not file.exists() or file.stat().st_size != entries[name].bytes:
@@ -271,6 +322,8 @@ def finish_commit(path: str | Path) -> bool:
         for source, target in moves.values():
             if source.exists():
                 source.replace(target)
+        for name in OPTIONAL.keys() - entries.keys():  # of an earlier run
+            (path / f"{name}.parquet").unlink(missing_ok=True)
         _sync(path)
         for leftover in work.iterdir():
             if leftover.is_dir():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mnemoscope.views import cards
+from mnemoscope.views import cards, claims
 
 if TYPE_CHECKING:
     from mnemoscope.analyses.neuron import Example, NeuronCard
@@ -57,11 +57,17 @@ def environment() -> Environment:
         cards.active, cards.corpus_line, cards.details, cards.facts, cards.following, cards.histogram_note,
         cards.layer_line, cards.lens_note, cards.model_line, cards.number, cards.quadrants, cards.readings,
         cards.readings_note, cards.reason, cards.share, cards.side_title, cards.source, cards.state_note,
-        cards.threshold_note, cards.where,
+        cards.threshold_note, cards.where, claims.active_means, claims.bands, claims.baselines, claims.believed,
+        claims.definition, claims.evidence, claims.figures, claims.meaning, claims.sampled, claims.specificity,
+        claims.where_active,
     )  # fmt: skip
     found.filters |= {call.__name__: call for call in wording}
     found.filters |= {"columns": _columns, "direction": _direction, "strength": _strength, "spaces": _spaces}
-    found.globals["key_note"] = cards.KEY_NOTE
+    found.globals |= {
+        "key_note": cards.KEY_NOTE,
+        "definition_names": claims.DEFINITIONS,
+        "resampled_note": claims.RESAMPLED,
+    }
     return found
 
 

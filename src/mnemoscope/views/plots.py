@@ -69,7 +69,7 @@ def svg(spec: dict[str, Any]) -> str:
     """A Vega-Lite specification as an SVG element to put into a page: the common look, no outside address."""
     import vl_convert
 
-    text = vl_convert.vegalite_to_svg({**spec, "config": _LOOK})
+    text = vl_convert.vegalite_to_svg({**spec, "config": LOOK})
     return _TAG.sub(_plain, text)
 
 
@@ -94,7 +94,7 @@ def _powers(ends: tuple[float, float]) -> list[float]:
     return []
 
 
-_LOOK = {
+LOOK = {
     "background": None,
     "view": {"stroke": None},
     "axis": {

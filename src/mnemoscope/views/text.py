@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from mnemoscope.views import cards
+from mnemoscope.views import cards, claims_terminal
 
 if TYPE_CHECKING:
     from mnemoscope.analyses.neuron import Example, KeyToken, NeuronCard, Side
@@ -46,6 +46,7 @@ class card:  # noqa: N801 - called like a function: text.card(found)
         yield from _readings(card, width)
         yield Text()
         yield from _distribution(card, width)
+        yield from claims_terminal.section(card.claims, width)
         bracket = console.color_system is None or console.no_color
         for side in card.sides:
             yield Text()
@@ -73,7 +74,9 @@ def found(result: Found) -> RenderableType:
     grid.add_row(Text(result.null, style="dim"))
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
     for name in result.rows.columns:
-        table.add_column(name, justify="left" if name in ("neuron", "token", "sign") else "right")
+        table.add_column(
+            name, justify="left" if name in ("neuron", "token", "sign", "pattern", "verdict") else "right"
+        )
     for row in result.rows.iter_rows(named=True):
         table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
     grid.add_row(table)

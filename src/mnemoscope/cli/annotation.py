@@ -1,0 +1,95 @@
+"""Blinded sheets for people, and their scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mnemoscope.cli.options import AsJson, RunFolder
+from mnemoscope.cli.root import app
+from mnemoscope.cli.shared import print_json, say, stdout
+from mnemoscope.records import NeuronId
+
+
+class _OrSheet(TyperGroup):
+    """`annotate RUN` is `annotate sheet RUN`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, "--help"}:
+            args = ["sheet", *args]
+        return super().parse_args(ctx, args)
+
+
+annotation = typer.Typer(cls=_OrSheet, no_args_is_help=True)
+
+app.add_typer(annotation, name="annotate")
+
+SheetFile = Annotated[Path, typer.Argument(help="A filled sheet.")]
+
+KeyFile = Annotated[Path | None, typer.Option("--key", help="Its key, if not beside it under its own name.")]
+
+
+@annotation.callback(epilog="Example: mnemoscope annotate runs/demo --neurons 40 --out sheet.jsonl")
+def annotate() -> None:
+    """A blinded sheet for people, with hidden null items, and its scores."""
+
+
+@annotation.command(epilog="Example: mnemoscope annotate runs/demo --neurons 40 --out sheet.jsonl")
+def sheet(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The sheet; its key is written beside it.")],
+    neurons: Annotated[int, typer.Option(help="Besides them, three in eleven items are hidden nulls.")] = 40,
+    prefixes: Annotated[int, typer.Option(help="To annotate for each; as many again to apply it to.")] = 25,
+    seed: Annotated[int | None, typer.Option(help="Which neurons and prefixes; else drawn.")] = None,
+) -> None:
+    """Write a sheet to fill in, and its sealed key. `mnemoscope annotate RUN` does the same."""
+    from mnemoscope.patterns.annotation.sheet import write
+    from mnemoscope.store import open_run
+
+    made = write(open_run(run), out, neurons=neurons, prefixes=prefixes, seed=seed)
+    say(
+        f"wrote {made.sheet}: {made.items} items of {made.prefixes} prefixes; keep {made.key} from the annotators"
+    )
+
+
+@annotation.command(epilog="Example: mnemoscope annotate score anna.jsonl ben.jsonl --key sheet.key.json")
+def score(
+    sheets: Annotated[list[Path], typer.Argument(help="Filled sheets, one for each annotator.")],
+    key: KeyFile = None,
+    run: Annotated[Path | None, typer.Option(help="Make sure that the sheets are of this run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hits, false alarms on hidden nulls, and the agreement of several annotators."""
+    from mnemoscope.patterns.annotation import answers, scores
+    from mnemoscope.store import open_run
+    from mnemoscope.views import annotation as view
+
+    opened = None if run is None else open_run(run)
+    found = scores.score(*answers.read(sheets, key=key, run=opened))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        stdout().print(view.scores(found))
+
+
+@annotation.command(epilog="Example: mnemoscope annotate export sheet.jsonl L13N366")
+def export(
+    sheet: SheetFile,
+    neuron: Annotated[str, typer.Argument(help="A neuron on the sheet.")],
+    key: KeyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """One neuron's prefixes with all that was said of them, once the sheet is filled in."""
+    from mnemoscope.patterns.annotation import answers
+    from mnemoscope.views import annotation as view
+
+    opened, (filled,) = answers.read([sheet], key=key)
+    address = NeuronId.parse(neuron)
+    rows = answers.annotated(opened, filled, address)
+    if as_json:
+        print_json(rows.to_dicts())
+    else:
+        stdout().print(view.neuron(f"{address} as annotated by {filled.annotator}", rows))

@@ -1,0 +1,113 @@
+"""Claims about neurons: patterns, your own hypothesis, what a trigger loses with a token."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mnemoscope.cli.options import AsJson, Device, Moved, RunFolder
+from mnemoscope.cli.root import app
+from mnemoscope.cli.shared import model_of, print_json, progress_bars, stdout
+from mnemoscope.errors import QueryError
+from mnemoscope.records import NeuronId
+
+
+@app.command(epilog="Example: mnemoscope patterns runs/demo")
+def patterns(
+    run: RunFolder,
+    budget: Annotated[int, typer.Option(help="Tokens of each half that the model reads.")] = 65_536,
+    seed: Annotated[int, typer.Option(help="What is drawn at random.")] = 0,
+    cards: Annotated[int, typer.Option(help="Of the clearest neurons, how many to show.")] = 10,
+    model: Moved = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """What every neuron detects, tested both ways on held-out text and against nulls; kept in the run."""
+    from mnemoscope.analyses import labels
+    from mnemoscope.analyses import patterns as analysis
+    from mnemoscope.analyses.neuron import card
+    from mnemoscope.jobs.patterns import Settings
+    from mnemoscope.jobs.patterns import patterns as job
+    from mnemoscope.store import open_run
+    from mnemoscope.views import patterns as view
+
+    opened = open_run(run)
+    with progress_bars() as report:
+        found = job(opened, model_of(opened, model, device), Settings(budget, seed), report=report)
+    result, check = analysis.summary(found, count=cards), labels.check(found)
+    if as_json:
+        print_json(result.to_dict() | {"labels": check.to_dict() if check else None})
+        return
+    shown = [card(found, address, examples=4, window=(16, 4)) for address in result.clearest]
+    silent = [card(found, address, examples=3, window=(16, 4)) for address in result.silent]
+    stdout().print(view.summary(result, check, shown, silent))
+
+
+@app.command(epilog="Example: mnemoscope test runs/demo L13N366 --pattern 'regex:\\b(19|20)\\d\\d$'")
+def test(
+    run: RunFolder,
+    neuron: Annotated[str, typer.Argument(help="L13N366, 13.366, 13/366 or 13_366.")],
+    pattern: Annotated[
+        str, typer.Option(help="year, date, regex:..., words:may,june, word:..., suffix:..., file:PATH, ...")
+    ],
+    sign: Annotated[str | None, typer.Option(help="+ or -; else whichever fits the pattern better.")] = None,
+    budget: Annotated[int, typer.Option(help="Tokens of each half that the model reads.")] = 16_384,
+    seed: Annotated[int, typer.Option(help="Which documents are read.")] = 0,
+    model: Moved = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Your own claim about a neuron, tested both ways on text that was not used to find it."""
+    from dataclasses import asdict
+
+    from mnemoscope.jobs.hypothesis import test as job
+    from mnemoscope.patterns.pattern import parse
+    from mnemoscope.store import open_run
+    from mnemoscope.views import claims_terminal
+
+    if sign not in (None, "+", "-"):
+        raise QueryError(f"testing {neuron}: the sign {sign!r} was given; give + or -")
+    opened = open_run(run)
+    address = opened.address(*NeuronId.parse(neuron))
+    wanted = parse(pattern)  # before the model is loaded
+    polarity = None if sign is None else 1 if sign == "+" else -1
+    loaded = model_of(opened, model, device)
+    with progress_bars() as report:
+        claim = job(
+            opened, loaded, address, wanted, polarity=polarity, budget=budget, seed=seed, report=report
+        )
+    if as_json:
+        print_json({"id": str(address), **asdict(claim)})
+    else:
+        console = stdout()
+        for part in claims_terminal.verdict(claim, console.width, whole=True):
+            console.print(part)
+
+
+@app.command(epilog="Example: mnemoscope removal runs/demo --documents 100")
+def removal(
+    run: RunFolder,
+    documents: Annotated[int, typer.Option(help="Documents sampled; the time grows with them.")] = 200,
+    per_layer: Annotated[int, typer.Option(help="Triggers tested in each layer, at most.")] = 1000,
+    triggers: Annotated[int, typer.Option(help="Only the strongest of each neuron and polarity.")] = 10,
+    seed: Annotated[int, typer.Option(help="Which documents, triggers and tokens.")] = 0,
+    model: Moved = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """What triggers lose with their first, their last or a random token; kept in the run."""
+    from mnemoscope.analyses import removal as analysis
+    from mnemoscope.jobs import removal as job
+    from mnemoscope.store import open_run
+    from mnemoscope.views import removal as view
+
+    opened = open_run(run)
+    loaded = model_of(opened, model, device)
+    sizes = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
+    with progress_bars() as report:
+        found = analysis.removal(job.add(opened, loaded, **sizes, report=report))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        stdout().print(view.table(found))

@@ -1,0 +1,262 @@
+"""Log-probabilities of one token at some residuals, and what vectors added there do to it, exactly."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemoscope.lens import Lens
+
+_TILE = 4096  # tokens at once in an exact evaluation: logits stay near the cache
+ROWS = 1024  # vectors at once
+_SMALL = 40.0  # |delta| up to which exp(delta) and p exp(delta) are safe in fp32
+_GONE = -0.9  # a change of the sum of probabilities after which fp32 has lost a digit of what is left
+
+
+@dataclass(frozen=True, eq=False)
+class Bases:
+    """Residuals to which vectors are added, read by a lens; one row each.
+
+    target     the token whose log-probability is followed
+    residuals  Float[Tensor, "base width"]
+    scale      of the reference residual (frozen lens only)
+    scatter    `scatter` of the unembedding, when it is at hand
+    """
+
+    lens: Lens
+    target: int
+    residuals: Float[Tensor, "base width"]
+    scale: Float[Tensor, " 1"] | None
+    scatter: Float[Tensor, "width width"] | None = None
+
+    def following(self, target: int) -> Bases:
+        """The same residuals with another token followed; what was computed for this one serves it, too."""
+        other = copy.copy(self)
+        object.__setattr__(other, "target", target)  # nothing that is kept depends on it
+        return other
+
+    def keep(self, other: Bases) -> None:
+        """Take over from others under the same lens what only the unembedding decides."""
+        assert other.lens is self.lens
+        for name in ("row_squares", "centre", "off_centre", "longest"):
+            self.__dict__[name] = getattr(other, name)
+
+    @cached_property
+    def raw_logits(self) -> Float[Tensor, "base vocabulary"]:
+        """Logits before a soft cap, all biases included."""
+        return raw_logits(self.lens, self.residuals, self.scale)
+
+    @cached_property
+    def log_probabilities(self) -> Float[Tensor, "base vocabulary"]:
+        """Under the lens, in nats; fp32, normalised in fp64."""
+        logits = self.lens.cap(self.raw_logits)
+        most = logits.amax(-1, keepdim=True)
+        rest = (logits - most).exp().sum(-1, dtype=torch.float64, keepdim=True).log()
+        return (logits - most) - rest.float()
+
+    @cached_property
+    def probabilities(self) -> Float[Tensor, "base vocabulary"]:
+        """Under the lens."""
+        return self.log_probabilities.exp()
+
+    @cached_property
+    def mean(self) -> Float[Tensor, "base width"]:
+        """The expected row of the unembedding, E_p[U]."""
+        return self.probabilities @ self.lens.unembedding
+
+    @cached_property
+    def row_squares(self) -> Float[Tensor, " vocabulary"]:
+        """|U_j|^2 of every token."""
+        return self.lens.unembedding.square().sum(-1)
+
+    @cached_property
+    def spread(self) -> Float[Tensor, " base"]:
+        """E_p |U_j - E_p U|^2."""
+        return (self.probabilities @ self.row_squares - self.mean.square().sum(-1)).clamp_min(0)
+
+    @cached_property
+    def centre(self) -> Float[Tensor, " width"]:
+        """The mean row of the unembedding."""
+        return self.lens.unembedding.mean(0)
+
+    @cached_property
+    def off_centre(self) -> Float[Tensor, " vocabulary"]:
+        """|U_j - mean U| of every token."""
+        away = self.row_squares - 2 * (self.lens.unembedding @ self.centre) + self.centre.square().sum()
+        return (away.clamp_min(0) + 1e-5 * self.row_squares).sqrt()
+
+    @cached_property
+    def longest(self) -> float:
+        """max_j |U_j|."""
+        return float(self.row_squares.max().sqrt())
+
+    def directions(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
+    ) -> Float[Tensor, "part width"]:
+        """dv: what each vector, added to its base, changes in what the unembedding reads."""
+        lens = self.lens
+        if lens.name != "own" or lens.norm is None:
+            return linear_directions(lens, vectors, self.scale)
+        # n(x + v) - n(x) without cancellation: (r' - r) x + r' v with r' - r from the difference of the squares.
+        norm, v = lens.norm, vectors.float()
+        x = self.residuals[base[:1] if bool((base == base[0]).all()) else base].float()
+        if norm.kind == "layer":
+            x, v = x - x.mean(-1, keepdim=True), v - v.mean(-1, keepdim=True)
+        before = x.double().square().mean(-1, keepdim=True) + norm.eps
+        more = torch.add(v, x, alpha=2).mul_(v).sum(-1, keepdim=True, dtype=torch.float64) / v.shape[-1]
+        old, new = before.rsqrt(), (before + more).clamp_min(norm.eps).rsqrt()
+        change = -more * old.square() * new.square() / (old + new)
+        moved = (v * new.float()).addcmul_(change.float(), x)
+        return moved if norm.weight is None else moved.mul_(norm.weight.float())
+
+    def contributions(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
+    ) -> Float[Tensor, " part"]:
+        """C of each vector added to its base, exactly: through the whole vocabulary, in tiles; fp64, nats."""
+        return self.measured(vectors, [Measure(base, False)])[:, 0]
+
+    def measured(
+        self, vectors: Float[Tensor, "part width"], measures: Sequence[Measure]
+    ) -> Float[Tensor, "part measure"]:
+        """Several measures of the same vectors; under a linear lens their logits are made once."""
+        out = torch.empty(len(vectors), len(measures), dtype=torch.float64)
+        for rows in torch.arange(len(vectors)).split(ROWS):
+            some = [one.rows(rows) for one in measures]
+            if self.linear:
+                out[rows] = self._exact(linear_directions(self.lens, vectors[rows], self.scale), some)
+                continue
+            for column, one in enumerate(some):
+                moved = one.sign * self.directions(one.sign * vectors[rows], one.base)
+                out[rows, column] = self._exact(moved, [one])[:, 0]
+        return out
+
+    @property
+    def linear(self) -> bool:
+        """Whether directions do not depend on the base: raw and frozen."""
+        return self.lens.name != "own" or self.lens.norm is None
+
+    def odds(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], tokens: Int[Tensor, " chosen"]
+    ) -> Float[Tensor, "part chosen"]:
+        """How much each (capped) logit of a few tokens moves when a vector is added to its base; fp64."""
+        rows = self.lens.unembedding[tokens]
+        delta = (self.directions(vectors, base) @ rows.T * self.lens.multiplier).double()
+        if self.lens.softcap is None:
+            return delta
+        before = self.raw_logits[:, tokens][base].double()
+        return self.lens.cap(before + delta) - self.lens.cap(before)
+
+    def _exact(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
+        """From directions: ``delta_w - log sum p exp(delta)`` by each measure."""
+        wide = norms(moved) * self.longest * abs(self.lens.multiplier) > _SMALL
+        sums = torch.zeros(len(moved), len(measures), dtype=torch.float64)
+        near = (~wide).nonzero()[:, 0]
+        change = self._changes(moved[near], [one.rows(near) for one in measures])
+        sums[near] = change.clamp_min(_GONE).log1p()
+        # Where most of the probability went elsewhere, 1 + change has lost its digits.
+        wide[near] = (change < _GONE).any(-1)
+        far = wide.nonzero()[:, 0]
+        sums[far] = self._log_sums(moved[far], [one.rows(far) for one in measures])
+        row = self.lens.unembedding[self.target].double()
+        wanted = (moved.double() @ row * self.lens.multiplier)[:, None]
+        target = slice(self.target, self.target + 1)
+        for column, one in enumerate(measures):
+            delta_w = self._capped(wanted * one.sign, one.base, target)[:, 0]
+            sums[:, column] = one.sign * (delta_w - sums[:, column])
+        return sums
+
+    def _changes(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
+        """sum_j p_j (exp(delta_j) - 1), for moves of which no delta is large."""
+        total = torch.zeros(len(moved), len(measures), dtype=torch.float64)
+        for tokens, plain in self._tiles(moved):
+            for column, one in enumerate(measures):
+                delta = self._capped(plain * one.sign, one.base, tokens)
+                # Not einsum: its sums run through thousands of terms one by one, and lose two digits.
+                products = delta.expm1_().mul_(self.probabilities[one.base, tokens])
+                total[:, column] += products.sum(-1)
+        return total
+
+    def _log_sums(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
+        """log sum_j p_j exp(delta_j), in fp64, for any move."""
+        total = torch.full((len(moved), len(measures)), -math.inf, dtype=torch.float64)
+        for tokens, plain in self._tiles(moved) if len(moved) else ():
+            for column, one in enumerate(measures):
+                delta = self._capped(plain.double() * one.sign, one.base, tokens)
+                scores = delta + self.log_probabilities[one.base, tokens]
+                total[:, column] = torch.logaddexp(total[:, column], scores.logsumexp(-1))
+        return total
+
+    def _tiles(self, moved: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """What the logits of some tokens after others move, before a soft cap."""
+        for start in range(0, self.lens.unembedding.shape[0], _TILE):
+            tokens = slice(start, start + _TILE)
+            plain = moved @ self.lens.unembedding[tokens].T
+            yield tokens, plain if self.lens.multiplier == 1.0 else plain * self.lens.multiplier
+
+    def _capped(self, delta: Tensor, base: Tensor, tokens: slice) -> Tensor:
+        """What logits move under the soft cap, if there is one, when they would move by ``delta`` without."""
+        if self.lens.softcap is None:
+            return delta
+        before = self.raw_logits[:, tokens][base].to(delta.dtype)
+        return self.lens.cap(before + delta) - self.lens.cap(before)
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """What is asked of a vector: C at a base, or the loss when it is taken from one.
+
+    base    row of `Bases` for each vector
+    remove  ``log p(w | x) - log p(w | x - v)``, which is -C(-v), instead of C(v)
+    """
+
+    base: Int[Tensor, " part"]
+    remove: bool
+
+    def rows(self, index: Int[Tensor, " chosen"]) -> Measure:
+        """The same for some of the vectors."""
+        return Measure(self.base[index], self.remove)
+
+    @property
+    def sign(self) -> float:
+        """-1 when vectors are removed."""
+        return -1.0 if self.remove else 1.0
+
+
+def linear_directions(
+    lens: Lens, vectors: Float[Tensor, "row width"], scale: Float[Tensor, " 1"] | None
+) -> Float[Tensor, "row width"]:
+    """`Lens.directions` with one scale for all rows."""
+    return lens.directions(vectors, None if scale is None else scale.expand(len(vectors), 1))
+
+
+def scatter(unembedding: Float[Tensor, "vocabulary width"]) -> Float[Tensor, "width width"]:
+    """sum_j (U_j - mean U)(U_j - mean U)^T: width x width numbers of the weights alone, worth keeping."""
+    mean = unembedding.mean(0, dtype=torch.float64)
+    total = torch.zeros(len(mean), len(mean))
+    for rows in unembedding.split(_TILE):
+        centred = rows.float() - mean.float()
+        total += centred.T @ centred
+    return total
+
+
+def raw_logits(
+    lens: Lens, residuals: Float[Tensor, "base width"], scale: Float[Tensor, " 1"] | None
+) -> Float[Tensor, "base vocabulary"]:
+    """Logits of residuals before a soft cap, with the biases of the final norm and the unembedding."""
+    scores = linear_directions(lens, residuals, scale) @ lens.unembedding.T
+    if lens.name == "own":
+        scores = scores if lens.bias is None else scores + lens.bias
+        return scores * lens.multiplier
+    return scores * lens.multiplier + lens.offset
+
+
+def norms(rows: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
+    """Their lengths; torch's own norm takes five times as long where rows are columns in memory, as values are."""
+    return rows.square().sum(-1).sqrt()

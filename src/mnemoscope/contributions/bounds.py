@@ -1,0 +1,136 @@
+"""Certified bounds of contributions from a part of the vocabulary; the package's docstring derives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemoscope.contributions.bases import Bases, Measure, norms, scatter
+
+_NOTHING = 2e-6  # what sums over a vocabulary of probabilities in fp32 may be off
+_SLACK = 4e-6  # what fp32 may be off, relative to the size of delta: intervals are widened by it
+
+
+class Kind(NamedTuple):
+    """A measure before it is known of which vectors; a base of None is each group's own."""
+
+    base: int | None
+    remove: bool
+
+    def measure(self, own: Tensor) -> Measure:
+        return Measure(own if self.base is None else torch.full_like(own, self.base), self.remove)
+
+
+def kinds_of(final: int | None) -> list[Kind]:
+    return [Kind(None, False)] if final is None else [Kind(None, False), Kind(final, True)]
+
+
+class _Parts(NamedTuple):
+    """Directions, and what their bounds are made of."""
+
+    moved: Tensor
+    size: Tensor  # their norms
+    target: Tensor  # what they add to the target's logit
+    centre: Tensor  # and to the mean logit
+    seen: Tensor  # and to those of the tokens that are evaluated
+    scattered: Tensor | None  # dv^T scatter dv
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """All bases with some tokens evaluated: their rows and probabilities, and moments of U over the others."""
+
+    bases: Bases
+    rows: Float[Tensor, "chosen width"]
+    log_p: Float[Tensor, "base chosen"]
+    mass: Float[Tensor, " base"]  # of the other tokens; fp64
+    mean: Float[Tensor, "base width"]  # of U over them
+    spread: Float[Tensor, " base"]  # sum over them of p_j |U_j - E_p U|^2; fp64
+    likeliest: Float[Tensor, " base"]  # of them, its probability; fp64
+    radius: float  # max over them of |U_j - mean U|
+    scatter: Float[Tensor, "width width"] | None
+
+    @classmethod
+    def of(cls, bases: Bases, count: int) -> Seen:
+        """With the ``count`` tokens evaluated that are most probable at any base, and those furthest from the rest."""
+        probable = bases.probabilities.amax(0).topk(count, sorted=False).indices
+        tokens = torch.cat([probable, bases.off_centre.topk(count // 4, sorted=False).indices]).unique()
+        rows, p = bases.lens.unembedding[tokens], bases.probabilities[:, tokens]
+        others = bases.probabilities.index_fill(1, tokens, 0.0)
+        mass = others.sum(-1, dtype=torch.float64)
+        away = bases.row_squares[tokens] - 2 * bases.mean @ rows.T + bases.mean.square().sum(-1, keepdim=True)
+        spread = bases.spread.double()
+        left = (spread - (p * away).sum(-1, dtype=torch.float64)).clamp_min(0)
+        rest = (bases.mean - p @ rows).double() / mass.clamp_min(_NOTHING)[:, None]
+        mean = torch.where(mass[:, None] > _NOTHING, rest, bases.mean.double()).float()
+        radius = float(bases.off_centre.index_fill(0, tokens, 0.0).max())
+        matrix = bases.scatter if bases.scatter is not None or count == 0 else scatter(bases.lens.unembedding)
+        left += _NOTHING * bases.longest**2
+        log_p, likeliest = bases.log_probabilities[:, tokens], others.amax(-1).double()
+        return cls(bases, rows, log_p, mass, mean, left, likeliest, radius, matrix if count else None)
+
+    def intervals(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], kinds: Sequence[Kind]
+    ) -> Float[Tensor, "part measure bound"]:
+        """Bounds by each measure, for vectors and the rows of their own bases."""
+        lens = self.bases.lens
+        columns, parts = [], None
+        for kind in kinds:
+            where, sign = kind.measure(base).base, -1.0 if kind.remove else 1.0
+            if parts is None or not self.bases.linear:
+                moved = self.bases.directions(sign * vectors, where)
+                factor = lens.multiplier if self.bases.linear else sign * lens.multiplier
+                parts = self._parts(moved if factor == 1.0 else moved * factor)
+            low, high = self._bounds(parts, where, sign)
+            columns.append(torch.stack((low, high) if sign > 0 else (-high, -low), -1))
+        return torch.stack(columns, 1)
+
+    def _parts(self, moved: Tensor) -> _Parts:
+        """What bounds need to know of directions, whatever the base and the sign."""
+        both = torch.stack([self.bases.lens.unembedding[self.bases.target], self.bases.centre], 1)
+        target, centre = (moved @ both).double().unbind(-1)
+        spread = None if self.scatter is None else ((moved @ self.scatter) * moved).sum(-1).double()
+        return _Parts(moved, norms(moved).double(), target, centre, moved @ self.rows.T, spread)
+
+    def _bounds(self, parts: _Parts, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+        """Of C for ``sign`` times the directions."""
+        longest, mass, size = self.bases.longest, self.mass[base], parts.size
+        delta_w, expected = sign * parts.target, sign * _paired(parts.moved, self.mean, base).double()
+        inside = (self.log_p[base] + parts.seen * sign).logsumexp(-1).double()
+        variance = size.square() * self.spread[base]
+        if parts.scattered is not None:
+            flat = (parts.scattered * 1.001 + 1e-6 * size.square()) * self.likeliest[base]
+            variance = torch.minimum(variance, flat)
+        nothing = mass <= _NOTHING
+        away = (self.mean - self.bases.centre).norm(dim=-1)[base]
+        doubt = _NOTHING * size * longest / mass.clamp_min(_NOTHING)  # of mean_T, a difference of fp32 sums
+        reach = size * (self.radius + away) + doubt
+        bennett = expected + doubt + (variance / mass.clamp_min(_NOTHING) * _phi(reach)).log1p()
+        ceiling = sign * parts.centre + size * self.radius  # of delta over T
+        above = mass.log() + torch.where(nothing, ceiling, torch.minimum(bennett, ceiling))
+        below = torch.where(nothing, 0.0, mass).log() + expected - doubt
+        slack = _SLACK * (1 + size * longest)
+        return (
+            delta_w - torch.logaddexp(inside, above) - slack,
+            delta_w - torch.logaddexp(inside, below) + slack,
+        )
+
+
+def _paired(
+    rows: Float[Tensor, "part axis"], table: Float[Tensor, "base axis"], base: Int[Tensor, " part"]
+) -> Float[Tensor, " part"]:
+    """The product of each row with its base's row of a table."""
+    if bool((base == base[0]).all()):
+        return rows @ table[base[0]]
+    return torch.einsum("pa,pa->p", rows, table[base])
+
+
+def _phi(reach: Tensor) -> Tensor:
+    """(e^R - 1 - R) / R^2, by its series where that cancels."""
+    series = 0.5 + reach / 6 + reach.square() / 24 + reach**3 / 100
+    return torch.where(reach < 1e-2, series, (reach.expm1() - reach) / reach.clamp_min(1e-30).square())

@@ -1,0 +1,187 @@
+"""The largest and the smallest contributions of many vectors, exactly, without evaluating all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mnemoscope.contributions.bases import ROWS, Bases
+from mnemoscope.contributions.bounds import Kind, Seen, kinds_of
+
+STAGES = (256, 2048)  # tokens evaluated before everything is
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parts that are added to the same residual, made when they are needed.
+
+    size     how many there are
+    base     the row of `Bases` that they are added to
+    vectors  all of them, or those with the given indices: Float[Tensor, "part width"]
+    """
+
+    size: int
+    base: int
+    vectors: Callable[[Int[Tensor, " part"] | None], Float[Tensor, "part width"]]
+
+
+@dataclass(frozen=True)
+class League:
+    """Parts that are ranked together: the k largest and k smallest of all groups are wanted."""
+
+    groups: Sequence[Group]
+    k: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found, sorted by group and index: everything among the k largest or smallest by any measure.
+
+    group, index  where each is
+    values  Float[Tensor, "found measure"], exact, nats: contribution, and leave_one_out if it was asked for
+    full    how many vectors were taken through the whole vocabulary, of how many
+    partly  what the other evaluations cost, in whole vocabularies
+    """
+
+    group: Int[Tensor, " found"]
+    index: Int[Tensor, " found"]
+    values: Float[Tensor, "found measure"]
+    full: int
+    of: int
+    partly: float
+
+
+def search(bases: Bases, leagues: Sequence[League], *, final: int | None = None) -> list[Found]:
+    """The k largest and the k smallest of each league, exactly: equal to `exhaustive` and a sort.
+
+    By contribution, and if the row ``final`` of the bases is given also by leave-one-out there. Ties at the k-th place
+    are decided by (group, index).
+    """
+    kinds = kinds_of(final)
+    groups = [group for league in leagues for group in league.groups]
+    places = _Places.all_of(leagues)
+    sizes = places.league.bincount(minlength=len(leagues))
+    partly, vocabulary = torch.zeros(len(leagues)), bases.lens.unembedding.shape[0]
+    if bases.lens.softcap is None:
+        for count in (0, *STAGES):
+            if 2 * count > vocabulary:
+                break
+            partly += places.league.bincount(minlength=len(leagues)) * (count / vocabulary)
+            seen = Seen.of(bases, count)
+            places = places.keep(_open(_intervals(seen, groups, places, kinds), places.league, leagues))
+    vectors, base = places.vectors(groups)
+    values = bases.measured(vectors, [one.measure(base) for one in kinds])
+    found, first = [], 0
+    for number, league in enumerate(leagues):
+        here = (places.league == number).nonzero()[:, 0]
+        some = values[here]
+        best = torch.stack([_extreme(some[:, column], league.k) for column in range(len(kinds))]).any(0)
+        rows, size = here[best], int(sizes[number])
+        group, index = places.group[rows] - first, places.index[rows]
+        found.append(Found(group, index, some[best], len(here), size, float(partly[number])))
+        first += len(league.groups)
+    return found
+
+
+def certified(
+    bases: Bases, groups: Sequence[Group], count: int, *, final: int | None = None
+) -> Float[Tensor, "part measure bound"]:
+    """The interval in which each measure of each part certainly lies, after ``count`` tokens were evaluated; nats."""
+    places = _Places.all_of([League(groups, 1)])
+    return _intervals(Seen.of(bases, count), groups, places, kinds_of(final))
+
+
+def exhaustive(bases: Bases, group: Group, *, final: int | None = None) -> Float[Tensor, "part measure"]:
+    """Every part of a group by the measures of `search` (A39, A47), in tiles; nats."""
+    base = torch.full((group.size,), group.base)
+    return bases.measured(group.vectors(None), [one.measure(base) for one in kinds_of(final)])
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Parts that are still in the running, sorted by group; groups are counted through all leagues."""
+
+    league: Tensor
+    group: Tensor
+    index: Tensor
+
+    @classmethod
+    def all_of(cls, leagues: Sequence[League]) -> _Places:
+        sizes = [group.size for league in leagues for group in league.groups]
+        owners = [number for number, league in enumerate(leagues) for _ in league.groups]
+        group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        return cls(torch.tensor(owners)[group], group, torch.cat([torch.arange(size) for size in sizes]))
+
+    def keep(self, mask: Bool[Tensor, " part"]) -> _Places:
+        return _Places(self.league[mask], self.group[mask], self.index[mask])
+
+    def by_group(self, groups: Sequence[Group]) -> Iterator[tuple[Group, Tensor]]:
+        """Each group with its vectors, in order."""
+        rows, counts = self.group.unique_consecutive(return_counts=True)
+        for row, index in zip(rows.tolist(), self.index.split(counts.tolist()), strict=True):
+            group = groups[row]
+            yield group, group.vectors(None if len(index) == group.size else index)
+
+    def chunks(self, groups: Sequence[Group]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Vectors and the bases they are added to, in order: large groups alone, small ones together."""
+        held: list[tuple[Group, Tensor]] = []
+        size = 0
+        for group, vectors in self.by_group(groups):
+            if held and (len(vectors) >= ROWS or size >= ROWS):
+                yield _joined(held)
+                held, size = [], 0
+            held.append((group, vectors))
+            size += len(vectors)
+        if held:
+            yield _joined(held)
+
+    def vectors(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+        """The vectors of all places, in order, and the bases they are added to."""
+        return _joined(list(self.by_group(groups)))
+
+
+def _joined(parts: Sequence[tuple[Group, Tensor]]) -> tuple[Tensor, Tensor]:
+    base = [torch.full((len(vectors),), group.base) for group, vectors in parts]
+    vectors = [vectors for _, vectors in parts]
+    return (vectors[0] if len(vectors) == 1 else torch.cat(vectors)), torch.cat(base)
+
+
+def _extreme(values: Float[Tensor, " part"], k: int) -> Bool[Tensor, " part"]:
+    """The k largest and the k smallest; a tie goes to what comes first."""
+    chosen = torch.zeros(len(values), dtype=torch.bool)
+    chosen[torch.argsort(-values, stable=True)[:k]] = True
+    chosen[torch.argsort(values, stable=True)[:k]] = True
+    return chosen
+
+
+def _open(
+    intervals: Float[Tensor, "part measure bound"], league: Int[Tensor, " part"], leagues: Sequence[League]
+) -> Bool[Tensor, " part"]:
+    """What can still be among the k largest or the k smallest of its league by any measure."""
+    still = torch.ones(len(league), dtype=torch.bool)
+    for number, one in enumerate(leagues):
+        here = league == number
+        still[here] = contested(intervals[here], one.k)
+    return still
+
+
+def contested(intervals: Float[Tensor, "part measure bound"], k: int) -> Bool[Tensor, " part"]:
+    """What can be among the k largest or the k smallest by any measure, for all that the intervals say."""
+    if len(intervals) <= k:
+        return torch.ones(len(intervals), dtype=torch.bool)
+    low, high = intervals.unbind(-1)
+    largest = low.topk(k, dim=0).values[-1]
+    smallest = high.topk(k, dim=0, largest=False).values[-1]
+    return ((high >= largest) | (low <= smallest)).any(-1)
+
+
+def _intervals(
+    seen: Seen, groups: Sequence[Group], places: _Places, kinds: Sequence[Kind]
+) -> Float[Tensor, "part measure bound"]:
+    """Certified bounds of every measure for all places."""
+    chunks = places.chunks(groups)
+    return torch.cat([seen.intervals(vectors, base, kinds) for vectors, base in chunks])

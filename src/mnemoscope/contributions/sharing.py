@@ -1,0 +1,30 @@
+"""A whole shared among its parts."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def shared(contributions: Float[Tensor, " part"], total: float) -> Float[Tensor, " part"]:
+    """The contribution of a sum shared among its parts (A41), helpful and unhelpful apart.
+
+    The paper scales every C_i by C(sum) / sum C_i, which is unstable when contributions of both signs cancel. Here the
+    side that is too large (the helpful when sum C_i > C(sum), else the unhelpful) is scaled down and the other kept,
+    so that signs stay and shares add up to `total`; where a side would have to change its sign for that, the other
+    side is scaled up. Zero contributions get nothing; with no contribution at all the total is shared equally.
+    """
+    up, down = contributions.clamp_min(0), contributions.clamp_max(0)
+    if not bool(contributions.any()):
+        return torch.full_like(contributions, total / max(len(contributions), 1))
+    excess = float(contributions.sum()) - total
+    shrink, keep = (up, down) if excess > 0 else (down, up)
+    wanted = total - float(keep.sum())
+    if float(shrink.sum()) != 0 and wanted / float(shrink.sum()) >= 0:
+        return keep + shrink * (wanted / float(shrink.sum()))
+    wanted = total - float(shrink.sum())
+    if float(keep.sum()) != 0 and wanted / float(keep.sum()) >= 0:
+        return shrink + keep * (wanted / float(keep.sum()))
+    # Only one sign is there and the total has the other: the paper's rule is all that is left.
+    return contributions * (total / float(contributions.sum()))

@@ -1,0 +1,161 @@
+"""Compiled loops over coefficients and patterns together; each is told slowly in the tests.
+
+Coefficients come as the bins u8[row, unit] that `kernel.assign_bins` gives, a row being a counted position of a
+batch, and patterns as columns of a sparse matrix: column `c` holds the rows `indices[indptr[c] : indptr[c + 1]]`.
+A *claim* is a unit, a polarity and a column. The *score* of a row is its bin, counted from the other end where the
+polarity is negative; a unit is active where the score reaches the claim's threshold, which may be out of reach.
+
+As in `kernel`, loops release the GIL and are cut by what they write to, so that threads never meet.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mnemoscope.kernel import BINS, _compiled
+
+_TOP = BINS - 1
+
+
+@_compiled
+def peaks(bins, groups, start, stop, highest, lowest):  # type: ignore[no-untyped-def]
+    """Largest and smallest bin of each group of rows, for units ``start <= u < stop``.
+
+    groups             i64[row]
+    highest, lowest    u8[group unit]  in, out
+    """
+    for i in range(len(bins)):
+        row = bins[i][start:stop]
+        high, low = highest[groups[i]][start:stop], lowest[groups[i]][start:stop]
+        for j in range(len(row)):
+            high[j] = max(high[j], row[j])
+            low[j] = min(low[j], row[j])
+
+
+@_compiled
+def present(bins, indptr, indices, unit, polarity, column, floor, first, last, counts):  # type: ignore[no-untyped-def]
+    """Histograms of the score where the pattern is, for claims ``first <= k < last``.
+
+    unit, polarity, column  i64[claim]
+    floor                   scores up to this one share bin 0
+    counts                  u32[claim bin]  in, out
+    """
+    for k in range(first, last):
+        mine, own, positive = counts[k], unit[k], polarity[k] > 0
+        for at in range(indptr[column[k]], indptr[column[k] + 1]):
+            score = np.int64(bins[indices[at], own])
+            score = score if positive else _TOP - score
+            mine[max(score - floor, 0)] += np.uint32(1)
+
+
+@_compiled
+def together(  # type: ignore[no-untyped-def]
+    bins, values, rows, quadrant, gated, groups, indptr, indices, unit, polarity, column, threshold, first, last,
+    counts, among, both, quadrants,
+):  # fmt: skip
+    """All that is asked of a claim where its pattern is, for claims ``first <= k < last``.
+
+    values      f32[position unit]  coefficients; row `i` is position `rows[i]`
+    quadrant    u8[row unit]        0 to 3 for gate and up (+,+), (+,-), (-,+), (-,-); unread unless `gated`
+    threshold   i64[claim]          score at which active begins
+    counts      u32[claim bin]      in, out: histogram of the coefficient
+    among       f64[claim]          in, out: sum of the coefficient
+    both        u16[claim group]    in, out: active rows of each group
+    quadrants   i64[claim 4]        in, out: active rows by quadrant
+    """
+    for k in range(first, last):
+        own, positive, total = unit[k], polarity[k] > 0, 0.0
+        for at in range(indptr[column[k]], indptr[column[k] + 1]):
+            i = indices[at]
+            place = np.int64(bins[i, own])
+            counts[k, place] += np.uint32(1)
+            total += np.float64(values[rows[i], own])
+            if (place if positive else _TOP - place) >= threshold[k]:
+                both[k, groups[i]] += np.uint16(1)
+                if gated:
+                    quadrants[k, quadrant[i, own]] += 1
+        among[k] += total
+
+
+@_compiled
+def active(bins, quadrant, gated, groups, unit, low, high, first, last, counts, quadrants):  # type: ignore[no-untyped-def]
+    """Active rows by group and by quadrant, for claims ``first <= k < last``.
+
+    low, high  u8[claim]          active: bins from `low` to `high`
+    counts     u16[claim group]   in, out
+    quadrants  i64[claim 4]       in, out
+    """
+    size = last - first
+    found = np.zeros(size, np.uint16)  # in the group that is being read; its rows are neighbours
+    for i in range(len(bins)):
+        row = bins[i]
+        for j in range(size):
+            place = row[unit[first + j]]
+            if low[first + j] <= place <= high[first + j]:
+                found[j] += np.uint16(1)
+                if gated:
+                    quadrants[first + j, quadrant[i, unit[first + j]]] += 1
+        if i + 1 == len(bins) or groups[i + 1] != groups[i]:
+            for j in range(size):
+                counts[first + j, groups[i]] += found[j]
+                found[j] = np.uint16(0)
+
+
+@_compiled
+def quarters(gate, up, rows, first, last, quadrant):  # type: ignore[no-untyped-def]
+    """The sign quadrant u8[row unit] of the pre-activations f32[position unit], for rows ``first <= i < last``."""
+    for i in range(first, last):
+        a, b, out = gate[rows[i]], up[rows[i]], quadrant[i]
+        for j in range(len(out)):
+            out[j] = np.uint8(2) * np.uint8(not a[j] > 0) + np.uint8(not b[j] > 0)
+
+
+@_compiled
+def overlaps(  # type: ignore[no-untyped-def]
+    bins, indptr, indices, unit, polarity, threshold, starts, columns, first, last, shown, both
+):
+    """Rows in any of several disjoint columns, for claims ``first <= k < last``.
+
+    starts   i64[claim + 1], columns i64[...]  which columns a claim is compared with
+    shown    i64[claim]  in, out: rows in them
+    both     i64[claim]  in, out: and active
+    """
+    for k in range(first, last):
+        own, positive = unit[k], polarity[k] > 0
+        for c in range(starts[k], starts[k + 1]):
+            begin, end = indptr[columns[c]], indptr[columns[c] + 1]
+            shown[k] += end - begin
+            for at in range(begin, end):
+                score = np.int64(bins[indices[at], own])
+                both[k] += (score if positive else _TOP - score) >= threshold[k]
+
+
+@_compiled
+def add_rows(values, rows, indptr, indices, columns, first, last, sums):  # type: ignore[no-untyped-def]
+    """Add up the coefficients of all units where a pattern is, for patterns ``first <= p < last``.
+
+    columns  i64[pattern]
+    sums     f32[pattern unit]  in, out; a batch is added up by itself before it is added
+    """
+    part = np.empty(values.shape[1], np.float32)
+    for p in range(first, last):
+        part[:] = 0
+        for at in range(indptr[columns[p]], indptr[columns[p] + 1]):
+            row = values[rows[indices[at]]]
+            for j in range(len(part)):
+                part[j] += row[j]
+        mine = sums[p]
+        for j in range(len(part)):
+            mine[j] += part[j]
+
+
+@_compiled
+def powers(values, rows, start, stop, total, squares):  # type: ignore[no-untyped-def]
+    """Sums of the coefficients and of their squares over rows, f64[unit], for units ``start <= u < stop``."""
+    first, second = total[start:stop], squares[start:stop]
+    for i in range(len(rows)):
+        row = values[rows[i]][start:stop]
+        for j in range(len(row)):
+            x = np.float64(row[j])
+            first[j] += x
+            second[j] += x * x

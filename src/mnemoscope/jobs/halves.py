@@ -1,0 +1,50 @@
+"""Text that the model reads to test patterns: whole documents of one half, up to a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import csc_array
+
+from mnemoscope.patterns.split import halves, mixed
+from mnemoscope.patterns.text import Text
+from mnemoscope.plan import Plan, PlanWriter
+from mnemoscope.store import Run
+
+
+@dataclass(frozen=True)
+class Half:
+    """Text of one half of the documents, and how the model will read it: the plan numbers its contexts from 0."""
+
+    text: Text
+    plan: Plan
+
+
+def read_half(text: Text, test: bool, budget: int, folder: Path, run: Run, seed: int = 0) -> Half:
+    """Whole documents of one half, by the smallest hash of their id, up to `budget` tokens; at least one."""
+    documents = halves(text.document[text.counted])[int(test)]
+    sizes = np.bincount(np.searchsorted(documents, text.document[np.isin(text.document, documents)]))
+    order = np.argsort(mixed(documents, seed + 101), kind="stable")
+    enough = np.cumsum(sizes[order]) <= budget
+    enough[:1] = True
+    part, _ = text.part(np.sort(documents[order][enough]))
+    folder.mkdir(exist_ok=True)
+    if (folder / "plan.json").exists():
+        plan = Plan.load(folder)
+    else:
+        writer = PlanWriter(folder, run.manifest.options["special"])
+        for context in range(len(part.contexts)):
+            tokens = part.tokens[part.starts[context] : part.starts[context + 1]]
+            writer.add("", {}, [(0, tokens.tolist())], None)
+        plan = writer.finish({}, int(np.diff(part.starts).max()))
+    assert plan.contexts == len(part.contexts), (plan.contexts, len(part.contexts))
+    return Half(part, plan)
+
+
+def last_tokens(text: Text, tokens: np.ndarray) -> csc_array:
+    """bool[prefix, token]: the last token of each prefix."""
+    rows = np.flatnonzero(text.counted)
+    place = np.searchsorted(tokens, text.tokens[rows])
+    return csc_array((np.ones(len(rows), bool), (rows, place)), shape=(len(text), len(tokens)))

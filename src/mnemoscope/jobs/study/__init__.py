@@ -1,0 +1,1 @@
+"""The measurements of the study that need the model; `catalogue` lists them, `run` does them."""

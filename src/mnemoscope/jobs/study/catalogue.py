@@ -1,0 +1,193 @@
+"""The measurements of the study: what each answers, adds to a run and costs. Importing it imports no torch.
+
+A *job* is `measure(run, model, sizes, folder, report) -> Mapping[table, Iterable[pa.Table]]`: what it adds to
+the run, all of its columns in the order of the schema, or the run to which it added them itself; `folder` is its
+own, for checkpoints. An *analysis* is `findings(run) -> list[Finding]`, pure. Both are named by module and function,
+and imported when they are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mnemoscope.analyses.study.finding import Finding, Section
+from mnemoscope.errors import QueryError
+from mnemoscope.store.schemas import CONTRIBUTIONS, OPTIONAL
+
+if TYPE_CHECKING:
+    from mnemoscope.jobs.study.positions import Sizes
+    from mnemoscope.store import Run
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One family of questions.
+
+    tables    tables of the run that the analysis reads besides those that every run has
+    job       "module:function" that measures them; empty when another command or the build does
+    uses      which of the sizes its job depends on
+    passes    forwarded tokens that an example costs, relative to its length; 0 when nothing is forwarded
+    minutes   what it costs besides, on two cores with the sample model
+    seconds   what an example costs besides, likewise
+    """
+
+    name: str
+    title: str
+    items: tuple[str, ...]
+    analysis: str
+    tables: tuple[str, ...] = ()
+    job: str = ""
+    uses: tuple[str, ...] = ()
+    passes: float = 0.0
+    minutes: float = 0.0
+    seconds: float = 0.0
+
+    def state(self, run: Run | None, sizes: Sizes) -> str:
+        """`ready`, `to measure`, or `other sizes` when the tables are there from other sizes."""
+        if run is None or not set(self.tables) <= run.manifest.tables.keys():
+            return "to measure"
+        known = run.manifest.options.get(self.key)  # None for tables that another command added
+        return "ready" if not self.job or known in (None, self.sizes(sizes)) else "other sizes"
+
+    @property
+    def key(self) -> str:
+        """Where the manifest's options say with which sizes it was measured."""
+        return f"study_{self.name}"
+
+    def sizes(self, sizes: Sizes) -> dict[str, Any]:
+        """Those that its job depends on."""
+        return {name: value for name, value in sizes.to_dict().items() if name in self.uses}
+
+    def section(self, run: Run) -> Section:
+        """Its findings; without its tables, what is missing."""
+        if lost := [name for name in self.tables if name not in run.manifest.tables]:
+            return Section(self.name, self.title, (), f"the run has no table {lost[0]}; {OPTIONAL[lost[0]]}")
+        try:
+            found: list[Finding] = named(self.analysis)(run)
+        except QueryError as error:  # too little text for one question is no reason to answer none
+            return Section(self.name, self.title, (), str(error))
+        return Section(self.name, self.title, tuple(found))
+
+
+def named(path: str) -> Any:
+    """What "module:function" names, inside the package."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(f"mnemoscope.{module}"), name)
+
+
+CATALOGUE = (
+    Measurement(
+        "glance",
+        "Model and text",
+        ("A2", "A3", "A26"),
+        "analyses.study.glance:findings",
+        ("parameters",),
+        "jobs.study.parameters:measure",
+    ),
+    Measurement(
+        "keys",
+        "Keys: patterns in triggers",
+        ("A4", "A7", "A8", "A74", "A77"),
+        "analyses.study.keys:findings",
+        ("patterns", "pattern_tests"),
+        "jobs.study.patterned:measure",
+        ("tokens", "seed"),
+        minutes=10,
+    ),
+    Measurement(
+        "removal",
+        "Keys: triggers without one token",
+        ("A9",),
+        "analyses.study.tokens_removed:findings",
+        ("removal",),
+        "jobs.study.removed:measure",
+        ("seed", "positions"),
+        minutes=10,
+    ),
+    Measurement(
+        "values",
+        "Values",
+        ("A10", "A11", "A14", "A15", "A75"),
+        "analyses.study.values:findings",
+    ),
+    Measurement(
+        "value_ranks",
+        "Values: ranks and probabilities",
+        ("A12", "A13"),
+        "analyses.study.value_ranks:findings",
+        ("value_ranks",),
+        "jobs.study.value_ranks:measure",
+        ("seed",),
+        minutes=3,
+    ),
+    Measurement(
+        "composition",
+        "Within a layer: memories and what they add up to",
+        ("A16", "A17", "A18", "A19", "A27", "A29"),
+        "analyses.study.composition:findings",
+        ("refinement", "refinement_examples"),
+    ),
+    Measurement(
+        "refinement",
+        "From layer to layer: how a prediction is refined",
+        ("A20", "A21", "A22", "A23", "A24", "A25"),
+        "analyses.study.refinement:findings",
+        ("refinement", "refinement_examples"),
+        "jobs.study.refinement:measure",
+        ("positions", "longest", "seed"),
+        passes=1,
+        minutes=1,
+        seconds=0.2,
+    ),
+    Measurement(
+        "contributions",
+        "Contributions to predictions",
+        ("A36", "A37", "A38", "A39", "A40", "A41", "A44", "A45", "A46", "A47", "A48", "A65"),
+        "analyses.study.contributions:findings",
+        CONTRIBUTIONS,
+        "jobs.study.contributions:measure",
+        ("seed", "sentences", "longest"),
+        minutes=1,
+        seconds=2.5,
+    ),
+    Measurement(
+        "crosslayer",
+        "What switches neurons on",
+        ("A43", "A49", "A58", "A59", "A60", "A61", "A62", "A63", "A64"),
+        "analyses.study.crosslayer:findings",
+        CONTRIBUTIONS,
+    ),
+    Measurement(
+        "questions",
+        "The rank of the answer",
+        ("A66", "A76"),
+        "analyses.study.ranks:findings",
+        ("question_ranks",),
+        "jobs.study.questions:measure",
+        ("seed", "questions"),
+        minutes=1,
+    ),
+    Measurement(
+        "distributions",
+        "Whole distributions",
+        ("A69", "A70", "A71", "A72"),
+        "analyses.study.distributions:findings",
+    ),
+)
+
+
+def choose(names: str | None) -> tuple[Measurement, ...]:
+    """Measurements by their names, separated by commas, and those that measure their tables; all if None.
+
+    `QueryError` if there is none such.
+    """
+    if names is None:
+        return CATALOGUE
+    known = {one.name: one for one in CATALOGUE}
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if odd := [name for name in wanted if name not in known] or ([""] if not wanted else []):
+        raise QueryError(f"choosing measurements: there is no {odd[0]!r}; choose among {', '.join(known)}")
+    tables = {table for name in wanted for table in known[name].tables}
+    return tuple(one for one in CATALOGUE if one.name in wanted or (one.job and tables & set(one.tables)))

@@ -1,0 +1,118 @@
+"""The study's measurements on a finished run: each that is not there yet, resumable, in the order of the catalogue."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from mnemoscope.corpus import Corpus
+from mnemoscope.errors import QueryError
+from mnemoscope.jobs.build import build
+from mnemoscope.jobs.study import positions
+from mnemoscope.jobs.study.catalogue import CATALOGUE, Measurement, choose, named
+from mnemoscope.jobs.study.positions import Sizes
+from mnemoscope.models import Model, load_model
+from mnemoscope.records import Progress
+from mnemoscope.store import Run, add_tables
+
+WORK = ".study"  # in the folder of the run, while a measurement is under way
+
+
+def study(
+    model: Model | PreTrainedModel | str | Path,
+    text: Corpus | str | Path | list[str],
+    path: str | Path,
+    *,
+    only: str | None = None,
+    sizes: Sizes | None = None,
+    workers: int = 1,
+    report: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Build a run, or take the one that is there, and measure what it lacks; `views.study.report.write` draws it.
+
+    model, text, path, workers  as in `build`
+    only                        names of measurements (`catalogue.CATALOGUE`), with commas between; all if None
+    """
+    model = model if isinstance(model, Model) else load_model(model)
+    chosen = choose(only)
+    run = build(model, text, path, workers=workers, report=report)
+    return measure(run, model, chosen=chosen, sizes=sizes, report=report)
+
+
+def measure(
+    run: Run,
+    model: Model,
+    *,
+    chosen: Sequence[Measurement] = CATALOGUE,
+    sizes: Sizes | None = None,
+    report: Callable[[Progress], None] | None = None,
+    skip: Callable[[Measurement, QueryError], None] | None = None,
+) -> Run:
+    """Add the tables of every chosen measurement that the run lacks, or has in other sizes; returns it opened.
+
+    Killed at any moment, the run stays whole, and the same call goes on after the last finished shard of examples.
+    skip  told of a measurement that this run has too little text for; without it, its `QueryError` is raised
+    RunMismatch when the model is not the run's.
+    """
+    sizes = sizes or Sizes()
+    model.check_built(run, "studying")
+    for one in chosen:
+        if one.job and one.state(run, sizes) != "ready":
+            try:
+                run = _add(run, model, one, sizes, report or (lambda _: None))
+            except QueryError as error:
+                if skip is None:
+                    raise
+                skip(one, error)
+    return run
+
+
+def _add(run: Run, model: Model, one: Measurement, sizes: Sizes, report: Callable[[Progress], None]) -> Run:
+    about = {"model": model.weights_sha256, "corpus": run.manifest.corpus.sha256, "sizes": one.sizes(sizes)}
+    folder = run.path / WORK / f"{one.name}-{positions.digest(about)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = named(one.job)(run, model, sizes, folder, report)
+    tables = {} if isinstance(found, Run) else found
+    run = add_tables(run.path, tables, {one.key: one.sizes(sizes)})
+    _remove(folder)
+    return run
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder)
+    if not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
+
+
+def estimate(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Sizes) -> float:
+    """Seconds that the measurements still to be done may take: a pass over some prefixes is timed.
+
+    An order of magnitude: what a measurement does besides forwarding is known for the sample model only.
+    """
+    left = [one for one in chosen if one.job and one.state(run, sizes) != "ready"]
+    forwarded = besides = 0.0
+    for one in left:
+        count = max(one.sizes(sizes).get(name, 0) for name in ("positions", "sentences"))
+        besides += 60 * one.minutes + one.seconds * count
+        if one.passes:
+            forwarded += (
+                one.passes * positions.sample(run, count, longest=sizes.longest, seed=sizes.seed).tokens
+            )
+    return (forwarded / _speed(run, model) if forwarded else 0.0) + besides
+
+
+def _speed(run: Run, model: Model) -> float:
+    """Tokens that the body reads in a second, over the first prefixes of the sample."""
+    examples = positions.sample(run, 2 * positions.SHARD, longest=64)
+    _, batch = next(examples.batches(examples.shards()[0]))
+    tokens = torch.from_numpy(batch.tokens[:16]).to(model.device, torch.int64)
+    with torch.inference_mode():
+        model.anatomy.body(input_ids=tokens, use_cache=False)  # the first pass is slower
+        start = time.perf_counter()
+        model.anatomy.body(input_ids=tokens, use_cache=False)
+    return tokens.numel() / (time.perf_counter() - start)

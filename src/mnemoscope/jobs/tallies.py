@@ -1,0 +1,406 @@
+"""Coefficients against patterns, counted in one pass: what the two-way test is made of.
+
+A `Tally` is a state of the loop (`jobs.loop`). It hands each layer of each batch to its parts, one for the neurons and
+one for each kind of null: a `FirstLook` in the discovery half, where every candidate is counted and the best and its
+threshold are chosen, and a `SecondLook` in the test half, which counts everything about the one that was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from scipy.sparse import csc_array, csr_array
+from torch import Tensor
+
+from mnemoscope import counting, kernel
+from mnemoscope.accumulate import below, load_state, save_state
+from mnemoscope.accumulate.protocol import fields_of, set_fields
+from mnemoscope.accumulate.reading import share_out
+from mnemoscope.capture import Coefficients, Inputs
+from mnemoscope.errors import RunError
+from mnemoscope.kernel import BINS
+from mnemoscope.nulls import Columns, Nulls
+from mnemoscope.patterns.split import mixed
+from mnemoscope.patterns.text import Text
+from mnemoscope.records import ContextBatch
+
+NEURON = "neuron"
+MIDDLE = BINS // 2
+SIDE = BINS - MIDDLE  # bins of the positive scores, and one for all others
+GROUPS = 1_024  # documents beyond these share a group: the unit of what is drawn again
+
+_BLOCK = 128  # units, or claims, that a thread takes at a time
+_ROWS = 128
+
+
+class Here(NamedTuple):
+    """The counted positions of a batch.
+
+    rows             i64[row]   position in the batch, contexts one after another, padding included
+    groups           i64[row]
+    indptr, indices             columns of patterns over these rows
+    """
+
+    rows: np.ndarray
+    groups: np.ndarray
+    indptr: np.ndarray
+    indices: np.ndarray
+
+
+class Ground:
+    """A text as the pass sees it: which patterns hold where, and whose documents are whose.
+
+    text     batches name its contexts by their place, from 0
+    columns  bool[prefix, column]
+    """
+
+    def __init__(self, text: Text, columns: csc_array) -> None:
+        self._text, self._columns = text, csr_array(columns)
+        documents = np.unique(text.document[text.counted])
+        self.documents = len(documents)
+        self.groups = min(len(documents), GROUPS)
+        self.tokens = int(text.counted.sum())
+        place = np.searchsorted(documents, text.document)
+        if len(documents) > GROUPS:
+            place = (mixed(text.document) % np.uint64(GROUPS)).astype(np.int64)
+        self.group = np.minimum(place, self.groups - 1)
+        self._last: tuple[ContextBatch, Here] | None = None
+
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """i32[column, group]: counted positions where each pattern is."""
+        rows = np.flatnonzero(self._text.counted)
+        spread = csr_array(
+            (np.ones(len(rows), np.int32), (self.group[rows], rows)), shape=(self.groups, len(self._text))
+        )
+        return np.asarray((spread @ self._columns.astype(np.int32)).T.todense(), np.int32)
+
+    def here(self, batch: ContextBatch) -> Here:
+        """The counted positions of a batch; remembered while its layers come."""
+        if self._last is None or self._last[0] is not batch:
+            rows = np.flatnonzero(batch.counted)
+            context, position = np.divmod(rows, batch.tokens.shape[1])
+            prefixes = self._text.starts[batch.contexts[context]] + position
+            local = self._columns[prefixes].tocsc()
+            found = Here(
+                rows, self.group[prefixes], local.indptr.astype(np.int64), local.indices.astype(np.int64)
+            )
+            self._last = (batch, found)
+        return self._last[1]
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Units and the columns that are claimed of them, sorted by layer; i64[claim] each."""
+
+    layer: np.ndarray
+    unit: np.ndarray
+    polarity: np.ndarray
+    column: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def of(self, layer: int) -> slice:
+        """The claims of one layer."""
+        first, last = np.searchsorted(self.layer, [layer, layer + 1])
+        return slice(int(first), int(last))
+
+
+@dataclass(frozen=True)
+class Look:
+    """One layer of one batch for one kind of unit.
+
+    values    f32[position unit]
+    gate, up  f32[position unit], None if not gated
+    """
+
+    here: Here
+    values: np.ndarray
+    gate: np.ndarray | None
+    up: np.ndarray | None
+
+    @classmethod
+    def of(cls, found: Columns, here: Here) -> Look:
+        """Coefficients in any dtype, on any device."""
+        gate, up = (None if part is None else _matrix(part) for part in (found.gate, found.up))
+        return cls(here, _matrix(found.coefficients), gate, up)
+
+    @cached_property
+    def bins(self) -> np.ndarray:
+        """u8[row unit]: bins of the counted positions."""
+        bins = np.empty((len(self.here.rows), self.values.shape[1]), np.uint8)
+        _share(
+            lambda first, last: kernel.assign_bins(self.values, self.here.rows, first, last, bins),
+            len(bins), _ROWS,
+        )  # fmt: skip
+        return bins
+
+    @cached_property
+    def quadrant(self) -> np.ndarray:
+        """u8[row unit]: sign quadrants of gate and up; empty if not gated."""
+        gate, up = self.gate, self.up
+        if gate is None or up is None:
+            return np.zeros((0, 0), np.uint8)
+        quadrant = np.empty(self.bins.shape, np.uint8)
+        _share(
+            lambda first, last: counting.quarters(gate, up, self.here.rows, first, last, quadrant),
+            len(quadrant), _ROWS,
+        )  # fmt: skip
+        return quadrant
+
+
+def _matrix(x: Tensor) -> np.ndarray:
+    return x.detach().flatten(0, 1).float().contiguous().cpu().numpy()
+
+
+def _share(work: Callable[[int, int], None], size: int, block: int = _BLOCK) -> None:
+    """Work on ranges of `size`, in as many threads as torch has."""
+    share_out(lambda first: work(first, min(first + block, size)), range(0, size, block))
+
+
+class Part(Protocol):
+    """What is counted of one kind of unit."""
+
+    FIELDS: ClassVar[tuple[str, ...]]
+
+    def update(self, layer: int, look: Look) -> None:
+        """Take in one layer of one batch."""
+
+
+class FirstLook:
+    """Every candidate in the discovery half.
+
+    totals           i32[layer unit bin]      histogram of the coefficient
+    highest, lowest  u8[layer group unit]     bins of the extremes of each group of documents
+    counts           u32[claim SIDE]          histogram of the positive scores where the pattern is
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("totals", "highest", "lowest", "counts")
+
+    def __init__(self, layers: int, units: int, groups: int, claims: Claims) -> None:
+        self._claims = claims
+        self.totals = np.zeros((layers, units, BINS), np.int32)
+        self.highest = np.zeros((layers, groups, units), np.uint8)
+        self.lowest = np.full((layers, groups, units), BINS - 1, np.uint8)
+        self.counts = np.zeros((len(claims), SIDE), np.uint32)
+
+    def update(self, layer: int, look: Look) -> None:
+        """Count the counted positions."""
+        here, claims, mine = look.here, self._claims, self._claims.of(layer)
+        bins, totals = look.bins, self.totals[layer]
+        unit, polarity, column = claims.unit[mine], claims.polarity[mine], claims.column[mine]
+
+        def units(start: int, stop: int) -> None:
+            kernel.count(bins, start, stop, totals)
+            counting.peaks(bins, here.groups, start, stop, self.highest[layer], self.lowest[layer])
+
+        def some(first: int, last: int) -> None:
+            counting.present(
+                bins,
+                here.indptr,
+                here.indices,
+                unit,
+                polarity,
+                column,
+                MIDDLE,
+                first,
+                last,
+                self.counts[mine],
+            )
+
+        _share(units, bins.shape[1])
+        _share(some, len(unit))
+
+    def sides(self, claims: slice) -> np.ndarray:
+        """i64[claim SIDE]: histogram of the positive scores of the units of some claims, all text."""
+        claim = self._claims
+        totals = self.totals[claim.layer[claims], claim.unit[claims]].astype(np.int64)
+        totals = np.where(claim.polarity[claims, None] > 0, totals, totals[:, ::-1])
+        side = totals[:, MIDDLE:].copy()
+        side[:, 0] += totals[:, :MIDDLE].sum(1)
+        return side
+
+    def documents(self, claims: slice) -> np.ndarray:
+        """i64[claim SIDE]: groups of documents in which the unit reaches each of these scores."""
+        claim = self._claims
+        layer, unit, positive = claim.layer[claims], claim.unit[claims], claim.polarity[claims] > 0
+        out = np.zeros((len(layer), SIDE), np.int64)
+        for index in np.unique(layer):
+            here = np.flatnonzero(layer == index)
+            high, low = (part[index][:, unit[here]] for part in (self.highest, self.lowest))
+            peak = np.where(positive[here], high, BINS - 1 - low.astype(np.int64)) - MIDDLE
+            place = np.maximum(peak, 0) + SIDE * np.arange(len(here))
+            counts = np.bincount(place.ravel(), minlength=SIDE * len(here)).reshape(-1, SIDE)
+            out[here] = np.cumsum(counts[:, ::-1], 1)[:, ::-1]
+        return out
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The claims that are tested, and what they are compared with.
+
+    threshold        i64[claim]      score at which active begins
+    starts, columns  i64[claim + 1], i64[...]  disjoint columns of the baseline table of each claim
+    other            i64[claim]      the column of another unit's claim, or -1
+    """
+
+    claims: Claims
+    threshold: np.ndarray
+    starts: np.ndarray
+    columns: np.ndarray
+    other: np.ndarray
+
+
+class SecondLook:
+    """Everything about the chosen claims in the test half.
+
+    totals             i32[layer unit bin]     histogram of the coefficient
+    total, squares     f64[layer unit]         sums of the coefficient and of its square
+    counts             u32[claim bin]          histogram of the coefficient where the pattern is
+    among              f64[claim]              sum of the coefficient there
+    both, active       u16[claim group]        active where the pattern is, and anywhere
+    quadrants_both, quadrants_active  i64[claim 4]  the same two by sign quadrant
+    table, table_both  i64[claim]              positions in the baseline table, and active
+    other, other_both  i64[claim]              positions of the other unit's pattern, and active
+    sums               f32[pattern unit]       sum of the coefficient where each pattern of the layer is
+    gated              bool[1]                 whether there were signs of gate and up to count
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        "totals", "total", "squares", "counts", "among", "both", "active", "quadrants_both", "quadrants_active",
+        "table", "table_both", "other", "other_both", "sums", "gated",
+    )  # fmt: skip
+
+    def __init__(
+        self, layers: int, units: int, ground: Ground, chosen: Chosen, patterns: tuple[np.ndarray, ...]
+    ) -> None:
+        """`patterns` are the columns i64[...] of each layer that every unit of the layer is measured against."""
+        self._chosen, self._patterns = chosen, patterns
+        self._offsets = np.concatenate([[0], np.cumsum([len(columns) for columns in patterns])])
+        claims, groups = chosen.claims, ground.groups
+        largest = int(np.bincount(ground.group, minlength=1).max())
+        count = np.uint16 if largest < 2**16 else np.uint32
+        self.totals = np.zeros((layers, units, BINS), np.int32)
+        self.total, self.squares = np.zeros((2, layers, units))
+        self.counts = np.zeros((len(claims), BINS), np.uint32)
+        self.among = np.zeros(len(claims))
+        self.both, self.active = np.zeros((2, len(claims), groups), count)
+        self.quadrants_both, self.quadrants_active = np.zeros((2, len(claims), 4), np.int64)
+        self.table, self.table_both, self.other, self.other_both = np.zeros((4, len(claims)), np.int64)
+        self.sums = np.zeros((int(self._offsets[-1]), units), np.float32)
+        self.gated = np.zeros(1, bool)
+        positive = claims.polarity > 0
+        self._low = np.where(positive, chosen.threshold, 0).astype(np.uint8)
+        self._high = np.where(positive, BINS - 1, BINS - 1 - chosen.threshold).astype(np.uint8)
+
+    def patterns(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """The columns i64[pattern] of a layer, and the sums f32[pattern unit] over them."""
+        return self._patterns[layer], self.sums[self._offsets[layer] : self._offsets[layer + 1]]
+
+    def update(self, layer: int, look: Look) -> None:
+        """Count the counted positions."""
+        here, chosen, mine = look.here, self._chosen, self._chosen.claims.of(layer)
+        bins, quadrant, gated = look.bins, look.quadrant, look.gate is not None
+        self.gated[0] |= gated
+        claims, threshold = chosen.claims, chosen.threshold[mine]
+        unit, polarity, column = claims.unit[mine], claims.polarity[mine], claims.column[mine]
+        starts, other = chosen.starts[mine.start : mine.stop + 1], chosen.other[mine]
+        # Without another unit there are no columns to compare with.
+        others, other_starts = other[other >= 0], np.concatenate([[0], np.cumsum(other >= 0)])
+        columns, sums = self.patterns(layer)
+
+        def units(start: int, stop: int) -> None:
+            kernel.count(bins, start, stop, self.totals[layer])
+            counting.powers(look.values, here.rows, start, stop, self.total[layer], self.squares[layer])
+
+        def some(first: int, last: int) -> None:
+            counting.active(
+                bins, quadrant, gated, here.groups, unit, self._low[mine], self._high[mine], first, last,
+                self.active[mine], self.quadrants_active[mine],
+            )  # fmt: skip
+            counting.together(
+                bins, look.values, here.rows, quadrant, gated, here.groups, here.indptr, here.indices,
+                unit, polarity, column, threshold, first, last,
+                self.counts[mine], self.among[mine], self.both[mine], self.quadrants_both[mine],
+            )  # fmt: skip
+            for begins, compared, shown, both in (
+                (starts, chosen.columns, self.table, self.table_both),
+                (other_starts, others, self.other, self.other_both),
+            ):
+                counting.overlaps(
+                    bins, here.indptr, here.indices, unit, polarity, threshold, begins, compared, first, last,
+                    shown[mine], both[mine],
+                )  # fmt: skip
+
+        def add(first: int, last: int) -> None:
+            counting.add_rows(look.values, here.rows, here.indptr, here.indices, columns, first, last, sums)
+
+        _share(units, bins.shape[1])
+        _share(some, len(unit))
+        _share(add, len(columns), _ROWS)
+
+
+class Tally:
+    """A state of the loop: the parts by kind of unit, and the shards that they hold."""
+
+    def __init__(self, ground: Ground, nulls: Nulls | None, parts: Mapping[str, Part]) -> None:
+        self.parts, self._ground, self._nulls = dict(parts), ground, nulls
+        self._shards: set[int] = set()
+
+    @property
+    def shards(self) -> frozenset[int]:
+        """The shards that are finished or loaded."""
+        return frozenset(self._shards)
+
+    def update(
+        self,
+        layer: int,
+        coefficients: Coefficients,
+        batch: ContextBatch,
+        gate: Coefficients | None,
+        up: Coefficients | None,
+        inputs: Inputs,
+    ) -> None:
+        """Take in one layer of one batch: a `Receiver`."""
+        here = self._ground.here(batch)
+        found = {NEURON: Columns(coefficients, gate, up)}
+        if self._nulls is not None:
+            found |= self._nulls.columns(layer, batch, inputs, coefficients)
+        for kind, part in self.parts.items():
+            part.update(layer, Look.of(found[kind], here))
+
+    def finish_shard(self, shard: int) -> None:
+        """All batches of a shard have been given; RunError when it was in already."""
+        if shard in self._shards:
+            raise RunError(f"counting patterns: shard {shard} was counted before")
+        self._shards.add(shard)
+
+    def merge(self, other: Any) -> None:
+        """One process counts: its sums are of floats, and stay in the order of the text."""
+        raise RunError("counting patterns: tallies are not merged; use one process")
+
+    def save(self, path: Path) -> None:
+        """Write everything to one file, whole or not at all."""
+        arrays = {
+            f"{kind}/{name}": array
+            for kind, part in self.parts.items()
+            for name, array in fields_of(part).items()
+        }
+        save_state(path, arrays | {"shards": np.array(sorted(self._shards), np.int64)})
+
+    def restore(self, path: Path) -> Tally:
+        """Become what was saved; RunCorrupt when the file is not whole or of another shape."""
+
+        def read(state: Mapping[str, np.ndarray]) -> Tally:
+            for kind, part in self.parts.items():
+                set_fields(part, below(state, f"{kind}/"))
+            self._shards = set(state["shards"].tolist())
+            return self
+
+        return load_state(path, read)

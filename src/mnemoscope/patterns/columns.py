@@ -1,0 +1,73 @@
+"""Sets of rows as columns of a sparse matrix, made without ever sorting more than one code for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import csc_array, hstack
+
+
+def columns(starts: np.ndarray, rows: np.ndarray, height: int) -> csc_array:
+    """bool[row, column] whose column `i` is `rows[starts[i] : starts[i + 1]]` (ascending, none twice)."""
+    rows = np.asarray(rows, np.int32)
+    return csc_array((np.ones(len(rows), bool), rows, starts), shape=(height, len(starts) - 1))
+
+
+def from_flags(flags: Sequence[np.ndarray], height: int) -> csc_array:
+    """One column for each bool[row]."""
+    found = [np.flatnonzero(flag) for flag in flags]
+    starts = np.concatenate([[0], np.cumsum([len(rows) for rows in found])]).astype(np.int64)
+    return columns(starts, np.concatenate([*found, np.zeros(0, np.int64)]), height)
+
+
+def joined(parts: Sequence[csc_array], height: int) -> csc_array:
+    """Columns side by side."""
+    parts = [part for part in parts if part.shape[1]]
+    return hstack(parts, format="csc") if parts else columns(np.zeros(1, np.int64), np.zeros(0), height)
+
+
+class Groups:
+    """Rows by their code: which rows share one, and in how many documents."""
+
+    def __init__(self, codes: np.ndarray, valid: np.ndarray) -> None:
+        rows = np.flatnonzero(valid)
+        self.height = len(codes)
+        self.rows = rows[np.argsort(codes[rows], kind="stable")]
+        ordered = codes[self.rows]
+        new = np.ones(len(rows), bool)
+        new[1:] = ordered[1:] != ordered[:-1]
+        self.starts = np.append(np.flatnonzero(new), len(rows))
+        self.codes = ordered[self.starts[:-1]]
+
+    def spread(self, documents: np.ndarray) -> np.ndarray:
+        """i64[group]: different documents; the rows of a document must be neighbours."""
+        if not len(self.rows):
+            return np.zeros(0, np.int64)
+        ordered = documents[self.rows]
+        new = np.ones(len(ordered), bool)
+        new[1:] = ordered[1:] != ordered[:-1]
+        new[self.starts[:-1]] = True
+        return np.add.reduceat(new.astype(np.int64), self.starts[:-1])
+
+    def take(self, groups: np.ndarray) -> csc_array:
+        """A column for each group; -1 is an empty one."""
+        known = groups >= 0
+        first = np.where(known, self.starts[groups], 0)
+        size = np.where(known, self.starts[groups + 1] - first, 0)
+        return columns(np.concatenate([[0], np.cumsum(size)]), self.rows[spans(first, size)], self.height)
+
+    def find(self, codes: np.ndarray) -> np.ndarray:
+        """i64[code]: its group, or -1."""
+        if not len(self.codes):
+            return np.full(len(codes), -1)
+        place = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
+        return np.where(self.codes[place] == codes, place, -1)
+
+
+def spans(first: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """i64[sum of sizes]: first[0], first[0] + 1, ..., one run after another."""
+    if not len(first):
+        return np.zeros(0, np.int64)
+    before = np.cumsum(size) - size
+    return np.arange(int(size.sum())) + np.repeat(first - before, size)

@@ -1,0 +1,198 @@
+"""Conjunctions and disjunctions by beam search, each further part at the price of naming it.
+
+A compound is chosen only when its tail is smaller than that of its best part by more than the number of patterns
+in the language, once for each further part: what it would cost to say which one (minimum description length). The same
+search runs on the drawn sets, so that the family-wise p-value knows about it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mnemoscope.patterns.columns import Groups
+from mnemoscope.patterns.score import SUPPORT, Top
+from mnemoscope.patterns.space import Space
+from mnemoscope.patterns.tails import log_binomial_tail
+
+SINGLE, ALL, ANY = 0, 1, 2
+PARTS = {ALL: 3, ANY: 4}
+SAMPLE = 4000  # points of the rarer part, at most, among which the others are counted
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One pattern for each set.
+
+    how i8 (SINGLE, ALL, ANY), columns i64[set, 4] (-1 where there is none), bits u64, base f64, log_p f64,
+    score f64: log_p plus the price of further parts; 0 where nothing is shared
+    """
+
+    how: np.ndarray
+    columns: np.ndarray
+    bits: np.ndarray
+    base: np.ndarray
+    log_p: np.ndarray
+    score: np.ndarray
+
+    def put(self, where: np.ndarray, other: Choice) -> None:
+        """Replace the choices of some sets."""
+        for name in self.__dataclass_fields__:
+            getattr(self, name)[where] = getattr(other, name)
+
+
+def singles(top: Top) -> Choice:
+    """The best pattern of each set."""
+    sets = len(top.column)
+    columns = np.full((sets, PARTS[ANY]), -1)
+    columns[:, 0] = top.column[:, 0]
+    return Choice(
+        np.zeros(sets, np.int8),
+        columns,
+        top.bits[:, 0].copy(),
+        top.base[:, 0].copy(),
+        top.log_p[:, 0].copy(),
+        top.log_p[:, 0].copy(),
+    )
+
+
+def widen(choice: Choice, top: Top, trials: np.ndarray, price: float) -> None:
+    """Disjunctions: add to the best of each set the part that helps most, while it is worth its price.
+
+    The rate of a disjunction is bounded by the sum of the rates of its parts, so that its tail is never too
+    small. Where a start from the second or third best ends better, that one is taken.
+    """
+    rows = np.arange(len(top.column))
+    for begin in range(min(3, top.column.shape[1])):
+        at = _start(top, begin)
+        for part in range(1, PARTS[ANY]):
+            bits = at.bits[:, None] | top.bits
+            base = np.minimum(at.base[:, None] + top.base, 1)
+            log_p = log_binomial_tail(np.bitwise_count(bits), trials[:, None], base)
+            more = np.bitwise_count(bits).astype(int) - np.bitwise_count(at.bits)[:, None]
+            whole = (at.columns >= 0).sum(1) == part  # those that did not grow in the last round are done
+            score = np.where((more >= SUPPORT) & (top.column >= 0) & whole[:, None], log_p + part * price, 0)
+            place = score.argmin(1)
+            sets = np.flatnonzero(score[rows, place] < at.score)
+            if not len(sets):
+                break
+            chosen = (sets, place[sets])
+            at.how[sets], at.columns[sets, part] = ANY, top.column[chosen]
+            at.bits[sets], at.base[sets] = bits[chosen], base[chosen]
+            at.log_p[sets], at.score[sets] = log_p[chosen], score[chosen]
+        better = np.flatnonzero((at.how == ANY) & (at.score < choice.score))
+        choice.put(better, _some(at, better))
+
+
+def _start(top: Top, begin: int) -> Choice:
+    return singles(Top(top.column[:, begin:], top.bits[:, begin:], top.base[:, begin:], top.log_p[:, begin:]))
+
+
+def _some(choice: Choice, which: np.ndarray) -> Choice:
+    return Choice(**{name: getattr(choice, name)[which] for name in choice.__dataclass_fields__})
+
+
+def narrow(
+    choice: Choice, top: Top, space: Space, slots: np.ndarray, trials: np.ndarray, price: float
+) -> None:
+    """Conjunctions: of two of the best patterns of a set, then of a third with them."""
+    a, b = np.triu_indices(top.column.shape[1], 1)
+    both = top.bits[:, a] & top.bits[:, b]
+    hits = np.bitwise_count(both)
+    # If they were independent, would it be worth it? Most pairs would not, and need no counting.
+    hoped = log_binomial_tail(hits, trials[:, None], top.base[:, a] * top.base[:, b])
+    bar = np.minimum(choice.score, top.log_p[:, 0])[:, None]
+    likely = (hits >= SUPPORT) & (top.column[:, b] >= 0) & (hoped + price < bar)
+    sets, pair = np.nonzero(likely)
+    columns = np.stack([top.column[sets, a[pair]], top.column[sets, b[pair]]], 1)
+    _better(choice, space, slots, trials, price, sets, columns, both[sets, pair])
+    third = np.flatnonzero(choice.how == ALL)
+    bits = choice.bits[third, None] & top.bits[third]
+    hits = np.bitwise_count(bits)
+    hoped = log_binomial_tail(hits, trials[third, None], choice.base[third, None] * top.base[third])
+    inside = (top.column[third, :, None] == choice.columns[third, None, :]).any(2)
+    likely = (
+        (hits >= SUPPORT)
+        & (top.column[third] >= 0)
+        & ~inside
+        & (hoped + 2 * price < choice.score[third, None])
+    )
+    place, other = np.nonzero(likely)
+    sets = third[place]
+    columns = np.concatenate([choice.columns[sets, :2], top.column[sets, other][:, None]], 1)
+    _better(choice, space, slots, trials, price, sets, columns, bits[place, other])
+
+
+def _better(
+    choice: Choice,
+    space: Space,
+    slots: np.ndarray,
+    trials: np.ndarray,
+    price: float,
+    sets: np.ndarray,
+    columns: np.ndarray,
+    bits: np.ndarray,
+) -> None:
+    """Put the conjunctions i64[case, part] of some sets in place of what they had, where they are better."""
+    if not len(sets):
+        return
+    base = joint_base(space, slots[sets], columns)
+    log_p = log_binomial_tail(np.bitwise_count(bits), trials[sets], base)
+    score = log_p + (columns.shape[1] - 1) * price
+    order = np.lexsort((score, sets))
+    first = order[np.concatenate([[True], sets[order][1:] != sets[order][:-1]])]
+    first = first[score[first] < choice.score[sets[first]]]
+    padded = np.full((len(first), PARTS[ANY]), -1)
+    padded[:, : columns.shape[1]] = columns[first]
+    how = np.full(len(first), ALL, np.int8)
+    found = Choice(how, padded, bits[first], base[first], log_p[first], score[first])
+    choice.put(sets[first], found)
+
+
+def joint_base(space: Space, slots: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """f64[case]: mean over the triggers of the share of their stratum that has all of `columns i64[case, part]`.
+
+    Counted exactly for each different conjunction (among `SAMPLE` points of its rarest part).
+    """
+    columns = np.sort(columns, 1)
+    unique, place = np.unique(columns, axis=0, return_inverse=True)
+    rarity = np.diff(space.columns.indptr)
+    strata = int(space.stratum.max(initial=0)) + 1
+    sizes = np.maximum(np.bincount(space.stratum, minlength=strata), 1)
+    out = np.zeros(len(columns))
+    place = place.ravel()
+    cases = Groups(place, np.ones(len(place), bool))
+    for number, parts in enumerate(unique):
+        rare = parts[rarity[parts].argmin()]
+        points = space.columns.indices[space.columns.indptr[rare] : space.columns.indptr[rare + 1]]
+        share = min(1.0, SAMPLE / max(len(points), 1))
+        if share < 1:
+            points = points[np.linspace(0, len(points) - 1, SAMPLE).astype(np.int64)]
+        for part in parts:
+            if part != rare:
+                points = points[_member(space, points, part)]
+        rates = np.bincount(space.stratum[points], minlength=strata) / share / sizes
+        which = cases.rows[cases.starts[number] : cases.starts[number + 1]]
+        filled = slots[which] >= 0
+        values = np.where(filled, rates[space.stratum[slots[which]]], 0)
+        out[which] = values.sum(1) / np.maximum(filled.sum(1), 1)
+        if share < 1:  # a sample may have missed a stratum altogether
+            out[which] = np.maximum(out[which], (len(points) / share + 1) / (len(space.rows) + 1))
+    return np.minimum(out, 1.0)
+
+
+def _member(space: Space, points: np.ndarray, column: int) -> np.ndarray:
+    """bool[point]: which of some points (ascending) have a pattern."""
+    own = space.columns.indices[space.columns.indptr[column] : space.columns.indptr[column + 1]]
+    place = np.minimum(np.searchsorted(own, points), len(own) - 1)
+    return np.asarray(own[place] == points)
+
+
+def stacked(choices: list[Choice]) -> Choice:
+    """The choices of several chunks of sets, one after another."""
+    if not choices:
+        empty = np.zeros((0, 1))
+        return singles(Top(empty.astype(np.int64), empty.astype(np.uint64), empty, empty))
+    names = choices[0].__dataclass_fields__
+    return Choice(**{name: np.concatenate([getattr(choice, name) for choice in choices]) for name in names})

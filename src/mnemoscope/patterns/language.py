@@ -1,0 +1,178 @@
+"""The pattern language: the mask of any spec, and all the patterns that a text has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.sparse import csc_array
+
+from mnemoscope.errors import PatternError
+from mnemoscope.patterns import foreign, forms, sequences, windows
+from mnemoscope.patterns.columns import columns, from_flags, joined
+from mnemoscope.patterns.pattern import Pattern, parse
+from mnemoscope.patterns.text import Text
+
+__all__ = ["masks", "parse", "usual"]
+
+
+def masks(text: Text, specs: Sequence[str | Pattern]) -> csc_array:
+    """bool[prefix, pattern]: where each pattern holds, thousands at a time; `PatternError` for one that
+    cannot be read. Every prefix has a mask, whether it is counted or not."""
+    patterns = [parse(spec) for spec in specs]
+    groups: dict[tuple[str, object], list[int]] = {}
+    for place, pattern in enumerate(patterns):
+        groups.setdefault((pattern.family, _variant(pattern)), []).append(place)
+    if not patterns:
+        return joined([], len(text))
+    parts = [_FAMILIES[family](text, [patterns[p] for p in places]) for (family, _), places in groups.items()]
+    order = np.argsort(np.concatenate([np.array(places) for places in groups.values()]))
+    return csc_array(joined(parts, len(text))[:, order])
+
+
+def usual(text: Text, pattern: Pattern) -> np.ndarray:
+    """bool[prefix]: the mask of one pattern, which must hold at some of the counted prefixes but not at all;
+    else `PatternError`."""
+    mask = masks(text, [pattern]).toarray()[:, 0]
+    share = float(mask[text.counted].mean()) if text.counted.any() else 0.0
+    if share in (0.0, 1.0):
+        raise PatternError(
+            f"testing {pattern.spec!r}: it holds at {'all' if share else 'none'} of the {int(text.counted.sum()):,} "
+            "prefixes, so that there is nothing to compare; give a pattern that some have and some have not"
+        )
+    return mask
+
+
+def _variant(pattern: Pattern) -> object:
+    """What patterns must share for their masks to be made at once."""
+    if pattern.family in ("word", "words"):
+        return pattern.arguments[1]
+    if pattern.family in ("suffix", "prefix"):
+        return len(pattern.arguments[0])
+    return None
+
+
+def _labels(text: Text, patterns: Sequence[Pattern]) -> csc_array:
+    head = patterns[0].family
+    codes, names = forms.labels(text, head, len(patterns[0].arguments[0]))
+    return _coded(text, codes, names, [pattern.arguments[0] for pattern in patterns])
+
+
+def _coded(text: Text, codes: np.ndarray, names: Sequence[str], wanted: Sequence[str]) -> csc_array:
+    known = {name: number for number, name in enumerate(names)}
+    return sequences.masks_codes(text, codes, [known.get(name, -1) for name in wanted])
+
+
+def _word(text: Text, patterns: Sequence[Pattern]) -> csc_array:
+    words, window = [pattern.arguments[0] for pattern in patterns], patterns[0].arguments[1]
+    if window == 1:
+        return _coded(text, *forms.labels(text, "word"), words)
+    return windows.word_masks(text, words, window)
+
+
+def _words(text: Text, patterns: Sequence[Pattern]) -> csc_array:
+    return windows.any_of(text, [pattern.arguments[0] for pattern in patterns], patterns[0].arguments[1])
+
+
+def _topic(text: Text, patterns: Sequence[Pattern]) -> csc_array:
+    return windows.at_least(
+        text, [pattern.arguments[1] for pattern in patterns], [pattern.arguments[0] for pattern in patterns]
+    )
+
+
+def _form(text: Text, patterns: Sequence[Pattern]) -> csc_array:
+    return from_flags(forms.flags(text, [pattern.arguments[0] for pattern in patterns]), len(text))
+
+
+def _position(text: Text, patterns: Sequence[Pattern]) -> csc_array:
+    bounds = [pattern.arguments for pattern in patterns]
+    inside = [(text.position >= low) & (text.position <= (high or len(text))) for low, high in bounds]
+    return from_flags(inside, len(text))
+
+
+def _following(text: Text, patterns: Sequence[Pattern]) -> csc_array:
+    after, again = sequences.following(text)
+    number = sequences.token_number(text)
+    codes = after if patterns[0].family == "next" else again
+    return sequences.masks_codes(text, codes, [number(pattern.arguments[0]) for pattern in patterns])
+
+
+def next_labels(text: Text, head: str) -> tuple[np.ndarray, list[str]]:
+    """i64[prefix] and their names: the folded token that comes next, or its class; -1 at the end of a context."""
+    tokens = text.words.tokens
+    if head == "nextword":
+        codes, names = tokens.fold[tokens.places], tokens.folded
+    else:
+        kinds = [_class(piece) for piece in tokens.texts]
+        names = list(dict.fromkeys(kinds))
+        codes = np.array([names.index(kind) for kind in kinds], np.int64)[tokens.places]
+    after = np.full(len(text), -1, np.int64)
+    after[:-1] = np.where(text.position[1:] > 0, codes[1:], -1)
+    return after, names
+
+
+def _class(piece: str) -> str:
+    """number, capitalised word, word, continuation, line break, punctuation."""
+    bare = piece.strip()
+    if "\n" in piece:
+        return "line break"
+    if bare[:1].isdigit():
+        return "number"
+    if not bare[:1].isalpha():
+        return "punctuation mark"
+    if piece[:1] != " ":
+        return "continuation"
+    return "capitalised word" if bare[0].isupper() else "word"
+
+
+def _next(text: Text, patterns: Sequence[Pattern]) -> csc_array:
+    return _coded(
+        text, *next_labels(text, patterns[0].family), [pattern.arguments[0] for pattern in patterns]
+    )
+
+
+def _foreign(text: Text, patterns: Sequence[Pattern]) -> csc_array:
+    return from_flags([foreign.mask(text, pattern) for pattern in patterns], len(text))
+
+
+def _many(text: Text, patterns: Sequence[Pattern]) -> csc_array:
+    """Compounds, their parts made once for all of them: `any` has one of its parts, `all` has each."""
+    parts = {part.spec: part for pattern in patterns for part in pattern.arguments}
+    place = {spec: number for number, spec in enumerate(parts)}
+    own = [sorted({place[part.spec] for part in pattern.arguments}) for pattern in patterns]
+    sizes = np.array([len(mine) for mine in own])
+    member = csc_array(
+        (np.ones(int(sizes.sum()), np.int16), np.concatenate(own), np.concatenate([[0], np.cumsum(sizes)])),
+        shape=(len(parts), len(patterns)),
+    )
+    met = csc_array(masks(text, list(parts.values())).astype(np.int16) @ member)
+    met.sort_indices()
+    needed = np.repeat(sizes if patterns[0].family == "all" else np.ones_like(sizes), np.diff(met.indptr))
+    kept = met.data >= needed
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return columns(before[met.indptr], met.indices[kept], len(text))
+
+
+_FAMILIES: dict[str, Callable[[Text, Sequence[Pattern]], csc_array]] = {
+    "tokens": sequences.masks,
+    "folded": sequences.masks,
+    "word": _word,
+    "words": _words,
+    "topic": _topic,
+    "suffix": _labels,
+    "prefix": _labels,
+    "shape": _labels,
+    "casing": _labels,
+    "lemma": _labels,
+    "form": _form,
+    "position": _position,
+    "followed": _following,
+    "next": _following,
+    "nextword": _next,
+    "nextclass": _next,
+    "regex": _foreign,
+    "file": _foreign,
+    "predicate": _foreign,
+    "all": _many,
+    "any": _many,
+}

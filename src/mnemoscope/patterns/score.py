@@ -1,0 +1,116 @@
+"""How well each pattern is shared by the triggers of each unit, for thousands of units at once.
+
+A *set* is the triggers of one unit, real or drawn: `slots i64[set, slot]`, points of a space, at most 64, -1 where
+there is none. Which of them have a pattern is an integer of 64 bits, so that what two patterns cover together or in
+common is one operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from mnemoscope.patterns.space import Space
+from mnemoscope.patterns.tails import MOST, log_binomial_tail
+
+SUPPORT = 3  # triggers that share it, at least (Geva et al. 2021)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """(set, pattern) pairs, sorted by set.
+
+    set i64, column i64, bits u64 (which slots have it), base f64 (chance of a trigger's stratum to have it,
+    mean over the triggers), log_p f64 (natural logarithm of the tail)
+    """
+
+    set: np.ndarray
+    column: np.ndarray
+    bits: np.ndarray
+    base: np.ndarray
+    log_p: np.ndarray
+
+    def take(self, which: np.ndarray) -> Shared:
+        """Some of the pairs."""
+        return Shared(
+            self.set[which], self.column[which], self.bits[which], self.base[which], self.log_p[which]
+        )
+
+
+def shared(space: Space, slots: np.ndarray, least_likely: float = -1.0) -> Shared:
+    """All patterns that at least `SUPPORT` triggers of a set share, and more likely than not by no chance:
+    with a log tail of at most `least_likely`."""
+    sets, width = slots.shape
+    assert width <= MOST, width
+    filled = slots >= 0
+    flags = (np.uint64(1) << np.arange(width, dtype=np.uint64))[None, :].repeat(sets, 0)
+    starts = np.concatenate([[0], np.cumsum(filled.sum(1))])
+    chosen = csr_array((flags[filled], slots[filled], starts), shape=(sets, len(space.rows)))
+    product = csr_array(chosen @ space.marks)
+    hits = np.bitwise_count(product.data)
+    enough = hits >= SUPPORT
+    owner = np.repeat(np.arange(sets), np.diff(product.indptr))[enough]
+    column, bits = product.indices[enough].astype(np.int64), product.data[enough]
+    trials = filled.sum(1)[owner]
+    base = _base(space, slots, owner, column)
+    log_p = log_binomial_tail(hits[enough], trials, base)
+    found = Shared(owner, column, bits, base, log_p)
+    return found.take(np.flatnonzero(log_p <= least_likely))
+
+
+def _base(space: Space, slots: np.ndarray, owner: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """f64[pair]: mean over the triggers of the rate of their stratum."""
+    filled = slots >= 0
+    strata = int(space.stratum.max(initial=0)) + 1
+    stratum = np.where(filled, space.stratum[slots], -1)
+    total = np.zeros(len(owner))
+    if strata == 1:
+        return np.asarray(space.rates[0, column], np.float64)
+    for slot in range(slots.shape[1]):
+        here = stratum[owner, slot]
+        total += np.where(here >= 0, space.rates[here, column], 0)
+    return total / filled.sum(1)[owner]
+
+
+@dataclass(frozen=True)
+class Top:
+    """The best few patterns of each set, best first: [set, place], column -1 where there is none."""
+
+    column: np.ndarray
+    bits: np.ndarray
+    base: np.ndarray
+    log_p: np.ndarray
+
+
+def best(found: Shared, sets: int, count: int, aspect: np.ndarray | None = None) -> Top:
+    """The `count` best of each set.
+
+    aspect   i64[column]: of patterns of one aspect that the very same triggers have, only the best is kept
+    """
+    order = np.lexsort((found.column, found.log_p, found.set))
+    if aspect is not None:
+        looks = aspect[found.column]
+        by_bits = np.lexsort((found.column, found.log_p, looks, found.bits, found.set))
+        some = found.take(by_bits)
+        new = np.ones(len(by_bits), bool)
+        new[1:] = (some.set[1:] != some.set[:-1]) | (some.bits[1:] != some.bits[:-1])
+        new[1:] |= np.diff(looks[by_bits]) != 0
+        keep = np.zeros(len(by_bits), bool)
+        keep[by_bits[new]] = True
+        order = order[keep[order]]
+    some = found.take(order)
+    first = np.searchsorted(some.set, np.arange(sets))
+    place = np.arange(len(order)) - first[some.set]
+    kept = np.flatnonzero(place < count)
+    where = (some.set[kept], place[kept])
+    top = Top(
+        np.full((sets, count), -1),
+        np.zeros((sets, count), np.uint64),
+        np.ones((sets, count)),
+        np.zeros((sets, count)),
+    )
+    for name in ("column", "bits", "base", "log_p"):
+        getattr(top, name)[where] = getattr(some, name)[kept]
+    return top

@@ -1,0 +1,155 @@
+"""Patterns of tokens in order: how a prefix ends, what stood there before, what comes next."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.sparse import csc_array
+
+from mnemoscope.patterns.columns import Groups, columns, joined
+from mnemoscope.patterns.pattern import Pattern
+from mnemoscope.patterns.text import Text
+from mnemoscope.patterns.words import chain
+
+# Which of the last tokens are looked at, oldest first; 0 is the last. Gaps are any token.
+PLAIN = ((0,), (1, 0), (2, 1, 0), (3, 2, 1, 0), (4, 3, 2, 1, 0))
+GAPPED = ((2, 0), (3, 1, 0), (3, 2, 0))
+_NOTHING = np.iinfo(np.int64).max  # a token that no text has
+
+
+def hashed(values: np.ndarray, position: np.ndarray, offsets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """u64[prefix], bool[prefix]: hash of the values at these offsets, and whether the context reaches so far."""
+    hashes = np.full(len(values), len(offsets) + 64 * offsets[0], np.uint64)
+    for offset in offsets:
+        shifted = np.zeros(len(values), np.int64)
+        shifted[offset:] = values[: len(values) - offset]
+        hashes = chain(hashes, shifted)
+    return hashes, position >= offsets[0]
+
+
+def _hash(values: Sequence[int], offsets: Sequence[int]) -> np.uint64:
+    hashes = np.full(1, len(offsets) + 64 * offsets[0], np.uint64)
+    for value in values:
+        hashes = chain(hashes, np.array([value], np.int64))
+    return np.uint64(hashes[0])
+
+
+def _values(text: Text, head: str) -> np.ndarray:
+    return text.tokens if head == "tokens" else text.words.tokens.fold[text.words.tokens.places]
+
+
+def spelling(text: Text) -> Callable[[int], str | int]:
+    """How a token id is written in a spec: as its text where that names it, else as its number."""
+
+    def write(token: int) -> str | int:
+        shown = text.vocabulary.pieces([token])[0]
+        return shown if shown and text.vocabulary.ids(shown)[:1] == [token] else token
+
+    return write
+
+
+def written(value: object) -> str:
+    """JSON as it stands in specs."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def mine(text: Text, head: str, usable: np.ndarray, least: int) -> tuple[list[str], csc_array, list[int]]:
+    """All endings that stand at usable rows of at least `least` documents, with how many tokens each names."""
+    specs: list[str] = []
+    parts, costs = [], []
+    values = _values(text, head)
+    names = _spelled(text, head)
+    for offsets in PLAIN + GAPPED:
+        hashes, reaches = hashed(values, text.position, offsets)
+        groups = Groups(hashes, reaches & usable)
+        kept = np.flatnonzero(groups.spread(text.document) >= least)
+        parts.append(groups.take(kept))
+        costs += [len(offsets)] * len(kept)
+        rows = groups.rows[groups.starts[kept]]
+        gap = itertools.repeat("null")
+        each = [names(values[rows - b].tolist()) if b in offsets else gap for b in range(offsets[0], -1, -1)]
+        specs += [f"{head}:[{','.join(ending)}]" for ending in zip(*each, strict=False)]
+    return specs, joined(parts, len(text)), costs
+
+
+def _spelled(text: Text, head: str) -> Callable[[list[int]], list[str]]:
+    """How values are written in a spec, each worked out once."""
+    known: dict[int, str] = {}
+    write = spelling(text) if head == "tokens" else text.words.tokens.folded.__getitem__
+
+    def names(values: list[int]) -> list[str]:
+        for value in set(values) - known.keys():
+            known[value] = written(write(value))
+        return [known[value] for value in values]
+
+    return names
+
+
+def masks(text: Text, patterns: Sequence[Pattern]) -> csc_array:
+    """Masks of patterns of one of the families `tokens` and `folded`."""
+    head = patterns[0].family
+    values = _values(text, head)
+    number = token_number(text) if head == "tokens" else _fold_number(text)
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    wanted: list[np.uint64] = []
+    for place, pattern in enumerate(patterns):
+        parts = pattern.arguments
+        offsets = tuple(len(parts) - 1 - i for i, part in enumerate(parts) if part is not None)
+        by_shape.setdefault(offsets, []).append(place)
+        wanted.append(_hash([number(part) for part in parts if part is not None], offsets))
+    out = []
+    for offsets, places in by_shape.items():
+        hashes, reaches = hashed(values, text.position, offsets)
+        groups = Groups(hashes, reaches)
+        out.append(groups.take(groups.find(np.array([wanted[place] for place in places], np.uint64))))
+    order = np.argsort(np.concatenate([np.array(places) for places in by_shape.values()]))
+    return joined(out, len(text))[:, order]
+
+
+def token_number(text: Text) -> Callable[[str | int], int]:
+    """The id of a token written as in a spec; one that the vocabulary lacks is a `QueryError`."""
+    return lambda part: part if isinstance(part, int) else text.vocabulary.find(part)[0]
+
+
+def _fold_number(text: Text) -> Callable[[str], int]:
+    known = {name: number for number, name in enumerate(text.words.tokens.folded)}
+    return lambda part: known.get(part, _NOTHING)
+
+
+def following(text: Text) -> tuple[np.ndarray, np.ndarray]:
+    """i64[prefix]: the token after each row, and after the last earlier row with the same last token; -1 if none."""
+    after = np.full(len(text), -1, np.int64)
+    after[:-1] = np.where(text.position[1:] > 0, text.tokens[1:], -1)
+    earlier = previous(text, (0,))
+    return after, np.where(earlier >= 0, after[earlier], -1)
+
+
+def previous(text: Text, offsets: Sequence[int]) -> np.ndarray:
+    """i64[prefix]: the last earlier row of the context that ends with the same tokens, or -1."""
+    hashes, reaches = hashed(text.tokens, text.position, offsets)
+    order = np.lexsort((np.arange(len(text)), hashes, text.first))
+    same = (hashes[order][1:] == hashes[order][:-1]) & (text.first[order][1:] == text.first[order][:-1])
+    out = np.full(len(text), -1, np.int64)
+    out[order[1:][same]] = order[:-1][same]
+    return np.where(reaches & (out - text.first >= offsets[0]), out, -1)
+
+
+def mine_codes(
+    text: Text, codes: np.ndarray, usable: np.ndarray, least: int, write: Callable[[int], str]
+) -> tuple[list[str], csc_array]:
+    """One pattern for each code (-1 is none) that stands at usable rows of at least `least` documents."""
+    groups = Groups(codes, usable & (codes >= 0))
+    kept = np.flatnonzero(groups.spread(text.document) >= least)
+    return [write(int(code)) for code in groups.codes[kept]], groups.take(kept)
+
+
+def masks_codes(text: Text, codes: np.ndarray, wanted: Sequence[int]) -> csc_array:
+    """The masks of some codes; -1 is one that does not occur."""
+    if not len(wanted):
+        return columns(np.zeros(1, np.int64), np.zeros(0), len(text))
+    groups = Groups(codes, codes >= 0)
+    numbers = np.asarray(wanted, np.int64)
+    return groups.take(np.where(numbers >= 0, groups.find(numbers), -1))

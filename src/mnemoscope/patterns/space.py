@@ -1,0 +1,209 @@
+"""Where a search takes place: prefixes that count, the patterns they have, and how often those are met where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from scipy.sparse import csc_array, csr_array
+
+from mnemoscope.patterns.alike import representatives
+from mnemoscope.patterns.columns import columns
+from mnemoscope.patterns.mined import Limits, mine
+from mnemoscope.patterns.pattern import POSITION, Pattern, parse
+from mnemoscope.patterns.split import mixed
+from mnemoscope.patterns.text import Text
+
+TYPES = (
+    16  # different tokens in a bin of frequency, at least: a bin of one token would explain that token away
+)
+BACKGROUND = 600_000  # prefixes; of a longer text, whole documents are drawn
+
+
+def position_bin(position: np.ndarray) -> np.ndarray:
+    """i64[...]: 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ...: two bins to an octave."""
+    place = np.maximum(position, 1).astype(np.float64)
+    octave = np.floor(np.log2(place))
+    return np.asarray(2 * octave + (place >= 1.5 * 2**octave) * (octave > 0)).astype(np.int64)
+
+
+def frequency_bin(tokens: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """i64[...]: half octaves of how often a token stands in the reference, 0 the rarest; the top ones are joined
+    until each bin holds `TYPES` different tokens."""
+    size = int(max(tokens.max(initial=0), reference.max(initial=0))) + 1
+    counts = np.bincount(reference, minlength=size)
+    half_octave = np.floor(2 * np.log2(np.maximum(counts, 1))).astype(np.int64)
+    types = np.bincount(half_octave[counts > 0], minlength=1)
+    joined, filled, bins = np.zeros(len(types), np.int64), 0, 0
+    for place in range(len(types) - 1, -1, -1):
+        joined[place], filled = bins, filled + types[place]
+        if filled >= TYPES:
+            filled, bins = 0, bins + 1
+    joined = np.minimum(
+        joined, max(bins - 1, 0)
+    )  # what is left over at the rare end goes to the last full bin
+    return np.asarray(joined.max(initial=0) - joined[half_octave[tokens]])
+
+
+@dataclass(frozen=True)
+class Space:
+    """Counted prefixes of some documents (*points*) with the patterns of one family of tests.
+
+    text      the text of those documents
+    rows      i64[point]          rows of `text`
+    has       bool[point, pattern]  one column for each class of patterns; `columns` is the same by column
+    specs     the spec of each column
+    names     the specs of the patterns that each column stands for, its own first
+    stratum   i32[point]          position x frequency of the last token (N1); all 0 when not stratified
+    margins   i64[stratum, 2]     the bins of position and frequency of each stratum
+    drawn     bool[point]         whether it belongs to the background that rates are taken from
+    """
+
+    text: Text
+    rows: np.ndarray
+    has: csr_array
+    columns: csc_array
+    specs: list[str]
+    names: list[tuple[str, ...]]
+    stratum: np.ndarray
+    margins: np.ndarray
+    drawn: np.ndarray
+    patterns: dict[int, Pattern] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        text: Text,
+        tests: str,
+        *,
+        limits: Limits | None = None,
+        stratify: bool = True,
+        needed: np.ndarray | None = None,
+        background: int = BACKGROUND,
+        seed: int = 0,
+    ) -> Space:
+        """Mine a text. Rows in `needed` become points whether they are drawn or not. The tests of position
+        are never stratified, or there would be nothing to find."""
+        limits = limits or Limits()
+        drawn = text.counted & _drawn(text, background, seed)
+        usable = drawn.copy()
+        if needed is not None:
+            usable[needed] = text.counted[needed]
+        rows = np.flatnonzero(usable)
+        specs, found, costs = mine(text, tests, limits, seed)
+        has = _only(found, rows)
+        share = np.diff(has.indptr) / max(len(rows), 1)
+        kept = np.flatnonzero((share > 0) & (share <= limits.most))
+        has, specs = csc_array(has[:, kept]), [specs[column] for column in kept]
+        standing = representatives(has, np.asarray(costs)[kept])
+        names: dict[int, list[str]] = {}
+        for column in np.argsort(standing != np.arange(len(standing)), kind="stable").tolist():
+            names.setdefault(int(standing[column]), []).append(specs[column])
+        standing = np.array(sorted(names), np.int64)
+        has = csc_array(has[:, standing])
+        stratum, margins = strata(text, rows, stratify and tests != POSITION)
+        return cls(
+            text=text,
+            rows=rows,
+            has=has.tocsr(),
+            columns=has,
+            specs=[specs[column] for column in standing],
+            names=[tuple(names[column]) for column in standing],
+            stratum=stratum,
+            margins=margins,
+            drawn=drawn[rows],
+        )
+
+    @cached_property
+    def document(self) -> np.ndarray:
+        """i64[point]: its document."""
+        return self.text.document[self.rows]
+
+    @cached_property
+    def marks(self) -> csr_array:
+        """u64[point, pattern]: `has` as ones that bits can be multiplied with."""
+        return csr_array(
+            (np.ones(self.has.nnz, np.uint64), self.has.indices, self.has.indptr), shape=self.has.shape
+        )
+
+    @cached_property
+    def rates(self) -> np.ndarray:
+        """f32[stratum, pattern]: share of the background of a stratum that has the pattern.
+
+        When not every point is background, a rate leans on the rate of the whole as if on `LEAN` further
+        points: a stratum may then lack what a trigger has.
+        """
+        strata = int(self.stratum.max(initial=0)) + 1
+        points = np.flatnonzero(self.drawn)
+        shape = (strata, len(self.stratum))
+        spread = csr_array(csc_array((np.ones(len(points)), (self.stratum[points], points)), shape=shape))
+        counts = np.asarray((spread @ self.has.astype(np.float64)).todense())
+        sizes = np.bincount(self.stratum[points], minlength=strata)[:, None]
+        if self.drawn.all():
+            return np.asarray(counts / np.maximum(sizes, 1), np.float32)
+        whole = (np.asarray(self.has.astype(np.float64).sum(0)).ravel() + 1) / (len(self.rows) + 1)
+        return np.asarray((counts + LEAN * whole) / (sizes + LEAN), np.float32)
+
+    @cached_property
+    def rate(self) -> np.ndarray:
+        """f64[pattern]: share of all points that have it."""
+        return np.diff(self.columns.indptr) / max(len(self.rows), 1)
+
+    @cached_property
+    def aspect(self) -> np.ndarray:
+        """i64[pattern]: what it looks at: the last token, a word met earlier (whatever the window), a list of words, or
+        something of its own. Within an aspect patterns repeat each other; a conjunction is of several."""
+        known: dict[str, int] = {}
+        return np.array([known.setdefault(_aspect(spec), len(known)) for spec in self.specs], np.int64)
+
+    def point(self, rows: np.ndarray) -> np.ndarray:
+        """i64[...]: the points of rows of the text; -1 for one that is none."""
+        where = np.full(len(self.text) + 1, -1)
+        where[self.rows] = np.arange(len(self.rows))
+        return where[rows]
+
+    def pattern(self, column: int) -> Pattern:
+        """The pattern of a column."""
+        if column not in self.patterns:
+            self.patterns[column] = parse(self.specs[column])
+        return self.patterns[column]
+
+
+LEAN = 50
+
+
+def _aspect(spec: str) -> str:
+    head, colon, rest = spec.partition(":")
+    if head in ("words", "topic"):
+        return "list"
+    earlier = head == "word" and "@" in rest
+    return spec.partition("@")[0] if earlier else "last" if colon and head != "followed" else spec
+
+
+def _only(found: csc_array, rows: np.ndarray) -> csc_array:
+    """Some rows of a matrix (ascending), without a detour through its rows."""
+    place = np.full(found.shape[0], -1, np.int32)
+    place[rows] = np.arange(len(rows))
+    moved = place[found.indices]
+    starts = np.concatenate([[0], np.cumsum(moved >= 0)])[found.indptr]
+    return columns(starts, moved[moved >= 0], len(rows))
+
+
+def _drawn(text: Text, background: int, seed: int) -> np.ndarray:
+    """bool[prefix]: whole documents by the smallest hash of their id, until there is enough."""
+    ids, sizes = np.unique(text.document, return_counts=True)
+    order = np.argsort(mixed(ids, seed + 11))
+    enough = np.cumsum(sizes[order]) <= background
+    enough[:1] = True
+    return np.isin(text.document, ids[order][enough]) if not enough.all() else np.ones(len(text), bool)
+
+
+def strata(text: Text, rows: np.ndarray, stratify: bool) -> tuple[np.ndarray, np.ndarray]:
+    """i32[point], numbered without gaps, and i64[stratum, 2]."""
+    if not stratify or not len(rows):
+        return np.zeros(len(rows), np.int32), np.zeros((1, 2), np.int64)
+    often = frequency_bin(text.tokens[rows], text.tokens[text.counted])
+    pairs = np.stack([position_bin(text.position[rows]), often], 1)
+    margins, stratum = np.unique(pairs, axis=0, return_inverse=True)
+    return stratum.ravel().astype(np.int32), margins

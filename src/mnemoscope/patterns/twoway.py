@@ -1,0 +1,252 @@
+"""The two-way test: does active mean the pattern, and does the pattern mean active? (A72, A74)
+
+Arrays say what a unit and a pattern do together; the last axis of a histogram is its bins, any axes before it are
+units. A *score* is the coefficient times the polarity of the unit, so that active is always "at or above".
+
+    Curve(present, absent)         purity, coverage, F1, IoU at every threshold; average precision, information
+    pearson(...)                   from exact sums, not from bins
+    resampled(...)                 intervals: documents are what is drawn again
+    verdicts(...)                  which of the two directions hold, and whether more than chance holds
+
+Headline figures are F1, average precision, Pearson and IoU: figures that a constant answer or a random pattern
+cannot win (NeuronEval, 2025). Purity and coverage are shown as the two sides of F1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+IFF, ACTIVE_PATTERN, PATTERN_ACTIVE = "iff", "active -> pattern", "pattern -> active"
+NEITHER, NONE = "neither", "no pattern above the null"
+VERDICTS = (IFF, ACTIVE_PATTERN, PATTERN_ACTIVE, NEITHER, NONE)
+
+RESAMPLES = 1_000
+LEAST_DOCUMENTS = 5  # in which a unit must be active: an interval over fewer documents says nothing
+NULL_LEVEL = 0.99  # the quantile of the null's F1 that a unit has to exceed
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a verdict requires.
+
+    least  of purity, and of coverage, at the lower end of its interval: then that direction holds
+    q      false discovery rate at which a pattern counts as confirmed on held-out triggers
+    """
+
+    least: float = 0.5
+    q: float = 0.05
+
+
+def oriented(counts: np.ndarray, polarity: int) -> np.ndarray:
+    """[..., bin]: a histogram of the coefficient as one of the score, ascending in it."""
+    return counts if polarity > 0 else counts[..., ::-1]
+
+
+def folded(counts: np.ndarray) -> np.ndarray:
+    """[..., (bins + 1) / 2]: a histogram of the coefficient as one of its magnitude (both signs are active)."""
+    middle = counts.shape[-1] // 2
+    sides = counts[..., middle:].copy()
+    sides[..., 1:] += counts[..., :middle][..., ::-1]
+    return sides
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Counts of a score where the pattern is present and where it is absent, and what follows at every threshold.
+
+    present, absent  i64[..., bin]  ascending in the score; a place of the curve calls a token active whose score
+                                    lies in that bin or in a higher one
+    """
+
+    present: np.ndarray
+    absent: np.ndarray
+
+    @cached_property
+    def both(self) -> np.ndarray:
+        """[..., bin]: tokens that are active and show the pattern."""
+        return _above(self.present)
+
+    @cached_property
+    def active(self) -> np.ndarray:
+        """[..., bin]: tokens that are active."""
+        return self.both + _above(self.absent)
+
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """[..., 1]: tokens that show the pattern."""
+        return self.present.sum(-1, keepdims=True)
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """[...]: all tokens."""
+        return self.present.sum(-1) + self.absent.sum(-1)
+
+    @property
+    def purity(self) -> np.ndarray:
+        """[..., bin]: P(pattern given active); NaN where nothing is active."""
+        return ratio(self.both, self.active)
+
+    @property
+    def coverage(self) -> np.ndarray:
+        """[..., bin]: P(active given pattern); NaN where the pattern never is."""
+        return ratio(self.both, self.shown)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """[..., bin]: harmonic mean of the two; NaN where neither ever is."""
+        return ratio(2 * self.both, self.active + self.shown)
+
+    @property
+    def beyond_chance(self) -> np.ndarray:
+        """[..., bin]: (F1 - c) / (1 - c), c the F1 of independent sets as large; 0 where undefined.
+
+        F1 alone prefers what is common: half of the tokens against half of the tokens have .5 without any relation.
+        """
+        chance = random_f1(self.active, self.shown, self.tokens[..., None])
+        return np.nan_to_num(ratio(np.nan_to_num(self.f1) - chance, 1 - chance))
+
+    @property
+    def iou(self) -> np.ndarray:
+        """[..., bin]: both over either; 0 where neither ever is."""
+        return np.nan_to_num(ratio(self.both, self.active + self.shown - self.both))
+
+    @property
+    def average_precision(self) -> np.ndarray:
+        """[...]: area under purity against coverage, in steps: sum of (coverage gained) x purity over thresholds from
+        the highest down. Scores within a bin count as equal. NaN where the pattern never is.
+        """
+        gained = ratio(self.present, self.shown)
+        never = (self.shown == 0)[..., 0]
+        return np.where(never, np.nan, (np.nan_to_num(gained) * np.nan_to_num(self.purity)).sum(-1))
+
+    @property
+    def information(self) -> np.ndarray:
+        """[...]: mutual information of the bin and the pattern, in nats."""
+        joint = np.stack([self.present, self.absent], -2).astype(float)
+        total = np.maximum(joint.sum((-2, -1), keepdims=True), 1)
+        expected = joint.sum(-1, keepdims=True) * joint.sum(-2, keepdims=True) / total
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = np.where(joint > 0, joint / total * np.log(joint / expected), 0.0)
+        return np.maximum(terms.sum((-2, -1)), 0.0)
+
+
+def _above(counts: np.ndarray) -> np.ndarray:
+    """[..., bin]: counts in this bin and all higher ones."""
+    return np.flip(np.cumsum(np.flip(counts, -1), -1, dtype=np.int64), -1)
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole in f64; NaN where the whole is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(whole > 0, np.divide(part, whole, dtype=np.float64), np.nan)
+
+
+def pearson(
+    tokens: np.ndarray, total: np.ndarray, squares: np.ndarray, present: np.ndarray, among: np.ndarray
+) -> np.ndarray:
+    """[...]: correlation of the coefficient with presence (point-biserial); NaN where either does not vary.
+
+    tokens   how many; `present` of them show the pattern
+    total    sum of the coefficient, `squares` of its square, `among` of it where the pattern is present
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean, share = total / tokens, present / tokens
+        variance = squares / tokens - mean**2
+        # What is left of a variance after cancellation is no variance.
+        varies = (variance > 1e-12 * squares / tokens) & (share > 0) & (share < 1)
+        found = (among / tokens - mean * share) / np.sqrt(variance * share * (1 - share))
+    return np.where(varies, np.clip(found, -1, 1), np.nan)
+
+
+def choose(
+    curve: Curve, documents: np.ndarray, least: int = LEAST_DOCUMENTS
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best threshold by F1 beyond chance: its bin i64[...] and that figure; bin -1 and 0 where none is allowed.
+
+    curve      of the positive scores, bin 0 holding all others, which are never active
+    documents  [..., bin]: documents in which the unit is active at each threshold; `least` are required
+    """
+    allowed = documents >= least
+    allowed[..., 0] = False
+    found = np.where(allowed, np.maximum(curve.beyond_chance, 0.0), -1.0)
+    best = found.shape[-1] - 1 - np.argmax(np.flip(found, -1), -1)  # of equals the highest
+    value = np.take_along_axis(found, best[..., None], -1)[..., 0]
+    return np.where(value < 0, -1, best), np.maximum(value, 0.0)
+
+
+class Interval(NamedTuple):
+    """The 2.5th and 97.5th percentile over resamples, f64[...] each."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+
+def draws(documents: int, count: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """f32[resample, document]: how often each document is drawn, with replacement, as many as there are."""
+    generator = np.random.default_rng([seed, documents])
+    return generator.multinomial(documents, np.full(documents, 1 / documents), count).astype(np.float32)
+
+
+def resampled(
+    active: np.ndarray, both: np.ndarray, present: np.ndarray, weights: np.ndarray
+) -> dict[str, Interval]:
+    """Intervals of `purity`, `coverage` and `f1` by drawing documents again (tokens of one document are no
+    independent witnesses).
+
+    active, both, present  [claim, document]: tokens
+    weights                of `draws`
+
+    A resample in which a figure is undefined counts as 0.
+    """
+    # Exact in float32 as long as no sum exceeds 2 ** 24.
+    largest = max(
+        (float(part.sum(1, dtype=np.float64).max(initial=0)) for part in (active, present)), default=0
+    )
+    kind = np.float32 if largest * float(weights.max(initial=1)) < 2**24 else np.float64
+    a, b, p = (weights.astype(kind) @ part.T.astype(kind) for part in (active, both, present))
+    found = {}
+    for name, part, whole in (("purity", b, a), ("coverage", b, p), ("f1", 2 * b, a + p)):
+        found[name] = _ends(np.divide(part, whole, out=np.zeros_like(part), where=whole > 0))
+    return found
+
+
+def _ends(values: np.ndarray) -> Interval:
+    last = len(values) - 1
+    low, high = round(0.025 * last), round(0.975 * last)
+    values.partition((low, high), axis=0)
+    return Interval(values[low].astype(np.float64), values[high].astype(np.float64))
+
+
+def random_f1(active: np.ndarray, present: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """F1 with the expected overlap of two independent sets of these sizes."""
+    return np.nan_to_num(ratio(2 * active * (present / np.maximum(tokens, 1)), active + present))
+
+
+def constant_f1(active: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """F1 of a pattern that is always there."""
+    return np.nan_to_num(ratio(2 * active, active + tokens))
+
+
+def verdicts(
+    purity_low: np.ndarray,
+    coverage_low: np.ndarray,
+    f1: np.ndarray,
+    null: np.ndarray | float,
+    q: np.ndarray | float,
+    rule: Rule = Rule(),
+) -> np.ndarray:
+    """str[...]: one of `VERDICTS` (A74).
+
+    No pattern above the null, unless F1 exceeds `null` (the layer's `NULL_LEVEL` quantile) and the pattern was
+    confirmed on held-out triggers (q). Then a direction holds if at least `rule.least` of it does, by the lower
+    end of its interval.
+    """
+    believed = (np.nan_to_num(f1) > null) & (np.asarray(q) <= rule.q)
+    pure, covers = (np.nan_to_num(side) >= rule.least for side in (purity_low, coverage_low))
+    return np.select(
+        [~believed, pure & covers, pure, covers], [NONE, IFF, ACTIVE_PATTERN, PATTERN_ACTIVE], NEITHER
+    )

@@ -1,0 +1,157 @@
+"""What is said of a tested pattern, in words and rounded numbers: the one wording that terminal and page share."""
+
+from __future__ import annotations
+
+from mnemoscope.patterns.claims import Claim, Definition, Null, Point, Share
+from mnemoscope.patterns.twoway import ACTIVE_PATTERN, IFF, NEITHER, NONE, PATTERN_ACTIVE
+from mnemoscope.views.cards import number, share
+
+RESAMPLED = (
+    "Intervals hold 95 % of 1,000 resamples of the documents of the test half, in which neither the pattern nor "
+    "the threshold was chosen."
+)
+_MEANING = {
+    IFF: "Each implies the other.",
+    ACTIVE_PATTERN: "The neuron knows a part of it.",
+    PATTERN_ACTIVE: "The neuron does more than that.",
+    NEITHER: "They go together, but neither implies the other.",
+    NONE: "That is not beyond what chance gives.",
+}
+_KINDS = {
+    "random": "random directions of this layer",
+    "rotated": "rotated axes of this layer",
+    "shuffled": "neurons of a model with shuffled weights",
+}
+_BASELINES = {
+    "token": "a table of its triggers' last tokens",
+    "other": "another unit's pattern",
+    "random": "a random pattern as frequent",
+    "constant": "a pattern that is always there",
+}
+
+
+def decimal(value: float | None) -> str:
+    """A share or a correlation to two places, without the leading zero; never 0 or 1 when it is neither."""
+    if value is None:
+        return "–"
+    if value in (0, 1):
+        return f"{value:g}"
+    size = abs(value)
+    text = "< .01" if size < 0.005 else "> .99" if size >= 0.995 else f"{size:.2f}".lstrip("0")
+    return f"-{text}" if value < 0 else text
+
+
+def interval(figure: Share) -> str:
+    """A figure with its interval."""
+    if figure.value is None:
+        return "undefined"
+    return f"{decimal(figure.value)} [{decimal(figure.low)}, {decimal(figure.high)}]"
+
+
+def active_means(claim: Claim) -> str:
+    """What the claim is about: the prefix, the next token or the position, and for which sign."""
+    sign = "Active" if claim.polarity > 0 else "Active (negative)"
+    return f"{sign} means"
+
+
+def evidence(claim: Claim) -> str:
+    """Both sides, and what pseudo-neurons reach."""
+    f1 = decimal(claim.f1.value)
+    nulls = "; ".join(null_line(null) for null in claim.nulls) or "the run was built without nulls"
+    return f"(purity {interval(claim.purity)}, coverage {interval(claim.coverage)}, F1 {f1}; {nulls})"
+
+
+def null_line(null: Null) -> str:
+    """What one kind of null reaches."""
+    return f"{_KINDS.get(null.kind, null.kind)}: median F1 {decimal(null.median)}, 99th percentile {decimal(null.high)}"
+
+
+def meaning(claim: Claim) -> str:
+    """What the verdict amounts to."""
+    return _MEANING[claim.verdict]
+
+
+def sentence(claim: Claim) -> str:
+    """The verdict as a sentence."""
+    return f"{active_means(claim)} *{claim.name}* {evidence(claim)}: {claim.verdict}. {meaning(claim)}"
+
+
+def where_active(claim: Claim) -> str:
+    """Threshold, and how much text was read."""
+    sign = "at least" if claim.polarity > 0 else "at most"
+    return (
+        f"active: {sign} {number(claim.threshold, sign=True)}, {claim.active:,} of {claim.tokens:,} held-out tokens "
+        f"in {claim.documents:,} documents; the pattern is at {claim.present:,}, both at {claim.both:,}"
+    )
+
+
+def figures(claim: Claim) -> str:
+    """Headline figures, beside F1, that do not depend on one threshold."""
+    parts = [
+        f"F1 {interval(claim.f1)}", f"average precision {decimal(claim.auprc)}", f"Pearson {decimal(claim.pearson)}",
+        f"IoU {decimal(claim.iou)}", f"mutual information {number(claim.mutual_information)} nats",
+    ]  # fmt: skip
+    return " · ".join(parts)
+
+
+def baselines(claim: Claim) -> str:
+    """F1 of other explanations of the same activity."""
+    known = [
+        f"{_BASELINES[name]} {decimal(claim.baselines[name])}"
+        for name in _BASELINES
+        if name in claim.baselines
+    ]
+    return "F1 of other explanations: " + " · ".join(known)
+
+
+def specificity(claim: Claim) -> str | None:
+    """Where the neuron stands for its own pattern."""
+    if claim.specificity_rank is None:
+        return None
+    rank = claim.specificity_rank
+    closer = "no neuron" if rank == 0 else f"{rank:,} of {claim.neurons:,} neurons"
+    text = f"{closer} of the layer has a larger correlation with this pattern"
+    if claim.specificity_null is not None:
+        text += f"; {share(claim.specificity_null)} of the pseudo-neurons do"
+    return text
+
+
+def bands(claim: Claim) -> str:
+    """Whether the pattern persists down the range."""
+    return "P(pattern) by rank of the coefficient: " + " · ".join(
+        f"{band.name} {decimal(band.shown)}" for band in claim.bands
+    )
+
+
+def definition(one: Definition) -> tuple[str, str, str, str, str, str, str]:
+    """A row of the sweep: what active means, threshold, share of tokens, purity, coverage, F1, verdict."""
+    threshold = "–" if one.threshold is None else number(one.threshold, sign=True)
+    sides = (decimal(one.purity), decimal(one.coverage), decimal(one.f1))
+    return (
+        one.name,
+        threshold,
+        share(one.active),
+        *sides,
+        "no pattern" if one.verdict == NONE else one.verdict,
+    )
+
+
+DEFINITIONS = ("active means", "from", "tokens", "purity", "coverage", "F1", "verdict")
+
+
+def believed(claim: Claim) -> bool:
+    """Whether there is more to say than that there is nothing."""
+    return claim.verdict != NONE
+
+
+def sampled(claim: Claim, most: int) -> list[Point]:
+    """At most so many points of the curve, evenly over its places, both ends among them."""
+    points = list(claim.curve)
+    if len(points) <= most:
+        return points
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+
+
+def spark(values: list[float]) -> str:
+    """Shares between 0 and 1 as a line of blocks."""
+    return "".join("▁▂▃▄▅▆▇█"[min(int(value * 8), 7)] for value in values)

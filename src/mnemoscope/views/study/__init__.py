@@ -1,0 +1,1 @@
+"""Findings of the study as figures and one page."""

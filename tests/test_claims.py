@@ -1,0 +1,230 @@
+"""Tested patterns on cards: what is read back, the sweep of what active means, and how it is said."""
+
+from __future__ import annotations
+
+import json
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from synthetic import make_run
+
+from mnemoscope.accumulate import bin_of
+from mnemoscope.analyses import search
+from mnemoscope.errors import QueryError
+from mnemoscope.kernel import BINS
+from mnemoscope.patterns import twoway
+from mnemoscope.patterns.claims import Claim, Share
+from mnemoscope.store import SCHEMAS, Run, add_tables
+from mnemoscope.views import claims as wording
+from mnemoscope.views import html, text
+
+EDGE = 1.25
+
+
+def _row(
+    neuron: int, polarity: int, seed: int, **given: Any
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """A row of `pattern_tests`, and the coefficients and presence behind it."""
+    generator = np.random.default_rng(seed)
+    shown = generator.random(4000) < 0.05
+    m = polarity * (generator.normal(0, 0.3, 4000) + shown * generator.gamma(4, 0.6, 4000))
+    active = polarity * m >= EDGE
+    both = active & shown
+    row = dict.fromkeys(SCHEMAS["pattern_tests"].names)
+    shares = {"purity": both.sum() / active.sum(), "coverage": both.sum() / shown.sum()}
+    shares["f1"] = 2 * both.sum() / (active.sum() + shown.sum())
+    for end, shift in (("", 0), ("_low", -0.03), ("_high", 0.03)):
+        row |= {f"{name}{end}": value + shift for name, value in shares.items()}
+    parts = {"present": shown, "absent": ~shown}
+    counts = {name: np.bincount(bin_of(m[part]), minlength=BINS).tolist() for name, part in parts.items()}
+    row |= {
+        "layer": 1,
+        "neuron": neuron,
+        "unit": "neuron",
+        "polarity": polarity,
+        "tests": "main",
+        "spec": "year",
+    }
+    row |= {
+        "name": "a <year>",
+        "family": "form",
+        "kind": "shallow",
+        "complexity": 1,
+        "threshold": polarity * EDGE,
+    }
+    row |= {"tokens": 4000, "documents": 40, "active": int(active.sum()), "present": int(shown.sum())}
+    row |= {"both": int(both.sum()), "iou": 0.5, "auprc": 0.8, "pearson": 0.7, "mutual_information": 0.1}
+    row |= {"baseline_constant": 0.1, "baseline_random": 0.05, "baseline_token": 0.4, "baseline_other": 0.01}
+    row |= {"specificity_rank": 0, "specificity_null": 0.02, "q": 0.001, "verdict": "active -> pattern"}
+    quadrants = [int(active.sum()) - 5, 5, 0, 0]
+    row |= {"quadrants_active": quadrants, "quadrants_both": [int(both.sum()) - 2, 2, 0, 0]}
+    row |= {f"counts_{name}": part for name, part in counts.items()}
+    return row | given, m, shown
+
+
+def _calibration() -> list[dict[str, Any]]:
+    levels = [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0]
+    rows = [
+        {"layer": 1, "unit": kind, "measure": "f1 of main", "count": 128, "levels": levels, "values": values}
+        for kind, values in (
+            ("random", [0, 0, 0.05, 0.11, 0.15, 0.2, 0.24, 0.3]),
+            ("rotated", [0, 0, 0, 0.02, 0.1, 0.1, 0.2, 0.2]),
+        )
+    ]
+    write = {"layer": 1, "unit": "neuron", "measure": "write", "count": 10, "levels": [0.5, 0.9, 0.99, 0.999]}
+    return [*rows, write | {"values": [0.01, 0.1, 0.5, 2.0]}]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A synthetic run with claims of three neurons of layer 1, one of them not believed."""
+    run = make_run(tmp_path_factory.mktemp("claims") / "run")
+    none = _row(5, 1, 2, verdict=twoway.NONE, q=0.5, name="about bands", spec="topic:3:band,album")[0]
+    rows = [_row(3, 1, 0)[0], _row(3, 1, 0, tests="next", verdict=twoway.NONE)[0], _row(4, -1, 1)[0], none]
+    tables = {
+        "pattern_tests": [pa.Table.from_pylist(rows, SCHEMAS["pattern_tests"])],
+        "calibration": [pa.Table.from_pylist(_calibration(), SCHEMAS["calibration"])],
+    }
+    return add_tables(run.path, tables, {"patterns": {"least": 0.5, "q": 0.05}})
+
+
+def _claim(run: Run, neuron: int) -> Claim:
+    return run.neuron(1, neuron).claims[0]
+
+
+@pytest.mark.parametrize(("neuron", "polarity", "seed"), [(3, 1, 0), (4, -1, 1)])
+def test_the_sweep_by_hand(run: Run, neuron: int, polarity: int, seed: int) -> None:
+    """Each meaning of active, from the coefficients: tokens, purity, coverage and verdict; both polarities."""
+    _, m, shown = _row(neuron, polarity, seed)
+    claim, norm = _claim(run, neuron), run.rows("neurons", 1, neuron)["value_norm"][0]
+    score = m * polarity
+    found = {one.name: one for one in claim.definitions}
+    assert next(iter(found)) == "chosen"
+    for name, one in found.items():
+        if "gate" in name:
+            continue
+        active = np.abs(m) >= EDGE if "either" in name else score >= abs(one.threshold or 0)
+        assert one.active == active.mean(), name
+        assert one.purity == pytest.approx(shown[active].mean()), name
+        assert one.coverage == pytest.approx(active[shown].mean()), name
+    assert found["top 1 % of tokens"].active <= 0.01 < found["top 10 % of tokens"].active <= 0.1
+    assert found["above 0 (2⁻¹²)"].verdict == twoway.NONE  # half of all tokens are: F1 is below the null
+    assert found["chosen"].verdict == "iff"  # by the figures alone
+    write = next(one for name, one in found.items() if "|v|" in name)
+    assert abs(write.threshold) >= 0.5 / norm > abs(write.threshold) / 1.25
+    assert found["chosen, gate+ up-"].active == 5 / 4000 and found["chosen, gate+ up-"].purity == 0.4
+
+
+def test_down_the_range_by_hand(run: Run) -> None:
+    """Bands are disjoint, hold all tokens, and their shares are those of the tokens between their edges."""
+    _, m, shown = _row(3, 1, 0)
+    bands = _claim(run, 3).bands
+    assert sum(band.tokens for band in bands) == len(m)
+    order = np.argsort(-m)
+    start = 0
+    for band in bands:
+        mine = order[start : start + band.tokens]
+        assert band.shown == pytest.approx(shown[mine].mean(), abs=1e-9)
+        start += band.tokens
+    assert bands[0].shown > 0.9 > bands[-1].shown
+
+
+def test_the_curve_by_hand(run: Run) -> None:
+    """Every point of the curve is what a threshold there gives."""
+    _, m, shown = _row(3, 1, 0)
+    for point in _claim(run, 3).curve:
+        active = m >= point.threshold
+        assert point.active == active.mean() and point.purity == pytest.approx(shown[active].mean())
+        assert point.coverage == pytest.approx(active[shown].mean())
+
+
+def test_the_sentence(run: Run) -> None:
+    """It reads as it should."""
+    claim = _claim(run, 3)
+    purity, coverage, f1 = (wording.decimal(part.value) for part in (claim.purity, claim.coverage, claim.f1))
+    found = wording.sentence(claim)
+    assert found.startswith(f"Active means *a <year>* (purity {purity} [")
+    assert (
+        f"coverage {coverage} [" in found
+        and f"F1 {f1}; random directions of this layer: median F1 .11, " in found
+    )
+    assert found.endswith("99th percentile .20): active -> pattern. The neuron knows a part of it.")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.934, ".93"),
+        (0.0, "0"),
+        (1.0, "1"),
+        (0.9999, "> .99"),
+        (0.0001, "< .01"),
+        (-0.25, "-.25"),
+        (None, "–"),
+    ],
+)
+def test_decimals(value: float | None, text: str) -> None:
+    """Two places, never all or nothing when it is neither."""
+    assert wording.decimal(value) == text
+
+
+def test_undefined_figures_are_said() -> None:
+    """A share of nothing is undefined, and not zero."""
+    assert wording.interval(Share(None, None, None)) == "undefined"
+
+
+def test_terminal_page_and_dictionary_agree(run: Run) -> None:
+    """All three hold the verdict, what it rests on and the sweep; the page escapes; a doubted claim is one line."""
+    card = run.neuron(1, 3)
+    shown, page = " ".join(str(card).split()), html.page(card)
+    claim = card.claims[0]
+    for part in (
+        wording.where_active(claim),
+        wording.figures(claim),
+        wording.baselines(claim),
+        wording.bands(claim),
+    ):
+        assert part in shown and part in unescape(page)
+    assert "a <year>" in shown and "a <year>" not in page and "a &lt;year&gt;" in page
+    for one in claim.definitions:
+        assert one.name in page
+    assert page.count("<polyline") == 3  # of the claim that is believed, not of the other
+    assert [claim.tests for claim in card.claims] == ["main", "next"]
+    found = json.loads(json.dumps(card.to_dict()))["claims"][0]
+    assert found["purity"]["value"] == claim.purity.value and found["definitions"][0]["name"] == "chosen"
+    doubted = text.plain(text.card(run.neuron(1, 5)))
+    assert "That is not beyond what chance gives." in doubted and "other explanations" not in doubted
+    assert "none that its triggers share" in str(run.neuron(1, 6))
+
+
+def test_narrow_terminal(run: Run) -> None:
+    """Nothing is wider than the terminal, and nothing crashes at 60 columns."""
+    for width in (60, 80, 120):
+        lines = text.plain(text.card(run.neuron(1, 3)), width=width).splitlines()
+        assert max(map(len, lines)) <= width
+
+
+def test_found_by_pattern(run: Run) -> None:
+    """Believed neurons first; the layer can be given; what no neuron has is refused."""
+    found = search.pattern(run, "YEAR")
+    assert sorted(found.rows["neuron"].to_list()) == ["L1N3", "L1N3", "L1N4"] and found.total == 3
+    assert found.rows["f1"][0] > found.rows["f1"][1]
+    assert found.rows["verdict"].to_list()[-1] == twoway.NONE
+    assert search.pattern(run, "band", layer=1).rows["neuron"].to_list() == ["L1N5"]
+    for text_, layer in (("band", 0), ("zebra", None), (" ", None)):
+        with pytest.raises(QueryError, match="none has a pattern of that name"):
+            search.pattern(run, text_, layer=layer)
+
+
+def test_a_run_without_patterns(tmp_path: Path) -> None:
+    """No section where none were looked for, and a question says how to come by them."""
+    bare = make_run(tmp_path / "bare")
+    assert bare.neuron(1, 3).claims is None and "held-out" not in str(bare.neuron(1, 3))
+    with pytest.raises(QueryError, match="mnemoscope patterns RUN"):
+        search.pattern(bare, "year")
+    assert isinstance(bare.table("neurons"), pl.LazyFrame)

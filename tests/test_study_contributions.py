@@ -1,0 +1,460 @@
+"""Contributions over many sentences: every column against fp64 by hand, its laws, and figures of planted tables."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from families import FAMILIES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import linregress, pearsonr, spearmanr
+from slow_sentence import PREFIX, Slow, wrapped
+from tiny import texts, tokenizer
+from torch import Tensor
+
+import mnemoscope as mn
+from mnemoscope.analyses.study import contributions as answers
+from mnemoscope.analyses.study import crosslayer
+from mnemoscope.analyses.study.finding import Finding
+from mnemoscope.anatomy import describe
+from mnemoscope.contributions import Bases, Group, Intervals, Survey, exhaustive
+from mnemoscope.decompose import trace
+from mnemoscope.jobs.study import contributions
+from mnemoscope.jobs.study.contributions import TOP, Desk, Frequencies, Rows, measure, rank, spread
+from mnemoscope.jobs.study.positions import Sizes
+from mnemoscope.jobs.study.value_order import Order, marked
+from mnemoscope.lens import LENSES, Lens
+from mnemoscope.models import Model
+from mnemoscope.store import SCHEMAS, Run, add_tables
+from mnemoscope.store.schemas import CONTRIBUTIONS
+from mnemoscope.views.study.figures import chart
+from mnemoscope.vocabulary import Vocabulary
+
+NAMES = ("llama", "opt_no_final_norm", "gpt2", "gptj", "olmo2", "gemma2", "granite")
+OTHER = 40  # the null's token
+
+
+class Exact(Survey):
+    """Everything through the whole vocabulary: what a survey would say if it had all the time."""
+
+    def __call__(self, vectors: Tensor, base: int) -> Intervals:
+        values = exhaustive(self._bases, Group(len(vectors), base, lambda _: vectors))[:, 0]
+        return Intervals(values, values)
+
+
+@cache
+def read(name: str, lens: str, folder: Path) -> Rows:
+    """One prefix at the desk, every neuron measured whole."""
+    kept = folder / f"{name}-{lens}"
+    kept.mkdir(exist_ok=True)
+    desk = Desk.of(wrapped(name), Vocabulary([], []), lens, 10, kept)
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contributions, "Survey", Exact)
+        return desk.example(PREFIX, {"gold": 9}, ("model", "null", "gold"), lambda _: OTHER)
+
+
+CASES = [("llama", "frozen"), ("opt_no_final_norm", "frozen")]
+MORE = [(name, lens) for name in NAMES for lens in LENSES if (name, lens) not in CASES]
+SOME = [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("orders")
+
+
+def of(rows: Rows, table: str, **where: object) -> pl.DataFrame:
+    """The rows of a table that have these values."""
+    frame = pl.concat([pl.DataFrame(part) for part in rows[table]])
+    return frame.filter(*(pl.col(name) == value for name, value in where.items()))
+
+
+@pytest.mark.parametrize(("name", "lens"), SOME)
+def test_points_and_layers_are_log_probabilities_in_fp64(name: str, lens: str, folder: Path) -> None:
+    """Every point of the stream under every lens, F(l) of every point, and layers as differences (A36, A38, A46)."""
+    rows, slow = read(name, lens, folder), Slow(name, lens)
+    wanted = of(rows, "contribution_examples")
+    assert wanted["target"].to_list() == ["model", "null", "gold"]
+    assert wanted["token"].to_list() == [int(slow.stream.logits[-1].argmax()), OTHER, 9]
+    for target, token in wanted.select("target", "token").iter_rows():
+        for reading in LENSES:
+            found = of(rows, "contribution_points", target=target, lens=reading)
+            expected = slow.log_p(slow.points, token, reading)
+            assert found["log_probability"].to_numpy() == pytest.approx(expected, abs=2e-4, rel=1e-4)
+            logit, others = found["logit"].to_numpy(), found["others"].to_numpy()
+            assert 1 / (1 + np.exp(others - logit)) == pytest.approx(np.exp(expected), abs=2e-4)
+            assert logit == pytest.approx(slow.logits(slow.points, reading)[:, token], abs=2e-3, rel=1e-4)
+        layers = of(rows, "contribution_layers", target=target)
+        steps = np.diff(slow.log_p(slow.points, token))
+        assert layers["attention"].to_numpy() == pytest.approx(steps[0::2], abs=2e-4, rel=1e-4)
+        assert layers["ffn"].to_numpy() == pytest.approx(steps[1::2], abs=2e-4, rel=1e-4)
+        total = layers["attention"].sum() + layers["ffn"].sum()
+        ends = slow.log_p(slow.points[[0, -1]], token)
+        assert total == pytest.approx(ends[1] - ends[0], abs=1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "lens"), SOME)
+def test_counts_sums_and_choices_equal_their_definitions(name: str, lens: str, folder: Path) -> None:
+    """Helpful and unhelpful (A47, A37), their sums (A48), and ten chosen in four ways (A44), neuron by neuron."""
+    rows, slow = read(name, lens, folder), Slow(name, lens)
+    for target, token in of(rows, "contribution_examples").select("target", "token").iter_rows():
+        for layer in range(len(slow.stream.layers)):
+            row = of(rows, "contribution_layers", target=target, layer=layer).row(0, named=True)
+            m, vectors = slow.coefficients(layer), slow.written(layer)
+            alone = np.array([float(slow.gain(layer, vector, token)) for vector in vectors])
+            helpful, unhelpful = alone > 0, alone < 0
+            assert row["active"] == (m != 0).sum()
+            assert row["helpful"] + row["unhelpful"] + row["undecided"] == row["active"]
+            for side, mine, sign in (("helpful", helpful, 1), ("unhelpful", unhelpful, -1)):
+                assert row[side] == mine.sum()
+                assert row[f"{side}_negative"] == (mine & (m < 0)).sum()
+                size = np.abs(alone[mine])
+                assert row[f"{side}_effective"] == pytest.approx(
+                    size.sum() ** 2 / (size**2).sum() if mine.any() else 0, rel=1e-3
+                )
+                top = np.argsort(-sign * alone, kind="stable")[: min(TOP, mine.sum())]
+                for name_, chosen in ((f"{side}_all", mine), (f"{side}_top", top)):
+                    expected = float(slow.gain(layer, vectors[chosen].sum(0), token))
+                    assert row[name_] == pytest.approx(expected, abs=2e-4, rel=2e-4)
+            active = np.flatnonzero(m)
+            order = {
+                "contribution": -alone,
+                "coefficient": -np.abs(m),
+                "weight": -np.linalg.norm(vectors, axis=1),
+                "rank": slow.ranks(vectors, token),
+            }
+            for choice, score in order.items():
+                chosen = active[np.argsort(score[active], kind="stable")[:TOP]]
+                expected = float(slow.gain(layer, vectors[chosen].sum(0), token))
+                assert row[f"by_{choice}"] == pytest.approx(expected, abs=2e-4, rel=2e-4), (choice, layer)
+
+
+@pytest.mark.parametrize(("name", "lens"), SOME)
+def test_helpful_neurons_together_equal_their_definition(name: str, lens: str, folder: Path) -> None:
+    """From the least helpful on: the sum of contributions and the contribution of the sum (A40); the top as listed."""
+    rows, slow = read(name, lens, folder), Slow(name, lens)
+    token = of(rows, "contribution_examples", target="model")["token"][0]
+    for layer in range(len(slow.stream.layers)):
+        vectors = slow.written(layer)
+        alone = np.array([float(slow.gain(layer, vector, token)) for vector in vectors])
+        ascending = [int(one) for one in np.argsort(alone, kind="stable") if alone[one] > 0]
+        found = of(rows, "contribution_sums", layer=layer)
+        assert found["neurons"][-1] == len(ascending)
+        for count, separate, together in found.select("neurons", "separate", "together").iter_rows():
+            some = ascending[:count]
+            assert separate == pytest.approx(alone[some].sum(), abs=1e-4, rel=1e-3)
+            expected = float(slow.gain(layer, vectors[some].sum(0), token))
+            assert together == pytest.approx(expected, abs=2e-4, rel=2e-4)
+        for side in (1, -1):
+            listed = of(rows, "contribution_neurons", layer=layer, side=side)
+            best = [int(one) for one in np.argsort(-side * alone, kind="stable") if side * alone[one] > 0][
+                :TOP
+            ]
+            assert listed["neuron"].to_list() == best
+            assert listed["rank"].to_list() == list(range(len(best)))
+            assert listed["contribution"].to_numpy() == pytest.approx(alone[best], abs=1e-5, rel=1e-4)
+            assert listed["coefficient"].to_numpy() == pytest.approx(slow.coefficients(layer)[best], rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "lens"), SOME)
+def test_a_survey_holds_every_contribution_and_is_exact_at_the_ends(name: str, lens: str) -> None:
+    """Intervals hold what brute force finds, for the target and for any other token; extremes and signs are right."""
+    model, words = wrapped(name), Vocabulary([], [])
+    with torch.inference_mode():
+        stream = trace(model.hf, model.anatomy, torch.from_numpy(PREFIX.astype(np.int64))[None])
+        scene = contributions.Scene(stream, Lens.of(model.anatomy, lens), 11, (), words)
+        survey = Survey(scene.bases, 3)
+        for layer in range(scene.layers):
+            neurons = contributions._Neurons.of(scene, layer)
+            found = survey(neurons.vectors, neurons.base)
+            group = Group(len(neurons.vectors), neurons.base, lambda _, all=neurons.vectors: all)
+            for token in (11, OTHER):
+                bases = scene.bases.following(token)
+                exact = exhaustive(bases, group)[:, 0]
+                mine = found.moved(neurons.odds(scene.bases, token))
+                assert bool((mine.low <= exact + 2e-6).all())
+                assert bool((mine.high >= exact - 2e-6).all())
+                assert bool((mine.signs * exact >= 0).all())
+                if token == 11:
+                    order = exact.argsort()
+                    ends = torch.cat([order[:3], order[-3:]])
+                    assert torch.equal(mine.low[ends], mine.high[ends])
+                    assert torch.allclose(mine.middle[ends], exact[ends], atol=1e-7)
+                    assert torch.equal(mine.middle.argsort()[:3], order[:3])
+
+
+def test_a_survey_of_many_tokens_decides_most_signs() -> None:
+    """With far more tokens than are evaluated, most signs are known, and all that are known are right (A47)."""
+    generator = torch.Generator().manual_seed(0)
+    unembedding = torch.randn(6000, 12, generator=generator)
+    lens = Lens("raw", None, unembedding, None, 1.0, None)
+    vectors = 0.03 * torch.randn(400, 12, generator=generator)
+    vectors[5] = 0
+    bases = Bases(lens, 5, torch.randn(1, 12, generator=generator), None)
+    found = Survey(bases, 4)(vectors, 0)
+    exact = exhaustive(bases, Group(400, 0, lambda _: vectors))[:, 0]
+    assert bool(((found.low <= exact + 1e-7) & (exact <= found.high + 1e-7)).all())
+    assert bool((found.signs * exact >= 0).all())
+    assert float((found.signs == 0).float().mean()) < 0.2
+    assert float(found.low[5]) == float(found.high[5]) == 0.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3000))
+def test_marks_are_dense_at_both_ends(vocabulary: int) -> None:
+    """Ranks are marked from first to last, alike from above and below, and none is further off than a tenth."""
+    places = marked(vocabulary)
+    assert places[0] == 0
+    assert places[-1] == vocabulary - 1
+    assert np.array_equal(places, (vocabulary - 1 - places)[::-1])
+    depth = np.minimum(places, vocabulary - 1 - places)
+    gaps = np.diff(places)
+    assert (gaps <= np.maximum(1, np.ceil(0.1 * np.maximum(depth[:-1], depth[1:]) + 1))).all()
+
+
+def test_ranks_between_marks_are_nearly_right(tmp_path: Path) -> None:
+    """Exact where ranks are marked, within a tenth elsewhere, upside down for a negative coefficient (A44)."""
+    generator = torch.Generator().manual_seed(0)
+    hf = FAMILIES["llama"]()
+    lens = Lens("raw", None, torch.randn(2000, 32, generator=generator), None, 1.0, None)
+    part = describe(hf).layers[1]
+    order = Order.of(lens, part, tmp_path / "order.npy")
+    again = Order.of(lens, part, tmp_path / "order.npy")
+    assert torch.equal(order.marks, again.marks)
+    coefficient = torch.randn(40, generator=generator)
+    coefficient[3] = 0
+    vectors = coefficient[:, None] * part.values().detach()
+    for token in range(0, 2000, 37):
+        scores = vectors @ lens.unembedding.T
+        exact = (scores > scores[:, [token]]).sum(-1).float()
+        found = order.rank(vectors, coefficient < 0, token)
+        assert torch.isinf(found[3])
+        keep = torch.arange(40) != 3
+        depth = torch.minimum(exact, 1999 - exact)
+        off = (found - exact).abs()[keep]
+        assert bool((off <= torch.where(depth < 60, 0.0, 0.1 * depth + 1)[keep]).all())
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_layers_are_spread_from_first_to_last(layers: int, most: int) -> None:
+    """Distinct, ascending, at most so many, and both ends where there is room for two."""
+    found = spread(layers, most)
+    assert found == sorted(set(found))
+    assert len(found) == min(layers, most)
+    if len(found) > 1:
+        assert (found[0], found[-1]) == (0, layers - 1)
+
+
+def test_ranking_puts_signs_apart_and_ties_in_order() -> None:
+    """The helpful are above 0, the unhelpful below, and equal ones in the order of their numbers."""
+    values = torch.tensor([0.0, 1, 2, 1, -1, 0, -3, -1], dtype=torch.float64)
+    found = rank(Intervals(values, values))
+    assert found.helpful.tolist() == [2, 1, 3]
+    assert found.unhelpful.tolist() == [6, 4, 7]
+    assert found.signs.tolist() == [0, 1, 1, 1, -1, 0, -1, -1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 300), st.integers(0, 50))
+def test_a_null_token_is_another_one_and_about_as_frequent(token: int, example: int) -> None:
+    """It is within ten places in the order of frequency, never the token itself, and drawn again alike."""
+    others = Frequencies(np.arange(250) * 2)
+    near = others.near(3, example)
+    found = near(token)
+    assert found == near(token)
+    assert found != token
+    assert found % 2 == 0
+    if token % 2 == 0 and 40 <= token <= 450:
+        assert abs(found - token) <= 40
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Model]:
+    """A tiny gated model and a run of it."""
+    model = mn.load_model(FAMILIES["llama"](), tokenizer=tokenizer())
+    return mn.build(model, texts(60), tmp_path_factory.mktemp("runs") / "run", top=5), model
+
+
+def tables(run: Run, model: Model, folder: Path) -> dict[str, pl.DataFrame]:
+    """What the measurement adds to a run."""
+    folder.mkdir(exist_ok=True)
+    found = measure(run, model, Sizes(sentences=20), folder, lambda _: None)
+    return {name: pl.concat([pl.from_arrow(part) for part in parts]) for name, parts in found.items()}  # type: ignore[misc]
+
+
+def test_an_interrupted_measurement_ends_in_the_same_tables(
+    case: tuple[Run, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the second shard and begun again, it gives the very same rows."""
+    run, model = case
+    whole = tables(run, model, tmp_path / "whole")
+    example, calls = Desk.example, iter(range(17))
+
+    def fails(*some: Any) -> Rows:
+        next(calls)
+        return example(*some)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Desk, "example", fails)
+        with pytest.raises(StopIteration):
+            tables(run, model, tmp_path / "cut")
+    resumed = tables(run, model, tmp_path / "cut")
+    assert whole.keys() == set(CONTRIBUTIONS)
+    for name, frame in whole.items():
+        assert frame.equals(resumed[name], null_equal=True), name
+        assert frame.columns == SCHEMAS[name].names
+
+
+@pytest.fixture(scope="module")
+def measured(case: tuple[Run, Model], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run with the tables in it."""
+    run, model = case
+    copied = tmp_path_factory.mktemp("measured") / "run"
+    shutil.copytree(run.path, copied)
+    work = tmp_path_factory.mktemp("work")
+    return add_tables(copied, measure(run, model, Sizes(sentences=20), work, lambda _: None), {})
+
+
+def test_tables_have_a_row_for_everything(measured: Run) -> None:
+    """One for each example, target, lens, point and layer; null tokens differ from the model's; sums are of ranks."""
+    sizes = {name: measured.table(name).collect() for name in CONTRIBUTIONS}
+    examples = sizes["contribution_examples"]["example"].n_unique()
+    assert sizes["contribution_examples"].height == 2 * examples
+    assert sizes["contribution_points"].height == examples * 2 * 3 * 7
+    assert sizes["contribution_layers"].height == examples * 2 * 3
+    assert sizes["cross_layers"].height == examples * 3
+    assert sizes["cross_queries"].height == examples * 6
+    tokens = sizes["contribution_examples"].pivot("target", index="example", values="token")
+    assert (tokens["model"] != tokens["null"]).all()
+    assert sizes["contribution_layers"]["by_rank"].null_count() == 0
+
+
+@pytest.fixture(scope="module")
+def found(measured: Run) -> dict[str, Finding]:
+    """All findings, by id."""
+    return {one.id: one for one in [*answers.findings(measured), *crosslayer.findings(measured)]}
+
+
+def values(finding: Finding, **where: object) -> list[float]:
+    """The column `value` of some rows."""
+    return finding.frame.filter(*(pl.col(name) == value for name, value in where.items()))["value"].to_list()
+
+
+def test_figures_of_contributions_equal_their_definitions(measured: Run, found: dict[str, Finding]) -> None:
+    """Means over examples, ratios of means, and the null beside them, from the tables by other means (A44-A48)."""
+    rows = measured.table("contribution_layers").collect()
+    points = measured.table("contribution_points").collect()
+    for target, column in (("model", "value"), ("null", "null")):
+        some = rows.filter(target=target).drop("target")
+        means = some.group_by("layer").mean().sort("layer")
+        for choice, label in answers.CHOICES.items():
+            row = found["table-1-ten-neurons-chosen"].frame.filter(chosen=label)
+            assert row[column][0] == pytest.approx(some[f"by_{choice}"].mean(), rel=1e-5)
+        for side in answers.SIDES:
+            counts = found["figure-6-helpful-and-unhelpful-neurons"].frame.filter(
+                side=side, counted="neurons"
+            )
+            assert counts[column].to_list() == pytest.approx(means[side].to_list())
+            ten = found["figure-7-ten-against-all"].frame.filter(side=side)
+            expected = (means[f"{side}_top"] / means[f"{side}_all"]).to_list()
+            assert ten[column].to_list() == pytest.approx(expected, rel=1e-4)
+        for part, label in (("attention", "attention"), ("ffn", "feed-forward")):
+            parts = found["contributions-of-layers"].frame.filter(part=label)
+            assert parts[column].to_list() == pytest.approx(means[part].to_list(), rel=1e-4, abs=1e-6)
+        for lens in LENSES:
+            curve = (
+                points.filter(target=target, lens=lens)
+                .drop("target", "lens")
+                .group_by("point")
+                .mean()
+                .sort("point")
+            )
+            drawn = found["figure-5-log-p-along-the-stream"].frame.filter(lens=lens)
+            assert drawn[column].to_list() == pytest.approx(curve["log_probability"].to_list(), rel=1e-5)
+    signs = rows.filter(target="model").drop("target").group_by("layer").sum().sort("layer")
+    expected = (signs["helpful_negative"] / signs["helpful"]).to_list()
+    assert values(found["negative-coefficients"], side="helpful") == pytest.approx(expected)
+
+
+def test_the_curve_of_a_logit_is_the_logistic_and_the_stream_is_on_it(found: dict[str, Finding]) -> None:
+    """F(l) = e^l / (e^l + B) at every margin, and the points of the stream lie on it (A36)."""
+    frame = found["figure-2-probability-against-logit"].frame
+    for scale, of in (
+        ("p", lambda x: 1 / (1 + np.exp(-x))),
+        ("log p (nats)", lambda x: -np.log1p(np.exp(-x))),
+    ):
+        some = frame.filter(scale=scale)
+        assert some["value"].to_list() == pytest.approx(of(some["margin"].to_numpy()).tolist(), rel=1e-6)
+    assert frame["series"].n_unique() == 2
+
+
+def test_correlations_of_sums_are_the_textbooks(measured: Run) -> None:
+    """Pearson, Spearman and the slope of each example and layer (A40)."""
+    rows = measured.table("contribution_sums").collect()
+    found = answers.correlations(rows)
+    assert found.height > 10
+    for row in found.iter_rows(named=True):
+        some = rows.filter(example=row["example"], layer=row["layer"])
+        x, y = some["separate"].to_numpy(), some["together"].to_numpy()
+        assert row["pearson"] == pytest.approx(pearsonr(x, y).statistic, abs=1e-4)
+        assert row["spearman"] == pytest.approx(spearmanr(x, y).statistic, abs=1e-4)
+        assert row["slope"] == pytest.approx(linregress(x, y).slope, rel=1e-3)
+
+
+def test_figures_of_queries_equal_their_definitions(measured: Run, found: dict[str, Finding]) -> None:
+    """Figures 8 and 13-19 and Tables 3 and 4, with their nulls, from the tables by other means (A49, A58-A64)."""
+    queries, layers = measured.table("cross_queries").collect(), measured.table("cross_layers").collect()
+    neurons, total = measured.manifest.model.neurons, measured.manifest.model.layers
+    means = queries.group_by("query").mean().sort("query")
+    for side in crosslayer.SIDES:
+        figure = found["figure-8-queries-of-one-layer"]
+        assert values(figure, side=side) == pytest.approx(means[side].to_list(), rel=1e-4, abs=1e-6)
+        upper = found["figures-13-14-queries-of-all-layers"]
+        assert values(upper, side=side) == pytest.approx(means[f"upper_{side}"].to_list(), rel=1e-4, abs=1e-6)
+        for way, suffix in crosslayer.WAYS.items():
+            drawn = values(found["figures-15-18-four-scores"], side=side, way=way)
+            assert drawn == pytest.approx(means[f"{side}{suffix}"].to_list(), rel=1e-4, abs=1e-6)
+    sums = layers.group_by("layer").sum().sort("layer")
+    listed = (sums["helpful"] + sums["unhelpful"])[:-1]
+    table = found["table-3-values-that-are-queries"].frame
+    asked = ((sums["helpful_asked"] + sums["unhelpful_asked"])[:-1] / listed).to_list()
+    assert table["value"].to_list() == pytest.approx(asked)
+    chance = [
+        sum(
+            row["asked"] / neurons * (row["helpful"] + row["unhelpful"])
+            for row in layers.filter(layer=at).to_dicts()
+        )
+        for at in range(total - 1)
+    ]
+    assert table["null"].to_list() == pytest.approx(
+        [one / all_ for one, all_ in zip(chance, listed, strict=True)]
+    )
+    called = layers.group_by("layer").mean().sort("layer")["called"].to_list()
+    union = [called[at] / (5 * at) for at in range(1, total)]
+    assert values(found["table-4-neurons-called-by-earlier-layers"]) == pytest.approx(union)
+    counts = layers.group_by("layer").mean().sort("layer")
+    for label, name in {
+        "as values": "values",
+        "as queries, summed": "queries",
+        "as queries, chained": "chains",
+    }.items():
+        drawn = values(found["figure-19-where-values-and-queries-are"], kind=label)
+        assert drawn == pytest.approx(counts[f"{name}_first"].to_list())
+    first = sums["helpful_first"].sum() / sums["queries_first"].sum()
+    assert values(found["extremes-act-as-queries"], side="helpful") == pytest.approx([first])
+
+
+def test_every_figure_can_be_drawn(found: dict[str, Finding]) -> None:
+    """Each names its analyses, says a number, and lowers to a chart."""
+    assert len(found) == 17
+    for one in found.values():
+        assert any(letter.isdigit() for letter in one.says), one.id
+        assert "nan" not in one.says.lower().split(), one.says
+        assert chart(one) is not None

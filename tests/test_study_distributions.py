@@ -1,0 +1,94 @@
+"""Whole distributions: mass near zero, columns of histograms, thresholds, down the range."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+from synthetic import HISTOGRAM_EDGES, make_run
+
+from mnemoscope.analyses.study import distributions
+from mnemoscope.analyses.study.distributions import even_columns, within
+from mnemoscope.store import Run
+
+EDGES = np.array(HISTOGRAM_EDGES)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run made by hand."""
+    return make_run(tmp_path_factory.mktemp("runs") / "run", layers=3, neurons=8)
+
+
+def counted(values: np.ndarray) -> np.ndarray:
+    return np.bincount(np.searchsorted(EDGES, values, "right"), minlength=len(EDGES) + 1)
+
+
+def test_mass_near_zero_of_a_normal_distribution() -> None:
+    """From the bins of many normal draws: the normal distribution's own mass, at several reaches."""
+    values = np.random.default_rng(0).normal(size=200_000)
+    counts = np.repeat(counted(values)[None], 3, 0).astype(float)
+    reach = np.array([0.1, 0.5, 2.0])
+    assert within(counts, EDGES, reach) == pytest.approx(2 * stats.norm.cdf(reach) - 1, abs=0.01)
+
+
+def test_columns_keep_every_token() -> None:
+    """Whatever lies between the least and the greatest value is drawn, and no more."""
+    values = np.random.default_rng(0).standard_t(2, 5_000)
+    frame = even_columns(counted(values), EDGES, values.min(), values.max())
+    assert frame["tokens"].sum() == pytest.approx(5_000)
+    assert frame["left"][0] == values.min() and frame["right"][-1] == pytest.approx(values.max())
+    exact, _ = np.histogram(values, np.append(frame["left"].to_numpy(), frame["right"][-1]))
+    assert np.abs(np.cumsum(frame["tokens"].to_numpy()) - np.cumsum(exact)).max() < 0.1 * 5_000
+
+
+def test_columns_of_a_constant_neuron() -> None:
+    """A neuron that is always 0 has one column with all of it."""
+    counts = counted(np.zeros(50))
+    frame = even_columns(counts, EDGES, 0.0, 0.0)
+    assert frame["tokens"].sum() == pytest.approx(50)
+
+
+def test_findings_of_a_run(run: Run) -> None:
+    """Every figure covers every layer; shares are shares."""
+    found = {one.id: one for one in distributions.findings(run)}
+    for name in ("kurtosis", "positive-share", "reach", "mass-near-zero"):
+        assert found[name].frame["layer"].to_list() == [0, 1, 2]
+    active = found["what-active-means"].frame
+    assert active["share"].is_between(0, 1).all() and active.height == 3 * len(distributions.RULES)
+
+
+def test_active_by_the_first_rule_is_the_share_of_positive_coefficients(run: Run) -> None:
+    """The rule > 0 is exact: the mean over neurons of `positive_fraction`."""
+    frame = {one.id: one for one in distributions.findings(run)}["what-active-means"].frame
+    mine = frame.filter(pl.col("rule") == "> 0").sort("layer")["share"]
+    exact = (
+        run.table("neurons").group_by("layer").agg(pl.col("positive_fraction").mean()).sort("layer").collect()
+    )
+    assert mine.to_list() == pytest.approx(exact["positive_fraction"].to_list())
+
+
+def test_the_marking_token_fades_down_the_range() -> None:
+    """Samples that carry the mark at the top only: whole at the top, nothing below, chance in between."""
+    rows = pl.DataFrame(
+        {
+            "layer": [0] * 40,
+            "mark": [1, 2] * 20,
+            "token": [1, 2] * 10 + [3] * 20,
+            "part": [9] * 20 + [0] * 20,
+            "document": list(range(40)),
+        }
+    )
+    share, null = distributions._persistence(rows)
+    assert share.value[9] == 1 and share.value[0] == 0 and np.isnan(share.value[5])
+    assert null[9] == pytest.approx(0.5) and null[0] == 0
+
+
+def test_nulls_are_bands_where_a_run_has_them(tmp_path: Path, run: Run) -> None:
+    """A run without null units is drawn without a band, and says so by leaving the null empty."""
+    found = {one.id: one for one in distributions.findings(run)}
+    assert found["kurtosis"].null == "" and found["kurtosis"].figure is not None
+    assert found["kurtosis"].figure.null_low is None

@@ -1,0 +1,147 @@
+"""Patterns and token removal as findings: coverage bit by bit, shares that add up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from synthetic import make_run
+
+from mnemoscope.analyses.study import keys
+from mnemoscope.store import SCHEMAS, Run, add_tables
+
+PATTERN = {
+    "unit": "neuron", "polarity": 1, "tests": "main", "spec": "word:is", "name": "is", "family": "word",
+    "complexity": 1, "rank": 0, "role": "best", "equivalents": [], "triggers": 8, "hits": 6, "base_rate": 0.1,
+    "p": 1e-6, "p_family": 1e-4, "test_triggers": 4, "test_hits": 2, "test_base_rate": 0.1, "test_p": 1e-3,
+    "token_rate": 0.0, "token_p": 1.0, "token_q": 1.0, "q": 0.01, "discovery_score": 0.5, "chosen": True,
+}  # fmt: skip
+
+
+def rows(name: str, *some: dict) -> pa.Table:
+    """Rows of a table, what is not said filled with something harmless."""
+    schema = SCHEMAS[name]
+    blank = {
+        field.name: None if field.nullable else [] if pa.types.is_list(field.type) else 0 for field in schema
+    }
+    texts = {field.name: "" for field in schema if pa.types.is_string(field.type) and not field.nullable}
+    return pa.Table.from_pylist([blank | texts | row for row in some], schema=schema)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run made by hand, with three confirmed patterns and one that was not."""
+    made = make_run(tmp_path_factory.mktemp("runs") / "run", layers=2, neurons=6)
+    found = rows(
+        "patterns",
+        PATTERN | {"layer": 0, "neuron": 3, "kind": "shallow", "test_where": 0b0011},
+        PATTERN | {"layer": 0, "neuron": 3, "kind": "semantic", "test_where": 0b0110, "token_q": 0.01},
+        PATTERN | {"layer": 0, "neuron": 4, "kind": "semantic", "test_where": 0b1111, "token_q": 0.5},
+        PATTERN | {"layer": 1, "neuron": 3, "kind": "shallow", "test_where": 0b1111, "q": 0.2},
+    )
+    verdict = {"unit": "neuron", "polarity": 1, "tests": "main", "verdict": "iff"}
+    tested = rows("pattern_tests", *(verdict | {"layer": 0, "neuron": one} for one in (3, 4)))
+    return add_tables(made.path, {"patterns": [found], "pattern_tests": [tested]}, {"patterns": {"q": 0.05}})
+
+
+def patterns(*some: tuple[str, float, int, int]) -> pl.DataFrame:
+    """Confirmed patterns of one unit: kind, token_q, triggers, bits."""
+    names = ["kind", "token_q", "test_triggers", "test_where"]
+    frame = pl.DataFrame(some, names, orient="row").with_columns(pl.col("test_where").cast(pl.Int64))
+    address = {"unit": "neuron", "layer": 0, "neuron": 3, "polarity": 1, "q": 0.01}
+    return frame.with_columns(**{name: pl.lit(value) for name, value in address.items()})
+
+
+def test_cases_are_counted_trigger_by_trigger() -> None:
+    """Bit i is the i-th trigger: shallow {0, 1}, semantic {1, 2} of four is one of each case."""
+    some = keys.cases(patterns(("shallow", 1.0, 4, 0b0011), ("semantic", 0.01, 4, 0b0110)), 0.05)
+    assert some.select(keys.CASES).rows() == [(1, 1, 1, 1)]
+    assert some.select("patterns", "triggers").rows() == [(2, 4)]
+
+
+def test_the_last_token_alone_is_shallow() -> None:
+    """A semantic pattern that the last tokens explain counts as shallow; one that is not confirmed, as none."""
+    some = patterns(("semantic", 0.5, 2, 0b01))
+    assert keys.cases(some, 0.05).select(keys.CASES).rows() == [(1, 0, 0, 1)]
+    assert keys.cases(some, 0.001).select(keys.CASES).rows() == [(0, 0, 0, 2)]
+
+
+def test_all_sixty_four_triggers_have_a_bit() -> None:
+    """The sign bit of the column is the 64th trigger."""
+    assert keys.cases(patterns(("shallow", 1.0, 64, -1)), 0.05).select(keys.CASES).rows() == [(64, 0, 0, 0)]
+
+
+def test_layers_add_up_and_the_unconfirmed_do_not_count(run: Run) -> None:
+    """Cases of a layer add up to one; units without a confirmed pattern are not covered."""
+    frame = {one.id: one for one in keys.findings(run)}["figure-2-covered"].frame
+    assert frame.group_by("units", "layer").agg(pl.col("share").sum())["share"].to_list() == pytest.approx(
+        [1, 1]
+    )
+    share = {(row["layer"], row["case"]): row["share"] for row in frame.iter_rows(named=True)}
+    units = (
+        run.table("triggers")
+        .filter(pl.col("layer") == 0)
+        .select("neuron", "polarity")
+        .unique()
+        .collect()
+        .height
+    )
+    # Units without a candidate are taken to have four triggers, as those with one have.
+    assert share[0, "shallow"] == pytest.approx((1 + 4) / (4 * units))
+    assert share[0, "semantic"] == pytest.approx(1 / (4 * units))
+    assert share[1, "not covered"] == 1
+
+
+def test_patterns_per_key_count_confirmed_ones(run: Run) -> None:
+    """Three confirmed patterns over the units of layer 0, none in layer 1."""
+    frame = {one.id: one for one in keys.findings(run)}["patterns-per-key"].frame
+    units = (
+        run.table("triggers")
+        .filter(pl.col("layer") == 0)
+        .select("neuron", "polarity")
+        .unique()
+        .collect()
+        .height
+    )
+    assert frame["patterns"].to_list() == pytest.approx([3 / units, 0])
+
+
+def test_verdicts_are_shares_of_tested_units(run: Run) -> None:
+    """Two neurons were tested, and both are `iff`."""
+    frame = {one.id: one for one in keys.findings(run)}["two-way-verdicts"].frame
+    assert frame.select("unit", "layer", "verdict", "units", "share").rows() == [
+        ("neurons", 0, "iff", 2, 1.0)
+    ]
+
+
+def test_shares_are_those_of_the_patterns_command(run: Run) -> None:
+    """The same triggers by the same rule as `mnemoscope patterns` counts them."""
+    from mnemoscope.analyses.patterns import _units, explained
+
+    frame = {one.id: one for one in keys.findings(run)}["figure-2-covered"].frame
+    other = explained(run, _units(run)).filter(pl.col("unit") == "neuron").sort("layer")
+    names = dict(zip(keys.CASES, ("shallow", "both", "semantic", "none"), strict=True))
+    for case, name in names.items():
+        mine = frame.filter(pl.col("case") == case).sort("layer")["share"].to_list()
+        assert mine == pytest.approx(other[name].to_list(), abs=0.02)
+
+
+def test_token_removal_is_told(tmp_path: Path) -> None:
+    """Rows of `removal` become Figure 3 and its null."""
+    from mnemoscope.analyses.study import tokens_removed
+
+    made = make_run(tmp_path / "run", layers=2, neurons=6)
+    some = [
+        {"layer": layer, "neuron": 3, "polarity": 1, "kind": kind, "removed": removed, "document": document,
+         "whole": 4.0 + document / 10, "without": {"first": 4.0, "last": 1.0, "random": 3.0}[removed]}
+        for layer in range(2) for kind in ("trigger", "random") for removed in ("first", "last", "random")
+        for document in range(6)
+    ]  # fmt: skip
+    run = add_tables(made.path, {"removal": [rows("removal", *some)]}, {})
+    found = {one.id: one for one in tokens_removed.findings(run)}
+    frame = found["figure-3-token-removal"].frame
+    last = frame.filter(pl.col("token") == "without the last")["ratio"]
+    assert last.to_list() == pytest.approx([(6 - 6 * 4.25) / (6 * 4.25)] * 2)
+    assert found["token-removal-null"].frame["null"].null_count() == 0

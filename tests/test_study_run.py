@@ -1,0 +1,257 @@
+"""Sampling, checkpoints, the catalogue, parameters, and the command from model to report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from families import FAMILIES
+from synthetic import make_run
+from test_cli import call
+from tiny import model_folder, texts, tokenizer
+
+import mnemoscope as mn
+from mnemoscope.analyses.study import glance
+from mnemoscope.analyses.study.items import STATES, items
+from mnemoscope.errors import QueryError, RunMismatch
+from mnemoscope.jobs.study import catalogue
+from mnemoscope.jobs.study import run as study
+from mnemoscope.jobs.study.positions import Sizes, in_shards, sample
+from mnemoscope.models import Model
+from mnemoscope.patterns.split import half
+from mnemoscope.store import OPTIONAL, SCHEMAS, Run
+
+ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests"
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Model]:
+    """A tiny model and a run of it."""
+    model = mn.load_model(FAMILIES["llama"](), tokenizer=tokenizer())
+    return mn.build(model, texts(60), tmp_path_factory.mktemp("runs") / "run", top=5, nulls=()), model
+
+
+# -- sampling ----------------------------------------------------------------------------------------------------
+
+
+def test_samples_are_what_they_say(case: tuple[Run, Model]) -> None:
+    """One position of a context, of test documents, never the first, followed by the target."""
+    run, _ = case
+    found = sample(run, 1000, longest=20)
+    assert len(set(found.contexts.tolist())) == len(found) > 10
+    assert half(found.documents).all() and (np.diff(found.contexts) > 0).all()
+    stored = run.contexts(found.contexts.tolist())
+    for context, at, target, prefix in zip(
+        found.contexts.tolist(), found.positions, found.targets, found.prefixes, strict=True
+    ):
+        tokens = stored[context].tokens
+        assert 1 <= at < 20 and tokens[at + 1] == target and prefix.tolist() == tokens[: at + 1].tolist()
+
+
+def test_samples_are_even_over_positions(tmp_path: Path) -> None:
+    """Over many seeds every position that counts is drawn about as often as any other of its context."""
+    run = make_run(tmp_path / "run", documents=12)
+    drawn: dict[int, Counter[int]] = {}
+    for seed in range(400):
+        found = sample(run, 1000, longest=8, seed=seed)
+        for context, at in zip(found.contexts.tolist(), found.positions.tolist(), strict=True):
+            drawn.setdefault(context, Counter())[at] += 1
+    counts = max(drawn.values(), key=lambda one: len(one))
+    assert set(counts) == set(range(1, 8))
+    expected = sum(counts.values()) / 7
+    assert sum((n - expected) ** 2 / expected for n in counts.values()) < 22.5  # chi-squared, 6 df, p = .001
+
+
+def test_samples_do_not_depend_on_how_many_are_wanted(case: tuple[Run, Model]) -> None:
+    """The same seed gives the same; a smaller sample is a part of a larger one."""
+    run, _ = case
+    large, small = sample(run, 1000, seed=3), sample(run, 5, seed=3)
+    places = set(zip(large.contexts.tolist(), large.positions.tolist(), strict=True))
+    assert set(zip(small.contexts.tolist(), small.positions.tolist(), strict=True)) <= places
+    assert len(small) == 5
+
+
+def test_batches_serve_every_example_once(case: tuple[Run, Model]) -> None:
+    """Prefixes come back whole, at the last counted place of their row."""
+    run, _ = case
+    found = sample(run, 1000)
+    seen = []
+    for numbers in found.shards():
+        for some, batch in found.batches(numbers):
+            for row, number in enumerate(some.tolist()):
+                length = int(batch.lengths[row])
+                assert batch.tokens[row, :length].tolist() == found.prefixes[number].tolist()
+                assert np.flatnonzero(batch.counted[row]).tolist() == [length - 1]
+                seen.append(number)
+    assert sorted(seen) == list(range(len(found)))
+
+
+def test_too_little_text_is_said(tmp_path: Path) -> None:
+    """Contexts without a position that counts are no sample."""
+    run = make_run(tmp_path / "run")
+    with pytest.raises(QueryError, match="more text"):
+        sample(run, 10, longest=1)
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_measurement_goes_on(case: tuple[Run, Model], tmp_path: Path) -> None:
+    """Killed between shards, it does the rest and gives the same rows."""
+    run, _ = case
+    examples = sample(run, 1000)
+    done: list[int] = []
+
+    def measure(numbers: np.ndarray) -> dict[str, pa.Table]:
+        if len(done) == 2 and not (tmp_path / "again").exists():
+            raise KeyboardInterrupt
+        done.append(len(numbers))
+        return {"rows": pa.table({"target": examples.targets[numbers]})}
+
+    def everything() -> list[int]:
+        tables = in_shards(tmp_path, examples, measure, "measuring", lambda _: None, size=7)
+        return pa.concat_tables(tables["rows"])["target"].to_pylist()
+
+    with pytest.raises(KeyboardInterrupt):
+        everything()
+    (tmp_path / "again").touch()
+    assert everything() == examples.targets.tolist()
+    assert sum(done) == len(examples)  # no shard was done twice
+
+
+def test_what_is_measured_is_not_measured_again(case: tuple[Run, Model]) -> None:
+    """A second call changes no file; other sizes do; no work folder is left."""
+    run, model = case
+    chosen = catalogue.choose("glance,value_ranks")
+    first = study.measure(run, model, chosen=chosen)
+    again = study.measure(first, model, chosen=chosen)
+    assert again.manifest == first.manifest and not (run.path / study.WORK).exists()
+    assert [one.state(again, Sizes()) for one in chosen] == ["ready", "ready"]
+    assert [one.state(again, Sizes(seed=1)) for one in chosen] == ["ready", "other sizes"]
+    other = study.measure(again, model, chosen=chosen, sizes=Sizes(seed=1))
+    assert other.manifest.tables["value_ranks"] != first.manifest.tables["value_ranks"]
+    assert other.check() == []
+
+
+def test_another_model_is_refused(case: tuple[Run, Model]) -> None:
+    """A run is measured with the model it was built from."""
+    run, _ = case
+    other = mn.load_model(FAMILIES["gpt2"](), tokenizer=tokenizer())
+    with pytest.raises(RunMismatch, match="built from"):
+        study.measure(run, other, chosen=catalogue.choose("glance"))
+
+
+def test_the_estimate_counts_what_is_left(case: tuple[Run, Model]) -> None:
+    """Nothing left costs nothing; something costs something."""
+    run, model = case
+    chosen = catalogue.choose("value_ranks")
+    assert study.estimate(run, model, chosen, Sizes(seed=99)) > 0
+    assert study.estimate(run, model, catalogue.choose("values"), Sizes()) == 0
+
+
+# -- the catalogue and the items ---------------------------------------------------------------------------------
+
+
+def test_the_catalogue_names_what_exists() -> None:
+    """Analyses and jobs can be imported, tables have schemas, names are distinct."""
+    names = [one.name for one in catalogue.CATALOGUE]
+    assert len(set(names)) == len(names)
+    for one in catalogue.CATALOGUE:
+        assert callable(catalogue.named(one.analysis)) and (not one.job or callable(catalogue.named(one.job)))
+        assert set(one.tables) <= OPTIONAL.keys() <= SCHEMAS.keys()
+
+
+def test_unknown_measurements_are_named() -> None:
+    """A name that there is not is said with those that there are."""
+    with pytest.raises(QueryError, match="no 'nothing'; choose among glance"):
+        catalogue.choose("values,nothing")
+    with pytest.raises(QueryError, match="choose among"):
+        catalogue.choose(" , ")
+
+
+def test_every_item_is_answered() -> None:
+    """A1 to A80 in order, each done by a command with a test that is there, or not applicable for a reason."""
+    found = items()
+    assert [one.id for one in found] == [f"A{n}" for n in range(1, 81)]
+    for one in found:
+        assert one.state in STATES and one.title
+        assert one.why if one.state == "not applicable" else one.command
+        for test in filter(None, one.test.split(", ")):
+            assert (TESTS / test).exists(), (one.id, test)
+        if one.command.startswith("mnemoscope study --only "):
+            name = one.command.split()[-1]
+            (measurement,) = (found for found in catalogue.choose(name) if found.name == name)
+            assert one.id in measurement.items, one.id
+
+
+# -- parameters --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_parameters_are_counted_once(family: str, tmp_path: Path) -> None:
+    """All parts together are the model's parameters; a feed-forward layer has its matrices and biases."""
+    model = mn.load_model(FAMILIES[family](), tokenizer=tokenizer())
+    run = mn.build(model, texts(12), tmp_path / "run", top=2, nulls=())
+    run = study.measure(run, model, chosen=catalogue.choose("glance"))
+    rows = run.table("parameters").collect()
+    assert rows["parameters"].sum() == sum(one.numel() for one in model.hf.parameters())
+    layer = model.anatomy.layers[1]
+    matrices = [
+        layer.values(),
+        layer.keys(),
+        layer.ups(),
+        layer.down_bias(),
+        layer.key_bias(),
+        layer.up_bias(),
+    ]
+    expected = sum(one.numel() for one in matrices if one is not None)
+    here = rows.filter(pl.col("layer") == 1, pl.col("part") == "ffn")["parameters"].item()
+    assert here == expected
+    frame = glance.findings(run)[0].frame
+    assert frame["share_of_all"].sum() == pytest.approx(1)
+
+
+# -- the command -------------------------------------------------------------------------------------------------
+
+
+def test_study_from_model_to_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One command builds, measures and writes a page that asks nothing of a network; a second one only draws."""
+    folder, corpus, out = model_folder(tmp_path / "model"), tmp_path / "text.jsonl", tmp_path / "run"
+    corpus.write_text("\n".join(json.dumps({"text": text}) for text in texts(60)), encoding="utf-8")
+    only = ("--only", "glance,values,value_ranks,distributions")
+    code, told, error = call(monkeypatch, capsys, "study", folder, corpus, "-o", out, *only)
+    assert code == 0, error
+    assert "Feed-forward layers hold" in told and "measuring" in error
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "http" not in page.replace("http-equiv", "") and "All items, A1 to A80" in page
+    files = {file.suffix for file in (out / "report_files").iterdir()}
+    assert files == {".svg", ".pdf", ".csv", ".parquet"}
+    code, listed, error = call(monkeypatch, capsys, "study", "--list", "-o", out, "--json")
+    states = {row["name"]: row["state"] for row in json.loads(listed)}
+    assert states["value_ranks"] == "ready" and states["questions"] == "to measure"
+    quick = ("--only", "value_ranks", "--json")
+    code, data, error = call(monkeypatch, capsys, "study", "-o", out, *quick)
+    assert code == 0 and "measuring" not in error
+    assert {one["id"] for one in json.loads(data)} >= {"figure-5-rank", "figure-6-confidence"}
+    both = tmp_path / "both.html"
+    code, _, error = call(monkeypatch, capsys, "compare", out, out, "--only", "value_ranks", "--report", both)
+    assert code == 0, error
+    assert "Do neurons keep their triggers?" in both.read_text(encoding="utf-8")
+
+
+def test_study_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No folder, or no model for a folder without a run: one line, exit code 2."""
+    code, _, error = call(monkeypatch, capsys, "study")
+    assert code == 2 and "-o RUN" in error
+    code, _, error = call(monkeypatch, capsys, "study", "-o", tmp_path / "none")
+    assert code == 2 and "give MODEL and CORPUS" in error

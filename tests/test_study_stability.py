@@ -1,0 +1,74 @@
+"""Two runs of the same neurons: what is common to their triggers, and its null."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from synthetic import make_run
+
+from mnemoscope.analyses.study import stability, values
+from mnemoscope.errors import QueryError
+from mnemoscope.store import Run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+    """The same neurons over the same text, and the same seed again with other triggers kept."""
+    folder = tmp_path_factory.mktemp("runs")
+    return make_run(folder / "one", layers=2), make_run(folder / "two", layers=2, top=10)
+
+
+def test_a_run_has_all_in_common_with_itself(runs: tuple[Run, Run]) -> None:
+    """Overlap 1 everywhere, less for different neurons; statistics agree perfectly."""
+    one, _ = runs
+    overlap, statistics = stability.findings(one, one)
+    assert overlap.frame["overlap"].to_list() == pytest.approx([1.0] * 2)
+    assert (overlap.frame["null"] < 0.9).all()
+    assert statistics.frame["correlation"].to_list() == pytest.approx([1.0] * statistics.frame.height)
+
+
+def test_what_is_common_is_the_sum_of_smaller_shares() -> None:
+    """Against a loop, with sides that only one run has."""
+    one = pl.DataFrame({"side": [0, 0, 1, 3], "kind": [5, 6, 5, 7], "share": [0.25, 0.75, 1.0, 1.0]})
+    two = pl.DataFrame({"side": [0, 0, 1, 2], "kind": [6, 8, 4, 5], "share": [0.5, 0.5, 1.0, 1.0]})
+    found = stability.common(one, two, 4)
+    assert found[:2].tolist() == [0.5, 0.0] and np.isnan(found[2:]).all()
+
+
+def test_runs_without_common_text_are_compared_by_last_tokens(tmp_path: Path) -> None:
+    """Two halves of a corpus share no context; the kind of trigger is its last token, and the finding says so."""
+    one, two = make_run(tmp_path / "one", seed=0), make_run(tmp_path / "two", seed=1, documents=30)
+    overlap = stability.findings(one, two)[0]
+    assert "last tokens" in overlap.says and "share no text" in overlap.notes[0]
+
+
+def test_nobody_stands_in_for_themselves() -> None:
+    """The null pairs every neuron with another one."""
+    for count in (2, 3, 50):
+        moved = stability._moved(count, np.random.default_rng(0))
+        assert sorted(moved.tolist()) == list(range(count)) and (moved != np.arange(count)).all()
+
+
+def test_other_neurons_are_refused(tmp_path: Path) -> None:
+    """Runs whose neurons do not correspond have no common triggers to speak of."""
+    with pytest.raises(QueryError, match="same neurons"):
+        stability.findings(make_run(tmp_path / "a", layers=2), make_run(tmp_path / "b", layers=3))
+
+
+def test_figures_stand_side_by_side(runs: tuple[Run, Run]) -> None:
+    """Each figure of both has a panel for each run, in turn, and loses no row."""
+    found = [values.findings(run) for run in runs]
+    joined = {one.id: one for one in stability.side_by_side(("one", "two"), found)}
+    assert set(joined) == {one.id for one in found[0]}
+    plain, split = joined["value-entropy"], joined["figure-4-agreement"]
+    assert plain.frame["run"].unique(maintain_order=True).to_list() == ["one", "two"]
+    assert split.frame["run"].unique(maintain_order=True).to_list() == [
+        "largest coefficients · one", "largest coefficients · two",
+        "most negative coefficients · one", "most negative coefficients · two",
+    ]  # fmt: skip
+    assert split.frame.height == sum(
+        {one.id: one for one in some}["figure-4-agreement"].frame.height for some in found
+    )

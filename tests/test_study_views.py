@@ -1,0 +1,114 @@
+"""Figures and the report: every kind draws, nothing is asked of a network, hostile text stays text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from synthetic import make_run
+
+from mnemoscope.analyses.study.finding import KINDS, Figure, Finding, Section
+from mnemoscope.errors import RunError
+from mnemoscope.store import Run
+from mnemoscope.views.study import figures, report, text
+
+FRAME = pl.DataFrame(
+    {
+        "layer": [0, 1, 2, 0, 1, 2],
+        "end": [1, 2, 3, 1, 2, 3],
+        "series": ["<b>one</b>"] * 3 + ["two"] * 3,
+        "panel": ["left"] * 3 + ["right"] * 3,
+        "value": [0.1, 0.5, None, 0.3, 0.2, 0.9],
+        "low": [0.0, 0.4, None, 0.2, 0.1, 0.8],
+        "high": [0.2, 0.6, None, 0.4, 0.3, 1.0],
+    }
+)
+BAND = {"null": "low", "null_low": "low", "null_high": "high"}
+
+
+def finding(kind: str, **more: str) -> Finding:
+    figure = Figure(
+        kind, "layer", "value", "layer", "share (%)", color="series", x2="end", share=True, **more
+    )
+    return Finding(
+        f"some-{kind}", ("A21",), "A <script>title</script>", "It is so.", FRAME, figure, null="chance"
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run made by hand."""
+    return make_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_draws_with_its_axes(kind: str) -> None:
+    """Each kind becomes a picture with its axis titles, with nulls left out, alone or in panels."""
+    color = {"color": "value"} if kind == "heat" else {}
+    whole = finding(kind)
+    for extra in ({}, {"facet": "panel"}):
+        assert whole.figure is not None
+        one = Finding(
+            **{**whole.__dict__, "figure": Figure(**{**whole.figure.__dict__, **extra, **color, **BAND})}
+        )
+        drawn = figures.chart(one)
+        assert drawn is not None
+        svg = figures.svg(drawn)
+        assert svg.startswith("<svg") and "layer" in svg and "share (%)" in svg
+        assert "NaN" not in svg and "<b>" not in svg
+
+
+def test_a_finding_without_rows_or_figure_has_no_picture() -> None:
+    """There is nothing to draw, and no error."""
+    assert figures.chart(Finding("bare", ("A2",), "t", "s", FRAME)) is None
+    empty = finding("line")
+    assert figures.chart(Finding(**{**empty.__dict__, "frame": FRAME.clear()})) is None
+
+
+def test_a_finding_names_columns_that_exist() -> None:
+    """A figure of a column that the frame lacks is our own mistake, found at once."""
+    with pytest.raises(AssertionError):
+        finding("line", low="nothing")
+    with pytest.raises(AssertionError):
+        Finding("Bad Id", ("A21",), "t", "s", FRAME)
+    with pytest.raises(AssertionError):
+        Finding("bad-item", ("A81",), "t", "s", FRAME)
+
+
+def test_the_report_holds_everything_and_needs_nothing(run: Run, tmp_path: Path) -> None:
+    """Sections, sentences and tables on one page; figures and tables as files; no address, no script."""
+    sections = [
+        Section("s", "A section", (finding("line", low="low", high="high"), Finding("bare", ("A2",), "t", "s", FRAME))),
+        Section("m", "Not there", (), "the run has no table x"),
+    ]  # fmt: skip
+    path = report.write(run, sections, tmp_path / "deep" / "report.html")
+    page = path.read_text(encoding="utf-8")
+    assert "http" not in page.replace("http-equiv", "") and "<script" not in page
+    assert "&lt;script&gt;title" in page and "Not measured: the run has no table x" in page
+    names = sorted(file.name for file in (tmp_path / "deep" / "report_files").iterdir())
+    assert names == [
+        "bare.csv", "bare.parquet", "some-line.csv", "some-line.parquet", "some-line.pdf", "some-line.svg",
+    ]  # fmt: skip
+    assert pl.read_parquet(tmp_path / "deep" / "report_files" / "bare.parquet").equals(FRAME)
+    assert (tmp_path / "deep" / "report_files" / "some-line.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_report_that_cannot_be_written_is_said(run: Run, tmp_path: Path) -> None:
+    """A file where a folder must be: one line, and nothing half-written."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match="writing the report"):
+        report.write(run, [], tmp_path / "file" / "report.html")
+
+
+def test_the_terminal_says_every_sentence() -> None:
+    """Titles, sentences and what is missing."""
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=None, quiet=False)
+    with console.capture() as captured:
+        console.print(
+            text.findings([Section("s", "A section", (finding("line"),)), Section("m", "M", (), "no table")])
+        )
+    said = captured.get()
+    assert "It is so." in said and "not measured: no table" in said and "A21" in said

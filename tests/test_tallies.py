@@ -1,0 +1,182 @@
+"""What the pass of the two-way test counts, against plain numpy over all coefficients at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csc_array
+
+from mnemoscope.accumulate import bin_of
+from mnemoscope.errors import RunCorrupt, RunError
+from mnemoscope.jobs.tallies import MIDDLE, NEURON, SIDE, Chosen, Claims, FirstLook, Ground, SecondLook, Tally
+from mnemoscope.kernel import BINS
+from mnemoscope.patterns.text import Text
+from mnemoscope.records import ContextBatch
+from mnemoscope.vocabulary import Vocabulary
+
+LAYERS, UNITS, COLUMNS = 2, 150, 9
+
+
+class World(NamedTuple):
+    ground: Ground
+    masks: np.ndarray  # bool[row column], counted rows only
+    group: np.ndarray
+    m: np.ndarray  # f32[layer row unit]
+    gate: np.ndarray
+    up: np.ndarray
+    batches: list[tuple[ContextBatch, np.ndarray, np.ndarray, np.ndarray]]
+    claims: Claims
+
+
+def _world(seed: int = 0) -> World:
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(2, 12, 23)
+    vocabulary = Vocabulary([b"<s>", *(b" %c" % letter for letter in b"abcdefgh")], [True, *[False] * 8])
+    contexts = [(i, i // 2, generator.integers(0, 9, length)) for i, length in enumerate(lengths)]
+    text = Text.build(contexts, vocabulary)
+    masks = generator.random((len(text), COLUMNS)) < generator.uniform(0.02, 0.5, COLUMNS)
+    ground = Ground(text, csc_array(masks))
+    shape = (LAYERS, len(text), UNITS)
+    m = (generator.normal(0, 1, shape) * 2.0 ** generator.integers(-14, 3, shape)).astype(np.float32)
+    gate, up = generator.choice([-1.0, 0.0, 1.0], (2, *shape)).astype(np.float32)
+    batches = []
+    for chosen in np.array_split(generator.permutation(len(lengths)), 4):
+        longest = lengths[chosen].max()
+        rows = np.minimum(text.starts[chosen][:, None] + np.arange(longest), len(text) - 1)
+        inside = np.arange(longest) < lengths[chosen][:, None]
+        tokens = np.where(inside, text.tokens[rows], 0).astype(np.int32)
+        counted = inside & text.counted[rows]
+        batch = ContextBatch(chosen, tokens, lengths[chosen].astype(np.int32), counted)
+        batches.append((batch, *(part[:, rows] for part in (m, gate, up))))
+    layer = np.repeat(np.arange(LAYERS), 200)
+    claims = Claims(
+        layer,
+        np.concatenate([np.sort(generator.integers(0, UNITS, 200)) for _ in range(LAYERS)]),
+        generator.choice([-1, 1], len(layer)),
+        generator.integers(0, COLUMNS, len(layer)),
+    )
+    kept = text.counted
+    return World(
+        ground, masks[kept], ground.group[kept], m[:, kept], gate[:, kept], up[:, kept], batches, claims
+    )
+
+
+def _feed(tally: Tally, world: World, batches: slice = slice(None)) -> None:
+    for batch, *parts in world.batches[batches]:
+        for layer in range(LAYERS):
+            m, gate, up = (torch.from_numpy(part[layer]) for part in parts)
+            tally.update(layer, m, batch, gate, up, m)
+
+
+def _scores(world: World, claim: int) -> np.ndarray:
+    claims = world.claims
+    bins = bin_of(world.m[claims.layer[claim], :, claims.unit[claim]])
+    return bins if claims.polarity[claim] > 0 else BINS - 1 - bins
+
+
+def test_first_look() -> None:
+    """Histograms where patterns are, of the units, and in how many documents each score is reached."""
+    world = _world()
+    look = FirstLook(LAYERS, UNITS, world.ground.groups, world.claims)
+    _feed(Tally(world.ground, None, {NEURON: look}), world)
+    every = slice(0, len(world.claims))
+    sides, documents = look.sides(every), look.documents(every)
+    for claim in range(len(world.claims)):
+        scores = np.maximum(_scores(world, claim) - MIDDLE, 0)
+        shown = world.masks[:, world.claims.column[claim]]
+        np.testing.assert_array_equal(look.counts[claim], np.bincount(scores[shown], minlength=SIDE))
+        np.testing.assert_array_equal(sides[claim], np.bincount(scores, minlength=SIDE))
+        reached = [len(np.unique(world.group[scores >= place])) for place in range(SIDE)]
+        np.testing.assert_array_equal(documents[claim], reached)
+
+
+def _second(world: World) -> tuple[SecondLook, Chosen, tuple[np.ndarray, ...]]:
+    generator = np.random.default_rng(1)
+    claims = world.claims
+
+    compared = [generator.permutation(COLUMNS)[: generator.integers(0, 3)] for _ in range(len(claims))]
+    chosen = Chosen(
+        claims,
+        generator.integers(MIDDLE + 1, MIDDLE + 40, len(claims)),
+        np.concatenate([[0], np.cumsum([len(part) for part in compared])]),
+        np.concatenate(compared),
+        generator.integers(-1, COLUMNS, len(claims)),
+    )
+    patterns = tuple(np.unique(claims.column[claims.of(layer)]) for layer in range(LAYERS))
+    return SecondLook(LAYERS, UNITS, world.ground, chosen, patterns), chosen, patterns
+
+
+def test_second_look() -> None:
+    """Everything that is counted of a chosen claim and of the units is what numpy counts."""
+    world = _world()
+    look, chosen, patterns = _second(world)
+    _feed(Tally(world.ground, None, {NEURON: look}), world)
+    world = world._replace(claims=chosen.claims)
+    claims, groups = chosen.claims, world.ground.groups
+    quadrant = 2 * (world.gate <= 0) + (world.up <= 0)
+    np.testing.assert_allclose(look.total, world.m.sum(1, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(look.squares, (world.m.astype(np.float64) ** 2).sum(1), rtol=1e-12)
+    for claim in range(len(claims)):
+        layer, unit, column = claims.layer[claim], claims.unit[claim], claims.column[claim]
+        bins, shown = bin_of(world.m[layer, :, unit]), world.masks[:, column]
+        active = _scores(world, claim) >= chosen.threshold[claim]
+        np.testing.assert_array_equal(look.totals[layer, unit], np.bincount(bins, minlength=BINS))
+        np.testing.assert_array_equal(look.counts[claim], np.bincount(bins[shown], minlength=BINS))
+        assert look.among[claim] == pytest.approx(world.m[layer, shown, unit].sum(dtype=np.float64), rel=1e-9)
+        for counts, where in (
+            (look.both[claim], active & shown),
+            (look.active[claim], active),
+        ):
+            np.testing.assert_array_equal(counts, np.bincount(world.group[where], minlength=groups))
+        kinds = quadrant[layer, :, unit]
+        np.testing.assert_array_equal(
+            look.quadrants_both[claim], np.bincount(kinds[active & shown], minlength=4)
+        )
+        np.testing.assert_array_equal(look.quadrants_active[claim], np.bincount(kinds[active], minlength=4))
+        table = world.masks[:, chosen.columns[chosen.starts[claim] : chosen.starts[claim + 1]]]
+        assert (look.table[claim], look.table_both[claim]) == (table.sum(), (table & active[:, None]).sum())
+        other = world.masks[:, chosen.other[claim]] & (chosen.other[claim] >= 0)
+        assert (look.other[claim], look.other_both[claim]) == (other.sum(), (other & active).sum())
+    for layer in range(LAYERS):
+        columns, sums = look.patterns(layer)
+        np.testing.assert_array_equal(columns, patterns[layer])
+        slow = world.masks[:, columns].T.astype(np.float64) @ world.m[layer].astype(np.float64)
+        np.testing.assert_allclose(sums, slow, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(
+        world.ground.shown,
+        [np.bincount(world.group[world.masks[:, column]], minlength=groups) for column in range(COLUMNS)],
+    )
+
+
+def test_saved_and_restored(tmp_path: Path) -> None:
+    """Going on from a file gives the same bits; a shard is not counted twice; a damaged file is refused."""
+    world = _world()
+    whole, halfway, resumed = (Tally(world.ground, None, {NEURON: _second(world)[0]}) for _ in range(3))
+    _feed(whole, world)
+    _feed(halfway, world, slice(0, 2))
+    halfway.finish_shard(0)
+    with pytest.raises(RunError, match="shard 0 was counted before"):
+        halfway.finish_shard(0)
+    halfway.save(tmp_path / "state.npz")
+    _feed(resumed.restore(tmp_path / "state.npz"), world, slice(2, None))
+    assert resumed.shards == {0}
+    for name in SecondLook.FIELDS:
+        np.testing.assert_array_equal(
+            getattr(resumed.parts[NEURON], name), getattr(whole.parts[NEURON], name)
+        )
+    (tmp_path / "state.npz").write_bytes(b"nothing")
+    with pytest.raises(RunCorrupt, match=r"state\.npz"):
+        resumed.restore(tmp_path / "state.npz")
+
+
+def test_many_documents_share_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit documents are put together, whole."""
+    monkeypatch.setattr("mnemoscope.jobs.tallies.GROUPS", 4)
+    ground = _world().ground
+    assert (ground.groups, ground.documents) == (4, 12)
+    found = {(document, group) for document, group in zip(ground._text.document, ground.group, strict=True)}
+    assert len(found) == 12

@@ -1,0 +1,189 @@
+"""The two-way test against scikit-learn, scipy and brute force on the raw coefficients."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import stats
+from sklearn import metrics
+
+from mnemoscope.accumulate import HISTOGRAM_EDGES, bin_of
+from mnemoscope.kernel import BINS
+from mnemoscope.patterns import twoway
+from mnemoscope.patterns.twoway import Curve
+
+
+class Case(NamedTuple):
+    m: np.ndarray
+    shown: np.ndarray
+    curve: Curve
+    polarity: int
+
+
+def _case(seed: int, tokens: int = 3000) -> Case:
+    """A unit that answers, more or less, to a pattern."""
+    generator = np.random.default_rng(seed)
+    polarity = 1 if seed % 2 else -1
+    shown = generator.random(tokens) < generator.uniform(0.005, 0.3)
+    answers = shown & (generator.random(tokens) < generator.uniform(0.2, 1))
+    m = generator.normal(0, 0.3, tokens) * generator.exponential(1, tokens)
+    m = (polarity * (m + answers * generator.gamma(3, generator.uniform(0.1, 2), tokens))).astype(np.float32)
+    counts = [np.bincount(bin_of(m[part]), minlength=BINS) for part in (shown, ~shown)]
+    return Case(m, shown, Curve(*(twoway.oriented(part, polarity) for part in counts)), polarity)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_every_threshold_is_scikit_learns(seed: int) -> None:
+    """At every edge of the bins purity, coverage, F1 and IoU of the raw coefficients, exactly."""
+    case = _case(seed)
+    middle = BINS // 2
+    filled = np.flatnonzero(case.curve.active[middle:] > 0)[:-1][::13] + middle
+    for place in filled[filled > middle]:
+        active = case.m * case.polarity >= HISTOGRAM_EDGES[place]
+        given_ = (case.shown, active)
+        options = {"zero_division": np.nan}
+        assert case.curve.purity[place] == pytest.approx(
+            metrics.precision_score(*given_, **options), abs=1e-12
+        )
+        assert case.curve.coverage[place] == pytest.approx(metrics.recall_score(*given_), abs=1e-12)
+        assert case.curve.f1[place] == pytest.approx(metrics.f1_score(*given_), abs=1e-12)
+        assert case.curve.iou[place] == pytest.approx(metrics.jaccard_score(*given_), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_figures_without_a_threshold(seed: int) -> None:
+    """Average precision and information are those of the bins exactly; the raw one is within what bins leave open.
+
+    Within a bin the order is not known: with all hits of a bin first, and with all of them last, average
+    precision is the most and the least it can be. Pearson's coefficient is of the coefficients themselves.
+    """
+    case = _case(seed)
+    bins = bin_of(case.m * case.polarity)
+    found = float(case.curve.average_precision)
+    assert found == pytest.approx(metrics.average_precision_score(case.shown, bins), abs=1e-12)
+    low, high = (
+        metrics.average_precision_score(case.shown, bins + 0.5 * np.where(case.shown, sign, -sign))
+        for sign in (-0.5, 0.5)
+    )
+    raw = metrics.average_precision_score(case.shown, case.m * case.polarity)
+    assert low - 1e-12 <= raw <= high + 1e-12 and abs(raw - found) < 0.05
+    information = metrics.mutual_info_score(case.shown, bins)
+    assert case.curve.information == pytest.approx(information, abs=1e-12)
+    m = case.m.astype(np.float64)
+    sums = (len(m), m.sum(), (m**2).sum(), case.shown.sum(), m[case.shown].sum())
+    assert twoway.pearson(*map(np.asarray, sums)) == pytest.approx(
+        stats.pearsonr(m, case.shown)[0], abs=1e-10
+    )
+
+
+@settings(max_examples=30)
+@given(arrays.arrays(np.int64, (2, 3, 9), elements=st.integers(0, 20)))
+def test_a_curve_of_many_is_many_curves(counts: np.ndarray) -> None:
+    """Units beside each other do not touch, and every figure is a share."""
+    whole = Curve(*counts)
+    for name in ("purity", "coverage", "f1", "iou", "average_precision", "information"):
+        found = getattr(whole, name)
+        alone = [getattr(Curve(counts[0, unit], counts[1, unit]), name) for unit in range(3)]
+        np.testing.assert_array_equal(found, np.stack(alone))
+        assert ((found >= 0) & (found <= 1 + 1e-9) | np.isnan(found)).all()
+    np.testing.assert_array_equal(whole.active[..., 0], whole.tokens)
+
+
+def test_both_signs() -> None:
+    """Folded, a histogram of coefficients is one of magnitudes."""
+    m = np.random.default_rng(0).normal(0, 2, 500)
+    signed = np.bincount(bin_of(m), minlength=BINS)
+    size = np.bincount(bin_of(np.abs(m)), minlength=BINS)[BINS // 2 :]
+    np.testing.assert_array_equal(twoway.folded(signed), size)
+
+
+def test_the_best_threshold() -> None:
+    """It is the furthest beyond chance among those that enough documents reach; where none is allowed there is none."""
+    present, absent = np.array([[5, 1, 4, 9]]), np.array([[90, 9, 1, 1]])
+    curve = Curve(present, absent)
+    found, value = twoway.choose(curve, np.array([[9, 8, 7, 6]]))
+    assert (found[0], value[0]) == (2, curve.beyond_chance[0, 2])
+    assert twoway.choose(curve, np.array([[9, 8, 4, 3]]))[0][0] == 1
+    assert [float(part[0]) for part in twoway.choose(curve, np.array([[9, 4, 4, 3]]))] == [-1, 0]
+
+
+def test_chance_is_not_beyond_chance() -> None:
+    """Two common sets that have nothing to do with each other have a large F1, and nothing beyond chance."""
+    counts = np.array([[400, 400]])
+    curve = Curve(counts, counts)
+    assert curve.f1[0, 1] == 0.5 and curve.beyond_chance[0, 1] == pytest.approx(0)
+
+
+def test_intervals_are_those_of_resampled_documents() -> None:
+    """The vectorised bootstrap is the slow one, document by document."""
+    generator = np.random.default_rng(0)
+    present = generator.poisson(3, (4, 40))
+    both = generator.binomial(present, 0.6)
+    active = both + generator.poisson(1, (4, 40))
+    weights = twoway.draws(40, 200)
+    assert (weights.sum(1) == 40).all()
+    found = twoway.resampled(active, both, present, weights)
+    for claim in range(4):
+        a, b, p = (np.array([(w * part[claim]).sum() for w in weights]) for part in (active, both, present))
+        slow = {"purity": b / a, "coverage": b / p, "f1": 2 * b / (a + p)}
+        for name, values in slow.items():
+            ends = np.sort(values)[[5, 194]]
+            np.testing.assert_allclose([found[name].low[claim], found[name].high[claim]], ends, rtol=1e-6)
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_intervals_hold_the_truth(clustered: bool) -> None:
+    """95 % intervals hold the true purity in about 95 % of repetitions, also when documents differ from each other.
+
+    Tokens drawn one by one would hold it far less often: the test fails without the protection.
+    """
+    generator = np.random.default_rng(1)
+    repetitions, documents = 300, 60
+    share = (
+        generator.beta(2, 2, (repetitions, documents))
+        if clustered
+        else np.full((repetitions, documents), 0.5)
+    )
+    active = np.full((repetitions, documents), 20)
+    both = generator.binomial(active, share)
+    found = twoway.resampled(active, both, active, twoway.draws(documents, 400))["purity"]
+    held = ((found.low <= 0.5) & (found.high >= 0.5)).mean()
+    assert 0.9 <= held <= 0.99
+    if clustered:
+        mean = both.sum(1) / active.sum(1)
+        error = np.sqrt(mean * (1 - mean) / active.sum(1))
+        assert (np.abs(mean - 0.5) <= 1.96 * error).mean() < 0.8
+
+
+def test_baselines_by_drawing() -> None:
+    """The random pattern's F1 is what random patterns give, the constant's what scikit-learn gives."""
+    generator = np.random.default_rng(0)
+    active = np.arange(5000) < 700
+    drawn = [metrics.f1_score(active, generator.permutation(5000) < 300) for _ in range(200)]
+    found = twoway.random_f1(np.array(700), np.array(300), np.array(5000))
+    assert found == pytest.approx(np.mean(drawn), rel=0.02)
+    constant = twoway.constant_f1(np.array(700), np.array(5000))
+    assert constant == pytest.approx(metrics.f1_score(active, np.ones(5000, bool)))
+
+
+@pytest.mark.parametrize(
+    ("purity", "coverage", "f1", "q", "verdict"),
+    [
+        (0.9, 0.8, 0.6, 0.01, "iff"),
+        (0.9, 0.4, 0.6, 0.01, "active -> pattern"),
+        (0.4, 0.9, 0.6, 0.01, "pattern -> active"),
+        (0.4, 0.4, 0.6, 0.01, "neither"),
+        (0.9, 0.9, 0.2, 0.01, "no pattern above the null"),
+        (0.9, 0.9, 0.6, 0.06, "no pattern above the null"),
+        (np.nan, np.nan, np.nan, 1.0, "no pattern above the null"),
+    ],
+)
+def test_verdicts(purity: float, coverage: float, f1: float, q: float, verdict: str) -> None:
+    """Each verdict where its rule holds."""
+    sides = [np.asarray(value) for value in (purity, coverage, f1)]
+    assert str(twoway.verdicts(sides[0], sides[1], sides[2], 0.2, q)) == verdict
