@@ -22,7 +22,7 @@ import torch
 from mnemoscope import explain, load_model
 from mnemoscope.contributions import STAGES, Found, League, certified, exhaustive, search
 from mnemoscope.decompose import trace
-from mnemoscope.jobs.explain import _scatter_of
+from mnemoscope.jobs.explain import geometry_of
 from mnemoscope.jobs.questions import vocabulary_of
 from mnemoscope.jobs.scene import Scene
 from mnemoscope.lens import LENSES, Lens
@@ -79,7 +79,7 @@ def scene_of(model: Model, prompt: str, lens: str) -> Scene:
     words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
     reading = Lens.of(model.anatomy, lens)
     target = int(stream.logits[-1].argmax())
-    return Scene(stream, reading, target, (), words, _scatter_of(model, reading))
+    return Scene(stream, reading, target, (), words, geometry_of(model, reading))
 
 
 def differences(scene: Scene, found: Found, every: torch.Tensor) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model("sample:smollm2-135m", dtype="fp32")
     with torch.inference_mode():
-        preparing, _ = timed(lambda: _scatter_of(model, Lens.of(model.anatomy, "frozen")))
+        preparing, _ = timed(lambda: geometry_of(model, Lens.of(model.anatomy, "frozen")))
         explain(model, TEN_TOKENS, " Paris", " London")  # first touch of memory, the vocabulary
         whole = [timed(lambda: explain(model, TEN_TOKENS, " Paris", " London"))[0] for _ in range(5)]
         plain = [

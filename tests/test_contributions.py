@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mnemoscope.anatomy import describe
-from mnemoscope.contributions import Bases, Group, League, certified, exhaustive, scatter, search, shared
+from mnemoscope.contributions import Bases, Geometry, Group, League, certified, exhaustive, search, shared
 from mnemoscope.lens import LENSES, Lens
 
 WIDTH, VOCABULARY = 12, 2200
@@ -132,7 +132,7 @@ def test_families_agree_with_brute_force(family: str, lens: str) -> None:
     width = reading.unembedding.shape[1]
     residuals = torch.randn(3, width, generator=generator)
     vectors = torch.randn(300, width, generator=generator) * torch.rand(300, 1, generator=generator) ** 3
-    bases = Bases(reading, 2, residuals, reading.scale(residuals[-1]), scatter(reading.unembedding))
+    bases = Bases(reading, 2, residuals, reading.scale(residuals[-1]), Geometry(reading.unembedding))
     groups = [Group(300, base, lambda index: vectors if index is None else vectors[index]) for base in (0, 1)]
     (found,) = search(bases, [League(groups, 10)], final=2)
     every = torch.cat([exhaustive(bases, group, final=2) for group in groups])

@@ -22,7 +22,8 @@ delta_w knows the target, what it says of one token holds for any other, moved b
 A soft cap makes delta non-linear in v; then every vector is evaluated (`search` does so by itself).
 """
 
-from mnemoscope.contributions.bases import Bases, Measure, linear_directions, raw_logits, scatter
+from mnemoscope.contributions.bases import Bases, Measure, linear_directions, raw_logits
+from mnemoscope.contributions.geometry import Geometry
 from mnemoscope.contributions.search import STAGES, Found, Group, League, certified, exhaustive, search
 from mnemoscope.contributions.sharing import shared
 from mnemoscope.contributions.survey import Intervals, Survey
@@ -31,6 +32,7 @@ __all__ = [
     "STAGES",
     "Bases",
     "Found",
+    "Geometry",
     "Group",
     "Intervals",
     "League",
@@ -40,7 +42,6 @@ __all__ = [
     "exhaustive",
     "linear_directions",
     "raw_logits",
-    "scatter",
     "search",
     "shared",
 ]

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemoscope.contributions.geometry import Geometry
 from mnemoscope.lens import Lens
 
 _TILE = 4096  # tokens at once in an exact evaluation: logits stay near the cache
@@ -27,14 +28,14 @@ class Bases:
     target     the token whose log-probability is followed
     residuals  Float[Tensor, "base width"]
     scale      of the reference residual (frozen lens only)
-    scatter    `scatter` of the unembedding, when it is at hand
+    known      what only the unembedding decides, when it is at hand
     """
 
     lens: Lens
     target: int
     residuals: Float[Tensor, "base width"]
     scale: Float[Tensor, " 1"] | None
-    scatter: Float[Tensor, "width width"] | None = None
+    known: Geometry | None = None
 
     def following(self, target: int) -> Bases:
         """The same residuals with another token followed; what was computed for this one serves it, too."""
@@ -42,11 +43,10 @@ class Bases:
         object.__setattr__(other, "target", target)  # nothing that is kept depends on it
         return other
 
-    def keep(self, other: Bases) -> None:
-        """Take over from others under the same lens what only the unembedding decides."""
-        assert other.lens is self.lens
-        for name in ("row_squares", "centre", "off_centre", "longest"):
-            self.__dict__[name] = getattr(other, name)
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Of the unembedding."""
+        return self.known or Geometry(self.lens.unembedding)
 
     @cached_property
     def raw_logits(self) -> Float[Tensor, "base vocabulary"]:
@@ -72,30 +72,9 @@ class Bases:
         return self.probabilities @ self.lens.unembedding
 
     @cached_property
-    def row_squares(self) -> Float[Tensor, " vocabulary"]:
-        """|U_j|^2 of every token."""
-        return self.lens.unembedding.square().sum(-1)
-
-    @cached_property
     def spread(self) -> Float[Tensor, " base"]:
         """E_p |U_j - E_p U|^2."""
-        return (self.probabilities @ self.row_squares - self.mean.square().sum(-1)).clamp_min(0)
-
-    @cached_property
-    def centre(self) -> Float[Tensor, " width"]:
-        """The mean row of the unembedding."""
-        return self.lens.unembedding.mean(0)
-
-    @cached_property
-    def off_centre(self) -> Float[Tensor, " vocabulary"]:
-        """|U_j - mean U| of every token."""
-        away = self.row_squares - 2 * (self.lens.unembedding @ self.centre) + self.centre.square().sum()
-        return (away.clamp_min(0) + 1e-5 * self.row_squares).sqrt()
-
-    @cached_property
-    def longest(self) -> float:
-        """max_j |U_j|."""
-        return float(self.row_squares.max().sqrt())
+        return (self.probabilities @ self.geometry.squares - self.mean.square().sum(-1)).clamp_min(0)
 
     def directions(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
@@ -155,15 +134,12 @@ class Bases:
 
     def _exact(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
         """From directions: ``delta_w - log sum p exp(delta)`` by each measure."""
-        wide = norms(moved) * self.longest * abs(self.lens.multiplier) > _SMALL
-        sums = torch.zeros(len(moved), len(measures), dtype=torch.float64)
-        near = (~wide).nonzero()[:, 0]
-        change = self._changes(moved[near], [one.rows(near) for one in measures])
-        sums[near] = change.clamp_min(_GONE).log1p()
+        change, most = self._changes(moved, measures)
+        sums = change.clamp_min(_GONE).log1p()
         # Where most of the probability went elsewhere, 1 + change has lost its digits.
-        wide[near] = (change < _GONE).any(-1)
-        far = wide.nonzero()[:, 0]
-        sums[far] = self._log_sums(moved[far], [one.rows(far) for one in measures])
+        far = ((most > _SMALL) | ~(change >= _GONE)).any(-1).nonzero()[:, 0]
+        if len(far):
+            sums[far] = self._log_sums(moved[far], [one.rows(far) for one in measures])
         row = self.lens.unembedding[self.target].double()
         wanted = (moved.double() @ row * self.lens.multiplier)[:, None]
         target = slice(self.target, self.target + 1)
@@ -172,21 +148,23 @@ class Bases:
             sums[:, column] = one.sign * (delta_w - sums[:, column])
         return sums
 
-    def _changes(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
-        """sum_j p_j (exp(delta_j) - 1), for moves of which no delta is large."""
+    def _changes(self, moved: Tensor, measures: Sequence[Measure]) -> tuple[Tensor, Tensor]:
+        """sum_j p_j (exp(delta_j) - 1), of use where no delta is large; and the largest delta."""
         total = torch.zeros(len(moved), len(measures), dtype=torch.float64)
+        most = torch.zeros(len(moved), len(measures))
         for tokens, plain in self._tiles(moved):
             for column, one in enumerate(measures):
                 delta = self._capped(plain * one.sign, one.base, tokens)
+                most[:, column] = torch.maximum(most[:, column], delta.amax(-1))
                 # Not einsum: its sums run through thousands of terms one by one, and lose two digits.
                 products = delta.expm1_().mul_(self.probabilities[one.base, tokens])
                 total[:, column] += products.sum(-1)
-        return total
+        return total, most
 
     def _log_sums(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
         """log sum_j p_j exp(delta_j), in fp64, for any move."""
         total = torch.full((len(moved), len(measures)), -math.inf, dtype=torch.float64)
-        for tokens, plain in self._tiles(moved) if len(moved) else ():
+        for tokens, plain in self._tiles(moved):
             for column, one in enumerate(measures):
                 delta = self._capped(plain.double() * one.sign, one.base, tokens)
                 scores = delta + self.log_probabilities[one.base, tokens]
@@ -234,16 +212,6 @@ def linear_directions(
 ) -> Float[Tensor, "row width"]:
     """`Lens.directions` with one scale for all rows."""
     return lens.directions(vectors, None if scale is None else scale.expand(len(vectors), 1))
-
-
-def scatter(unembedding: Float[Tensor, "vocabulary width"]) -> Float[Tensor, "width width"]:
-    """sum_j (U_j - mean U)(U_j - mean U)^T: width x width numbers of the weights alone, worth keeping."""
-    mean = unembedding.mean(0, dtype=torch.float64)
-    total = torch.zeros(len(mean), len(mean))
-    for rows in unembedding.split(_TILE):
-        centred = rows.float() - mean.float()
-        total += centred.T @ centred
-    return total
 
 
 def raw_logits(

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope.contributions.bases import Bases, Measure, norms, scatter
+from mnemoscope.contributions.bases import Bases, Measure, norms
 
 _NOTHING = 2e-6  # what sums over a vocabulary of probabilities in fp32 may be off
 _SLACK = 4e-6  # what fp32 may be off, relative to the size of delta: intervals are widened by it
@@ -59,20 +59,27 @@ class Seen:
     def of(cls, bases: Bases, count: int) -> Seen:
         """With the ``count`` tokens evaluated that are most probable at any base, and those furthest from the rest."""
         probable = bases.probabilities.amax(0).topk(count, sorted=False).indices
-        tokens = torch.cat([probable, bases.off_centre.topk(count // 4, sorted=False).indices]).unique()
+        tokens = torch.cat(
+            [probable, bases.geometry.off_centre.topk(count // 4, sorted=False).indices]
+        ).unique()
         rows, p = bases.lens.unembedding[tokens], bases.probabilities[:, tokens]
         others = bases.probabilities.index_fill(1, tokens, 0.0)
         mass = others.sum(-1, dtype=torch.float64)
-        away = bases.row_squares[tokens] - 2 * bases.mean @ rows.T + bases.mean.square().sum(-1, keepdim=True)
+        away = (
+            bases.geometry.squares[tokens]
+            - 2 * bases.mean @ rows.T
+            + bases.mean.square().sum(-1, keepdim=True)
+        )
         spread = bases.spread.double()
         left = (spread - (p * away).sum(-1, dtype=torch.float64)).clamp_min(0)
         rest = (bases.mean - p @ rows).double() / mass.clamp_min(_NOTHING)[:, None]
         mean = torch.where(mass[:, None] > _NOTHING, rest, bases.mean.double()).float()
-        radius = float(bases.off_centre.index_fill(0, tokens, 0.0).max())
-        matrix = bases.scatter if bases.scatter is not None or count == 0 else scatter(bases.lens.unembedding)
-        left += _NOTHING * bases.longest**2
+        radius = float(bases.geometry.off_centre.index_fill(0, tokens, 0.0).max())
+        left += _NOTHING * bases.geometry.longest**2
         log_p, likeliest = bases.log_probabilities[:, tokens], others.amax(-1).double()
-        return cls(bases, rows, log_p, mass, mean, left, likeliest, radius, matrix if count else None)
+        return cls(
+            bases, rows, log_p, mass, mean, left, likeliest, radius, bases.geometry.scatter if count else None
+        )
 
     def intervals(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], kinds: Sequence[Kind]
@@ -92,14 +99,14 @@ class Seen:
 
     def _parts(self, moved: Tensor) -> _Parts:
         """What bounds need to know of directions, whatever the base and the sign."""
-        both = torch.stack([self.bases.lens.unembedding[self.bases.target], self.bases.centre], 1)
+        both = torch.stack([self.bases.lens.unembedding[self.bases.target], self.bases.geometry.centre], 1)
         target, centre = (moved @ both).double().unbind(-1)
         spread = None if self.scatter is None else ((moved @ self.scatter) * moved).sum(-1).double()
         return _Parts(moved, norms(moved).double(), target, centre, moved @ self.rows.T, spread)
 
     def _bounds(self, parts: _Parts, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
         """Of C for ``sign`` times the directions."""
-        longest, mass, size = self.bases.longest, self.mass[base], parts.size
+        longest, mass, size = self.bases.geometry.longest, self.mass[base], parts.size
         delta_w, expected = sign * parts.target, sign * _paired(parts.moved, self.mean, base).double()
         inside = (self.log_p[base] + parts.seen * sign).logsumexp(-1).double()
         variance = size.square() * self.spread[base]
@@ -107,7 +114,7 @@ class Seen:
             flat = (parts.scattered * 1.001 + 1e-6 * size.square()) * self.likeliest[base]
             variance = torch.minimum(variance, flat)
         nothing = mass <= _NOTHING
-        away = (self.mean - self.bases.centre).norm(dim=-1)[base]
+        away = (self.mean - self.bases.geometry.centre).norm(dim=-1)[base]
         doubt = _NOTHING * size * longest / mass.clamp_min(_NOTHING)  # of mean_T, a difference of fp32 sums
         reach = size * (self.radius + away) + doubt
         bennett = expected + doubt + (variance / mass.clamp_min(_NOTHING) * _phi(reach)).log1p()

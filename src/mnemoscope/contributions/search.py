@@ -66,18 +66,21 @@ def search(bases: Bases, leagues: Sequence[League], *, final: int | None = None)
     places = _Places.all_of(leagues)
     sizes = places.league.bincount(minlength=len(leagues))
     partly, vocabulary = torch.zeros(len(leagues)), bases.lens.unembedding.shape[0]
+    ends = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64).expand(
+        len(places.league), len(kinds), 2
+    )
     if bases.lens.softcap is None:
         for count in (0, *STAGES):
             if 2 * count > vocabulary:
                 break
             partly += places.league.bincount(minlength=len(leagues)) * (count / vocabulary)
-            seen = Seen.of(bases, count)
-            places = places.keep(_open(_intervals(seen, groups, places, kinds), places.league, leagues))
-    vectors, base = places.vectors(groups)
-    values = bases.measured(vectors, [one.measure(base) for one in kinds])
+            ends = _intervals(Seen.of(bases, count), groups, places, kinds)
+            still = _open(ends, places.league, leagues, contested)
+            places, ends = places.keep(still), ends[still]
+    values, known = _evaluated(bases, leagues, groups, places, ends, kinds)
     found, first = [], 0
     for number, league in enumerate(leagues):
-        here = (places.league == number).nonzero()[:, 0]
+        here = ((places.league == number) & known).nonzero()[:, 0]
         some = values[here]
         best = torch.stack([_extreme(some[:, column], league.k) for column in range(len(kinds))]).any(0)
         rows, size = here[best], int(sizes[number])
@@ -85,6 +88,29 @@ def search(bases: Bases, leagues: Sequence[League], *, final: int | None = None)
         found.append(Found(group, index, some[best], len(here), size, float(partly[number])))
         first += len(league.groups)
     return found
+
+
+def _evaluated(
+    bases: Bases,
+    leagues: Sequence[League],
+    groups: Sequence[Group],
+    places: _Places,
+    ends: Float[Tensor, "part measure bound"],
+    kinds: Sequence[Kind],
+) -> tuple[Float[Tensor, "part measure"], Bool[Tensor, " part"]]:
+    """Exact values of all parts that can be among the extremes, the most promising first; and of which parts.
+
+    Each round evaluates those whose bounds are among the k furthest out. What is then known moves the k-th place
+    outwards, and what cannot reach it any more is never evaluated.
+    """
+    vectors, base = places.vectors(groups)
+    ends, known = ends.clone(), torch.zeros(len(base), dtype=torch.bool)
+    while bool((still := _open(ends, places.league, leagues, contested) & ~known).any()):
+        first = still & _open(ends, places.league, leagues, _leading)
+        rows = (first if bool(first.any()) else still).nonzero()[:, 0]
+        values = bases.measured(vectors[rows], [one.measure(base[rows]) for one in kinds])
+        ends[rows], known[rows] = values[..., None], True
+    return ends[..., 0], known
 
 
 def certified(
@@ -159,13 +185,16 @@ def _extreme(values: Float[Tensor, " part"], k: int) -> Bool[Tensor, " part"]:
 
 
 def _open(
-    intervals: Float[Tensor, "part measure bound"], league: Int[Tensor, " part"], leagues: Sequence[League]
+    intervals: Float[Tensor, "part measure bound"],
+    league: Int[Tensor, " part"],
+    leagues: Sequence[League],
+    rule: Callable[[Tensor, int], Tensor],
 ) -> Bool[Tensor, " part"]:
-    """What can still be among the k largest or the k smallest of its league by any measure."""
+    """What a rule, asked of the intervals of each league and its k, keeps."""
     still = torch.ones(len(league), dtype=torch.bool)
     for number, one in enumerate(leagues):
         here = league == number
-        still[here] = contested(intervals[here], one.k)
+        still[here] = rule(intervals[here], one.k)
     return still
 
 
@@ -177,6 +206,15 @@ def contested(intervals: Float[Tensor, "part measure bound"], k: int) -> Bool[Te
     largest = low.topk(k, dim=0).values[-1]
     smallest = high.topk(k, dim=0, largest=False).values[-1]
     return ((high >= largest) | (low <= smallest)).any(-1)
+
+
+def _leading(intervals: Float[Tensor, "part measure bound"], k: int) -> Bool[Tensor, " part"]:
+    """What would be among the k largest or the k smallest by any measure if all were as far out as they may be."""
+    low, high = intervals.unbind(-1)
+    chosen = torch.zeros(len(intervals), dtype=torch.bool)
+    for ends, side in ((high, True), (low, False)):
+        chosen[ends.topk(min(k, len(ends)), dim=0, largest=side).indices.flatten()] = True
+    return chosen
 
 
 def _intervals(

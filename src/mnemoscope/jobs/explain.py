@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mnemoscope.contributions import Found, League, scatter, search
+from mnemoscope.contributions import Found, Geometry, League, search
 from mnemoscope.decompose import Stream, trace
 from mnemoscope.errors import QueryError
 from mnemoscope.explanation import Choice, Contrast, Explanation
@@ -73,7 +73,7 @@ def explain(
         chosen = question.target or _own_choice(stream, words.pieces, question.foils)
         reading = Lens.of(model.anatomy, lens)
         others = tuple(foil.token for foil in question.foils)
-        scene = Scene(stream, reading, chosen.token, others, words, _scatter_of(model, reading))
+        scene = Scene(stream, reading, chosen.token, others, words, geometry_of(model, reading))
         say("layers")
         whole = _whole(scene)
         say("heads and neurons")
@@ -123,17 +123,15 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext() if device.type == "cpu" else device
 
 
-_SCATTERS: WeakKeyDictionary[Model, tuple[int, Tensor]] = WeakKeyDictionary()
+_GEOMETRIES: WeakKeyDictionary[Model, tuple[int, Geometry]] = WeakKeyDictionary()
 
 
-def _scatter_of(model: Model, lens: Lens) -> Tensor | None:
-    """`scatter` of the unembedding, made once for a model and again when its weights were changed in place."""
-    if lens.softcap is not None:
-        return None
+def geometry_of(model: Model, lens: Lens) -> Geometry:
+    """Of the unembedding, made once for a model and again when its weights were changed in place."""
     version = model.anatomy.unembedding()._version
-    if model not in _SCATTERS or _SCATTERS[model][0] != version:
-        _SCATTERS[model] = (version, scatter(lens.unembedding))
-    return _SCATTERS[model][1]
+    if model not in _GEOMETRIES or _GEOMETRIES[model][0] != version:
+        _GEOMETRIES[model] = (version, Geometry(lens.unembedding))
+    return _GEOMETRIES[model][1]
 
 
 def _top_of(kind: str, top: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope.contributions import Bases, Group, Measure, linear_directions, raw_logits
+from mnemoscope.contributions import Bases, Geometry, Group, Measure, linear_directions, raw_logits
 from mnemoscope.decompose import Stream
 from mnemoscope.lens import Lens
 from mnemoscope.vocabulary import Vocabulary
@@ -29,7 +29,7 @@ class Scene:
     target: int
     foils: tuple[int, ...]
     words: Vocabulary
-    scatter: Float[Tensor, "width width"] | None = None
+    known: Geometry | None = None
 
     @cached_property
     def position(self) -> int:
@@ -70,7 +70,7 @@ class Scene:
     def bases(self) -> Bases:
         """Everything that vectors are added to or taken from."""
         rows = torch.cat([self.points, self.points[:1] * 0])
-        return Bases(self.lens, self.target, rows, self.scale, self.scatter)
+        return Bases(self.lens, self.target, rows, self.scale, self.known)
 
     def attention(self, layer: int) -> Float[Tensor, "head source width"]:
         """Every head x source of a layer; kept when all of them are small."""

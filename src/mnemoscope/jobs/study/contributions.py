@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.contributions import Bases, Intervals, Survey, raw_logits, scatter
+from mnemoscope.contributions import Bases, Geometry, Intervals, Survey, raw_logits
 from mnemoscope.decompose import trace
 from mnemoscope.jobs.scene import Scene
 from mnemoscope.jobs.study.crosslayer import Columns, Ranked, crosslayer
@@ -128,16 +128,14 @@ class Desk:
     """A model and what is known of it before any sentence.
 
     orders  of the layers in which neurons are chosen by rank: reading a layer's values costs as much as some sentences
-    blank   what the unembedding alone decides
     """
 
     model: Model
     lens: Lens
     lenses: Sequence[Lens]
     words: Vocabulary
-    scatter: Float[Tensor, "width width"]
+    geometry: Geometry
     orders: Mapping[int, Order]
-    blank: Bases
 
     @classmethod
     def of(
@@ -156,10 +154,8 @@ class Desk:
             for done, layer in enumerate(layers):
                 report(Progress("ordering values", done, len(layers), "layers"))
                 orders[layer] = Order.of(main, model.anatomy.layers[layer], folder / f"order-{layer}.npy")
-            moments = scatter(main.unembedding)
         lenses = [Lens.of(model.anatomy, name) for name in LENSES]
-        blank = Bases(main, 0, torch.zeros(1, model.anatomy.width), None)
-        return cls(model, main, lenses, words, moments, orders, blank)
+        return cls(model, main, lenses, words, Geometry(main.unembedding), orders)
 
     def example(
         self,
@@ -177,7 +173,7 @@ class Desk:
         predicted = int(stream.logits[-1].argmax())
         wanted = {"model": predicted, "null": other(predicted), **followed}
         wanted = {name: wanted[name] for name in ("model", *(one for one in targets if one != "model"))}
-        scene = Scene(stream, self.lens, predicted, (), self.words, self.scatter)
+        scene = Scene(stream, self.lens, predicted, (), self.words, self.geometry)
         names = np.array(list(wanted))
         rows: Rows = {name: [] for name in _TABLES}
         rows["contribution_examples"] = [{"target": names, "token": np.array(list(wanted.values()))}]
@@ -209,7 +205,6 @@ class Desk:
 
     def _layers(self, scene: Scene, wanted: Mapping[str, int], rows: Rows) -> list[Ranked]:
         """Neurons of every layer: counts, sums, choices; and the ranking of the model's target."""
-        scene.bases.keep(self.blank)
         survey = Survey(scene.bases, TOP)
         bases = {name: scene.bases.following(token) for name, token in wanted.items()}
         sums: dict[str, list[Tensor]] = {name: [] for name in wanted}
