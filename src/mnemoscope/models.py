@@ -145,8 +145,16 @@ def load_model(
 
 def native_bf16() -> bool:
     """Whether this processor multiplies bf16 natively (AMX or AVX512_BF16; ARM with BF16)."""
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported", "_is_arm_bf16_supported")
-    return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
+    return any(_has(feature) for feature in ("amx_tile", "avx512_bf16", "arm_bf16"))
+
+
+def tiles() -> bool:
+    """Whether there is hardware that multiplies tiles of bf16: AMX or CUDA."""
+    return torch.cuda.is_available() or _has("amx_tile")
+
+
+def _has(feature: str) -> bool:
+    return bool(getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)())
 
 
 def _device(name: str) -> torch.device:
