@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SHARES = ("shallow", "both", "semantic", "none")
 _ORDER = pl.col("verdict").cast(pl.Enum(VERDICTS))
 _CLEAR = ("iff", "active -> pattern")
+_OFTEN = 20  # tokens of the test half that a clear pattern holds, at least
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Summary:
     verdicts  how many units and polarities have each, by kind of unit and family of tests
     triggers  A8: for each layer and kind of unit, the share of held-out triggers that confirmed patterns explain:
               `shallow` only, `both`, `semantic` only (beyond the last token, N2), or `none`
-    clearest  neurons whose pattern is clearest, no pattern twice; `silent` some without one, drawn at random
+    clearest  neurons whose pattern is clearest, no pattern twice, layers in turn; `silent` some without one, drawn
+              at random
     """
 
     beyond: pl.DataFrame
@@ -52,7 +54,7 @@ class Summary:
 def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
     """Read the tables that `mnemoscope patterns` added; `QueryError` when they are not there."""
     tests = run.table("pattern_tests").select(
-        "layer", "neuron", "unit", "polarity", "tests", "name", "f1", "f1_low", "q", "verdict"
+        "layer", "neuron", "unit", "polarity", "tests", "name", "present", "f1", "f1_low", "q", "verdict"
     )
     rows = tests.collect()
     units = _units(run)
@@ -195,13 +197,19 @@ def _union(bits: Sequence[int]) -> int:
 
 
 def _clearest(rows: pl.DataFrame, count: int) -> tuple[NeuronId, ...]:
+    """By the lower end of F1 of patterns that the test half holds often enough; every layer's best come first."""
     best = (
         rows.filter(
-            (pl.col("unit") == NEURON) & (pl.col("tests") == "main") & pl.col("verdict").is_in(_CLEAR)
+            (pl.col("unit") == NEURON)
+            & (pl.col("tests") == "main")
+            & pl.col("verdict").is_in(_CLEAR)
+            & (pl.col("present") >= _OFTEN)
         )
         .sort("f1_low", "layer", "neuron", descending=[True, False, False])
         .unique("name", keep="first", maintain_order=True)
         .unique(["layer", "neuron"], keep="first", maintain_order=True)
+        .with_columns(place=pl.int_range(pl.len()).over("layer"))
+        .sort("place", maintain_order=True)
     )
     return tuple(NeuronId(*pair) for pair in best.head(count).select("layer", "neuron").iter_rows())
 
