@@ -17,6 +17,8 @@ from mnemoscope.lens import Lens
 
 _TILE = 4096  # tokens at once in an exact evaluation: logits stay near the cache
 ROWS = 1024  # vectors at once
+_FEW = 64  # vectors at once where all logits are kept
+_NEGLIGIBLE = 20.0  # nats below the largest of a sum of exponentials
 _SMALL = 40.0  # |delta| up to which exp(delta) and p exp(delta) are safe in fp32
 _GONE = -0.9  # a change of the sum of probabilities after which fp32 has lost a digit of what is left
 
@@ -162,13 +164,22 @@ class Bases:
         return total, most
 
     def _log_sums(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
-        """log sum_j p_j exp(delta_j), in fp64, for any move."""
-        total = torch.full((len(moved), len(measures)), -math.inf, dtype=torch.float64)
-        for tokens, plain in self._tiles(moved):
+        """log sum_j p_j exp(delta_j) for any move; fp64.
+
+        Deltas of hundreds lose digits in fp32: those of tokens that are not negligible are made again in fp64.
+        """
+        total = torch.empty(len(moved), len(measures), dtype=torch.float64)
+        table, every = self.lens.unembedding, slice(None)
+        for rows in torch.arange(len(moved)).split(_FEW):
+            plain = moved[rows] @ table.T * self.lens.multiplier
             for column, one in enumerate(measures):
-                delta = self._capped(plain.double() * one.sign, one.base, tokens)
-                scores = delta + self.log_probabilities[one.base, tokens]
-                total[:, column] = torch.logaddexp(total[:, column], scores.logsumexp(-1))
+                base = one.base[rows]
+                scores = self._capped(plain * one.sign, base, every) + self.log_probabilities[base]
+                heavy = (scores > scores.amax(-1, keepdim=True) - _NEGLIGIBLE).any(0).nonzero()[:, 0]
+                delta = moved[rows].double() @ table[heavy].double().T * self.lens.multiplier
+                exact = self._capped(delta * one.sign, base, heavy) + self.log_probabilities[base][:, heavy]
+                light = scores.index_fill_(1, heavy, -math.inf).logsumexp(-1)
+                total[rows, column] = torch.logaddexp(exact.logsumexp(-1), light.double())
         return total
 
     def _tiles(self, moved: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -178,7 +189,7 @@ class Bases:
             plain = moved @ self.lens.unembedding[tokens].T
             yield tokens, plain if self.lens.multiplier == 1.0 else plain * self.lens.multiplier
 
-    def _capped(self, delta: Tensor, base: Tensor, tokens: slice) -> Tensor:
+    def _capped(self, delta: Tensor, base: Tensor, tokens: slice | Tensor) -> Tensor:
         """What logits move under the soft cap, if there is one, when they would move by ``delta`` without."""
         if self.lens.softcap is None:
             return delta

@@ -12,7 +12,7 @@ from torch import Tensor
 from mnemoscope.contributions.bases import ROWS, Bases
 from mnemoscope.contributions.bounds import Kind, Seen, kinds_of
 
-STAGES = (256, 2048)  # tokens evaluated before everything is
+STAGES = (384, 4096)  # tokens evaluated before everything is
 
 
 @dataclass(frozen=True)
