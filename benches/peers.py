@@ -3,7 +3,8 @@
 The job is the top 50 tokens of every neuron, both polarities, over the same padded batches in the same dtype. The
 peers are used as their documentation shows: cache the input of the down projection, mask what does not count,
 ``torch.topk`` along the tokens, and merge with the running top. Mining does this and more (moments, ranges,
-histograms, samples, one trigger per context). Each way runs every batch in turn.
+histograms, samples, one trigger per context); ``_and_moments`` are the peers with the moments and ranges as well, in
+plain torch, histograms and samples still left out. Each way runs every batch in turn.
 
     python -m benches.peers [--batches 6] [--dtype auto]
 """
@@ -56,24 +57,52 @@ class RunningTop:
             self.best[layer, polarity] = (values, where)
 
 
-def transformer_lens_way(bridge: TransformerBridge) -> Callable[[ContextBatch], None]:
+class RunningMoments:
+    """Four power sums, range and positive share, per layer, as one would write them."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, list[Tensor]] = {}
+
+    def update(self, layer: int, coefficients: Tensor, batch: ContextBatch) -> None:
+        """Add one layer of one batch."""
+        flat = coefficients[torch.from_numpy(batch.counted)].float()
+        sums = torch.stack([flat.pow(power).sum(0) for power in (1, 2, 3, 4)]).double()
+        found = [sums, (flat > 0).sum(0), flat.amin(0), flat.amax(0)]
+        if layer in self.known:
+            old = self.known[layer]
+            found = [
+                old[0] + found[0], old[1] + found[1], old[2].minimum(found[2]), old[3].maximum(found[3])
+            ]  # fmt: skip
+        self.known[layer] = found
+
+
+Keep = Callable[[int, Tensor, ContextBatch], None]
+
+
+def keepers(moments: bool) -> list[Keep]:
+    """What a peer does with a layer's coefficients."""
+    return [RunningTop().update, RunningMoments().update] if moments else [RunningTop().update]
+
+
+def transformer_lens_way(bridge: TransformerBridge, moments: bool) -> Callable[[ContextBatch], None]:
     """run_with_cache, then topk."""
-    top = RunningTop()
+    keep = keepers(moments)
 
     def run(batch: ContextBatch) -> None:
         tokens = torch.from_numpy(batch.tokens).long()
         with torch.inference_mode():
             _, cache = bridge.run_with_cache(tokens, names_filter=lambda name: name.endswith("mlp.hook_post"))
             for layer in range(bridge.cfg.n_layers):
-                top.update(layer, cache[f"blocks.{layer}.mlp.hook_post"], batch)
+                for one in keep:
+                    one(layer, cache[f"blocks.{layer}.mlp.hook_post"], batch)
 
     return run
 
 
-def nnsight_way(model: Model) -> Callable[[ContextBatch], None]:
+def nnsight_way(model: Model, moments: bool) -> Callable[[ContextBatch], None]:
     """A trace that saves every down projection's input, then topk."""
     wrapped = nnsight.LanguageModel(model.hf, tokenizer=model.tokenizer)
-    top = RunningTop()
+    keep = keepers(moments)
 
     def run(batch: ContextBatch) -> None:
         tokens = torch.from_numpy(batch.tokens).long()
@@ -81,7 +110,8 @@ def nnsight_way(model: Model) -> Callable[[ContextBatch], None]:
             kept = nnsight.save([layer.mlp.down_proj.input for layer in wrapped.model.layers])
         with torch.inference_mode():
             for layer, coefficients in enumerate(kept):
-                top.update(layer, coefficients, batch)
+                for one in keep:
+                    one(layer, coefficients, batch)
 
     return run
 
@@ -157,8 +187,11 @@ def main() -> None:
         batches = list(islice(plan.batches(0), arguments.batches + 1))
     found = agreement(model, bridge, batches[0])
     assert model.dtype != "fp32" or max(found.values()) < 1e-4, found
-    ways = {"mnemoscope": mnemoscope_way(model), "transformer_lens": transformer_lens_way(bridge)}
-    ways["nnsight"] = nnsight_way(load_model("sample:smollm2-135m", dtype=arguments.dtype))
+    third = load_model("sample:smollm2-135m", dtype=arguments.dtype)
+    ways = {"mnemoscope": mnemoscope_way(model)}
+    for name, moments in (("", False), ("_and_moments", True)):
+        ways[f"transformer_lens{name}"] = transformer_lens_way(bridge, moments)
+        ways[f"nnsight{name}"] = nnsight_way(third, moments)
     spent = measure(ways, batches)
     print(
         json.dumps(
