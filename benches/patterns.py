@@ -1,12 +1,17 @@
-"""Planted truth on a real text: recovery by kind, false discoveries on every null, calibration, and speed.
+"""Planted truth on a real text: recovery by kind, false discoveries on every null, purity and coverage, speed.
 
-recovery     share of planted units whose first candidate has, on all of the text, a mask with a Jaccard index of
-             at least .7 to what was planted (.3 for topics, which are planted by a label that the search never
-             sees: a word of the documents' descriptions), and is significant on held-out triggers
-nulls        units that know nothing (independent), documents, positions or token frequencies: share with a
-             family-wise p below .05, Kolmogorov-Smirnov p of uniformity, and the false discovery
-             proportion after confirmation and Benjamini-Hochberg
-seconds      the whole search of `--speed` units with as many triggers as neurons have
+nulls        units that know nothing (independent), or only documents, positions or token frequencies: share with
+             a family-wise p below .05, Kolmogorov-Smirnov p of uniformity, false discovery proportion after
+             confirmation and Benjamini-Hochberg as in `mnemoscope patterns`, share that could have a verdict
+recovery     share of planted units whose claim is confirmed and has, on all of the text, a mask with a Jaccard index
+             of .7 or more with what was planted (.3 for topics, planted by a label that the search never sees: a word
+             of the documents' descriptions). The claim is the best of the first candidates by F1 in the discovery
+             half; `first` is the same of the first candidate. Targets hold from a base rate of 1e-3 and 60
+             documents with firings on; units below are counted apart
+two-way      purity and coverage of the claim in the test half, against those with which the unit fired
+speed        the whole search of `--speed` units with as many triggers as neurons have
+
+Each part is a line of JSON as soon as it is there, with its number of units (repetitions) and its seconds.
 
 python -m benches.patterns [--units 40] [--nulls 300] [--speed 96000] [--tokens N]
 """
@@ -16,176 +21,286 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import false_discovery_control, kstest
+from scipy.stats import kstest
 
-from mnemoscope import load_corpus, load_model
-from mnemoscope.corpus import write_plan
-from mnemoscope.patterns import Options, Text, Units, confirm, masks
+from benches.planting import TOPIC, Planted, planted, sample_text
+from mnemoscope.accumulate import bin_of
+from mnemoscope.jobs.patterns import LEVEL, TESTED, discovery_rate
+from mnemoscope.kernel import BINS
+from mnemoscope.patterns import Options, Text, Units, confirm, half, masks
+from mnemoscope.patterns.pattern import MAIN
 from mnemoscope.patterns.search import search
-from mnemoscope.vocabulary import Vocabulary, special_ids
+from mnemoscope.patterns.twoway import Curve, Rule, choose
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from planted_patterns import NULLS, fire, null, triggers
 
-LEVELS = (0.5, 0.8, 1.0)
-LIKE = {"topic": 0.3}
-TARGETS = {"topic": 0.8, "conjunction": 0.7}
+LEVELS = (0.5, 0.8, 1.0)  # of purity and of coverage
+LIKE = {TOPIC: 0.3}
+TARGETS = {TOPIC: 0.8, "conjunction": 0.7}
+WITHIN = 0.03
+MIDDLE = BINS // 2
 
 
-def sample_text(tokens: int | None) -> tuple[Text, list[str]]:
-    """The sample text, and the description of each document."""
-    tokenizer = load_model("sample:smollm2-135m").tokenizer
-    with tempfile.TemporaryDirectory() as folder:
-        plan = write_plan(
-            load_corpus("sample:wikipedia", limit=tokens), tokenizer, Path(folder), context_length=2048
-        )
-        contexts = pl.read_parquet(plan.contexts_file)
-        documents = pl.read_parquet(Path(folder) / "documents.parquet")
-    vocabulary = Vocabulary.of(tokenizer)
-    rows = zip(contexts["context"], contexts["document"], contexts["tokens"].to_list(), strict=True)
-    text = Text.build(rows, vocabulary, special_ids(tokenizer))
-    return text, [json.loads(line).get("description") or "" for line in documents["metadata"]]
+@dataclass(frozen=True)
+class World:
+    """A text, planted units first and null units after them, and what the search said of them.
+
+    truth, sides  of the planted units: what they answer to, with what purity and coverage
+    kinds         str[unit]
+    claims        the candidates that the two-way test chooses from, confirmed, with `q`
+    p             f64[unit]: family-wise, 1 where nothing is shared
+    """
+
+    text: Text
+    truth: list[Planted]
+    sides: list[tuple[float, float]]
+    kinds: np.ndarray
+    claims: pl.DataFrame
+    p: np.ndarray
+
+    def confirmed(self) -> np.ndarray:
+        """bool[unit]: whether any of its claims is."""
+        out = np.zeros(len(self.kinds), bool)
+        out[self.claims.filter(pl.col("q") <= Rule().q)["unit"].to_numpy()] = True
+        return out
 
 
-def words_of(text: Text, low: float, high: float) -> list[str]:
-    """Words whose share of the prefixes is between two rates and that stand in 120 documents or more."""
-    ends = text.words.ends & text.words.lettered[text.words.word] & text.counted
-    codes = text.words.word[ends]
-    counts = np.bincount(codes, minlength=len(text.words.folded))
-    pairs = np.unique(np.stack([codes, text.document[ends]], 1), axis=0)
-    spread = np.bincount(pairs[:, 0], minlength=len(counts))
-    kept = (counts >= low * len(text)) & (counts <= high * len(text)) & (spread >= 120)
-    return [text.words.folded[i] for i in np.flatnonzero(kept) if text.words.folded[i].isalpha()]
+def fired(text: Text, what: Planted, sides: tuple[float, float], unit: int, noise: float = 1.0) -> np.ndarray:
+    """f32[prefix]: the coefficients of a planted unit, the same each time."""
+    mask = np.zeros(len(text), bool)
+    mask[what.rows] = True
+    return fire(text, mask, *sides, np.random.default_rng([1, unit]), noise=noise)
 
 
-def specs(text: Text, kind: str, count: int, random: np.random.Generator) -> list[str]:
-    """Patterns of a kind with base rates of 1e-3 and more."""
-    common = words_of(text, 1e-3, 3e-2)
-    rarer = words_of(text, 2e-4, 2e-3)
-    endings = (
-        "tion",
-        "ing",
-        "ment",
-        "ed",
-        "ity",
-        "ous",
-        "al",
-        "ism",
-        "ist",
-        "ern",
-        "ence",
-        "able",
-        "est",
-        "ical",
-    )
-
-    def pick(names: Sequence[str]) -> str:
-        return str(random.choice(names))
-
-    makers = {
-        "word": lambda: f"word:{pick(common)}",
-        "bigram": lambda: f'folded:["{pick(["of", "in", "and", "by", "to"])}","{pick(["the", "a"])}"]',
-        "affix": lambda: f"suffix:{pick(endings)}",
-        "window": lambda: f"word:{pick(rarer)}@16",
-        "any of four": lambda: f"words:{','.join(random.choice(common, 4, replace=False))}",
-        "form": lambda: pick(
-            ["year", "number", "casing:title", "punctuation", "open-bracket", "sentence-start"]
-        ),
-        "conjunction": lambda: f'all:["suffix:{pick(endings[:4])}","word:{pick(rarer)}@all"]',
-    }
-    return [makers[kind]() for _ in range(count)]
-
-
-def plant(
-    text: Text, descriptions: list[str], count: int, random: np.random.Generator
-) -> Iterator[tuple[str, np.ndarray]]:
-    """(kind, mask bool[prefix]) of everything planted, each with 60 documents or more."""
-    for kind in ("word", "bigram", "affix", "window", "any of four", "form", "conjunction"):
-        found = masks(text, specs(text, kind, 3 * count, random))
-        good = [m for m in range(3 * count) if _spread(text, found, m) >= 120][:count]
-        for column in good:
-            yield kind, found[:, [column]].toarray()[:, 0]
-    labels: dict[str, set[int]] = {}
-    for document, line in enumerate(descriptions):
-        for word in set(line.lower().split()):
-            labels.setdefault(word, set()).add(document)
-    usable = [word for word, some in labels.items() if len(word) > 3 and 120 <= len(some) <= 1000]
-    for word in random.choice(sorted(usable), min(count, len(usable)), replace=False):
-        yield "topic", np.isin(text.document, list(labels[word])) & (text.position >= 12)
-
-
-def _spread(text: Text, found: Any, column: int) -> int:
-    rows = found.indices[found.indptr[column] : found.indptr[column + 1]]
-    return len(np.unique(text.document[rows]))
-
-
-def quality(text: Text, descriptions: list[str], count: int, nulls: int) -> dict[str, Any]:
-    """Recovery by kind, and what becomes of the nulls."""
+def world(text: Text, descriptions: list[str], count: int, nulls: int, say: Say) -> World:
+    """Plant, search, confirm: as `jobs.patterns` does with the units of a run."""
     random = np.random.default_rng(0)
-    rows, labels, truths = [], [], []
-    for kind, mask in plant(text, descriptions, count, random):
-        purity, coverage = random.choice(LEVELS, 2)
-        rows.append(triggers(text, fire(text, mask, purity, coverage, random)))
-        labels.append(kind)
-        truths.append(np.flatnonzero(mask))
-    planted = len(rows)
+    truth = list(planted(text, descriptions, count, random))
+    sides = [tuple(random.choice(LEVELS, 2).tolist()) for _ in truth]
+    rows = [
+        triggers(text, fired(text, *pair, unit)) for unit, pair in enumerate(zip(truth, sides, strict=True))
+    ]
+    kinds = [what.kind for what in truth]
     for kind in NULLS:
         rows += [triggers(text, null(text, kind, random)) for _ in range(nulls)]
-        labels += [kind] * nulls
+        kinds += [kind] * nulls
+    say("planted", {"units": len(truth), "nulls": len(rows) - len(truth)})
     units = Units.of(rows)
-    found = search(text, units, Options(tests=("main",)))
-    first = confirm(text, units, found.candidates.filter(pl.col("rank") == 0))
-    unit = first["unit"].to_numpy()
-    passed = np.zeros(len(rows), bool)
-    passed[unit] = false_discovery_control(first["p_test"].to_numpy()) < 0.05
+    found = search(text, units, Options(tests=(MAIN,)))
+    best = found.candidates.filter(pl.col("rank") == 0)
     p = np.ones(len(rows))
-    p[unit] = first["p_family"].to_numpy()
-    like = np.zeros(len(rows))
-    claims = {row["unit"]: row["spec"] for row in first.iter_rows(named=True)}
-    for number in range(planted):
-        if number in claims:
-            mask = masks(text, [claims[number]]).indices
-            both = len(np.intersect1d(mask, truths[number], assume_unique=True))
-            like[number] = both / (len(mask) + len(truths[number]) - both)
-    kinds = np.array(labels)
-    recovery = {}
-    for kind in dict.fromkeys(labels[:planted]):
-        here = kinds == kind
-        recovery[kind] = {
-            "units": int(here.sum()),
-            "recovered": round(float((passed & (like >= LIKE.get(kind, 0.7)))[here].mean()), 3),
-            "target": TARGETS.get(kind, 0.95),
-            "median_jaccard": round(float(np.median(like[here])), 3),
-            "significant": round(float((p < 0.05)[here].mean()), 3),
-        }
-    results = {}
-    for kind in NULLS:
-        here = kinds == kind
-        false = int((passed & here).sum())
-        results[kind] = {
-            "units": int(here.sum()),
-            "family_wise_05": round(float((p[here] < 0.05).mean()), 4),
-            "ks_p": round(float(kstest(p[here], "uniform").pvalue), 4),
-            "false_discovery_proportion": round(false / max(int(passed[:planted].sum()) + false, 1), 4),
-        }
+    p[best["unit"].to_numpy()] = best["p_family"].to_numpy()
     tests = found.calibration["effective_tests"]
-    return {
-        "recovery": recovery,
-        "nulls": results,
+    about = {
         "patterns": int(found.calibration["patterns"][0]),
         "effective_tests": [round(float(tests.min())), round(float(tests.max()))],  # type: ignore[arg-type]
     }
+    say("search", about | {"drawn_sets": int(found.calibration["draws"].sum())})
+    further = pl.Series(p[found.candidates["unit"].to_numpy()] <= LEVEL)
+    claims = confirm(text, units, found.candidates.filter(further))
+    rates = discovery_rate(claims["p_test"].to_numpy(), np.ones(len(claims), bool))
+    claims = claims.with_columns(q=pl.Series(rates)).filter(pl.col("rank") < TESTED[MAIN])
+    return World(text, truth, sides, np.array(kinds), claims, p)
 
 
-def speed(text: Text, count: int) -> dict[str, float]:
+def nulls_of(world: World) -> dict[str, Any]:
+    """What becomes of the units that know nothing."""
+    passed, real = world.confirmed(), len(world.truth)
+    results = {}
+    for kind in (*NULLS, "all"):
+        here = world.kinds == kind if kind != "all" else np.arange(len(world.kinds)) >= real
+        false = int((passed & here).sum())
+        results[kind] = {
+            "units": int(here.sum()),
+            "family_wise_05": round(float((world.p[here] < 0.05).mean()), 4),
+            "ks_p": round(float(kstest(world.p[here], "uniform").pvalue), 4),
+            "ks_target": 0.01,
+            "false_discoveries": false,
+            "discoveries": int(passed[:real].sum()) + false,
+            "false_discovery_proportion": round(false / max(int(passed[:real].sum()) + false, 1), 4),
+            "proportion_target": 0.05,
+            "no_verdict": round(1 - false / int(here.sum()), 4),
+            "no_verdict_target": 0.95,
+        }
+    return results
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one planted unit: how like (Jaccard) its first candidate and its claim are to what was planted, whether the
+    claim is confirmed, purity and coverage as claimed and as fired in the test half, and what the targets require."""
+
+    kind: str
+    first: float
+    like: float
+    confirmed: bool
+    measured: tuple[float, float]
+    true: tuple[float, float]
+    of_truth: tuple[float, float]
+    parts: float
+    rate: float
+    documents: int
+
+    @property
+    def recovered(self) -> bool:
+        """Whether this is the right pattern."""
+        return self.confirmed and self.like >= LIKE.get(self.kind, 0.7)
+
+    @property
+    def ample(self) -> bool:
+        """Whether the targets hold here."""
+        return self.rate >= 1e-3 and self.documents >= 60
+
+
+class Half:
+    """The counted rows of one half, by document."""
+
+    def __init__(self, text: Text, test: bool) -> None:
+        self.rows = np.flatnonzero(text.counted & (half(text.document) == test))
+        documents = text.document[self.rows]
+        self.starts = np.flatnonzero(np.diff(documents, prepend=-1))
+
+    def curve(self, score: np.ndarray, shown: np.ndarray) -> tuple[Curve, np.ndarray]:
+        """Positive scores by bin where a pattern is and is not; documents that are active at each threshold."""
+        bins, has = score[self.rows], shown[self.rows]
+        width = BINS - MIDDLE
+        present, whole = np.bincount(bins[has], minlength=width), np.bincount(bins, minlength=width)
+        tops = np.bincount(np.maximum.reduceat(bins, self.starts), minlength=width)
+        return Curve(present, whole - present), np.cumsum(tops[::-1])[::-1]
+
+
+def outcomes(world: World) -> Iterator[Outcome]:
+    """The two-way test of every planted unit."""
+    text, claims = world.text, world.claims
+    specs = claims.filter(pl.col("unit") < len(world.truth))["spec"].unique().sort().to_list()
+    found, place = masks(text, specs), {spec: number for number, spec in enumerate(specs)}
+    discovery, test = Half(text, False), Half(text, True)
+    by_unit = {key[0]: part.sort("rank") for key, part in claims.partition_by("unit", as_dict=True).items()}
+
+    def shown(spec: str) -> np.ndarray:
+        out = np.zeros(len(text), bool)
+        out[found.indices[found.indptr[place[spec]] : found.indptr[place[spec] + 1]]] = True
+        return out
+
+    for unit, (what, sides) in enumerate(zip(world.truth, world.sides, strict=True)):
+        score = np.maximum(bin_of(fired(text, what, sides, unit)) - MIDDLE, 0)
+        on = fired(text, what, sides, unit, noise=0.0) > 0
+        truth = np.zeros(len(text), bool)
+        truth[what.rows] = True
+        mine = by_unit.get(unit)
+        masked = [shown(spec) for spec in mine["spec"]] if mine is not None else []
+        places = [choose(*discovery.curve(score, mask)) for mask in masked]
+        best = int(np.argmax([value for _, value in places])) if places else -1
+        own, _ = choose(*discovery.curve(score, truth))
+        yield Outcome(
+            kind=what.kind,
+            first=_like(masked[0], truth) if masked else 0.0,
+            like=_like(masked[best], truth) if masked else 0.0,
+            confirmed=mine is not None and mine["q"][best] <= Rule().q,
+            measured=_sides(test, score, masked[best], int(places[best][0])) if masked else (0.0, 0.0),
+            true=_shares(on[test.rows], truth[test.rows]),
+            of_truth=_sides(test, score, truth, int(own)),
+            parts=_named(masked, what, text) if masked else 0.0,
+            rate=len(what.rows) / len(text),
+            documents=len(np.unique(text.document[on])),
+        )
+
+
+def _like(one: np.ndarray, other: np.ndarray) -> float:
+    return float((one & other).sum() / max((one | other).sum(), 1))
+
+
+def _shares(active: np.ndarray, shown: np.ndarray) -> tuple[float, float]:
+    both = float((active & shown).sum())
+    return both / max(float(active.sum()), 1), both / max(float(shown.sum()), 1)
+
+
+def _sides(test: Half, score: np.ndarray, shown: np.ndarray, place: int) -> tuple[float, float]:
+    """Purity and coverage in the test half with the threshold that the discovery half chose."""
+    return _shares(score[test.rows] >= place, shown[test.rows]) if place >= 0 else (0.0, 0.0)
+
+
+def _named(masked: list[np.ndarray], what: Planted, text: Text) -> float:
+    """Share of the meanings that some claim names, alone or with the others."""
+    named = 0
+    for rows in what.parts:
+        part = np.zeros(len(text), bool)
+        part[rows] = True
+        named += any(
+            _like(mask, part) >= 0.7 or (mask[rows].mean() > 0.9 and mask[what.rows].sum() > 0.7 * mask.sum())
+            for mask in masked
+        )
+    return named / len(what.parts)
+
+
+def recovery(done: list[Outcome]) -> dict[str, Any]:
+    """By kind of pattern."""
+    results = {}
+    for kind in dict.fromkeys(one.kind for one in done):
+        some = [one for one in done if one.kind == kind]
+        ample = [one for one in some if one.ample]
+        few = [one for one in some if not one.ample]
+        results[kind] = {
+            "units": len(ample),
+            "recovered": _mean([one.recovered for one in ample]),
+            "target": TARGETS.get(kind, 0.95) if ample else None,
+            "first": _mean([one.confirmed and one.first >= LIKE.get(kind, 0.7) for one in ample]),
+            "confirmed": _mean([one.confirmed for one in ample]),
+            "jaccard": _quantiles([one.like for one in ample]),
+            "base_rate": _quantiles([one.rate for one in some]),
+            "meanings_named": _mean([one.parts for one in ample]),
+            "units_below": len(few),
+            "recovered_below": _mean([one.recovered for one in few]),
+        }
+    return results
+
+
+def two_way(done: list[Outcome]) -> dict[str, Any]:
+    """How far purity and coverage are from those with which the units fired."""
+    results = {}
+    for name, claims, some in (
+        ("what was planted", [one.of_truth for one in done], done),
+        ("the recovered claim", [one.measured for one in done if one.recovered], [o for o in done if o.recovered]),
+    ):  # fmt: skip
+        off = np.abs(np.array(claims) - np.array([one.true for one in some]))
+        results[name] = {
+            "units": len(some),
+            "within": WITHIN,
+            **{
+                side: {
+                    "share": _mean((off[:, column] <= WITHIN).tolist()),
+                    "median": round(float(np.median(off[:, column])), 4),
+                    "mean_error": round(
+                        float(
+                            np.mean(np.array(claims)[:, column] - np.array([o.true for o in some])[:, column])
+                        ),
+                        4,
+                    ),
+                }
+                for column, side in enumerate(("purity", "coverage"))
+            },
+        }
+    return results
+
+
+def _mean(values: list[Any]) -> float | None:
+    return round(float(np.mean(values)), 3) if values else None
+
+
+def _quantiles(values: list[float]) -> list[float]:
+    return [float(f"{value:.2g}") for value in np.quantile(values, (0.1, 0.5, 0.9))] if values else []
+
+
+def speed(text: Text, count: int) -> dict[str, Any]:
     """Seconds to search so many units, some of whose triggers share a token."""
     random = np.random.default_rng(1)
     rows = np.flatnonzero(text.counted)
@@ -193,12 +308,25 @@ def speed(text: Text, count: int) -> dict[str, float]:
     some = []
     for _ in range(count):
         start, own = int(random.integers(len(order) - 400)), int(random.integers(51))
-        some.append(
-            np.concatenate([random.choice(order[start : start + 400], own), random.choice(rows, 50 - own)])
-        )
+        near = random.choice(order[start : start + 400], own)
+        some.append(np.concatenate([near, rows[random.integers(len(rows), size=50 - own)]]))
     begin, cpu = time.perf_counter(), time.process_time()
-    search(text, Units.of(some), Options(tests=("main",)))
-    return {"wall": round(time.perf_counter() - begin, 1), "cpu": round(time.process_time() - cpu, 1)}
+    search(text, Units.of(some), Options(tests=(MAIN,)))
+    wall, used = time.perf_counter() - begin, time.process_time() - cpu
+    return {"units": count, "wall": round(wall, 1), "cpu": round(used, 1), "target_seconds": 180}
+
+
+class Say:
+    """Prints each part when it is done, with the seconds (wall, processor) since the last."""
+
+    def __init__(self) -> None:
+        self._last = (time.perf_counter(), time.process_time())
+
+    def __call__(self, part: str, result: dict[str, Any]) -> None:
+        now = (time.perf_counter(), time.process_time())
+        seconds = [round(b - a, 1) for a, b in zip(self._last, now, strict=True)]
+        self._last = now
+        print(json.dumps({"bench": "patterns", "part": part, "seconds": seconds, **result}), flush=True)
 
 
 def main() -> None:
@@ -209,12 +337,17 @@ def main() -> None:
     parser.add_argument("--speed", type=int, default=96_000)
     parser.add_argument("--tokens", type=int, default=None)
     arguments = parser.parse_args()
+    say = Say()
     text, descriptions = sample_text(arguments.tokens)
-    result: dict[str, Any] = {"bench": "patterns", "tokens": len(text)}
-    result |= quality(text, descriptions, arguments.units, arguments.nulls)
+    say("text", {"tokens": len(text), "documents": len(np.unique(text.document))})
+    if arguments.units:
+        found = world(text, descriptions, arguments.units, arguments.nulls, say)
+        say("nulls", nulls_of(found))
+        done = list(outcomes(found))
+        say("recovery", recovery(done))
+        say("two-way", two_way(done))
     if arguments.speed:
-        result |= {"units": arguments.speed, "seconds": speed(text, arguments.speed), "target_seconds": 180}
-    print(json.dumps(result))
+        say("speed", speed(text, arguments.speed))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,17 @@ NULLS = ("independent", "document", "position", "frequency")
 
 
 def fire(
-    text: Text, mask: np.ndarray, purity: float, coverage: float, random: np.random.Generator
+    text: Text,
+    mask: np.ndarray,
+    purity: float,
+    coverage: float,
+    random: np.random.Generator,
+    *,
+    noise: float = 1.0,
 ) -> np.ndarray:
-    """f32[prefix]: coefficients of a unit that detects `mask`, as well as `purity` and `coverage` say."""
-    values = random.normal(size=len(text)).astype(np.float32)
+    """f32[prefix]: coefficients of a unit that detects `mask`, as well as `purity` and `coverage` say. It fires at the
+    same prefixes however much `noise` there is."""
+    values = (noise * random.normal(size=len(text))).astype(np.float32)
     on = np.flatnonzero(mask & text.counted)
     off = np.flatnonzero(~mask & text.counted)
     fired = on[random.random(len(on)) < coverage]
@@ -53,10 +60,11 @@ def null(text: Text, kind: str, random: np.random.Generator) -> np.ndarray:
 
 def triggers(text: Text, values: np.ndarray, top: int = 50) -> np.ndarray:
     """i64[rank]: rows of the `top` contexts with the largest coefficient, each at its largest."""
-    rows = np.flatnonzero(text.counted)
-    order = rows[np.argsort(-values[rows], kind="stable")]
-    _, first = np.unique(text.context[order], return_index=True)
-    return order[np.sort(first)[:top]]
+    counted = np.where(text.counted, values, -np.inf)
+    largest = np.maximum.reduceat(counted, text.starts[:-1])
+    best = np.argsort(-largest, kind="stable")[: min(top, int((largest > -np.inf).sum()))]
+    spans = zip(text.starts[best], text.starts[best + 1], strict=True)
+    return np.array([start + int(counted[start:stop].argmax()) for start, stop in spans], np.int64)
 
 
 def all_rows(text: Text, values: np.ndarray, top: int = 50) -> np.ndarray:

@@ -1,0 +1,131 @@
+"""What is planted on the sample text: patterns of each kind, and topics by labels that no search is shown."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from mnemoscope import load_corpus, load_model
+from mnemoscope.corpus import write_plan
+from mnemoscope.patterns import Text, masks
+from mnemoscope.vocabulary import Vocabulary, special_ids
+
+ENDINGS = (
+    "tion",
+    "ing",
+    "ment",
+    "ed",
+    "ity",
+    "ous",
+    "al",
+    "ism",
+    "ist",
+    "ern",
+    "ence",
+    "able",
+    "est",
+    "ical",
+)
+FORMS = ("year", "number", "casing:title", "punctuation", "open-bracket", "sentence-start")
+FEW = ("tion", "ing", "ment", "ed")
+TOPIC = "topic"
+MOST = 0.3  # share of the prefixes that any pattern has
+MEANINGS = {"two meanings": 2, "three meanings": 3}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What one unit answers to.
+
+    parts  i64[row] of each meaning; `rows` i64[row] of any of them, ascending
+    """
+
+    kind: str
+    parts: tuple[np.ndarray, ...]
+    rows: np.ndarray
+
+
+def sample_text(tokens: int | None) -> tuple[Text, list[str]]:
+    """The sample text, and the description of each document."""
+    tokenizer = load_model("sample:smollm2-135m").tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        plan = write_plan(
+            load_corpus("sample:wikipedia", limit=tokens), tokenizer, Path(folder), context_length=2048
+        )
+        contexts = pl.read_parquet(plan.contexts_file)
+        documents = pl.read_parquet(Path(folder) / "documents.parquet")
+    vocabulary = Vocabulary.of(tokenizer)
+    rows = zip(contexts["context"], contexts["document"], contexts["tokens"].to_list(), strict=True)
+    text = Text.build(rows, vocabulary, special_ids(tokenizer))
+    return text, [json.loads(line).get("description") or "" for line in documents["metadata"]]
+
+
+def planted(
+    text: Text, descriptions: list[str], count: int, random: np.random.Generator
+) -> Iterator[Planted]:
+    """`count` of each kind, each in 60 documents of either half or more, but for the rare words."""
+    for kind, make in _makers(text, random).items():
+        specs = [make() for _ in range(3 * count)]
+        found = masks(text, specs)
+        some = [found.indices[found.indptr[m] : found.indptr[m + 1]] for m in range(len(specs))]
+        least = 20 if kind == "rare word" else 120
+        some = [rows for rows in some if len(rows) <= MOST * len(text)]
+        some = [rows for rows in some if len(np.unique(text.document[rows])) >= least]
+        size = MEANINGS.get(kind, 1)
+        for first in range(0, min(count * size, len(some) - size + 1), size):
+            parts = tuple(np.sort(rows).astype(np.int64) for rows in some[first : first + size])
+            yield Planted(kind, parts, np.unique(np.concatenate(parts)))
+    for rows in _topics(text, descriptions, count, random):
+        yield Planted(TOPIC, (rows,), rows)
+
+
+def _makers(text: Text, random: np.random.Generator) -> dict[str, Callable[[], str]]:
+    """A spec of each kind. Rates are 1e-3 and more, those of rare words 1e-4 to 1e-3, of coarse patterns .1 to .3."""
+    common, rarer, rare = _words(text, 1e-3, 3e-2), _words(text, 2e-4, 2e-3), _words(text, 1e-4, 1e-3, 20)
+    coarse = [f"word:{word}@64" for word in _words(text, 3e-3, 2e-2)]
+
+    def pick(names: list[str] | tuple[str, ...]) -> str:
+        return str(random.choice(names))
+
+    return {
+        "word": lambda: f"word:{pick(common)}",
+        "rare word": lambda: f"word:{pick(rare)}",
+        "bigram": lambda: f'folded:["{pick(("of", "in", "and", "by", "to"))}","{pick(("the", "a"))}"]',
+        "affix": lambda: f"suffix:{pick(ENDINGS)}",
+        "window": lambda: f"word:{pick(rarer)}@16",
+        "coarse": lambda: pick(coarse),
+        "any of four": lambda: f"words:{','.join(random.choice(common, 4, replace=False))}",
+        "form": lambda: pick(FORMS),
+        "conjunction": lambda: f'all:["suffix:{pick(FEW)}","word:{pick(rarer)}@all"]',
+        **{kind: lambda: f"word:{pick(common)}" for kind in MEANINGS},
+    }
+
+
+def _words(text: Text, low: float, high: float, least: int = 120) -> list[str]:
+    """Words whose share of the prefixes is between two rates and that stand in so many documents."""
+    ends = text.words.ends & text.words.lettered[text.words.word] & text.counted
+    codes = text.words.word[ends]
+    counts = np.bincount(codes, minlength=len(text.words.folded))
+    pairs = np.unique(np.stack([codes, text.document[ends]], 1), axis=0)
+    spread = np.bincount(pairs[:, 0], minlength=len(counts))
+    kept = (counts >= low * len(text)) & (counts <= high * len(text)) & (spread >= least)
+    return [text.words.folded[i] for i in np.flatnonzero(kept) if text.words.folded[i].isalpha()]
+
+
+def _topics(
+    text: Text, descriptions: list[str], count: int, random: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Rows of the documents whose description has some word, from the twelfth on."""
+    labels: dict[str, set[int]] = {}
+    for document, line in enumerate(descriptions):
+        for word in set(line.lower().split()):
+            labels.setdefault(word, set()).add(document)
+    usable = [word for word, some in labels.items() if len(word) > 3 and 120 <= len(some) <= 1000]
+    for word in random.choice(sorted(usable), min(count, len(usable)), replace=False):
+        yield np.flatnonzero(np.isin(text.document, list(labels[word])) & (text.position >= 12))
