@@ -151,7 +151,8 @@ def test_the_sentence(run: Run) -> None:
     assert found.startswith(f"Active means *a <year>* (purity {purity} [")
     assert (
         f"coverage {coverage} [" in found
-        and f"F1 {f1}; random directions of this layer: median F1 .11, " in found
+        and f"F1 {f1} [" in found
+        and "; random directions of this layer: median F1 .11, " in found
     )
     assert found.endswith("99th percentile .20): active -> pattern. The neuron knows a part of it.")
 

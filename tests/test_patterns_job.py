@@ -26,6 +26,7 @@ from mnemoscope.cli import main
 from mnemoscope.errors import PatternError, QueryError, RunMismatch
 from mnemoscope.jobs import hypothesis
 from mnemoscope.jobs import patterns as job
+from mnemoscope.jobs.outcomes import LEVELS
 from mnemoscope.jobs.patterns import WORK, Settings, patterns
 from mnemoscope.models import Model
 from mnemoscope.patterns.language import masks
@@ -125,6 +126,22 @@ def test_few_nulls_get_a_verdict(run: Run) -> None:
     total = units.filter(pl.col("unit") != "neuron")["count"].sum()
     assert total > 100
     assert rows.filter(pl.col("verdict") != "no pattern above the null").height <= 0.05 * total
+
+
+def test_a_verdict_needs_more_than_a_lucky_token(run: Run) -> None:
+    """A claim stands by the lower end of its F1. With the figure alone others would stand, on a few tokens."""
+    rows = _tests(run).with_columns(pl.col("f1", "f1_low", "purity_low", "coverage_low").fill_null(0))
+    bars = run.table("calibration").filter(
+        (pl.col("measure").str.starts_with("f1 of ")) & (pl.col("unit") != "neuron")
+    )
+    level = bars.with_columns(
+        tests=pl.col("measure").str.strip_prefix("f1 of "), bar=pl.col("values").list.get(LEVELS.index(0.99))
+    ).group_by("layer", "tests").agg(pl.col("bar").max())  # fmt: skip
+    rows = rows.join(level.collect(), on=["layer", "tests"])
+    believed = rows["verdict"] != "no pattern above the null"
+    assert ((rows["f1_low"] > rows["bar"]) & (rows["q"] <= 0.05)).equals(believed)
+    doubted = rows.filter(~believed & (pl.col("f1") > pl.col("bar")) & (pl.col("q") <= 0.05))
+    assert doubted.height
 
 
 def _coefficients(run: Run, model: Model, documents: set[int]) -> tuple[np.ndarray, np.ndarray]:

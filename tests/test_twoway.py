@@ -171,6 +171,39 @@ def test_baselines_by_drawing() -> None:
     assert constant == pytest.approx(metrics.f1_score(active, np.ones(5000, bool)))
 
 
+@pytest.mark.parametrize("labels", ["missing", "extra"])
+def test_headline_figures_see_wrong_labels(labels: str) -> None:
+    """Half of the pattern taken away, or as much again added to it: F1, average precision, Pearson and IoU all fall
+    by a tenth or more. What they must not be replaced with does not: recall and AUC where labels are missing,
+    precision where there are too many."""
+    random = np.random.default_rng(0)
+    truth = np.arange(20_000) < 200
+    score = np.abs(random.normal(size=len(truth))) + 6 * truth
+    wrong = truth & (np.arange(len(truth)) % 2 == 0) if labels == "missing" else np.arange(len(truth)) < 400
+    figures = []
+    for shown in (truth, wrong):
+        curve = Curve(
+            *(
+                np.bincount(np.minimum(score[part] * 8, 96).astype(int), minlength=97)
+                for part in (shown, ~shown)
+            )
+        )
+        at = int(np.nanargmax(curve.f1)) if shown is truth else at
+        r = twoway.pearson(
+            *map(np.asarray, (len(score), score.sum(), (score**2).sum(), shown.sum(), score[shown].sum()))
+        )
+        headline = (curve.f1[at], curve.average_precision, curve.iou[at], r)
+        figures.append(
+            (np.array(headline), curve.purity[at], curve.coverage[at], metrics.roc_auc_score(shown, score))
+        )
+    (right, purity, coverage, area), (other, purity_wrong, coverage_wrong, area_wrong) = figures
+    assert (other < 0.9 * right).all()
+    if labels == "missing":
+        assert coverage_wrong > 0.95 * coverage and area_wrong > 0.95 * area
+    else:
+        assert purity_wrong > 0.95 * purity
+
+
 @pytest.mark.parametrize(
     ("purity", "coverage", "f1", "q", "verdict"),
     [

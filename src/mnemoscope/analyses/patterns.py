@@ -30,8 +30,8 @@ class Summary:
     beyond    a row for each layer, kind of unit, family of tests and null: `units`, of which `share` have a pattern
               beyond it, with its 95 % interval (Wilson, over units: layers hold all of their neurons, so the interval
               is about neurons like these). Nulls: `N1` (position and frequency: confirmed on held-out triggers),
-              `N2` (beyond the last token), `N3 random` ... (F1 above the layer's 99th percentile), `verdict` (any
-              but that there is none)
+              `N2` (beyond the last token), `N3 random` ... (F1 above the layer's 99th percentile by the lower end of
+              its interval), `verdict` (any but that there is none)
     verdicts  how many units and polarities have each, by kind of unit and family of tests
     triggers  A8: for each layer and kind of unit, the share of held-out triggers that confirmed patterns explain:
               `shallow` only, `both`, `semantic` only (beyond the last token, N2), or `none`
@@ -54,7 +54,7 @@ class Summary:
 def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
     """Read the tables that `mnemoscope patterns` added; `QueryError` when they are not there."""
     tests = run.table("pattern_tests").select(
-        "layer", "neuron", "unit", "polarity", "tests", "name", "present", "f1", "f1_low", "q", "verdict"
+        "layer", "neuron", "unit", "polarity", "tests", "name", "present", "f1_low", "q", "verdict"
     )
     rows = tests.collect()
     units = _units(run)
@@ -93,7 +93,7 @@ def _beyond(run: Run, rows: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
             on=["layer", "tests"], how="left",
         )  # fmt: skip
         found[f"N3 {kind}" if kind != "shuffled" else "N4 shuffled"] = (pl.col("q") <= rate) & (
-            pl.col("f1").fill_null(0) > pl.col(f"bar {kind}")
+            pl.col("f1_low").fill_null(0) > pl.col(f"bar {kind}")
         )
     address = ("layer", "unit", "tests", "neuron")
     counted = rows.group_by(address).agg(**{name: test.any() for name, test in found.items()})
@@ -124,7 +124,7 @@ def _beyond(run: Run, rows: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
 
 
 def _bars(run: Run) -> pl.DataFrame:
-    """layer, tests, null, bar: what F1 has to exceed."""
+    """layer, tests, null, bar: what the lower end of F1 has to exceed."""
     rows = run.table("calibration").filter(
         pl.col("measure").str.starts_with("f1 of ") & (pl.col("unit") != NEURON)
     ).collect()  # fmt: skip

@@ -82,7 +82,7 @@ class Outcomes:
             found["verdict"] = twoway.verdicts(
                 found["purity_low"],
                 found["coverage_low"],
-                found["f1"],
+                found["f1_low"],
                 found.pop("null"),
                 found["q"],
                 self._rule,
@@ -198,7 +198,7 @@ class Outcomes:
 
 
 def null_level(rows: Sequence[Mapping[str, Any]]) -> float:
-    """What F1 must exceed: the largest, over the kinds of null, of the layer's quantile; 0 without any."""
+    """What the lower end of F1 must exceed: over the kinds of null the largest quantile; 0 without any."""
     place = LEVELS.index(twoway.NULL_LEVEL)
     return max((row["values"][place] for row in rows if row["unit"] != NEURON), default=0.0)
 

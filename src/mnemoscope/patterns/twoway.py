@@ -26,7 +26,7 @@ VERDICTS = (IFF, ACTIVE_PATTERN, PATTERN_ACTIVE, NEITHER, NONE)
 
 RESAMPLES = 1_000
 LEAST_DOCUMENTS = 5  # in which a unit must be active: an interval over fewer documents says nothing
-NULL_LEVEL = 0.99  # the quantile of the null's F1 that a unit has to exceed
+NULL_LEVEL = 0.99  # the quantile of the null's F1 that the lower end of a unit's F1 has to exceed
 
 
 @dataclass(frozen=True)
@@ -234,18 +234,18 @@ def constant_f1(active: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 def verdicts(
     purity_low: np.ndarray,
     coverage_low: np.ndarray,
-    f1: np.ndarray,
+    f1_low: np.ndarray,
     null: np.ndarray | float,
     q: np.ndarray | float,
     rule: Rule = Rule(),
 ) -> np.ndarray:
     """str[...]: one of `VERDICTS` (A74).
 
-    No pattern above the null, unless F1 exceeds `null` (the layer's `NULL_LEVEL` quantile) and the pattern was
-    confirmed on held-out triggers (q). Then a direction holds if at least `rule.least` of it does, by the lower
-    end of its interval.
+    No pattern above the null, unless F1 exceeds `null` (the layer's `NULL_LEVEL` quantile) by the lower end of its
+    interval, and the pattern was confirmed on held-out triggers (q). Then a direction holds if at least
+    `rule.least` of it does, by the lower end of its interval. Where there are no intervals, give the figures.
     """
-    believed = (np.nan_to_num(f1) > null) & (np.asarray(q) <= rule.q)
+    believed = (np.nan_to_num(f1_low) > null) & (np.asarray(q) <= rule.q)
     pure, covers = (np.nan_to_num(side) >= rule.least for side in (purity_low, coverage_low))
     return np.select(
         [~believed, pure & covers, pure, covers], [NONE, IFF, ACTIVE_PATTERN, PATTERN_ACTIVE], NEITHER

@@ -56,9 +56,8 @@ def active_means(claim: Claim) -> str:
 
 def evidence(claim: Claim) -> str:
     """Both sides, and what pseudo-neurons reach."""
-    f1 = decimal(claim.f1.value)
     nulls = "; ".join(null_line(null) for null in claim.nulls) or "the run was built without nulls"
-    return f"(purity {interval(claim.purity)}, coverage {interval(claim.coverage)}, F1 {f1}; {nulls})"
+    return f"(purity {interval(claim.purity)}, coverage {interval(claim.coverage)}, F1 {interval(claim.f1)}; {nulls})"
 
 
 def null_line(null: Null) -> str:
