@@ -95,8 +95,9 @@ class Vocabulary:
                 run.append(self._bytes[token])
                 continue
             # A token that is whole UTF-8 never completes its neighbour, so a run of broken ones ends here.
-            out += _decode(run)
-            run = []
+            if run:
+                out += _decode(run)
+                run = []
             out.append(text or (_unused(token) if self.special[token] else ""))
         return out + _decode(run)
 
