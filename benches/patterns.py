@@ -6,8 +6,8 @@ nulls        units that know nothing (independent), or only documents, positions
 recovery     share of planted units whose claim is confirmed and has, on all of the text, a mask with a Jaccard index
              of .7 or more with what was planted (.3 for topics, planted by a label that the search never sees: a word
              of the documents' descriptions). The claim is the best of the first candidates by F1 in the discovery
-             half; `first` is the same of the first candidate. Targets hold from a base rate of 1e-3 and 60
-             documents with firings on; units below are counted apart
+             half; `first` is the same of the first candidate. Targets of single patterns hold from a base rate of 1e-3
+             and 60 documents with firings on; units below are counted apart
 two-way      purity and coverage of the claim in the test half, against those with which the unit fired
 speed        the whole search of `--speed` units with as many triggers as neurons have
 
@@ -149,6 +149,8 @@ class Outcome:
     parts: float
     rate: float
     documents: int
+    planted: str
+    claim: str
 
     @property
     def recovered(self) -> bool:
@@ -158,7 +160,7 @@ class Outcome:
     @property
     def ample(self) -> bool:
         """Whether the targets hold here."""
-        return self.rate >= 1e-3 and self.documents >= 60
+        return self.kind in TARGETS or (self.rate >= 1e-3 and self.documents >= 60)
 
 
 class Half:
@@ -212,6 +214,8 @@ def outcomes(world: World) -> Iterator[Outcome]:
             parts=_named(masked, what, text) if masked else 0.0,
             rate=len(what.rows) / len(text),
             documents=len(np.unique(text.document[on])),
+            planted=f"{what.name} (purity {sides[0]:g}, coverage {sides[1]:g})",
+            claim="" if mine is None else str(mine["spec"][best]),
         )
 
 
@@ -260,13 +264,17 @@ def recovery(done: list[Outcome]) -> dict[str, Any]:
             "meanings_named": _mean([one.parts for one in ample]),
             "units_below": len(few),
             "recovered_below": _mean([one.recovered for one in few]),
+            "missed": [
+                [one.planted, one.claim[:80], round(one.like, 2)] for one in ample if not one.recovered
+            ][:8],
         }
     return results
 
 
 def two_way(done: list[Outcome]) -> dict[str, Any]:
-    """How far purity and coverage are from those with which the units fired."""
+    """How far purity and coverage are from those with which the units fired, where the targets hold."""
     results = {}
+    done = [one for one in done if one.ample]
     for name, claims, some in (
         ("what was planted", [one.of_truth for one in done], done),
         ("the recovered claim", [one.measured for one in done if one.recovered], [o for o in done if o.recovered]),

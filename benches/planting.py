@@ -43,10 +43,12 @@ MEANINGS = {"two meanings": 2, "three meanings": 3}
 class Planted:
     """What one unit answers to.
 
+    name   the spec, or the label of the documents
     parts  i64[row] of each meaning; `rows` i64[row] of any of them, ascending
     """
 
     kind: str
+    name: str
     parts: tuple[np.ndarray, ...]
     rows: np.ndarray
 
@@ -73,16 +75,20 @@ def planted(
     for kind, make in _makers(text, random).items():
         specs = [make() for _ in range(3 * count)]
         found = masks(text, specs)
-        some = [found.indices[found.indptr[m] : found.indptr[m + 1]] for m in range(len(specs))]
+        each = [(spec, found.indices[found.indptr[m] : found.indptr[m + 1]]) for m, spec in enumerate(specs)]
         least = 20 if kind == "rare word" else 120
-        some = [rows for rows in some if len(rows) <= MOST * len(text)]
-        some = [rows for rows in some if len(np.unique(text.document[rows])) >= least]
+        some = [
+            (spec, rows)
+            for spec, rows in each
+            if len(rows) <= MOST * len(text) and len(np.unique(text.document[rows])) >= least
+        ]
         size = MEANINGS.get(kind, 1)
         for first in range(0, min(count * size, len(some) - size + 1), size):
-            parts = tuple(np.sort(rows).astype(np.int64) for rows in some[first : first + size])
-            yield Planted(kind, parts, np.unique(np.concatenate(parts)))
-    for rows in _topics(text, descriptions, count, random):
-        yield Planted(TOPIC, (rows,), rows)
+            name = " or ".join(spec for spec, _ in some[first : first + size])
+            parts = tuple(np.sort(rows).astype(np.int64) for _, rows in some[first : first + size])
+            yield Planted(kind, name, parts, np.unique(np.concatenate(parts)))
+    for name, rows in _topics(text, descriptions, count, random):
+        yield Planted(TOPIC, name, (rows,), rows)
 
 
 def _makers(text: Text, random: np.random.Generator) -> dict[str, Callable[[], str]]:
@@ -120,12 +126,12 @@ def _words(text: Text, low: float, high: float, least: int = 120) -> list[str]:
 
 def _topics(
     text: Text, descriptions: list[str], count: int, random: np.random.Generator
-) -> Iterator[np.ndarray]:
-    """Rows of the documents whose description has some word, from the twelfth on."""
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Labels, and the rows of the documents whose description has some word, from the twelfth on."""
     labels: dict[str, set[int]] = {}
     for document, line in enumerate(descriptions):
         for word in set(line.lower().split()):
             labels.setdefault(word, set()).add(document)
     usable = [word for word, some in labels.items() if len(word) > 3 and 120 <= len(some) <= 1000]
     for word in random.choice(sorted(usable), min(count, len(usable)), replace=False):
-        yield np.flatnonzero(np.isin(text.document, list(labels[word])) & (text.position >= 12))
+        yield str(word), np.flatnonzero(np.isin(text.document, list(labels[word])) & (text.position >= 12))
