@@ -326,10 +326,10 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Model]:
     return mn.build(model, texts(60), tmp_path_factory.mktemp("runs") / "run", top=5), model
 
 
-def tables(run: Run, model: Model, folder: Path, **options: Any) -> dict[str, pl.DataFrame]:
+def tables(run: Run, model: Model, folder: Path) -> dict[str, pl.DataFrame]:
     """What the measurement adds to a run, in shards of eight."""
     folder.mkdir(exist_ok=True)
-    found = measure(run, model, Sizes(positions=20), folder, lambda _: None, **options)
+    found = measure(run, model, Sizes(positions=20, shuffled=True), folder, lambda _: None)
     return {
         name: pl.concat([pl.DataFrame(pl.from_arrow(part)) for part in parts])
         for name, parts in found.items()
@@ -342,7 +342,7 @@ def test_an_interrupted_measurement_ends_in_the_same_tables(
     """Stopped between shards and begun again, it measures what is left and gives the very same rows."""
     run, model = case
     monkeypatch.setattr(positions, "SHARD", 8)
-    whole = tables(run, model, tmp_path / "whole", shuffled=True)
+    whole = tables(run, model, tmp_path / "whole")
     shards: list[int] = []
     original = _Unit.shard
 
@@ -354,8 +354,8 @@ def test_an_interrupted_measurement_ends_in_the_same_tables(
 
     monkeypatch.setattr(_Unit, "shard", failing)
     with pytest.raises(KeyboardInterrupt):
-        tables(run, model, tmp_path / "stopped", shuffled=True)
-    again = tables(run, model, tmp_path / "stopped", shuffled=True)
+        tables(run, model, tmp_path / "stopped")
+    again = tables(run, model, tmp_path / "stopped")
     assert len(shards) == 4 + 4
     assert all(again[name].equals(rows) for name, rows in whole.items())
 
@@ -406,7 +406,7 @@ def measured(case: tuple[Run, Model], tmp_path_factory: pytest.TempPathFactory) 
     copied = tmp_path_factory.mktemp("measured") / "run"
     shutil.copytree(run.path, copied)
     found = measure(
-        run, model, Sizes(positions=20), tmp_path_factory.mktemp("work"), lambda _: None, shuffled=True
+        run, model, Sizes(positions=20, shuffled=True), tmp_path_factory.mktemp("work"), lambda _: None
     )
     return add_tables(copied, found, {})
 

@@ -139,6 +139,26 @@ def test_what_is_measured_is_not_measured_again(case: tuple[Run, Model]) -> None
     assert other.check() == []
 
 
+def test_shuffled_weights_on_request(tmp_path: Path) -> None:
+    """Asked for, neurons of the copy are mined and its refinement is measured; it counts as another size (A78)."""
+    model = mn.load_model(FAMILIES["llama"](), tokenizer=tokenizer())
+    plain, sizes = Sizes(positions=4), Sizes(positions=4, shuffled=True)
+    run = study.study(model, texts(30), tmp_path / "run", only="refinement", sizes=sizes)
+    kinds = run.table("null_neurons").select("kind").unique().collect()["kind"].to_list()
+    assert sorted(kinds) == ["random", "rotated", "shuffled"]
+    (refinement,) = (one for one in catalogue.choose("refinement") if one.job)
+    assert refinement.state(run, sizes) == "ready" and refinement.state(run, plain) == "other sizes"
+    units = run.table("refinement").select("unit").unique().collect()["unit"].to_list()
+    assert sorted(units) == ["model", "shuffled"]
+    rows = run.table("refinement").sort("example", "layer", "lens").collect()
+    mine, copied = (
+        rows.filter(pl.col("unit") == name)["p_final"].to_numpy() for name in ("model", "shuffled")
+    )
+    assert not np.allclose(mine, copied)
+    run = study.measure(run, model, chosen=[refinement], sizes=plain)
+    assert run.table("refinement").select("unit").unique().collect()["unit"].to_list() == ["model"]
+
+
 def test_another_model_is_refused(case: tuple[Run, Model]) -> None:
     """A run is measured with the model it was built from."""
     run, _ = case
@@ -153,6 +173,22 @@ def test_the_estimate_counts_what_is_left(case: tuple[Run, Model]) -> None:
     chosen = catalogue.choose("value_ranks")
     assert study.estimate(run, model, chosen, Sizes(seed=99)) > 0
     assert study.estimate(run, model, catalogue.choose("values"), Sizes()) == 0
+
+
+def test_a_shuffled_copy_costs_as_much_again(
+    case: tuple[Run, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an example costs is counted twice, and nothing of the measurements that have no such null."""
+    run, model = case
+    monkeypatch.setattr(study, "_speed", lambda *_: 100.0)
+    (one,) = (one for one in catalogue.choose("refinement") if one.job)
+
+    def cost(name: str, shuffled: bool) -> float:
+        return study.estimate(run, model, catalogue.choose(name), Sizes(seed=99, shuffled=shuffled))
+
+    once, twice = cost("refinement", False) - 60 * one.minutes, cost("refinement", True) - 60 * one.minutes
+    assert twice == pytest.approx(2 * once) and once > 0
+    assert cost("contributions", True) == cost("contributions", False)
 
 
 # -- the catalogue and the items ---------------------------------------------------------------------------------

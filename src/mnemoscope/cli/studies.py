@@ -32,6 +32,14 @@ def study(
     positions: Annotated[int | None, typer.Option(help="Prefixes of refinement and composition.")] = None,
     sentences: Annotated[int | None, typer.Option(help="Prefixes of the contributions.")] = None,
     seed: Annotated[int, typer.Option(help="Which prefixes.")] = 0,
+    shuffled: Annotated[
+        bool,
+        typer.Option(
+            "--shuffled",
+            help="Refinement and composition also of a copy of the model whose weights are shuffled, and in a new run "
+            "neurons of it, to compare with: twice the time.",
+        ),
+    ] = False,
     questions: Annotated[
         list[Path] | None, typer.Option(help="jsonl of subject, prompt, answer, label; may be repeated.")
     ] = None,
@@ -54,7 +62,7 @@ def study(
     from mnemoscope.jobs.study.positions import Sizes
     from mnemoscope.store import is_finished, open_run
 
-    sizes = Sizes(seed=seed, questions=tuple(questions or ()))
+    sizes = Sizes(seed=seed, questions=tuple(questions or ()), shuffled=shuffled)
     sizes = sizes.fast() if fast else sizes
     sizes = replace(sizes, positions=positions or sizes.positions, sentences=sentences or sizes.sentences)
     chosen = catalogue.choose(only)
@@ -67,6 +75,7 @@ def study(
     loading = {"device": device, "revision": revision, "trust_remote_code": trust_remote_code}
     loaded = None
     if found is None:
+        from mnemoscope import nulls
         from mnemoscope.corpus import load_corpus
 
         if model is None or corpus is None:
@@ -74,7 +83,8 @@ def study(
         limit = limit or (FAST_TOKENS if fast else None)
         source = load_corpus(corpus, segment=segment, limit=limit)
         loaded = load(model, dtype=dtype, **loading)
-        found = build_run(loaded, source, out, workers=workers)
+        kinds = nulls.KINDS if shuffled else nulls.DEFAULT
+        found = build_run(loaded, source, out, nulls=kinds, workers=workers)
     if any(one.job and one.state(found, sizes) != "ready" for one in chosen):
         entry = found.manifest.model
         loading["revision"] = revision or entry.revision

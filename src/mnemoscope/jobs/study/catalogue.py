@@ -136,7 +136,7 @@ CATALOGUE = (
         "analyses.study.refinement:findings",
         ("refinement", "refinement_examples"),
         "jobs.study.refinement:measure",
-        ("positions", "longest", "seed"),
+        ("positions", "longest", "seed", "shuffled"),
         passes=1,
         minutes=1,
         seconds=0.2,

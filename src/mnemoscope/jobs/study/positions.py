@@ -33,6 +33,7 @@ class Sizes:
     longest    tokens of a prefix, at most: positions beyond are not sampled
     seed       which
     questions  jsonl files of a user's own questions (A76)
+    shuffled   also a copy of the model whose matrices are shuffled, where a measurement has it as a null (A78)
     """
 
     positions: int = 4000
@@ -41,6 +42,7 @@ class Sizes:
     longest: int = 128
     seed: int = 0
     questions: tuple[Path, ...] = ()
+    shuffled: bool = False
 
     def fast(self) -> Sizes:
         """A tenth, for a first look."""
@@ -48,8 +50,11 @@ class Sizes:
         return replace(self, positions=positions, sentences=sentences, tokens=self.tokens // 8, longest=64)
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest; files by name and hash."""
-        return {**asdict(self), "questions": [_file(path) for path in self.questions]}
+        """For the manifest; files by name and hash, and the shuffled copy only where there is one."""
+        sizes = {**asdict(self), "questions": [_file(path) for path in self.questions]}
+        return (
+            sizes if self.shuffled else {name: value for name, value in sizes.items() if name != "shuffled"}
+        )
 
 
 @dataclass(frozen=True)

@@ -50,16 +50,16 @@ def measure(
     report: Callable[[Progress], None],
     *,
     lenses: Sequence[str] = LENSES,
-    shuffled: bool = False,
 ) -> Mapping[str, Iterable[pa.Table]]:
     """The tables `refinement` and `refinement_examples` (docs/format.md) of one position of each of some contexts.
 
-    lenses    under which r, y, o and the values are read
-    shuffled  the same of a copy of the model whose matrices are shuffled, beside it
+    lenses  under which r, y, o and the values are read
+
+    If the sizes say so, the same of a copy of the model whose matrices are shuffled, beside it.
     """
     examples = sample(run, sizes.positions, longest=sizes.longest, seed=sizes.seed)
     units = [_Unit.of("model", model, lenses, run, folder)]
-    if shuffled:
+    if sizes.shuffled:
         units.append(_Unit.of("shuffled", shuffled_copy(model, sizes.seed), lenses, None, folder))
 
     def shard(numbers: np.ndarray) -> dict[str, pa.Table]:

@@ -17,6 +17,7 @@ from mnemoscope.jobs.study import positions
 from mnemoscope.jobs.study.catalogue import CATALOGUE, Measurement, choose, named
 from mnemoscope.jobs.study.positions import Sizes
 from mnemoscope.models import Model, load_model
+from mnemoscope.nulls import DEFAULT, KINDS
 from mnemoscope.records import Progress
 from mnemoscope.store import Run, add_tables
 
@@ -37,10 +38,12 @@ def study(
 
     model, text, path, workers  as in `build`
     only                        names of measurements (`catalogue.CATALOGUE`), with commas between; all if None
+    sizes                       with `shuffled`, a new run mines neurons of a shuffled copy, too
     """
     model = model if isinstance(model, Model) else load_model(model)
     chosen = choose(only)
-    run = build(model, text, path, workers=workers, report=report)
+    nulls = KINDS if sizes is not None and sizes.shuffled else DEFAULT
+    run = build(model, text, path, nulls=nulls, workers=workers, report=report)
     return measure(run, model, chosen=chosen, sizes=sizes, report=report)
 
 
@@ -98,11 +101,11 @@ def estimate(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Sizes
     forwarded = besides = 0.0
     for one in left:
         count = max(one.sizes(sizes).get(name, 0) for name in ("positions", "sentences"))
-        besides += 60 * one.minutes + one.seconds * count
+        copies = 2 if one.sizes(sizes).get("shuffled") else 1
+        besides += 60 * one.minutes + one.seconds * count * copies
         if one.passes:
-            forwarded += (
-                one.passes * positions.sample(run, count, longest=sizes.longest, seed=sizes.seed).tokens
-            )
+            examples = positions.sample(run, count, longest=sizes.longest, seed=sizes.seed)
+            forwarded += one.passes * copies * examples.tokens
     return (forwarded / _speed(run, model) if forwarded else 0.0) + besides
 
 
