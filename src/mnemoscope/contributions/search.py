@@ -100,13 +100,13 @@ def _evaluated(
 ) -> tuple[Float[Tensor, "part measure"], Bool[Tensor, " part"]]:
     """Exact values of all parts that can be among the extremes, the most promising first; and of which parts.
 
-    Each round evaluates those whose bounds are among the k furthest out. What is then known moves the k-th place
-    outwards, and what cannot reach it any more is never evaluated.
+    Each round evaluates those whose bounds are among the k furthest out, and those without any. What is then known
+    moves the k-th place outwards, and what cannot reach it any more is never evaluated.
     """
     vectors, base = places.vectors(groups)
     ends, known = ends.clone(), torch.zeros(len(base), dtype=torch.bool)
     while bool((still := _open(ends, places.league, leagues, contested) & ~known).any()):
-        first = still & _open(ends, places.league, leagues, _leading)
+        first = still & (_open(ends, places.league, leagues, _leading) | ends.isinf().any((1, 2)))
         rows = (first if bool(first.any()) else still).nonzero()[:, 0]
         values = bases.measured(vectors[rows], [one.measure(base[rows]) for one in kinds])
         ends[rows], known[rows] = values[..., None], True
