@@ -184,6 +184,7 @@ def test_pieces_of_nothing() -> None:
     [
         (" Paris", "·Paris"),
         ("a b", "a b"),
+        ("\u00a0", "⟨U+00A0⟩"),
         ("a  b ", "a··b·"),
         ("\n\n\tx\r", "↵↵⇥x␍"),
         ("\x00\x1b\x7f\x85", "⟨U+0000⟩⟨U+001B⟩⟨U+007F⟩⟨U+0085⟩"),

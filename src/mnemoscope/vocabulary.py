@@ -22,6 +22,7 @@ _INVISIBLE = re.compile(
 )
 _MARKS = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍"})
 _EDGES = re.compile(r"^ +| +$| {2,}")
+_WIDE = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")  # spaces that are not the space
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -111,11 +112,12 @@ class Vocabulary:
         """Text with its whitespace and control characters made visible, on one line.
 
         Newline ↵, tab ⇥, carriage return ␍, other control and invisible characters ``⟨U+200B⟩``. With
-        `edges`, leading, trailing and repeated spaces are ``·``; without, spaces stay, for a piece of
-        running text. Letters of every script stay as they are.
+        `edges`, leading, trailing and repeated spaces are ``·``, and other kinds of space ``⟨U+00A0⟩``; without,
+        spaces stay, for a piece of running text. Letters of every script stay as they are.
         """
         if edges:
             text = _EDGES.sub(lambda found: "·" * len(found[0]), text)
+            text = _WIDE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
         return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text.translate(_MARKS))
 
     def find(self, text: str) -> list[int]:

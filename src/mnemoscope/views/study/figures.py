@@ -6,6 +6,7 @@ shape or dash besides colour. A chart stands on its own in a notebook and as SVG
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down
 _WIDTH, _HEIGHT = 660, 220
 _PANEL = (300, 150)
 _COLUMNS = 2  # panels side by side
+_LETTER = 5.8  # pixels of a letter of an axis title
 
 
 def chart(finding: Finding) -> alt.Chart | None:
@@ -125,12 +127,13 @@ class _Drawing:
         low, high = _range(self.every, [*names, figure.null, figure.null_low, figure.null_high])
         if figure.kind == "stack":
             high = _tallest(self.every, figure)
+        title = textwrap.wrap(figure.y_title, int(self.size[1] / _LETTER))
         if figure.log_y:
             scale = alt.Scale(type="symlog", domain=[min(low, 0), high], nice=False)
-            axis = alt.Axis(title=figure.y_title, format=shown, values=_decades(low, high))
+            axis = alt.Axis(title=title, format=shown, values=_decades(low, high))
         else:
             scale = alt.Scale(domain=[min(low, 0.0), max(high, 0.0) or 1.0], nice=True)
-            axis = alt.Axis(title=figure.y_title, format=shown, tickCount=5, grid=True)
+            axis = alt.Axis(title=title, format=shown, tickCount=5, grid=True)
         return alt.Y(f"{column or figure.y}:Q", scale=scale, axis=axis)
 
     def colour(self) -> Any:
@@ -140,7 +143,13 @@ class _Drawing:
             return alt.value(SERIES[0])
         scale = alt.Scale(domain=self.names, range=_cycled(SERIES, len(self.names)))
         legend = alt.Legend(
-            orient="top", title=None, columns=4, labelLimit=240, symbolType="circle", symbolOpacity=1
+            orient="top",
+            title=None,
+            columns=4,
+            columnPadding=28,  # the page's letters may be wider than those that were measured
+            labelLimit=240,
+            symbolType="circle",
+            symbolOpacity=1,
         )
         return alt.Color(f"{self.figure.color}:N", scale=scale, legend=legend)
 
