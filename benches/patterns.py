@@ -5,7 +5,8 @@ nulls        units that know nothing (independent), or only documents, positions
              confirmation and Benjamini-Hochberg as in `mnemoscope patterns`, share that could have a verdict
 recovery     share of planted units whose claim is confirmed and has, on all of the text, a mask with a Jaccard index
              of .7 or more with what was planted (.3 for topics, planted by a label that the search never sees: a word
-             of the documents' descriptions). The claim is the best of the first candidates by F1 in the discovery
+             of the documents' descriptions, which must be one that the documents' words tell; words of descriptions
+             that are no topics are counted apart). The claim is the best of the first candidates by F1 in the discovery
              half; `first` is the same of the first candidate. Targets of single patterns hold from a base rate of 1e-3
              and 60 documents with firings on; units below are counted apart
 two-way      purity and coverage of the claim in the test half, against those with which the unit fired
@@ -31,20 +32,20 @@ import numpy as np
 import polars as pl
 from scipy.stats import kstest
 
-from benches.planting import TOPIC, Planted, planted, sample_text
+from benches.planting import LABEL, TOPIC, Planted, planted, sample_text
 from mnemoscope.accumulate import bin_of
 from mnemoscope.jobs.patterns import LEVEL, TESTED, discovery_rate
 from mnemoscope.kernel import BINS
 from mnemoscope.patterns import Options, Text, Units, confirm, half, masks
 from mnemoscope.patterns.pattern import MAIN
 from mnemoscope.patterns.search import search
-from mnemoscope.patterns.twoway import Curve, Rule, choose
+from mnemoscope.patterns.twoway import Curve, Rule, choose, plainest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from planted_patterns import NULLS, fire, null, triggers
 
 LEVELS = (0.5, 0.8, 1.0)  # of purity and of coverage
-LIKE = {TOPIC: 0.3}
+LIKE = {TOPIC: 0.3, LABEL: 0.3}
 TARGETS = {TOPIC: 0.8, "conjunction": 0.7}
 WITHIN = 0.03
 MIDDLE = BINS // 2
@@ -160,6 +161,8 @@ class Outcome:
     @property
     def ample(self) -> bool:
         """Whether the targets hold here."""
+        if self.kind == LABEL:
+            return False
         return self.kind in TARGETS or (self.rate >= 1e-3 and self.documents >= 60)
 
 
@@ -201,7 +204,9 @@ def outcomes(world: World) -> Iterator[Outcome]:
         mine = by_unit.get(unit)
         masked = [shown(spec) for spec in mine["spec"]] if mine is not None else []
         places = [choose(*discovery.curve(score, mask)) for mask in masked]
-        best = int(np.argmax([value for _, value in places])) if places else -1
+        best = -1
+        if mine is not None:
+            best = plainest(np.array([value for _, value in places]), mine["complexity"].to_numpy())
         own, _ = choose(*discovery.curve(score, truth))
         yield Outcome(
             kind=what.kind,
@@ -280,9 +285,14 @@ def two_way(done: list[Outcome]) -> dict[str, Any]:
         ("the recovered claim", [one.measured for one in done if one.recovered], [o for o in done if o.recovered]),
     ):  # fmt: skip
         off = np.abs(np.array(claims) - np.array([one.true for one in some]))
+        near = (off <= WITHIN).all(1)
         results[name] = {
             "units": len(some),
             "within": WITHIN,
+            "both_by_kind": {
+                kind: _mean([bool(one) for one, o in zip(near, some, strict=True) if o.kind == kind])
+                for kind in dict.fromkeys(o.kind for o in some)
+            },
             **{
                 side: {
                     "share": _mean((off[:, column] <= WITHIN).tolist()),

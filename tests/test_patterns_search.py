@@ -24,6 +24,7 @@ from mnemoscope.patterns.search import Found, search
 from mnemoscope.patterns.space import Space
 from mnemoscope.patterns.tails import log_binomial_tail, poisson_binomial_tail
 from mnemoscope.patterns.topics import log_odds
+from mnemoscope.patterns.unions import word_unions
 
 EACH = 60
 QUICK = Options(tests=("main",), draws=300)
@@ -224,6 +225,29 @@ def test_coarse_patterns_are_left_to_the_whole_distribution(planting: Planting) 
     assert len(set(space.specs)) == len(space.specs) < sum(map(len, space.names))
     everything = Space.of(planting.text.part(np.arange(60))[0], "main", limits=Limits(most=1.0))
     assert everything.rate.max() > 0.5
+
+
+def test_unions_are_of_words_that_triggers_end_with() -> None:
+    """Of a unit that answers to three words, one of them in two triggers only, the union holds all three, the one
+    before it two, the first the commonest; hits and rates are those of the parts; a stray word is in none."""
+    text, _ = small_text(120)
+    space = Space.of(text, "main")
+    column, count = np.unique(space.last_word[space.last_word >= 0], return_counts=True)
+    a, b, c, stray = (int(one) for one in column[(count > 8) & (count < 40)][:4])
+    some = [
+        np.flatnonzero(space.last_word == one)[:size] for one, size in ((a, 6), (b, 4), (c, 2), (stray, 1))
+    ]
+    slots = np.concatenate(some)[None]
+    found = word_unions(space, slots, 5.0)
+    assert [here.tolist() for here, _ in found] == [[0], [0], [0]]
+    parts = [set(choice.columns[0][choice.columns[0] >= 0].tolist()) for _, choice in found]
+    assert parts == [{a}, {a, b, c}, {a, b}]
+    assert [int(np.bitwise_count(choice.bits[0])) for _, choice in found] == [6, 12, 10]
+    for (_, choice), columns in zip(found, parts, strict=True):
+        rates = space.rates[space.stratum[slots[0]]][:, sorted(columns)].sum(1).mean()
+        assert choice.base[0] == pytest.approx(rates, rel=1e-5)
+        assert choice.score[0] == pytest.approx(choice.log_p[0] + 5.0 * (len(columns) - 1))
+    assert not any(len(here) for here, _ in word_unions(space, some[3][None], 5.0))
 
 
 def test_a_text_too_small_to_split_is_refused() -> None:

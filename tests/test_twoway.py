@@ -112,6 +112,16 @@ def test_the_best_threshold() -> None:
     assert [float(part[0]) for part in twoway.choose(curve, np.array([[9, 4, 4, 3]]))] == [-1, 0]
 
 
+def test_the_plainest_of_equals_is_the_claim() -> None:
+    """Within the margin fewer parts win, then the larger figure, then the earlier; beyond it only the figure counts."""
+    near = 0.6 - twoway.MARGIN / 2
+    choose = lambda values, parts: twoway.plainest(np.array(values), np.array(parts))  # noqa: E731
+    assert choose([0.6, near, 0.3], [4, 1, 1]) == 1
+    assert choose([0.6, 0.6 - 2 * twoway.MARGIN, 0.3], [4, 1, 1]) == 0
+    assert choose([near, 0.6, 0.6], [2, 2, 2]) == 1
+    assert choose([0.0], [3]) == 0
+
+
 def test_chance_is_not_beyond_chance() -> None:
     """Two common sets that have nothing to do with each other have a large F1, and nothing beyond chance."""
     counts = np.array([[400, 400]])

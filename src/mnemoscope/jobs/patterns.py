@@ -41,7 +41,7 @@ from mnemoscope.patterns.search import Options, search
 from mnemoscope.patterns.split import half, halves
 from mnemoscope.patterns.text import Text
 from mnemoscope.patterns.triggers import NEURON, addressed
-from mnemoscope.patterns.twoway import LEAST_DOCUMENTS, NULL_LEVEL, RESAMPLES, Rule
+from mnemoscope.patterns.twoway import LEAST_DOCUMENTS, MARGIN, NULL_LEVEL, RESAMPLES, Rule
 from mnemoscope.records import Progress
 from mnemoscope.store import SCHEMAS, Run, add_tables, write_atomically
 
@@ -49,7 +49,7 @@ WORK = ".patterns"
 BUDGET = 65_536  # tokens of each half that the model reads
 LEVEL = 0.05  # of p_family: units whose best pattern drawn sets equal more often are not tested further
 FURTHER = (pl.col("p_family").first() <= LEVEL).over("unit", "tests")
-TESTED = {MAIN: 5, NEXT: 2, POSITION: 1}  # candidates of a unit that are counted in the first look
+TESTED = {MAIN: 10, NEXT: 2, POSITION: 1}  # candidates of a unit that are counted in the first look
 CONFIRMED = {  # how `patterns.heldout` calls columns, and how the table does
     "n_test": "test_triggers",
     "hits_test": "test_hits",
@@ -198,8 +198,11 @@ class _Job:
         for kind, (where, mine) in claims.items():
             score[where], f1[where] = best(parts[kind], len(mine))
         frame = candidates.with_columns(score=pl.Series(score), discovery_score=pl.Series(f1))
-        ordered = pl.struct(-pl.col("discovery_score"), pl.col("rank")).rank("ordinal").over("unit", "tests")
-        return frame.with_columns(chosen=(pl.col("score") >= 0) & (ordered == 1))
+        near = pl.col("discovery_score") >= pl.col("discovery_score").max().over("unit", "tests") - MARGIN
+        order = pl.struct((~near).alias("far"), "complexity", -pl.col("discovery_score"), "rank")
+        allowed = frame.with_columns(chosen=pl.col("score") >= 0)
+        first = order.rank("ordinal").over("unit", "tests", "chosen") == 1
+        return allowed.with_columns(chosen=pl.col("chosen") & first)
 
     def _half(self, name: str, *, test: bool) -> Half:
         settings = self._settings

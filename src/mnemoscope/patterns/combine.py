@@ -36,6 +36,10 @@ class Choice:
     log_p: np.ndarray
     score: np.ndarray
 
+    def take(self, which: np.ndarray) -> Choice:
+        """The choices of some sets."""
+        return Choice(**{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
+
     def put(self, where: np.ndarray, other: Choice) -> None:
         """Replace the choices of some sets."""
         for name in self.__dataclass_fields__:
@@ -82,15 +86,11 @@ def widen(choice: Choice, top: Top, trials: np.ndarray, price: float) -> None:
             at.bits[sets], at.base[sets] = bits[chosen], base[chosen]
             at.log_p[sets], at.score[sets] = log_p[chosen], score[chosen]
         better = np.flatnonzero((at.how == ANY) & (at.score < choice.score))
-        choice.put(better, _some(at, better))
+        choice.put(better, at.take(better))
 
 
 def _start(top: Top, begin: int) -> Choice:
     return singles(Top(top.column[:, begin:], top.bits[:, begin:], top.base[:, begin:], top.log_p[:, begin:]))
-
-
-def _some(choice: Choice, which: np.ndarray) -> Choice:
-    return Choice(**{name: getattr(choice, name)[which] for name in choice.__dataclass_fields__})
 
 
 def narrow(

@@ -54,13 +54,13 @@ def shared(space: Space, slots: np.ndarray, least_likely: float = -1.0) -> Share
     owner = np.repeat(np.arange(sets), np.diff(product.indptr))[enough]
     column, bits = product.indices[enough].astype(np.int64), product.data[enough]
     trials = filled.sum(1)[owner]
-    base = _base(space, slots, owner, column)
+    base = base_of(space, slots, owner, column)
     log_p = log_binomial_tail(hits[enough], trials, base)
     found = Shared(owner, column, bits, base, log_p)
     return found.take(np.flatnonzero(log_p <= least_likely))
 
 
-def _base(space: Space, slots: np.ndarray, owner: np.ndarray, column: np.ndarray) -> np.ndarray:
+def base_of(space: Space, slots: np.ndarray, owner: np.ndarray, column: np.ndarray) -> np.ndarray:
     """f64[pair]: mean over the triggers of the rate of their stratum."""
     filled = slots >= 0
     strata = int(space.stratum.max(initial=0)) + 1

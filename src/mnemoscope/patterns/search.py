@@ -18,6 +18,7 @@ from mnemoscope.patterns.space import BACKGROUND, Space
 from mnemoscope.patterns.split import halves
 from mnemoscope.patterns.tails import MOST, log_binomial_tail
 from mnemoscope.patterns.text import Text
+from mnemoscope.patterns.unions import word_unions
 
 CHUNK = 1000  # sets at a time
 BEAM = 20  # patterns of a set that compounds are made of
@@ -197,11 +198,23 @@ def _family(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Single patterns proposed for sets, besides the best: role and `Shared` pairs with trials and hits."""
+    """Patterns proposed for sets i64[case], besides the best, with their trials."""
 
     role: str
-    pairs: Shared
+    sets: np.ndarray
+    choice: combine.Choice
     trials: np.ndarray
+
+    @classmethod
+    def of(cls, role: str, pairs: Shared, start: int, trials: np.ndarray) -> _Candidates:
+        """Single patterns of sets that are counted from `start`."""
+        parts = (pairs.column, pairs.bits, pairs.base, pairs.log_p)
+        return cls(
+            role,
+            pairs.set + start,
+            combine.singles(Top(*(part[:, None] for part in parts))),
+            trials[pairs.set],
+        )
 
 
 def chosen(
@@ -230,6 +243,8 @@ def chosen(
         choices.append(choice)
         if found is not None and options is not None:
             _further(found, pairs, trials, start, options if tests == MAIN else replace(options, covering=1))
+            if tests == MAIN:
+                _kinds(found, space, some, pairs, start, price)
         if tell:
             tell(min(start + CHUNK, len(slots)))
     return combine.stacked(choices)
@@ -247,7 +262,7 @@ def _further(
         if not len(sets):
             break
         taken = Shared(sets, top.column[sets, 0], top.bits[sets, 0], top.base[sets, 0], top.log_p[sets, 0])
-        found.append(_Candidates("meaning", _moved(taken, start), left[sets]))
+        found.append(_Candidates.of("meaning", taken, start, left))
         gone = np.zeros(len(trials), np.uint64)
         gone[sets] = taken.bits
         bits = rest.bits & ~gone[rest.set]
@@ -257,11 +272,21 @@ def _further(
         rest = Shared(rest.set[kept], rest.column[kept], bits[kept], rest.base[kept], log_p)
         rest = rest.take(np.flatnonzero(rest.log_p < -1))
     for other in _readings(best(pairs, len(trials), 12), options.alternatives):
-        found.append(_Candidates("other", _moved(other, start), trials[other.set]))
+        found.append(_Candidates.of("other", other, start, trials))
 
 
-def _moved(pairs: Shared, start: int) -> Shared:
-    return replace(pairs, set=pairs.set + start)
+def _kinds(
+    found: list[_Candidates], space: Space, slots: np.ndarray, pairs: Shared, start: int, price: float
+) -> None:
+    """Other readings whatever their tail: the best topic or list of words, the last word, several last words."""
+    trials = (slots >= 0).sum(1)
+    listed = pairs.take(np.flatnonzero(space.listed[pairs.column]))
+    top = best(listed, len(slots), 1)
+    sets = np.flatnonzero(top.column[:, 0] >= 0)
+    one = Shared(sets, top.column[sets, 0], top.bits[sets, 0], top.base[sets, 0], top.log_p[sets, 0])
+    found.append(_Candidates.of("other", one, start, trials))
+    for sets, choice in word_unions(space, slots, price):
+        found.append(_Candidates("other", sets + start, choice, trials[sets]))
 
 
 def _readings(top: Top, count: int) -> list[Shared]:
@@ -297,13 +322,9 @@ def _table(
     """Rows of `FOUND`: the best of each set, then what else was proposed, each spec once."""
     trials = (slots >= 0).sum(1)
     some = np.flatnonzero(choice.score < 0)
-    sets = [some, *(item.pairs.set for item in found)]
-    columns = [choice.columns[some]]
-    for item in found:
-        padded = np.full((len(item.pairs.set), choice.columns.shape[1]), -1)
-        padded[:, 0] = item.pairs.column
-        columns.append(padded)
-    how = [choice.how[some], *(np.zeros(len(item.pairs.set), np.int8) for item in found)]
+    sets = [some, *(item.sets for item in found)]
+    columns = [choice.columns[some], *(item.choice.columns for item in found)]
+    how = [choice.how[some], *(item.choice.how for item in found)]
     frame = pl.DataFrame(
         {
             "set": np.concatenate(sets),
@@ -311,13 +332,17 @@ def _table(
             "role": np.repeat(["best", *(item.role for item in found)], [len(part) for part in sets]),
             "pattern": _numbered(np.concatenate(how), np.concatenate(columns)),
             "n": np.concatenate([trials[some], *(item.trials for item in found)]),
-            "hits": np.bitwise_count(np.concatenate([choice.bits[some], *(i.pairs.bits for i in found)])),
-            "base_rate": np.concatenate([choice.base[some], *(item.pairs.base for item in found)]),
-            "log_p": np.concatenate([choice.log_p[some], *(item.pairs.log_p for item in found)]),
-            "score": np.concatenate([choice.score[some], *(item.pairs.log_p for item in found)]),
+            "hits": np.bitwise_count(
+                np.concatenate([choice.bits[some], *(item.choice.bits for item in found)])
+            ),
+            "base_rate": np.concatenate([choice.base[some], *(item.choice.base for item in found)]),
+            "log_p": np.concatenate([choice.log_p[some], *(item.choice.log_p for item in found)]),
+            "score": np.concatenate([choice.score[some], *(item.choice.score for item in found)]),
             "place": np.arange(sum(map(len, sets))),
         }
     )
+    # The null is of what `chosen` returns: without it, other readings have nothing to be measured by.
+    frame = frame.filter(pl.Series(choice.score[frame["set"].to_numpy()] < 0))
     frame = frame.sort("set", "order").unique(["set", "pattern"], keep="first", maintain_order=True)
     frame = frame.with_columns(rank=pl.int_range(pl.len()).over("set"))
     unit = units[frame["set"].to_numpy()]

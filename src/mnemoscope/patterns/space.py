@@ -157,6 +157,24 @@ class Space:
         known: dict[str, int] = {}
         return np.array([known.setdefault(_aspect(spec), len(known)) for spec in self.specs], np.int64)
 
+    @cached_property
+    def last_word(self) -> np.ndarray:
+        """i64[point]: the column of the last word so far; -1 if it has none."""
+        known = {
+            name[5:]: column
+            for column, names in enumerate(self.names)
+            for name in names
+            if name.startswith("word:") and "@" not in name
+        }
+        words = self.text.words
+        codes = np.array([known.get(word, -1) for word in words.folded], np.int64)
+        return np.asarray(codes[words.word[self.rows]])
+
+    @cached_property
+    def listed(self) -> np.ndarray:
+        """bool[pattern]: a topic or a list of words."""
+        return np.array([spec.startswith(("words:", "topic:")) for spec in self.specs], bool)
+
     def point(self, rows: np.ndarray) -> np.ndarray:
         """i64[...]: the points of rows of the text; -1 for one that is none."""
         where = np.full(len(self.text) + 1, -1)

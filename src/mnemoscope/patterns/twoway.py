@@ -26,6 +26,7 @@ VERDICTS = (IFF, ACTIVE_PATTERN, PATTERN_ACTIVE, NEITHER, NONE)
 
 RESAMPLES = 1_000
 LEAST_DOCUMENTS = 5  # in which a unit must be active: an interval over fewer documents says nothing
+MARGIN = 0.01  # of F1 beyond chance: candidates closer than that are as good, and the plainest of them is the claim
 NULL_LEVEL = 0.99  # the quantile of the null's F1 that the lower end of a unit's F1 has to exceed
 
 
@@ -176,6 +177,13 @@ def choose(
     best = found.shape[-1] - 1 - np.argmax(np.flip(found, -1), -1)  # of equals the highest
     value = np.take_along_axis(found, best[..., None], -1)[..., 0]
     return np.where(value < 0, -1, best), np.maximum(value, 0.0)
+
+
+def plainest(values: np.ndarray, complexity: np.ndarray) -> int:
+    """Which of a unit's candidates is its claim: of those whose F1 beyond chance is within `MARGIN` of the largest the
+    one with the fewest parts, then the best, then the first."""
+    near = np.flatnonzero(values >= values.max() - MARGIN)
+    return int(near[np.lexsort((near, -values[near], complexity[near]))[0]])
 
 
 class Interval(NamedTuple):
