@@ -116,6 +116,7 @@ def against_brute_force(model: Model, prompts: list[str], lenses: list[str]) -> 
             scene = scene_of(model, prompt, lens)
             groups = scene.groups("neurons")
             league = [League(groups, TOP)]
+            _ = scene.bases.probabilities  # of the residuals: both need them
             searching, (found,) = timed(lambda s=scene, one=league: search(s.bases, one))
             brute, parts = timed(lambda s=scene, all_of=groups: [exhaustive(s.bases, g) for g in all_of])
             rows.append(
