@@ -98,8 +98,8 @@ def differences(scene: Scene, found: Found, every: torch.Tensor) -> dict[str, An
     )
     groups = scene.groups("neurons")
     broken = 0
-    for count in (0, *STAGES):
-        bounds = certified(scene.bases, groups, count)[:, 0]
+    for count, screen in ((0, False), *((count, False) for count in STAGES), (STAGES[0], True)):
+        bounds = certified(scene.bases, groups, count, screen=screen)[:, 0]
         broken += int(((bounds[:, 0] > flat + 1e-6) | (bounds[:, 1] < flat - 1e-6)).sum())
     return {
         "same_neurons": len({*place.tolist()} & {*wanted.tolist()}),

@@ -14,7 +14,8 @@ by Jensen on the left and Bennett (R >= delta_j - mean_T for all j in T) on the 
 ``var_T <= |dv|^2 sum_T p_j |U_j - mean|^2 / P_T`` and R follow from |dv|, so that the first interval costs a matrix
 product with one vector per layer. `search` keeps what can still be among the k largest or k smallest and evaluates it
 on more and more tokens, the most probable first; then ``var_T <= max_T p_j dv^T (scatter of U) dv / P_T`` holds as
-well, and is tight where p is flat. What is left is evaluated on all tokens.
+well, and is tight where p is flat. Where bf16 is native, a `Screen` then takes T in bf16, certain
+up to rounding. What is left is evaluated on all tokens.
 
 `Survey` asks less and says more: the interval of every part, narrow where its sign is open, the extremes exact. As only
 delta_w knows the target, what it says of one token holds for any other, moved by what a part does between their logits.

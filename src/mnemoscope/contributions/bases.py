@@ -16,10 +16,12 @@ from mnemoscope.contributions.geometry import Geometry
 from mnemoscope.lens import Lens
 
 _TILE = 4096  # tokens at once in an exact evaluation: logits stay near the cache
+NEVER = -1e30  # nats: probability 0, without infinities
 ROWS = 1024  # vectors at once
 _FEW = 64  # vectors at once where all logits are kept
-_NEGLIGIBLE = 20.0  # nats below the largest of a sum of exponentials
+_NEGLIGIBLE = 12.0  # nats below the largest of a sum of exponentials, where fp32 will do
 _SMALL = 40.0  # |delta| up to which exp(delta) and p exp(delta) are safe in fp32
+_NOTHING = -80.0  # nats below the largest of a sum of exponentials: 5e4 such terms are nothing in fp64
 _GONE = -0.9  # a change of the sum of probabilities after which fp32 has lost a digit of what is left
 
 
@@ -174,12 +176,15 @@ class Bases:
             plain = moved[rows] @ table.T * self.lens.multiplier
             for column, one in enumerate(measures):
                 base = one.base[rows]
-                scores = self._capped(plain * one.sign, base, every) + self.log_probabilities[base]
+                scores = self._capped(plain * one.sign, base, every)
+                for some, row in runs(base):
+                    scores[some] += self.log_probabilities[row]
                 heavy = (scores > scores.amax(-1, keepdim=True) - _NEGLIGIBLE).any(0).nonzero()[:, 0]
                 delta = moved[rows].double() @ table[heavy].double().T * self.lens.multiplier
-                exact = self._capped(delta * one.sign, base, heavy) + self.log_probabilities[base][:, heavy]
-                light = scores.index_fill_(1, heavy, -math.inf).logsumexp(-1)
-                total[rows, column] = torch.logaddexp(exact.logsumexp(-1), light.double())
+                exact = self._capped(delta * one.sign, base, heavy)
+                exact += self.log_probabilities[base[:, None], heavy]
+                light = log_sums(scores.index_fill_(1, heavy, NEVER)).double()
+                total[rows, column] = torch.logaddexp(exact.logsumexp(-1), light)
         return total
 
     def _tiles(self, moved: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -234,6 +239,27 @@ def raw_logits(
         scores = scores if lens.bias is None else scores + lens.bias
         return scores * lens.multiplier
     return scores * lens.multiplier + lens.offset
+
+
+def log_sums(scores: Float[Tensor, "row token"]) -> Float[Tensor, " row"]:
+    """log sum exp of each row, whose scores are overwritten.
+
+    What is 80 nats below the largest counts as that: `exp` takes ten times as long where its result is denormal.
+    """
+    if not scores.shape[-1]:
+        return scores.new_full(scores.shape[:1], -math.inf)
+    most = scores.amax(-1, keepdim=True)
+    return scores.sub_(most).clamp_(min=_NOTHING).exp_().sum(-1).log_() + most[:, 0]
+
+
+def runs(base: Int[Tensor, " part"]) -> Iterator[tuple[slice, int]]:
+    """Neighbours that share a base, and which it is."""
+    start = 0
+    for one, count in zip(
+        *(found.tolist() for found in base.unique_consecutive(return_counts=True)), strict=True
+    ):
+        yield slice(start, start + count), one
+        start += count
 
 
 def norms(rows: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:

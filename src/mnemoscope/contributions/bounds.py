@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope.contributions.bases import Bases, Measure, norms
+from mnemoscope.contributions.bases import Bases, Measure, log_sums, norms, runs
 
 _NOTHING = 2e-6  # what sums over a vocabulary of probabilities in fp32 may be off
 _SLACK = 4e-6  # what fp32 may be off, relative to the size of delta: intervals are widened by it
@@ -30,7 +30,7 @@ def kinds_of(final: int | None) -> list[Kind]:
     return [Kind(None, False)] if final is None else [Kind(None, False), Kind(final, True)]
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
     """Directions, and what their bounds are made of."""
 
     moved: Tensor
@@ -46,6 +46,7 @@ class Seen:
     """All bases with some tokens evaluated: their rows and probabilities, and moments of U over the others."""
 
     bases: Bases
+    tokens: Int[Tensor, " chosen"]
     rows: Float[Tensor, "chosen width"]
     log_p: Float[Tensor, "base chosen"]
     mass: Float[Tensor, " base"]  # of the other tokens; fp64
@@ -77,9 +78,8 @@ class Seen:
         radius = float(bases.geometry.off_centre.index_fill(0, tokens, 0.0).max())
         left += _NOTHING * bases.geometry.longest**2
         log_p, likeliest = bases.log_probabilities[:, tokens], others.amax(-1).double()
-        return cls(
-            bases, rows, log_p, mass, mean, left, likeliest, radius, bases.geometry.scatter if count else None
-        )
+        scatter = bases.geometry.scatter if count else None
+        return cls(bases, tokens, rows, log_p, mass, mean, left, likeliest, radius, scatter)
 
     def intervals(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], kinds: Sequence[Kind]
@@ -97,18 +97,18 @@ class Seen:
             columns.append(torch.stack((low, high) if sign > 0 else (-high, -low), -1))
         return torch.stack(columns, 1)
 
-    def _parts(self, moved: Tensor) -> _Parts:
+    def _parts(self, moved: Tensor) -> Parts:
         """What bounds need to know of directions, whatever the base and the sign."""
         both = torch.stack([self.bases.lens.unembedding[self.bases.target], self.bases.geometry.centre], 1)
         target, centre = (moved @ both).double().unbind(-1)
         spread = None if self.scatter is None else ((moved @ self.scatter) * moved).sum(-1).double()
-        return _Parts(moved, norms(moved).double(), target, centre, moved @ self.rows.T, spread)
+        return Parts(moved, norms(moved).double(), target, centre, moved @ self.rows.T, spread)
 
-    def _bounds(self, parts: _Parts, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+    def _bounds(self, parts: Parts, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
         """Of C for ``sign`` times the directions."""
         longest, mass, size = self.bases.geometry.longest, self.mass[base], parts.size
         delta_w, expected = sign * parts.target, sign * _paired(parts.moved, self.mean, base).double()
-        inside = (self.log_p[base] + parts.seen * sign).logsumexp(-1).double()
+        inside = self._inside(parts, base, sign)
         variance = size.square() * self.spread[base]
         if parts.scattered is not None:
             flat = (parts.scattered * 1.001 + 1e-6 * size.square()) * self.likeliest[base]
@@ -121,11 +121,22 @@ class Seen:
         ceiling = sign * parts.centre + size * self.radius  # of delta over T
         above = mass.log() + torch.where(nothing, ceiling, torch.minimum(bennett, ceiling))
         below = torch.where(nothing, 0.0, mass).log() + expected - doubt
-        slack = _SLACK * (1 + size * longest)
+        slack = self._slack(parts)
         return (
             delta_w - torch.logaddexp(inside, above) - slack,
             delta_w - torch.logaddexp(inside, below) + slack,
         )
+
+    def _inside(self, parts: Parts, base: Tensor, sign: float) -> Tensor:
+        """log of the sum of p_j exp(delta_j) over the tokens that are seen."""
+        scores = parts.seen * sign
+        for rows, one in runs(base):
+            scores[rows] += self.log_p[one]
+        return log_sums(scores).double()
+
+    def _slack(self, parts: Parts) -> Tensor:
+        """What fp32 may be off."""
+        return _SLACK * (1 + parts.size * self.bases.geometry.longest)
 
 
 def _paired(

@@ -29,6 +29,17 @@ class Geometry:
         return float(self.squares.max().sqrt())
 
     @cached_property
+    def rounded(self) -> Float[Tensor, "vocabulary width"]:
+        """The rows in bf16."""
+        return self.unembedding.bfloat16()
+
+    @cached_property
+    def rounding(self) -> float:
+        """max_j of what that loses of a row, its length."""
+        pairs = zip(self.unembedding.split(_TILE), self.rounded.split(_TILE), strict=True)
+        return max(float((rows - half.float()).square().sum(-1).max().sqrt()) for rows, half in pairs)
+
+    @cached_property
     def centre(self) -> Float[Tensor, " width"]:
         """The mean row."""
         return self.unembedding.mean(0)

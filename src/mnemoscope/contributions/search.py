@@ -11,8 +11,11 @@ from torch import Tensor
 
 from mnemoscope.contributions.bases import ROWS, Bases
 from mnemoscope.contributions.bounds import Kind, Seen, kinds_of
+from mnemoscope.contributions.screen import Screen
+from mnemoscope.models import native_bf16
 
 STAGES = (384, 4096)  # tokens evaluated before everything is
+_FEW = 48  # vectors that cost less than asking once more whether they must be evaluated
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Found:
     group, index  where each is
     values  Float[Tensor, "found measure"], exact, nats: contribution, and leave_one_out if it was asked for
     full    how many vectors were taken through the whole vocabulary, of how many
-    partly  what the other evaluations cost, in whole vocabularies
+    partly  what the bounds cost, in whole vocabularies
     """
 
     group: Int[Tensor, " found"]
@@ -65,16 +68,14 @@ def search(bases: Bases, leagues: Sequence[League], *, final: int | None = None)
     groups = [group for league in leagues for group in league.groups]
     places = _Places.all_of(leagues)
     sizes = places.league.bincount(minlength=len(leagues))
-    partly, vocabulary = torch.zeros(len(leagues)), bases.lens.unembedding.shape[0]
+    partly = torch.zeros(len(leagues))
     ends = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64).expand(
         len(places.league), len(kinds), 2
     )
     if bases.lens.softcap is None:
-        for count in (0, *STAGES):
-            if 2 * count > vocabulary:
-                break
-            partly += places.league.bincount(minlength=len(leagues)) * (count / vocabulary)
-            ends = _intervals(Seen.of(bases, count), groups, places, kinds)
+        for stage, cost in _stages(bases):
+            partly += places.league.bincount(minlength=len(leagues)) * cost
+            ends = _intervals(stage, groups, places, kinds)
             still = _open(ends, places.league, leagues, contested)
             places, ends = places.keep(still), ends[still]
     values, known = _evaluated(bases, leagues, groups, places, ends, kinds)
@@ -90,6 +91,24 @@ def search(bases: Bases, leagues: Sequence[League], *, final: int | None = None)
     return found
 
 
+def _stages(bases: Bases) -> Iterator[tuple[Seen, float]]:
+    """Bounds in the order in which they are asked, and what each costs a vector, in whole vocabularies.
+
+    Where the processor multiplies bf16 natively, all tokens in bf16 cost less than the full evaluations they save.
+    """
+    vocabulary = bases.lens.unembedding.shape[0]
+    least, most = STAGES
+    yield Seen.of(bases, 0), 0.0
+    if 2 * least > vocabulary:
+        return
+    seen = Seen.of(bases, least)
+    yield seen, least / vocabulary
+    if bases.lens.unembedding.device.type == "cpu" and native_bf16():
+        yield Screen.over(seen), 1.0
+    elif 2 * most <= vocabulary:
+        yield Seen.of(bases, most), most / vocabulary
+
+
 def _evaluated(
     bases: Bases,
     leagues: Sequence[League],
@@ -100,25 +119,28 @@ def _evaluated(
 ) -> tuple[Float[Tensor, "part measure"], Bool[Tensor, " part"]]:
     """Exact values of all parts that can be among the extremes, the most promising first; and of which parts.
 
-    Each round evaluates those whose bounds are among the k furthest out, and those without any. What is then known
-    moves the k-th place outwards, and what cannot reach it any more is never evaluated.
+    Each round evaluates those whose bounds are among the k furthest out, and those without any, or all if that leaves
+    few. What is then known moves the k-th place outwards, and what cannot reach it any more is never evaluated.
     """
     vectors, base = places.vectors(groups)
     ends, known = ends.clone(), torch.zeros(len(base), dtype=torch.bool)
     while bool((still := _open(ends, places.league, leagues, contested) & ~known).any()):
         first = still & (_open(ends, places.league, leagues, _leading) | ends.isinf().any((1, 2)))
-        rows = (first if bool(first.any()) else still).nonzero()[:, 0]
+        rows = (first if 0 < int(first.sum()) < int(still.sum()) - _FEW else still).nonzero()[:, 0]
         values = bases.measured(vectors[rows], [one.measure(base[rows]) for one in kinds])
         ends[rows], known[rows] = values[..., None], True
     return ends[..., 0], known
 
 
 def certified(
-    bases: Bases, groups: Sequence[Group], count: int, *, final: int | None = None
+    bases: Bases, groups: Sequence[Group], count: int, *, final: int | None = None, screen: bool = False
 ) -> Float[Tensor, "part measure bound"]:
-    """The interval in which each measure of each part certainly lies, after ``count`` tokens were evaluated; nats."""
-    places = _Places.all_of([League(groups, 1)])
-    return _intervals(Seen.of(bases, count), groups, places, kinds_of(final))
+    """The interval in which each measure of each part certainly lies, after ``count`` tokens were evaluated; nats.
+
+    screen  whether the other tokens were, too, in bf16
+    """
+    places, seen = _Places.all_of([League(groups, 1)]), Seen.of(bases, count)
+    return _intervals(Screen.over(seen) if screen else seen, groups, places, kinds_of(final))
 
 
 def exhaustive(bases: Bases, group: Group, *, final: int | None = None) -> Float[Tensor, "part measure"]:

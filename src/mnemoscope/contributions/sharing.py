@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,11 +22,10 @@ def shared(contributions: Float[Tensor, " part"], total: float) -> Float[Tensor,
         return torch.full_like(contributions, total / max(len(contributions), 1))
     excess = float(contributions.sum()) - total
     shrink, keep = (up, down) if excess > 0 else (down, up)
-    wanted = total - float(keep.sum())
-    if float(shrink.sum()) != 0 and wanted / float(shrink.sum()) >= 0:
-        return keep + shrink * (wanted / float(shrink.sum()))
-    wanted = total - float(shrink.sum())
-    if float(keep.sum()) != 0 and wanted / float(keep.sum()) >= 0:
-        return shrink + keep * (wanted / float(keep.sum()))
+    for scaled, kept in ((shrink, keep), (keep, shrink)):
+        size = float(scaled.sum())
+        factor = (total - float(kept.sum())) / size if size else -1.0
+        if 0 <= factor < math.inf:
+            return kept + scaled * factor
     # Only one sign is there and the total has the other: the paper's rule is all that is left.
     return contributions * (total / float(contributions.sum()))
