@@ -17,7 +17,8 @@ from planted_patterns import NULLS, all_rows, fire, null, small_text, triggers, 
 from scipy.stats import false_discovery_control, hypergeom, kstest
 
 from mnemoscope.errors import PatternError
-from mnemoscope.patterns import Options, Text, Units, beyond, confirm, halves, masks
+from mnemoscope.jobs.heldout import beyond, confirm
+from mnemoscope.patterns import Options, Text, Units, halves, masks
 from mnemoscope.patterns.cluster import k_means
 from mnemoscope.patterns.mined import Limits
 from mnemoscope.patterns.search import Found, search

@@ -159,3 +159,64 @@ def powers(values, rows, start, stop, total, squares):  # type: ignore[no-untype
             x = np.float64(row[j])
             first[j] += x
             second[j] += x * x
+
+
+@_compiled
+def merged(indptr, indices, starts, parts, needed, ends, out):  # type: ignore[no-untyped-def]
+    """For each compound the rows that at least so many of its parts have, ascending.
+
+    indptr, indices          columns of parts, their rows ascending
+    starts  i64[compound + 1], parts i64[...]  which columns a compound is made of
+    needed  i64[compound]
+    ends    i64[compound]    out: where its rows end in `out`
+    out     i32[...]         out: rows of one compound after another; room for those of all parts
+    """
+    place, at = 0, np.zeros(int(np.diff(starts).max()), np.int64)
+    for c in range(len(needed)):
+        count, own = starts[c + 1] - starts[c], parts[starts[c] : starts[c + 1]]
+        for j in range(count):
+            at[j] = indptr[own[j]]
+        while True:
+            least, having = np.int64(1) << 62, 0
+            for j in range(count):
+                if at[j] < indptr[own[j] + 1]:
+                    least = min(least, np.int64(indices[at[j]]))
+            if least == np.int64(1) << 62:
+                break
+            for j in range(count):
+                if at[j] < indptr[own[j] + 1] and indices[at[j]] == least:
+                    at[j] += 1
+                    having += 1
+            if having >= needed[c]:
+                out[place] = least
+                place += 1
+        ends[c] = place
+
+
+@_compiled
+def alike(indptr, indices, code, rows, column, sizes, found):  # type: ignore[no-untyped-def]
+    """For each claim and each of its rows, the rows of its column that have the same code.
+
+    code    i64[row]          -1 is none
+    rows    i64[claim slot]   -1 is none
+    column  i64[claim]        ascending: each column is read once for all its claims
+    sizes   i32[code]         zeros, in and out
+    found   i64[claim slot]   zeros; out
+    """
+    first = 0
+    while first < len(column):
+        last = first
+        begin, end = indptr[column[first]], indptr[column[first] + 1]
+        for at in range(begin, end):
+            if code[indices[at]] >= 0:
+                sizes[code[indices[at]]] += 1
+        while last < len(column) and column[last] == column[first]:
+            for slot in range(rows.shape[1]):
+                row = rows[last, slot]
+                if row >= 0 and code[row] >= 0:
+                    found[last, slot] = sizes[code[row]]
+            last += 1
+        for at in range(begin, end):
+            if code[indices[at]] >= 0:
+                sizes[code[indices[at]]] = 0
+        first = last

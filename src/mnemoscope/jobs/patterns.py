@@ -29,12 +29,12 @@ from scipy.stats import false_discovery_control
 from mnemoscope.errors import PatternError
 from mnemoscope.jobs import loop
 from mnemoscope.jobs.halves import Half, last_tokens, read_half
+from mnemoscope.jobs.heldout import beyond, confirm
 from mnemoscope.jobs.outcomes import Outcomes, Tested, best, in_order, table
 from mnemoscope.jobs.tallies import Chosen, Claims, FirstLook, Ground, SecondLook, Tally
 from mnemoscope.models import Model
 from mnemoscope.nulls import Nulls
 from mnemoscope.patterns.columns import spans
-from mnemoscope.patterns.heldout import beyond, confirm
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.pattern import MAIN, NEXT, POSITION
 from mnemoscope.patterns.search import Options, search
@@ -50,7 +50,7 @@ BUDGET = 65_536  # tokens of each half that the model reads
 LEVEL = 0.05  # of p_family: units whose best pattern drawn sets equal more often are not tested further
 FURTHER = (pl.col("p_family").first() <= LEVEL).over("unit", "tests")
 TESTED = {MAIN: 10, NEXT: 2, POSITION: 1}  # candidates of a unit that are counted in the first look
-CONFIRMED = {  # how `patterns.heldout` calls columns, and how the table does
+CONFIRMED = {  # how `jobs.heldout` calls columns, and how the table does
     "n_test": "test_triggers",
     "hits_test": "test_hits",
     "where_test": "test_where",

@@ -1,6 +1,5 @@
 """What neurons detect: a language of patterns, a search with calibrated p-values. No torch."""
 
-from mnemoscope.patterns.heldout import beyond, confirm
 from mnemoscope.patterns.language import masks, usual
 from mnemoscope.patterns.pattern import Pattern, parse, predicate
 from mnemoscope.patterns.search import Found, Options, Units
@@ -13,8 +12,6 @@ __all__ = [
     "Pattern",
     "Text",
     "Units",
-    "beyond",
-    "confirm",
     "half",
     "halves",
     "masks",

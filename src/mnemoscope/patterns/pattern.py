@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from mnemoscope.errors import PatternError
@@ -130,6 +131,9 @@ def parse(spec: str | Pattern) -> Pattern:
     if not rest:
         raise _wrong(spec, "nothing stands after the colon", "give what to look for")
     return _READERS[head](spec, rest)
+
+
+_part = lru_cache(2**16)(parse)  # compounds of a search share their parts
 
 
 def conjunction(parts: tuple[Pattern, ...]) -> Pattern:
@@ -298,7 +302,7 @@ def _many(head: str, reader: Callable[[tuple[Pattern, ...]], Pattern]) -> Callab
         parts = _listed(spec, rest)
         if len(parts) < 2 or any(not isinstance(part, str) for part in parts):
             raise _wrong(spec, "it needs two specs or more", f'write {head}:["word:river","suffix:ed"]')
-        return reader(tuple(map(parse, parts)))
+        return reader(tuple(map(_part, parts)))
 
     return read
 

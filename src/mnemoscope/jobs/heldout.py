@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csc_array
 
-from mnemoscope.patterns.columns import Groups
+from mnemoscope import counting
+from mnemoscope.patterns.columns import Groups, columns
 from mnemoscope.patterns.language import masks
+from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.patterns.search import Options, Units, one_each
 from mnemoscope.patterns.sequences import hashed
 from mnemoscope.patterns.space import strata
@@ -35,18 +37,15 @@ def confirm(text: Text, units: Units, claims: pl.DataFrame, options: Options | N
     stratum = np.full(len(part), -1)
     stratum[rows], _ = strata(part, rows, options.stratify)
     sizes = np.bincount(stratum[rows])
-    starts = np.arange(len(rows) + 1)
-    spread = csc_array((np.ones(len(rows)), stratum[rows], starts), shape=(len(sizes), len(rows)))
     n, hits, base = (np.zeros(len(claims)) for _ in range(3))
     where = np.zeros(len(claims), np.uint64)
     bit = np.uint64(1) << np.arange(slots.shape[1], dtype=np.uint64)
     for claim, triggers, column, found in _chunks(part, slots, claims):
         filled = triggers >= 0
-        rates = np.asarray((spread @ csr_array(found.tocsr()[rows], dtype=float)).todense()) / sizes[:, None]
-        values = np.where(filled, rates[stratum[triggers], column[:, None]], 0)
+        values = np.where(filled, alike(found, stratum, triggers, column) / sizes[stratum[triggers]], 0)
         n[claim] = filled.sum(1)
         base[claim] = values.sum(1) / np.maximum(filled.sum(1), 1)
-        shown = _has(found, triggers, column) & filled
+        shown = _has(found, triggers, column)
         hits[claim], where[claim] = shown.sum(1), (shown * bit).sum(1)
     p = np.where(n > 0, np.exp(np.maximum(log_binomial_tail(hits, n, base), -690)), 1.0)
     return claims.with_columns(
@@ -108,71 +107,97 @@ def _chunks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, csc_array]]:
     """Some claims at a time: their places, their triggers i64[claim, slot], their column, the masks."""
     unit = claims["unit"].to_numpy()
-    specs = claims["spec"].to_numpy()
-    different, number = np.unique(specs.astype(str), return_inverse=True) if len(specs) else (specs, unit)
-    for start in range(0, len(different), CHUNK):
-        claim = np.flatnonzero((number >= start) & (number < start + CHUNK))
-        found = masks(part, [str(spec) for spec in different[start : start + CHUNK]])
-        yield claim, slots[unit[claim]], number[claim] - start, found
+    specs, number = numbered(claims["spec"])
+    order = np.argsort(number, kind="stable")
+    bounds = np.searchsorted(number[order], np.arange(0, len(specs) + CHUNK, CHUNK))
+    for place, found in enumerate(portions(part, specs, CHUNK)):
+        claim = order[bounds[place] : bounds[place + 1]]
+        yield claim, slots[unit[claim]], number[claim] - place * CHUNK, found
 
 
-def _keys(found: csc_array, place: np.ndarray | None = None) -> np.ndarray:
-    """i64[...]: column x height + row (or the place of the row) of all that a matrix has, ascending."""
-    column = np.repeat(np.arange(found.shape[1]), np.diff(found.indptr)) * found.shape[0]
-    rows = found.indices if place is None else place[found.indices]
-    return np.sort(column + rows)
+def portions(text: Text, specs: Sequence[str | Pattern], size: int) -> Iterator[csc_array]:
+    """`masks` of so many specs after another; what compounds are made of is made once for all of them."""
+    patterns = [parse(spec) for spec in specs]
+    parts = {part.spec: part for pattern in patterns for part in _parts(pattern)}
+    place = {spec: number for number, spec in enumerate(parts)}
+    found = masks(text, list(parts.values()))
+    found.sort_indices()
+    for start in range(0, len(patterns), size):
+        yield _merged(found, place, patterns[start : start + size])
+
+
+def _parts(pattern: Pattern) -> tuple[Pattern, ...]:
+    """What a compound is made of; another pattern is its own only part."""
+    return pattern.arguments if pattern.family in ("any", "all") else (pattern,)
+
+
+def _merged(found: csc_array, place: Mapping[str, int], patterns: Sequence[Pattern]) -> csc_array:
+    """Compounds from the masks of their parts: `any` has one of its parts, `all` has each.
+
+    place   the column of each part, by its spec
+    """
+    own = [sorted({place[part.spec] for part in _parts(pattern)}) for pattern in patterns]
+    sizes = np.array([len(mine) for mine in own])
+    needed = np.where([pattern.family == "all" for pattern in patterns], sizes, 1)
+    starts, parts = np.concatenate([[0], np.cumsum(sizes)]), np.concatenate(own)
+    ends = np.zeros(len(own) + 1, np.int64)
+    rows = np.empty(int(np.diff(found.indptr)[parts].sum()), np.int32)
+    counting.merged(found.indptr, found.indices, starts, parts, needed, ends[1:], rows)
+    return columns(ends, rows[: ends[-1]], found.shape[0])
+
+
+def numbered(names: pl.Series) -> tuple[list[str], np.ndarray]:
+    """Different names in order, and i64[row] which of them each is. (Arrays of text are as wide as the longest.)"""
+    different = names.unique().sort()
+    number = names.cast(pl.Enum(different)).to_physical() if len(names) else different
+    return different.to_list(), number.to_numpy().astype(np.int64)
+
+
+def alike(found: csc_array, code: np.ndarray, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """i64[claim, slot]: how many prefixes have the pattern of a claim and the code of its row; 0 for no row (-1).
+
+    code    i64[prefix]  -1 for one that is not counted
+    column  i64[claim]   ascending
+    """
+    out = np.zeros(rows.shape, np.int64)
+    sizes = np.zeros(int(code.max(initial=-1)) + 1, np.int32)
+    counting.alike(found.indptr, found.indices, code, rows, column, sizes, out)
+    return out
 
 
 def _has(found: csc_array, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
     """bool[claim, slot]: whether each row (-1 is none) has the pattern of its claim."""
-    keys = _keys(found)
-    if not len(keys):
-        return np.zeros(rows.shape, bool)
-    wanted = column[:, None] * found.shape[0] + np.maximum(rows, 0)
-    return np.asarray(
-        (keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted) & (rows >= 0)
-    )
+    return alike(found, np.arange(found.shape[0]), rows, column) > 0
 
 
 class _Neighbours(NamedTuple):
-    """Prefixes with the same ending lie together, and within them those of the same document.
+    """Prefixes with the same ending, and those of them in the same document.
 
-    place     i64[prefix]     where each prefix lies
-    whole     i64[prefix, 2]  from where to where those with its ending lie
-    own       i64[prefix, 2]  the same, in its document
-    others    i64[prefix]     prefixes with its ending in other documents
+    ending  i64[prefix]  a number for each ending, -1 for a prefix that is not compared
+    own     i64[prefix]  a number for each ending in each document
+    others  i64[prefix]  prefixes with its ending in other documents
     """
 
-    place: np.ndarray
-    whole: np.ndarray
+    ending: np.ndarray
     own: np.ndarray
     others: np.ndarray
 
     @classmethod
     def of(cls, text: Text, codes: np.ndarray, usable: np.ndarray) -> _Neighbours:
         groups = Groups(codes, usable)  # in ascending order of rows, so documents lie together
-        place = np.full(len(text), len(text) - 1)
-        place[groups.rows] = np.arange(len(groups.rows))
-        whole, own = np.zeros((len(text), 2), np.int64), np.zeros((len(text), 2), np.int64)
-        sizes = np.diff(groups.starts)
-        bounds = np.stack([groups.starts[:-1], groups.starts[1:]], 1)
-        whole[groups.rows] = np.repeat(bounds, sizes, axis=0)
         documents = text.document[groups.rows]
         new = np.ones(len(documents), bool)
         new[1:] = documents[1:] != documents[:-1]
         new[groups.starts[:-1]] = True
-        starts = np.append(np.flatnonzero(new), len(documents))
-        inner = np.stack([starts[:-1], starts[1:]], 1)
-        own[groups.rows] = np.repeat(inner, np.diff(starts), axis=0)
-        return cls(place, whole, own, np.diff(whole)[:, 0] - np.diff(own)[:, 0])
+        ending, own = np.full((2, len(text)), -1)
+        ending[groups.rows] = np.repeat(np.arange(len(groups.codes)), np.diff(groups.starts))
+        own[groups.rows] = np.cumsum(new) - 1
+        others = np.zeros(len(text), np.int64)
+        sizes = [np.bincount(part[groups.rows])[part[groups.rows]] for part in (ending, own)]
+        others[groups.rows] = sizes[0] - sizes[1]
+        return cls(ending, own, others)
 
     def having(self, found: csc_array, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
         """i64[claim, slot]: how many of those others have the pattern of the claim."""
-        counted = csc_array(found.multiply((np.diff(self.whole)[:, 0] > 0)[:, None]))
-        counted.eliminate_zeros()
-        keys = _keys(counted, self.place)
-        base = column[:, None] * found.shape[0]
-        low, high = self.whole[rows, 0], self.whole[rows, 1]
-        inner_low, inner_high = self.own[rows, 0], self.own[rows, 1]
-        at = [np.searchsorted(keys, base + bound) for bound in (low, high, inner_low, inner_high)]
-        return np.asarray((at[1] - at[0]) - (at[3] - at[2]))
+        whole, own = (alike(found, code, rows, column) for code in (self.ending, self.own))
+        return np.asarray(whole - own)
