@@ -313,7 +313,6 @@ def test_partners_are_permuted_and_of_another_document_where_possible(
         mine = torch.from_numpy(block.rows)
         partner = block.partner(mine)
         assert sorted(partner.tolist()) == sorted(mine.tolist())
-        assert torch.equal(block.of_partner(partner), mine)
         assert bool((partner != mine).all()) == (len(mine) > 1)
         if (counts := np.bincount(np.array(documents)[block.rows])).max() == 1 and len(counts) > 1:
             assert len(mine) == 1 or (np.array(documents)[partner] != np.array(documents)[mine]).all()

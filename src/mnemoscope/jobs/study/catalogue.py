@@ -139,7 +139,7 @@ CATALOGUE = (
         ("positions", "longest", "seed", "shuffled"),
         passes=1,
         minutes=1,
-        seconds=0.2,
+        seconds=0.1,
     ),
     Measurement(
         "contributions",

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 
 from mnemoscope.errors import QueryError
 from mnemoscope.patterns.split import half
-from mnemoscope.plan import BATCH_TOKENS
 from mnemoscope.records import ContextBatch, Progress
 from mnemoscope.store import Run
 
 SHARD = 128  # examples: the unit of work and of checkpoints
+
+_BATCH = 1024  # prefixes x longest of a batch, at most: of larger ones a third is padding
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Examples:
         return np.array_split(np.arange(len(self)), range(size, len(self), size))
 
     def batches(self, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, ContextBatch]]:
-        """These examples, those of similar length together, as many as BATCH_TOKENS holds; with their numbers.
+        """These examples, those of similar length together, so that little is padding; with their numbers.
 
         The looked-at position of row `i` is `batch.lengths[i] - 1`. The ids of a batch are those of the contexts.
         """
@@ -96,7 +97,7 @@ class Examples:
         order = np.argsort(lengths, kind="stable")
         begin = 0
         for end in range(1, len(order) + 1):
-            if end == len(order) or (end + 1 - begin) * int(lengths[order[end]]) > BATCH_TOKENS:
+            if end == len(order) or (end + 1 - begin) * int(lengths[order[end]]) > _BATCH:
                 rows = order[begin:end]
                 yield numbers[rows], self._batch(numbers[rows], lengths[rows])
                 begin = end

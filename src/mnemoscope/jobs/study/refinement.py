@@ -23,6 +23,7 @@ from torch import Tensor
 from mnemoscope.jobs.study.points import Points, points
 from mnemoscope.jobs.study.positions import SHARD, Examples, Sizes, in_shards, sample
 from mnemoscope.jobs.study.reading import Reader, value_tops
+from mnemoscope.jobs.study.scores import first_largest, log_sums, moments, ranks
 from mnemoscope.jobs.values import written
 from mnemoscope.models import Model
 from mnemoscope.nulls import shuffled_copy
@@ -38,6 +39,10 @@ ACTIVE = (
 HEAVIEST = (10, 100)  # memories whose share of the sum of |m||v| is kept
 
 _CELLS = 1 << 23  # logits of one kind at once
+_NEAR = 1 << 17  # and where they are read again and again, in the cache
+
+_PROBABILITIES = ("p_output", "p_output_permuted", "p_final", "p_residual", "p_final_permuted")
+_WRITTEN = ("ffn_rank_residual", "ffn_rank_memory", "ffn_rank_memory_permuted")
 
 Columns = dict[str, Tensor]  # by name; one value for each example, unless a function says more
 
@@ -85,10 +90,6 @@ class _Block:
     def partner(self, values: Tensor) -> Tensor:
         """The partners' values, of those of the block."""
         return values.roll(-self.shift, 0)
-
-    def of_partner(self, values: Tensor) -> Tensor:
-        """What belongs to the partner of each, handed back: undoes `partner`."""
-        return values.roll(self.shift, 0)
 
 
 def _blocks(documents: np.ndarray, vocabulary: int) -> list[_Block]:
@@ -162,7 +163,7 @@ class _Unit:
                 said = memories.say(tops[layer])
                 other = memories.say(tops[(layer + len(tops) // 2) % len(tops)])
                 read = _Read.of(reader, r, y, seen.output[:, -1], block)
-                columns = read.columns(prediction) | read.memory(memories.heaviest(said))
+                columns = read.columns(prediction, memories.heaviest(said))
                 found.append(columns | memories.active | memories.agreement(said, other, columns, block))
             layers.append({name: torch.stack([one[name] for one in found], -1) for name in found[0]})
         return {name: torch.stack([one[name] for one in layers], 1) for name in layers[0]}
@@ -174,66 +175,78 @@ def _joined(parts: Sequence[Columns], order: Tensor) -> Columns:
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """One layer of a block of examples, through the vocabulary: logits of r, y, o, and of r with the partner's y."""
+    """One layer of a block of examples, through the vocabulary: A r and A y, and by what they are scaled.
+
+    `permuted` is the scale of r with the partner's y.
+    """
 
     reader: Reader
     block: _Block
-    residual: Float[Tensor, "example vocabulary"]
-    ffn: Float[Tensor, "example vocabulary"]
-    output: Float[Tensor, "example vocabulary"]
-    permuted: Float[Tensor, "example vocabulary"]
+    of_r: Float[Tensor, "example vocabulary"]
+    of_y: Float[Tensor, "example vocabulary"]
+    residual: Float[Tensor, "example 1"]
+    ffn: Float[Tensor, "example 1"]
+    output: Float[Tensor, "example 1"]
+    permuted: Float[Tensor, "example 1"]
 
     @classmethod
     def of(cls, reader: Reader, r: Tensor, y: Tensor, final: Tensor, block: _Block) -> _Read:
         """From vectors [example width]; `final` are the last outputs, for the frozen lens."""
-        of_r, of_y, theirs = reader.linear(r), reader.linear(y), block.partner(y)
-        return cls(
-            reader,
-            block,
-            reader.point(of_r, reader.scale(r, final)),
-            reader.part(of_y, reader.scale(y, final)),
-            reader.point(of_r + of_y, reader.scale(r + y, final)),
-            reader.point(of_r + block.partner(of_y), reader.scale(r + theirs, final)),
-        )
+        vectors = (r, y, r + y, r + block.partner(y))
+        scales = (reader.scale(one, final) for one in vectors)
+        return cls(reader, block, *reader.linear(torch.cat([r, y])).chunk(2), *scales)
 
-    def columns(self, prediction: Int[Tensor, " example"]) -> Columns:
-        """Top tokens, probabilities, ranks (A21-A25)."""
-        scores = (self.residual, self.ffn, self.output, self.permuted)
-        residual, ffn, output, permuted = (logits.argmax(-1) for logits in scores)
-        mean, std = self.ffn.mean(-1), self.ffn.std(-1, correction=0).clamp_min(1e-30)
-        whole, back = self.residual.logsumexp(-1), self.block.of_partner(residual)
+    def columns(self, prediction: Int[Tensor, " example"], memory: Int[Tensor, " example"]) -> Columns:
+        """Top tokens, probabilities, ranks (A21-A25); where y puts what the strongest memory says (A29)."""
+        partner = self.block.partner
+        asked = torch.stack([prediction, partner(prediction), memory, partner(memory)], -1)
+        rows = torch.arange(len(asked), device=asked.device)
+        step = max(1, _NEAR // self.of_r.shape[1])
+        pairs = zip(rows.split(step), partner(rows).split(step), strict=True)
+        parts = [self._some(mine, theirs, asked[mine]) for mine, theirs in pairs]
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        mean, std = found.pop("ffn_mean"), found.pop("ffn_std").clamp_min(1e-30)
+        found["ffn_z_residual"] = (found["ffn_z_residual"] - mean) / std
+        found["ffn_z_residual_permuted"] = (found["ffn_z_residual_permuted"] - partner(mean)) / partner(std)
+        residual, output = found["residual"], found["output"]
+        return found | {
+            "memory": memory,
+            "similarity": self._similarity(residual, output),
+            "similarity_permuted": self._similarity(residual, partner(output)),
+        }
 
-        def probability(tokens: Tensor) -> Tensor:
-            return (_at(self.residual, tokens) - whole).exp()
+    def _some(
+        self, rows: Int[Tensor, " some"], theirs: Int[Tensor, " some"], asked: Int[Tensor, "some token"]
+    ) -> Columns:
+        """`columns` of a few examples and their partners, whose logits stay in the cache; z not yet standardised."""
+        reader, of_r, of_y, of_other = self.reader, self.of_r[rows], self.of_y[rows], self.of_y[theirs]
+        before = reader.point(of_r, self.residual[rows])
+        written = reader.part(of_y, self.ffn[rows])
+        other = reader.part(of_other, self.ffn[theirs])
+        after = reader.point(of_r + of_y, self.output[rows])
+        permuted = first_largest(reader.point(of_r + of_other, self.permuted[rows]))
+        residual, ffn, output = (first_largest(logits) for logits in (before, written, after))
+        prediction, their_prediction, memory, their_memory = asked.unbind(-1)
 
+        tokens = torch.stack([output, permuted, prediction, residual, their_prediction], -1)
+        p = (before.gather(-1, tokens) - log_sums(before)[:, None].float()).exp().unbind(-1)
+        in_before = ranks(before, tokens[:, :3]).unbind(-1)
+        in_written = ranks(written, torch.stack([residual, memory, their_memory], -1)).unbind(-1)
+        mean, std = moments(written)
         return {
             "residual": residual,
             "ffn": ffn,
             "output": output,
             "permuted": permuted,
-            "p_residual": probability(residual),
-            "p_output": probability(output),
-            "p_output_permuted": probability(permuted),
-            "p_final": probability(prediction),
-            "p_final_permuted": probability(self.block.partner(prediction)),
-            "rank_output": _rank(self.residual, output),
-            "rank_output_permuted": _rank(self.residual, permuted),
-            "rank_final": _rank(self.residual, prediction),
-            "output_rank_final": _rank(self.output, prediction),
-            "ffn_rank_residual": _rank(self.ffn, residual),
-            "ffn_rank_residual_permuted": self.block.partner(_rank(self.ffn, back)),
-            "ffn_z_residual": (_at(self.ffn, residual) - mean) / std,
-            "ffn_z_residual_permuted": self.block.partner((_at(self.ffn, back) - mean) / std),
-            "similarity": self._similarity(residual, output),
-            "similarity_permuted": self._similarity(residual, self.block.partner(output)),
-        }
-
-    def memory(self, token: Int[Tensor, " example"]) -> Columns:
-        """Where the layer's own reading puts what its strongest memory says (A29)."""
-        return {
-            "memory": token,
-            "ffn_rank_memory": _rank(self.ffn, token),
-            "ffn_rank_memory_permuted": _rank(self.ffn, self.block.partner(token)),
+            **dict(zip(_PROBABILITIES, p, strict=True)),
+            **dict(zip(("rank_output", "rank_output_permuted", "rank_final"), in_before, strict=True)),
+            "output_rank_final": ranks(after, prediction[:, None])[:, 0],
+            **dict(zip(_WRITTEN, in_written, strict=True)),
+            "ffn_rank_residual_permuted": ranks(other, residual[:, None])[:, 0],
+            "ffn_z_residual": _at(written, residual),
+            "ffn_z_residual_permuted": _at(other, residual),
+            "ffn_mean": mean.float(),
+            "ffn_std": std.float(),
         }
 
     def _similarity(self, one: Tensor, other: Tensor) -> Tensor:
@@ -244,11 +257,6 @@ class _Read:
 
 def _at(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.gather(-1, tokens[:, None])[:, 0]
-
-
-def _rank(logits: Tensor, tokens: Tensor) -> Tensor:
-    """How many tokens score higher."""
-    return (logits > _at(logits, tokens)[:, None]).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)
