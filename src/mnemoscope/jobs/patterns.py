@@ -29,7 +29,7 @@ from scipy.stats import false_discovery_control
 from mnemoscope.errors import PatternError
 from mnemoscope.jobs import loop
 from mnemoscope.jobs.halves import Half, last_tokens, read_half
-from mnemoscope.jobs.heldout import beyond, confirm
+from mnemoscope.jobs.heldout import beyond, confirm, numbered
 from mnemoscope.jobs.outcomes import Outcomes, Tested, best, in_order, table
 from mnemoscope.jobs.tallies import Chosen, Claims, FirstLook, Ground, SecondLook, Tally
 from mnemoscope.models import Model
@@ -185,9 +185,9 @@ class _Job:
     def _chosen(self, candidates: pl.DataFrame) -> pl.DataFrame:
         places = pl.col("tests").replace_strict(TESTED, return_dtype=pl.Int64)
         rows = np.flatnonzero(candidates.select(FURTHER & (pl.col("rank") < places)).to_series().to_numpy())
-        specs, column = np.unique(candidates["spec"].to_numpy()[rows].astype(str), return_inverse=True)
+        specs, column = numbered(candidates["spec"][rows])
         read = self._half("first", test=False)
-        ground = Ground(read.text, masks(read.text, specs.tolist()))
+        ground = Ground(read.text, masks(read.text, specs))
         layers, claims = self._run.manifest.model.layers, self._claims(candidates, rows, column)
         parts = {
             kind: FirstLook(layers, self._size(kind), ground.groups, mine)
@@ -237,10 +237,10 @@ class _Job:
 
     def _second_look(self, candidates: pl.DataFrame) -> Run:
         rows = np.flatnonzero(candidates["chosen"].to_numpy())
-        specs, column = np.unique(candidates["spec"].to_numpy()[rows].astype(str), return_inverse=True)
+        specs, column = numbered(candidates["spec"][rows])
         read = self._half("second", test=True)
         tokens = np.unique(read.text.tokens[read.text.counted])
-        columns = hstack([masks(read.text, specs.tolist()), last_tokens(read.text, tokens)], format="csc")
+        columns = hstack([masks(read.text, specs), last_tokens(read.text, tokens)], format="csc")
         ground = Ground(read.text, columns)
         claims = self._claims(candidates, rows, column)
         model, layers = self._run.manifest.model, range(self._run.manifest.model.layers)
