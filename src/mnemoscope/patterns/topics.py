@@ -19,7 +19,7 @@ from mnemoscope.patterns.text import Text
 DIMENSIONS = 64
 WORDS = 24  # in a topic
 ENOUGH = (2, 3, 4)  # how many of them a prefix may have to have
-SIZES = (12, 60, 240)  # documents per topic, at three grains
+SIZES = (12, 60)  # documents per topic, at two grains
 BESIDE = 3  # words to either side that are company
 COMMON = 0.2  # a word of more documents than that has no topic
 
