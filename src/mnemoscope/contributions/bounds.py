@@ -13,6 +13,7 @@ from torch import Tensor
 from mnemoscope.contributions.bases import Bases, Measure, log_sums, norms, runs
 
 _NOTHING = 2e-6  # what sums over a vocabulary of probabilities in fp32 may be off
+_SOME = 256  # tokens that cost about as much as how the others scatter, which is not asked with fewer
 _SLACK = 4e-6  # what fp32 may be off, relative to the size of delta: intervals are widened by it
 
 
@@ -78,7 +79,7 @@ class Seen:
         radius = float(bases.geometry.off_centre.index_fill(0, tokens, 0.0).max())
         left += _NOTHING * bases.geometry.longest**2
         log_p, likeliest = bases.log_probabilities[:, tokens], others.amax(-1).double()
-        scatter = bases.geometry.scatter if count else None
+        scatter = bases.geometry.scatter if count >= _SOME else None
         return cls(bases, tokens, rows, log_p, mass, mean, left, likeliest, radius, scatter)
 
     def intervals(

@@ -14,7 +14,7 @@ from mnemoscope.contributions.bounds import Kind, Seen, kinds_of
 from mnemoscope.contributions.screen import Screen
 from mnemoscope.models import native_bf16
 
-STAGES = (384, 4096)  # tokens evaluated before everything is
+STAGES = (96, 384, 4096)  # tokens evaluated before everything is
 _FEW = 48  # vectors that cost less than asking once more whether they must be evaluated
 
 
@@ -96,17 +96,17 @@ def _stages(bases: Bases) -> Iterator[tuple[Seen, float]]:
 
     Where the processor multiplies bf16 natively, all tokens in bf16 cost less than the full evaluations they save.
     """
-    vocabulary = bases.lens.unembedding.shape[0]
-    least, most = STAGES
-    yield Seen.of(bases, 0), 0.0
-    if 2 * least > vocabulary:
-        return
-    seen = Seen.of(bases, least)
-    yield seen, least / vocabulary
-    if bases.lens.unembedding.device.type == "cpu" and native_bf16():
+    vocabulary, screened = (
+        bases.lens.unembedding.shape[0],
+        bases.lens.unembedding.device.type == "cpu" and native_bf16(),
+    )
+    for count in (0, *STAGES[:-1], *(() if screened else STAGES[-1:])):
+        if 2 * count > vocabulary:
+            return
+        seen = Seen.of(bases, count)
+        yield seen, count / vocabulary
+    if screened:
         yield Screen.over(seen), 1.0
-    elif 2 * most <= vocabulary:
-        yield Seen.of(bases, most), most / vocabulary
 
 
 def _evaluated(
