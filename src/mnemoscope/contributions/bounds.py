@@ -98,6 +98,23 @@ class Seen:
             columns.append(torch.stack((low, high) if sign > 0 else (-high, -low), -1))
         return torch.stack(columns, 1)
 
+    def surveyed(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
+    ) -> Float[Tensor, "part 3"]:
+        """Bounds of the contribution, and an estimate between them.
+
+        The estimate takes delta over T for normal, with the mean that it has and a variance as if the rows of T
+        scattered like those of all tokens, ``spread / P_T * dv^T scatter dv / tr scatter``.
+        """
+        moved = self.bases.directions(vectors, base) * self.bases.lens.multiplier
+        parts, total = self._parts(moved), float(self.bases.geometry.scatter.trace())
+        low, high = self._bounds(parts, base, 1.0)
+        assert parts.scattered is not None, "a survey evaluates some tokens"
+        variance = self.spread[base] / self.mass[base].clamp_min(_NOTHING) * parts.scattered / total
+        rest = self.mass[base].log() + _paired(moved, self.mean, base).double() + variance / 2
+        likely = parts.target - torch.logaddexp(self._inside(parts, base, 1.0), rest)
+        return torch.stack([low, high, torch.minimum(torch.maximum(likely, low), high)], -1)
+
     def _parts(self, moved: Tensor) -> Parts:
         """What bounds need to know of directions, whatever the base and the sign."""
         both = torch.stack([self.bases.lens.unembedding[self.bases.target], self.bases.geometry.centre], 1)

@@ -3,7 +3,7 @@
 Each prefix is traced once. Its target is what the model predicts. Beside it stands a null: another token, about as
 frequent in the corpus, asked of the same residuals and neurons: some neurons help any token, and ten chosen for it
 raise it. Sub-values of the prediction's neurons are surveyed (`contributions.Survey`): exact where they are among the
-ten most helpful or unhelpful of a layer, and certified intervals for the rest.
+ten most helpful or unhelpful of a layer, and certified intervals with an estimate for the rest.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mnemoscope.decompose import trace
 from mnemoscope.jobs.scene import Scene
 from mnemoscope.jobs.study.crosslayer import Columns, Ranked, crosslayer
 from mnemoscope.jobs.study.positions import Examples, Sizes, in_shards, sample
+from mnemoscope.jobs.study.scores import log_sums
 from mnemoscope.jobs.study.value_order import Order
 from mnemoscope.lens import LENSES, Lens
 from mnemoscope.models import Model
@@ -187,25 +188,27 @@ class Desk:
 
     def _points(self, scene: Scene, wanted: Mapping[str, int]) -> list[Columns]:
         """Every point of the stream under every lens: the target's logit, and all others' as one (A36, A46)."""
-        found = []
-        for name, token in wanted.items():
-            for lens in self.lenses:
-                logits = lens.cap(raw_logits(lens, scene.points, lens.scale(scene.points[-1])))
-                own = logits[:, token].double()
+        found: dict[str, list[Columns]] = {name: [] for name in wanted}
+        for lens in self.lenses:
+            logits = lens.cap(raw_logits(lens, scene.points, lens.scale(scene.points[-1])))
+            for name, token in wanted.items():
+                own = logits[:, token].clone()
                 logits[:, token] = -torch.inf
-                others = logits.double().logsumexp(-1)
+                others = log_sums(logits)
+                logits[:, token] = own
+                own = own.double()
                 columns = {
                     "logit": own,
                     "others": others,
                     "log_probability": own - torch.logaddexp(own, others),
                 }
                 fixed = {"target": name, "lens": lens.name}
-                found.append(_columns(fixed, point=torch.arange(len(own)), **columns))
-        return found
+                found[name].append(_columns(fixed, point=torch.arange(len(own)), **columns))
+        return [part for parts in found.values() for part in parts]
 
     def _layers(self, scene: Scene, wanted: Mapping[str, int], rows: Rows) -> list[Ranked]:
         """Neurons of every layer: counts, sums, choices; and the ranking of the model's target."""
-        survey = Survey(scene.bases, TOP)
+        surveyed = Survey(scene.bases, TOP)(scene.groups("neurons"))
         bases = {name: scene.bases.following(token) for name, token in wanted.items()}
         sums: dict[str, list[Tensor]] = {name: [] for name in wanted}
         counts: dict[str, list[dict[str, float]]] = {name: [] for name in wanted}
@@ -213,7 +216,7 @@ class Desk:
         ranked = []
         for layer in range(scene.layers):
             neurons = _Neurons.of(scene, layer)
-            found = survey(neurons.vectors, neurons.base)
+            found = surveyed[layer]
             for name, token in wanted.items():
                 mine = found if name == "model" else found.moved(neurons.odds(scene.bases, token))
                 one = rank(mine)
@@ -237,9 +240,9 @@ def spread(layers: int, most: int) -> list[int]:
 
 def rank(found: Intervals) -> Ranked:
     """A surveyed layer in order; ties go to the lower number."""
-    middle = found.middle
-    down, up = (torch.argsort(sign * middle, stable=True)[:TOP] for sign in (-1, 1))
-    return Ranked(middle, found.signs, down[middle[down] > 0], up[middle[up] < 0])
+    likely = found.likely
+    down, up = (torch.argsort(sign * likely, stable=True)[:TOP] for sign in (-1, 1))
+    return Ranked(likely, found.signs, down[likely[down] > 0], up[likely[up] < 0])
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ Columns = dict[str, np.ndarray]
 class Ranked:
     """The neurons of one layer by what they contribute.
 
-    contribution  nats; exact for the top, else the middle of a certified interval
+    contribution  nats; exact for the top, else an estimate inside of a certified interval
     signs         +1 helpful, -1 unhelpful, 0 inactive or undecided
     helpful       the most helpful first; `unhelpful` likewise
     """
