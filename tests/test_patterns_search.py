@@ -18,7 +18,7 @@ from scipy.stats import false_discovery_control, hypergeom, kstest
 
 from mnemoscope.errors import PatternError
 from mnemoscope.jobs.heldout import beyond, confirm
-from mnemoscope.patterns import Options, Text, Units, halves, masks
+from mnemoscope.patterns import Options, Text, Units, halves, masks, score
 from mnemoscope.patterns.cluster import k_means
 from mnemoscope.patterns.mined import Limits
 from mnemoscope.patterns.search import Found, search
@@ -249,6 +249,25 @@ def test_unions_are_of_words_that_triggers_end_with() -> None:
         assert choice.base[0] == pytest.approx(rates, rel=1e-5)
         assert choice.score[0] == pytest.approx(choice.log_p[0] + 5.0 * (len(columns) - 1))
     assert not any(len(here) for here, _ in word_unions(space, some[3][None], 5.0))
+
+
+@pytest.mark.parametrize("block", [7, 16_384])
+def test_the_base_rate_is_a_mean_over_triggers(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the shares of prefixes that have the pattern, each in the stratum of the trigger, for any block."""
+    monkeypatch.setattr(score, "BLOCK", block)
+    space = Space.of(small_text(60)[0], "main")
+    random = np.random.default_rng(3)
+    slots = random.integers(0, len(space.rows), (6, 5))
+    slots[random.random(slots.shape) < 0.3] = -1
+    slots[:, 0] = np.arange(6)
+    owner = np.repeat(np.arange(6), 10)
+    column = random.integers(0, len(space.specs), len(owner))
+    slow = []
+    for one, pattern in zip(owner, column, strict=True):
+        has = space.columns[:, [pattern]].toarray()[:, 0]
+        slow.append(np.mean([has[space.stratum == space.stratum[p]].mean() for p in slots[one] if p >= 0]))
+    assert score.base_of(space, slots, owner, column) == pytest.approx(np.array(slow), rel=1e-5)
+    assert len(set(space.stratum[slots[slots >= 0]])) > 1 and max(slow) > 0
 
 
 def test_a_text_too_small_to_split_is_refused() -> None:

@@ -16,6 +16,9 @@ from mnemoscope.patterns.space import Space
 from mnemoscope.patterns.tails import MOST, log_binomial_tail
 
 SUPPORT = 3  # triggers that share it, at least (Geva et al. 2021)
+BLOCK = (
+    16_384  # pairs at a time: the rates of a pattern are neighbours, and still at hand for the next trigger
+)
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,14 @@ def base_of(space: Space, slots: np.ndarray, owner: np.ndarray, column: np.ndarr
     filled = slots >= 0
     strata = int(space.stratum.max(initial=0)) + 1
     stratum = np.where(filled, space.stratum[slots], -1)
-    total = np.zeros(len(owner))
     if strata == 1:
         return np.asarray(space.rates[0, column], np.float64)
-    for slot in range(slots.shape[1]):
-        here = stratum[owner, slot]
-        total += np.where(here >= 0, space.rates[here, column], 0)
+    total = np.zeros(len(owner))
+    for start in range(0, len(owner), BLOCK):
+        some = slice(start, start + BLOCK)
+        here = stratum[owner[some]]
+        for rates in np.where(here >= 0, space.rates[here, column[some, None]], 0).T:
+            total[some] += rates
     return total / filled.sum(1)[owner]
 
 

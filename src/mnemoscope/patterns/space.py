@@ -141,9 +141,9 @@ class Space:
         counts = np.asarray((spread @ self.has.astype(np.float64)).todense())
         sizes = np.bincount(self.stratum[points], minlength=strata)[:, None]
         if self.drawn.all():
-            return np.asarray(counts / np.maximum(sizes, 1), np.float32)
+            return np.asarray(counts / np.maximum(sizes, 1), np.float32, order="F")
         whole = (np.asarray(self.has.astype(np.float64).sum(0)).ravel() + 1) / (len(self.rows) + 1)
-        return np.asarray((counts + LEAN * whole) / (sizes + LEAN), np.float32)
+        return np.asarray((counts + LEAN * whole) / (sizes + LEAN), np.float32, order="F")
 
     @cached_property
     def rate(self) -> np.ndarray:
