@@ -24,10 +24,10 @@ from mnemoscope.analyses.study import contributions as answers
 from mnemoscope.analyses.study import crosslayer
 from mnemoscope.analyses.study.finding import Finding
 from mnemoscope.anatomy import describe
-from mnemoscope.contributions import Bases, Group, Intervals, Survey, exhaustive
+from mnemoscope.contributions import Bases, Geometry, Group, Intervals, Survey, exhaustive
 from mnemoscope.decompose import trace
 from mnemoscope.jobs.study import contributions
-from mnemoscope.jobs.study.contributions import TOP, Desk, Frequencies, Rows, measure, rank, spread
+from mnemoscope.jobs.study.contributions import TOP, Desk, Frequencies, Rows, measure, quotients, rank, spread
 from mnemoscope.jobs.study.positions import Sizes
 from mnemoscope.jobs.study.value_order import Order, marked
 from mnemoscope.lens import LENSES, Lens
@@ -44,7 +44,7 @@ OTHER = 40  # the null's token
 class Exact(Survey):
     """Everything through the whole vocabulary: what a survey would say if it had all the time."""
 
-    def __call__(self, groups: Sequence[Group]) -> list[Intervals]:
+    def __call__(self, groups: Sequence[Group], quotients: object = None) -> list[Intervals]:
         values = [exhaustive(self._bases, group)[:, 0] for group in groups]
         return [Intervals(one, one, one) for one in values]
 
@@ -170,7 +170,10 @@ def test_a_survey_holds_every_contribution_and_is_exact_at_the_ends(name: str, l
     with torch.inference_mode():
         stream = trace(model.hf, model.anatomy, torch.from_numpy(PREFIX.astype(np.int64))[None])
         scene = contributions.Scene(stream, Lens.of(model.anatomy, lens), 11, (), words)
-        surveyed = Survey(scene.bases, 3)(scene.groups("neurons"))
+        known = quotients(model, scene.lens, Geometry(scene.lens.unembedding))
+        surveyed = Survey(scene.bases, 3)(scene.groups("neurons"), known)
+        for one, other in zip(surveyed, Survey(scene.bases, 3)(scene.groups("neurons")), strict=True):
+            assert torch.allclose(one.likely, other.likely, atol=1e-6, rtol=1e-5)
         for layer, found in enumerate(surveyed):
             neurons = contributions._Neurons.of(scene, layer)
             group = Group(len(neurons.vectors), neurons.base, lambda _, all=neurons.vectors: all)

@@ -99,15 +99,20 @@ class Seen:
         return torch.stack(columns, 1)
 
     def surveyed(
-        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
+        self,
+        vectors: Float[Tensor, "part width"],
+        base: Int[Tensor, " part"],
+        quotient: Float[Tensor, " part"] | None = None,
     ) -> Float[Tensor, "part 3"]:
         """Bounds of the contribution, and an estimate between them.
+
+        quotient  `Geometry.quotient` of the vectors' directions, where it is known
 
         The estimate takes delta over T for normal, with the mean that it has and a variance as if the rows of T
         scattered like those of all tokens, ``spread / P_T * dv^T scatter dv / tr scatter``.
         """
         moved = self.bases.directions(vectors, base) * self.bases.lens.multiplier
-        parts, total = self._parts(moved), float(self.bases.geometry.scatter.trace())
+        parts, total = self._parts(moved, quotient), float(self.bases.geometry.scatter.trace())
         low, high = self._bounds(parts, base, 1.0)
         assert parts.scattered is not None, "a survey evaluates some tokens"
         variance = self.spread[base] / self.mass[base].clamp_min(_NOTHING) * parts.scattered / total
@@ -115,12 +120,16 @@ class Seen:
         likely = parts.target - torch.logaddexp(self._inside(parts, base, 1.0), rest)
         return torch.stack([low, high, torch.minimum(torch.maximum(likely, low), high)], -1)
 
-    def _parts(self, moved: Tensor) -> Parts:
+    def _parts(self, moved: Tensor, quotient: Tensor | None = None) -> Parts:
         """What bounds need to know of directions, whatever the base and the sign."""
         both = torch.stack([self.bases.lens.unembedding[self.bases.target], self.bases.geometry.centre], 1)
         target, centre = (moved @ both).double().unbind(-1)
-        spread = None if self.scatter is None else ((moved @ self.scatter) * moved).sum(-1).double()
-        return Parts(moved, norms(moved).double(), target, centre, moved @ self.rows.T, spread)
+        size, spread = norms(moved).double(), None
+        if quotient is not None:
+            spread = size.square() * quotient
+        elif self.scatter is not None:
+            spread = ((moved @ self.scatter) * moved).sum(-1).double()
+        return Parts(moved, size, target, centre, moved @ self.rows.T, spread)
 
     def _bounds(self, parts: Parts, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
         """Of C for ``sign`` times the directions."""

@@ -59,3 +59,8 @@ class Geometry:
             centred = rows.float() - mean.float()
             total += centred.T @ centred
         return total
+
+    def quotient(self, directions: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
+        """d^T scatter d / |d|^2: the same for every multiple of a direction, and 0 for none at all."""
+        size = directions.square().sum(-1)
+        return ((directions @ self.scatter) * directions).sum(-1) / size.clamp_min(1e-30)

@@ -11,7 +11,11 @@ from torch import Tensor
 
 from mnemoscope.contributions.bases import Bases, norms
 from mnemoscope.contributions.bounds import Seen
-from mnemoscope.contributions.search import STAGES, Group, contested
+from mnemoscope.contributions.search import Group, contested
+
+# Tokens evaluated before everything is. All parts see the first: a search may begin with fewer, because nobody asks it
+# for signs, and for those of other targets, too.
+_STAGES = (384, 4096)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +55,17 @@ class Survey:
         self._bases, self._k = bases, k
         # Bounds hold for logits that are linear in a direction: a soft cap leaves nothing but evaluation.
         capped = bases.lens.softcap is not None
-        self._stages = [] if capped else [Seen.of(bases, min(count, size // 2)) for count in STAGES]
+        self._stages = [] if capped else [Seen.of(bases, min(count, size // 2)) for count in _STAGES]
 
-    def __call__(self, groups: Sequence[Group]) -> list[Intervals]:
-        """Of all parts of each group."""
-        ends = [self._bounded(group) for group in groups]
+    def __call__(
+        self, groups: Sequence[Group], quotients: Sequence[Float[Tensor, " part"]] | None = None
+    ) -> list[Intervals]:
+        """Of all parts of each group.
+
+        quotients  `Geometry.quotient` of the directions of each group's parts, where it is known
+        """
+        known: Sequence[Tensor | None] = quotients or [None] * len(groups)
+        ends = [self._bounded(group, one) for group, one in zip(groups, known, strict=True)]
         rows = [
             (contested(one[:, None, :2], self._k) & (one[:, 0] < one[:, 1])).nonzero()[:, 0] for one in ends
         ]
@@ -69,7 +79,7 @@ class Survey:
             one[some] = exact[:, None]
         return [Intervals(*one.unbind(-1)) for one in ends]
 
-    def _bounded(self, group: Group) -> Float[Tensor, "part 3"]:
+    def _bounded(self, group: Group, quotient: Tensor | None) -> Float[Tensor, "part 3"]:
         """Both ends and the estimate, from some of the tokens."""
         vectors = group.vectors(None)
         ends = torch.zeros(len(vectors), 3, dtype=torch.float64)
@@ -78,7 +88,8 @@ class Survey:
             still = (contested(ends[:, None, :2], self._k) | (ends[:, 0] * ends[:, 1] < 0)).nonzero()[:, 0]
             if len(still):
                 some = vectors if len(still) == len(vectors) else vectors[still]
-                found = stage.surveyed(some, torch.full_like(still, group.base))
+                known = None if quotient is None else quotient[still]
+                found = stage.surveyed(some, torch.full_like(still, group.base), known)
                 low = torch.maximum(ends[still, 0], found[:, 0])
                 high = torch.minimum(ends[still, 1], found[:, 1])
                 likely = torch.minimum(torch.maximum(found[:, 2], low), high)

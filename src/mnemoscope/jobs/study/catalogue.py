@@ -150,7 +150,7 @@ CATALOGUE = (
         "jobs.study.contributions:measure",
         ("seed", "sentences", "longest"),
         minutes=1,
-        seconds=2.5,
+        seconds=2,
     ),
     Measurement(
         "crosslayer",

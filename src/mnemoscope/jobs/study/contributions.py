@@ -19,13 +19,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.contributions import Bases, Geometry, Intervals, Survey, raw_logits
+from mnemoscope.contributions import Bases, Geometry, Intervals, Survey, linear_directions, raw_logits
 from mnemoscope.decompose import trace
 from mnemoscope.jobs.scene import Scene
 from mnemoscope.jobs.study.crosslayer import Columns, Ranked, crosslayer
 from mnemoscope.jobs.study.positions import Examples, Sizes, in_shards, sample
 from mnemoscope.jobs.study.scores import log_sums
 from mnemoscope.jobs.study.value_order import Order
+from mnemoscope.jobs.values import written
 from mnemoscope.lens import LENSES, Lens
 from mnemoscope.models import Model
 from mnemoscope.records import Progress
@@ -128,7 +129,9 @@ class Frequencies:
 class Desk:
     """A model and what is known of it before any sentence.
 
-    orders  of the layers in which neurons are chosen by rank: reading a layer's values costs as much as some sentences
+    orders     of the layers in which neurons are chosen by rank: reading a layer's values costs as much as some
+               sentences
+    quotients  `Geometry.quotient` of every layer's values, where a neuron's direction is always its value's
     """
 
     model: Model
@@ -137,6 +140,7 @@ class Desk:
     words: Vocabulary
     geometry: Geometry
     orders: Mapping[int, Order]
+    quotients: Sequence[Tensor] | None
 
     @classmethod
     def of(
@@ -155,8 +159,10 @@ class Desk:
             for done, layer in enumerate(layers):
                 report(Progress("ordering values", done, len(layers), "layers"))
                 orders[layer] = Order.of(main, model.anatomy.layers[layer], folder / f"order-{layer}.npy")
+            geometry = Geometry(main.unembedding)
+            known = quotients(model, main, geometry)
         lenses = [Lens.of(model.anatomy, name) for name in LENSES]
-        return cls(model, main, lenses, words, Geometry(main.unembedding), orders)
+        return cls(model, main, lenses, words, geometry, orders, known)
 
     def example(
         self,
@@ -208,7 +214,7 @@ class Desk:
 
     def _layers(self, scene: Scene, wanted: Mapping[str, int], rows: Rows) -> list[Ranked]:
         """Neurons of every layer: counts, sums, choices; and the ranking of the model's target."""
-        surveyed = Survey(scene.bases, TOP)(scene.groups("neurons"))
+        surveyed = Survey(scene.bases, TOP)(scene.groups("neurons"), self.quotients)
         bases = {name: scene.bases.following(token) for name, token in wanted.items()}
         sums: dict[str, list[Tensor]] = {name: [] for name in wanted}
         counts: dict[str, list[dict[str, float]]] = {name: [] for name in wanted}
@@ -231,6 +237,14 @@ class Desk:
             scores = _scores(bases[name], sums[name])
             rows["contribution_layers"].append(_layer_columns(scene, bases[name], name, counts[name], scores))
         return ranked
+
+
+def quotients(model: Model, lens: Lens, geometry: Geometry) -> list[Float[Tensor, " neuron"]] | None:
+    """What `Desk` keeps of values; None under a lens that is not linear."""
+    if lens.softcap is not None or (lens.name == "own" and lens.norm is not None):
+        return None
+    one = torch.ones(1, device=model.device)
+    return [geometry.quotient(linear_directions(lens, written(part), one)) for part in model.anatomy.layers]
 
 
 def spread(layers: int, most: int) -> list[int]:
