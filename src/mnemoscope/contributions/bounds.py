@@ -112,10 +112,11 @@ class Seen:
         scattered like those of all tokens, ``spread / P_T * dv^T scatter dv / tr scatter``.
         """
         moved = self.bases.directions(vectors, base) * self.bases.lens.multiplier
-        parts, total = self._parts(moved, quotient), float(self.bases.geometry.scatter.trace())
+        known = self.bases.geometry.quotient(moved) if quotient is None else quotient
+        parts, total = self._parts(moved, known), float(self.bases.geometry.scatter.trace())
         low, high = self._bounds(parts, base, 1.0)
-        assert parts.scattered is not None, "a survey evaluates some tokens"
-        variance = self.spread[base] / self.mass[base].clamp_min(_NOTHING) * parts.scattered / total
+        scattered = parts.size.square() * known / total
+        variance = self.spread[base] / self.mass[base].clamp_min(_NOTHING) * scattered
         rest = self.mass[base].log() + _paired(moved, self.mean, base).double() + variance / 2
         likely = parts.target - torch.logaddexp(self._inside(parts, base, 1.0), rest)
         return torch.stack([low, high, torch.minimum(torch.maximum(likely, low), high)], -1)
