@@ -30,7 +30,7 @@ from mnemoscope.models import Model
 
 TOP = 100
 TOLERANCE = 1e-5  # nats
-EVERY = 16  # neurons of which one is asked for its bounds from all tokens in bf16
+EVERY = 16  # neurons of which one is asked for its bounds from many tokens
 TEN_TOKENS = "Of all the great cities, the capital of France is"
 PROMPTS = (
     "The capital of France is",
@@ -89,6 +89,11 @@ def thinned(group: Group) -> Group:
     return Group(len(kept), group.base, lambda index: group.vectors(kept if index is None else kept[index]))
 
 
+def outside(values: torch.Tensor, bounds: torch.Tensor) -> int:
+    """How many are not in their interval."""
+    return int(((bounds[:, 0] > values + 1e-6) | (bounds[:, 1] < values - 1e-6)).sum())
+
+
 def differences(scene: Scene, found: Found, every: torch.Tensor) -> dict[str, Any]:
     """Whether the search found what brute force found, and whether the bounds hold."""
     flat = every.flatten()
@@ -105,13 +110,13 @@ def differences(scene: Scene, found: Found, every: torch.Tensor) -> dict[str, An
     )
     groups = scene.groups("neurons")
     broken = 0
-    for count in (0, *STAGES):
+    for count in (0, *STAGES[:-1]):
         bounds = certified(scene.bases, groups, count)[:, 0]
-        broken += int(((bounds[:, 0] > flat + 1e-6) | (bounds[:, 1] < flat - 1e-6)).sum())
-    # All tokens in bf16 take half as long as brute force: a part of the neurons must do.
-    bounds = certified(scene.bases, [thinned(group) for group in groups], STAGES[-2], screen=True)[:, 0]
-    some = every[:, ::EVERY].flatten()
-    broken += int(((bounds[:, 0] > some + 1e-6) | (bounds[:, 1] < some - 1e-6)).sum())
+        broken += outside(flat, bounds)
+    # More tokens, or all in bf16, take as long as half of brute force: a part of the neurons must do.
+    some, few = every[:, ::EVERY].flatten(), [thinned(group) for group in groups]
+    for count, screen in ((STAGES[-1], False), (STAGES[-2], True)):
+        broken += outside(some, certified(scene.bases, few, count, screen=screen)[:, 0])
     return {
         "same_neurons": len({*place.tolist()} & {*wanted.tolist()}),
         "largest_difference": max(apart, sets),
