@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from synthetic import make_run
 
 from mnemoscope.analyses.study import keys
@@ -58,7 +61,25 @@ def test_cases_are_counted_trigger_by_trigger() -> None:
     """Bit i is the i-th trigger: shallow {0, 1}, semantic {1, 2} of four is one of each case."""
     some = keys.cases(patterns(("shallow", 1.0, 4, 0b0011), ("semantic", 0.01, 4, 0b0110)), 0.05)
     assert some.select(keys.CASES).rows() == [(1, 1, 1, 1)]
-    assert some.select("patterns", "triggers").rows() == [(2, 4)]
+    assert some.select("patterns", "triggers").rows() == [(0, 4)]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_a_pattern_counts_with_three_triggers_of_its_own(units: list[list[int]]) -> None:
+    """Other readings of the same triggers are no further patterns; against a plain definition, one by one."""
+    where = np.array([bits for unit in units for bits in unit], np.uint64)
+    first = np.cumsum([0, *map(len, units)])[:-1]
+    expected = []
+    for unit in units:
+        seen: set[int] = set()
+        number = 0
+        for bits in unit:
+            shown = {bit for bit in range(8) if bits >> bit & 1}
+            if len(shown - seen) >= 3:
+                seen, number = seen | shown, number + 1
+        expected.append(number)
+    assert keys._distinct(where, first).tolist() == expected
 
 
 def test_the_last_token_alone_is_shallow() -> None:
@@ -95,7 +116,7 @@ def test_layers_add_up_and_the_unconfirmed_do_not_count(run: Run) -> None:
 
 
 def test_patterns_per_key_count_confirmed_ones(run: Run) -> None:
-    """Three confirmed patterns over the units of layer 0, none in layer 1."""
+    """One confirmed pattern with three triggers of its own in layer 0, none in layer 1."""
     frame = {one.id: one for one in keys.findings(run)}["patterns-per-key"].frame
     units = (
         run.table("triggers")
@@ -105,7 +126,7 @@ def test_patterns_per_key_count_confirmed_ones(run: Run) -> None:
         .collect()
         .height
     )
-    assert frame["patterns"].to_list() == pytest.approx([3 / units, 0])
+    assert frame["patterns"].to_list() == pytest.approx([1 / units, 0])
 
 
 def test_verdicts_are_shares_of_tested_units(run: Run) -> None:

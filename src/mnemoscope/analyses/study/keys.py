@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mnemoscope.store import Run
 
 NULL = "random"
+LEAST = 3  # triggers that make a pattern, as in the paper
 CASES = ("shallow", "shallow and semantic", "semantic", "not covered")
 VERDICTS = ("iff", "active -> pattern", "pattern -> active", "neither", "no pattern above the null")
 _FLAT, _DEEP = ("shallow", "shallow and semantic"), ("semantic", "shallow and semantic")
@@ -33,8 +34,8 @@ def findings(run: Run) -> list[Finding]:
 
 
 def _units(run: Run) -> pl.DataFrame:
-    """One row per unit (a neuron or a random direction, with a sign) that has a trigger: its address, `patterns` that
-    are confirmed, its `triggers` of the test half, and how many of these fall in each of CASES.
+    """One row per unit (a neuron or a random direction, with a sign) that has a trigger: its address, how many
+    `patterns` it has, its `triggers` of the test half, and how many of these fall in each of CASES.
 
     A unit without a candidate has as many triggers as the mean of the others of its layer and kind.
     """
@@ -57,7 +58,8 @@ def _units(run: Run) -> pl.DataFrame:
 
 def cases(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     """Per unit of consecutive rows of `patterns`: how many triggers show a shallow, both, a semantic, or no confirmed
-    pattern (A8), and how many patterns are confirmed at this false discovery rate.
+    pattern (A8), and how many `patterns` there are (A7): confirmed at this false discovery rate, with at least `LEAST`
+    triggers that no better one shows. Candidates are also other readings of the same triggers, which are none.
 
     Bit i of `test_where` is the i-th trigger.
     """
@@ -79,10 +81,27 @@ def cases(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     triggers = rows["test_triggers"].to_numpy()[first].astype(np.int64)
     counts = dict(zip(CASES, [*shown, triggers - sum(shown)], strict=True))
     return units.with_columns(
-        patterns=pl.Series(np.add.reduceat(confirmed.astype(np.int64), first)),
+        patterns=pl.Series(_distinct(np.where(confirmed, where, none), first)),
         triggers=pl.Series(triggers),
         **{case: pl.Series(count) for case, count in counts.items()},
     )
+
+
+def _distinct(where: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """i64[unit]: the patterns that show `LEAST` triggers that those before them, which count, do not.
+
+    where  u64[pattern]: which triggers show it; unit by unit, the best first
+    first  i64[unit]: where each unit begins
+    """
+    sizes = np.diff(first, append=len(where))
+    counted, covered = np.zeros(len(first), np.int64), np.zeros(len(first), np.uint64)
+    for place in range(sizes.max(initial=0)):
+        unit = np.flatnonzero(sizes > place)
+        shown = where[first[unit] + place]
+        more = np.bitwise_count(shown & ~covered[unit]) >= LEAST
+        counted[unit[more]] += 1
+        covered[unit[more]] |= shown[more]
+    return counted
 
 
 def _everyone(run: Run) -> pl.DataFrame:
@@ -199,21 +218,23 @@ def _number(units: pl.DataFrame) -> Finding:
         frame, band = frame.join(usual, on="layer", how="left"), {"null": "null"}
     some = wilson(np.array((neurons["patterns"] > 0).sum()), np.array(neurons.height))
     chance = f", of random directions {(null['patterns'] > 0).to_numpy().mean():.1%}" if null.height else ""
+    usual_number = f" and {null['patterns'].to_numpy().mean():.2f}" if null.height else ""
     return Finding(
         id="patterns-per-key",
         items=("A7",),
         title="Patterns per key",
         says=f"{float(some.value):.1%} [{float(some.low):.1%}, {float(some.high):.1%}] of neurons (with a sign) "
         "have a confirmed "
-        f"pattern{chance}; the mean is {neurons['patterns'].to_numpy().mean():.2f} patterns.",
+        f"pattern{chance}; the mean is {neurons['patterns'].to_numpy().mean():.2f} patterns{usual_number}.",
         frame=frame,
         figure=Figure(
-            "line", "layer", "patterns", "layer", "confirmed patterns per unit (mean)", low="low", high="high",
+            "line", "layer", "patterns", "layer", "patterns per unit (mean)", low="low", high="high",
             null=band.get("null"),
         ),
         paper="at least 1 for every key, 3.6 on average, by experts",
         null="random directions" if band else "",
         resampled="units",
+        notes=("a pattern counts with three triggers that no better one of the unit shows",),
     )  # fmt: skip
 
 
