@@ -173,6 +173,16 @@ def test_the_estimate_counts_what_is_left(case: tuple[Run, Model]) -> None:
     chosen = catalogue.choose("value_ranks")
     assert study.estimate(run, model, chosen, Sizes(seed=99)) > 0
     assert study.estimate(run, model, catalogue.choose("values"), Sizes()) == 0
+    few, many = (study.estimate(run, model, catalogue.choose("cases"), Sizes(cases=n)) for n in (6, 24))
+    (cases,) = catalogue.choose("cases")
+    assert many - few == pytest.approx(18 * cases.seconds) and cases.seconds > 0
+
+
+def test_a_fast_study_is_smaller() -> None:
+    """Every count of examples shrinks."""
+    whole, fast = Sizes(), Sizes().fast()
+    for name in ("positions", "sentences", "cases", "tokens", "longest"):
+        assert 0 < getattr(fast, name) < getattr(whole, name)
 
 
 def test_a_shuffled_copy_costs_as_much_again(
@@ -272,7 +282,7 @@ def test_study_from_model_to_report(
     assert files == {".svg", ".pdf", ".csv", ".parquet"}
     code, listed, error = call(monkeypatch, capsys, "study", "--list", "-o", out, "--json")
     states = {row["name"]: row["state"] for row in json.loads(listed)}
-    assert states["value_ranks"] == "ready" and states["questions"] == "to measure"
+    assert states["value_ranks"] == "ready" and states["questions"] == states["cases"] == "to measure"
     quick = ("--only", "value_ranks", "--json")
     code, data, error = call(monkeypatch, capsys, "study", "-o", out, *quick)
     assert code == 0 and "measuring" not in error

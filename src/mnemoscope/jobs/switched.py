@@ -31,10 +31,10 @@ _SCHEMA = {
 }
 
 
-def queries(scene: Scene, neurons: pl.DataFrame) -> pl.DataFrame:
-    """The frame `queries` of an `Explanation`."""
+def queries(scene: Scene, neurons: pl.DataFrame, most: tuple[int, int] = NEURONS) -> pl.DataFrame:
+    """The frame `queries` of an `Explanation`, for so many neurons by each measure."""
     stream, at = scene.stream, scene.position
-    chosen = list(_important(neurons).iter_rows())
+    chosen = list(_important(neurons, most).iter_rows())
     found = [switches(stream, layer, at, torch.tensor([neuron])) for layer, neuron, _ in chosen]
     rows: list[tuple[object, ...]] = []
     if chosen:
@@ -48,10 +48,10 @@ def queries(scene: Scene, neurons: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows, _SCHEMA, orient="row")
 
 
-def _important(neurons: pl.DataFrame) -> pl.DataFrame:
+def _important(neurons: pl.DataFrame, most: tuple[int, int]) -> pl.DataFrame:
     chosen = [
         neurons.sort(pl.col(name).abs(), descending=True, maintain_order=True).head(count)
-        for name, count in zip(("leave_one_out", "contribution"), NEURONS, strict=True)
+        for name, count in zip(("leave_one_out", "contribution"), most, strict=True)
     ]
     rows = pl.concat(chosen).filter(pl.col("coefficient") != 0)  # what is off was not switched on
     return rows.select("layer", "neuron", "contribution").unique(maintain_order=True)

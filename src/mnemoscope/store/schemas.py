@@ -67,6 +67,7 @@ _TRIGGER = (
 )
 _SAMPLE = (*_NEURON, ("bin", pa.int16()), ("coefficient", pa.float32()), *_PLACE)
 _KIND = ("kind", pa.string())
+_SOURCE = (("source", pa.int32()), ("source_token", pa.string()), ("class", pa.string()))
 _HELP = ("helpful", "unhelpful")
 _INNER = ("any", *(f"{side}{what}" for what in ("", "_top", "_weighted", "_top_weighted") for side in _HELP))
 _AGREEMENTS = ("", "_output", "_permuted", "_other")
@@ -217,6 +218,64 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("null_rank", pa.int32()),
         null=["null_rank"],
     ),
+    "case_questions": _schema(
+        ("question", pa.int32()),
+        *((name, pa.string()) for name in ("set", "subject", "prompt", "answer", "near", "far", "label")),
+        ("token", pa.int32()),
+        ("near_token", pa.int32()),
+        ("far_token", pa.int32()),
+        ("rank", pa.int32()),
+        ("partner", pa.string()),
+    ),
+    "case_stream": _schema(
+        ("question", pa.int32()),
+        ("word", pa.string()),
+        ("point", pa.int16()),
+        ("logit", pa.float32()),
+        ("null", pa.float32()),
+    ),
+    "case_sources": _schema(
+        ("question", pa.int32()),
+        *_SOURCE,
+        ("contribution", pa.float32()),
+        ("leave_one_out", pa.float32()),
+        null=["class"],
+    ),
+    "case_origins": _schema(
+        ("question", pa.int32()),
+        ("layer", pa.int16()),
+        *_SOURCE,
+        ("vector", pa.int16()),
+        ("point", pa.string()),
+        ("recomputed", pa.float32()),
+        ("fixed", pa.float32()),
+        null=["class"],
+    ),
+    "case_neurons": _schema(
+        ("question", pa.int32()),
+        ("drawn", pa.bool_()),
+        ("rank", pa.int16()),
+        *_NEURON,
+        *((name, pa.float32()) for name in ("coefficient", "difference", "chain")),
+        *((name, pa.int32()) for name in ("answer_rank", "near_rank", "answer_last_rank", "near_last_rank")),
+        ("promotes", pa.list_(pa.string())),
+        ("suppresses", pa.list_(pa.string())),
+        ("query_kind", pa.string()),
+        ("query_layer", pa.int16()),
+        ("query_unit", pa.int32()),
+        ("query_source", pa.string()),
+        ("query_share", pa.float32()),
+        null=["query_kind", "query_layer", "query_unit", "query_source", "query_share"],
+    ),
+    "case_ablations": _schema(
+        ("question", pa.int32()),
+        ("kind", pa.string()),
+        ("layer", pa.int16()),
+        ("unit", pa.int32()),
+        ("source", pa.int32()),
+        *((name, pa.float32()) for name in ("contribution", "leave_one_out", "effect")),
+        null=["source"],
+    ),
     "parameters": _schema(("layer", pa.int16()), ("part", pa.string()), ("parameters", pa.int64())),
     "removal": _schema(
         *_NEURON,
@@ -354,6 +413,7 @@ NULLS = ("null_neurons", "null_histograms", "null_triggers", "null_samples")
 STUDY = ("value_ranks", "question_ranks", "parameters")
 
 CONTRIBUTIONS = tuple(name for name in SCHEMAS if name.startswith(("contribution_", "cross_")))
+CASES = tuple(name for name in SCHEMAS if name.startswith("case_"))
 
 # What a run may be without, and how to come by it.
 OPTIONAL = {
@@ -364,6 +424,7 @@ OPTIONAL = {
     **dict.fromkeys(
         ("refinement", "refinement_examples"), "add it with `mnemoscope study --only refinement`"
     ),
+    **dict.fromkeys(CASES, "add it with `mnemoscope study --only cases`"),
     **dict.fromkeys(CONTRIBUTIONS, "add it with `mnemoscope study --only contributions`"),
 }
 
@@ -383,6 +444,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "refinement": ("example", "layer"),
     "refinement_examples": ("example",),
     **dict.fromkeys(CONTRIBUTIONS, ("example",)),
+    **dict.fromkeys(CASES, ("question",)),
 }
 
 # Rows per group: small enough that one key costs a millisecond, large enough that the footer stays small.

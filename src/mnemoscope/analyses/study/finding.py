@@ -103,6 +103,11 @@ class Finding:
         return {**plain, "items": list(self.items), "notes": list(self.notes), "rows": self.frame.to_dicts()}
 
 
+def slug(name: str) -> str:
+    """A name as a part of an `id`."""
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split()) or "set"
+
+
 @dataclass(frozen=True)
 class Section:
     """Findings of one measurement, under one heading.

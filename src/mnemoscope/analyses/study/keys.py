@@ -221,7 +221,7 @@ def _number(units: pl.DataFrame) -> Finding:
     usual_number = f" and {null['patterns'].to_numpy().mean():.2f}" if null.height else ""
     return Finding(
         id="patterns-per-key",
-        items=("A7",),
+        items=("A7", "A73", "A78"),
         title="Patterns per key",
         says=f"{float(some.value):.1%} [{float(some.low):.1%}, {float(some.high):.1%}] of neurons (with a sign) "
         "have a confirmed "

@@ -91,3 +91,9 @@ def percent(found: Interval, at: int | None = None) -> str:
     """`12.3 % [11.0, 13.9]` of a share."""
     value, low, high = (100 * float(part if at is None else part[at]) for part in found)
     return f"{value:.1f} % [{low:.1f}, {high:.1f}]" if not np.isnan(value) else "no example"
+
+
+def number(found: Interval, at: int | None = None) -> str:
+    """`1.23 [1.10, 1.37]` of anything else."""
+    value, low, high = (float(part if at is None else part[at]) for part in found)
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"

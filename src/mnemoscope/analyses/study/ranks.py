@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from mnemoscope.analyses.study.finding import Figure, Finding
+from mnemoscope.analyses.study.finding import Figure, Finding, slug
 from mnemoscope.analyses.study.resample import wilson
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ def findings(run: Run) -> list[Finding]:
         some = rows.filter(pl.col("set") == name)
         found += [_ranks(run, name, some), _labels(name, some), _steps(name, some)]
     return found
-
-
-def _slug(name: str) -> str:
-    return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split()) or "set"
 
 
 def _ranks(run: Run, name: str, rows: pl.DataFrame) -> Finding:
@@ -56,7 +52,7 @@ def _ranks(run: Run, name: str, rows: pl.DataFrame) -> Finding:
     share = wilson(np.array(end["first"] * end["questions"]), np.array(end["questions"]))
     falls = _back(rows.filter(pl.col("lens") == "own"))
     return Finding(
-        id=f"answer-rank-{_slug(name)}",
+        id=f"answer-rank-{slug(name)}",
         items=("A76", "A66"),
         title=f"Rank of the answer along the stream ({name})",
         says=f"Over {end['questions']} questions the median rank of the answer is {half['median']:,.0f} half way up "
@@ -104,7 +100,7 @@ def _labels(name: str, rows: pl.DataFrame) -> Finding:
         for row in ends.iter_rows(named=True)
     )
     return Finding(
-        id=f"answer-first-{_slug(name)}",
+        id=f"answer-first-{slug(name)}",
         items=("A66", "A76"),
         title=f"Answers that are first, by label ({name})",
         says=f"At the end of the stream the answer is first for {told}.",
@@ -137,7 +133,7 @@ def _steps(name: str, rows: pl.DataFrame) -> Finding:
     middle = float(np.median((first + 1) // 2 - 1)) if known.any() else float("nan")
     by = float((part == "feed-forward").mean()) if known.any() else float("nan")
     return Finding(
-        id=f"answer-settles-{_slug(name)}",
+        id=f"answer-settles-{slug(name)}",
         items=("A76", "A21"),
         title=f"Where the answer settles ({name})",
         says=f"Of the {int(known.sum())} answers that end first, half are first for good by layer {middle:.0f}; a "

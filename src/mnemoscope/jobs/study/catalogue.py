@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnemoscope.analyses.study.finding import Finding, Section
 from mnemoscope.errors import QueryError
-from mnemoscope.store.schemas import CONTRIBUTIONS, OPTIONAL
+from mnemoscope.store.schemas import CASES, CONTRIBUTIONS, OPTIONAL
 
 if TYPE_CHECKING:
     from mnemoscope.jobs.study.positions import Sizes
@@ -89,7 +89,7 @@ CATALOGUE = (
     Measurement(
         "keys",
         "Keys: patterns in triggers",
-        ("A4", "A7", "A8", "A74", "A77"),
+        ("A4", "A7", "A8", "A73", "A74", "A77", "A78"),
         "analyses.study.keys:findings",
         ("patterns", "pattern_tests"),
         "jobs.study.patterned:measure",
@@ -168,6 +168,17 @@ CATALOGUE = (
         "jobs.study.questions:measure",
         ("seed", "questions"),
         minutes=1,
+    ),
+    Measurement(
+        "cases",
+        "Cases: what tells the answer from its neighbours",
+        ("A50", "A51", "A52", "A53", "A54", "A55", "A56", "A57", "A79"),
+        "analyses.study.cases:findings",
+        CASES,
+        "jobs.study.cases:measure",
+        ("seed", "questions", "cases"),
+        minutes=0.5,
+        seconds=8,
     ),
     Measurement(
         "distributions",

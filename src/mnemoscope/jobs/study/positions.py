@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Sizes:
 
     positions  prefixes of the refinement and composition measurements (the paper: 4,000; A26)
     sentences  prefixes of the contribution measurements (the paper: 1,000; A44)
+    cases      questions of each set that are taken apart with foils (the paper: 1; A50)
     tokens     of each half of the documents that the two-way test of patterns reads (A74)
     longest    tokens of a prefix, at most: positions beyond are not sampled
     seed       which
@@ -39,6 +40,7 @@ class Sizes:
 
     positions: int = 4000
     sentences: int = 1000
+    cases: int = 24
     tokens: int = 65_536
     longest: int = 128
     seed: int = 0
@@ -48,7 +50,9 @@ class Sizes:
     def fast(self) -> Sizes:
         """A tenth, for a first look."""
         positions, sentences = self.positions // 10, self.sentences // 20
-        return replace(self, positions=positions, sentences=sentences, tokens=self.tokens // 8, longest=64)
+        return replace(
+            self, positions=positions, sentences=sentences, cases=self.cases // 4, tokens=self.tokens // 8, longest=64
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest; files by name and hash, and the shuffled copy only where there is one."""
@@ -85,8 +89,7 @@ class Examples:
 
     def shards(self, size: int | None = None) -> list[np.ndarray]:
         """Numbers of the examples, so many (SHARD) at a time."""
-        size = size or SHARD
-        return np.array_split(np.arange(len(self)), range(size, len(self), size))
+        return _shards(len(self), size or SHARD)
 
     def batches(self, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, ContextBatch]]:
         """These examples, those of similar length together, so that little is padding; with their numbers.
@@ -154,7 +157,7 @@ def sample(run: Run, count: int, *, longest: int = 128, seed: int = 0, held_out:
 
 def in_shards(
     folder: Path,
-    examples: Examples,
+    examples: Sized,
     measure: Callable[[np.ndarray], dict[str, pa.Table]],
     stage: str,
     report: Callable[[Progress], None],
@@ -166,7 +169,7 @@ def in_shards(
     gives the same bits as one that was not.
     """
     size = size or SHARD
-    shards = examples.shards(size)
+    shards = _shards(len(examples), size)
     found: dict[str, list[pa.Table]] = {}
     for index, numbers in enumerate(shards):
         report(Progress(stage, index * size, len(examples), "examples"))
@@ -182,6 +185,10 @@ def in_shards(
             found.setdefault(name, []).append(pq.read_table(folder / f"{index:05d}-{name}.parquet"))
     report(Progress(stage, len(examples), len(examples), "examples"))
     return found
+
+
+def _shards(count: int, size: int) -> list[np.ndarray]:
+    return np.array_split(np.arange(count), range(size, count, size))
 
 
 def _file(path: Path) -> str:

@@ -45,10 +45,11 @@ class Question:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """A question with the token that is followed, and the stream f32[point, width] at the last token of its prompt."""
 
     question: Question
+    tokens: tuple[int, ...]
     token: int
     spaced: bool
     pieces: int
@@ -98,16 +99,21 @@ def measure(
     run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]
 ) -> Mapping[str, list[pa.Table]]:
     """The table `question_ranks` for the built-in set and the sets in `sizes.questions`."""
+    return {"question_ranks": [table(model, ask_all(model, sizes, report), sizes.seed)]}
+
+
+def ask_all(model: Model, sizes: Sizes, report: Callable[[Progress], None]) -> list[Asked]:
+    """The built-in set and the sets in `sizes.questions`, each question put to the model once."""
     asked = []
     questions = [*built_in(), *(one for path in sizes.questions for one in read(path))]
     for index, question in enumerate(questions):
         report(Progress("asking", index, len(questions), "questions"))
         asked.append(_ask(model, question))
     report(Progress("asking", len(questions), len(questions), "questions"))
-    return {"question_ranks": [table(model, asked, sizes.seed)]}
+    return asked
 
 
-def _ask(model: Model, question: Question) -> _Asked:
+def _ask(model: Model, question: Question) -> Asked:
     streams: dict[tuple[int, ...], Tensor] = {}
     lens = Lens.of(model.anatomy, "own")
 
@@ -124,7 +130,7 @@ def _ask(model: Model, question: Question) -> _Asked:
     tokens = found.tokens
     stream = streams[tokens] if tokens in streams else _stream(model, tokens)
     spaced = "leading space" in found.target.note
-    return _Asked(question, found.target.token, spaced, len(found.target.tokens), stream)
+    return Asked(question, tokens, found.target.token, spaced, len(found.target.tokens), stream)
 
 
 def _stream(model: Model, tokens: tuple[int, ...]) -> Tensor:
@@ -135,7 +141,7 @@ def _stream(model: Model, tokens: tuple[int, ...]) -> Tensor:
     return torch.cat([last["Lin"][:1], pairs])
 
 
-def table(model: Model, asked: list[_Asked], seed: int) -> pa.Table:
+def table(model: Model, asked: list[Asked], seed: int) -> pa.Table:
     """The rows of `question_ranks`."""
     others = _others(asked, np.random.default_rng(seed))
     lenses = [Lens.of(model.anatomy, name) for name in LENSES]
@@ -154,7 +160,7 @@ def table(model: Model, asked: list[_Asked], seed: int) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _rows(index: int, one: _Asked, other: int, lens: Lens, wanted: Tensor) -> dict[str, np.ndarray]:
+def _rows(index: int, one: Asked, other: int, lens: Lens, wanted: Tensor) -> dict[str, np.ndarray]:
     with torch.inference_mode():
         logits = lens.logits(one.stream)
         if lens.name == "raw":
@@ -179,7 +185,7 @@ def _rows(index: int, one: _Asked, other: int, lens: Lens, wanted: Tensor) -> di
     }
 
 
-def _others(asked: list[_Asked], generator: np.random.Generator) -> list[int]:
+def _others(asked: list[Asked], generator: np.random.Generator) -> list[int]:
     """The answer of another question of the set and label (of the set, where the label has but one); -1 if none."""
     found = []
     for one in asked:

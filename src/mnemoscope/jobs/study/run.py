@@ -100,7 +100,7 @@ def estimate(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Sizes
     left = [one for one in chosen if one.job and one.state(run, sizes) != "ready"]
     forwarded = besides = 0.0
     for one in left:
-        count = max(one.sizes(sizes).get(name, 0) for name in ("positions", "sentences"))
+        count = max(one.sizes(sizes).get(name, 0) for name in ("positions", "sentences", "cases"))
         copies = 2 if one.sizes(sizes).get("shuffled") else 1
         besides += 60 * one.minutes + one.seconds * count * copies
         if one.passes:
