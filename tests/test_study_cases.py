@@ -209,8 +209,9 @@ def test_neurons_are_the_best_of_all(case: tuple[Run, str]) -> None:
             coefficient = float(slow.stream.layers[layer].coefficients[slow.at, neuron])
             assert one["coefficient"] == pytest.approx(coefficient, abs=1e-5, rel=1e-4)
             vector = _written(slow, layer)[neuron]
-            x = vector if norm is None else normed(norm, vector, vector)  # its own statistic: a scale
-            scores = x @ slow.rows.T
+            scores = (vector if norm is None else normed(norm, vector, vector, bias=True)) @ slow.rows.T
+            if slow.parts.unembedding_bias is not None:  # the own lens has all biases in every reading
+                scores = scores + slow.parts.unembedding_bias.double().detach().numpy()
             for word, token in zip(("answer", "near"), words, strict=False):
                 assert one[f"{word}_rank"] == (scores > scores[token] + 1e-9).sum()
                 assert one[f"{word}_last_rank"] == (scores < scores[token] - 1e-9).sum()
