@@ -1,6 +1,6 @@
 """Write docs/cli.md from the commands' own help and docs/analyses.md from the list of analyses.
 
-With --check, fail if a page on disk is another.
+With --check, fail if a page on disk is another. With --shown RUN, write docs/shown.md from a run with a study, too.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import Any
 import typer
 from typer.testing import CliRunner
 
+from mnemoscope.analyses.study.finding import Finding
 from mnemoscope.analyses.study.items import items
 from mnemoscope.cli import app
+from mnemoscope.jobs.study.catalogue import choose
+from mnemoscope.store import Run, open_run
 
 FOLDER = Path(__file__).parent
 HEAD = """# Command line
@@ -32,6 +35,13 @@ the two papers and of the objections to them. docs/methods.md has their formulas
 
 | | what | state | how to get it | test | note |
 |---|---|---|---|---|---|
+"""
+
+SHOWN = """# What the sample model showed
+
+Written by `python docs/generate.py --shown RUN` from a study of {model} over {corpus} ({tokens:,} tokens):
+the sentences of its report, under the first of the analyses that each answers, with what stands beside them.
+docs/findings.md says what they amount to.
 """
 
 
@@ -62,8 +72,36 @@ def analyses() -> str:
     return ANALYSES + "\n".join(rows).replace("``", "") + "\n"
 
 
+def shown(run: Run) -> str:
+    """Every analysis with what the report of a run says of it."""
+    model, corpus = run.manifest.model, run.manifest.corpus
+    head = SHOWN.format(model=model.id, corpus=corpus.id, tokens=corpus.tokens)
+    found = [finding for one in choose(None) for finding in one.section(run).findings]
+    parts = [head]
+    for item in items():
+        mine = [one for one in found if one.items[0] == item.id]
+        others = [one.items[0] for one in found if item.id in one.items[1:]]
+        lines = [f"- {one.says}{_beside(one)}" for one in mine]
+        if others:
+            lines.append(f"- See {', '.join(dict.fromkeys(others))}.")
+        if not lines:
+            how = f"`{item.command}`" if item.command else "nothing to run"
+            lines.append(f"- No figure over this text: {how}, tested in {item.test}. {item.why}".rstrip())
+        parts.append("\n".join([f"**{item.id}, {item.title}**", *lines, ""]))
+    return "\n".join(parts)
+
+
+def _beside(one: Finding) -> str:
+    said = {"Null": one.null, "intervals over": one.resampled, "the paper": one.paper}
+    told = "; ".join(f"{name}: {text}" for name, text in said.items() if text)
+    return f" ({told})" if told else ""
+
+
 def main() -> None:
     """Write, or check."""
+    if "--shown" in sys.argv:
+        run = open_run(Path(sys.argv[sys.argv.index("--shown") + 1]))
+        (FOLDER / "shown.md").write_text(shown(run), encoding="utf-8")
     for name, text in {"cli.md": commands(), "analyses.md": analyses()}.items():
         page = FOLDER / name
         if "--check" not in sys.argv:
