@@ -73,7 +73,7 @@ def search(bases: Bases, leagues: Sequence[League], *, final: int | None = None)
         len(places.league), len(kinds), 2
     )
     if bases.lens.softcap is None:
-        for stage, cost in _stages(bases):
+        for stage, cost in _stages(bases, len(kinds)):
             partly += places.league.bincount(minlength=len(leagues)) * cost
             ends = _intervals(stage, groups, places, kinds)
             still = _open(ends, places.league, leagues, contested)
@@ -91,15 +91,14 @@ def search(bases: Bases, leagues: Sequence[League], *, final: int | None = None)
     return found
 
 
-def _stages(bases: Bases) -> Iterator[tuple[Seen, float]]:
+def _stages(bases: Bases, measures: int) -> Iterator[tuple[Seen, float]]:
     """Bounds in the order in which they are asked, and what each costs a vector, in whole vocabularies.
 
-    Where the processor multiplies bf16 natively, all tokens in bf16 cost less than the full evaluations they save.
+    Where the processor multiplies bf16 natively, all tokens in bf16 cost less than the full evaluations they save, if
+    one measure is asked for: each is screened apart.
     """
-    vocabulary, screened = (
-        bases.lens.unembedding.shape[0],
-        bases.lens.unembedding.device.type == "cpu" and native_bf16(),
-    )
+    vocabulary, device = bases.lens.unembedding.shape[0], bases.lens.unembedding.device.type
+    screened = measures == 1 and device == "cpu" and native_bf16()
     for count in (0, *STAGES[:-1], *(() if screened else STAGES[-1:])):
         if 2 * count > vocabulary:
             return
