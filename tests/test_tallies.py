@@ -12,7 +12,18 @@ from scipy.sparse import csc_array
 
 from mnemoscope.accumulate import bin_of
 from mnemoscope.errors import RunCorrupt, RunError
-from mnemoscope.jobs.tallies import MIDDLE, NEURON, SIDE, Chosen, Claims, FirstLook, Ground, SecondLook, Tally
+from mnemoscope.jobs.ground import Ground
+from mnemoscope.jobs.tallies import (
+    MIDDLE,
+    NEURON,
+    SIDE,
+    Chosen,
+    Claims,
+    FirstLook,
+    SecondLook,
+    Tally,
+    WholeLook,
+)
 from mnemoscope.kernel import BINS
 from mnemoscope.patterns.text import Text
 from mnemoscope.records import ContextBatch
@@ -107,7 +118,49 @@ def _second(world: World) -> tuple[SecondLook, Chosen, tuple[np.ndarray, ...]]:
         generator.integers(-1, COLUMNS, len(claims)),
     )
     patterns = tuple(np.unique(claims.column[claims.of(layer)]) for layer in range(LAYERS))
-    return SecondLook(LAYERS, UNITS, world.ground, chosen, patterns), chosen, patterns
+    expecting = np.flatnonzero(generator.random(len(claims)) < 0.3)
+    return SecondLook(LAYERS, UNITS, world.ground, chosen, patterns, expecting), chosen, patterns
+
+
+def _strata(world: World) -> np.ndarray:
+    """i64[row]: of the counted rows."""
+    return world.ground.stratum[world.ground._text.counted]
+
+
+def test_whole_look() -> None:
+    """Every unit and column, active at its largest scores of either sign."""
+    world, generator = _world(), np.random.default_rng(2)
+    threshold = generator.choice([MIDDLE + 1, MIDDLE + 20, MIDDLE + 30, BINS], (LAYERS, 2, UNITS))
+    look = WholeLook(world.ground, COLUMNS, threshold)
+    _feed(Tally(world.ground, None, {NEURON: look}), world)
+    bins, strata = bin_of(world.m).astype(int), _strata(world)
+    assert world.ground.strata > 1
+    for side, scores in enumerate((bins, BINS - 1 - bins)):
+        active = scores >= threshold[:, side][:, None]
+        np.testing.assert_array_equal(
+            look.both[:, side], np.einsum("lru,rc->luc", active, world.masks.astype(int))
+        )
+        spread = strata[:, None] == np.arange(world.ground.strata)
+        np.testing.assert_array_equal(
+            look.by_stratum[:, side], np.einsum("lru,rs->lus", active, spread.astype(int))
+        )
+
+
+def test_expected() -> None:
+    """Where a claim is active, the share of its pattern in the stratum, by group."""
+    world = _world()
+    look, chosen, _ = _second(world)
+    _feed(Tally(world.ground, None, {NEURON: look}), world)
+    strata, claims = _strata(world), chosen.claims
+    rates = world.ground.rates(np.arange(COLUMNS))
+    for stratum in range(world.ground.strata):
+        np.testing.assert_allclose(rates[stratum], world.masks[strata == stratum].mean(0), rtol=1e-6)
+    assert len(look.expecting) > 20
+    for row, claim in enumerate(look.expecting):
+        active = _scores(world, claim) >= chosen.threshold[claim]
+        chance = rates[strata[active], claims.column[claim]]
+        slow = np.bincount(world.group[active], chance, minlength=world.ground.groups)
+        np.testing.assert_allclose(look.expected[row], slow, rtol=1e-4, atol=1e-5)
 
 
 def test_second_look() -> None:
@@ -175,7 +228,7 @@ def test_saved_and_restored(tmp_path: Path) -> None:
 
 def test_many_documents_share_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit documents are put together, whole."""
-    monkeypatch.setattr("mnemoscope.jobs.tallies.GROUPS", 4)
+    monkeypatch.setattr("mnemoscope.jobs.ground.GROUPS", 4)
     ground = _world().ground
     assert (ground.groups, ground.documents) == (4, 12)
     found = {(document, group) for document, group in zip(ground._text.document, ground.group, strict=True)}

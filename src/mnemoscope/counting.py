@@ -33,6 +33,45 @@ def peaks(bins, groups, start, stop, highest, lowest):  # type: ignore[no-untype
 
 
 @_compiled
+def crossed(bins, indptr, indices, strata, above, below, first, last, counts, by_stratum):  # type: ignore[no-untyped-def]
+    """Active rows in each column and in each stratum, for units ``first <= u < last``; patterns lie by rows here.
+
+    indptr, indices  the columns of row `i` are `indices[indptr[i] : indptr[i + 1]]`
+    strata           i64[row]
+    above, below     i64[unit]  active beyond zero: from bin `above` up; on the other side from `below` down
+    counts           u16[2 unit column], by_stratum u16[2 unit stratum]  in, out
+    """
+    for i in range(len(bins)):
+        row = bins[i]
+        for u in range(first, last):
+            if row[u] >= above[u]:
+                side = 0
+            elif row[u] <= below[u]:
+                side = 1
+            else:
+                continue
+            by_stratum[side, u, strata[i]] += np.uint16(1)
+            mine = counts[side, u]
+            for at in range(indptr[i], indptr[i + 1]):
+                mine[indices[at]] += np.uint16(1)
+
+
+@_compiled
+def expected(bins, groups, strata, rates, unit, low, high, column, first, last, sums):  # type: ignore[no-untyped-def]
+    """Rates of the stratum of each active row, summed by group, for claims ``first <= k < last``.
+
+    rates      f32[stratum column]
+    low, high  u8[claim]          active: bins from `low` to `high`
+    sums       f32[claim group]   in, out
+    """
+    for i in range(len(bins)):
+        row, here = bins[i], rates[strata[i]]
+        for k in range(first, last):
+            if low[k] <= row[unit[k]] <= high[k]:
+                sums[k, groups[i]] += here[column[k]]
+
+
+@_compiled
 def present(bins, indptr, indices, unit, polarity, column, floor, first, last, counts):  # type: ignore[no-untyped-def]
     """Histograms of the score where the pattern is, for claims ``first <= k < last``.
 

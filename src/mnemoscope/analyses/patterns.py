@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from mnemoscope.patterns.claims import PREFIX
 from mnemoscope.patterns.triggers import NEURON
 from mnemoscope.patterns.twoway import NONE, NULL_LEVEL, VERDICTS
 from mnemoscope.records import NeuronId
@@ -201,7 +202,7 @@ def _clearest(rows: pl.DataFrame, count: int) -> tuple[NeuronId, ...]:
     best = (
         rows.filter(
             (pl.col("unit") == NEURON)
-            & (pl.col("tests") == "main")
+            & pl.col("tests").is_in(PREFIX)
             & pl.col("verdict").is_in(_CLEAR)
             & (pl.col("present") >= _OFTEN)
         )

@@ -23,13 +23,8 @@ class Half:
 
 
 def read_half(text: Text, test: bool, budget: int, folder: Path, run: Run, seed: int = 0) -> Half:
-    """Whole documents of one half, by the smallest hash of their id, up to `budget` tokens; at least one."""
-    documents = halves(text.document[text.counted])[int(test)]
-    sizes = np.bincount(np.searchsorted(documents, text.document[np.isin(text.document, documents)]))
-    order = np.argsort(mixed(documents, seed + 101), kind="stable")
-    enough = np.cumsum(sizes[order]) <= budget
-    enough[:1] = True
-    part, _ = text.part(np.sort(documents[order][enough]))
+    """`portion` of a text as a plan in a folder."""
+    part, _ = portion(text, test, budget, seed)
     folder.mkdir(exist_ok=True)
     if (folder / "plan.json").exists():
         plan = Plan.load(folder)
@@ -41,6 +36,17 @@ def read_half(text: Text, test: bool, budget: int, folder: Path, run: Run, seed:
         plan = writer.finish({}, int(np.diff(part.starts).max()))
     assert plan.contexts == len(part.contexts), (plan.contexts, len(part.contexts))
     return Half(part, plan)
+
+
+def portion(text: Text, test: bool, budget: int, seed: int = 0) -> tuple[Text, np.ndarray]:
+    """Whole documents of one half, by the smallest hash of their id, up to `budget` tokens, at least one; and their
+    rows i64[...] in the text."""
+    documents = halves(text.document[text.counted])[int(test)]
+    sizes = np.bincount(np.searchsorted(documents, text.document[np.isin(text.document, documents)]))
+    order = np.argsort(mixed(documents, seed + 101), kind="stable")
+    enough = np.cumsum(sizes[order]) <= budget
+    enough[:1] = True
+    return text.part(np.sort(documents[order][enough]))
 
 
 def last_tokens(text: Text, tokens: np.ndarray) -> csc_array:

@@ -49,8 +49,8 @@ def confirm(text: Text, units: Units, claims: pl.DataFrame, options: Options | N
         hits[claim], where[claim] = shown.sum(1), (shown * bit).sum(1)
     p = np.where(n > 0, np.exp(np.maximum(log_binomial_tail(hits, n, base), -690)), 1.0)
     return claims.with_columns(
-        n_test=pl.Series(n.astype(np.int16)),
-        hits_test=pl.Series(hits.astype(np.int16)),
+        n_test=pl.Series(n.astype(np.int32)),
+        hits_test=pl.Series(hits.astype(np.int32)),
         where_test=pl.Series(where.view(np.int64)),
         base_test=pl.Series(base),
         p_test=pl.Series(p),

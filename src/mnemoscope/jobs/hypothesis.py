@@ -18,10 +18,11 @@ from scipy.sparse import csc_array, hstack
 
 from mnemoscope.capture import Capture
 from mnemoscope.errors import PatternError
+from mnemoscope.jobs.ground import Ground
 from mnemoscope.jobs.halves import Half, last_tokens, read_half
 from mnemoscope.jobs.outcomes import Outcomes, Tested, best
 from mnemoscope.jobs.patterns import BUDGET
-from mnemoscope.jobs.tallies import Chosen, Claims, FirstLook, Ground, SecondLook, Tally
+from mnemoscope.jobs.tallies import Chosen, Claims, FirstLook, SecondLook, Tally
 from mnemoscope.models import Model
 from mnemoscope.nulls import DEFAULT, Nulls, recipe
 from mnemoscope.patterns.claims import Claim, of_row

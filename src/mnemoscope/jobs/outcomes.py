@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mnemoscope.jobs.tallies import NEURON, Chosen, FirstLook, Ground, SecondLook
+from mnemoscope.jobs.ground import Ground
+from mnemoscope.jobs.tallies import NEURON, Chosen, FirstLook, SecondLook
 from mnemoscope.kernel import BINS
 from mnemoscope.patterns import twoway
 from mnemoscope.patterns.twoway import Curve, Rule
@@ -146,13 +147,19 @@ class Outcomes:
         )
 
     def _specificity(self, kind: str, layer: int) -> dict[str, np.ndarray]:
-        """Where each unit stands for its own pattern: among the neurons, and among all pseudo-neurons."""
+        """Where each unit stands for its own pattern: among the neurons, and among all pseudo-neurons.
+
+        NaN for claims of the family `whole`: common patterns would be most of the cost.
+        """
         tested = self._tested[kind]
         claims, mine = tested.chosen.claims, tested.chosen.claims.of(layer)
         unit, polarity = claims.unit[mine], claims.polarity[mine].astype(np.float64)
         columns, _ = tested.look.patterns(layer)
-        row = np.searchsorted(columns, claims.column[mine])
-        own = self.correlations(kind, layer)[row, unit] * polarity
+        if not len(columns):
+            return dict.fromkeys(("specificity_rank", "specificity_null"), np.full(len(unit), np.nan))
+        left_out = np.isin(np.arange(mine.start, mine.stop), tested.look.expecting)
+        row = np.where(left_out, 0, np.searchsorted(columns, claims.column[mine]))
+        own = np.where(left_out, np.nan, self.correlations(kind, layer)[row, unit] * polarity)
         nulls = [self.correlations(other, layer) for other in self._tested if other != NEURON]
         fields = {"specificity_rank": self.correlations(NEURON, layer)}
         if nulls:

@@ -2,6 +2,7 @@
 
     search      triggers of the discovery half            -> candidates of each unit         (no model)
     confirm     triggers of the test half                 -> their p-values there            (no model)
+    whole look  the model on text of the discovery half   -> candidates that triggers cannot certify
     first look  the model on text of the discovery half   -> the best candidate and its threshold, by F1
     second look the model on text of the test half        -> everything about that claim
 
@@ -28,28 +29,33 @@ from scipy.stats import false_discovery_control
 
 from mnemoscope.errors import PatternError
 from mnemoscope.jobs import loop
+from mnemoscope.jobs.ground import Ground
 from mnemoscope.jobs.halves import Half, last_tokens, read_half
 from mnemoscope.jobs.heldout import beyond, confirm, numbered
 from mnemoscope.jobs.outcomes import Outcomes, Tested, best, in_order, table
-from mnemoscope.jobs.tallies import Chosen, Claims, FirstLook, Ground, SecondLook, Tally
+from mnemoscope.jobs.proposals import proposals, thresholds
+from mnemoscope.jobs.tallies import Chosen, Claims, FirstLook, SecondLook, Tally, WholeLook
 from mnemoscope.models import Model
 from mnemoscope.nulls import Nulls
 from mnemoscope.patterns.columns import spans
 from mnemoscope.patterns.language import masks
-from mnemoscope.patterns.pattern import MAIN, NEXT, POSITION
-from mnemoscope.patterns.search import Options, search
+from mnemoscope.patterns.pattern import MAIN, NEXT, POSITION, WHOLE
+from mnemoscope.patterns.search import FOUND, Options, search
 from mnemoscope.patterns.split import half, halves
 from mnemoscope.patterns.text import Text
 from mnemoscope.patterns.triggers import NEURON, addressed
 from mnemoscope.patterns.twoway import LEAST_DOCUMENTS, MARGIN, NULL_LEVEL, RESAMPLES, Rule
+from mnemoscope.patterns.whole import Language, by_document
 from mnemoscope.records import Progress
 from mnemoscope.store import SCHEMAS, Run, add_tables, write_atomically
 
 WORK = ".patterns"
 BUDGET = 65_536  # tokens of each half that the model reads
+WHOLE_BUDGET = 32_768  # tokens, at most, on which candidates of the family `whole` are looked for
 LEVEL = 0.05  # of p_family: units whose best pattern drawn sets equal more often are not tested further
 FURTHER = (pl.col("p_family").first() <= LEVEL).over("unit", "tests")
-TESTED = {MAIN: 10, NEXT: 2, POSITION: 1}  # candidates of a unit that are counted in the first look
+TESTED = {MAIN: 10, NEXT: 2, POSITION: 1, WHOLE: 6}  # candidates of a unit that are counted in the first look
+_RATES = ("test_p", "token_p", "q", "token_q")  # which are 1 where they were not asked for
 CONFIRMED = {  # how `jobs.heldout` calls columns, and how the table does
     "n_test": "test_triggers",
     "hits_test": "test_hits",
@@ -106,7 +112,7 @@ class _Job:
         self._units = addressed(self._run, self._text)
         recipe = self._run.manifest.options.get("nulls")
         self._nulls = Nulls.of(self._model, recipe) if recipe else None
-        candidates = self._candidates()
+        candidates = self._whole_look(self._candidates())
         candidates = self._first_look(candidates)
         return self._second_look(candidates)
 
@@ -149,6 +155,7 @@ class _Job:
         units, options = self._units, Options(seed=self._settings.seed)
         found = search(self._text, units.units, options, self._tell)
         self._kept("calibration", lambda: found.calibration)
+        self._kept("language", lambda: Language.of(found).frame)
         # What drawn sets equal too often goes no further, but for the best: it shows how often.
         frame = found.candidates.filter(FURTHER | (pl.col("rank") == 0))
         self._tell("confirming", 0, len(frame), "candidates")
@@ -176,7 +183,29 @@ class _Job:
                 rates[which] = discovery_rate(frame[name].to_numpy()[which], real[which])
         return frame.with_columns(q=pl.Series(q), token_q=pl.Series(token_q))
 
-    # -- the two passes ------------------------------------------------------------------------------------
+    # -- the passes ----------------------------------------------------------------------------------------
+
+    def _whole_look(self, candidates: pl.DataFrame) -> pl.DataFrame:
+        """Candidates of all families, by unit."""
+        return self._kept("proposed", lambda: self._proposed(candidates))
+
+    def _proposed(self, candidates: pl.DataFrame) -> pl.DataFrame:
+        language = Language.read(self._kept("language", pl.DataFrame))
+        read = self._half("whole", test=False, most=WHOLE_BUDGET)
+        ground = Ground(read.text, masks(read.text, language.specs))
+        looks = {
+            kind: WholeLook(ground, len(language.specs), thresholds(self._run, kind))
+            for kind in self._units.kinds
+        }
+        self._pass("whole look", read, Tally(ground, self._nulls, looks))
+        found = [proposals(self._units, kind, look, ground, language) for kind, look in looks.items()]
+        blank = {name: dtype for name, dtype in candidates.schema.items() if name not in FOUND}
+        columns = [
+            pl.lit(1.0 if name in _RATES else 0).cast(dtype).alias(name) for name, dtype in blank.items()
+        ]
+        return pl.concat([candidates, *(one.with_columns(columns) for one in found)]).sort(
+            "unit", "tests", "rank"
+        )
 
     def _first_look(self, candidates: pl.DataFrame) -> pl.DataFrame:
         """Adds `score`, where active begins (-1 for one that was not counted), `discovery_score` and `chosen`."""
@@ -204,9 +233,10 @@ class _Job:
         first = order.rank("ordinal").over("unit", "tests", "chosen") == 1
         return allowed.with_columns(chosen=pl.col("chosen") & first)
 
-    def _half(self, name: str, *, test: bool) -> Half:
+    def _half(self, name: str, *, test: bool, most: int | None = None) -> Half:
         settings = self._settings
-        return read_half(self._text, test, settings.budget, self._work / name, self._run, settings.seed)
+        budget = min(settings.budget, most or settings.budget)
+        return read_half(self._text, test, budget, self._work / name, self._run, settings.seed)
 
     def _size(self, kind: str) -> int:
         return (
@@ -244,25 +274,46 @@ class _Job:
         ground = Ground(read.text, columns)
         claims = self._claims(candidates, rows, column)
         model, layers = self._run.manifest.model, range(self._run.manifest.model.layers)
+        tests, looks = candidates["tests"].to_numpy().astype(str), {}
+        whole = {kind: tests[where] == WHOLE for kind, (where, _) in claims.items()}
+        by_triggers = [
+            (mine.layer[~whole[kind]], mine.column[~whole[kind]]) for kind, (_, mine) in claims.items()
+        ]
         measured = tuple(
-            np.unique(np.concatenate([mine.column[mine.of(layer)] for _, mine in claims.values()]))
-            for layer in layers
+            np.unique(np.concatenate([some[of == layer] for of, some in by_triggers])) for layer in layers
         )
-        tested = {}
         for kind, (where, mine) in claims.items():
             chosen = self._compared(candidates[where], mine, tokens, len(specs))
-            tested[kind] = Tested(
-                chosen,
-                SecondLook(model.layers, self._size(kind), ground, chosen, measured),
-                candidates["tests"].to_numpy()[where].astype(str),
-                candidates["q"].to_numpy()[where],
-            )
-        self._pass(
-            "second look", read, Tally(ground, self._nulls, {kind: one.look for kind, one in tested.items()})
+            asked = np.flatnonzero(whole[kind])
+            looks[kind] = SecondLook(model.layers, self._size(kind), ground, chosen, measured, asked)
+        self._pass("second look", read, Tally(ground, self._nulls, looks))
+        candidates = self._by_document(
+            candidates, {kind: (claims[kind][0], look) for kind, look in looks.items()}
         )
+        rates = candidates["q"].to_numpy()
+        tested = {
+            kind: Tested(look.chosen, look, tests[claims[kind][0]], rates[claims[kind][0]])
+            for kind, look in looks.items()
+        }
         edges = self._run.manifest.options["histogram_edges"]
         outcomes = Outcomes(ground, tested, edges, Rule(), self._settings.seed)
         return self._write(candidates, {kind: where for kind, (where, _) in claims.items()}, outcomes, read)
+
+    def _by_document(
+        self, candidates: pl.DataFrame, looks: dict[str, tuple[np.ndarray, SecondLook]]
+    ) -> pl.DataFrame:
+        """Fills in, for claims of the family `whole`, what the test half says, and `q` over those of neurons."""
+        names = ("test_triggers", "test_hits", "test_base_rate", "test_p", "q")
+        columns = {name: candidates[name].to_numpy().copy() for name in names}
+        for where, look in looks.values():
+            rows, active, both = where[look.expecting], look.active[look.expecting], look.both[look.expecting]
+            columns["test_triggers"][rows], columns["test_hits"][rows] = active.sum(1), both.sum(1)
+            columns["test_base_rate"][rows] = look.expected.sum(1) / np.maximum(active.sum(1), 1)
+            columns["test_p"][rows] = by_document(both, look.expected)
+        mine = np.flatnonzero((candidates["tests"] == WHOLE).to_numpy() & candidates["chosen"].to_numpy())
+        real = self._units.kind[candidates["unit"].to_numpy()[mine]] == 0
+        columns["q"][mine] = discovery_rate(columns["test_p"][mine], real)
+        return candidates.with_columns(pl.Series(name, values) for name, values in columns.items())
 
     def _compared(self, candidates: pl.DataFrame, claims: Claims, tokens: np.ndarray, first: int) -> Chosen:
         """Baselines of chosen claims: the last tokens of the unit's triggers in the discovery half, which are columns

@@ -1,8 +1,9 @@
 """Coefficients against patterns, counted in one pass: what the two-way test is made of.
 
 A `Tally` is a state of the loop (`jobs.loop`). It hands each layer of each batch to its parts, one for the neurons and
-one for each kind of null: a `FirstLook` in the discovery half, where every candidate is counted and the best and its
-threshold are chosen, and a `SecondLook` in the test half, which counts everything about the one that was chosen.
+one for each kind of null: a `WholeLook` in the discovery half, from which candidates come, a `FirstLook` there, where
+every candidate is counted and the best and its threshold are chosen, and a `SecondLook` in the test half, which counts
+everything about the one that was chosen.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
 from mnemoscope import counting, kernel
@@ -23,75 +23,17 @@ from mnemoscope.accumulate.protocol import fields_of, set_fields
 from mnemoscope.accumulate.reading import share_out
 from mnemoscope.capture import Coefficients, Inputs
 from mnemoscope.errors import RunError
+from mnemoscope.jobs.ground import Ground, Here
 from mnemoscope.kernel import BINS
 from mnemoscope.nulls import Columns, Nulls
-from mnemoscope.patterns.split import mixed
-from mnemoscope.patterns.text import Text
 from mnemoscope.records import ContextBatch
 
 NEURON = "neuron"
 MIDDLE = BINS // 2
 SIDE = BINS - MIDDLE  # bins of the positive scores, and one for all others
-GROUPS = 1_024  # documents beyond these share a group: the unit of what is drawn again
 
 _BLOCK = 128  # units, or claims, that a thread takes at a time
 _ROWS = 128
-
-
-class Here(NamedTuple):
-    """The counted positions of a batch.
-
-    rows             i64[row]   position in the batch, contexts one after another, padding included
-    groups           i64[row]
-    indptr, indices             columns of patterns over these rows
-    """
-
-    rows: np.ndarray
-    groups: np.ndarray
-    indptr: np.ndarray
-    indices: np.ndarray
-
-
-class Ground:
-    """A text as the pass sees it: which patterns hold where, and whose documents are whose.
-
-    text     batches name its contexts by their place, from 0
-    columns  bool[prefix, column]
-    """
-
-    def __init__(self, text: Text, columns: csc_array) -> None:
-        self._text, self._columns = text, csr_array(columns)
-        documents = np.unique(text.document[text.counted])
-        self.documents = len(documents)
-        self.groups = min(len(documents), GROUPS)
-        self.tokens = int(text.counted.sum())
-        place = np.searchsorted(documents, text.document)
-        if len(documents) > GROUPS:
-            place = (mixed(text.document) % np.uint64(GROUPS)).astype(np.int64)
-        self.group = np.minimum(place, self.groups - 1)
-        self._last: tuple[ContextBatch, Here] | None = None
-
-    @cached_property
-    def shown(self) -> np.ndarray:
-        """i32[column, group]: counted positions where each pattern is."""
-        rows = np.flatnonzero(self._text.counted)
-        spread = csr_array(
-            (np.ones(len(rows), np.int32), (self.group[rows], rows)), shape=(self.groups, len(self._text))
-        )
-        return np.asarray((spread @ self._columns.astype(np.int32)).T.todense(), np.int32)
-
-    def here(self, batch: ContextBatch) -> Here:
-        """The counted positions of a batch; remembered while its layers come."""
-        if self._last is None or self._last[0] is not batch:
-            rows = np.flatnonzero(batch.counted)
-            context, position = np.divmod(rows, batch.tokens.shape[1])
-            prefixes = self._text.starts[batch.contexts[context]] + position
-            local = self._columns[prefixes].tocsc()
-            found = Here(
-                rows, self.group[prefixes], local.indptr.astype(np.int64), local.indices.astype(np.int64)
-            )
-            self._last = (batch, found)
-        return self._last[1]
 
 
 @dataclass(frozen=True)
@@ -171,6 +113,36 @@ class Part(Protocol):
 
     def update(self, layer: int, look: Look) -> None:
         """Take in one layer of one batch."""
+
+
+class WholeLook:
+    """Every unit against every column, active at its largest scores of either sign.
+
+    both       u16[layer 2 unit column]   active where the pattern is, by polarity (+1 first)
+    by_stratum u16[layer 2 unit stratum]  active by position and token frequency
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("both", "by_stratum")
+
+    def __init__(self, ground: Ground, columns: int, threshold: np.ndarray) -> None:
+        """`threshold` i64[layer 2 unit] is the score from which a unit is active, by polarity; `BINS` is never."""
+        layers, _, units = threshold.shape
+        count = np.uint16 if ground.tokens < 2**16 else np.uint32
+        self.both = np.zeros((layers, 2, units, columns), count)
+        self.by_stratum = np.zeros((layers, 2, units, ground.strata), count)
+        self._above, self._below = threshold[:, 0], BINS - 1 - threshold[:, 1]
+
+    def update(self, layer: int, look: Look) -> None:
+        """Count the counted positions."""
+        here = look.here
+        indptr, indices = (part.astype(np.int64) for part in (here.patterns.indptr, here.patterns.indices))
+        arrays = look.bins, indptr, indices, here.strata, self._above[layer], self._below[layer]
+        _share(
+            lambda start, stop: counting.crossed(
+                *arrays, start, stop, self.both[layer], self.by_stratum[layer]
+            ),
+            look.bins.shape[1], 32,
+        )  # fmt: skip
 
 
 class FirstLook:
@@ -269,19 +241,28 @@ class SecondLook:
     table, table_both  i64[claim]              positions in the baseline table, and active
     other, other_both  i64[claim]              positions of the other unit's pattern, and active
     sums               f32[pattern unit]       sum of the coefficient where each pattern of the layer is
+    expected           f32[expecting group]    shares of the pattern at the position and frequency of active tokens
     gated              bool[1]                 whether there were signs of gate and up to count
     """
 
     FIELDS: ClassVar[tuple[str, ...]] = (
         "totals", "total", "squares", "counts", "among", "both", "active", "quadrants_both", "quadrants_active",
-        "table", "table_both", "other", "other_both", "sums", "gated",
+        "table", "table_both", "other", "other_both", "sums", "expected", "gated",
     )  # fmt: skip
 
     def __init__(
-        self, layers: int, units: int, ground: Ground, chosen: Chosen, patterns: tuple[np.ndarray, ...]
+        self,
+        layers: int,
+        units: int,
+        ground: Ground,
+        chosen: Chosen,
+        patterns: tuple[np.ndarray, ...],
+        expecting: np.ndarray | None = None,
     ) -> None:
-        """`patterns` are the columns i64[...] of each layer that every unit of the layer is measured against."""
-        self._chosen, self._patterns = chosen, patterns
+        """`patterns` are the columns i64[...] of each layer that every unit of the layer is measured against,
+        `expecting` i64[...] the claims (ascending) of which is asked what chance would give."""
+        self.expecting = np.zeros(0, np.int64) if expecting is None else expecting
+        self.chosen, self._patterns = chosen, patterns
         self._offsets = np.concatenate([[0], np.cumsum([len(columns) for columns in patterns])])
         claims, groups = chosen.claims, ground.groups
         largest = int(np.bincount(ground.group, minlength=1).max())
@@ -296,6 +277,9 @@ class SecondLook:
         self.sums = np.zeros((int(self._offsets[-1]), units), np.float32)
         self.gated = np.zeros(1, bool)
         positive = claims.polarity > 0
+        columns, self._place = np.unique(claims.column[self.expecting], return_inverse=True)
+        self._rates = ground.rates(columns)
+        self.expected = np.zeros((len(self.expecting), groups), np.float32)
         self._low = np.where(positive, chosen.threshold, 0).astype(np.uint8)
         self._high = np.where(positive, BINS - 1, BINS - 1 - chosen.threshold).astype(np.uint8)
 
@@ -305,7 +289,7 @@ class SecondLook:
 
     def update(self, layer: int, look: Look) -> None:
         """Count the counted positions."""
-        here, chosen, mine = look.here, self._chosen, self._chosen.claims.of(layer)
+        here, chosen, mine = look.here, self.chosen, self.chosen.claims.of(layer)
         bins, quadrant, gated = look.bins, look.quadrant, look.gate is not None
         self.gated[0] |= gated
         claims, threshold = chosen.claims, chosen.threshold[mine]
@@ -341,9 +325,19 @@ class SecondLook:
         def add(first: int, last: int) -> None:
             counting.add_rows(look.values, here.rows, here.indptr, here.indices, columns, first, last, sums)
 
+        asked = slice(*np.searchsorted(self.expecting, [mine.start, mine.stop]).tolist())
+        which = self.expecting[asked]
+
+        def chance(first: int, last: int) -> None:
+            counting.expected(
+                bins, here.groups, here.strata, self._rates, claims.unit[which], self._low[which], self._high[which],
+                self._place[asked], first, last, self.expected[asked],
+            )  # fmt: skip
+
         _share(units, bins.shape[1])
         _share(some, len(unit))
         _share(add, len(columns), _ROWS)
+        _share(chance, len(which))
 
 
 class Tally:

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.patterns import twoway
+from mnemoscope.patterns.pattern import MAIN, WHOLE
 from mnemoscope.patterns.triggers import NEURON
 from mnemoscope.patterns.twoway import Curve, Rule
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 BANDS = (0.001, 0.01, 0.1, 0.5, 1.0)  # of the tokens, from the largest scores down (A71)
 WRITE = 0.99  # quantile of |m| |v| over a layer that counts as a large write
+PREFIX = (MAIN, WHOLE)  # families of tests of the prefix
 QUADRANTS = ("gate+ up+", "gate+ up-", "gate- up+", "gate- up-")
 
 
@@ -120,16 +122,26 @@ def has_patterns(run: Run) -> bool:
 
 
 def claims(run: Run, layer: int, neuron: int) -> tuple[Claim, ...]:
-    """The tested claims of a neuron, by family of tests (main first), then by F1; none if it has no candidate."""
+    """The tested claims of a neuron; none if it has no candidate.
+
+    Those of the prefix come first, what has a verdict before what has none, then by F1. What triggers and the whole
+    distribution both say is there once.
+    """
     rows = run.rows("pattern_tests", layer, neuron).filter(pl.col("unit") == NEURON)
     if not len(rows):
         return ()
     calibration = run.table("calibration").filter(pl.col("layer") == layer).collect()
     statistics = run.rows("neurons", layer, neuron).row(0, named=True)
     found = [of_row(run, row, calibration, statistics) for row in rows.iter_rows(named=True)]
-    return tuple(
-        sorted(found, key=lambda claim: (claim.tests != "main", claim.tests, -(claim.f1.value or 0)))
-    )
+    found.sort(key=lambda claim: (_order(claim), claim.verdict == twoway.NONE, -(claim.f1.value or 0)))
+    said: dict[tuple[object, ...], Claim] = {}
+    for claim in found:
+        said.setdefault((claim.polarity, claim.spec, _order(claim)), claim)
+    return tuple(said.values())
+
+
+def _order(claim: Claim) -> tuple[bool, str]:
+    return claim.tests not in PREFIX, "" if claim.tests in PREFIX else claim.tests
 
 
 def of_row(

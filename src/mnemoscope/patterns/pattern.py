@@ -29,7 +29,7 @@ from typing import Any
 
 from mnemoscope.errors import PatternError
 
-MAIN, NEXT, POSITION = "main", "next", "position"  # families of tests, never in one p-value
+MAIN, NEXT, POSITION, WHOLE = "main", "next", "position", "whole"  # families of tests, never in one p-value
 WINDOWS = (4, 16, 64)
 
 # Name -> (how it reads, kind). Their masks are in `forms`.

@@ -33,8 +33,8 @@ FOUND: dict[str, Any] = {
     "family": pl.String,
     "kind": pl.String,
     "complexity": pl.Int16,
-    "n": pl.Int16,
-    "hits": pl.Int16,
+    "n": pl.Int32,
+    "hits": pl.Int32,
     "base_rate": pl.Float64,
     "p": pl.Float64,
     "p_family": pl.Float64,
@@ -98,11 +98,14 @@ class Found:
     calibration  one row per family of tests and group of units: tests, group, units, triggers (median), draws,
                  patterns, classes, p_05, p_01 (quantiles of the smallest p), effective_tests
     group        for each family of tests i64[unit]: the group of each unit, -1 for one with too few triggers
+    language     of the main family, for each class of patterns: its spec, the spec of the last word that it stands for
+                 ("" if it is no word), and the share of the prefixes that have it
     """
 
     candidates: pl.DataFrame
     calibration: pl.DataFrame
     group: dict[str, np.ndarray]
+    language: list[tuple[str, str, float]]
 
 
 def search(
@@ -123,6 +126,7 @@ def search(
     slots = one_each(part, units, back[units.rows], one_per_document=options.one_per_document)
     tell = progress or (lambda stage, done, total: None)
     frames, quantiles, group = [], [], {}
+    language: list[tuple[str, str, float]] = []
     for tests in options.tests:
         tell(f"patterns ({tests})", 0, len(units))
         needed = np.unique(slots[slots >= 0])
@@ -140,8 +144,10 @@ def search(
         frames.append(frame)
         quantiles.append(_quantiles(space, points, tests, null))
         group[tests] = null.group
+        if tests == MAIN:
+            language = list(zip(space.specs, space.last_words, space.rate.tolist(), strict=True))
     candidates = pl.concat(frames) if frames else pl.DataFrame(schema=FOUND)
-    return Found(candidates.sort("unit", "tests", "rank"), pl.concat(quantiles), group)
+    return Found(candidates.sort("unit", "tests", "rank"), pl.concat(quantiles), group, language)
 
 
 def one_each(text: Text, units: Units, rows: np.ndarray, *, one_per_document: bool = True) -> np.ndarray:

@@ -158,14 +158,15 @@ class Space:
         return np.array([known.setdefault(_aspect(spec), len(known)) for spec in self.specs], np.int64)
 
     @cached_property
+    def last_words(self) -> list[str]:
+        """The spec of the last word that each column stands for; "" if it is none."""
+        plain = lambda name: name.startswith("word:") and "@" not in name  # noqa: E731
+        return [next(filter(plain, names), "") for names in self.names]
+
+    @cached_property
     def last_word(self) -> np.ndarray:
         """i64[point]: the column of the last word so far; -1 if it has none."""
-        known = {
-            name[5:]: column
-            for column, names in enumerate(self.names)
-            for name in names
-            if name.startswith("word:") and "@" not in name
-        }
+        known = {word[5:]: column for column, word in enumerate(self.last_words) if word}
         words = self.text.words
         codes = np.array([known.get(word, -1) for word in words.folded], np.int64)
         return np.asarray(codes[words.word[self.rows]])

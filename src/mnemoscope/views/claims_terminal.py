@@ -13,7 +13,12 @@ from mnemoscope.patterns.claims import Claim
 from mnemoscope.views import claims as wording
 from mnemoscope.views.cards import number
 
-_FAMILIES = {"main": "", "next": " (what comes next)", "position": " (position)"}
+_FAMILIES = {
+    "main": "",
+    "whole": " (by its whole distribution)",
+    "next": " (what comes next)",
+    "position": " (position)",
+}
 
 
 def section(claims: Sequence[Claim] | None, width: int) -> Iterator[RenderableType]:

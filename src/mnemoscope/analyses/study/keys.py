@@ -13,6 +13,7 @@ import polars as pl
 
 from mnemoscope.analyses.study.finding import Figure, Finding
 from mnemoscope.analyses.study.resample import Interval, by_document, ratio, wilson
+from mnemoscope.patterns.pattern import MAIN, WHOLE
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
@@ -29,7 +30,7 @@ _NAMES = {"neuron": "neurons", NULL: "random directions"}
 def findings(run: Run) -> list[Finding]:
     """From the tables `patterns` and `pattern_tests`."""
     units = _units(run)
-    found = [_covered(units), _boundary(units), _number(units), _verdicts(run)]
+    found = [_covered(units), _boundary(units), _number(units), _verdicts(run, MAIN), _verdicts(run, WHOLE)]
     return [one for one in found if one is not None]
 
 
@@ -42,7 +43,7 @@ def _units(run: Run) -> pl.DataFrame:
     rate = run.manifest.options.get("patterns", {}).get("q", 0.05)
     rows = (
         run.table("patterns")
-        .filter(pl.col("tests") == "main")
+        .filter(pl.col("tests") == MAIN)
         .sort("unit", *_UNIT, maintain_order=True)
         .select("unit", *_UNIT, "kind", "q", "token_q", "test_triggers", "test_where")
         .collect()
@@ -238,9 +239,9 @@ def _number(units: pl.DataFrame) -> Finding:
     )  # fmt: skip
 
 
-def _verdicts(run: Run) -> Finding | None:
-    """A74: how often active means the pattern, and the pattern active."""
-    rows = run.table("pattern_tests").filter(pl.col("tests") == "main").collect()
+def _verdicts(run: Run, tests: str) -> Finding | None:
+    """A74: how often active means the pattern, and the pattern active, by triggers or by the whole distribution."""
+    rows = run.table("pattern_tests").filter(pl.col("tests") == tests).collect()
     kinds = [kind for kind in _NAMES if kind in rows["unit"].unique().to_list()]
     if not kinds:
         return None
@@ -262,9 +263,11 @@ def _verdicts(run: Run) -> Finding | None:
         else ""
     )
     return Finding(
-        id="two-way-verdicts",
+        id="two-way-verdicts" if tests == MAIN else "two-way-whole",
         items=("A74", "A78"),
-        title="Does active mean the pattern, and the pattern active?",
+        title="Does active mean the pattern, and the pattern active?"
+        if tests == MAIN
+        else "The same of common patterns and unions of words, by the whole distribution",
         says=f"Of {mine.height:,} neurons (with a sign) that have a pattern to test: {told}{chance}.",
         frame=frame,
         figure=Figure(

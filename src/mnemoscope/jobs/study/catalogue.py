@@ -29,7 +29,7 @@ class Measurement:
     job       "module:function" that measures them; empty when another command or the build does
     uses      which of the sizes its job depends on
     passes    forwarded tokens that an example costs, relative to its length; 0 when nothing is forwarded
-    minutes   what it costs besides, on two cores with the sample model
+    minutes   what it costs besides, on two cores with the sample model and the whole sample text
     seconds   what an example costs besides, likewise
     """
 
@@ -104,7 +104,7 @@ CATALOGUE = (
         ("removal",),
         "jobs.study.removed:measure",
         ("seed", "positions"),
-        minutes=10,
+        minutes=4,
     ),
     Measurement(
         "values",

@@ -21,6 +21,8 @@ from mnemoscope.nulls import DEFAULT, KINDS
 from mnemoscope.records import Progress
 from mnemoscope.store import Run, add_tables
 
+WHOLE = 1_000_000  # tokens of the run that minutes of the catalogue are about
+FIXED = 0.2  # share of those minutes that does not depend on how many
 WORK = ".study"  # in the folder of the run, while a measurement is under way
 
 
@@ -99,10 +101,11 @@ def estimate(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Sizes
     """
     left = [one for one in chosen if one.job and one.state(run, sizes) != "ready"]
     forwarded = besides = 0.0
+    smaller = FIXED + (1 - FIXED) * min(1.0, run.manifest.corpus.tokens / WHOLE)
     for one in left:
         count = max(one.sizes(sizes).get(name, 0) for name in ("positions", "sentences", "cases"))
         copies = 2 if one.sizes(sizes).get("shuffled") else 1
-        besides += 60 * one.minutes + one.seconds * count * copies
+        besides += 60 * one.minutes * smaller + one.seconds * count * copies
         if one.passes:
             examples = positions.sample(run, count, longest=sizes.longest, seed=sizes.seed)
             forwarded += one.passes * copies * examples.tokens

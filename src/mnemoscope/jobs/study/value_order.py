@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemoscope.accumulate.reading import share_out
 from mnemoscope.anatomy import Layer
 from mnemoscope.jobs.values import written
 from mnemoscope.lens import Lens
@@ -81,7 +82,8 @@ def _sorted(lens: Lens, part: Layer, places: np.ndarray) -> np.ndarray:
     """f32[neuron, mark]"""
     found = []
     for tile in _unit(lens, written(part)).split(_TILE):
-        scores = np.sort((tile @ lens.unembedding.T).cpu().numpy(), axis=1)
+        scores = (tile @ lens.unembedding.T).cpu().numpy()
+        share_out(lambda row: scores[row].sort(), range(len(scores)))  # noqa: B023
         found.append(scores[:, scores.shape[1] - 1 - places])
     return np.concatenate(found)
 

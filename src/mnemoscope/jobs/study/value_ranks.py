@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from mnemoscope.anatomy import Layer
+from mnemoscope.jobs.study import scores
 from mnemoscope.jobs.study.positions import Sizes
 from mnemoscope.jobs.values import LENS, written
-from mnemoscope.lens import Lens, ranks
+from mnemoscope.lens import Lens
 from mnemoscope.models import Model
 from mnemoscope.records import Progress
 from mnemoscope.store import SCHEMAS, Run
@@ -107,12 +108,12 @@ def _rank(lens: Lens, vectors: Tensor, asked: Tensor) -> dict[str, np.ndarray]:
     """Ranks of the asked tokens, and what the value is surest of."""
     logits = lens.logits(vectors)
     tokens = asked.to(logits.device).clamp(min=0)
-    place = ranks(logits, tokens).int().cpu().numpy()
-    mass = logits.double().logsumexp(1)
-    best, top = logits.max(1)
+    place = scores.ranks(logits, tokens).int().cpu().numpy()
+    mass, top = scores.log_sums(logits), scores.first_largest(logits)
+    best, first = (logits.gather(1, token[:, None])[:, 0] for token in (top, tokens[:, 0]))
     return {
         **{name: place[:, column] for column, name in enumerate(_ASKED)},
-        "probability": (logits.gather(1, tokens[:, :1])[:, 0] - mass).exp().float().cpu().numpy(),
+        "probability": (first - mass).exp().float().cpu().numpy(),
         "top_token": top.int().cpu().numpy(),
         "top_probability": (best - mass).exp().float().cpu().numpy(),
     }
