@@ -174,3 +174,14 @@ def test_what_triggers_cannot_certify(text: Text) -> None:
     )
     best = by_triggers.candidates.filter(pl.col("rank") == 0)
     assert (best["p_family"] <= 0.05).sum() <= 3
+
+
+@pytest.mark.parametrize("specs", [[], ["year"], ["word:a"]])
+def test_little_to_propose(specs: list[str]) -> None:
+    """No common pattern, no word, nothing active: fewer candidates, or none."""
+    counted = Counted(
+        np.full((2, len(specs)), 3), np.ones((2, len(specs))), np.array([30, 0]), np.full(len(specs), 9)
+    )
+    frame = proposed(counted, Language(specs, specs.count("year")), np.array([4, 7]))
+    assert frame.schema == FOUND
+    assert frame.select("unit", "spec").rows() == [(4, "year")] * specs.count("year")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mnemoscope.models import Model
     from mnemoscope.store import Run
 
-FAST_TOKENS = 50_000  # of a study in ten minutes
+FAST_TOKENS = 40_000  # of a study in ten minutes
 
 
 @app.command(epilog="Example: mnemoscope study sample:smollm2-135m sample:wikipedia -o runs/study --fast")
