@@ -253,6 +253,7 @@ def _verdicts(run: Run, tests: str) -> Finding | None:
         .with_columns(pl.col("unit").replace_strict(_NAMES))
         .sort("unit", "layer", "verdict")
     )
+    told_apart = frame.filter(pl.col("verdict") != VERDICTS[-1])
     mine = rows.filter(pl.col("unit") == "neuron")
     null = rows.filter(pl.col("unit") == NULL)
     told = ", ".join(f"{(mine['verdict'] == one).to_numpy().mean():.1%} {one}" for one in VERDICTS[:3])
@@ -269,11 +270,11 @@ def _verdicts(run: Run, tests: str) -> Finding | None:
         if tests == MAIN
         else "The same of common patterns and unions of words, by the whole distribution",
         says=f"Of {mine.height:,} neurons (with a sign) that have a pattern to test: {told}{chance}.",
-        frame=frame,
+        frame=told_apart if told_apart.height else frame,
         figure=Figure(
             "stack", "layer", "share", "layer", "units with a pattern (%)", color="verdict", facet="unit", share=True,
             order=VERDICTS,
         ),
         null="random directions with their own best pattern" if null.height else "",
-        notes=("on text of the test half that was used for nothing else",),
+        notes=("on text of the test half that was used for nothing else", f"all others: {VERDICTS[-1]}"),
     )  # fmt: skip

@@ -29,6 +29,7 @@ _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down
 _WIDTH, _HEIGHT = 660, 220
 _PANEL = (300, 150)
 _COLUMNS = 2  # panels side by side
+_LAYERS = 200  # numbers of x that are taken to stand a step apart, at most
 _LETTER = 5.8  # pixels of a letter of an axis title
 
 
@@ -92,7 +93,7 @@ class _Drawing:
     def x(self, **more: Any) -> Any:
         import altair as alt
 
-        title = self.figure.x_title
+        title = textwrap.wrap(self.figure.x_title, int(self.size[0] / _LETTER))
         if self.discrete:
             order = self.every[self.figure.x].unique(maintain_order=True).to_list()
             fits = max(len(str(name)) for name in order) * 5.5 < self.size[0] / len(order)
@@ -342,8 +343,13 @@ _MARKS = {
 
 
 def _wide(drawing: _Drawing) -> float:
-    """Pixels between neighbouring values of x."""
-    return drawing.size[0] / max(drawing.every[drawing.figure.x].n_unique(), 1)
+    """Pixels between neighbouring values of x; of numbers of layers, also those between that are not there."""
+    values = drawing.every[drawing.figure.x]
+    steps = values.n_unique()
+    if values.dtype.is_integer() and values.len():
+        reach = int(values.max()) - int(values.min()) + 1  # type: ignore[arg-type]
+        steps = reach if reach <= _LAYERS else steps
+    return drawing.size[0] / max(steps, 1)
 
 
 def _names(figure: Figure, frame: pl.DataFrame) -> list[str]:
