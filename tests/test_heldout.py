@@ -11,7 +11,7 @@ from planted_patterns import small_text, words
 from scipy.sparse import csc_array
 
 from mnemoscope.jobs import heldout
-from mnemoscope.jobs.heldout import alike, beyond, confirm, numbered, portions
+from mnemoscope.jobs.heldout import alike, beyond, confirm, numbered, portions, together
 from mnemoscope.patterns import Options, Text, Units, halves, masks
 from mnemoscope.patterns.search import one_each
 from mnemoscope.patterns.space import strata
@@ -66,6 +66,10 @@ def test_portions_are_masks(text: Text, size: int) -> None:
     np.testing.assert_array_equal(found[:, 7], either | both)
     np.testing.assert_array_equal(found[:, 8], either & both)
     assert found[:, 8].any() and list(portions(text, [], size)) == []
+    assert (together(text, SPECS) != masks(text, SPECS)).nnz == 0 and together(text, []).shape == (
+        len(text),
+        0,
+    )
 
 
 @given(st.data())

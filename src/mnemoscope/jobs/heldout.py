@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, hstack
 
 from mnemoscope import counting
 from mnemoscope.patterns.columns import Groups, columns
@@ -113,6 +113,12 @@ def _chunks(
     for place, found in enumerate(portions(part, specs, CHUNK)):
         claim = order[bounds[place] : bounds[place + 1]]
         yield claim, slots[unit[claim]], number[claim] - place * CHUNK, found
+
+
+def together(text: Text, specs: Sequence[str | Pattern]) -> csc_array:
+    """`masks` of hundreds of thousands of specs, most of them compounds, in a third of the memory."""
+    parts = list(portions(text, specs, CHUNK))
+    return csc_array(hstack(parts, format="csc")) if parts else masks(text, [])
 
 
 def portions(text: Text, specs: Sequence[str | Pattern], size: int) -> Iterator[csc_array]:

@@ -31,7 +31,7 @@ from mnemoscope.errors import PatternError
 from mnemoscope.jobs import loop
 from mnemoscope.jobs.ground import Ground
 from mnemoscope.jobs.halves import Half, last_tokens, read_half
-from mnemoscope.jobs.heldout import beyond, confirm, numbered
+from mnemoscope.jobs.heldout import beyond, confirm, numbered, together
 from mnemoscope.jobs.outcomes import Outcomes, Tested, best, in_order, table
 from mnemoscope.jobs.proposals import proposals, thresholds
 from mnemoscope.jobs.tallies import Chosen, Claims, FirstLook, SecondLook, Tally, WholeLook
@@ -216,7 +216,7 @@ class _Job:
         rows = np.flatnonzero(candidates.select(FURTHER & (pl.col("rank") < places)).to_series().to_numpy())
         specs, column = numbered(candidates["spec"][rows])
         read = self._half("first", test=False)
-        ground = Ground(read.text, masks(read.text, specs))
+        ground = Ground(read.text, together(read.text, specs))
         layers, claims = self._run.manifest.model.layers, self._claims(candidates, rows, column)
         parts = {
             kind: FirstLook(layers, self._size(kind), ground.groups, mine)
@@ -270,7 +270,7 @@ class _Job:
         specs, column = numbered(candidates["spec"][rows])
         read = self._half("second", test=True)
         tokens = np.unique(read.text.tokens[read.text.counted])
-        columns = hstack([masks(read.text, specs), last_tokens(read.text, tokens)], format="csc")
+        columns = hstack([together(read.text, specs), last_tokens(read.text, tokens)], format="csc")
         ground = Ground(read.text, columns)
         claims = self._claims(candidates, rows, column)
         model, layers = self._run.manifest.model, range(self._run.manifest.model.layers)
