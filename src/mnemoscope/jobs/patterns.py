@@ -54,7 +54,7 @@ BUDGET = 65_536  # tokens of each half that the model reads
 WHOLE_BUDGET = 32_768  # tokens, at most, on which candidates of the family `whole` are looked for
 LEVEL = 0.05  # of p_family: units whose best pattern drawn sets equal more often are not tested further
 FURTHER = (pl.col("p_family").first() <= LEVEL).over("unit", "tests")
-TESTED = {MAIN: 10, NEXT: 2, POSITION: 1, WHOLE: 6}  # candidates of a unit that are counted in the first look
+TESTED = {MAIN: 10, NEXT: 2, POSITION: 1, WHOLE: 7}  # candidates of a unit that are counted in the first look
 _RATES = ("test_p", "token_p", "q", "token_q")  # which are 1 where they were not asked for
 CONFIRMED = {  # how `jobs.heldout` calls columns, and how the table does
     "n_test": "test_triggers",

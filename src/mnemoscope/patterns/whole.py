@@ -86,7 +86,7 @@ def surprise(both: np.ndarray, expected: np.ndarray, active: np.ndarray) -> np.n
 
 
 def proposed(counted: Counted, language: Language, unit: np.ndarray) -> pl.DataFrame:
-    """Candidates (columns of `FOUND`), the most surprising first: common patterns, and unions of two to four words.
+    """Candidates (columns of `FOUND`), the most surprising first: common patterns, a word, unions of two to four words.
 
     unit  i64[row of `counted`]: what each is called in the frame; ascending
     """
@@ -107,7 +107,7 @@ def proposed(counted: Counted, language: Language, unit: np.ndarray) -> pl.DataF
     columns = np.pad(
         np.where(clear, often + common, -1), ((0, 0), (0, PARTS[ANY] - often.shape[1])), constant_values=-1
     )
-    for size in range(2, PARTS[ANY] + 1):
+    for size in range(1, PARTS[ANY] + 1):
         some = np.flatnonzero((columns >= 0).sum(1) >= size)
         parts.append((some, np.where(np.arange(PARTS[ANY]) < size, columns[some], -1)))
     rows, columns = np.concatenate([some for some, _ in parts]), np.concatenate([part for _, part in parts])
@@ -131,7 +131,6 @@ def _frame(
         {
             "unit": unit[rows],
             "tests": pl.repeat(WHOLE, len(rows), eager=True),
-            "rank": np.arange(len(rows)) - np.searchsorted(rows, rows),
             "place": number,
             "n": counted.active[rows],
             "hits": both,
@@ -151,6 +150,9 @@ def _frame(
         },
         schema_overrides={"equivalents": pl.List(pl.String)},
     )
+    # A word may be a common pattern, too.
+    frame = frame.unique(["unit", "place"], keep="first", maintain_order=True)
+    frame = frame.with_columns(rank=pl.int_range(pl.len()).over("unit"))
     role = pl.when(pl.col("rank") == 0).then(pl.lit("best")).otherwise(pl.lit("other")).alias("role")
     frame = frame.join(told, on="place", how="left", maintain_order="left").with_columns(role)
     return frame.select(pl.col(name).cast(dtype) for name, dtype in FOUND.items())
@@ -158,8 +160,10 @@ def _frame(
 
 def _patterns(specs: Sequence[str], columns: np.ndarray) -> tuple[list[Pattern], np.ndarray]:
     """The different patterns, and i64[row] which of them each row of columns is."""
-    different, number = np.unique(np.sort(columns, 1), axis=0, return_inverse=True)
     one = [parse(spec) for spec in specs]
+    first = {spec: place for place, spec in reversed(list(enumerate(specs)))}
+    same = np.array([*(first[spec] for spec in specs), -1])  # of specs that are there twice
+    different, number = np.unique(np.sort(same[columns], 1), axis=0, return_inverse=True)
     made = [tuple(one[column] for column in row if column >= 0) for row in different.tolist()]
     return [parts[0] if len(parts) == 1 else disjunction(parts) for parts in made], number.ravel()
 
