@@ -54,8 +54,8 @@ def test_what_strata_leave_is_no_evidence() -> None:
 
 def test_what_shows_nothing() -> None:
     """Nothing active, or a single document: no evidence."""
-    nothing = np.zeros((1, 4))
-    assert by_document(nothing, nothing) == 1
+    nothing = np.zeros((1, 4), np.uint16)
+    assert by_document(nothing, nothing.astype(np.float32)) == 1
     assert by_document(np.array([[50, 0, 0]]), np.array([[1.0, 0, 0]]))[0] > 0.2
 
 

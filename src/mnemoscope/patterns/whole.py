@@ -179,7 +179,7 @@ def by_document(both: np.ndarray, expected: np.ndarray, beyond: float = BEYOND) 
     both, expected  [claim, document]
     """
     parts = [
-        _tail(both[some] - beyond * expected[some])
+        _tail(both[some] - beyond * expected[some].astype(np.float64))
         for some in (slice(start, start + _CLAIMS) for start in range(0, len(both), _CLAIMS))
     ]
     return np.concatenate([np.zeros(0), *parts])
