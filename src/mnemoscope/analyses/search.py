@@ -142,6 +142,9 @@ def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         "active",
     )
     hits = rows.filter("hit").select(columns).collect() if wanted else pl.DataFrame()
+    if len(hits):  # what triggers and the whole distribution both say is one pattern
+        hits = hits.sort("none", "f1", descending=[False, True], nulls_last=True)
+        hits = hits.unique(["layer", "neuron", "unit", "polarity", "name"], keep="first", maintain_order=True)
     mine = hits.filter(pl.col("unit") == "neuron") if len(hits) else hits
     if not len(mine):
         raise QueryError(
