@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.errors import QueryError
+from mnemoscope.patterns.pattern import NEXT
 from mnemoscope.patterns.twoway import NONE
 from mnemoscope.records import NeuronId
 
@@ -127,24 +128,14 @@ def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         .str.contains(wanted, literal=True)
         .alias("hit"),
         (pl.col("verdict") == NONE).alias("none"),
+        (pl.col("tests") == NEXT).alias("follows"),
     )
-    columns = (
-        "layer",
-        "neuron",
-        "unit",
-        "polarity",
-        "none",
-        "name",
-        "verdict",
-        "f1",
-        "purity",
-        "coverage",
-        "active",
-    )
+    claim = ["layer", "neuron", "unit", "polarity", "follows", "name"]
+    columns = [*claim, "none", "verdict", "f1", "purity", "coverage", "active"]
     hits = rows.filter("hit").select(columns).collect() if wanted else pl.DataFrame()
     if len(hits):  # what triggers and the whole distribution both say is one pattern
         hits = hits.sort("none", "f1", descending=[False, True], nulls_last=True)
-        hits = hits.unique(["layer", "neuron", "unit", "polarity", "name"], keep="first", maintain_order=True)
+        hits = hits.unique(claim, keep="first", maintain_order=True)
     mine = hits.filter(pl.col("unit") == "neuron") if len(hits) else hits
     if not len(mine):
         raise QueryError(
