@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from mnemoscope.cli.options import AsJson, Device, Moved, RunFolder
+from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
-from mnemoscope.cli.shared import model_of, print_json, progress_bars, stdout
+from mnemoscope.cli.shared import model_of, print_json, stdout
 from mnemoscope.errors import QueryError
 from mnemoscope.records import NeuronId
 

@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 
 from mnemoscope.cli.options import AsJson, Device, Dtype, ModelName, Revision, Trust
+from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
-from mnemoscope.cli.shared import load, print_json, progress_bars, say, stdout
+from mnemoscope.cli.shared import load, print_json, say, stdout
 from mnemoscope.errors import QueryError
 
 if TYPE_CHECKING:

@@ -1,19 +1,15 @@
-"""What the commands share: loading, printing, progress."""
+"""What the commands share: loading, printing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
-from mnemoscope.records import Progress
+from mnemoscope.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from mnemoscope.models import Model
@@ -51,31 +47,3 @@ def build_run(model: Model, corpus: Any, out: Path, **options: Any) -> Run:
 
     with progress_bars() as report:
         return run_build(model, corpus, out, report=report, **options)
-
-
-@contextmanager
-def progress_bars() -> Iterator[Callable[[Progress], None]]:
-    """Draw progress on stderr: one bar a stage, with speed and time left."""
-    columns = (
-        TextColumn("{task.description:<15}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Bar(*columns, console=Console(stderr=True), speed_estimate_period=60) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(step: Progress) -> None:
-            if step.stage not in tasks:
-                # What was done before (a resumed run) must not count as speed.
-                tasks[step.stage] = bar.add_task(
-                    step.stage, total=step.total, completed=step.done, speed=step.unit
-                )
-            task = tasks[step.stage]
-            bar.update(task, completed=step.done, total=step.total)
-            pace = bar.tasks[task].speed
-            bar.update(task, speed=f"{pace:,.0f} {step.unit}/s" if pace and pace >= 1 else step.unit)
-
-        yield report

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mnemoscope.cli.options import AsJson, Device, Dtype, Revision, RunFolder, Trust
+from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
-from mnemoscope.cli.shared import build_run, load, print_json, progress_bars, say, stdout
+from mnemoscope.cli.shared import build_run, load, print_json, say, stdout
 from mnemoscope.errors import QueryError
 
 if TYPE_CHECKING:

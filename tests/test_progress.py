@@ -1,0 +1,33 @@
+"""Progress in a log: lines now and then, a last one when a stage is finished."""
+
+from __future__ import annotations
+
+import pytest
+
+from mnemoscope.cli.progress import Lines, progress_bars
+from mnemoscope.records import Progress
+
+
+def test_lines_of_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing within the first minute, then how far it is and how long it takes; what a resumed run had done before
+    is no speed; a finished stage is said once, and may come again."""
+    clock = [0.0]
+    lines = Lines(now=lambda: clock[0])
+    for now, done in ((0, 1_000), (59, 1_100), (60, 1_200), (61, 1_300), (4_000, 9_000), (4_001, 9_000)):
+        clock[0] = now
+        lines(Progress("mining", done, 9_000, "tokens"))
+    assert capsys.readouterr().err.splitlines() == [
+        "mining: 1,200 of 9,000 tokens, 0:01:00, about 0:39:00 left",
+        "mining: 9,000 of 9,000 tokens, 1:06:40",
+    ]
+    lines(Progress("mining", 0, 5, "tokens"))
+    clock[0] += 2
+    lines(Progress("mining", 5, 5, "tokens"))
+    assert capsys.readouterr().err == "mining: 5 of 5 tokens, 0:00:02\n"
+
+
+def test_a_file_gets_lines_and_no_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    """Under pytest stderr is no terminal."""
+    with progress_bars() as report:
+        report(Progress("drawing", 3, 3, "figures"))
+    assert capsys.readouterr().err == "drawing: 3 of 3 figures, 0:00:00\n"
