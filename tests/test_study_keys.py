@@ -53,7 +53,7 @@ def patterns(*some: tuple[str, float, int, int]) -> pl.DataFrame:
     """Confirmed patterns of one unit: kind, token_q, triggers, bits."""
     names = ["kind", "token_q", "test_triggers", "test_where"]
     frame = pl.DataFrame(some, names, orient="row").with_columns(pl.col("test_where").cast(pl.Int64))
-    address = {"unit": "neuron", "layer": 0, "neuron": 3, "polarity": 1, "q": 0.01}
+    address = {"unit": "neuron", "layer": 0, "neuron": 3, "polarity": 1, "q": 0.01, "test_base_rate": 0.1}
     return frame.with_columns(**{name: pl.lit(value) for name, value in address.items()})
 
 
@@ -62,6 +62,24 @@ def test_cases_are_counted_trigger_by_trigger() -> None:
     some = keys.cases(patterns(("shallow", 1.0, 4, 0b0011), ("semantic", 0.01, 4, 0b0110)), 0.05)
     assert some.select(keys.CASES).rows() == [(1, 1, 1, 1)]
     assert some.select("patterns", "triggers").rows() == [(0, 4)]
+
+
+def test_ordinary_prefixes_show_patterns_by_their_base_rates() -> None:
+    """N1: of the patterns that count, each is there in a tenth of ordinary prefixes; another reading adds nothing."""
+    some = keys.cases(
+        patterns(
+            ("shallow", 1.0, 10, 0b0000000111),
+            ("shallow", 1.0, 10, 0b0000000111),  # the same triggers again
+            ("shallow", 1.0, 10, 0b0000111000),
+            ("semantic", 0.01, 10, 0b1111000000),
+        ),
+        0.05,
+    )
+    flat, deep = 1 - 0.9**2, 0.1
+    expected = [flat * (1 - deep), flat * deep, (1 - flat) * deep, (1 - flat) * (1 - deep)]
+    found = some.select(f"ordinary {case}" for case in keys.CASES).row(0)
+    assert found == pytest.approx([10 * share for share in expected])
+    assert some.select(keys.CASES).row(0) == (6, 0, 4, 0) and some["patterns"].item() == 3
 
 
 @settings(max_examples=50)
@@ -73,12 +91,10 @@ def test_a_pattern_counts_with_three_triggers_of_its_own(units: list[list[int]])
     expected = []
     for unit in units:
         seen: set[int] = set()
-        number = 0
         for bits in unit:
             shown = {bit for bit in range(8) if bits >> bit & 1}
-            if len(shown - seen) >= 3:
-                seen, number = seen | shown, number + 1
-        expected.append(number)
+            expected.append(len(shown - seen) >= 3)
+            seen |= shown if expected[-1] else set()
     assert keys._distinct(where, first).tolist() == expected
 
 
@@ -97,10 +113,11 @@ def test_all_sixty_four_triggers_have_a_bit() -> None:
 def test_layers_add_up_and_the_unconfirmed_do_not_count(run: Run) -> None:
     """Cases of a layer add up to one; units without a confirmed pattern are not covered."""
     frame = {one.id: one for one in keys.findings(run)}["figure-2-covered"].frame
-    assert frame.group_by("units", "layer").agg(pl.col("share").sum())["share"].to_list() == pytest.approx(
-        [1, 1]
-    )
-    share = {(row["layer"], row["case"]): row["share"] for row in frame.iter_rows(named=True)}
+    sums = frame.group_by("units", "layer").agg(pl.col("share").sum())
+    assert set(sums["units"]) == {"neurons", keys.ORDINARY}
+    assert sums["share"].to_list() == pytest.approx([1] * 4)
+    mine = frame.filter(pl.col("units") == "neurons")
+    share = {(row["layer"], row["case"]): row["share"] for row in mine.iter_rows(named=True)}
     units = (
         run.table("triggers")
         .filter(pl.col("layer") == 0)
@@ -145,7 +162,11 @@ def test_shares_are_those_of_the_patterns_command(run: Run) -> None:
     other = explained(run, _units(run)).filter(pl.col("unit") == "neuron").sort("layer")
     names = dict(zip(keys.CASES, ("shallow", "both", "semantic", "none"), strict=True))
     for case, name in names.items():
-        mine = frame.filter(pl.col("case") == case).sort("layer")["share"].to_list()
+        mine = (
+            frame.filter((pl.col("case") == case) & (pl.col("units") == "neurons"))
+            .sort("layer")["share"]
+            .to_list()
+        )
         assert mine == pytest.approx(other[name].to_list(), abs=0.02)
 
 

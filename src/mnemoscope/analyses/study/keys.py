@@ -19,12 +19,18 @@ if TYPE_CHECKING:
     from mnemoscope.store import Run
 
 NULL = "random"
+ORDINARY = "ordinary prefixes (N1)"
 LEAST = 3  # triggers that make a pattern, as in the paper
 CASES = ("shallow", "shallow and semantic", "semantic", "not covered")
 VERDICTS = ("iff", "active -> pattern", "pattern -> active", "neither", "no pattern above the null")
 _FLAT, _DEEP = ("shallow", "shallow and semantic"), ("semantic", "shallow and semantic")
 _UNIT = ["layer", "neuron", "polarity"]
-_NAMES = {"neuron": "neurons", NULL: "random directions"}
+_NAMES = {
+    "neuron": "neurons",
+    NULL: "random directions",
+    "rotated": "rotated basis",
+    "shuffled": "shuffled weights",
+}
 
 
 def findings(run: Run) -> list[Finding]:
@@ -35,8 +41,9 @@ def findings(run: Run) -> list[Finding]:
 
 
 def _units(run: Run) -> pl.DataFrame:
-    """One row per unit (a neuron or a random direction, with a sign) that has a trigger: its address, how many
-    `patterns` it has, its `triggers` of the test half, and how many of these fall in each of CASES.
+    """One row per unit (a neuron or a pseudo-neuron, with a sign) that has a trigger: its address, how many `patterns`
+    it has, its `triggers` of the test half, how many of these fall in each of CASES, and how many `ordinary ...` ones
+    would.
 
     A unit without a candidate has as many triggers as the mean of the others of its layer and kind.
     """
@@ -45,7 +52,7 @@ def _units(run: Run) -> pl.DataFrame:
         run.table("patterns")
         .filter(pl.col("tests") == MAIN)
         .sort("unit", *_UNIT, maintain_order=True)
-        .select("unit", *_UNIT, "kind", "q", "token_q", "test_triggers", "test_where")
+        .select("unit", *_UNIT, "kind", "q", "token_q", "test_base_rate", "test_triggers", "test_where")
         .collect()
     )
     joined = _everyone(run).join(cases(rows, rate), on=["unit", *_UNIT], how="left", maintain_order="left")
@@ -53,7 +60,9 @@ def _units(run: Run) -> pl.DataFrame:
     triggers = pl.col("triggers").cast(pl.Float64).fill_null(usual)
     found = joined.with_columns(triggers=triggers, patterns=pl.col("patterns").fill_null(0))
     return found.with_columns(
-        *(pl.col(case).fill_null(0) for case in CASES[:-1]), pl.col(CASES[-1]).fill_null(pl.col("triggers"))
+        pl.col(f"{which}{case}").fill_null(0 if case != CASES[-1] else pl.col("triggers"))
+        for case in CASES
+        for which in ("", "ordinary ")
     )
 
 
@@ -66,9 +75,8 @@ def cases(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     """
     units = rows.select("unit", *_UNIT).unique(maintain_order=True)
     if rows.height == 0:
-        return units.with_columns(
-            patterns=pl.lit(0), triggers=pl.lit(0), **{case: pl.lit(0) for case in CASES}
-        )
+        names = ("patterns", "triggers", *CASES, *(f"ordinary {case}" for case in CASES))
+        return units.with_columns(pl.lit(0).alias(name) for name in names)
     first = np.flatnonzero(
         rows.select(pl.struct("unit", *_UNIT).rle_id().alias("id"))["id"].diff().fill_null(1)
     )
@@ -81,36 +89,47 @@ def cases(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     shown = [np.bitwise_count(bits).astype(np.int64) for bits in (flat & ~deep, flat & deep, deep & ~flat)]
     triggers = rows["test_triggers"].to_numpy()[first].astype(np.int64)
     counts = dict(zip(CASES, [*shown, triggers - sum(shown)], strict=True))
+    counted = _distinct(np.where(confirmed, where, none), first)
+    absent = [
+        np.multiply.reduceat(np.where(counted & which, 1 - rows["test_base_rate"].to_numpy(), 1.0), first)
+        for which in (~semantic, semantic)
+    ]
+    for case, share in zip(CASES, _independent(*absent), strict=True):
+        counts[f"ordinary {case}"] = share * triggers
     return units.with_columns(
-        patterns=pl.Series(_distinct(np.where(confirmed, where, none), first)),
+        patterns=pl.Series(np.add.reduceat(counted.astype(np.int64), first)),
         triggers=pl.Series(triggers),
         **{case: pl.Series(count) for case, count in counts.items()},
     )
 
 
+def _independent(flat: np.ndarray, deep: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Shares of CASES where no shallow pattern is with chance `flat`, and no semantic one with chance `deep`."""
+    return (1 - flat) * deep, (1 - flat) * (1 - deep), flat * (1 - deep), flat * deep
+
+
 def _distinct(where: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """i64[unit]: the patterns that show `LEAST` triggers that those before them, which count, do not.
+    """bool[pattern]: whether it shows `LEAST` triggers that those before it, of the same unit and which count, do not.
 
     where  u64[pattern]: which triggers show it; unit by unit, the best first
     first  i64[unit]: where each unit begins
     """
     sizes = np.diff(first, append=len(where))
-    counted, covered = np.zeros(len(first), np.int64), np.zeros(len(first), np.uint64)
+    counted, covered = np.zeros(len(where), bool), np.zeros(len(first), np.uint64)
     for place in range(sizes.max(initial=0)):
         unit = np.flatnonzero(sizes > place)
         shown = where[first[unit] + place]
         more = np.bitwise_count(shown & ~covered[unit]) >= LEAST
-        counted[unit[more]] += 1
+        counted[first[unit[more]] + place] = True
         covered[unit[more]] |= shown[more]
     return counted
 
 
 def _everyone(run: Run) -> pl.DataFrame:
-    """Every unit that has a trigger: neurons, and random directions if the run has them."""
+    """Every unit that has a trigger: neurons, and pseudo-neurons if the run has them."""
     parts = [run.table("triggers").select(pl.lit("neuron").alias("unit"), *map(pl.col, _UNIT))]
     if "null_triggers" in run.manifest.tables:
-        nulls = run.table("null_triggers").filter(pl.col("kind") == NULL)
-        parts.append(nulls.select(pl.col("kind").alias("unit"), *map(pl.col, _UNIT)))
+        parts.append(run.table("null_triggers").select(pl.col("kind").alias("unit"), *map(pl.col, _UNIT)))
     return pl.concat([part.unique().collect() for part in parts]).sort("unit", *_UNIT)
 
 
@@ -135,35 +154,42 @@ def _kinds(units: pl.DataFrame) -> list[str]:
 
 
 def _covered(units: pl.DataFrame) -> Finding:
-    """A8, Figure 2: what share of triggers each kind of pattern covers, beside random directions."""
-    parts = []
-    for kind in _kinds(units):
+    """A8, Figure 2: what share of triggers each kind of pattern covers, beside what ordinary prefixes and
+    pseudo-neurons have."""
+    parts, chance = [], ""
+    bars = [(_NAMES[kind], kind, "") for kind in _kinds(units)]
+    for name, kind, which in [bars[0], (ORDINARY, bars[0][1], "ordinary "), *bars[1:]]:
         some = units.filter(pl.col("unit") == kind)
         for case in CASES:
-            layers, mean = _mean(some, case)
+            layers, mean = _mean(some, which + case)
             parts.append(
                 layers.with_columns(
-                    units=pl.lit(_NAMES[kind]), case=pl.lit(case), share=pl.Series(mean.value),
+                    units=pl.lit(name), case=pl.lit(case), share=pl.Series(mean.value),
                     low=pl.Series(mean.low), high=pl.Series(mean.high),
                 )
             )  # fmt: skip
+        if name != bars[0][0]:
+            chance += f", {1 - _share(some, which + CASES[-1]):.1%} of {name}"
     frame = pl.concat(parts)
-    neurons, null = (units.filter(pl.col("unit") == kind) for kind in ("neuron", NULL))
-    chance = f", of random directions {1 - _share(null, 'not covered'):.1%}" if null.height else ""
+    neurons = units.filter(pl.col("unit") == "neuron")
     return Finding(
         id="figure-2-covered",
         items=("A8", "A4"),
         title="Shallow and semantic patterns by layer (Geva Figure 2)",
-        says=f"Confirmed patterns cover {1 - _share(neurons, 'not covered'):.1%} of the triggers of the test "
-        f"half{chance}; semantic ones, beyond what the last token explains, {_share(neurons, *_DEEP):.1%}.",
+        says=f"Confirmed patterns cover {1 - _share(neurons, CASES[-1]):.1%} of the neurons' triggers of the test half"
+        f"{chance}; semantic ones, beyond what the last token explains, {_share(neurons, *_DEEP):.1%}.",
         frame=frame,
         figure=Figure(
             "stack", "layer", "share", "layer", "triggers (%)", color="case", facet="units", share=True, order=CASES
         ),
         paper="65-80 % covered; shallow patterns prevail in layers 1-9 of 16, semantic ones in 10-16",
-        null="random directions, searched and tested in the same way" if null.height else "",
+        null="for the neurons' own patterns, prefixes at the same positions whose last tokens are as frequent (N1)"
+        + ("; pseudo-neurons, searched and tested in the same way (N3, N4)" if len(bars) > 1 else ""),
         resampled="units (in the table)",
-        notes=("a unit is a neuron with a sign; patterns are found by search, not by annotators",),
+        notes=(
+            "a unit is a neuron with a sign; patterns are found by search, not by annotators",
+            "N1 takes the patterns that count (three triggers that no better one shows) as independent",
+        ),
     )  # fmt: skip
 
 
@@ -255,14 +281,13 @@ def _verdicts(run: Run, tests: str) -> Finding | None:
     )
     told_apart = frame.filter(pl.col("verdict") != VERDICTS[-1])
     mine = rows.filter(pl.col("unit") == "neuron")
-    null = rows.filter(pl.col("unit") == NULL)
     told = ", ".join(f"{(mine['verdict'] == one).to_numpy().mean():.1%} {one}" for one in VERDICTS[:3])
-    chance = (
-        f"; of random directions {(null['verdict'].is_in(VERDICTS[:3])).to_numpy().mean():.1%} pass in either "
-        "direction"
-        if null.height
-        else ""
-    )
+    passed = {
+        _NAMES[kind]: rows.filter(pl.col("unit") == kind)["verdict"].is_in(VERDICTS[:3]).to_numpy().mean()
+        for kind in kinds[1:]
+    }
+    chance = "".join(f", {share:.1%} of {name}" for name, share in passed.items())
+    chance = f"; in either direction pass{chance.removeprefix(',')}" if chance else ""
     return Finding(
         id="two-way-verdicts" if tests == MAIN else "two-way-whole",
         items=("A74", "A78"),
@@ -275,6 +300,6 @@ def _verdicts(run: Run, tests: str) -> Finding | None:
             "stack", "layer", "share", "layer", "units with a pattern (%)", color="verdict", facet="unit", share=True,
             order=VERDICTS,
         ),
-        null="random directions with their own best pattern" if null.height else "",
+        null="pseudo-neurons with their own best pattern" if chance else "",
         notes=("on text of the test half that was used for nothing else", f"all others: {VERDICTS[-1]}"),
     )  # fmt: skip
