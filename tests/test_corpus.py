@@ -634,13 +634,14 @@ def test_a_first_document_beyond_the_limit_gives_what_fits(tmp_path: Path) -> No
 
 
 def test_progress_is_reported(tmp_path: Path) -> None:
-    """Planning says how many tokens of how many it has."""
+    """Planning says how many tokens of how many it has, and at the end how many there are."""
     told: list[Progress] = []
     corpus = load_corpus(["the cat", "the dog"], limit=100)
     write_plan(corpus, tokenizer(), tmp_path, context_length=16, report=told.append)
     assert [(item.stage, item.done, item.total, item.unit) for item in told] == [
         ("planning", 2, 100, "tokens"),
         ("planning", 4, 100, "tokens"),
+        ("planning", 4, 4, "tokens"),
     ]
 
 

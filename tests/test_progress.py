@@ -26,6 +26,17 @@ def test_lines_of_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "mining: 5 of 5 tokens, 0:00:02\n"
 
 
+def test_a_total_that_is_not_known_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    """How much is done is said, and no end is promised; with the total the stage is finished."""
+    clock = [0.0]
+    lines = Lines(now=lambda: clock[0])
+    for now, total in ((0, 0), (70, 0), (80, 500)):
+        clock[0] = now
+        lines(Progress("planning", 500, total, "tokens"))
+    said = ["planning: 500 tokens, 0:01:10", "planning: 500 of 500 tokens, 0:01:20"]
+    assert capsys.readouterr().err.splitlines() == said
+
+
 def test_a_file_gets_lines_and_no_bars(capsys: pytest.CaptureFixture[str]) -> None:
     """Under pytest stderr is no terminal."""
     with progress_bars() as report:

@@ -287,6 +287,8 @@ def write_plan(
                 break
         if not writer.contexts:
             raise CorpusError(f"planning {corpus.id}: no context has two tokens; give longer texts")
+        if report is not None:
+            report(Progress("planning", writer.tokens, writer.tokens, "tokens"))
         about = {"id": corpus.id, "source": corpus.source, "segment": corpus.segment, "limit": corpus.limit}
         return writer.finish(about, context_length)
     except OSError as error:

@@ -151,7 +151,7 @@ class Estimate:
 
 
 class Progress(NamedTuple):
-    """How far a stage of a job has come; jobs hand it to a callback, edges draw it."""
+    """How far a stage of a job has come; jobs hand it to a callback, edges draw it. `total` is 0 while unknown."""
 
     stage: str
     done: int

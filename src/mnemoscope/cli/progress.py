@@ -37,7 +37,7 @@ class Lines:
 
     def __call__(self, step: Progress) -> None:
         now = self._now()
-        finished = step.done >= step.total
+        finished = step.done >= step.total > 0
         stage = self._stages.get(step.stage)
         if stage is None or (stage.finished and not finished):  # a job may come to a stage twice
             stage = self._stages[step.stage] = _Stage(now, step.done, now)
@@ -45,8 +45,9 @@ class Lines:
             return
         stage.said, stage.finished = now, finished
         seconds, done = now - stage.begun, step.done - stage.before
-        line = f"{step.stage}: {step.done:,} of {step.total:,} {step.unit}, {_clock(seconds)}"
-        if not finished and done:
+        of = f" of {step.total:,}" if step.total else ""
+        line = f"{step.stage}: {step.done:,}{of} {step.unit}, {_clock(seconds)}"
+        if of and done and not finished:
             line += f", about {_clock(seconds / done * (step.total - step.done))} left"
         typer.echo(line, err=True)
 
@@ -82,10 +83,10 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
             if step.stage not in tasks:
                 # What was done before (a resumed run) must not count as speed.
                 tasks[step.stage] = bar.add_task(
-                    step.stage, total=step.total, completed=step.done, speed=step.unit
+                    step.stage, total=step.total or None, completed=step.done, speed=step.unit
                 )
             task = tasks[step.stage]
-            bar.update(task, completed=step.done, total=step.total)
+            bar.update(task, completed=step.done, total=step.total or None)
             pace = bar.tasks[task].speed
             bar.update(task, speed=f"{pace:,.0f} {step.unit}/s" if pace and pace >= 1 else step.unit)
 
