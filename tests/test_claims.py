@@ -199,7 +199,10 @@ def test_terminal_page_and_dictionary_agree(run: Run) -> None:
     found = json.loads(json.dumps(card.to_dict()))["claims"][0]
     assert found["purity"]["value"] == claim.purity.value and found["definitions"][0]["name"] == "chosen"
     doubted = text.plain(text.card(run.neuron(1, 5)))
-    assert "That is not beyond what chance gives." in doubted and "other explanations" not in doubted
+    row = wording.doubted(next(one for one in run.neuron(1, 5).claims if one.verdict == twoway.NONE))
+    line = next(line for line in doubted.splitlines() if row[0] in line)
+    assert all(cell in line for cell in row) and "other explanations" not in doubted
+    assert wording.DOUBTED[0] in doubted and wording.DOUBTED[0] in html.page(run.neuron(1, 5))
     assert "none that its triggers share" in str(run.neuron(1, 6))
 
 

@@ -22,6 +22,12 @@ _KINDS = {
     "rotated": "rotated axes of this layer",
     "shuffled": "neurons of a model with shuffled weights",
 }
+_FAMILIES = {
+    "main": "",
+    "whole": " (by its whole distribution)",
+    "next": " (what comes next)",
+    "position": " (position)",
+}
 _BASELINES = {
     "token": "a table of its triggers' last tokens",
     "other": "another unit's pattern",
@@ -52,6 +58,11 @@ def active_means(claim: Claim) -> str:
     """What the claim is about: the prefix, the next token or the position, and for which sign."""
     sign = "Active" if claim.polarity > 0 else "Active (negative)"
     return f"{sign} means"
+
+
+def family(claim: Claim) -> str:
+    """What a name does not say of itself: which tests the claim belongs to."""
+    return _FAMILIES[claim.tests]
 
 
 def evidence(claim: Claim) -> str:
@@ -141,6 +152,22 @@ DEFINITIONS = ("active means", "from", "tokens", "purity", "coverage", "F1", "ve
 def believed(claim: Claim) -> bool:
     """Whether there is more to say than that there is nothing."""
     return claim.verdict != NONE
+
+
+DOUBTED = (NONE, "when", "purity", "coverage", "F1", "null, 99 %")
+
+
+def doubted(claim: Claim) -> tuple[str, str, str, str, str, str]:
+    """A row for a claim without a verdict: sign, both sides, F1, and the 99th percentile of pseudo-neurons."""
+    high = max((null.high for null in claim.nulls), default=None)
+    return (
+        claim.name + family(claim),
+        "> 0" if claim.polarity > 0 else "< 0",
+        decimal(claim.purity.value),
+        decimal(claim.coverage.value),
+        interval(claim.f1),
+        decimal(high),
+    )
 
 
 def sampled(claim: Claim, most: int) -> list[Point]:

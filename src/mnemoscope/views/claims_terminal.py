@@ -13,13 +13,6 @@ from mnemoscope.patterns.claims import Claim
 from mnemoscope.views import claims as wording
 from mnemoscope.views.cards import number
 
-_FAMILIES = {
-    "main": "",
-    "whole": " (by its whole distribution)",
-    "next": " (what comes next)",
-    "position": " (position)",
-}
-
 
 def section(claims: Sequence[Claim] | None, width: int) -> Iterator[RenderableType]:
     """The part of a card that is about patterns; nothing if none were looked for."""
@@ -30,7 +23,10 @@ def section(claims: Sequence[Claim] | None, width: int) -> Iterator[RenderableTy
     if not claims:
         yield Text(" none that its triggers share beyond chance", style="dim")
     for claim in claims:
-        yield from verdict(claim, width, whole=wording.believed(claim))
+        if wording.believed(claim):
+            yield from verdict(claim, width, whole=True)
+    if rest := [claim for claim in claims if not wording.believed(claim)]:
+        yield Padding(doubted(rest), (0, 0, 0, 1))
     if claims:
         yield Padding(Text(wording.RESAMPLED, style="dim"), (0, 0, 0, 1))
 
@@ -38,7 +34,7 @@ def section(claims: Sequence[Claim] | None, width: int) -> Iterator[RenderableTy
 def verdict(claim: Claim, width: int, *, whole: bool) -> Iterator[RenderableType]:
     """The verdict as a sentence; if `whole`, also what it rests on."""
     line = Text(f"{wording.active_means(claim)} ")
-    line.append(claim.name, style="bold italic").append(_FAMILIES[claim.tests])
+    line.append(claim.name, style="bold italic").append(wording.family(claim))
     line.append(f" {wording.evidence(claim)}: ", style="" if whole else "dim").append(
         claim.verdict, style="bold"
     )
@@ -55,6 +51,16 @@ def verdict(claim: Claim, width: int, *, whole: bool) -> Iterator[RenderableType
             yield Padding(Text(text, style="dim"), (0, 0, 0, 3))
     yield Padding(curve(claim, width - 20), (0, 0, 0, 3))
     yield Padding(definitions(claim), (0, 0, 0, 3))
+
+
+def doubted(claims: Sequence[Claim]) -> RenderableType:
+    """Claims without a verdict, a row each."""
+    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
+    for place, name in enumerate(wording.DOUBTED):
+        table.add_column(name, justify="right" if place else "left", no_wrap=place > 0)
+    for claim in claims:
+        table.add_row(*wording.doubted(claim), style="dim")
+    return table
 
 
 def curve(claim: Claim, most: int) -> RenderableType:

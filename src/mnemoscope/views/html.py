@@ -58,7 +58,8 @@ def environment() -> Environment:
         cards.layer_line, cards.lens_note, cards.model_line, cards.number, cards.quadrants, cards.readings,
         cards.readings_note, cards.reason, cards.share, cards.side_title, cards.source, cards.state_note,
         cards.threshold_note, cards.where, claims.active_means, claims.bands, claims.baselines, claims.believed,
-        claims.definition, claims.evidence, claims.figures, claims.meaning, claims.sampled, claims.specificity,
+        claims.definition, claims.doubted, claims.evidence, claims.family, claims.figures,
+        claims.meaning, claims.sampled, claims.specificity,
         claims.where_active,
     )  # fmt: skip
     found.filters |= {call.__name__: call for call in wording}
@@ -66,6 +67,8 @@ def environment() -> Environment:
     found.globals |= {
         "key_note": cards.KEY_NOTE,
         "definition_names": claims.DEFINITIONS,
+        "doubted_names": claims.DOUBTED,
+        "no_pattern": claims.NONE,
         "resampled_note": claims.RESAMPLED,
     }
     return found
