@@ -59,6 +59,14 @@ def test_every_kind_draws_with_its_axes(kind: str) -> None:
         assert "NaN" not in svg and "<b>" not in svg
 
 
+def test_what_is_left_is_grey() -> None:
+    """The rest has no colour of its own, and the others keep theirs."""
+    plain, grey = (figures.svg(figures.chart(finding("stack", **more))) for more in ({}, {"rest": "two"}))
+    first, second = figures.SERIES[:2]
+    assert first in plain and second in plain and figures.NULL not in plain
+    assert first in grey and second not in grey and figures.NULL in grey
+
+
 def test_a_finding_without_rows_or_figure_has_no_picture() -> None:
     """There is nothing to draw, and no error."""
     assert figures.chart(Finding("bare", ("A2",), "t", "s", FRAME)) is None

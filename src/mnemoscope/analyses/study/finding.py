@@ -29,6 +29,7 @@ class Figure:
     facet      one panel for each value; `free` panels have y scales of their own
     share      y (in a heat map the colour) is a share of 1, shown in percent
     order      series from first to last (text); the order of their first rows if empty
+    rest       the series (text) that is what the others leave, drawn in grey; empty if there is none
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Figure:
     log_y: bool = False
     share: bool = False
     order: tuple[str, ...] = ()
+    rest: str = ""
 
     def columns(self) -> tuple[str, ...]:
         """The columns that it reads."""

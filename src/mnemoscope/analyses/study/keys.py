@@ -180,7 +180,8 @@ def _covered(units: pl.DataFrame) -> Finding:
         f"{chance}; semantic ones, beyond what the last token explains, {_share(neurons, *_DEEP):.1%}.",
         frame=frame,
         figure=Figure(
-            "stack", "layer", "share", "layer", "triggers (%)", color="case", facet="units", share=True, order=CASES
+            "stack", "layer", "share", "layer", "triggers (%)", color="case", facet="units", share=True, order=CASES,
+            rest=CASES[-1],
         ),
         paper="65-80 % covered; shallow patterns prevail in layers 1-9 of 16, semantic ones in 10-16",
         null="for the neurons' own patterns, prefixes at the same positions whose last tokens are as frequent (N1)"

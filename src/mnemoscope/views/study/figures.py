@@ -142,7 +142,11 @@ class _Drawing:
 
         if self.figure.color is None:
             return alt.value(SERIES[0])
-        scale = alt.Scale(domain=self.names, range=_cycled(SERIES, len(self.names)))
+        cycled = _cycled(SERIES, len(self.names))
+        colours = [
+            NULL if name == self.figure.rest else one for name, one in zip(self.names, cycled, strict=True)
+        ]
+        scale = alt.Scale(domain=self.names, range=colours)
         legend = alt.Legend(
             orient="top",
             title=None,
