@@ -29,6 +29,7 @@ from mnemoscope.jobs import patterns as job
 from mnemoscope.jobs.outcomes import LEVELS
 from mnemoscope.jobs.patterns import WORK, Settings, patterns
 from mnemoscope.models import Model
+from mnemoscope.patterns import twoway
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.pattern import predicate
 from mnemoscope.patterns.search import Options
@@ -249,6 +250,19 @@ def test_what_lies_there_from_other_settings_is_left(bare: Run, model: Model, tm
     assert found.manifest.options["patterns"]["budget"] == 500
 
 
+def test_what_is_known_is_not_sought_again(
+    run: Run, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same settings nothing is done; a table that is lost is made again."""
+    settings = Settings(budget=BUDGET)
+    monkeypatch.setattr(job, "_Job", None)
+    assert patterns(run, model, settings) is run and job.known(run, settings)
+    assert not job.known(run, Settings(budget=BUDGET, seed=1))
+    tables = {name: one for name, one in run.manifest.tables.items() if name != "calibration"}
+    monkeypatch.setattr(run, "manifest", run.manifest.model_copy(update={"tables": tables}))
+    assert not job.known(run, settings)
+
+
 def test_refused(bare: Run, model: Model, tmp_path: Path) -> None:
     """Another model, no budget and too few documents are refused in a line, and the run stays as it was."""
     with pytest.raises(RunMismatch, match="weights"):
@@ -303,9 +317,20 @@ def test_the_run_in_a_page(run: Run) -> None:
     shares = found.triggers.select(analysis.SHARES)
     np.testing.assert_allclose(shares.sum_horizontal(), 1, atol=1e-9)
     assert (shares.to_numpy() >= -1e-9).all()
+    sides = {
+        unit: some["sides"].sum()
+        for (unit,), some in analysis._units(run).group_by("unit", maintain_order=True)
+    }
+    told = _tests(run).filter((pl.col("verdict") != twoway.NONE) & (pl.col("tests") == "main"))
+    believed = told.filter(unit="neuron").height
+    for row in found.expected.filter(tests="main").iter_rows(named=True):
+        null = told.filter(unit=row["unit"]).height
+        expected = null / sides[row["unit"]] / (believed / sides["neuron"])
+        assert (row["believed"], row["null"]) == (believed, null) and row["share"] == pytest.approx(expected)
     cards = [run.neuron(*address) for address in found.clearest]
     text = plain(view.summary(found, None, cards, []), width=120)
     assert "neurons with a pattern beyond each null" in text and "river" in text
+    assert f"main: {believed} of neurons; at the rate of random directions" in text
     json.dumps(found.to_dict())
 
 

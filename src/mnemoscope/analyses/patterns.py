@@ -34,6 +34,8 @@ class Summary:
               `N2` (beyond the last token), `N3 random` ... (F1 above the layer's 99th percentile by the lower end of
               its interval), `verdict` (any but that there is none)
     verdicts  how many units and polarities have each, by kind of unit and family of tests
+    expected  what share of a family's verdicts of neurons would be expected if neurons were pseudo-neurons of a kind:
+              the rate of verdicts among these over the rate among neurons. Verdicts are no surer than that
     triggers  A8: for each layer and kind of unit, the share of held-out triggers that confirmed patterns explain:
               `shallow` only, `both`, `semantic` only (beyond the last token, N2), or `none`
     clearest  neurons whose pattern is clearest, no pattern twice, layers in turn; `silent` some without one, drawn
@@ -42,13 +44,16 @@ class Summary:
 
     beyond: pl.DataFrame
     verdicts: pl.DataFrame
+    expected: pl.DataFrame
     triggers: pl.DataFrame
     clearest: tuple[NeuronId, ...]
     silent: tuple[NeuronId, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
-        frames = {name: getattr(self, name).to_dicts() for name in ("beyond", "verdicts", "triggers")}
+        frames = {
+            name: getattr(self, name).to_dicts() for name in ("beyond", "verdicts", "expected", "triggers")
+        }
         return frames | {name: [str(one) for one in getattr(self, name)] for name in ("clearest", "silent")}
 
 
@@ -59,9 +64,11 @@ def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
     )
     rows = tests.collect()
     units = _units(run)
+    verdicts = rows.group_by("unit", "tests", "verdict").len().sort("unit", "tests", _ORDER)
     return Summary(
         beyond=_beyond(run, rows, units),
-        verdicts=rows.group_by("unit", "tests", "verdict").len().sort("unit", "tests", _ORDER),
+        verdicts=verdicts,
+        expected=_expected(verdicts, units),
         triggers=explained(run, units),
         clearest=_clearest(rows, count),
         silent=_silent(run, rows, count, seed),
@@ -122,6 +129,35 @@ def _beyond(run: Run, rows: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
     )
     share, low, high = wilson(long["count"].to_numpy(), long["units"].to_numpy())
     return long.with_columns(share=pl.Series(share), low=pl.Series(low), high=pl.Series(high))
+
+
+def _expected(verdicts: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
+    """tests, unit (a kind of null), believed (of neurons), null (of this kind), share (null without a verdict)."""
+    sides = dict(units.group_by("unit").agg(pl.col("sides").sum()).iter_rows())
+    rows = []
+    for tests in verdicts["tests"].unique().sort():
+        mine = verdicts.filter((pl.col("tests") == tests) & (pl.col("verdict") != NONE))
+        found = dict(mine.group_by("unit").agg(pl.col("len").sum()).iter_rows())
+        believed = found.get(NEURON, 0)
+        for kind in sorted(sides.keys() - {NEURON}):
+            rate = found.get(kind, 0) / max(sides[kind], 1)
+            rows.append(
+                (
+                    tests,
+                    kind,
+                    believed,
+                    found.get(kind, 0),
+                    rate * sides[NEURON] / believed if believed else None,
+                )
+            )
+    schema = {
+        "tests": pl.String,
+        "unit": pl.String,
+        "believed": pl.Int64,
+        "null": pl.Int64,
+        "share": pl.Float64,
+    }
+    return pl.DataFrame(rows, schema, orient="row")
 
 
 def _bars(run: Run) -> pl.DataFrame:

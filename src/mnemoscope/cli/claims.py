@@ -28,14 +28,15 @@ def patterns(
     from mnemoscope.analyses import labels
     from mnemoscope.analyses import patterns as analysis
     from mnemoscope.analyses.neuron import card
-    from mnemoscope.jobs.patterns import Settings
+    from mnemoscope.jobs.patterns import Settings, known
     from mnemoscope.jobs.patterns import patterns as job
     from mnemoscope.store import open_run
     from mnemoscope.views import patterns as view
 
-    opened = open_run(run)
-    with progress_bars() as report:
-        found = job(opened, model_of(opened, model, device), Settings(budget, seed), report=report)
+    found, settings = open_run(run), Settings(budget, seed)
+    if not known(found, settings):
+        with progress_bars() as report:
+            found = job(found, model_of(found, model, device), settings, report=report)
     result, check = analysis.summary(found, count=cards), labels.check(found)
     if as_json:
         print_json(result.to_dict() | {"labels": check.to_dict() if check else None})

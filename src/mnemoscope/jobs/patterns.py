@@ -53,6 +53,7 @@ WORK = ".patterns"
 BUDGET = 65_536  # tokens of each half that the model reads
 WHOLE_BUDGET = 32_768  # tokens, at most, on which candidates of the family `whole` are looked for
 LEVEL = 0.05  # of p_family: units whose best pattern drawn sets equal more often are not tested further
+TABLES = {"patterns", "pattern_tests", "calibration"}
 FURTHER = (pl.col("p_family").first() <= LEVEL).over("unit", "tests")
 TESTED = {MAIN: 10, NEXT: 2, POSITION: 1, WHOLE: 7}  # candidates of a unit that are counted in the first look
 _RATES = ("test_p", "token_p", "q", "token_q")  # which are 1 where they were not asked for
@@ -82,7 +83,8 @@ class Settings:
 def patterns(
     run: Run, model: Model, settings: Settings | None = None, *, report: Report | None = None
 ) -> Run:
-    """Add the tables `patterns`, `pattern_tests` and `calibration` to a run; goes on where it was interrupted.
+    """Add the tables `patterns`, `pattern_tests` and `calibration` to a run; goes on where it was interrupted. What was
+    found with the same settings stays as it is.
 
     Raises RunMismatch when the model is not the run's, PatternError when the text is too small.
     """
@@ -92,12 +94,28 @@ def patterns(
         raise PatternError(
             f"testing patterns: a budget of {settings.budget} tokens reads nothing; take 1 or more"
         )
+    if known(run, settings):
+        return run
     halves(run.table("contexts").select("document").collect().to_series().to_numpy())
     work.mkdir(exist_ok=True)
     with loop.locked(work / "lock", run.path):
         found = _Job(run, model, settings, work, report or (lambda _: None)).run()
     shutil.rmtree(work)
     return found
+
+
+def known(run: Run, settings: Settings) -> bool:
+    """Whether the run has the patterns that these settings give."""
+    about = run.manifest.options.get("patterns", {})
+    return run.manifest.tables.keys() >= TABLES and _recipe(settings).items() <= about.items()
+
+
+def _recipe(settings: Settings) -> dict[str, Any]:
+    """What results depend on besides the run."""
+    return asdict(settings) | asdict(Rule()) | {
+        "level": LEVEL, "null_level": NULL_LEVEL, "resamples": RESAMPLES, "least_documents": LEAST_DOCUMENTS,
+        "mnemoscope": version("mnemoscope"),
+    }  # fmt: skip
 
 
 class _Job:
@@ -376,16 +394,12 @@ class _Job:
                 columns = {name: some[name] for name in SCHEMAS["patterns"].names if name in some.columns}
                 yield in_order(table("patterns", columns | {"triggers": some["n"]} | self._described(some)))
 
-        settings = self._settings
-        about = asdict(settings) | asdict(Rule()) | {
-            "level": LEVEL, "null_level": NULL_LEVEL, "resamples": RESAMPLES, "least_documents": LEAST_DOCUMENTS,
-            "mnemoscope": version("mnemoscope"), "tokens": int(read.text.counted.sum()), "nulls": list(where)[1:],
-        }  # fmt: skip
+        counted = {"tokens": int(read.text.counted.sum()), "nulls": list(where)[1:]}
         tables = {
             "patterns": lists(), "pattern_tests": tests(),
             "calibration": (_calibrated(rows) for rows in [calibration]),
         }  # fmt: skip
-        return add_tables(self._run.path, tables, {"patterns": about})
+        return add_tables(self._run.path, tables, {"patterns": _recipe(self._settings) | counted})
 
     def _described(self, some: pl.DataFrame) -> dict[str, Any]:
         """Whose candidates these are, and what they claim."""

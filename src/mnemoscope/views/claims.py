@@ -17,9 +17,9 @@ _MEANING = {
     NEITHER: "They go together, but neither implies the other.",
     NONE: "That is not beyond what chance gives.",
 }
-_KINDS = {
-    "random": "random directions of this layer",
-    "rotated": "rotated axes of this layer",
+KINDS = {
+    "random": "random directions",
+    "rotated": "rotated axes",
     "shuffled": "neurons of a model with shuffled weights",
 }
 _FAMILIES = {
@@ -73,7 +73,11 @@ def evidence(claim: Claim) -> str:
 
 def null_line(null: Null) -> str:
     """What one kind of null reaches."""
-    return f"{_KINDS.get(null.kind, null.kind)}: median F1 {decimal(null.median)}, 99th percentile {decimal(null.high)}"
+    where = "" if null.kind == "shuffled" else " of this layer"
+    return (
+        f"{KINDS.get(null.kind, null.kind)}{where}: median F1 {decimal(null.median)}, 99th percentile "
+        f"{decimal(null.high)}"
+    )
 
 
 def meaning(claim: Claim) -> str:

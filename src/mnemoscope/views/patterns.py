@@ -15,7 +15,7 @@ from mnemoscope.analyses.patterns import SHARES, Summary
 from mnemoscope.patterns.triggers import NEURON
 from mnemoscope.views import cards, claims_terminal
 from mnemoscope.views.cards import number
-from mnemoscope.views.claims import believed, decimal
+from mnemoscope.views.claims import KINDS, believed, decimal
 
 EXAMPLES = 3
 
@@ -30,10 +30,13 @@ def summary(
             "share of neurons, either sign; in brackets 95 % (Wilson, over neurons); in italics pseudo-neurons"
         ),
         _shares(found, "main"),
+        _title("the same of common patterns and unions of words, by the whole distribution"),
+        _shares(found, "whole"),
         _title("the same about the token that comes next"),
         _shares(found, "next"),
         _title("verdicts"),
         _verdicts(found),
+        *(_note(line) for line in expected_lines(found)),
         _title("held-out triggers explained by confirmed patterns (Figure 2, A8)"),
         _note("semantic: beyond the last token (N2); in italics random directions"),
         _explained(found),
@@ -46,6 +49,23 @@ def summary(
         for card in some:
             parts += [Text(), *short(card)]
     return Group(*parts)
+
+
+def expected_lines(found: Summary) -> list[str]:
+    """How many verdicts of each family pseudo-neurons would have had in place of neurons."""
+    lines = []
+    for (tests,), some in found.expected.filter(pl.col("believed") > 0).group_by(
+        "tests", maintain_order=True
+    ):
+        rates = [
+            f"of {KINDS.get(row['unit'], row['unit'])} {cards.share(row['share'])}"
+            for row in some.iter_rows(named=True)
+        ]
+        count = some["believed"][0]
+        lines.append(
+            f"{tests}: {count:,} of neurons; at the rate {', '.join(rates)} of as many would be expected"
+        )
+    return lines
 
 
 def label_line(check: LabelCheck) -> str:
