@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
+from scipy.stats import beta
 from sklearn import metrics
 
 from mnemoscope.accumulate import HISTOGRAM_EDGES, bin_of
@@ -168,6 +169,23 @@ def test_intervals_hold_the_truth(clustered: bool) -> None:
         mean = both.sum(1) / active.sum(1)
         error = np.sqrt(mean * (1 - mean) / active.sum(1))
         assert (np.abs(mean - 0.5) <= 1.96 * error).mean() < 0.8
+
+
+def test_a_few_documents_do_not_make_certain() -> None:
+    """All of seven, or none: each resample says the same, and still the truth may be .6, or .4. A trap: the bootstrap
+    alone is as certain of seven documents as of seven hundred, and misses a purity of .9 half of the time."""
+    ones, none = np.ones((1, 7), np.int64), np.zeros((1, 7), np.int64)
+    weights = twoway.draws(7)
+    found = twoway.resampled(ones, ones, ones, weights)
+    for side in found.values():
+        assert side.low[0] == pytest.approx(beta.ppf(0.025, 7, 1)) and side.high[0] == 1
+    found = twoway.resampled(ones, none, ones, weights)
+    for side in found.values():
+        assert side.low[0] == 0 and side.high[0] == pytest.approx(beta.ppf(0.975, 1, 7))
+    both = np.random.default_rng(2).binomial(1, 0.9, (1000, 7))
+    found = twoway.resampled(np.ones_like(both), both, np.ones_like(both), weights)["purity"]
+    assert ((found.low <= 0.9) & (found.high >= 0.9)).mean() > 0.95
+    assert (both.mean(1) == 1).mean() > 0.4  # which the bootstrap alone calls [1, 1]
 
 
 def test_baselines_by_drawing() -> None:

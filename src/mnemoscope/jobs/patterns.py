@@ -114,7 +114,7 @@ def _recipe(settings: Settings) -> dict[str, Any]:
     """What results depend on besides the run."""
     return asdict(settings) | asdict(Rule()) | {
         "level": LEVEL, "null_level": NULL_LEVEL, "resamples": RESAMPLES, "least_documents": LEAST_DOCUMENTS,
-        "mnemoscope": version("mnemoscope"),
+        "exact_ends": True, "mnemoscope": version("mnemoscope"),
     }  # fmt: skip
 
 

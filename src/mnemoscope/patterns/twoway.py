@@ -208,7 +208,8 @@ def resampled(
     active, both, present  [claim, document]: tokens
     weights                of `draws`
 
-    A resample in which a figure is undefined counts as 0.
+    A resample in which a figure is undefined counts as 0. Where a figure is 1, or 0, in all documents, it is so in all
+    resamples: that end of the interval is then what so many documents can exclude (Clopper and Pearson 1934).
     """
     # Exact in float32 as long as no sum exceeds 2 ** 24.
     largest = max(
@@ -216,10 +217,26 @@ def resampled(
     )
     kind = np.float32 if largest * float(weights.max(initial=1)) < 2**24 else np.float64
     a, b, p = (weights.astype(kind) @ part.T.astype(kind) for part in (active, both, present))
-    found = {}
-    for name, part, whole in (("purity", b, a), ("coverage", b, p), ("f1", 2 * b, a + p)):
-        found[name] = _ends(np.divide(part, whole, out=np.zeros_like(part), where=whole > 0))
-    return found
+    pairs = {"purity": (b, a), "coverage": (b, p), "f1": (2 * b, a + p)}
+    seen, shown = active > 0, present > 0
+    witnesses = {"purity": seen, "coverage": shown, "f1": seen | shown}
+    hits, *whole = (part.sum(1, dtype=np.int64) for part in (both, active, present))
+    all_hits = {"purity": hits == whole[0], "coverage": hits == whole[1], "f1": 2 * hits == sum(whole)}
+    return {
+        name: _excluded(
+            _ends(np.divide(part, of, out=np.zeros_like(part), where=of > 0)),
+            all_hits[name], hits == 0, witnesses[name].sum(1),
+        )
+        for name, (part, of) in pairs.items()
+    }  # fmt: skip
+
+
+def _excluded(drawn: Interval, every: np.ndarray, none: np.ndarray, documents: np.ndarray) -> Interval:
+    """An interval with the exact ends where all of its documents, or none, are hits."""
+    sure = 0.025 ** (1 / np.maximum(documents, 1))
+    some = documents > 0
+    low = np.where(every & some, np.minimum(drawn.low, sure), drawn.low)
+    return Interval(low, np.where(none & some, np.maximum(drawn.high, 1 - sure), drawn.high))
 
 
 def _ends(values: np.ndarray) -> Interval:

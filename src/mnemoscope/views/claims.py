@@ -8,7 +8,7 @@ from mnemoscope.views.cards import number, share
 
 RESAMPLED = (
     "Intervals hold 95 % of 1,000 resamples of the documents of the test half, in which neither the pattern nor "
-    "the threshold was chosen."
+    "the threshold was chosen; where all resamples agree, what so many documents leave open."
 )
 _MEANING = {
     IFF: "Each implies the other.",
