@@ -27,7 +27,7 @@ def summary(
     parts: list[RenderableType] = [
         _title("neurons with a pattern beyond each null, by layer"),
         _note(
-            "share of neurons, either sign; in brackets 95 % (Wilson, over neurons); in italics pseudo-neurons"
+            "% of neurons, either sign; in brackets 95 % intervals (Wilson, over neurons); in italics pseudo-neurons"
         ),
         _shares(found, "main"),
         _title("the same of common patterns and unions of words, by the whole distribution"),
@@ -118,13 +118,23 @@ def _shares(found: Summary, tests: str) -> RenderableType:
             if unit == NEURON:
                 table.add_row(str(layer), *(_share(cells[null]) for null in nulls))
             else:
-                texts = [decimal(cells[null]["share"]) for null in nulls]
+                texts = [_percent(cells[null]["share"]) for null in nulls]
                 table.add_row(f"  {unit}", *texts, style="dim italic")
     return table
 
 
 def _share(row: dict[str, float]) -> str:
-    return f"{decimal(row['share'])} [{decimal(row['low'])}, {decimal(row['high'])}]"
+    return f"{_percent(row['share'])} [{_percent(row['low'])}, {_percent(row['high'])}]"
+
+
+def _percent(value: float) -> str:
+    """As short as a cell of a table has to be; never none or all when it is neither."""
+    percent = 100 * value
+    if percent in (0, 100):
+        return f"{percent:.0f}"
+    if percent >= 99:
+        return ">99"
+    return f"{percent:.0f}" if percent >= 1 else "<.1" if percent < 0.1 else f"{percent:.1f}".lstrip("0")
 
 
 def _verdicts(found: Summary) -> RenderableType:
@@ -148,7 +158,7 @@ def _explained(found: Summary) -> RenderableType:
 
 
 def _table(names: Sequence[str]) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
     for place, name in enumerate(names):
-        table.add_column(name, justify="left" if place == 0 or name == "verdict" else "right")
+        table.add_column(name, justify="left" if place == 0 or name == "verdict" else "right", no_wrap=True)
     return table
