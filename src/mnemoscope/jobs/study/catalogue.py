@@ -94,7 +94,7 @@ CATALOGUE = (
         ("patterns", "pattern_tests"),
         "jobs.study.patterned:measure",
         ("tokens", "seed"),
-        minutes=10,
+        minutes=8,
     ),
     Measurement(
         "removal",
@@ -104,7 +104,7 @@ CATALOGUE = (
         ("removal",),
         "jobs.study.removed:measure",
         ("seed", "positions"),
-        minutes=4,
+        minutes=1,
     ),
     Measurement(
         "values",
@@ -120,7 +120,7 @@ CATALOGUE = (
         ("value_ranks",),
         "jobs.study.value_ranks:measure",
         ("seed",),
-        minutes=3,
+        minutes=1,
     ),
     Measurement(
         "composition",
@@ -178,7 +178,7 @@ CATALOGUE = (
         "jobs.study.cases:measure",
         ("seed", "questions", "cases"),
         minutes=0.5,
-        seconds=8,
+        seconds=4,
     ),
     Measurement(
         "distributions",
