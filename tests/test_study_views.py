@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import unescape
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,7 @@ from synthetic import make_run
 from mnemoscope.analyses.study.finding import KINDS, Figure, Finding, Section
 from mnemoscope.errors import RunError
 from mnemoscope.store import Run
+from mnemoscope.views import cards
 from mnemoscope.views.study import figures, report, text
 
 FRAME = pl.DataFrame(
@@ -100,6 +102,16 @@ def test_the_report_holds_everything_and_needs_nothing(run: Run, tmp_path: Path)
     ]  # fmt: skip
     assert pl.read_parquet(tmp_path / "deep" / "report_files" / "bare.parquet").equals(FRAME)
     assert (tmp_path / "deep" / "report_files" / "some-line.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_two_runs_are_both_named(run: Run, tmp_path: Path) -> None:
+    """A comparison says of both which model and text they are, and where their data lie."""
+    other = make_run(tmp_path / "other", layers=2)
+    page = report.render(run, [], beside=other, title="one and two")
+    for one in (run, other):
+        assert str(one.path) in page and cards.model_line(one.manifest) in unescape(page)
+    assert cards.model_line(run.manifest) != cards.model_line(other.manifest)
+    assert str(other.path) not in report.render(run, [])
 
 
 def test_a_report_that_cannot_be_written_is_said(run: Run, tmp_path: Path) -> None:

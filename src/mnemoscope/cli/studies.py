@@ -124,7 +124,7 @@ def compare(
         )
         joined = stability.side_by_side(names, [part.findings for part in both])
         sections.append(Section(measurement.name, measurement.title, tuple(joined), lost))
-    _report_study(runs[0], sections, report, as_json, title=f"{names[0]} and {names[1]}")
+    _report_study(runs[0], sections, report, as_json, beside=runs[1], title=f"{names[0]} and {names[1]}")
 
 
 def _list_study(chosen: Any, run: Run | None, sizes: Any, as_json: bool) -> None:
@@ -153,12 +153,15 @@ def _measure(run: Run, model: Model, chosen: Any, sizes: Any) -> Run:
         return job.measure(run, model, chosen=chosen, sizes=sizes, report=report, skip=skip)
 
 
-def _report_study(run: Run, sections: Any, path: Path, as_json: bool, title: str = "") -> None:
+def _report_study(
+    run: Run, sections: Any, path: Path, as_json: bool, beside: Run | None = None, title: str = ""
+) -> None:
     from mnemoscope.analyses.study.items import items
     from mnemoscope.views.study import report, text
 
     with progress_bars() as progress:
-        report.write(run, sections, path, title=title, items=() if title else items(), progress=progress)
+        listed = () if beside else items()
+        report.write(run, sections, path, beside=beside, title=title, items=listed, progress=progress)
     say(f"wrote {path}, and figures and tables in {path.stem}_files beside it")
     if as_json:
         print_json([finding.to_dict() for section in sections for finding in section.findings])

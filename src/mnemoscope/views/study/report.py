@@ -42,11 +42,13 @@ def write(
     sections: Sequence[Section],
     path: str | Path,
     *,
+    beside: Run | None = None,
     title: str = "",
     items: Sequence[Item] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> Path:
-    """Write the report to an .html file, and figures (SVG, PDF) and tables (CSV, Parquet) to a folder beside it.
+    """Write the report of a run, or of two that are compared (`beside`), to an .html file, and figures (SVG, PDF) and
+    tables (CSV, Parquet) to a folder beside it.
 
     The folder is named like the file, with `_files` for `.html`. `RunError` if they cannot be written.
     """
@@ -55,7 +57,7 @@ def write(
     partial = path.with_name(f"{path.name}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = render(run, sections, folder, title=title, items=items, progress=progress)
+        text = render(run, sections, folder, beside=beside, title=title, items=items, progress=progress)
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
@@ -72,6 +74,7 @@ def render(
     sections: Sequence[Section],
     folder: Path | None = None,
     *,
+    beside: Run | None = None,
     title: str = "",
     items: Sequence[Item] = (),
     progress: Callable[[Progress], None] | None = None,
@@ -91,11 +94,9 @@ def render(
     for finding in (finding for section in sections for finding in section.findings):
         for item in finding.items:
             where.setdefault(item, []).append(finding)
-    return (
-        html.environment()
-        .get_template("study.html")
-        .render(manifest=run.manifest, path=run.path, title=title, sections=drawn, items=items, where=where)
-    )
+    runs = [run] if beside is None else [run, beside]
+    page = html.environment().get_template("study.html")
+    return page.render(runs=runs, title=title, sections=drawn, items=items, where=where)
 
 
 def _show(finding: Finding, folder: Path | None) -> Shown:
