@@ -140,24 +140,17 @@ def _expected(verdicts: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
         found = dict(mine.group_by("unit").agg(pl.col("len").sum()).iter_rows())
         believed = found.get(NEURON, 0)
         for kind in sorted(sides.keys() - {NEURON}):
-            rate = found.get(kind, 0) / max(sides[kind], 1)
-            rows.append(
-                (
-                    tests,
-                    kind,
-                    believed,
-                    found.get(kind, 0),
-                    rate * sides[NEURON] / believed if believed else None,
-                )
-            )
-    schema = {
-        "tests": pl.String,
-        "unit": pl.String,
-        "believed": pl.Int64,
-        "null": pl.Int64,
-        "share": pl.Float64,
-    }
-    return pl.DataFrame(rows, schema, orient="row")
+            null = found.get(kind, 0)
+            share = null / max(sides[kind], 1) * sides[NEURON] / believed if believed else None
+            rows.append((tests, kind, believed, null, share))
+    schema = (
+        ("tests", pl.String),
+        ("unit", pl.String),
+        ("believed", pl.Int64),
+        ("null", pl.Int64),
+        ("share", pl.Float64),
+    )
+    return pl.DataFrame(rows, [*schema], orient="row")
 
 
 def _bars(run: Run) -> pl.DataFrame:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from mnemoscope.store import Run
 
 NEURON = "neuron"
+NULLS = {  # the kinds of pseudo-neurons, as readers are told of them
+    "random": "random directions",
+    "rotated": "rotated axes",
+    "shuffled": "neurons of a model with shuffled weights",
+}
 _UNIT = ("kind", "layer", "neuron", "polarity")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mnemoscope.patterns.claims import Claim, Definition, Null, Point, Share
+from mnemoscope.patterns.triggers import NULLS
 from mnemoscope.patterns.twoway import ACTIVE_PATTERN, IFF, NEITHER, NONE, PATTERN_ACTIVE
 from mnemoscope.views.cards import number, share
 
@@ -15,12 +16,7 @@ _MEANING = {
     ACTIVE_PATTERN: "The neuron knows a part of it.",
     PATTERN_ACTIVE: "The neuron does more than that.",
     NEITHER: "They go together, but neither implies the other.",
-    NONE: "That is not beyond what chance gives.",
-}
-KINDS = {
-    "random": "random directions",
-    "rotated": "rotated axes",
-    "shuffled": "neurons of a model with shuffled weights",
+    NONE: "Units that mean nothing do as well, or held-out triggers do not confirm it.",
 }
 _FAMILIES = {
     "main": "",
@@ -75,7 +71,7 @@ def null_line(null: Null) -> str:
     """What one kind of null reaches."""
     where = "" if null.kind == "shuffled" else " of this layer"
     return (
-        f"{KINDS.get(null.kind, null.kind)}{where}: median F1 {decimal(null.median)}, 99th percentile "
+        f"{NULLS.get(null.kind, null.kind)}{where}: median F1 {decimal(null.median)}, 99th percentile "
         f"{decimal(null.high)}"
     )
 

@@ -12,10 +12,10 @@ from rich.text import Text
 from mnemoscope.analyses.labels import LabelCheck
 from mnemoscope.analyses.neuron import NeuronCard
 from mnemoscope.analyses.patterns import SHARES, Summary
-from mnemoscope.patterns.triggers import NEURON
+from mnemoscope.patterns.triggers import NEURON, NULLS
 from mnemoscope.views import cards, claims_terminal
 from mnemoscope.views.cards import number
-from mnemoscope.views.claims import KINDS, believed, decimal
+from mnemoscope.views.claims import believed, decimal
 
 EXAMPLES = 3
 
@@ -58,7 +58,7 @@ def expected_lines(found: Summary) -> list[str]:
         "tests", maintain_order=True
     ):
         rates = [
-            f"of {KINDS.get(row['unit'], row['unit'])} {cards.share(row['share'])}"
+            f"of {NULLS.get(row['unit'], row['unit'])} {cards.share(row['share'])}"
             for row in some.iter_rows(named=True)
         ]
         count = some["believed"][0]

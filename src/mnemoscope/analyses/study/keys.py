@@ -14,6 +14,7 @@ import polars as pl
 from mnemoscope.analyses.study.finding import Figure, Finding
 from mnemoscope.analyses.study.resample import Interval, by_document, ratio, wilson
 from mnemoscope.patterns.pattern import MAIN, WHOLE
+from mnemoscope.patterns.triggers import NEURON, NULLS
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
@@ -25,12 +26,7 @@ CASES = ("shallow", "shallow and semantic", "semantic", "not covered")
 VERDICTS = ("iff", "active -> pattern", "pattern -> active", "neither", "no pattern above the null")
 _FLAT, _DEEP = ("shallow", "shallow and semantic"), ("semantic", "shallow and semantic")
 _UNIT = ["layer", "neuron", "polarity"]
-_NAMES = {
-    "neuron": "neurons",
-    NULL: "random directions",
-    "rotated": "rotated basis",
-    "shuffled": "shuffled weights",
-}
+_NAMES = {NEURON: "neurons", **NULLS}
 
 
 def findings(run: Run) -> list[Finding]:
@@ -70,6 +66,9 @@ def cases(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     """Per unit of consecutive rows of `patterns`: how many triggers show a shallow, both, a semantic, or no confirmed
     pattern (A8), and how many `patterns` there are (A7): confirmed at this false discovery rate, with at least `LEAST`
     triggers that no better one shows. Candidates are also other readings of the same triggers, which are none.
+
+    `ordinary ...` is how many of as many prefixes at the same positions, with last tokens as frequent (N1), are
+    expected in each case: by the base rates of the patterns that count, taken as independent.
 
     Bit i of `test_where` is the i-th trigger.
     """
