@@ -8,9 +8,11 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import polars as pl
 import pytest
+import synthetic
 from synthetic import make_run
 
-from mnemoscope.analyses import neuron, overview, search, striking
+from mnemoscope.analyses import neuron, overview, peaked, search, striking
+from mnemoscope.analyses.study import distributions
 from mnemoscope.errors import QueryError
 from mnemoscope.records import NeuronId
 from mnemoscope.store import Run
@@ -231,10 +233,10 @@ def test_trigger_search_refuses_what_cannot_be_found(run: Run, text: str, why: s
 
 def test_sort_orders_and_puts_undefined_last(run: Run) -> None:
     """Neurons come in the order asked for, the undefined last, beside their layer's median."""
-    found = search.sort(run, "kurtosis", count=1000)
-    defined = found.rows["kurtosis"].drop_nulls()
+    found = search.sort(run, "skewness", count=1000)
+    defined = found.rows["skewness"].drop_nulls()
     assert defined.is_sorted(descending=True)
-    assert found.rows["kurtosis"].tail(3).null_count() == 3
+    assert found.rows["skewness"].tail(3).null_count() == 3
     up = search.sort(run, "max", descending=False, layer=1, count=2)
     assert up.rows["neuron"][0] == "L1N0"
     assert up.total == 12
@@ -276,29 +278,84 @@ def test_statistical_criteria_equal_their_definitions(run: Run) -> None:
         (row["layer"], row["neuron"], row["polarity"]): abs(row["coefficient"])
         for row in triggers.iter_rows(named=True)
     }
-    peaked, sides, quiet = {}, {}, {}
+    shaped, sides, quiet = {}, {}, {}
     for row in table.iter_rows(named=True):
         id = NeuronId(row["layer"], row["neuron"])
         far = [tenth.get((*id, polarity), 0.0) for polarity in (1, -1)]
         quiet[id] = max(-row["min"], row["max"]) * row["value_norm"]
         if row["std"] > 0:
             sides[id] = min(far) / row["std"]
-            if max(far) > striking.FAR * row["std"]:
-                peaked[id] = row["kurtosis"]
+            out = [far[0] - row["mean"], far[1] + row["mean"]]
+            if max(out) > peaked.FAR * row["std"]:
+                shaped[id] = row["kurtosis"]
     first = {name: found.best(name, 1)[0] for name in ("peaked", "sides", "quiet")}
-    assert first["peaked"].id == max(peaked, key=lambda id: peaked[id])
+    assert first["peaked"].id == max(shaped, key=lambda id: shaped[id])
     assert first["sides"].id == max(sides, key=lambda id: sides[id])
     assert first["sides"].value == pytest.approx(sides[first["sides"].id])
     assert {pick.value for pick in found.best("quiet", 3)} == {0.0}
     assert found.best("quiet", 4)[3].value == pytest.approx(sorted(quiet.values())[3])
 
 
-def test_a_lone_outlier_is_not_called_peaked(run: Run) -> None:
-    """A neuron is only chosen as peaked if ten of its triggers are far out."""
-    for pick in striking.Striking(run).best("peaked", 100):
-        rows, card = run.rows("triggers", *pick.id), neuron.card(run, pick.id)
-        far = rows.filter(pl.col("coefficient").abs() > striking.FAR * (card.statistics.std or 0))
-        assert far.group_by("polarity").len()["len"].max() >= striking.LEAST
+LONE, SHIFTED = 5, 6  # neurons of each layer
+
+
+@pytest.fixture(scope="module")
+def outliers(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose largest kurtosis has a lone outlier; a neuron with a mean far from zero comes second."""
+    drawn = synthetic._coefficients
+
+    def with_outliers(random: np.random.Generator, corpus: object, *sizes: object) -> list[np.ndarray]:
+        found = drawn(random, corpus, *sizes)  # type: ignore[arg-type]
+        size = sizes[-1]
+        for place, values in enumerate(found):
+            values[LONE::size] = random.normal(0, 0.01, values[LONE::size].shape)
+            values[SHIFTED::size] = random.normal(20, 0.1, values[SHIFTED::size].shape)
+            if place == 3:
+                values[LONE::size, 7] = 500.0
+                values[SHIFTED::size, 7] = 60.0
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "_coefficients", with_outliers)
+        return make_run(tmp_path_factory.mktemp("runs") / "outliers", layers=2, neurons=12)
+
+
+def test_a_lone_outlier_is_not_called_peaked(outliers: Run) -> None:
+    """Neither one token far out nor a mean far from zero makes a neuron peaked, whatever its kurtosis."""
+    table = outliers.table("neurons").sort("kurtosis", descending=True, nulls_last=True).collect()
+    assert set(table["neuron"].head(4)) == {LONE, SHIFTED}  # by the bare statistic they are the first
+    named = {NeuronId(*pair) for pair in peaked.peaked(outliers).select("layer", "neuron").iter_rows()}
+    assert named and not {one.neuron for one in named} & {LONE, SHIFTED}
+    for id in named:
+        rows, card = outliers.rows("triggers", *id), neuron.card(outliers, id)
+        away = (rows["coefficient"] - (card.statistics.mean or 0)) * rows["polarity"]
+        far = rows.filter(away > peaked.FAR * (card.statistics.std or 0))
+        assert far.group_by("polarity").len()["len"].max() >= peaked.LEAST
+
+
+@pytest.mark.parametrize("layer", [None, 1])
+def test_the_most_peaked_neuron_is_the_same_everywhere(outliers: Run, layer: int | None) -> None:
+    """`find --sort kurtosis`, the highlights and the report name one neuron, and say by which rule."""
+    found = search.sort(outliers, "kurtosis", layer=layer)
+    first = found.rows["neuron"][0]
+    assert found.total + int(found.null.split("the other ")[1].split()[0]) == (24 if layer is None else 12)
+    assert peaked.RULE[1:] in found.null
+    scores = striking.Striking(outliers)
+    if layer is None:
+        report = next(one for one in distributions.findings(outliers) if one.id == "example-histograms")
+        assert str(scores.best("peaked", 1)[0].id) == first
+        assert f"{first}: most peaked" in report.frame["neuron"].to_list()
+        assert f"The most peaked neuron, {first}," in report.says and peaked.RULE in report.notes
+    else:
+        picks = [pick for pick in scores.layer(layer) if pick.criterion == "peaked"]
+        assert str(picks[0].id) == first
+
+
+def test_ascending_kurtosis_leaves_nobody_out(outliers: Run) -> None:
+    """The flattest neurons have no token far out, and are listed all the same."""
+    found = search.sort(outliers, "kurtosis", descending=False, count=100)
+    assert found.total == found.rows.height == 24
+    assert "left out" not in found.null
 
 
 def test_shares_of_triggers_equal_counting(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from mnemoscope.analyses.peaked import RULE, peaked
 from mnemoscope.errors import QueryError
 from mnemoscope.patterns.pattern import NEXT
 from mnemoscope.patterns.twoway import NONE
@@ -19,6 +20,8 @@ from mnemoscope.records import NeuronId
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
+
+_NEURON = ["layer", "neuron"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None
     """Neurons in the order of one statistic (a numeric column of `neurons`), of one layer or of all.
 
     Rows: neuron, the statistic, its median over the neuron's layer; min, max and kurtosis for orientation.
-    Undefined values come last. `QueryError` for an unknown statistic or layer.
+    Undefined values come last. By kurtosis, largest first, only neurons that count as peaked are listed
+    (`analyses.peaked`). `QueryError` for an unknown statistic or layer.
     """
     table = run.table("neurons")
     known = [name for name, kind in table.collect_schema().items() if kind.is_numeric()][2:]
@@ -104,14 +108,21 @@ def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None
     table = _within(run, "neurons", layer).with_columns(
         pl.col(by).median().over("layer").alias("layer_median")
     )
-    ordered = table.sort(by, "layer", "neuron", descending=[descending, False, False], nulls_last=True)
+    every = table.select(pl.len()).collect().item()
+    if by == "kurtosis" and descending:
+        table = table.join(peaked(run, layer).lazy(), on=_NEURON, how="semi")
+    ordered = table.sort(by, *_NEURON, descending=[descending, False, False], nulls_last=True)
+    total = ordered.select(pl.len()).collect().item()
+    left_out = (
+        f". {RULE[0].upper()}{RULE[1:]}; the other {every - total:,} are left out" if total < every else ""
+    )
     shown = ["neuron", by, "layer_median", *(name for name in ("min", "max", "kurtosis") if name != by)]
     place = "all layers" if layer is None else f"layer {layer}"
     return Found(
         question=f"neurons of {place} by {by}, {'largest' if descending else 'smallest'} first",
-        null="layer_median: the same statistic's median over the neurons of that layer",
+        null=f"layer_median: the same statistic's median over all neurons of that layer{left_out}",
         rows=_named(ordered.head(count).collect()).select(shown),
-        total=ordered.select(pl.len()).collect().item(),
+        total=total,
     )
 
 

@@ -7,8 +7,7 @@ The criteria, over the statistics and the stored triggers of a run:
             least `DIFFERENT` such tokens must occur
     token   it answers to one token: the share of triggers with the commonest active token, minus that
             token's share of the corpus
-    peaked  excess kurtosis, if `LEAST` triggers of one sign lie beyond `FAR` standard deviations: a lone outlier
-            makes a large kurtosis, too
+    peaked  excess kurtosis, of the neurons that count as peaked (`analyses.peaked`)
     sides   two-sided: standard deviations from zero to the `LEAST`-th strongest trigger of the *weaker* side
     quiet   least largest write, |coefficient| x norm of the value; zero is a dead neuron
     chance  drawn evenly from the layer with a stored seed, to show what is usual
@@ -26,14 +25,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from mnemoscope.analyses.peaked import LEAST, peaked
 from mnemoscope.records import NeuronId
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
 
 CRITERIA = ("next", "token", "peaked", "sides", "quiet", "chance")
-LEAST = 10
-FAR = 5.0
 DIFFERENT = 3
 SEED = 0
 _ENOUGH = 300  # candidates by each criterion, to choose different layers among
@@ -142,16 +140,13 @@ def _statistics(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
     tenth = triggers.filter(pl.col("rank") == LEAST - 1).with_columns(
         pl.col("side") // 2, pl.col("coefficient").abs()
     )
-    far = tenth.group_by(cell="side").agg(
-        pl.col("coefficient").max().alias("far"),
-        (pl.col("coefficient").min() * (pl.len() == 2)).alias("near"),
-    )
+    weaker = tenth.group_by(cell="side").agg((pl.col("coefficient").min() * (pl.len() == 2)).alias("near"))
     size = run.manifest.model.neurons
     frame = run.table("neurons").collect()
     frame = frame.with_columns(cell=pl.col("layer").cast(pl.Int64) * size + pl.col("neuron"))
     reach = pl.max_horizontal(-pl.col("min"), pl.col("max"))
     scores = (
-        frame.join(far, on="cell", how="left")
+        frame.join(weaker, on="cell", how="left")
         .sort("cell")
         .select(
             "cell",
@@ -159,15 +154,19 @@ def _statistics(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
             pl.col("kurtosis").alias("peaked"),
             pl.when(pl.col("std") > 0).then(pl.col("near") / pl.col("std")).alias("sides"),
             (reach * pl.col("value_norm")).cast(pl.Float64).alias("quiet"),
-            (pl.col("far") > FAR * pl.col("std")).fill_null(False).alias("often"),
         )
     )
     medians = [
         pl.col(name).median().over("layer").alias(f"{name}_usual") for name in ("peaked", "sides", "quiet")
     ]
     chance = pl.Series("chance", np.random.default_rng(SEED).random(scores.height))
-    peaked = pl.when(pl.col("often")).then(pl.col("peaked")).alias("peaked")
-    return scores.with_columns(*medians, chance).with_columns(peaked)
+    shaped = peaked(run).select(*_BY_NEURON, peaked="kurtosis")
+    return (
+        scores.with_columns(*medians, chance)
+        .drop("peaked")
+        .join(shaped, on=_BY_NEURON, how="left")
+        .sort("cell")
+    )
 
 
 def _next(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:

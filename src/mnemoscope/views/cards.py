@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from mnemoscope.analyses.neuron import Example, NeuronCard, Side, ValueToken
 from mnemoscope.analyses.overview import LayerSummary
-from mnemoscope.analyses.striking import LEAST, Pick
+from mnemoscope.analyses.peaked import FAR, LEAST
+from mnemoscope.analyses.striking import Pick
 from mnemoscope.records import Manifest
 
 SIGN = {1: "positive", -1: "negative"}
@@ -261,7 +262,8 @@ def reason(pick: Pick) -> str:
         name = "dead" if pick.value == 0 else "most quiet"
         return f"{name}: its largest write has the norm {number(pick.value)} {usual}"
     return {
-        "peaked": f"most peaked: excess kurtosis {number(pick.value)} {usual}",
+        "peaked": f"most peaked: excess kurtosis {number(pick.value)} {usual}, with {LEAST} triggers of one sign "
+        f"further than {FAR:g} standard deviations from the mean",
         "sides": f"most two-sided: {LEAST} triggers of either sign beyond {number(pick.value)} standard deviations "
         f"{usual}",
         "chance": "drawn at random, not chosen",

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import norm
 
+from mnemoscope.analyses.peaked import RULE, peaked
 from mnemoscope.analyses.study.finding import Figure, Finding
 from mnemoscope.analyses.study.resample import Interval, mean_by_group, wilson
 
@@ -18,7 +19,6 @@ NEAR = 0.1  # standard deviations: what is called near zero
 COLUMNS = 60  # of an example histogram
 PARTS = 10  # of a neuron's range
 REACH = 1000  # neurons whose samples are followed down the range
-LONE = 20  # tokens
 RULES = ("> 0", "|m| > 1 % of its largest", "|m| > 10 % of its largest", "|m| > 50 % of its largest")
 _BOX = {"low": 0.05, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "high": 0.95}
 _BAND = {"null": "null", "null_low": "null_low", "null_high": "null_high"}
@@ -45,39 +45,48 @@ def findings(run: Run) -> list[Finding]:
 
 def _examples(run: Run) -> Finding:
     """A69: the distribution of a few neurons, each chosen for a reason."""
-    # One token far out among n gives a kurtosis of about n: that is no shape.
-    live = run.table("neurons").filter(pl.col("kurtosis") < pl.col("tokens") / LONE).collect()
+    live = run.table("neurons").filter(pl.col("kurtosis").is_not_null()).collect()
+    shaped = peaked(run).select("layer", "neuron").join(live, on=["layer", "neuron"], how="left")
     middle = live.with_columns(off=(pl.col("kurtosis") - pl.col("kurtosis").median()).abs()).sort("off")
     picks = {
-        "most peaked": live.sort("kurtosis", descending=True),
+        "most peaked": shaped,
         "median kurtosis": middle,
         "least peaked": live.sort("kurtosis"),
         "most skewed to the negative": live.sort("skewness"),
     }
     edges, frames = _edges(run), []
     for reason, ranked in picks.items():
+        if ranked.height == 0:
+            continue
         one = ranked.row(0, named=True)
         counts = np.array(run.rows("histograms", one["layer"], one["neuron"])["counts"][0].to_list())
         frame = even_columns(counts, edges, one["min"], one["max"])
         frames.append(
             frame.select(pl.lit(f"L{one['layer']}N{one['neuron']}: {reason}").alias("neuron"), pl.all())
         )
-    best = live.sort("kurtosis", descending=True).row(0, named=True)
     return Finding(
         id="example-histograms",
         items=("A69",),
-        title="Whole distributions of four neurons",
-        says=f"The most peaked neuron, L{best['layer']}N{best['neuron']}, has an excess kurtosis of "
-        f"{best['kurtosis']:,.0f}; the median neuron has {_median(live['kurtosis']):.1f} and the least peaked "
-        f"{live['kurtosis'].to_numpy().min():.2f} (a normal distribution has 0).",
+        title="Whole distributions of a few neurons",
+        says=f"{_most_peaked(shaped)}; the median neuron has an excess kurtosis of {_median(live['kurtosis']):.1f}, "
+        f"the least peaked {live['kurtosis'].to_numpy().min():.2f} (a normal distribution has 0).",
         frame=pl.concat(frames),
         figure=Figure(
             "histogram", "left", "tokens", "coefficient", "tokens (logarithmic)", x2="right", facet="neuron", free=True,
             log_y=True,
         ),
         paper="one neuron of OLMo-7B (L32N2500) over 10,000 sentences: extremely leptokurtic, mostly dormant",
-        notes=("chosen from all neurons for the reason given", f"histograms are over {_share(run)} of the contexts"),
+        notes=("chosen from all neurons for the reason given", RULE,
+               f"histograms are over {_share(run)} of the contexts"),
     )  # fmt: skip
+
+
+def _most_peaked(shaped: pl.DataFrame) -> str:
+    if shaped.height == 0:
+        return "No neuron has more than a few tokens far from its mean"
+    best = shaped.row(0, named=True)
+    name = f"L{best['layer']}N{best['neuron']}"
+    return f"The most peaked neuron, {name}, has an excess kurtosis of {best['kurtosis']:,.0f}"
 
 
 def _share(run: Run) -> str:
