@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from families import FAMILIES
 from synthetic import make_run
 from tiny import model_folder, texts, tokenizer
 from typer.testing import CliRunner
 
+import mnemoscope
 from mnemoscope.cli import app, main
+from mnemoscope.cli.root import ORDER
 from mnemoscope.errors import MnemoscopeError
 from mnemoscope.store import open_run
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -243,30 +246,52 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on_afterwards(
     assert not open_run(tmp_path / "run").check()
 
 
-def test_every_command_has_help_with_an_example() -> None:
-    """Each --help exits with 0 and ends in an example."""
-    runner = CliRunner()
-    for words in (
-        ["demo"],
-        ["build"],
-        ["show"],
-        ["find"],
-        ["explain"],
-        ["verify"],
-        ["models"],
-        ["models", "check"],
-    ):
-        result = runner.invoke(app, [*words, "--help"])
+def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command and group with its words."""
+    group = group or typer.main.get_command(app)
+    yield path, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()], ids=" ".join)
+def test_every_command_has_help_with_an_example(path: tuple[str, ...]) -> None:
+    """Each --help, or -h, exits with 0 and ends in an example."""
+    for flag in ("--help", "-h"):
+        result = CliRunner().invoke(app, [*path, flag])
         assert result.exit_code == 0
-        assert "Example: mnemoscope " in result.output, words
+        assert "Example: mnemoscope " in result.output
 
 
-def test_the_command_page_is_what_the_commands_say() -> None:
-    """docs/cli.md is generated, and up to date."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()
+def test_the_help_lists_every_command_in_the_order_of_the_work() -> None:
+    """Under headings, demo and build first; none is left out."""
+    shown = CliRunner().invoke(app, ["--help"]).output
+    group = typer.main.get_command(app)
+    listed = re.findall(r"^  ([a-z]+)  ", shown, re.M)
+    assert sorted(listed) == sorted(group.commands)
+    assert listed == [name for names in ORDER.values() for name in names if name in group.commands]
+    headings = [line.rstrip(":") for line in shown.splitlines() if re.fullmatch(r"[A-Z][a-z]+:", line)]
+    assert headings == ["Options", *ORDER]
+
+
+SHARED = {"limit", "corpus", "segment", "text", "dtype", "device", "workers", "revision", "only", "as_json"}
+
+
+def test_one_name_for_one_thing() -> None:
+    """What several commands take has one spelling and one meaning in all of them, and each option says what it is."""
+    options = [option for path, command in commands() if path for option in command.params]
+    assert not [option.name for option in options if not option.help]
+    for name in SHARED:
+        same = [option for option in options if option.name == name]
+        assert len({(tuple(option.opts), option.help) for option in same}) == 1, name
+    spelled = {spelling for option in options for spelling in option.opts}
+    assert not spelled & {"--tokens", "--report", "--output", "--file", "--cards", "--page"}
+
+
+def test_the_version_is_printed() -> None:
+    """--version, on stdout."""
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"mnemoscope {mnemoscope.__version__}\n")
 
 
 def test_models_lists_the_families(

@@ -274,7 +274,7 @@ def test_study_from_model_to_report(
     folder, corpus, out = model_folder(tmp_path / "model"), tmp_path / "text.jsonl", tmp_path / "run"
     corpus.write_text("\n".join(json.dumps({"text": text}) for text in texts(60)), encoding="utf-8")
     only = ("--only", "glance,values,value_ranks,distributions")
-    code, told, error = call(monkeypatch, capsys, "study", folder, corpus, "-o", out, *only)
+    code, told, error = call(monkeypatch, capsys, "study", folder, "--corpus", corpus, "-o", out, *only)
     assert code == 0, error
     assert "Feed-forward layers hold" in told and "measuring" in error
     page = (out / "report.html").read_text(encoding="utf-8")
@@ -289,7 +289,7 @@ def test_study_from_model_to_report(
     assert code == 0 and "measuring" not in error
     assert {one["id"] for one in json.loads(data)} >= {"figure-5-rank", "figure-6-confidence"}
     both = tmp_path / "both.html"
-    code, _, error = call(monkeypatch, capsys, "compare", out, out, "--only", "value_ranks", "--report", both)
+    code, _, error = call(monkeypatch, capsys, "compare", out, out, "--only", "value_ranks", "--html", both)
     assert code == 0, error
     assert "Do neurons keep their triggers?" in both.read_text(encoding="utf-8")
 
@@ -301,4 +301,4 @@ def test_study_says_what_it_lacks(
     code, _, error = call(monkeypatch, capsys, "study")
     assert code == 2 and "-o RUN" in error
     code, _, error = call(monkeypatch, capsys, "study", "-o", tmp_path / "none")
-    assert code == 2 and "give MODEL and CORPUS" in error
+    assert code == 2 and "give MODEL and --corpus" in error

@@ -18,7 +18,7 @@ class _OrSheet(TyperGroup):
     """`annotate RUN` is `annotate sheet RUN`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in {*self.commands, "--help"}:
+        if args and args[0] not in {*self.commands, "-h", "--help"}:
             args = ["sheet", *args]
         return super().parse_args(ctx, args)
 
@@ -27,23 +27,29 @@ annotation = typer.Typer(cls=_OrSheet, no_args_is_help=True)
 
 app.add_typer(annotation, name="annotate")
 
-SheetFile = Annotated[Path, typer.Argument(help="A filled sheet.")]
+SheetFile = Annotated[Path, typer.Argument(help="Sheet that was filled in.")]
 
-KeyFile = Annotated[Path | None, typer.Option("--key", help="Its key, if not beside it under its own name.")]
+KeyFile = Annotated[Path | None, typer.Option("--key", help="Key of the sheet, if it is not beside it.")]
 
 
 @annotation.callback(epilog="Example: mnemoscope annotate runs/demo --neurons 40 --out sheet.jsonl")
 def annotate() -> None:
-    """A blinded sheet for people, with hidden null items, and its scores."""
+    """Make blinded sheets for annotators, and score them. Hidden among the neurons are items that mean nothing."""
 
 
 @annotation.command(epilog="Example: mnemoscope annotate runs/demo --neurons 40 --out sheet.jsonl")
 def sheet(
     run: RunFolder,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The sheet; its key is written beside it.")],
-    neurons: Annotated[int, typer.Option(help="Besides them, three in eleven items are hidden nulls.")] = 40,
-    prefixes: Annotated[int, typer.Option(help="To annotate for each; as many again to apply it to.")] = 25,
-    seed: Annotated[int | None, typer.Option(help="Which neurons and prefixes; else drawn.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Sheet to write; its key is written beside it.")],
+    neurons: Annotated[int, typer.Option(help="Neurons on the sheet, besides hidden null items.")] = 40,
+    prefixes: Annotated[
+        int,
+        typer.Option(help="Prefixes to annotate for each neuron; as many again to judge."),
+    ] = 25,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of what is drawn; by default a new one each time."),
+    ] = None,
 ) -> None:
     """Write a sheet to fill in, and its sealed key. `mnemoscope annotate RUN` does the same."""
     from mnemoscope.patterns.annotation.sheet import write
@@ -57,9 +63,9 @@ def sheet(
 
 @annotation.command(epilog="Example: mnemoscope annotate score anna.jsonl ben.jsonl --key sheet.key.json")
 def score(
-    sheets: Annotated[list[Path], typer.Argument(help="Filled sheets, one for each annotator.")],
+    sheets: Annotated[list[Path], typer.Argument(help="Sheets that were filled in, one for each annotator.")],
     key: KeyFile = None,
-    run: Annotated[Path | None, typer.Option(help="Make sure that the sheets are of this run.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run that the sheets must be of.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hits, false alarms on hidden nulls, and the agreement of several annotators."""
@@ -78,7 +84,7 @@ def score(
 @annotation.command(epilog="Example: mnemoscope annotate export sheet.jsonl L13N366")
 def export(
     sheet: SheetFile,
-    neuron: Annotated[str, typer.Argument(help="A neuron on the sheet.")],
+    neuron: Annotated[str, typer.Argument(help="Address of a neuron on the sheet.")],
     key: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mnemoscope.cli.options import AsJson, Device, Moved, RunFolder
+from mnemoscope.cli.options import AsJson, Count, Neuron, Reloading, RunFolder, bundled
 from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
 from mnemoscope.cli.shared import model_of, print_json, stdout
@@ -15,16 +15,19 @@ from mnemoscope.records import NeuronId
 
 
 @app.command(epilog="Example: mnemoscope patterns runs/demo")
+@bundled
 def patterns(
     run: RunFolder,
-    budget: Annotated[int, typer.Option(help="Tokens of each half that the model reads.")] = 65_536,
-    seed: Annotated[int, typer.Option(help="What is drawn at random.")] = 0,
-    cards: Annotated[int, typer.Option(help="Of the clearest neurons, how many to show.")] = 10,
-    model: Moved = None,
-    device: Device = "auto",
+    *,
+    budget: Annotated[
+        int, typer.Option(help="Tokens of each half of the text that the model reads.")
+    ] = 65_536,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")] = 0,
+    count: Count = 10,
+    again: Reloading,
     as_json: AsJson = False,
 ) -> None:
-    """What every neuron detects, tested both ways on held-out text and against nulls; kept in the run."""
+    """Find and test what every neuron detects. Both ways, on text held out, against nulls; kept in the run."""
     from mnemoscope.analyses import labels
     from mnemoscope.analyses import patterns as analysis
     from mnemoscope.analyses.neuron import card
@@ -36,8 +39,8 @@ def patterns(
     found, settings = open_run(run), Settings(budget, seed)
     if not known(found, settings):
         with progress_bars() as report:
-            found = job(found, model_of(found, model, device), settings, report=report)
-    result, check = analysis.summary(found, count=cards), labels.check(found)
+            found = job(found, model_of(found, again), settings, report=report)
+    result, check = analysis.summary(found, count=count), labels.check(found)
     if as_json:
         print_json(result.to_dict() | {"labels": check.to_dict() if check else None})
         return
@@ -47,20 +50,28 @@ def patterns(
 
 
 @app.command(epilog="Example: mnemoscope test runs/demo L13N366 --pattern 'regex:\\b(19|20)\\d\\d$'")
+@bundled
 def test(
     run: RunFolder,
-    neuron: Annotated[str, typer.Argument(help="L13N366, 13.366, 13/366 or 13_366.")],
+    neuron: Neuron,
+    *,
     pattern: Annotated[
-        str, typer.Option(help="year, date, regex:..., words:may,june, word:..., suffix:..., file:PATH, ...")
+        str,
+        typer.Option(
+            help="What the neuron is said to detect: year, date, regex:..., words:may,june, suffix:..., file:PATH ..."
+        ),
     ],
-    sign: Annotated[str | None, typer.Option(help="+ or -; else whichever fits the pattern better.")] = None,
-    budget: Annotated[int, typer.Option(help="Tokens of each half that the model reads.")] = 16_384,
-    seed: Annotated[int, typer.Option(help="Which documents are read.")] = 0,
-    model: Moved = None,
-    device: Device = "auto",
+    sign: Annotated[
+        str | None, typer.Option(help="Sign of the coefficient, + or -; by default the one that fits better.")
+    ] = None,
+    budget: Annotated[
+        int, typer.Option(help="Tokens of each half of the text that the model reads.")
+    ] = 16_384,
+    seed: Annotated[int, typer.Option(help="Seed of which documents are read.")] = 0,
+    again: Reloading,
     as_json: AsJson = False,
 ) -> None:
-    """Your own claim about a neuron, tested both ways on text that was not used to find it."""
+    """Test your own claim about a neuron. Both ways, on text that no pattern was found in."""
     from dataclasses import asdict
 
     from mnemoscope.jobs.hypothesis import test as job
@@ -74,7 +85,7 @@ def test(
     address = opened.address(*NeuronId.parse(neuron))
     wanted = parse(pattern)  # before the model is loaded
     polarity = None if sign is None else 1 if sign == "+" else -1
-    loaded = model_of(opened, model, device)
+    loaded = model_of(opened, again)
     with progress_bars() as report:
         claim = job(
             opened, loaded, address, wanted, polarity=polarity, budget=budget, seed=seed, report=report
@@ -88,24 +99,27 @@ def test(
 
 
 @app.command(epilog="Example: mnemoscope removal runs/demo --documents 100")
+@bundled
 def removal(
     run: RunFolder,
-    documents: Annotated[int, typer.Option(help="Documents sampled; the time grows with them.")] = 200,
-    per_layer: Annotated[int, typer.Option(help="Triggers tested in each layer, at most.")] = 1000,
-    triggers: Annotated[int, typer.Option(help="Only the strongest of each neuron and polarity.")] = 10,
-    seed: Annotated[int, typer.Option(help="Which documents, triggers and tokens.")] = 0,
-    model: Moved = None,
-    device: Device = "auto",
+    *,
+    documents: Annotated[int, typer.Option(help="Documents to sample; the time grows with them.")] = 200,
+    per_layer: Annotated[int, typer.Option(help="Triggers to test in each layer, at most.")] = 1000,
+    triggers: Annotated[
+        int, typer.Option(help="Strongest triggers of each neuron and sign that may be tested.")
+    ] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of which documents, triggers and tokens are drawn.")] = 0,
+    again: Reloading,
     as_json: AsJson = False,
 ) -> None:
-    """What triggers lose with their first, their last or a random token; kept in the run."""
+    """Measure what triggers lose without a token: the first, the last or a random one; kept in the run."""
     from mnemoscope.analyses import removal as analysis
     from mnemoscope.jobs import removal as job
     from mnemoscope.store import open_run
     from mnemoscope.views import removal as view
 
     opened = open_run(run)
-    loaded = model_of(opened, model, device)
+    loaded = model_of(opened, again)
     sizes = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
     with progress_bars() as report:
         found = analysis.removal(job.add(opened, loaded, **sizes, report=report))

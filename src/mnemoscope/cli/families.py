@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from mnemoscope.cli.options import AsJson, Device, Dtype, ModelName, Revision, Trust
+from mnemoscope.cli.options import AsJson, Loading, ModelName, bundled
 from mnemoscope.cli.root import app
 from mnemoscope.cli.shared import load, print_json, stdout
 
-families = typer.Typer(help="Model families known, and whether a given model can be taken apart.")
+families = typer.Typer(help="List the model families, or check a model.")
 
 app.add_typer(families, name="models")
 
 
 @families.callback(invoke_without_command=True, epilog="Example: mnemoscope models")
 def models(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the model families that are known."""
+    """List the model families that are known, or check whether a model can be taken apart."""
     if context.invoked_subcommand:
         return
     from mnemoscope.anatomy import FAMILIES
@@ -28,18 +28,17 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 @families.command(epilog="Example: mnemoscope models check sample:smollm2-135m")
+@bundled
 def check(
     model: ModelName,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
+    *,
+    loading: Loading,
     as_json: AsJson = False,
 ) -> None:
     """Load a model and say what the self-check found: do its parts add up to its logits?"""
     from mnemoscope.views import text
 
-    loaded = load(model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code)
+    loaded = load(model, loading)
     facts = loaded.entry().model_dump() | {"known_family": loaded.anatomy.known, "dtype": loaded.dtype}
     if as_json:
         print_json(facts)

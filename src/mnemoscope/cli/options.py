@@ -1,9 +1,13 @@
-"""Arguments that several commands take."""
+"""Arguments and options that several commands take, under one name each."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -13,16 +17,103 @@ ModelName = Annotated[
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 
+Neuron = Annotated[str, typer.Argument(help="Address of a neuron: L13N366, 13.366, 13/366 or 13_366.")]
+
+CorpusName = typer.Option(
+    "--corpus", help="File, folder, glob in quotes, Hugging Face data set, or sample:wikipedia."
+)
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the data as JSON on stdout.")]
 
-Dtype = Annotated[
-    str, typer.Option(help="auto (bf16 where the processor has it, else fp32), fp32, bf16, fp16.")
+Page = Annotated[Path | None, typer.Option("--html", help="Also write a page that stands by itself.")]
+
+Limit = Annotated[int | None, typer.Option(help="Read at most this many tokens of the text.")]
+
+Count = Annotated[int, typer.Option("-n", "--count", help="Show at most this many neurons.")]
+
+Only = Annotated[
+    str | None, typer.Option(help="Names of measurements, with commas between; all of them by default.")
 ]
 
-Device = Annotated[str, typer.Option(help="auto (CUDA when there is one), cpu, cuda, cuda:1 ...")]
+Workers = Annotated[int, typer.Option(help="Processes to use; the result is the same for any number.")]
 
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face model.")]
+_Device = Annotated[
+    str, typer.Option(help="Where the model runs: auto (CUDA if there is one), cpu, cuda, cuda:1 ...")
+]
 
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model carries.")]
+_Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
 
-Moved = Annotated[str | None, typer.Option("--model", help="Where the model is now, if not where it was.")]
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded: keywords of `load_model`."""
+
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Precision of the weights: auto (bf16 if the processor has it, else fp32), fp32, bf16, fp16."
+        ),
+    ] = "auto"
+    device: _Device = "auto"
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face model.")] = (
+        None
+    )
+    trust_remote_code: _Trust = False
+
+
+@dataclass(frozen=True)
+class Reloading:
+    """How the model of a run is found and loaded again; the rest is what the run was built with."""
+
+    model: Annotated[
+        str | None, typer.Option(help="Where the model is now, if it has moved since the run was built.")
+    ] = None
+    device: _Device = "auto"
+    trust_remote_code: _Trust = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a corpus is read: keywords of `load_corpus`."""
+
+    segment: Annotated[
+        str, typer.Option(help="What becomes one context: document, sentence, window or window:N.")
+    ] = "document"
+    limit: Limit = None
+    text: Annotated[str, typer.Option(help="Name of the column that holds the text.")] = "text"
+
+
+def bundled(command: Callable[..., None]) -> Callable[..., None]:
+    """Spread the parameters of a command that are bundles (dataclasses, as above) into the options they hold."""
+    hints = get_type_hints(command, include_extras=True)
+    bundles: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        parameters += _options(bundles[name]) if name in bundles else [_keyword(parameter, hints[name])]
+
+    @wraps(command)
+    def spread(**given: Any) -> None:
+        taken: dict[str, Any] = {
+            name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+            for name, kind in bundles.items()
+        }
+        command(**given, **taken)
+
+    spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    spread.__annotations__ = {one.name: one.annotation for one in parameters}
+    return spread
+
+
+def _options(bundle: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(bundle, include_extras=True)
+    assert all(field.default is not MISSING for field in fields(bundle)), bundle
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(bundle)
+    ]
+
+
+def _keyword(parameter: inspect.Parameter, hint: Any) -> inspect.Parameter:
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hint)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from mnemoscope.cli.options import AsJson, Device, Dtype, ModelName, Revision, Trust
+from mnemoscope.cli.options import AsJson, Loading, ModelName, Page, bundled
 from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
 from mnemoscope.cli.shared import load, print_json, say, stdout
@@ -21,30 +21,33 @@ if TYPE_CHECKING:
 @app.command(
     epilog='Example: mnemoscope explain gpt2 "The capital of France is" --target " Paris" --foil " London"'
 )
+@bundled
 def explain(
     model: ModelName,
-    prompt: Annotated[str | None, typer.Argument(help="The text before the prediction.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Text before the prediction.")] = None,
+    *,
     target: Annotated[
-        str | None, typer.Option(help="The token to account for; else the model's first choice.")
+        str | None,
+        typer.Option(help="Token to account for, by its text; by default the model's first choice."),
     ] = None,
-    foil: Annotated[list[str] | None, typer.Option(help="What to compare with; may be repeated.")] = None,
-    position: Annotated[int, typer.Option(help="Whose prediction, from 0; negative from the end.")] = -1,
+    foil: Annotated[list[str] | None, typer.Option(help="Token to compare it with; may be repeated.")] = None,
+    position: Annotated[
+        int, typer.Option(help="Position of the prediction, from 0; negative counts from the end.")
+    ] = -1,
     lens: Annotated[str, typer.Option(help="How vectors are read: frozen, own or raw.")] = "frozen",
-    top: Annotated[int, typer.Option(help="Parts found for each sign and measure.")] = 20,
-    run: Annotated[Path | None, typer.Option(help="Run of this model, for triggers.")] = None,
-    ablate: Annotated[int, typer.Option(help="Neurons, and heads, that are really taken out.")] = 0,
+    top: Annotated[int, typer.Option(help="Parts to list for each sign and measure.")] = 20,
+    run: Annotated[Path | None, typer.Option(help="Folder of a run of this model, for triggers.")] = None,
+    ablate: Annotated[int, typer.Option(help="Neurons, and as many heads, to really take out.")] = 0,
     prompts: Annotated[
-        Path | None, typer.Option(help="Instead of a prompt: jsonl with prompt, target, foils, label.")
+        Path | None,
+        typer.Option(help="File of many prompts instead of one: jsonl of prompt, target, foils, label."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Table to write, with --prompts.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Also write a self-contained page.")] = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Table to write for --prompts.")] = None,
+    html: Page = None,
+    loading: Loading,
     as_json: AsJson = False,
 ) -> None:
-    """One prediction taken apart: which heads and memories made it, and what switched them on."""
+    """Take one prediction apart into heads and neurons, exactly, and say what switched those on."""
     from mnemoscope.jobs import batch
     from mnemoscope.jobs.explain import explain as job
     from mnemoscope.store import open_run
@@ -57,7 +60,7 @@ def explain(
         "ablate": ablate,
         "run": None if run is None else open_run(run),
     }
-    loaded = load(model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code)
+    loaded = load(model, loading)
     if prompts and out:
         with progress_bars() as report:
             batch.explain_many(loaded, prompts, out, report=report, **options)

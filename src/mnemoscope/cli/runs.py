@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mnemoscope.cli.options import AsJson, Device, Dtype, ModelName, Moved, Revision, RunFolder, Trust
+from mnemoscope.cli.options import (
+    AsJson,
+    CorpusName,
+    Count,
+    Limit,
+    Loading,
+    ModelName,
+    Page,
+    Reading,
+    Reloading,
+    RunFolder,
+    Workers,
+    bundled,
+)
 from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
 from mnemoscope.cli.shared import build_run, load, model_of, print_json, say, stdout
@@ -27,59 +41,54 @@ DEMO_TOKENS, DEMO_TOKENS_BF16, DEMO_TOKENS_FP32 = 250_000, 65_000, 40_000
 @app.command(epilog="Example: mnemoscope demo -o runs/demo")
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.")] = Path("runs/demo"),
-    tokens: Annotated[int | None, typer.Option(help="How much of the sample text to read.")] = None,
+    limit: Limit = None,
 ) -> None:
-    """Build a run of the sample model over the sample text, and show what it found."""
+    """Build a run of the sample model, and show what it found. The model and its text are fetched once."""
     from mnemoscope.corpus import load_corpus
     from mnemoscope.models import native_bf16, tiles
 
-    if tokens is None:
+    if limit is None:
         slower = DEMO_TOKENS_BF16 if native_bf16() else DEMO_TOKENS_FP32
-        tokens = DEMO_TOKENS if tiles() else slower
-        if tokens < DEMO_TOKENS:
+        limit = DEMO_TOKENS if tiles() else slower
+        if limit < DEMO_TOKENS:
             say(
-                f"This processor multiplies no tiles of bf16, so that the demo reads {tokens:,} tokens "
-                f"(--tokens {DEMO_TOKENS} reads as much as on one that does)."
+                f"This processor multiplies no tiles of bf16, so that the demo reads {limit:,} tokens "
+                f"(--limit {DEMO_TOKENS} reads as much as on one that does)."
             )
-    model = load(SAMPLE_MODEL)
-    run = build_run(model, load_corpus(SAMPLE_TEXT, limit=tokens), out)
+    model = load(SAMPLE_MODEL, Loading())
+    run = build_run(model, load_corpus(SAMPLE_TEXT, limit=limit), out)
     page = out / "gallery.html"
     _overview(run, page)
     _next_steps(run, page)
 
 
 @app.command(epilog="Example: mnemoscope build gpt2 --corpus wikitext.txt -o runs/gpt2")
+@bundled
 def build(
     model: ModelName,
-    corpus: Annotated[
-        str, typer.Option(help="File, folder, glob, Hugging Face data set, or sample:wikipedia.")
+    *,
+    corpus: Annotated[str, CorpusName],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder of the run; an unfinished build in it goes on.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run; an unfinished one goes on.")],
-    segment: Annotated[
-        str, typer.Option(help="What is a context: document, sentence or window.")
-    ] = "document",
-    limit: Annotated[int | None, typer.Option(help="Read at most this many tokens.")] = None,
-    text: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
-    top: Annotated[int, typer.Option(help="Triggers kept for each neuron and polarity.")] = 50,
+    reading: Reading,
+    top: Annotated[int, typer.Option(help="Triggers to keep for each neuron and sign.")] = 50,
     nulls: Annotated[
         str,
         typer.Option(
-            help="Units that mean nothing, mined beside the neurons to compare with: random, rotated and shuffled, "
-            "by commas, or none. With shuffled a second model runs: twice the time and memory."
+            help="Units that mean nothing, mined beside the neurons to compare them with: random, rotated and "
+            "shuffled, with commas between, or none. With shuffled a second model runs, at twice the time and memory."
         ),
     ] = "random,rotated",
-    workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
+    workers: Workers = 1,
+    loading: Loading,
     as_json: AsJson = False,
 ) -> None:
-    """Run a corpus through a model once and keep every neuron's triggers, distribution and value."""
+    """Run a text through a model, and keep what every neuron does: its triggers, distribution and value."""
     from mnemoscope.corpus import load_corpus
 
-    source = load_corpus(corpus, segment=segment, limit=limit, text=text)
-    loaded = load(model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code)
+    source = load_corpus(corpus, **asdict(reading))
+    loaded = load(model, loading)
     kinds = [] if nulls == "none" else [kind.strip() for kind in nulls.split(",")]
     run = build_run(loaded, source, out, top=top, nulls=kinds, workers=workers)
     if as_json:
@@ -91,12 +100,14 @@ def build(
 @app.command(epilog="Example: mnemoscope show runs/demo L13N366")
 def show(
     run: RunFolder,
-    neuron: Annotated[str | None, typer.Argument(help="L13N366, 13.366, 13/366 or 13_366.")] = None,
-    triggers: Annotated[int, typer.Option(help="Triggers shown for each polarity.")] = 10,
-    html: Annotated[Path | None, typer.Option(help="Also write a self-contained page.")] = None,
+    neuron: Annotated[
+        str | None, typer.Argument(help="Address of a neuron: L13N366, 13.366, 13/366 or 13_366.")
+    ] = None,
+    triggers: Annotated[int, typer.Option(help="Triggers to show for each sign.")] = 10,
+    html: Page = None,
     as_json: AsJson = False,
 ) -> None:
-    """One neuron (triggers both ways, distribution, value both ways), or without one the run's highlights."""
+    """Show one neuron, or the highlights of a run. A neuron: triggers and value both ways, and distribution."""
     from mnemoscope.store import open_run
 
     opened = open_run(run)
@@ -120,17 +131,19 @@ def show(
 @app.command(epilog='Example: mnemoscope find runs/demo --promotes " Paris"')
 def find(
     run: RunFolder,
-    promotes: Annotated[str | None, typer.Option(help="A token that the value promotes.")] = None,
-    suppresses: Annotated[str | None, typer.Option(help="A token that the value suppresses.")] = None,
-    trigger: Annotated[str | None, typer.Option(help="Text that the triggers end with.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="A word of the name of a tested pattern.")] = None,
-    sort: Annotated[str | None, typer.Option(help="A statistic: kurtosis, max, min, skewness, ...")] = None,
-    ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first, for --sort.")] = False,
-    layer: Annotated[int | None, typer.Option(help="Only this layer.")] = None,
-    count: Annotated[int, typer.Option("-n", "--count", help="How many neurons.")] = 20,
+    promotes: Annotated[str | None, typer.Option(help="Token that the value promotes.")] = None,
+    suppresses: Annotated[str | None, typer.Option(help="Token that the value suppresses.")] = None,
+    trigger: Annotated[str | None, typer.Option(help="Text at the end of triggers.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="Part of the name of a tested pattern.")] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="Statistic to sort by: kurtosis, max, min, skewness ...")
+    ] = None,
+    ascending: Annotated[bool, typer.Option("--ascending", help="Sort the smallest first.")] = False,
+    layer: Annotated[int | None, typer.Option(help="Only neurons of this layer.")] = None,
+    count: Count = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Neurons by value token, by trigger text, by pattern or by statistics."""
+    """Find neurons by value, trigger, pattern or statistic."""
     from mnemoscope.analyses import search
     from mnemoscope.store import open_run
     from mnemoscope.views import text
@@ -160,21 +173,22 @@ def find(
 
 
 @app.command(epilog="Example: mnemoscope verify runs/demo --sample 500")
+@bundled
 def verify(
     run: RunFolder,
+    *,
     sample: Annotated[int, typer.Option(help="Neurons whose values are read again.")] = 500,
-    seed: Annotated[int, typer.Option(help="Which neurons and which shard.")] = 0,
-    model: Moved = None,
-    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of which neurons and which shard are checked.")] = 0,
+    again: Reloading,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute stored coefficients, moments and values from the model; exit with 1 if something differs."""
+    """Recompute parts of a run, and say what differs; then the exit code is 1."""
     from mnemoscope.jobs.verify import verify as check
     from mnemoscope.store import open_run
     from mnemoscope.views import text
 
     opened = open_run(run)
-    loaded = model_of(opened, model, device)
+    loaded = model_of(opened, again)
     with progress_bars() as report:
         result = check(opened, loaded, sample=sample, seed=seed, report=report)
     if as_json:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mnemoscope.cli.options import AsJson, Device, Dtype, Revision, RunFolder, Trust
+from mnemoscope.cli.options import (
+    AsJson,
+    CorpusName,
+    Loading,
+    Only,
+    Reading,
+    RunFolder,
+    Workers,
+    bundled,
+)
 from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
 from mnemoscope.cli.shared import build_run, load, print_json, say, stdout
@@ -20,45 +30,50 @@ if TYPE_CHECKING:
 FAST_TOKENS = 40_000  # of a study in ten minutes
 
 
-@app.command(epilog="Example: mnemoscope study sample:smollm2-135m sample:wikipedia -o runs/study --fast")
+@app.command(
+    epilog="Example: mnemoscope study sample:smollm2-135m --corpus sample:wikipedia -o runs/study --fast"
+)
+@bundled
 def study(
-    model: Annotated[str | None, typer.Argument(help="As in build; not needed if all is measured.")] = None,
-    corpus: Annotated[str | None, typer.Argument(help="As in build; not needed for a finished run.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder of the run; goes on where it stopped.")
+    model: Annotated[
+        str | None, typer.Argument(help="Model as in build; not needed once everything is measured.")
     ] = None,
-    only: Annotated[str | None, typer.Option(help="Measurements by name, with commas between.")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Small samples, for a first look.")] = False,
-    listed: Annotated[bool, typer.Option("--list", help="What there is, with cost and state.")] = False,
-    positions: Annotated[int | None, typer.Option(help="Prefixes of refinement and composition.")] = None,
-    sentences: Annotated[int | None, typer.Option(help="Prefixes of the contributions.")] = None,
-    seed: Annotated[int, typer.Option(help="Which prefixes.")] = 0,
+    *,
+    corpus: Annotated[str | None, CorpusName] = None,
+    reading: Reading,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder of the run; an unfinished study in it goes on.")
+    ] = None,
+    only: Only = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Use small samples, for a first look.")] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="List the measurements with their cost and state, and stop.")
+    ] = False,
+    positions: Annotated[
+        int | None, typer.Option(help="Prefixes for the measurements refinement and composition.")
+    ] = None,
+    sentences: Annotated[int | None, typer.Option(help="Prefixes for the contributions.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of which prefixes are drawn.")] = 0,
     shuffled: Annotated[
         bool,
         typer.Option(
             "--shuffled",
-            help="Refinement and composition also of a copy of the model whose weights are shuffled, and in a new run "
-            "neurons of it, to compare with: twice the time.",
+            help="Measure refinement and composition in a copy of the model with shuffled weights, too, and mine its "
+            "neurons in a new run, at twice the time.",
         ),
     ] = False,
     questions: Annotated[
-        list[Path] | None, typer.Option(help="jsonl of subject, prompt, answer, label; may be repeated.")
+        list[Path] | None,
+        typer.Option(help="File of questions, jsonl of subject, prompt, answer, label."),
     ] = None,
-    segment: Annotated[
-        str, typer.Option(help="What is a context: document, sentence or window.")
-    ] = "document",
-    limit: Annotated[int | None, typer.Option(help="Read at most this many tokens.")] = None,
-    report: Annotated[Path | None, typer.Option(help="The page; else report.html in the run.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes for the build.")] = 1,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Page to write; by default report.html in the folder of the run.")
+    ] = None,
+    workers: Workers = 1,
+    loading: Loading,
     as_json: AsJson = False,
 ) -> None:
-    """Every figure and table of the study: build the run if need be, measure what is missing, write the report."""
-    from dataclasses import replace
-
+    """Measure every figure of the study, and write the report. Builds the run if need be; measures what is missing."""
     from mnemoscope.jobs.study import catalogue
     from mnemoscope.jobs.study.positions import Sizes
     from mnemoscope.store import is_finished, open_run
@@ -73,37 +88,37 @@ def study(
         return
     if out is None:
         raise QueryError("studying: there is no folder for the run; give one with -o RUN")
-    loading = {"device": device, "revision": revision, "trust_remote_code": trust_remote_code}
     loaded = None
     if found is None:
         from mnemoscope import nulls
         from mnemoscope.corpus import load_corpus
 
         if model is None or corpus is None:
-            raise QueryError(f"studying: {out} holds no finished run; give MODEL and CORPUS to build it")
-        limit = limit or (FAST_TOKENS if fast else None)
-        source = load_corpus(corpus, segment=segment, limit=limit)
-        loaded = load(model, dtype=dtype, **loading)
+            raise QueryError(f"studying: {out} holds no finished run; give MODEL and --corpus to build it")
+        if fast and reading.limit is None:
+            reading = replace(reading, limit=FAST_TOKENS)
+        source = load_corpus(corpus, **asdict(reading))
+        loaded = load(model, loading)
         kinds = nulls.KINDS if shuffled else nulls.DEFAULT
         found = build_run(loaded, source, out, nulls=kinds, workers=workers)
     if any(one.job and one.state(found, sizes) != "ready" for one in chosen):
         entry = found.manifest.model
-        loading["revision"] = revision or entry.revision
-        loaded = loaded or load(model or entry.id, dtype=found.manifest.options["dtype"], **loading)
+        built = {"dtype": found.manifest.options["dtype"], "revision": loading.revision or entry.revision}
+        loaded = loaded or load(model or entry.id, replace(loading, **built))
         found = _measure(found, loaded, chosen, sizes)
     sections = [one.section(found) for one in chosen]
-    _report_study(found, sections, report or out / "report.html", as_json)
+    _report_study(found, sections, html or out / "report.html", as_json)
 
 
-@app.command(epilog="Example: mnemoscope compare runs/a runs/b --report compare.html")
+@app.command(epilog="Example: mnemoscope compare runs/a runs/b --html compare.html")
 def compare(
     one: RunFolder,
     two: RunFolder,
-    only: Annotated[str | None, typer.Option(help="Measurements by name, with commas between.")] = None,
-    report: Annotated[Path, typer.Option(help="The page.")] = Path("compare.html"),
+    only: Only = None,
+    html: Annotated[Path, typer.Option(help="Page to write.")] = Path("compare.html"),
     as_json: AsJson = False,
 ) -> None:
-    """Two runs side by side: the study's figures of both, and how stable each neuron's triggers are."""
+    """Compare two runs, figure by figure, and say how stable each neuron's triggers are."""
     from mnemoscope.analyses.study import stability
     from mnemoscope.analyses.study.finding import Section
     from mnemoscope.jobs.study import catalogue
@@ -124,7 +139,7 @@ def compare(
         )
         joined = stability.side_by_side(names, [part.findings for part in both])
         sections.append(Section(measurement.name, measurement.title, tuple(joined), lost))
-    _report_study(runs[0], sections, report, as_json, beside=runs[1], title=f"{names[0]} and {names[1]}")
+    _report_study(runs[0], sections, html, as_json, beside=runs[1], title=f"{names[0]} and {names[1]}")
 
 
 def _list_study(chosen: Any, run: Run | None, sizes: Any, as_json: bool) -> None:
