@@ -590,7 +590,7 @@ def test_a_state_that_cannot_be_written_leaves_the_earlier_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(RunError, match="the disk is full"):
         memories.save(file)
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]

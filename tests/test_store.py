@@ -43,7 +43,6 @@ from mnemoscope.store import (
     add_tables,
     finish_commit,
     open_run,
-    write_atomically,
 )
 from mnemoscope.store.reading import _SortedTable
 
@@ -424,15 +423,6 @@ def test_tables_side_by_side(run: Run, tmp_path: Path) -> None:
     for name in frames:
         written = tmp_path / "run" / WORK / "tables" / f"{name}.parquet"
         assert written.read_bytes() == run.file(name).read_bytes()
-
-
-def test_write_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small file is replaced whole, or stays as it was."""
-    write_atomically(tmp_path / "file", b"old")
-    with monkeypatch.context() as patch, pytest.raises(_Power):
-        patch.setattr(os, "replace", _raise_power)
-        write_atomically(tmp_path / "file", b"new")
-    assert (tmp_path / "file").read_bytes() == b"old"
 
 
 def test_unwritable(tmp_path: Path) -> None:

@@ -10,15 +10,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mnemoscope import files
 from mnemoscope import segment as cut
-from mnemoscope.errors import CorpusError, RunError
+from mnemoscope.errors import CorpusError
 from mnemoscope.plan import BATCH_TOKENS, SHARD_TOKENS, Plan, PlanWriter, Units
 from mnemoscope.readers import Document, accepted, read_file, readable, row_document, whole
 from mnemoscope.records import Progress
@@ -269,11 +270,12 @@ def write_plan(
     kind, _, size = corpus.segment.partition(":")
     if kind == "window":
         room = min(room, (int(size) if size else WINDOW) - len(before) - len(after))
-    writer = None
-    try:
+    doing = f"writing the plan of {corpus.id} into {folder}"
+    with files.refusals(doing, "choose a folder that can be written to"), ExitStack() as opened:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "plan.json").unlink(missing_ok=True)
         writer = PlanWriter(folder, special_ids(tokenizer))
+        opened.callback(writer.close)
         for document, units in _tokenized(corpus, tokenizer):
             contexts = [
                 (start + left, [*before, *unit[left:right], *after])
@@ -291,15 +293,6 @@ def write_plan(
             report(Progress("planning", writer.tokens, writer.tokens, "tokens"))
         about = {"id": corpus.id, "source": corpus.source, "segment": corpus.segment, "limit": corpus.limit}
         return writer.finish(about, context_length)
-    except OSError as error:
-        raise RunError(
-            f"writing the plan of {corpus.id} into {folder}: {error.strerror or error}; "
-            "free some space or give another folder"
-        ) from error
-    finally:
-        if writer is not None:
-            with suppress(OSError):  # a full disk was reported above
-                writer.close()
 
 
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:

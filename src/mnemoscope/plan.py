@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mnemoscope import files
 from mnemoscope.errors import RunCorrupt, RunMissing
 from mnemoscope.records import ContextBatch
 
@@ -224,9 +225,7 @@ class PlanWriter:
         fields: dict[str, Any] = {name: getattr(self, name) for name in counts}
         fields |= {"sha256": self._digest.hexdigest(), "context_length": context_length}
         fields |= {"special": self.special, "corpus": corpus}
-        partial = self.folder / ".plan.json"
-        partial.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.folder / "plan.json")
+        files.write(self.folder / "plan.json", json.dumps(fields, indent=1) + "\n", "writing the plan")
         return Plan(folder=self.folder, **fields)
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,13 +12,14 @@ import pyarrow as pa
 from jaxtyping import Float
 from torch import Tensor
 
+from mnemoscope import files
 from mnemoscope.accumulate.distribution import Histograms, Samples
 from mnemoscope.accumulate.moments import Moments
 from mnemoscope.accumulate.places import HISTOGRAM_EVERY, Places
 from mnemoscope.accumulate.protocol import Accumulator
 from mnemoscope.accumulate.reading import scan
 from mnemoscope.accumulate.triggers import Triggers
-from mnemoscope.errors import RunCorrupt, RunError, RunMismatch
+from mnemoscope.errors import RunCorrupt, RunMismatch
 from mnemoscope.records import ContextBatch
 
 _FORMAT = 1
@@ -145,19 +145,8 @@ class Memories:
 
 def save_state(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays to one file, whole or not at all; RunError when it cannot be."""
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(
-            f"saving the state {path}: {error.strerror or error}; free some space or choose a folder that "
-            "can be written to, and run the same command again"
-        ) from error
+    with files.replacing(path, "saving the state") as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def load_state(path: Path, restore: Callable[[Mapping[str, np.ndarray]], T]) -> T:

@@ -13,7 +13,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnemoscope.errors import QueryError, RunError
+from mnemoscope import files
+from mnemoscope.errors import QueryError
 from mnemoscope.explanation import Contrast, Explanation
 from mnemoscope.jobs.explain import explain
 from mnemoscope.models import Model
@@ -47,6 +48,7 @@ SCHEMA = pa.schema(
         ("rank", pa.int64()),
     ]
 )  # fmt: skip
+_DOING = "writing the table"
 _ROWS = 50_000  # of a row group, or more
 _FRAMES = ("stream", "layers", "others", "heads", "whole_heads", "sources", "neurons", "queries", "ablations")
 _CONTRASTED = ("layers", "others", "heads", "sources", "neurons")
@@ -87,6 +89,8 @@ def explain_many(
     """
     name = str(prompts) if isinstance(prompts, str | Path) else "prompts"
     records = _read(prompts)
+    files.make_folder_of(path, _DOING)
+    files.check_file(path, _DOING)
     say, path = report or (lambda _: None), Path(path)
 
     def explained() -> Iterator[pl.DataFrame]:
@@ -141,20 +145,13 @@ def _columns(name: str, frame: pl.DataFrame) -> pl.DataFrame:
 
 def _write(tables: Iterable[pl.DataFrame], path: Path, about: Mapping[str, str]) -> None:
     """All tables into one file that appears when it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
     schema = SCHEMA.with_metadata(dict(about))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            for group in _groups(tables):
-                writer.write_table(_arrow(group, schema))
-        partial.replace(path)
-    except OSError as error:
-        raise RunError(
-            f"writing the table {path}: {error.strerror or error}; choose a file that can be written"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        files.replacing(path, _DOING) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd") as writer,
+    ):
+        for group in _groups(tables):
+            writer.write_table(_arrow(group, schema))
 
 
 def _groups(tables: Iterable[pl.DataFrame]) -> Iterator[Sequence[pl.DataFrame]]:

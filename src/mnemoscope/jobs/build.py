@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel
 
-from mnemoscope import accumulate, corpus, models, store
+from mnemoscope import accumulate, corpus, files, models, store
 from mnemoscope.corpus import Corpus
 from mnemoscope.errors import RunError, RunMismatch
 from mnemoscope.jobs import loop, values
@@ -120,7 +120,7 @@ class _Build:
         if file.exists():
             _compare(json.loads(file.read_text()), self._identity, self._writer.path)
         else:
-            store.write_atomically(file, json.dumps(self._identity, indent=1).encode())
+            files.write(file, json.dumps(self._identity, indent=1), "writing the run")
 
     def _plan(self) -> Plan:
         if (self._work / "plan.json").exists():
@@ -249,9 +249,8 @@ def _short(value: Any) -> str:
 
 
 def _write_part(table: pa.Table, file: Path) -> None:
-    scratch = file.with_suffix(".tmp")
-    pq.write_table(table, scratch, compression="zstd")
-    scratch.replace(file)
+    with files.replacing(file, "writing the run") as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
 def _linked(file: Path) -> Path:

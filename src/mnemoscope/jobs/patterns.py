@@ -27,6 +27,7 @@ import pyarrow as pa
 from scipy.sparse import hstack
 from scipy.stats import false_discovery_control
 
+from mnemoscope import files
 from mnemoscope.errors import PatternError
 from mnemoscope.jobs import loop
 from mnemoscope.jobs.ground import Ground
@@ -47,7 +48,7 @@ from mnemoscope.patterns.triggers import NEURON, addressed
 from mnemoscope.patterns.twoway import LEAST_DOCUMENTS, MARGIN, NULL_LEVEL, RESAMPLES, Rule
 from mnemoscope.patterns.whole import Language, by_document
 from mnemoscope.records import Progress
-from mnemoscope.store import SCHEMAS, Run, add_tables, write_atomically
+from mnemoscope.store import SCHEMAS, Run, add_tables
 
 WORK = ".patterns"
 BUDGET = 65_536  # tokens of each half that the model reads
@@ -149,7 +150,7 @@ class _Job:
                 shutil.rmtree(path)
             elif path.name != "lock":
                 path.unlink()
-        write_atomically(file, text.encode())
+        files.write(file, text, "testing patterns: writing")
 
     def _tell(self, stage: str, done: int, total: int, unit: str = "units") -> None:
         self._report(Progress(stage, done, total, unit))
@@ -158,9 +159,9 @@ class _Job:
         """A frame that is made once and lies in the work folder from then on."""
         file = self._work / f"{name}.parquet"
         if not file.exists():
-            scratch = file.with_suffix(".partial")
-            make().write_parquet(scratch)
-            scratch.replace(file)
+            made = make()
+            with files.replacing(file, "testing patterns: writing") as partial:
+                made.write_parquet(partial)
         return pl.read_parquet(file)
 
     # -- candidates ----------------------------------------------------------------------------------------

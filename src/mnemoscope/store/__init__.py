@@ -25,7 +25,6 @@ from mnemoscope.store.writing import (
     add_tables,
     finish_commit,
     is_finished,
-    write_atomically,
 )
 
 __all__ = [
@@ -45,5 +44,4 @@ __all__ = [
     "finish_commit",
     "is_finished",
     "open_run",
-    "write_atomically",
 ]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mnemoscope import files
 from mnemoscope.errors import RunCorrupt, RunError
+from mnemoscope.files import sync
 from mnemoscope.records import Manifest, TableEntry
 from mnemoscope.store.reading import Run, open_run, read_manifest, sha256
 from mnemoscope.store.schemas import (
@@ -31,38 +31,10 @@ from mnemoscope.store.schemas import (
 )
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> AbstractContextManager[None]:
     """Turn what the file system refuses into one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            cure = f"the disk is full; free some space and run the same command again, it resumes from {WORK}"
-        else:
-            cure = f"{error.strerror or error}; choose a folder that can be written to"
-        raise RunError(f"writing the run {path}: {cure}") from error
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Replace a file by one that holds `content`: at no moment is there half of it."""
-    partial = file.with_name(f"{file.name}.partial")
-    with _writing(file.parent):
-        partial.write_bytes(content)
-        _sync(partial)
-        partial.replace(file)
-        _sync(file.parent)
+    full = f"free some space and run the same command again, it resumes from {WORK}"
+    return files.refusals(f"writing the run {path}", "choose a folder that can be written to", full)
 
 
 def _kinds(schema: pa.Schema) -> list[tuple[str, str]]:
@@ -132,7 +104,7 @@ class TableWriter:
                     self._flush(rest)
                 self._file.close()
                 if kind is None:
-                    _sync(self._partial)
+                    sync(self._partial)
                     self._partial.replace(self.path)
             finally:
                 self._partial.unlink(missing_ok=True)  # when something failed: a full disk needs the room
@@ -198,7 +170,7 @@ class RunWriter:
             found = _kinds(pq.read_schema(source))
             assert found == _kinds(SCHEMAS[name]), (name, found)
             shutil.move(source, target)
-            _sync(target)
+            sync(target)
 
     def sort_values_by_token(self, *, memory: str = "1GB") -> None:
         """Write `values_by_token` from the table `values`, sorting on disk beyond `memory`.
@@ -239,7 +211,7 @@ class RunWriter:
             for name, file in files.items():
                 assert name in OPTIONAL or file.exists(), f"table {name} was never written"
             entries = {name: _entry(file) for name, file in files.items() if file.exists()}
-            _sync(self._stage)
+            sync(self._stage)
             manifest = Manifest(**about, tables=entries)
             _write_manifest(self.work, manifest)
             finish_commit(self.path)
@@ -249,7 +221,7 @@ class RunWriter:
 def _entry(file: Path) -> TableEntry:
     """What a manifest knows of a finished file, which is on the disk when this returns."""
     rows = pq.read_metadata(file).num_rows
-    _sync(file)
+    sync(file)
     return TableEntry(rows=rows, bytes=file.stat().st_size, sha256=sha256(file))
 
 
@@ -277,7 +249,7 @@ def add_tables(path: str | Path, tables: Mapping[str, Iterable[pa.Table]], optio
         for name in tables:
             known[name] = _entry(stage / f"{name}.parquet")
             (stage / f"{name}.parquet").replace(run.file(name))
-        _sync(run.path)
+        sync(run.path)
         ordered = {name: known[name] for name in SCHEMAS if name in known}
         gained = {"tables": ordered, "options": {**run.manifest.options, **options}}
         _write_manifest(run.path, run.manifest.model_copy(update=gained))
@@ -286,7 +258,7 @@ def add_tables(path: str | Path, tables: Mapping[str, Iterable[pa.Table]], optio
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
+    files.write(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n", "writing the manifest")
 
 
 def _group_rows(name: str) -> int:
@@ -318,19 +290,19 @@ def finish_commit(path: str | Path) -> bool:
                     f"remove {work} and build again"
                 )
         (path / MANIFEST).unlink(missing_ok=True)
-        _sync(path)
+        sync(path)
         for source, target in moves.values():
             if source.exists():
                 source.replace(target)
         for name in OPTIONAL.keys() - entries.keys():  # of an earlier run
             (path / f"{name}.parquet").unlink(missing_ok=True)
-        _sync(path)
+        sync(path)
         for leftover in work.iterdir():
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             elif leftover != ready:
                 leftover.unlink()
         ready.replace(path / MANIFEST)
-        _sync(path)
+        sync(path)
         work.rmdir()
     return True

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from mnemoscope import files
 from mnemoscope.analyses import neuron, overview, striking
-from mnemoscope.errors import RunError
 from mnemoscope.records import NeuronId, Progress
 from mnemoscope.views import cards, html, plots
 
@@ -53,19 +53,10 @@ def write(
 
     `RunError` if the file cannot be written.
     """
-    path = Path(path)
-    text = render(run, neurons_per_layer=neurons_per_layer, progress=progress)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(
-            f"writing the gallery {path}: {error.strerror or error}; choose a file that can be written"
-        ) from error
-    return path
+    doing = "writing the gallery"
+    files.check_file(path, doing)
+    files.write(path, render(run, neurons_per_layer=neurons_per_layer, progress=progress), doing)
+    return Path(path)
 
 
 def render(

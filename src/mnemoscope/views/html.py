@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mnemoscope import files
 from mnemoscope.views import cards, claims
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ def page(card: NeuronCard) -> str:
 
 
 def write(card: NeuronCard, path: str | Path) -> None:
-    """Save `page(card)`."""
-    Path(path).write_text(page(card), encoding="utf-8")
+    """Save `page(card)`; `RunError` if the file cannot be written."""
+    files.write(path, page(card), "writing the page")
 
 
 @cache

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mnemoscope import files
 from mnemoscope.errors import QueryError
 from mnemoscope.patterns.split import half
 from mnemoscope.records import ContextBatch, Progress
@@ -21,6 +22,7 @@ from mnemoscope.store import Run
 
 SHARD = 128  # examples: the unit of work and of checkpoints
 
+_DOING = "keeping what was measured in"
 _BATCH = 1024  # prefixes x longest of a batch, at most: of larger ones a third is padding
 
 
@@ -177,10 +179,9 @@ def in_shards(
         if not done.exists():
             tables = measure(numbers)
             for name, table in tables.items():
-                pq.write_table(table, folder / f"{index:05d}-{name}.parquet", compression="zstd")
-            partial = done.with_suffix(".partial")
-            partial.write_text(json.dumps(sorted(tables)))
-            partial.replace(done)
+                with files.replacing(folder / f"{index:05d}-{name}.parquet", _DOING) as partial:
+                    pq.write_table(table, partial, compression="zstd")
+            files.write(done, json.dumps(sorted(tables)), _DOING)
         for name in json.loads(done.read_text()):
             found.setdefault(name, []).append(pq.read_table(folder / f"{index:05d}-{name}.parquet"))
     report(Progress(stage, len(examples), len(examples), "examples"))

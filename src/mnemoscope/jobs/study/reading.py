@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemoscope import files
 from mnemoscope.jobs.values import written
 from mnemoscope.lens import Lens
 from mnemoscope.models import Model
@@ -102,8 +103,6 @@ def value_tops(
         return torch.from_numpy(rows["token"].to_numpy().copy().reshape(shape)).to(model.device)
     file = folder / f"tops-{reader.name}.npy"
     if not file.exists():
-        partial = file.with_suffix(".partial")
-        with partial.open("wb") as stream:
+        with files.replacing(file, "reading values: writing") as partial, partial.open("wb") as stream:
             np.save(stream, reader.tops(model).cpu().numpy())
-        partial.replace(file)
     return torch.from_numpy(np.load(file)).to(model.device)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemoscope import files
 from mnemoscope.accumulate.reading import share_out
 from mnemoscope.anatomy import Layer
 from mnemoscope.jobs.values import written
@@ -52,10 +53,8 @@ class Order:
         """Read once and kept in the file."""
         places = marked(lens.unembedding.shape[0])
         if not file.exists():
-            partial = file.with_suffix(".partial")
-            with partial.open("wb") as stream:
+            with files.replacing(file, "reading values: writing") as partial, partial.open("wb") as stream:
                 np.save(stream, _sorted(lens, part, places))
-            partial.replace(file)
         return cls(lens, torch.from_numpy(np.load(file)), torch.from_numpy(places))
 
     def rank(

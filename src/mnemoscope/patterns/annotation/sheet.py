@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mnemoscope import files
 from mnemoscope.errors import SheetError
 from mnemoscope.patterns.annotation import draw
 from mnemoscope.patterns.annotation.key import FORMAT, Item, Key, digest
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 PREFIXES = 25  # that an annotator sees of a neuron, and as many again to apply patterns to (A5)
 TOKENS = 48  # of a prefix that are shown
 
+_DOING = "writing the annotation sheet"
 _HOW = (
     "Each line below is an item. `annotate` holds prefixes of texts; the last token, in brackets, is where each ends.",
     f"Look for what at least {draw.LEAST} of them have in common, and fill `patterns`: a list of "
@@ -114,15 +116,16 @@ def write(
 ) -> Written:
     """Write a sheet and, beside it, its key; a sheet that is there already is left alone (`SheetError`)."""
     key_file = key_path(out)
+    files.make_folder_of(out, _DOING, SheetError)
     for file in (out, key_file):
+        files.check_file(file, _DOING, SheetError)
         if file.exists():
-            raise SheetError(
-                f"writing an annotation sheet: {file} is there already, perhaps with answers; choose another name"
-            )
+            raise SheetError(f"{_DOING}: {file} is there already, perhaps with answers; choose another name")
     (header, *lines), key = make(run, neurons=neurons, prefixes=prefixes, seed=seed)
     header["key"] = key_file.name
-    _put(key_file, key.model_dump_json(indent=1) + "\n")
-    _put(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [header, *lines]))
+    files.write(key_file, key.model_dump_json(indent=1) + "\n", "writing the key", SheetError)
+    filled = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [header, *lines])
+    files.write(out, filled, _DOING, SheetError)
     return Written(out, key_file, len(lines), header["prefixes"])
 
 
@@ -139,15 +142,3 @@ def show(text: Text, row: int) -> str:
     pieces = [words.visible(one, edges=False) for one in words.pieces(tokens)]
     last = pieces[-1] or words.label(int(text.tokens[row]))
     return f"{'…' if start > text.first[row] else ''}{''.join(pieces[:-1])}⟦{last}⟧"
-
-
-def _put(file: Path, content: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise SheetError(
-            f"writing {file}: {error.strerror or error}; choose a folder that can be written to"
-        ) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment
 from markupsafe import Markup
 
-from mnemoscope.errors import RunError
+from mnemoscope import files
 from mnemoscope.views import html, plots
 from mnemoscope.views.explanation import charts, graph, wording
 from mnemoscope.views.explanation.lower import sheet
@@ -34,13 +34,8 @@ def page(explanation: Explanation) -> str:
 
 
 def write(explanation: Explanation, path: str | Path) -> None:
-    """Save `page(explanation)`."""
-    try:
-        Path(path).write_text(page(explanation), encoding="utf-8")
-    except OSError as error:
-        raise RunError(
-            f"writing the page {path}: {error.strerror or error}; choose a file that can be written"
-        ) from error
+    """Save `page(explanation)`; `RunError` if the file cannot be written."""
+    files.write(path, page(explanation), "writing the page")
 
 
 def _render(template: str, explanation: Explanation) -> str:

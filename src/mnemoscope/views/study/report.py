@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from mnemoscope import files
 from mnemoscope.analyses.study.items import Item
-from mnemoscope.errors import RunError
 from mnemoscope.records import Progress
 from mnemoscope.views import cards, html
 from mnemoscope.views.study import figures
@@ -54,18 +53,12 @@ def write(
     """
     path = Path(path)
     folder = path.with_name(f"{path.stem}_files")
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    doing = "writing the report"
+    with files.refusals(f"{doing} {path}"):
         folder.mkdir(parents=True, exist_ok=True)
+        files.check_file(path, doing)
         text = render(run, sections, folder, beside=beside, title=title, items=items, progress=progress)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise RunError(
-            f"writing the report {path}: {error.strerror or error}; choose a file that can be written"
-        ) from error
+    files.write(path, text, doing)
     return path
 
 

@@ -1,0 +1,150 @@
+"""Writes whole files or none, and says beforehand whether a place can be written to.
+
+    check_file("page.html", "writing the page")         # before the work; leaves nothing behind
+    write("page.html", text, "writing the page")        # after it
+
+What the file system refuses becomes one line of the error tree, the same whenever it is found out.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mnemoscope.errors import MnemoscopeError, RunError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LONGEST = 255  # bytes of a file name
+_BLOCK = 4096  # bytes that are written to try a place: a full disk takes an empty file
+
+File = str | os.PathLike[str]
+
+
+@contextmanager
+def refusals(
+    doing: str,
+    cure: str = "choose a file that can be written",
+    full: str = "free some space and run the same command again",
+    error: type[MnemoscopeError] = RunError,
+) -> Iterator[None]:
+    """Turn what the file system refuses into one line.
+
+    doing  what is being done to what: "writing the page x.html"
+    cure   what to do about it; `full` when the disk is
+    error  the kind to raise
+    """
+    try:
+        yield
+    except OSError as refused:
+        reason = refused.strerror or " ".join(str(refused).split())
+        if refused.errno == errno.ENOSPC:
+            reason = "the disk is full"
+        raise error(f"{doing}: {reason}; {full if refused.errno in _FULL else cure}") from refused
+
+
+@contextmanager
+def replacing(file: File, doing: str, error: type[MnemoscopeError] = RunError) -> Iterator[Path]:
+    """Gives a path to write to, which takes the file's name when the block ends without an error.
+
+    At no moment is there half of the file, and a failed attempt leaves nothing. A link is followed, and what is no
+    ordinary file (/dev/stdout) is written to as it is.
+    """
+    with refusals(f"{doing} {file}", error=error):
+        target = _target(Path(file))
+        if _is_device(target):
+            yield target
+            return
+        partial = _partial(target)
+        try:
+            yield partial
+            sync(partial)
+            partial.replace(target)
+            sync(target.parent)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+
+def write(file: File, content: str | bytes, doing: str, error: type[MnemoscopeError] = RunError) -> None:
+    """Make a file hold `content` (text in UTF-8), or leave it as it was: see `replacing`."""
+    with replacing(file, doing, error) as partial:
+        partial.write_bytes(content.encode("utf-8", "replace") if isinstance(content, str) else content)
+
+
+def check_file(file: File, doing: str, error: type[MnemoscopeError] = RunError) -> None:
+    """Raise now what `replacing` would raise after the work: no such folder, a folder of that name, no right to
+    write there, no space."""
+    with refusals(f"{doing} {file}", error=error):
+        target = _target(Path(file))
+        if not _is_device(target):
+            _try(target.parent)
+
+
+def check_folder(folder: File, doing: str, error: type[MnemoscopeError] = RunError) -> None:
+    """Raise now if nothing can be written in a folder or, where there is none yet, if it cannot be made."""
+    with refusals(f"{doing} {folder}", "choose a folder that can be written to", error=error):
+        _try(Path(folder).absolute())
+
+
+def make_folder_of(file: File, doing: str, error: type[MnemoscopeError] = RunError) -> None:
+    """Make the folder that a file is to lie in, and those above it: for what has a folder of its own (-o, --report)."""
+    with refusals(f"{doing} {file}", "choose a folder that can be written to", error=error):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _target(file: Path) -> Path:
+    """The file itself, where links lead; OSError if none can be made there."""
+    target = Path(os.path.realpath(file))
+    if target.is_symlink():
+        raise _os_error(errno.ELOOP)
+    if target.is_dir():
+        raise OSError(errno.EISDIR, "there is a folder of that name")
+    if not target.parent.exists():
+        raise OSError(errno.ENOENT, f"there is no folder {target.parent}")
+    if not target.parent.is_dir():
+        raise OSError(errno.ENOTDIR, f"{target.parent} is a file and not a folder")
+    return target
+
+
+def _is_device(target: Path) -> bool:
+    return target.exists() and not target.is_file()
+
+
+def _partial(target: Path) -> Path:
+    """A hidden neighbour, whose name is short enough however long that of the file is."""
+    name = f".{target.name}.partial"
+    if len(os.fsencode(name)) > _LONGEST:
+        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]}.partial"
+    return target.with_name(name)
+
+
+def _try(folder: Path) -> None:
+    while not os.path.lexists(folder):
+        if len(os.fsencode(folder.name)) > _LONGEST:
+            raise _os_error(errno.ENAMETOOLONG)
+        folder = folder.parent
+    if not folder.is_dir():
+        raise _os_error(errno.ENOTDIR)
+    with tempfile.TemporaryFile(dir=folder) as scratch:
+        scratch.write(bytes(_BLOCK))
+
+
+def _os_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

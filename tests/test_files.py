@@ -1,0 +1,149 @@
+"""Whole files or none, and a word beforehand where nothing can be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnemoscope import files
+from mnemoscope.errors import CorpusError, RunError
+
+# Names that shells, globs, SQL, URLs and terminals read otherwise, and the longest that there may be.
+NAMES = [
+    "plain", "with space", "naïve é 日本語", "run[v1]", "run[1]", "what?", "star*", "a{b,c}", "per%cent", "hash#1",
+    "quote's", 'double"quote', "dollar$HOME", "back\\slash", "-dash", "semi;colon", "~tilde", "new\nline", "x" * 255,
+    "é" * 127, "trailing ", "amp&<b>", os.fsdecode(b"caf\xe9"),
+]  # fmt: skip
+
+
+def refused(call: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises(RunError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_can_be_written_and_checked(name: str, tmp_path: Path) -> None:
+    """Whatever a file or a folder is called, it is made under that very name, and nothing beside it."""
+    files.check_file(tmp_path / name, "writing")
+    files.check_folder(tmp_path / name, "writing")
+    assert not list(tmp_path.iterdir())
+    files.write(tmp_path / name, "text", "writing")
+    assert [os.fspath(path) for path in tmp_path.iterdir()] == [f"{tmp_path}/{name}"]
+
+
+@given(st.binary(), st.binary(), st.booleans())
+def test_a_file_is_replaced_whole_or_stays(before: bytes, after: bytes, fails: bool) -> None:
+    """What was there stays until all of the new content is, and a failed attempt leaves nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "file"
+        file.write_bytes(before)
+        with suppress(KeyboardInterrupt), files.replacing(file, "writing") as partial:
+            partial.write_bytes(after)
+            assert file.read_bytes() == before
+            if fails:
+                raise KeyboardInterrupt
+        assert file.read_bytes() == (before if fails else after)
+        assert list(Path(folder).iterdir()) == [file]
+
+
+def test_a_link_is_followed_and_stays_one(tmp_path: Path) -> None:
+    """The file that a link leads to is what is written."""
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    files.write(tmp_path / "link", "text", "writing")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "text"
+
+
+def test_a_device_is_written_to_and_never_replaced() -> None:
+    """/dev/null swallows what it is given and stays a device; /dev/full says that it is full."""
+    files.write("/dev/null", "text", "writing")
+    assert Path("/dev/null").is_char_device()
+    assert "writing /dev/full: the disk is full" in refused(files.write, "/dev/full", "text", "writing")
+    assert Path("/dev/full").is_char_device()
+
+
+WRONG: dict[str, tuple[str, str]] = {
+    "a folder": ("folder", "there is a folder of that name"),
+    "no name": ("", "there is a folder of that name"),
+    "no folder": ("none/x.html", "there is no folder"),
+    "below a file": ("file/x.html", "is a file and not a folder"),
+    "too long": ("x" * 256, "File name too long"),
+    "a loop": ("loop", "Too many levels of symbolic links"),
+    "no real file system": ("/proc/x.html", "No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_checking_and_writing_refuse_the_same(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line that names the file and the cure; the check says before the work what writing would say after it."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").write_text("")
+    Path("loop").symlink_to("loop")
+    name, words = WRONG[case]
+    found = refused(files.check_file, name, "writing the page")
+    assert found == refused(files.write, name, "text", "writing the page")
+    assert found.startswith(f"writing the page {name}: ") and words in found
+    assert found.endswith("; choose a file that can be written")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "loop"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EACCES, "Permission denied; choose"),
+        (errno.EROFS, "Read-only file system; choose"),
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "free some space"),
+    ],
+)
+def test_what_the_system_refuses_is_said_beforehand(
+    number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No right, a read-only disk and a full one are found out by trying, for files and for folders not yet there."""
+
+    def no(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", no)
+    assert words in refused(files.check_file, tmp_path / "x.html", "writing")
+    assert words in refused(files.check_folder, tmp_path / "a" / "b", "writing")
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/x/y", "a/" + "x" * 256])
+def test_what_cannot_be_a_folder_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of that name or above it, a place without files, a name too long."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    assert refused(files.check_folder, name, "writing the run").endswith(
+        "; choose a folder that can be written to"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_folders_are_made_where_that_is_wanted(tmp_path: Path) -> None:
+    """What has a folder of its own gets one; a file in place of it is refused."""
+    files.make_folder_of(tmp_path / "a" / "b" / "x.parquet", "writing the table")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    assert "choose a folder" in refused(files.make_folder_of, tmp_path / "file" / "x" / "y", "writing")
+
+
+def test_the_kind_of_error_is_the_callers(tmp_path: Path) -> None:
+    """A writer of something else raises its own kind."""
+    with pytest.raises(CorpusError, match="spooling"):
+        files.write(tmp_path, "", "spooling", CorpusError)
