@@ -280,7 +280,7 @@ def test_building_again_opens_what_is_there(model: Model, run: Run) -> None:
 
 def test_nobody_meddles_with_a_commit(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build that begins while another is committing is refused, or opens the run; nothing is left behind."""
-    path, said, sync = tmp_path / "run", list[str](), writing._sync
+    path, said, sync = tmp_path / "run", list[str](), writing.sync
 
     def meddle(file: Path) -> None:
         sync(file)
@@ -290,7 +290,7 @@ def test_nobody_meddles_with_a_commit(model: Model, tmp_path: Path, monkeypatch:
             except RunError as error:
                 said.append(str(error))
 
-    monkeypatch.setattr(writing, "_sync", meddle)
+    monkeypatch.setattr(writing, "sync", meddle)
     run = build(model, texts(10), path, top=TOP)
     assert len(said) == 3
     assert all("another process is building" in text for text in said[:-1])
