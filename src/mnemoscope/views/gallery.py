@@ -54,6 +54,7 @@ def write(
     `RunError` if the file cannot be written.
     """
     doing = "writing the gallery"
+    files.make_folder_of(path, doing)
     files.check_file(path, doing)
     files.write(path, render(run, neurons_per_layer=neurons_per_layer, progress=progress), doing)
     return Path(path)
