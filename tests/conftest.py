@@ -20,9 +20,11 @@ with install_import_hook(
 ):
     import mnemoscope.capture
     import mnemoscope.decompose
-    import mnemoscope.lens  # noqa: F401
+    import mnemoscope.lens
 
 from hypothesis import HealthCheck, settings
+
+import mnemoscope.api  # noqa: F401 - hands results their views
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")

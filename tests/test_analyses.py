@@ -152,13 +152,6 @@ def test_card_is_frozen_json_with_neighbours(run: Run) -> None:
     assert str(card.id) in card.command
 
 
-def test_run_hands_out_cards(run: Run) -> None:
-    """`run.neuron` is the card, and an address that does not exist is refused by name."""
-    assert run.neuron(1, 3) == neuron.card(run, (1, 3))
-    with pytest.raises(QueryError, match="L3N0"):
-        run.neuron(3, 0)
-
-
 # -- search -------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from synthetic import make_run
 
 from mnemoscope.accumulate import bin_of
 from mnemoscope.analyses import search
+from mnemoscope.analyses.neuron import card as card_of
 from mnemoscope.errors import QueryError
 from mnemoscope.kernel import BINS
 from mnemoscope.patterns import twoway
@@ -94,7 +95,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def _claim(run: Run, neuron: int) -> Claim:
-    return run.neuron(1, neuron).claims[0]
+    return card_of(run, (1, neuron)).claims[0]
 
 
 @pytest.mark.parametrize(("neuron", "polarity", "seed"), [(3, 1, 0), (4, -1, 1)])
@@ -181,7 +182,7 @@ def test_undefined_figures_are_said() -> None:
 
 def test_terminal_page_and_dictionary_agree(run: Run) -> None:
     """All three hold the verdict, what it rests on and the sweep; the page escapes; a doubted claim is one line."""
-    card = run.neuron(1, 3)
+    card = card_of(run, (1, 3))
     shown, page = " ".join(str(card).split()), html.page(card)
     claim = card.claims[0]
     for part in (
@@ -198,18 +199,18 @@ def test_terminal_page_and_dictionary_agree(run: Run) -> None:
     assert [claim.tests for claim in card.claims] == ["main", "next"]
     found = json.loads(json.dumps(card.to_dict()))["claims"][0]
     assert found["purity"]["value"] == claim.purity.value and found["definitions"][0]["name"] == "chosen"
-    doubted = text.plain(text.card(run.neuron(1, 5)))
-    row = wording.doubted(next(one for one in run.neuron(1, 5).claims if one.verdict == twoway.NONE))
+    doubted = text.plain(text.card(card_of(run, (1, 5))))
+    row = wording.doubted(next(one for one in card_of(run, (1, 5)).claims if one.verdict == twoway.NONE))
     line = next(line for line in doubted.splitlines() if row[0] in line)
     assert all(cell in line for cell in row) and "other explanations" not in doubted
-    assert wording.DOUBTED[0] in doubted and wording.DOUBTED[0] in html.page(run.neuron(1, 5))
-    assert "none that its triggers share" in str(run.neuron(1, 6))
+    assert wording.DOUBTED[0] in doubted and wording.DOUBTED[0] in html.page(card_of(run, (1, 5)))
+    assert "none that its triggers share" in str(card_of(run, (1, 6)))
 
 
 def test_narrow_terminal(run: Run) -> None:
     """Nothing is wider than the terminal, and nothing crashes at 60 columns."""
     for width in (60, 80, 120):
-        lines = text.plain(text.card(run.neuron(1, 3)), width=width).splitlines()
+        lines = text.plain(text.card(card_of(run, (1, 3))), width=width).splitlines()
         assert max(map(len, lines)) <= width
 
 
@@ -228,7 +229,7 @@ def test_found_by_pattern(run: Run) -> None:
 def test_a_run_without_patterns(tmp_path: Path) -> None:
     """No section where none were looked for, and a question says how to come by them."""
     bare = make_run(tmp_path / "bare")
-    assert bare.neuron(1, 3).claims is None and "held-out" not in str(bare.neuron(1, 3))
+    assert card_of(bare, (1, 3)).claims is None and "held-out" not in str(card_of(bare, (1, 3)))
     with pytest.raises(QueryError, match="mnemoscope patterns RUN"):
         search.pattern(bare, "year")
     assert isinstance(bare.table("neurons"), pl.LazyFrame)

@@ -345,6 +345,7 @@ def test_neurons_are_addressed_as_everywhere() -> None:
 _CHECK = """
 import sys
 sys.path.insert(0, {tests!r})
+import mnemoscope.api
 from synthetic_explanation import PIECES, make
 from mnemoscope.views import text
 from mnemoscope.views.explanation import page, terminal

@@ -21,6 +21,7 @@ from mnemoscope import build, load_model, open_run
 from mnemoscope.accumulate import bin_of
 from mnemoscope.analyses import patterns as analysis
 from mnemoscope.analyses import search as find
+from mnemoscope.analyses.neuron import card as card_of
 from mnemoscope.capture import Capture
 from mnemoscope.cli import main
 from mnemoscope.errors import PatternError, QueryError, RunMismatch
@@ -278,7 +279,7 @@ def test_refused(bare: Run, model: Model, tmp_path: Path) -> None:
 
 def test_the_card_says_it(run: Run) -> None:
     """Terminal, page and dictionary hold the verdict of a planted neuron, its intervals, curve and nulls."""
-    card = run.neuron(0, 3)
+    card = card_of(run, (0, 3))
     claim = card.claims[0]
     shown, page = " ".join(str(card).split()), html.page(card)
     said = wording.sentence(claim)
@@ -298,7 +299,7 @@ def test_the_card_says_it(run: Run) -> None:
 
 def test_a_run_without_patterns_says_nothing_of_them(bare: Run) -> None:
     """No section where none were looked for, and a search says how to come by them."""
-    card = bare.neuron(0, 3)
+    card = card_of(bare, (0, 3))
     assert card.claims is None and "held-out" not in str(card)
     with pytest.raises(QueryError, match="mnemoscope patterns RUN"):
         find.pattern(bare, "river")
@@ -327,7 +328,7 @@ def test_the_run_in_a_page(run: Run) -> None:
         null = told.filter(unit=row["unit"]).height
         expected = null / sides[row["unit"]] / (believed / sides["neuron"])
         assert (row["believed"], row["null"]) == (believed, null) and row["share"] == pytest.approx(expected)
-    cards = [run.neuron(*address) for address in found.clearest]
+    cards = [card_of(run, address) for address in found.clearest]
     text = plain(view.summary(found, None, cards, []), width=120)
     assert "neurons with a pattern beyond each null" in text and "river" in text
     assert f"main: {believed} of neurons; at the rate of random directions" in text
@@ -373,7 +374,7 @@ def test_my_own_claim(run: Run, bare: Run, model: Model) -> None:
     """The planted word is iff, its polarity is found out, a part of it is a part, another word is nothing."""
     claim = hypothesis.test(bare, model, (0, 3), "word:river", budget=BUDGET)
     assert (claim.verdict, claim.polarity) == ("iff", 1) and claim.specificity_rank == 0
-    stored = run.neuron(0, 3).claims[0]
+    stored = card_of(run, (0, 3)).claims[0]
     assert (claim.active, claim.present, claim.both) == (stored.active, stored.present, stored.both)
     assert {null.kind for null in claim.nulls} == {"random", "rotated"}
     more = hypothesis.test(bare, model, (0, 3), "words:river,war,king,queen", budget=BUDGET)

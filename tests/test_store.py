@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count, pairwise
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import polars as pl
@@ -30,7 +29,6 @@ from hypothesis import strategies as st
 from synthetic import HISTOGRAM_EDGES, make_run
 
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
-from mnemoscope.records import NeuronId
 from mnemoscope.store import (
     ADDING,
     KEYS,
@@ -554,12 +552,19 @@ def test_out_of_range(run: Run) -> None:
         run.documents([-1])
 
 
-def test_neuron_asks_its_presenter(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A neuron is shown by the analysis of that name, which gets the run and the address."""
-    presenter = ModuleType("mnemoscope.analyses.neuron")
-    presenter.card = lambda run, address: (run, address)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, presenter.__name__, presenter)
-    assert run.neuron(2, 5) == (run, NeuronId(2, 5))
+def test_reopening_finds_what_was_added(run: Run, tmp_path: Path) -> None:
+    """Tables that were added since a run was opened are there after `reopen`, for SQL too."""
+    path = Path(shutil.copytree(run.path, tmp_path / "run"))
+    opened = open_run(path)
+    assert opened.sql("select count(*) as n from neurons")["n"][0] > 0
+    table = pa.table({"layer": [0], "part": ["ffn"], "parameters": [7]}, schema=SCHEMAS["parameters"])
+    add_tables(path, {"parameters": [table]}, {"study_glance": {}})
+    with pytest.raises(QueryError):
+        opened.table("parameters")
+    opened.reopen()
+    assert opened.table("parameters").collect()["parameters"].to_list() == [7]
+    assert opened.sql("select parameters from parameters")["parameters"].to_list() == [7]
+    assert opened.manifest.options["study_glance"] == {}
 
 
 def test_contexts_and_documents(run: Run) -> None:

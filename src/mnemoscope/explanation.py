@@ -44,10 +44,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from importlib import import_module
 from typing import Any
 
 import polars as pl
+
+from mnemoscope.display import Shown
 
 MEASURES = ("contribution", "leave_one_out", "logit")
 
@@ -102,8 +103,8 @@ class Contrast:
         return self.total - self.start - _shown(self, "contribution")
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Shown):
     """Everything that `explain` found out about one prediction; see the module for the frames.
 
     position  the explained position; the prediction is of the token after it
@@ -191,22 +192,10 @@ class Explanation:
         frames = {"account": _plain(self.account), "remainders": _plain(self.remainders)}
         return {**_plain(self), **computed, **frames}
 
-    # Views stand above this layer and notebooks ask the object itself, so a view is looked up by name when it is asked
-    # for (as in `analyses.neuron.NeuronCard`).
     @property
     def plots(self) -> Mapping[str, Any]:
         """Altair charts by name: stream, layers, heads, ``against <foil>``, carried, ablated; those that there are."""
-        found: Mapping[str, Any] = import_module("mnemoscope.views.explanation.charts").charts(self)
-        return found
-
-    def _repr_html_(self) -> str:
-        return str(import_module("mnemoscope.views.explanation.page").fragment(self))
-
-    def __str__(self) -> str:
-        return str(import_module("mnemoscope.views.text").plain(self))
-
-    def __rich__(self) -> Any:
-        return import_module("mnemoscope.views.explanation.terminal").report(self)
+        return {} if self.view.plots is None else self.view.plots(self)
 
 
 PARTS = ("attention", "ffn")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from mnemoscope.display import Shown
 from mnemoscope.patterns.claims import Claim, claims, has_patterns
 from mnemoscope.records import NeuronId
 
@@ -118,8 +118,8 @@ class Histogram:
         return sum(self.counts)
 
 
-@dataclass(frozen=True)
-class NeuronCard:
+@dataclass(frozen=True, repr=False)
+class NeuronCard(Shown):
     """All that a reader is shown of one neuron; see the fields of its parts for units."""
 
     layer: int
@@ -177,17 +177,6 @@ class NeuronCard:
     def to_dict(self) -> dict[str, Any]:
         """The card as JSON-ready values."""
         return {"id": str(self.id), **asdict(self)}
-
-    # Views stand above analyses, and notebooks ask the object itself; so the view is looked up by
-    # name when it is asked for, and no module of this layer depends on one above.
-    def _repr_html_(self) -> str:
-        return str(import_module("mnemoscope.views.html").fragment(self))
-
-    def __str__(self) -> str:
-        return str(import_module("mnemoscope.views.text").plain(self))
-
-    def __rich__(self) -> Any:
-        return import_module("mnemoscope.views.text").card(self)
 
 
 def card(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from mnemoscope.display import Shown
 from mnemoscope.records import Estimate
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class Effect:
     retained: Estimate
 
 
-@dataclass(frozen=True)
-class Removal:
+@dataclass(frozen=True, repr=False)
+class Removal(Shown):
     """Effects by layer and over all layers, and what they are compared by.
 
     last_against_random  by layer, `ratio` without the last less `ratio` without a random token: below 0, the last

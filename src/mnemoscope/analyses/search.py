@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.analyses.peaked import RULE, peaked
+from mnemoscope.display import Shown
 from mnemoscope.errors import QueryError
 from mnemoscope.patterns.pattern import NEXT
 from mnemoscope.patterns.twoway import NONE
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 _NEURON = ["layer", "neuron"]
 
 
-@dataclass(frozen=True)
-class Found:
+@dataclass(frozen=True, repr=False)
+class Found(Shown):
     """An answer: the question, the null that its numbers are to be read against, a row per neuron found."""
 
     question: str

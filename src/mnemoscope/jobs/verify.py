@@ -16,8 +16,6 @@ and the sha256 of every table is checked against the manifest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -32,6 +30,7 @@ from mnemoscope.models import Model
 from mnemoscope.nulls import Nulls
 from mnemoscope.plan import batches
 from mnemoscope.records import Progress
+from mnemoscope.results import Check, Verification
 from mnemoscope.store import Run
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}  # relative, between machines
@@ -39,42 +38,6 @@ _PLACES = {
     "triggers": ["layer", "neuron", "polarity", "context"],
     "null_triggers": ["kind", "layer", "neuron", "polarity", "context"],
 }
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison: how much was compared, how much differed beyond the tolerance, and the largest difference."""
-
-    name: str
-    compared: int
-    differing: int
-    largest: float  # relative
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What `verify` found; `identical` when every number came out the same bit for bit."""
-
-    run: str
-    shard: int
-    seed: int
-    tolerance: float
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Nothing differs beyond the tolerance."""
-        return not any(check.differing for check in self.checks)
-
-    @property
-    def identical(self) -> bool:
-        """Nothing differs at all."""
-        return self.passed and not any(check.largest for check in self.checks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self) | {"passed": self.passed, "identical": self.identical}
 
 
 def verify(

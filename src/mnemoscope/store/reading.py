@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -203,6 +202,12 @@ class Run:
         """Where a table lies."""
         return self.path / f"{name}.parquet"
 
+    def reopen(self) -> None:
+        """Read the manifest again, and with it the tables that a job has added since."""
+        self.manifest = open_run(self.path).manifest
+        self._tables = {name: _SortedTable(name, self.file(name)) for name in self.manifest.tables}
+        self.__dict__.pop("_database", None)
+
     def check(self) -> list[Problem]:
         """Read every byte and compare with the manifest; an empty list if all is well."""
         problems = []
@@ -273,11 +278,6 @@ class Run:
         table = self._tables["vocabulary"]
         rows = table._read(range(table.metadata.num_row_groups))
         return Vocabulary(rows["bytes"].to_pylist(), rows["special"].to_pylist())
-
-    def neuron(self, layer: int, neuron: int) -> Any:
-        """The card of one neuron, which displays itself; `QueryError` if it is out of range."""
-        # By name, because cards are made of runs: the store must not import what stands above it.
-        return import_module("mnemoscope.analyses.neuron").card(self, self.address(layer, neuron))
 
     def sql(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pl.DataFrame:
         """Answer one SELECT over the tables with DuckDB; no other statement, and no other file, is allowed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.columns import Columns
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mnemoscope.analyses.neuron import Example, KeyToken, NeuronCard, Side
     from mnemoscope.analyses.search import Found
     from mnemoscope.analyses.striking import Pick
+    from mnemoscope.results import Verification
     from mnemoscope.store import Run
 
 BLUE, ORANGE = "#5f9fd6", "#e08a3c"  # negative, positive: readable on a dark and on a light ground
@@ -102,22 +103,6 @@ def anatomy(facts: Mapping[str, object]) -> RenderableType:
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), _cell(name, value))
     return table
-
-
-class Verification(Protocol):
-    """What `jobs.verify` returns; described here, because views and jobs do not know each other."""
-
-    @property
-    def checks(self) -> Sequence[Any]:
-        """Comparisons, each with name, compared, differing, largest (relative) and note."""
-
-    @property
-    def passed(self) -> bool:
-        """Nothing differs beyond the tolerance."""
-
-    @property
-    def identical(self) -> bool:
-        """Nothing differs at all."""
 
 
 def verification(result: Verification) -> RenderableType:

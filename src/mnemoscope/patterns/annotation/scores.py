@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from mnemoscope.display import Shown
 from mnemoscope.patterns.annotation.agreement import RESAMPLES, Agreement, agreement
 from mnemoscope.patterns.annotation.answers import LABELS, Answer, Filled, kinds
 from mnemoscope.patterns.annotation.key import NULLS, Item, Key
@@ -69,8 +70,8 @@ class Annotator:
     semantic: Estimate
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Shown):
     """All annotators, and if there are several, their agreement.
 
     agreement  on `found` (has the item a pattern), `labels` (none, shallow, semantic or both, of a prefix) and

@@ -1,0 +1,345 @@
+"""The public door: everything that the command line does, as functions and as methods of a `Run`.
+
+    import mnemoscope as mn
+
+    run = mn.open_run("runs/smollm2")
+    run["L24N1005"]                         # a card: it prints, displays itself in a notebook, and saves a page
+    run.find(promotes=" Paris")             # neurons, beside what chance would find
+    run.test("L13N366", pattern="year")     # loads the run's own model when it is needed
+    mn.explain(run.model, "The capital of France is", " Paris").save("paris.html")
+
+Results are plain frozen values with `to_dict` and `save`; this module hands each its view. Reading a run imports no
+torch: what needs the model imports it when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnemoscope import errors, store
+from mnemoscope.api.run import Run, study_sizes
+from mnemoscope.display import Report, Shown
+from mnemoscope.errors import QueryError, RunMissing
+from mnemoscope.explanation import Explanation
+from mnemoscope.records import NeuronId
+from mnemoscope.results import ModelFacts, StudyReport, Verification
+from mnemoscope.views.faces import view_of
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from mnemoscope.api.run import ModelSource
+    from mnemoscope.corpus import Corpus
+    from mnemoscope.jobs.study.positions import Sizes
+    from mnemoscope.models import Model
+    from mnemoscope.patterns.annotation.scores import Scores
+
+
+Shown.viewer = view_of
+
+__all__ = [
+    "DEMO_TOKENS",
+    "FAST_TOKENS",
+    "SAMPLE_MODEL",
+    "SAMPLE_TEXT",
+    "Explanation",
+    "NeuronId",
+    "Run",
+    "annotated",
+    "build",
+    "check",
+    "compare",
+    "demo",
+    "demo_tokens",
+    "errors",
+    "explain",
+    "explain_many",
+    "families",
+    "measurements",
+    "open_run",
+    "score",
+    "study",
+    "study_sizes",
+    "verify",
+]
+
+SAMPLE_MODEL, SAMPLE_TEXT = "sample:smollm2-135m", "sample:wikipedia"
+# What two cores read in a little under three minutes: with tiles of bf16, with native bf16, and in fp32.
+DEMO_TOKENS, DEMO_TOKENS_BF16, DEMO_TOKENS_FP32 = 250_000, 65_000, 40_000
+FAST_TOKENS = 40_000  # of a study in ten minutes
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a finished run, checking that every table is there with the size that the manifest says.
+
+    `RunMissing` if there is none or it was never finished, `RunCorrupt` if a table is missing or short, `RunError` if
+    a newer mnemoscope wrote it. ``Run.check`` reads every byte.
+    """
+    return Run.of(store.open_run(path))
+
+
+def build(
+    model: ModelSource,
+    corpus: Corpus | str | Path | list[str],
+    path: str | Path,
+    *,
+    top: int = 50,
+    nulls: Sequence[str] | None = None,
+    workers: int = 1,
+    report: Report | None = None,
+) -> Run:
+    """Run a corpus through a model once and keep every neuron's triggers, distribution and value.
+
+    model    what `load_model` takes, or its result
+    corpus   what `load_corpus` takes, or its result
+    path     the run's folder; an unfinished build goes on, a finished one is opened
+    top      triggers kept for each neuron and polarity
+    nulls    kinds of units that mean nothing, mined to compare with: ``random``, ``rotated``, ``shuffled``; the first
+             two if None, () for none
+    workers  processes; the result is the same for any number
+    report   called with a `Progress` after every step
+
+    `RunMismatch` if the folder holds something built from another model, corpus or options.
+    """
+    from mnemoscope.jobs.build import build
+    from mnemoscope.nulls import DEFAULT
+
+    kinds = DEFAULT if nulls is None else nulls
+    return Run.of(build(model, corpus, path, top=top, nulls=kinds, workers=workers, report=report))
+
+
+def demo(path: str | Path = "runs/demo", *, tokens: int | None = None, report: Report | None = None) -> Run:
+    """Build a run of the sample model over the sample text (both are fetched once).
+
+    tokens  how much is read; else what this processor reads in about three minutes (`demo_tokens`)
+    """
+    from mnemoscope.corpus import load_corpus
+    from mnemoscope.models import load_model
+
+    text = load_corpus(SAMPLE_TEXT, limit=demo_tokens() if tokens is None else tokens)
+    return build(load_model(SAMPLE_MODEL), text, path, report=report)
+
+
+def demo_tokens() -> int:
+    """Tokens that this processor reads in a little under three minutes."""
+    from mnemoscope.models import native_bf16, tiles
+
+    return DEMO_TOKENS if tiles() else DEMO_TOKENS_BF16 if native_bf16() else DEMO_TOKENS_FP32
+
+
+def explain(
+    model: ModelSource | store.Run,
+    prompt: str,
+    target: str | None = None,
+    foils: str | Sequence[str] = (),
+    *,
+    run: store.Run | str | Path | None = None,
+    **options: Any,
+) -> Explanation:
+    """Explain the prediction after a position of a prompt; see `Explanation` for what comes back.
+
+    model      what `load_model` takes, its result, or a run, whose model and triggers are used
+    target     the token to account for, by its text; the model's first choice if None
+    foils      what it is compared with: one text or several
+    run        a run of the same model, for triggers (and for ``ablate_to="mean"``)
+    options    position (-1), lens ("frozen"), top (20), ablate (0), ablate_to, report, as in
+               `mnemoscope.jobs.explain.explain`
+
+    `QueryError` for a question without an answer, `RunMismatch` for a run of another model.
+    """
+    from mnemoscope.jobs.explain import explain
+
+    model, opened = _model_and_run(model, run)
+    return explain(model, prompt, target, foils, run=opened, **options)
+
+
+def explain_many(
+    model: ModelSource | store.Run,
+    prompts: str | Path | Iterable[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    run: store.Run | str | Path | None = None,
+    **options: Any,
+) -> Path:
+    """Explain every prompt and write one Parquet table (docs/format.md); returns its path.
+
+    prompts  a jsonl file, or records: prompt and, if wanted, target, foils, label and position
+    options  lens, top, ablate and report, as in `explain`
+    """
+    from mnemoscope.jobs.batch import explain_many
+
+    model, opened = _model_and_run(model, run)
+    return explain_many(model, prompts, path, run=opened, **options)
+
+
+def _model_and_run(
+    model: ModelSource | store.Run, run: store.Run | str | Path | None
+) -> tuple[Model, store.Run | None]:
+    from mnemoscope.models import Model, load_model
+
+    if isinstance(model, store.Run):
+        run = model if run is None else run
+        model = Run.of(model).model
+    opened = run if run is None or isinstance(run, store.Run) else store.open_run(run)
+    return model if isinstance(model, Model) else load_model(model), opened
+
+
+def study(
+    model: ModelSource | None,
+    corpus: Corpus | str | Path | list[str] | None,
+    path: str | Path,
+    *,
+    only: str | None = None,
+    fast: bool = False,
+    shuffled: bool = False,
+    workers: int = 1,
+    report: Report | None = None,
+    **sizes: Any,
+) -> StudyReport:
+    """Every figure and table of the study: build the run if need be, measure what it lacks, give the findings.
+
+    model, corpus, path, workers  as in `build`; model and corpus may be None for a finished run
+    shuffled                      a new run also mines neurons of a copy of the model whose weights are shuffled
+    only, fast, sizes             as in `Run.study`; `fast` builds from 40,000 tokens unless `corpus` was loaded
+
+    ``.save("report.html")`` writes the page. `RunMissing` if there is nothing to open and nothing to build from.
+    """
+    from mnemoscope.corpus import Corpus, load_corpus
+
+    if store.is_finished(Path(path)) and _is_of(run := open_run(path), model, corpus):
+        return run.study(only=only, fast=fast, shuffled=shuffled, model=model, report=report, **sizes)
+    if model is None or corpus is None:
+        raise RunMissing(
+            f"studying: {path} holds no finished run; give a model and a corpus to build it from"
+        )
+    from mnemoscope.nulls import DEFAULT, KINDS
+
+    if not isinstance(corpus, Corpus):
+        corpus = load_corpus(corpus, limit=FAST_TOKENS if fast else None)
+    run = build(model, corpus, path, nulls=KINDS if shuffled else DEFAULT, workers=workers, report=report)
+    return run.study(only=only, fast=fast, shuffled=shuffled, model=model, report=report, **sizes)
+
+
+def _is_of(run: Run, model: object, corpus: object) -> bool:
+    """Whether the run is named by what it was built from, or by its folder alone; `build` compares all else."""
+    named = (str(model), str(corpus)) == (run.manifest.model.id, run.manifest.corpus.id)
+    return named or model is None or corpus is None
+
+
+def measurements(
+    run: store.Run | None = None, sizes: Sizes | None = None, *, only: str | None = None
+) -> list[dict[str, Any]]:
+    """What the study measures: name, title, items, cost, tables added, and the state in a run (``ready`` ...)."""
+    from mnemoscope.jobs.study import catalogue
+
+    facts = ("name", "title", "items", "minutes", "passes", "seconds")
+    return [
+        {name: getattr(one, name) for name in facts}
+        | {"adds": list(one.tables), "state": one.state(run, sizes or study_sizes())}
+        for one in catalogue.choose(only)
+    ]
+
+
+def compare(
+    one: store.Run | str | Path, two: store.Run | str | Path, *, only: str | None = None
+) -> StudyReport:
+    """Two runs side by side: the study's findings of both, and how stable each neuron's triggers are.
+
+    only  measurements by name, with commas between; all if None
+
+    ``.save("compare.html")`` writes the page.
+    """
+    from mnemoscope.analyses.study import stability
+    from mnemoscope.analyses.study.finding import Finding, Section
+    from mnemoscope.jobs.study import catalogue
+
+    runs = [run if isinstance(run, store.Run) else store.open_run(run) for run in (one, two)]
+    paths = [run.path for run in runs]
+    names = [path.name for path in paths]
+    if names[0] == names[1]:
+        names = [f"{number}: {path}" for number, path in enumerate(paths, 1)]
+    sections: list[Section] = []
+    found: tuple[Finding, ...] = ()
+    lost = ""
+    try:
+        found = tuple(stability.findings(*runs))
+    except QueryError as error:
+        lost = str(error)
+    sections.append(Section("stability", "Are they the same neurons?", found, lost))
+    for measurement in catalogue.choose(only):
+        both = [measurement.section(run) for run in runs]
+        missing = zip(names, (section.missing for section in both), strict=True)
+        lost = "; ".join(f"{name}: {text}" for name, text in missing if text)
+        joined = stability.side_by_side(names, [section.findings for section in both])
+        sections.append(Section(measurement.name, measurement.title, tuple(joined), lost))
+    return StudyReport(tuple(runs), tuple(sections), f"{names[0]} and {names[1]}")
+
+
+def verify(run: store.Run | str | Path, model: ModelSource | None = None, **options: Any) -> Verification:
+    """Recompute what a run says from its model; see `Run.verify`."""
+    opened = Run.of(run) if isinstance(run, store.Run) else open_run(run)
+    return opened.verify(model=model, **options)
+
+
+def score(
+    sheets: str | Path | Sequence[str | Path],
+    *,
+    key: str | Path | None = None,
+    run: store.Run | None = None,
+) -> Scores:
+    """Hits, false alarms on hidden nulls, and the agreement of several annotators (sheets: `Run.annotate`).
+
+    sheets  one filled sheet of each annotator
+    key     the sealed key, if it is not beside the first sheet under its own name
+    run     when given, the sheets must be of it (`RunMismatch`)
+
+    `SheetError` for whatever is not as it was written, or not as it should be filled in.
+    """
+    from mnemoscope.patterns.annotation import answers, scores
+
+    paths = [sheets] if isinstance(sheets, str | Path) else list(sheets)
+    return scores.score(*answers.read(paths, key=key, run=run))
+
+
+def annotated(
+    sheet: str | Path, neuron: str | tuple[int, int], *, key: str | Path | None = None
+) -> pl.DataFrame:
+    """One neuron's prefixes with all that was said of them, from a filled sheet; `SheetError` if it is not on it."""
+    from mnemoscope.patterns.annotation import answers
+
+    opened, (filled,) = answers.read([sheet], key=key)
+    return answers.annotated(opened, filled, NeuronId.parse(neuron) if isinstance(neuron, str) else neuron)
+
+
+def families() -> list[str]:
+    """The model families that are known; others are tried by a generic rule and proven on load."""
+    from mnemoscope.anatomy import FAMILIES
+
+    return sorted(FAMILIES)
+
+
+def check(model: ModelSource, **loading: Any) -> ModelFacts:
+    """Load a model and say what is known of it: family, sizes, and the error of its parts' sum (`self_check`).
+
+    loading  as in `load_model`; `ModelNotSupported` if the parts do not add up to the logits
+    """
+    from mnemoscope.models import Model, load_model
+
+    loaded = model if isinstance(model, Model) else load_model(model, **loading)
+    known = {"known_family": loaded.anatomy.known, "dtype": loaded.dtype}
+    return ModelFacts(loaded.entry().model_dump() | known)
+
+
+def __getattr__(name: str) -> Any:
+    # Loading is re-exported when it is asked for: it needs torch.
+    if name in ("Model", "load_model"):
+        from mnemoscope import models
+
+        return getattr(models, name)
+    if name in ("Corpus", "load_corpus"):
+        from mnemoscope import corpus
+
+        return getattr(corpus, name)
+    raise AttributeError(f"module 'mnemoscope.api' has no attribute {name!r}")

@@ -1,0 +1,349 @@
+"""A run and what can be asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mnemoscope import store
+from mnemoscope.display import Report
+from mnemoscope.errors import QueryError
+from mnemoscope.records import NeuronId
+from mnemoscope.results import ClaimTest, Highlights, PatternReport, StudyReport, Verification
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from mnemoscope.analyses.neuron import NeuronCard
+    from mnemoscope.analyses.removal import Removal
+    from mnemoscope.analyses.search import Found
+    from mnemoscope.explanation import Explanation
+    from mnemoscope.jobs.study.positions import Sizes
+    from mnemoscope.models import Model
+    from mnemoscope.patterns.annotation.sheet import Written
+    from mnemoscope.patterns.pattern import Pattern
+
+    ModelSource: TypeAlias = Model | PreTrainedModel | str | Path
+
+QUESTIONS = ("promotes", "suppresses", "trigger", "pattern", "sort")
+SIGNS = {None: None, "+": 1, "-": -1, 1: 1, -1: -1}
+
+
+class Run(store.Run):
+    """A finished run, and what can be asked of it.
+
+    `table`, `rows` and `sql` read the tables; the other methods answer questions. Those that need the model load the
+    one that the run was built from (`model`), unless another place of the same weights is given as ``model=``. What
+    they find is kept in the run where the command of the same name keeps it.
+    """
+
+    _model: Model | None = None
+
+    @classmethod
+    def of(cls, run: store.Run) -> Run:
+        """The same run with these methods."""
+        return run if isinstance(run, cls) else cls(run.path, run.manifest)
+
+    @property
+    def model(self) -> Model:
+        """The model that the run was built from, loaded on first use in the run's dtype and kept."""
+        if self._model is None:
+            self._model = self.load_model()
+        return self._model
+
+    def load_model(self, source: ModelSource | None = None, **loading: Any) -> Model:
+        """Load the run's model, or `source` as the run needs it; keywords as in `load_model`.
+
+        Whether the weights are the run's is checked by whatever uses them (`RunMismatch`).
+        """
+        from mnemoscope.models import Model, load_model
+
+        entry = self.manifest.model
+        if isinstance(source, Model):
+            return source
+        options: dict[str, Any] = {"dtype": self.manifest.options["dtype"], "revision": entry.revision}
+        return load_model(entry.id if source is None else source, **options | loading)
+
+    def _loaded(self, source: ModelSource | None) -> Model:
+        return self.model if source is None else self.load_model(source)
+
+    # -- reading: no model ------------------------------------------------------------------------------------
+
+    def __getitem__(self, address: str | tuple[int, int]) -> NeuronCard:
+        return self.neuron(address)
+
+    def neuron(
+        self,
+        address: int | str | tuple[int, int],
+        neuron: int | None = None,
+        *,
+        examples: int = 50,
+        window: tuple[int, int] = (64, 32),
+    ) -> NeuronCard:
+        """The card of one neuron: ``"L24N1005"``, ``(24, 1005)``, or layer and neuron apart; ``run["L24N1005"]``.
+
+        examples  triggers of each polarity that are decoded
+        window    tokens of text to keep before and after the active token
+
+        `QueryError` if it is no address, or out of range.
+        """
+        from mnemoscope.analyses.neuron import card
+
+        return card(self, self._address(address, neuron), examples=examples, window=window)
+
+    def _address(self, address: int | str | tuple[int, int], neuron: int | None = None) -> NeuronId:
+        if isinstance(address, str) and neuron is None:
+            return self.address(*NeuronId.parse(address))
+        given = address if neuron is None else (address, neuron)
+        match given:
+            case (Integral() as layer, Integral() as index):
+                return self.address(int(layer), int(index))
+        raise QueryError(f'looking up a neuron: {given!r} was given; give "L13N366", (13, 366), or 13, 366')
+
+    def find(
+        self,
+        *,
+        promotes: str | None = None,
+        suppresses: str | None = None,
+        trigger: str | None = None,
+        pattern: str | None = None,
+        sort: str | None = None,
+        ascending: bool = False,
+        layer: int | None = None,
+        count: int = 20,
+    ) -> Found:
+        """Neurons by exactly one question, with what chance would find beside them; ``.rows`` is a polars frame.
+
+        promotes, suppresses  a token (spaces count) among those that the value raises or lowers most
+        trigger               text that triggers end at or overlap
+        pattern               part of the name of a tested pattern, in a run that has some (`patterns`)
+        sort                  a statistic: a numeric column of the table `neurons`; smallest first if `ascending`
+        layer                 only this one, 0-based
+        count                 rows, at most
+
+        `QueryError` for none or several questions, or one that the run cannot answer.
+        """
+        from mnemoscope.analyses import search
+
+        asked = dict(zip(QUESTIONS, (promotes, suppresses, trigger, pattern, sort), strict=True))
+        given = {name: text for name, text in asked.items() if text is not None}
+        if len(given) != 1 or count < 0:
+            raise QueryError(
+                f"finding neurons: {', '.join(f'{name}=' for name in given) or 'no question'} and count={count} were "
+                f"given; give exactly one of {', '.join(f'{name}=' for name in QUESTIONS)}, and a count of 0 or more"
+            )
+        ((name, text),) = given.items()
+        options: dict[str, Any] = {"layer": layer, "count": count}
+        if name == "sort":
+            options["descending"] = not ascending
+        found: Found = getattr(search, name)(self, text, **options)
+        return found
+
+    def highlights(self, count: int = 6) -> Highlights:
+        """A few neurons to look at first, each chosen for a stated reason (`mnemoscope.analyses.striking`)."""
+        from mnemoscope.analyses import striking
+
+        picks = striking.choose(self, count)
+        return Highlights(self, picks, tuple(self.neuron(pick.id) for pick in picks))
+
+    def gallery(self, path: str | Path, *, neurons_per_layer: int = 6, report: Report | None = None) -> Path:
+        """Write the gallery, one page that opens without a network; returns its path. `RunError` if it cannot."""
+        from mnemoscope.views import gallery
+
+        return gallery.write(self, path, neurons_per_layer=neurons_per_layer, progress=report)
+
+    def compare(self, other: store.Run | str | Path, *, only: str | None = None) -> StudyReport:
+        """This run beside another; see `compare`."""
+        from mnemoscope import api
+
+        return api.compare(self, other, only=only)
+
+    def annotate(
+        self, path: str | Path, *, neurons: int = 40, prefixes: int = 25, seed: int | None = None
+    ) -> Written:
+        """Write a blinded sheet for people to fill in, and beside it its sealed key; see `score`.
+
+        neurons   besides them, three in eleven items are hidden nulls
+        prefixes  to annotate for each item; as many again to apply the patterns to
+        seed      which neurons and prefixes; drawn if None
+
+        `SheetError` if there is such a sheet already.
+        """
+        from mnemoscope.patterns.annotation.sheet import write
+
+        return write(self, Path(path), neurons=neurons, prefixes=prefixes, seed=seed)
+
+    # -- with the model -----------------------------------------------------------------------------------------
+
+    def explain(
+        self, prompt: str, target: str | None = None, foils: str | Sequence[str] = (), **options: Any
+    ) -> Explanation:
+        """Explain a prediction of the run's model, with the triggers of this run beside it; see `explain`."""
+        from mnemoscope import api
+
+        return api.explain(self, prompt, target, foils, **options)
+
+    def patterns(
+        self,
+        *,
+        budget: int | None = None,
+        seed: int = 0,
+        cards: int = 10,
+        model: ModelSource | None = None,
+        report: Report | None = None,
+    ) -> PatternReport:
+        """What every neuron detects, tested both ways on held-out text and against nulls; kept in the run.
+
+        budget  tokens of each half of the documents that the model reads
+        seed    of what is drawn at random
+        cards   of the clearest neurons, and as many without a pattern
+
+        The model is not loaded for what the run has already. `PatternError` if the text is too small.
+        """
+        from mnemoscope.jobs import patterns as job
+
+        settings = job.Settings(job.BUDGET if budget is None else budget, seed)
+        if not job.known(self, settings):
+            job.patterns(self, self._loaded(model), settings, report=report)
+            self.reopen()
+        return self.pattern_report(cards=cards)
+
+    def pattern_report(self, *, cards: int = 10) -> PatternReport:
+        """What the patterns that the run has amount to; `QueryError` if it has none (see `patterns`)."""
+        from mnemoscope.analyses import labels
+        from mnemoscope.analyses.patterns import summary
+
+        found = summary(self, count=cards)
+        clearest, silent = (
+            tuple(self.neuron(address, examples=examples, window=(16, 4)) for address in chosen)
+            for chosen, examples in ((found.clearest, 4), (found.silent, 3))
+        )
+        return PatternReport(found, labels.check(self), clearest, silent)
+
+    def test(
+        self,
+        neuron: str | tuple[int, int],
+        pattern: str | Pattern,
+        *,
+        sign: str | int | None = None,
+        budget: int = 16_384,
+        seed: int = 0,
+        model: ModelSource | None = None,
+        report: Report | None = None,
+    ) -> ClaimTest:
+        """Your own claim about a neuron, tested both ways on text that was not used to find it.
+
+        pattern  ``year``, ``regex:...``, ``words:may,june``, ``file:PATH`` ..., or a `Pattern`
+        sign     ``"+"`` (or 1), ``"-"`` (or -1); else whichever fits the pattern better
+        budget   tokens of each half of the documents that the model reads
+        seed     which documents
+
+        `PatternError` if the pattern cannot be read or tested on this text.
+        """
+        from mnemoscope.patterns.pattern import parse
+
+        address, wanted = self._address(neuron), parse(pattern)  # before the model is loaded
+        if sign not in SIGNS:
+            raise QueryError(f'testing {address}: sign={sign!r} was given; give "+", "-" or None')
+        from mnemoscope.jobs.hypothesis import test
+
+        options: dict[str, Any] = {"polarity": SIGNS[sign], "budget": budget, "seed": seed, "report": report}
+        return ClaimTest(address, test(self, self._loaded(model), address, wanted, **options))
+
+    def removal(
+        self,
+        *,
+        documents: int = 200,
+        per_layer: int = 1000,
+        triggers: int = 10,
+        seed: int = 0,
+        model: ModelSource | None = None,
+        report: Report | None = None,
+    ) -> Removal:
+        """What triggers lose with their first, their last or a random token; kept in the run.
+
+        documents  how many are sampled
+        per_layer  triggers tested in each layer, at most
+        triggers   only the strongest of each neuron and polarity
+        seed       which documents, triggers and tokens
+        """
+        from mnemoscope.analyses import removal as analysis
+        from mnemoscope.jobs import removal as job
+
+        sizes = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
+        job.add(self, self._loaded(model), **sizes, report=report)
+        self.reopen()
+        return analysis.removal(self)
+
+    def verify(
+        self,
+        *,
+        sample: int = 500,
+        seed: int = 0,
+        model: ModelSource | None = None,
+        report: Report | None = None,
+    ) -> Verification:
+        """Recompute stored coefficients, moments and values from the model; ``.passed`` says whether they agree.
+
+        sample  neurons whose values are read again
+        seed    which neurons, and which shard of the text
+        """
+        from mnemoscope.jobs.verify import verify
+
+        return verify(self, self._loaded(model), sample=sample, seed=seed, report=report)
+
+    def study(
+        self,
+        *,
+        only: str | None = None,
+        fast: bool = False,
+        positions: int | None = None,
+        sentences: int | None = None,
+        seed: int = 0,
+        shuffled: bool = False,
+        questions: Sequence[str | Path] = (),
+        model: ModelSource | None = None,
+        report: Report | None = None,
+    ) -> StudyReport:
+        """Measure what the run lacks of the study, and keep it; ``.save("report.html")`` writes the page.
+
+        only       measurements by name (`measurements`), with commas between; all if None
+        fast       small samples, for a first look
+        positions  prefixes of refinement and composition; `sentences` of the contributions
+        shuffled   refinement and composition also of a copy of the model whose weights are shuffled
+        questions  jsonl files of subject, prompt, answer, label
+
+        The model is not loaded for what the run has already. What there is too little text for is in ``.skipped``.
+        """
+        from mnemoscope.analyses.study.items import items
+        from mnemoscope.jobs.study import catalogue
+
+        chosen = catalogue.choose(only)
+        sizes = study_sizes(fast, positions, sentences, seed, shuffled, questions)
+        skipped: dict[str, str] = {}
+        if any(one.job and one.state(self, sizes) != "ready" for one in chosen):
+            from mnemoscope.jobs.study.run import measure
+
+            skip = lambda one, error: skipped.update({one.name: str(error)})  # noqa: E731
+            measure(self, self._loaded(model), chosen=chosen, sizes=sizes, report=report, skip=skip)
+            self.reopen()
+        return StudyReport((self,), tuple(one.section(self) for one in chosen), "", skipped, items())
+
+
+def study_sizes(
+    fast: bool = False,
+    positions: int | None = None,
+    sentences: int | None = None,
+    seed: int = 0,
+    shuffled: bool = False,
+    questions: Sequence[str | Path] = (),
+) -> Sizes:
+    """How much a study reads; arguments as in `Run.study`."""
+    from mnemoscope.jobs.study.positions import Sizes
+
+    sizes = Sizes(seed=seed, questions=tuple(Path(path) for path in questions), shuffled=shuffled)
+    sizes = sizes.fast() if fast else sizes
+    return replace(sizes, positions=positions or sizes.positions, sentences=sentences or sizes.sentences)

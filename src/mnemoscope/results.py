@@ -1,0 +1,141 @@
+"""Answers that are made of several analyses: what a command prints, as one value that shows itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from mnemoscope.display import Shown
+
+if TYPE_CHECKING:
+    from mnemoscope.analyses.labels import LabelCheck
+    from mnemoscope.analyses.neuron import NeuronCard
+    from mnemoscope.analyses.patterns import Summary
+    from mnemoscope.analyses.striking import Pick
+    from mnemoscope.analyses.study.finding import Finding, Section
+    from mnemoscope.analyses.study.items import Item
+    from mnemoscope.patterns.claims import Claim
+    from mnemoscope.records import NeuronId
+    from mnemoscope.store import Run
+
+
+@dataclass(frozen=True, repr=False)
+class Highlights(Shown):
+    """A few neurons of a run to look at first: why each was chosen, and its card."""
+
+    run: Run
+    picks: tuple[Pick, ...]
+    cards: tuple[NeuronCard, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The neurons, each with its reason, as JSON-ready values."""
+        pairs = zip(self.picks, self.cards, strict=True)
+        return {"neurons": [pick.to_dict() | card.to_dict() for pick, card in pairs]}
+
+
+@dataclass(frozen=True, repr=False)
+class PatternReport(Shown):
+    """What the patterns of a run amount to.
+
+    summary  how many neurons have a pattern beyond each null, and which are clearest
+    labels   the outside check by topics of the documents, None where the text has none
+    clearest, silent  cards of `summary.clearest` and `summary.silent`
+    """
+
+    summary: Summary
+    labels: LabelCheck | None
+    clearest: tuple[NeuronCard, ...]
+    silent: tuple[NeuronCard, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary and the check as JSON-ready values."""
+        return self.summary.to_dict() | {"labels": self.labels.to_dict() if self.labels else None}
+
+
+@dataclass(frozen=True, repr=False)
+class ClaimTest(Shown):
+    """Your own claim about a neuron, tested both ways; see `Claim` for the figures."""
+
+    neuron: NeuronId
+    claim: Claim
+
+    def to_dict(self) -> dict[str, Any]:
+        """The address as `id`, and the fields of the claim."""
+        return {"id": str(self.neuron), **asdict(self.claim)}
+
+
+@dataclass(frozen=True, repr=False)
+class StudyReport(Shown):
+    """The findings of one run, or of two that are compared, by measurement.
+
+    runs     one or two
+    title    of the page
+    skipped  why a measurement was left out, by its name
+    items    what the page's list of analyses holds
+    """
+
+    runs: tuple[Run, ...]
+    sections: tuple[Section, ...]
+    title: str = ""
+    skipped: Mapping[str, str] | None = None
+    items: Sequence[Item] = ()
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings, in the order of the sections."""
+        return tuple(finding for section in self.sections for finding in section.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All findings as JSON-ready values."""
+        return {"findings": [finding.to_dict() for finding in self.findings]}
+
+
+@dataclass(frozen=True, repr=False)
+class ModelFacts(Shown):
+    """What is known of a model that was taken apart: `facts` by name, the self-check among them."""
+
+    facts: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.facts[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts."""
+        return dict(self.facts)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: how much was compared, how much differed beyond the tolerance, and the largest difference."""
+
+    name: str
+    compared: int
+    differing: int
+    largest: float  # relative
+    note: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class Verification(Shown):
+    """What `verify` found; `identical` when every number came out the same bit for bit."""
+
+    run: str
+    shard: int
+    seed: int
+    tolerance: float
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Nothing differs beyond the tolerance."""
+        return not any(check.differing for check in self.checks)
+
+    @property
+    def identical(self) -> bool:
+        """Nothing differs at all."""
+        return self.passed and not any(check.largest for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"passed": self.passed, "identical": self.identical}

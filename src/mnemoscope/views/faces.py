@@ -1,0 +1,90 @@
+"""Which view draws which result: what `mnemoscope.api` hands to `display.Shown`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.text import Text
+
+from mnemoscope.display import Report, Shown, View
+from mnemoscope.results import ClaimTest, Highlights, ModelFacts, PatternReport, StudyReport, Verification
+
+
+def view_of(result: Shown) -> View:
+    """How a result is drawn."""
+    return _views()[type(result)]
+
+
+@cache
+def _views() -> dict[type, View]:
+    """Made when something is shown for the first time: opening a run draws nothing."""
+    from mnemoscope.analyses.neuron import NeuronCard
+    from mnemoscope.analyses.removal import Removal
+    from mnemoscope.analyses.search import Found
+    from mnemoscope.explanation import Explanation
+    from mnemoscope.patterns.annotation.scores import Scores
+    from mnemoscope.views import annotation, html, removal, text
+    from mnemoscope.views.explanation import charts, page, terminal
+
+    return {
+        NeuronCard: View(text.card, html.fragment, html.page),
+        Explanation: View(terminal.report, page.fragment, page.page, plots=charts.charts),
+        Found: View(text.found),
+        Verification: View(text.verification),
+        Removal: View(removal.table),
+        Scores: View(annotation.scores),
+        ModelFacts: View(lambda model: text.anatomy(model.facts)),
+        Highlights: View(_highlights),
+        PatternReport: View(_patterns),
+        ClaimTest: View(_Claim),
+        StudyReport: View(_study, write=_write_study),
+    }
+
+
+def _highlights(found: Highlights) -> RenderableType:
+    from mnemoscope.views import text
+
+    parts: list[RenderableType] = [text.heading(found.run)]
+    for pick, card in zip(found.picks, found.cards, strict=True):
+        parts += [Text(), text.card(card, triggers=4, pick=pick)]
+    return Group(*parts)
+
+
+def _patterns(found: PatternReport) -> RenderableType:
+    from mnemoscope.views import patterns
+
+    return patterns.summary(found.summary, found.labels, found.clearest, found.silent)
+
+
+@dataclass(frozen=True)
+class _Claim:
+    test: ClaimTest
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from mnemoscope.views import claims_terminal
+
+        yield from claims_terminal.verdict(self.test.claim, options.max_width, whole=True)
+
+
+def _study(found: StudyReport) -> RenderableType:
+    from mnemoscope.views.study import text
+
+    return text.findings(found.sections)
+
+
+def _write_study(found: StudyReport, path: Path, progress: Report | None) -> None:
+    from mnemoscope.views.study import report
+
+    one, *beside = found.runs
+    report.write(
+        one,
+        found.sections,
+        path,
+        beside=beside[0] if beside else None,
+        title=found.title,
+        items=found.items,
+        progress=progress,
+    )
