@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> mn.Run:
     """A run of it."""
     model = mn.load_model(folder, dtype="fp32")
-    return mn.build(model, texts(60), tmp_path_factory.mktemp("runs") / "built", top=5)
+    return mn.build(model, texts(60), tmp_path_factory.mktemp("runs") / "built", top=20)
 
 
 @pytest.fixture(scope="module")
