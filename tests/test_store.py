@@ -533,7 +533,7 @@ def test_rows_equal_scan(run: Run) -> None:
 def test_out_of_range(run: Run) -> None:
     """An address, token, table, context or document that the run lacks is one line with what it has."""
     for layer, neuron in ((3, 0), (0, 8), (-1, 0), (0, -1)):
-        for question in (lambda a, b: run.rows("values", a, b), run.neuron):
+        for question in (lambda a, b: run.rows("values", a, b), run.address):
             with pytest.raises(
                 QueryError, match="out of range; synthetic has layers 0 to 2 and neurons 0 to 7"
             ):
