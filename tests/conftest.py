@@ -8,6 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import atexit
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -28,6 +31,23 @@ import mnemoscope.api  # noqa: F401 - hands results their views
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+
+
+def _cache_of_this_session() -> None:
+    """Give tests a cache folder of their own, in which only the samples are the user's: these are fetched once."""
+    from mnemoscope import samples
+
+    own, users = Path(tempfile.mkdtemp(prefix="mnemoscope-cache-")), samples.cache_folder()
+    for name in ("models", "corpora"):
+        (users / name).mkdir(parents=True, exist_ok=True)
+    for place in users.iterdir():
+        if place.name != "values":
+            (own / place.name).symlink_to(place)
+    os.environ["MNEMOSCOPE_CACHE"] = str(own)
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+
+
+_cache_of_this_session()
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from mnemoscope import accumulate, corpus, files, models, store
 from mnemoscope.corpus import Corpus
 from mnemoscope.errors import RunError, RunMismatch
-from mnemoscope.jobs import loop, values
+from mnemoscope.jobs import kept_values, loop, values
 from mnemoscope.jobs.mining import Mined
 from mnemoscope.models import Model
 from mnemoscope.nulls import DEFAULT, Nulls, recipe
@@ -137,7 +137,7 @@ class _Build:
         """One part file for each layer, so that an interruption costs one layer."""
         total = self._model.anatomy.n_layers
         missing = [layer for layer in range(total) if not self._part("columns", layer).exists()]
-        for layer, rows, columns in values.layers(self._model, missing):
+        for layer, rows, columns in kept_values.layers(self._model, missing):
             self._report(Progress("reading values", layer, total, "layers"))
             _write_part(rows, self._part("values", layer))
             _write_part(columns, self._part("columns", layer))

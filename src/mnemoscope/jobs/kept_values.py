@@ -1,0 +1,185 @@
+"""Keeps what a model's values and keys read as, between runs of the same weights: on a CPU it takes minutes.
+
+    <cache folder>/values/<key>/about.json           which model, for people
+                                values-0003.parquet  rows of `values` of layer 3, after the hash of what follows
+                                columns-0003.parquet what it adds to `neurons`
+
+The key is a hash of everything that decides the bytes: every weight as it was loaded, the configuration, the code that
+reads them, torch, and the processor with its number of threads. A file is written beside its place and renamed, and
+read only if its hash is right, so that processes may share the folder and a damaged file is made again. A run keeps its
+own copy; the folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from mnemoscope import anatomy, lens, samples
+from mnemoscope.jobs import values
+from mnemoscope.models import Model
+
+MOST_BYTES = 8 << 30  # of all entries; those that were used longest ago make room
+TABLES = ("values", "columns")
+_HASH = hashlib.sha256().digest_size
+_ABOUT = "about.json"
+_NAMES = ("_name_or_path", "transformers_version")  # of a configuration: say nothing of what is computed
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is kept of one model: its folder, size in bytes, when it was last used (seconds since 1970), which model."""
+
+    folder: Path
+    bytes: int
+    used: float
+    description: str
+
+
+def folder() -> Path:
+    """Where all entries lie; not created here."""
+    return samples.cache_folder() / "values"
+
+
+def entries() -> list[Entry]:
+    """Everything that is kept, last used first."""
+    found = []
+    with suppress(OSError):
+        for place in folder().iterdir():
+            with suppress(OSError, ValueError, KeyError):
+                about = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
+                size = sum(file.stat().st_size for file in place.iterdir())
+                found.append(
+                    Entry(
+                        place, size, place.stat().st_mtime, f"values of {about['model']} in {about['dtype']}"
+                    )
+                )
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table, pa.Table]]:
+    """What `values.layers` gives, from the cache where it is there and to the cache where it is not."""
+    wanted = list(wanted)
+    if not wanted:
+        return
+    kept = _Kept.of(model)
+    absent = [layer for layer in wanted if not kept.has(layer)]
+    fresh = values.layers(model, absent)
+    for layer in wanted:
+        tables = None if layer in absent else kept.read(layer)
+        if tables is None:
+            source = fresh if layer in absent else values.layers(model, [layer])  # one that was damaged
+            _, *made = next(source)
+            tables = (made[0], made[1])
+            kept.write(layer, tables)
+        yield layer, *tables
+
+
+class _Kept:
+    """The entry of one model."""
+
+    def __init__(self, place: Path, about: dict[str, Any]) -> None:
+        self._place, self._about = place, about
+
+    @classmethod
+    def of(cls, model: Model) -> _Kept:
+        """The entry for these weights as they are now."""
+        entry = cls(folder() / _key(model), {"model": model.id, "dtype": model.dtype})
+        with suppress(OSError):
+            os.utime(entry._place)  # used now
+        return entry
+
+    def has(self, layer: int) -> bool:
+        """Whether there are files of a layer, whole or not."""
+        return all(self._file(name, layer).is_file() for name in TABLES)
+
+    def read(self, layer: int) -> tuple[pa.Table, pa.Table] | None:
+        """The tables of a layer; None if one is not as it was written."""
+        tables = [_read(self._file(name, layer)) for name in TABLES]
+        rows, columns = tables
+        return None if rows is None or columns is None else (rows, columns)
+
+    def write(self, layer: int, tables: tuple[pa.Table, pa.Table]) -> None:
+        """Keep the tables of a layer; where nothing can be written nothing is kept."""
+        with suppress(OSError):
+            if not (self._place / _ABOUT).exists():
+                _make_room()
+                self._place.mkdir(parents=True, exist_ok=True)
+                _put(self._place / _ABOUT, json.dumps(self._about, indent=1).encode())
+            for name, table in zip(TABLES, tables, strict=True):
+                sink = pa.BufferOutputStream()
+                pq.write_table(table, sink, compression="zstd")
+                content = sink.getvalue().to_pybytes()
+                _put(self._file(name, layer), hashlib.sha256(content).digest() + content)
+
+    def _file(self, name: str, layer: int) -> Path:
+        return self._place / f"{name}-{layer:04d}.parquet"
+
+
+def _read(file: Path) -> pa.Table | None:
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content[_HASH:]).digest() != content[:_HASH]:
+        return None
+    return pq.read_table(pa.BufferReader(content[_HASH:]))
+
+
+def _put(file: Path, content: bytes) -> None:
+    """Write beside the place, under a name of this process's own, and rename."""
+    scratch = file.with_name(f".{file.name}.{uuid4().hex}")
+    try:
+        scratch.write_bytes(content)
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _make_room() -> None:
+    """Remove entries, used longest ago first, until the others are within the bound."""
+    total = 0
+    for entry in entries():
+        total += entry.bytes
+        if total > MOST_BYTES and time.time() - entry.used > 3600:  # not one that is being made
+            shutil.rmtree(entry.folder, ignore_errors=True)
+
+
+def _key(model: Model) -> str:
+    """Of everything that decides the bytes of the tables."""
+    config = {name: value for name, value in model.hf.config.to_dict().items() if name not in _NAMES}
+    device = model.device.type if model.device.type == "cpu" else torch.cuda.get_device_name(model.device)
+    digest = hashlib.sha256()
+    facts = {
+        "config": config,
+        "activation": type(model.anatomy.act).__qualname__,
+        "family": model.anatomy.family,
+        "vocabulary": model.anatomy.vocabulary,
+        "lens": values.LENS,
+        "kept": [values.VALUE_TOKENS, values.KEY_TOKENS],
+        "torch": torch.__version__,
+        "device": device,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    home = Path(anatomy.__file__).parent
+    for source in (Path(values.__file__), Path(lens.__file__), *sorted(home.glob("*.py"))):
+        digest.update(source.read_bytes())
+    for name, tensor in sorted(model.hf.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()[:40]
