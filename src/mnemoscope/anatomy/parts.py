@@ -162,6 +162,7 @@ class Anatomy:
     final_norm: Norm | None
     head: nn.Module
     body: nn.Module  # call it with token ids to run everything but the head
+    attention: str = "eager"  # the implementation under which its attention is taken apart: eager or sdpa
 
     def unembedding(self) -> Float[Tensor, "vocabulary width"]:
         """Rows of the output embedding, as stored."""

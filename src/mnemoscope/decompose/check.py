@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,49 +11,68 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mnemoscope.anatomy import Anatomy, candidates
-from mnemoscope.decompose.observe import failed, flat, hidden, hooked, observed
+from mnemoscope.decompose.as_run import RunsOtherwise, check_as_run, drawn, implementation, tokens_to_check
+from mnemoscope.decompose.observe import TOLERANCE, failed, flat, hidden, hooked, observed
 from mnemoscope.decompose.stream import Stream, trace
 from mnemoscope.errors import ModelNotSupported
-
-TOLERANCE = 1e-4  # of the logit range for logits, of the largest entry of the vector for everything else
 
 
 def examine(hf: PreTrainedModel) -> tuple[Anatomy, float]:
     """The anatomy whose parts add up, and its `self_check`; `ModelNotSupported` if there is none.
 
-    A family in the table has one candidate; for another decoder all fitting layouts are tried in turn.
+    A family in the table has one candidate; for another decoder all fitting layouts are tried in turn. Where a
+    model under "sdpa" differs from itself under "eager" (ALiBi in Falcon), it is taken apart under "sdpa".
     """
     failure: ModelNotSupported | None = None
-    for anatomy in candidates(hf):
+    for anatomy in _ways(hf):
+        if anatomy.attention != "eager" and not isinstance(failure, RunsOtherwise):
+            continue
         try:
             return anatomy, self_check(hf, anatomy)
         except ModelNotSupported as error:
             failure = failure or error
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            # A layout guessed for an unlisted family may not even run; that of a listed one must.
-            if anatomy.known:
-                raise
-            failure = failure or ModelNotSupported(
-                f"checking that the parts of a {anatomy.family!r} model add up: it has no row in the table, "
-                f"and the generic rule could not follow it ({type(error).__name__}: {error})"
-            )
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            failure = failure or _not_followed(anatomy, error)
     assert failure is not None, "candidates() gives at least one anatomy or raises"
     raise failure
 
 
+def _ways(hf: PreTrainedModel) -> Iterator[Anatomy]:
+    """Each layout, seen under eager attention, and then under the model's own if that can be taken apart."""
+    for anatomy in candidates(hf):
+        yield anatomy
+        if implementation(hf) == "sdpa":
+            yield replace(anatomy, attention="sdpa")
+
+
+def _not_followed(anatomy: Anatomy, error: Exception) -> ModelNotSupported:
+    """A pass that did not end: of a layout guessed for an unlisted family, or of a model that cannot be watched."""
+    reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+    doing = f"checking that the parts of a {anatomy.family!r} model add up"
+    if not anatomy.known:
+        return ModelNotSupported(
+            f"{doing}: it has no row in the table, and the generic rule could not follow it ({reason})"
+        )
+    return ModelNotSupported(
+        f"{doing}: a forward pass over a few tokens failed ({reason}); if its forward method was compiled or "
+        "replaced, give the model as it was before"
+    )
+
+
 @torch.no_grad()
-def self_check(hf: PreTrainedModel, anatomy: Anatomy, *, tokens: int = 8, seed: int = 0) -> float:
+def self_check(hf: PreTrainedModel, anatomy: Anatomy, *, seed: int = 0) -> float:
     """Rebuild the logits of a short random input from all parts; the largest error as a share of their range.
 
     In fp32: embeddings, every head x source, every neuron and every bias are summed, taken through the final
     norm and the unembedding, and compared with the model's own logits. On the way the parts of each layer are
     compared with what it did, and its norms, keys and activation with what the model computed, so that
     `ModelNotSupported` names the first layer that fails, where in it, and by how much (limit `TOLERANCE`).
+    Parts are seen under eager attention; that they are also those of the model as it will be run (its own
+    attention implementation, batches, masks, a longer input) is checked last (`check_as_run`).
     """
     generator = torch.Generator().manual_seed(seed)
-    device = anatomy.unembedding().device
-    sample = torch.randint(anatomy.vocabulary, (1, tokens), generator=generator).to(device)
-    stream = trace(hf, anatomy, sample, upcast=True)
+    sample = drawn(anatomy, tokens_to_check(hf, anatomy), generator)
+    stream = trace(hf, anatomy, sample[None], upcast=True)
     _check_embedding(stream)
     logits = stream.logits.float()
     if not bool(logits.isfinite().all()):
@@ -74,6 +95,7 @@ def self_check(hf: PreTrainedModel, anatomy: Anatomy, *, tokens: int = 8, seed: 
             f"checking a {anatomy.family!r} model: every layer adds up, but the logits rebuilt from them "
             f"differ by {error:.1e} of their range (limit {TOLERANCE:g}): final norm, head or multiplier"
         )
+    check_as_run(stream, generator)
     return error
 
 

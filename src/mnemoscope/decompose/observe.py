@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from mnemoscope.anatomy import Anatomy, Layer
 from mnemoscope.errors import ModelNotSupported
 
+TOLERANCE = 1e-4  # of the logit range for logits, of the largest entry of the vector for everything else
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -47,7 +48,10 @@ class LayerTrace:
 
 
 class Products(TorchFunctionMode):
-    """Remembers the operands of the last matrix product, until ``settle`` hands them out."""
+    """Remembers the operands of the last matrix product, until ``settle`` hands them out.
+
+    Scaled dot product attention is such a product with the weights inside: they are computed again.
+    """
 
     _FUNCTIONS = frozenset({torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
 
@@ -60,11 +64,36 @@ class Products(TorchFunctionMode):
     ) -> Any:
         if func in self._FUNCTIONS and len(args) == 2:
             self.last = (args[0], args[1])
+        if func is nn.functional.scaled_dot_product_attention:
+            self.last = _inside_sdpa(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def settle(self) -> tuple[Tensor, Tensor] | None:
         settled, self.last = self.last, None
         return settled
+
+
+def _inside_sdpa(
+    query: Float[Tensor, "batch head token dimension"],
+    key: Float[Tensor, "batch kv_head source dimension"],
+    value: Float[Tensor, "batch kv_head source dimension"],
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Weights [batch head token source] and values of a call of `torch.nn.functional.scaled_dot_product_attention`."""
+    shared = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(shared, 1) for part in (key, value))
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(-1), value
 
 
 def heads_of(operands: tuple[Tensor, Tensor] | None, n_heads: int) -> tuple[Tensor, Tensor]:
@@ -183,16 +212,19 @@ def hooked(handles: list[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def observed(hf: PreTrainedModel, *, upcast: bool) -> Iterator[None]:
-    """Evaluation mode and eager attention, and fp32 arithmetic if asked, for the time of the block."""
+def observed(hf: PreTrainedModel, *, upcast: bool, attention: str | None = "eager") -> Iterator[None]:
+    """Evaluation mode and one attention implementation, and fp32 arithmetic if asked, for the time of the block.
+
+    attention  None for the model's own
+    """
     configs = {id(c): c for m in hf.modules() if (c := getattr(m, "config", None)) is not None}
     before = [(config, config._attn_implementation_internal) for config in configs.values()]
     training = [module for module in hf.modules() if module.training]
     with _widened(hf) if upcast else nullcontext():
         try:
             hf.eval()
-            for config, _ in before:
-                config._attn_implementation_internal = "eager"
+            for config, own in before:
+                config._attn_implementation_internal = attention or own
             yield
         finally:
             for config, implementation in before:

@@ -97,7 +97,8 @@ class Stream:
         part, (args, kwargs) = self.anatomy.layers[layer], self.layers[layer].call
         witness = Witness(part, Products())
         handle = part.attention_out.register_forward_pre_hook(witness.mix)
-        with torch.no_grad(), hooked([handle]), observed(self.hf, upcast=self.upcast), witness.recorder:
+        seen = observed(self.hf, upcast=self.upcast, attention=self.anatomy.attention)
+        with torch.no_grad(), hooked([handle]), seen, witness.recorder:
             for lin in lins:
                 x = lin.to(self.embedding.dtype)[None]
                 if part.input_norm is not None and part.input_norm.module is not None:
@@ -138,7 +139,7 @@ def trace(
     recorder = Products()
     witnesses = [Witness(part, recorder) for part in anatomy.layers]
     handles = [handle for witness in witnesses for handle in witness.handles()]
-    with hooked(handles), observed(hf, upcast=upcast), recorder:
+    with hooked(handles), observed(hf, upcast=upcast, attention=anatomy.attention), recorder:
         logits = hf(input_ids=tokens, use_cache=False).logits[0]
     layers = tuple(witness.trace(index, anatomy) for index, witness in enumerate(witnesses))
     return Stream(hf, anatomy, tokens[0], layers, logits, upcast)

@@ -67,7 +67,8 @@ def effects(model: Model, stream: Stream, target: int, cuts: Sequence[Cut]) -> F
         some = cuts[start : start + size]
         tokens = stream.tokens.expand(len(some) + 1, -1)
         handles = _hooks(stream, some)
-        with torch.inference_mode(), hooked(handles), observed(model.hf, upcast=stream.upcast):
+        seen = observed(model.hf, upcast=stream.upcast, attention=stream.anatomy.attention)
+        with torch.inference_mode(), hooked(handles), seen:
             logits = model.hf(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[:, -1]
         scores = logits.double().log_softmax(-1)[:, target]
         found += (scores[0] - scores[1:]).tolist()
