@@ -440,7 +440,10 @@ def test_missing(tmp_path: Path) -> None:
         open_run(tmp_path / "none")
     with pytest.raises(RunMissing, match=r"holds no manifest\.json"):
         open_run(tmp_path)
-    RunWriter(tmp_path)
+    writer = RunWriter(tmp_path)
+    with pytest.raises(RunMissing, match="before it had read its text; begin again"):
+        open_run(tmp_path)
+    (writer.work / "plan.json").write_text("{}")
     with pytest.raises(RunMissing, match="never finished; resume"):
         open_run(tmp_path)
 
@@ -679,15 +682,33 @@ def test_sql_reads_no_other_file(run: Run, tmp_path: Path) -> None:
             run.sql(f"select * from {source}")
 
 
-def test_quote_in_path(run: Run, tmp_path: Path) -> None:
-    """A folder whose name has quotes, spaces and letters of another script works like any other."""
-    path = tmp_path / 'it\'s a "run" ü [1]*?'
-    shutil.copytree(run.path, path)
-    opened = open_run(path)
-    assert opened.check() == []
-    assert opened.sql("select count(*) n from neurons")["n"].to_list() == [24]
-    assert opened.table("neurons").collect().height == 24
-    assert opened.rows("triggers", 1, 3).height == 40
+# A folder's name, and that of a sibling which it would match if it were taken for a pattern.
+TRAPS = [
+    ("run[1]", "run1"), ("what?", "whatx"), ("star*", "starry"), ("**", "anything"), ("a{b,c}", "ab"), ("[!x]", "y"),
+    ("back\\[s]lash", "back\\slash"), ("per%cent [0-9]", "per%cent 7"), ('it\'s "one" ü [日]', 'it\'s "one" ü 日'),
+    ("new\nline[1]", "new\nline1"), ("x" * 250 + "[1]", "x" * 250 + "1"), ("-dash", "dash"), ("lang=en", "lang"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "sibling"), TRAPS)
+def test_a_folders_name_is_no_pattern(
+    name: str, sibling: str, run: Run, other: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a folder is called, it is written and read itself, and never a sibling whose name fits."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run.path, sibling)
+    shutil.copytree(run.path, Path(sibling) / WORK / "tables")  # as if it were being built
+    make_run(Path(name), seed=1, gated=False)
+    opened = open_run(name)
+    assert opened.check() == [] and _hashes(opened) == _hashes(other)
+    assert opened.path.name == name and sorted(file.name for file in tmp_path.iterdir()) == sorted(
+        [name, sibling]
+    )
+    for table, entry in other.manifest.tables.items():
+        assert opened.sql(f"select count(*) n from {table}")["n"].to_list() == [entry.rows]
+        assert opened.table(table).collect().height == entry.rows
+    assert opened.rows("triggers", 1, 3).equals(other.rows("triggers", 1, 3))
+    assert opened.by_token(3).equals(other.by_token(3))
 
 
 def test_two_readers(run: Run) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from mnemoscope.store import Run, RunWriter
 from mnemoscope.vocabulary import token_bytes
 
 TOP = 50
+_SHORT = 48  # characters of a value that are shown in a message
 EXCLUDED = ["padding", "position 0 of every context", "special tokens"]
 _VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "numba", "pyarrow")
 
@@ -67,6 +69,7 @@ def build(
         raise RunError(f"building a run: top={top} triggers cannot be kept; take 1 to 10000")
     if workers < 1:
         raise RunError(f"building a run: workers={workers} makes no sense; take 1 or more")
+    store.check_place(path)
     model = model if isinstance(model, Model) else models.load_model(model)
     text = text if isinstance(text, Corpus) else corpus.load_corpus(text)
     path = Path(path).expanduser()
@@ -80,7 +83,7 @@ def build(
                     _Build(model, text, writer, identity, workers, report or (lambda _: None)).run()
         lock.unlink(missing_ok=True)  # whoever waits for it, or makes another, finds the run
     run = store.open_run(path)
-    _compare(run.manifest.options["identity"], identity, path)
+    _compare(run.manifest.options["identity"], identity, f"{path} holds a run that was")
     return run
 
 
@@ -115,10 +118,11 @@ class _Build:
         self._writer.commit(self._manifest(plan))
 
     def _claim(self) -> None:
-        """Say what is being built here, or check that it is what was begun."""
+        """Say what is being built here, or check that it is what was begun, if any of that is finished."""
         file = self._work / "identity.json"
-        if file.exists():
-            _compare(json.loads(file.read_text()), self._identity, self._writer.path)
+        if file.exists() and (self._work / "plan.json").exists():
+            begun = json.loads(file.read_text(encoding="utf-8"))
+            _compare(begun, self._identity, f"{self._writer.path} holds an unfinished run that was")
         else:
             files.write(file, json.dumps(self._identity, indent=1), "writing the run")
 
@@ -233,19 +237,43 @@ def _identity(model: Model, text: Corpus, top: int, nulls: dict[str, Any] | None
     }
 
 
-def _compare(found: dict[str, Any], given: dict[str, Any], path: Path) -> None:
+def _compare(found: dict[str, Any], given: dict[str, Any], holds: str) -> None:
     # The id is a name: the same weights loaded by another name are the same model.
     for name, value in given.items():
         if name != "model" and found.get(name) != value:
+            place, before, now = _difference(name, found.get(name), value)
             raise RunMismatch(
-                f"building a run: {path} holds one built with {name} = {_short(found.get(name))}, and "
-                f"{name} = {_short(value)} was given; give the same, or choose another folder"
+                f"building a run: {holds} built with {place} = {before}, and {place} = {now} was given; give the "
+                "same, or choose another folder"
             )
 
 
-def _short(value: Any) -> str:
-    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _difference(name: str, before: Any, now: Any) -> tuple[str, str, str]:
+    """Where two values differ, by name ("source.files[0].sha256"), and what they are there, in short."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**now, **before}:
+            if key not in before or key not in now or before[key] != now[key]:
+                return _difference(f"{name}.{key}", before.get(key), now.get(key))
+    if isinstance(before, list) and isinstance(now, list):
+        for index, (one, other) in enumerate(zip_longest(before, now)):
+            if one != other:
+                return _difference(f"{name}[{index}]", one, other)
+    texts = [_text(value) for value in (before, now)]
+    same = [one == other for one, other in zip(*texts, strict=False)]
+    start = next((place for place, equal in enumerate(same) if not equal), len(same))
+    return name, *(_around(text, start) for text in texts)
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _around(text: str, place: int) -> str:
+    """A value in short, the characters around a place if it is long."""
+    if len(text) <= _SHORT:
+        return text
+    start = max(0, min(place - 8, len(text) - _SHORT))
+    return ("…" if start else "") + text[start : start + _SHORT] + ("…" if start + _SHORT < len(text) else "")
 
 
 def _write_part(table: pa.Table, file: Path) -> None:

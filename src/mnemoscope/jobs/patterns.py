@@ -162,7 +162,7 @@ class _Job:
             made = make()
             with files.replacing(file, "testing patterns: writing") as partial:
                 made.write_parquet(partial)
-        return pl.read_parquet(file)
+        return pl.read_parquet(file, glob=False)
 
     # -- candidates ----------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ every number must come out the same bit for bit; elsewhere, within the tolerance
     moments       the power sums of all neurons of every layer in the shard, as stored for it
     distribution  no neuron's stored minimum, maximum or histogram count is exceeded by the shard's
     totals        the moments of `neurons` are those of all shards together
-    values        the value tokens of a sample of neurons, read again
+    values        the value tokens of a sample of neurons, read again; the same rows by token
 
 and the sha256 of every table is checked against the manifest.
 """
@@ -68,6 +68,7 @@ def verify(
         _ranges(run, again, tolerance),
         _totals(run),
         _values(run, model, generator, sample),
+        _by_token(run),
     )
     return Verification(str(run.path), shard, seed, tolerance, checks)
 
@@ -213,3 +214,19 @@ def _values(run: Run, model: Model, generator: np.random.Generator, sample: int)
     check = _compare("values", np.concatenate(stored_logits), np.concatenate(found_logits), 1e-4)
     note = f"{sample} neurons; {wrong} tokens at another rank"
     return Check(check.name, check.compared, check.differing, check.largest, note)
+
+
+def _by_token(run: Run) -> Check:
+    """`values_by_token` against `values`: the same rows, in the order in which tokens are looked up."""
+    place, said = ["layer", "neuron", "polarity", "rank"], ["token", "logit", "probability"]
+    rows, ordered = (run.table(name).select(place + said) for name in ("values", "values_by_token"))
+    first, second = (
+        frame.select(pl.struct(pl.all()).hash().sum()).collect().item() for frame in (rows, ordered)
+    )
+    wrong = 0
+    if first != second:  # else no need to bring every row together with itself
+        joined = rows.join(ordered, on=place, how="full", suffix="_ordered")
+        other = pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_ordered")) for name in said)
+        wrong = joined.select(other.sum()).collect().item()
+    wrong += ordered.select((pl.col("token").diff() < 0).sum()).collect().item()
+    return Check("values by token", run.manifest.tables["values"].rows, wrong, 0.0)

@@ -23,6 +23,7 @@ from mnemoscope.store.writing import (
     RunWriter,
     TableWriter,
     add_tables,
+    check_place,
     finish_commit,
     is_finished,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "StoredDocument",
     "TableWriter",
     "add_tables",
+    "check_place",
     "finish_commit",
     "is_finished",
     "open_run",

@@ -24,6 +24,7 @@ from mnemoscope.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import duckdb
+    from pyarrow.dataset import Dataset
 
 
 class StoredContext(NamedTuple):
@@ -68,6 +69,16 @@ def _corrupt(name: str, path: Path, what: str) -> RunCorrupt:
     )
 
 
+def dataset(file: Path, schema: pa.Schema | None = None) -> Dataset:
+    """One Parquet file as DuckDB is given it: as Arrow, because it takes every path for a pattern, and would read
+    another run whose name fits it."""
+    import pyarrow.dataset as ds  # here, because it imports pandas
+    from pyarrow.fs import LocalFileSystem
+
+    schema, name = schema or pq.read_schema(file), str(file.absolute())
+    return ds.FileSystemDataset.from_paths([name], schema, ds.ParquetFileFormat(), LocalFileSystem())
+
+
 class _SortedTable:
     """One Parquet file sorted by its key; reads only the row groups that can hold what is asked for."""
 
@@ -78,6 +89,11 @@ class _SortedTable:
     def metadata(self) -> pq.FileMetaData:
         with _reading(self.name, self.path):
             return pq.read_metadata(self.path)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The file for DuckDB; see `dataset`."""
+        return dataset(self.path, self.metadata.schema.to_arrow_schema())
 
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -144,9 +160,14 @@ def open_run(path: str | Path) -> Run:
     if not path.is_dir():
         raise RunMissing(f"opening the run {path}: there is no such folder; make one with `mnemoscope build`")
     if not (path / MANIFEST).exists():
-        if (path / WORK).exists():
+        if any((path / WORK / name).exists() for name in ("plan.json", MANIFEST)):
             raise RunMissing(
                 f"opening the run {path}: it was never finished; resume it with the same `mnemoscope build`"
+            )
+        if (path / WORK).exists():
+            raise RunMissing(
+                f"opening the run {path}: a build stopped there before it had read its text; begin again with "
+                "`mnemoscope build`"
             )
         raise RunMissing(
             f"opening the run {path}: the folder holds no {MANIFEST}; make a run with `mnemoscope build`"
@@ -292,7 +313,8 @@ class Run:
                 raise QueryError("running SQL on a run: a run is read only; give one SELECT statement")
             return _frame(pa.table(self._cursor().sql(query, params=parameters)))
         except duckdb.Error as error:
-            for name, table in self._tables.items():
+            outside = isinstance(error, duckdb.PermissionException)  # a file that the query named itself
+            for name, table in self._tables.items() if not outside else ():
                 if str(table.path.resolve()) in str(error):
                     raise _corrupt(
                         name, table.path, f"cannot be read ({str(error).splitlines()[0]})"
@@ -308,12 +330,10 @@ class Run:
         import duckdb
 
         database = duckdb.connect(config=OFFLINE)
-        files = {name: str(table.path.resolve()) for name, table in self._tables.items()}
-        database.execute("set allowed_paths = ?", [list(files.values())])
-        database.execute("set enable_external_access = false")
-        for name, file in files.items():
-            quoted = file.replace("'", "''")
-            database.execute(f"create view {name} as select * from read_parquet('{quoted}')")
+        for option in ("enable_external_access", "python_enable_replacements"):
+            database.execute(f"set {option} = false")
+        for name, table in self._tables.items():
+            database.from_arrow(table.dataset).create_view(name)
         database.execute("set lock_configuration = true")
         return database
 

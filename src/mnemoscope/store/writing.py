@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -16,7 +17,7 @@ from mnemoscope import files
 from mnemoscope.errors import RunCorrupt, RunError
 from mnemoscope.files import sync
 from mnemoscope.records import Manifest, TableEntry
-from mnemoscope.store.reading import Run, open_run, read_manifest, sha256
+from mnemoscope.store.reading import Run, dataset, open_run, read_manifest, sha256
 from mnemoscope.store.schemas import (
     ADDING,
     GROUP_ROWS,
@@ -122,6 +123,8 @@ class RunWriter:
         self.work = self.path / WORK
         self._stage = self.work / "tables"
         self._open, self._writers, self._closed = ExitStack(), dict[str, TableWriter](), set[str]()
+        if not overwrite:
+            check_place(self.path)
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             finish_commit(self.path)
@@ -182,13 +185,14 @@ class RunWriter:
         import duckdb
 
         self._close()
-        source, scratch = str(self._stage / "values.parquet"), self.work / "sorting"
+        source, scratch = dataset(self._stage / "values.parquet"), self.work / "sorting"
         order = "token, polarity desc, polarity * probability desc, layer, neuron"
         try:
             with duckdb.connect(config=OFFLINE) as database, self.table("values_by_token") as table:
                 database.execute(f"set memory_limit = '{memory}'")
                 database.execute("set temp_directory = ?", [str(scratch)])
-                rows = database.sql(f"select * from read_parquet(?) order by {order}", params=[source])
+                database.register("stored", source)
+                rows = database.sql(f"select * from stored order by {order}")
                 for batch in pa.RecordBatchReader.from_stream(rows):
                     table.append(pa.Table.from_batches([batch]))
         except (duckdb.Error, pa.ArrowException) as error:  # no room to sort in, most likely
@@ -263,6 +267,34 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def _group_rows(name: str) -> int:
     return GROUP_ROWS.get(name, GROUP_ROWS_DEFAULT)
+
+
+_OURS = frozenset({WORK, ".lock", ".DS_Store", "Thumbs.db", "desktop.ini"})  # the latter of file managers
+
+
+def check_place(path: str | Path) -> None:
+    """Raise `RunError` now if no run can be built there: no name, something else in the folder, no right to write.
+
+    A folder that is missing or empty will do, and so will a run, finished or begun.
+    """
+    doing = f"building a run in {str(path)!r}"
+    if not os.fspath(path):
+        raise RunError(f"{doing}: the path is empty; give the name of a new folder")
+    with files.refusals(doing, "choose a folder that can be written to"):
+        path = Path(path).expanduser()
+        if is_finished(path):
+            return
+        files.check_folder(path, "writing the run")
+        held = sorted(file.name for file in path.iterdir()) if path.exists() else []
+    if WORK not in held:
+        strange = [name for name in held if name not in _OURS]
+    else:  # what is begun must not end on top of what is not its own
+        tables = () if (path / WORK / MANIFEST).exists() else [f"{name}.parquet" for name in SCHEMAS]
+        strange = [name for name in held if name in tables]
+    if strange and not is_finished(path):  # by now: another process may just have committed
+        raise RunError(
+            f"{doing}: the folder is neither empty nor a run, it holds {strange[0]!r}; choose a new or an empty folder"
+        )
 
 
 def is_finished(path: str | Path) -> bool:
