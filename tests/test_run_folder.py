@@ -46,7 +46,7 @@ def refused(error: type[MnemoscopeError], *arguments: Any, **options: Any) -> st
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name.isprintable()][::4] + ["run[1]", "new\nline"]
+    "name", [*[name for name in NAMES if name.isprintable()][::4], "run[1]", "new\nline"]
 )
 def test_a_run_is_built_in_a_folder_of_any_name(
     name: str, model: Model, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -115,7 +115,7 @@ def _resolve(source: Any, column: str) -> _Resolved:
         return _texts(source, column)
     if source.startswith("sample:"):
         return _sample(source, column)
-    path = Path(source).expanduser()
+    path = files.expanded(source)
     dataset = source.count("/") <= 1 and not path.is_absolute() and not readable(path)
     if path.exists() or any(mark in source for mark in "*?[") or not dataset or source.startswith(("~", ".")):
         return _files(path, column)

@@ -98,6 +98,11 @@ def make_folder_of(file: File, doing: str, error: type[MnemoscopeError] = RunErr
         Path(file).parent.mkdir(parents=True, exist_ok=True)
 
 
+def expanded(path: File) -> Path:
+    """With ~ as the home folder; a name like ~draft, of no user's home, is a name like any other."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError then
+
+
 def sync(path: Path) -> None:
     """Make a file, or the names in a folder, survive a power cut."""
     if path.is_dir() and os.name == "nt":

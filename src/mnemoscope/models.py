@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from mnemoscope import samples
+from mnemoscope import files, samples
 from mnemoscope.anatomy import Anatomy
 from mnemoscope.decompose import examine
 from mnemoscope.errors import ModelError, ModelNotSupported, RunMismatch
@@ -184,7 +184,7 @@ def _resolve(name: str, say: Callable[[str], None]) -> str:
     """The folder or Hugging Face id to load from."""
     if name.startswith("sample:"):
         return str(samples.model_folder(name.removeprefix("sample:"), progress=say))
-    path = Path(name).expanduser()
+    path = files.expanded(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"loading a model: there is no file {name}; give the path of a .gguf file")

@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mnemoscope import files
 from mnemoscope.errors import DownloadError, ModelError
 
 Progress = Callable[[str], None]  # told, in a few words, what is being done now
@@ -75,7 +76,7 @@ SAMPLES = {
 def cache_folder() -> Path:
     """Where samples and converted models are kept; not created here."""
     if given := os.environ.get("MNEMOSCOPE_CACHE"):
-        return Path(given).expanduser()
+        return files.expanded(given)
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given) / "mnemoscope"
     if sys.platform == "win32" and (given := os.environ.get("LOCALAPPDATA")):

@@ -72,7 +72,7 @@ def build(
     store.check_place(path)
     model = model if isinstance(model, Model) else models.load_model(model)
     text = text if isinstance(text, Corpus) else corpus.load_corpus(text)
-    path = Path(path).expanduser()
+    path = files.expanded(path)
     identity = _identity(model, text, top, recipe(model, nulls))
     if not store.is_finished(path):
         # Before anything there is touched: another process may be in the middle of its commit.
@@ -261,7 +261,7 @@ def _difference(name: str, before: Any, now: Any) -> tuple[str, str, str]:
     texts = [_text(value) for value in (before, now)]
     same = [one == other for one, other in zip(*texts, strict=False)]
     start = next((place for place, equal in enumerate(same) if not equal), len(same))
-    return name, *(_around(text, start) for text in texts)
+    return name, _around(texts[0], start), _around(texts[1], start)
 
 
 def _text(value: Any) -> str:

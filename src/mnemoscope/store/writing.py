@@ -281,7 +281,7 @@ def check_place(path: str | Path) -> None:
     if not os.fspath(path):
         raise RunError(f"{doing}: the path is empty; give the name of a new folder")
     with files.refusals(doing, "choose a folder that can be written to"):
-        path = Path(path).expanduser()
+        path = files.expanded(path)
         if is_finished(path):
             return
         files.check_folder(path, "writing the run")
