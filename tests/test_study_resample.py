@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from mnemoscope.analyses.study.resample import (
     by_document,
@@ -14,8 +15,13 @@ from mnemoscope.analyses.study.resample import (
     per_document,
     quantile_by_document,
     ratio,
-    wilson,
+    share_by_document,
+    share_by_group,
+    share_of_sums,
 )
+from mnemoscope.intervals import Interval, estimate_of_share, of_share, unanimous, wilson
+from mnemoscope.patterns import twoway
+from mnemoscope.patterns.annotation import agreement, scores
 
 
 def test_means_by_document_equal_a_loop_over_resampled_documents() -> None:
@@ -74,6 +80,70 @@ def test_wilson_is_wilsons() -> None:
     found = wilson(np.array([10, 0]), np.array([100, 0]))
     assert [found.low[0], found.high[0]] == pytest.approx([0.0552, 0.1744], abs=1e-4)
     assert np.isnan(found.value[1]) and np.isnan(found.low[1])
+
+
+WITNESSES = st.integers(1, 60)
+
+
+@given(WITNESSES)
+def test_ends_of_unanimous_witnesses_are_clopper_and_pearson(count: int) -> None:
+    """All of n witnesses exclude what the exact binomial interval excludes."""
+    exact = stats.binomtest(count, count).proportion_ci(0.95, "exact")
+    assert float(unanimous(count)) == pytest.approx(exact.low)
+    assert (
+        float(wilson(np.array(0), np.array(count)).low),
+        float(wilson(np.array(count), np.array(count)).high),
+    ) == (
+        pytest.approx(0, abs=1e-12),
+        pytest.approx(1),
+    )
+
+
+@given(count=WITNESSES, value=st.sampled_from([0.0, 1.0]))
+def test_no_interval_of_a_share_is_a_point(count: int, value: float) -> None:
+    """However a share is resampled, 0 of n (or n of n) leaves open what n witnesses cannot exclude, and no less."""
+    hits, documents = np.full(2 * count, value), np.repeat(np.arange(count), 2)
+    least = 1 - float(unanimous(count))
+    found = {
+        "by document": share_by_document(hits, documents, n=20),
+        "by group": Interval(
+            *(end[0] for end in share_by_group(hits, np.zeros(2 * count, int), 1, documents, n=20))
+        ),
+        "of sums": share_of_sums(hits * 3, np.full(2 * count, 3.0), documents, n=20),
+        "estimate": estimate_of_share(np.full(21, value), count),
+        "agreement": agreement.agreement(
+            np.array([[0, 1 - int(value)], [1, int(value)]] * count), 2, documents, samples=20
+        ).same,
+    }
+    rates = scores._items([bool(value)] * 2 * count, np.ones((21, 2 * count)), np.arange(2 * count) % 2 == 0)
+    found |= {"hits": rates.hit_rate, "false alarms": rates.false_alarm_rate}
+    both = twoway.resampled(
+        np.full((1, count), 2),
+        np.full((1, count), int(2 * value)),
+        np.full((1, count), 2),
+        twoway.draws(count, 20),
+    )
+    for side, name in (("purity", "precision"), ("coverage", "recall")):
+        found[name] = Interval(np.array(value), both[side].low[0], both[side].high[0])
+    for name, one in found.items():
+        open_ = float(one.high) if value == 0 else 1 - float(one.low)
+        assert float(one.value) == value, name
+        assert open_ == pytest.approx(least), name
+
+
+def test_a_corrected_share_is_no_surer_than_its_rates() -> None:
+    """Eight of eight hits and no false alarm in eight: d' and the corrected share have a width too."""
+    found = scores._items([True] * 8 + [False] * 8, np.ones((11, 16)), np.arange(16) >= 8)
+    for one in (found.d_prime, found.corrected):
+        assert one.low is not None and one.high is not None and one.value is not None
+        assert one.low < one.value <= one.high
+    assert found.corrected.low == pytest.approx((0.6306 - 0.3694) / (1 - 0.3694), abs=1e-3)
+
+
+def test_a_share_between_keeps_its_interval() -> None:
+    """Only unanimous shares are given exact ends."""
+    found = Interval(np.array([0.5, 0.0]), np.array([0.4, 0.0]), np.array([0.6, 0.0]))
+    assert of_share(found, 8).low.tolist() == [0.4, 0.0] and of_share(found, 8).high[0] == 0.6
 
 
 def test_nothing_to_resample_is_not_an_error() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from mnemoscope.intervals import wilson
 from mnemoscope.patterns.claims import PREFIX
 from mnemoscope.patterns.triggers import NEURON
 from mnemoscope.patterns.twoway import NONE, NULL_LEVEL, VERDICTS
@@ -165,17 +166,6 @@ def _bars(run: Run) -> pl.DataFrame:
         pl.col("unit").alias("null"),
         pl.col("values").list.get(place).alias("bar"),
     )
-
-
-def wilson(
-    hits: np.ndarray, trials: np.ndarray, z: float = 1.96
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shares with their intervals (Wilson 1927); 0 to 1 where there are no trials."""
-    n = np.maximum(np.asarray(trials, np.float64), 1e-9)
-    share = np.asarray(hits) / n
-    middle, spread = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    low, high = ((middle + sign * spread) / (1 + z**2 / n) for sign in (-1, 1))
-    return share, np.clip(low, 0, 1), np.clip(high, 0, 1)
 
 
 def explained(run: Run, units: pl.DataFrame) -> pl.DataFrame:

@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mnemoscope.intervals import unanimous
+
 IFF, ACTIVE_PATTERN, PATTERN_ACTIVE = "iff", "active -> pattern", "pattern -> active"
 NEITHER, NONE = "neither", "no pattern above the null"
 VERDICTS = (IFF, ACTIVE_PATTERN, PATTERN_ACTIVE, NEITHER, NONE)
@@ -233,7 +235,7 @@ def resampled(
 
 def _excluded(drawn: Interval, every: np.ndarray, none: np.ndarray, documents: np.ndarray) -> Interval:
     """An interval with the exact ends where all of its documents, or none, are hits."""
-    sure = 0.025 ** (1 / np.maximum(documents, 1))
+    sure = unanimous(documents)
     some = documents > 0
     low = np.where(every & some, np.minimum(drawn.low, sure), drawn.low)
     return Interval(low, np.where(none & some, np.maximum(drawn.high, 1 - sure), drawn.high))

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 from mnemoscope.analyses.study.finding import Figure, Finding, slug
 from mnemoscope.analyses.study.layers import number, percent
-from mnemoscope.analyses.study.resample import mean_by_document, ratio
+from mnemoscope.analyses.study.resample import mean_by_document, ratio, share_by_document
 
 WAYS = ("answer among its first", "foil among its last", "query of others", "only the pair")
 EDGE = 100  # tokens at either end of what a neuron writes that count as promoted and suppressed
@@ -45,7 +45,7 @@ def _ways(name: str, tables: Tables) -> Finding:
     shares = {}
     for drawn in (False, True):
         rows = tables["neurons"].filter(pl.col("drawn") == drawn)
-        shares[drawn] = mean_by_document(ways(rows).astype(float), rows["question"].to_numpy())
+        shares[drawn] = share_by_document(ways(rows).astype(float), rows["question"].to_numpy())
     found, null = shares[False], shares[True]
     said = ", ".join(
         f"{way} {percent(found, place)} ({percent(null, place)})" for place, way in enumerate(WAYS)
@@ -83,7 +83,7 @@ def _queries(name: str, tables: Tables) -> Finding:
     kinds = [kind for kind in VECTORS if kind in rows["query_kind"].unique().to_list()]
     hits = (rows["query_kind"].to_numpy()[:, None] == np.array(kinds)[None]).astype(float)
     drawn, questions = rows["drawn"].to_numpy(), rows["question"].to_numpy()
-    found, null = (mean_by_document(hits[drawn == side], questions[drawn == side]) for side in (False, True))
+    found, null = (share_by_document(hits[drawn == side], questions[drawn == side]) for side in (False, True))
     usual = (
         rows.group_by("drawn")
         .agg(pl.col("query_share").abs().median())
@@ -243,7 +243,7 @@ def _where_they_differ(name: str, tables: Tables) -> Finding:
         for (quarter,), here in some.sort("quarter", maintain_order=True).group_by(
             "quarter", maintain_order=True
         ):
-            same = mean_by_document(here["same"].to_numpy(), here["question"].to_numpy())
+            same = share_by_document(here["same"].to_numpy(), here["question"].to_numpy())
             found.append(
                 (title, _span(int(str(quarter)), layers), *map(float, same), _level(here), here.height)
             )

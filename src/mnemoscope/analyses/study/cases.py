@@ -14,7 +14,8 @@ import polars as pl
 from mnemoscope.analyses.study import case_parts
 from mnemoscope.analyses.study.finding import Figure, Finding, slug
 from mnemoscope.analyses.study.layers import number, percent
-from mnemoscope.analyses.study.resample import Interval, mean_by_document, wilson
+from mnemoscope.analyses.study.resample import mean_by_document, share_by_document
+from mnemoscope.intervals import Interval, wilson
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
@@ -212,7 +213,9 @@ def _origins(name: str, tables: Tables) -> Finding:
         size = np.abs(grid)
         most = np.nanmax(size, axis=1, keepdims=True)
         first = wilson(np.array((np.nanargmax(size, axis=1) == 0).sum()), np.array(len(grid)))
-        matter = mean((size >= MATTERS * most).sum(1) / (~np.isnan(grid)).sum(1))
+        matter = share_by_document(
+            (size >= MATTERS * most).sum(1) / (~np.isnan(grid)).sum(1), np.arange(len(grid))
+        )
         said.append(
             f"{title}: the embedding in {percent(first)} of the questions, {percent(matter)} of the vectors"
         )

@@ -14,7 +14,13 @@ from scipy.stats import rankdata
 
 from mnemoscope.analyses.study.finding import Figure, Finding
 from mnemoscope.analyses.study.layers import percent, series
-from mnemoscope.analyses.study.resample import Interval, by_document, mean_by_document, ratio
+from mnemoscope.analyses.study.resample import (
+    mean_by_document,
+    ratio_of_sums,
+    share_by_document,
+    share_of_sums,
+)
+from mnemoscope.intervals import Interval
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
@@ -57,8 +63,7 @@ class Told:
 
     def share(self, above: str, below: str) -> Interval:
         """f64[layer]: a ratio of sums, so that examples in which little happens weigh little."""
-        both = np.stack([self.grid(above), self.grid(below)], axis=1)
-        return by_document(both, self.documents, lambda sums: ratio(sums[:, 0], sums[:, 1]))
+        return ratio_of_sums(self.grid(above), self.grid(below), self.documents)
 
 
 def load(run: Run) -> dict[str, Told]:
@@ -319,7 +324,7 @@ def _counts(told: dict[str, Told]) -> Finding:
     )  # fmt: skip
     sides = [main.mean(side) for side in SIDES]
     few = [main.mean(f"{side}_effective") for side in SIDES]
-    open_ = mean_by_document(main.grid("undecided").sum(1) / main.grid("active").sum(1), main.documents)
+    open_ = share_by_document(main.grid("undecided").sum(1) / main.grid("active").sum(1), main.documents)
     return Finding(
         id="figure-6-helpful-and-unhelpful-neurons",
         items=("A47",),
@@ -365,9 +370,11 @@ def _ten(told: dict[str, Told]) -> Finding:
 
 def _signs(main: Told) -> Finding:
     """A37: negative coefficients among helpful and unhelpful neurons."""
-    shares = {side: main.share(f"{side}_negative", side) for side in SIDES}
+    shares = {
+        side: share_of_sums(main.grid(f"{side}_negative"), main.grid(side), main.documents) for side in SIDES
+    }
     overall = {
-        side: mean_by_document(main.grid(f"{side}_negative").sum(1) / main.grid(side).sum(1).clip(1), main.documents)
+        side: share_by_document(main.grid(f"{side}_negative").sum(1) / main.grid(side).sum(1).clip(1), main.documents)
         for side in SIDES
     }  # fmt: skip
     return Finding(

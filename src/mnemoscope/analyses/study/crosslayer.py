@@ -12,7 +12,8 @@ import polars as pl
 
 from mnemoscope.analyses.study.finding import Figure, Finding
 from mnemoscope.analyses.study.layers import percent, series
-from mnemoscope.analyses.study.resample import Interval, by_document, mean_by_document, ratio
+from mnemoscope.analyses.study.resample import mean_by_document, ratio, ratio_of_sums, share_of_sums
+from mnemoscope.intervals import Interval
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
@@ -46,9 +47,8 @@ class _Grids:
         return mean_by_document(values, self.documents)
 
     def share(self, above: np.ndarray, below: np.ndarray) -> Interval:
-        """A ratio of sums over examples."""
-        both = np.stack([above, below], axis=1)
-        return by_document(both, self.documents, lambda sums: ratio(sums[:, 0], sums[:, 1]))
+        """How many of `below` are `above`, summed over examples."""
+        return share_of_sums(above, below, self.documents)
 
 
 def findings(run: Run) -> list[Finding]:
@@ -258,7 +258,7 @@ def _where(layers: _Grids, neurons: int) -> Finding:
         found = layers.mean(layers[name])
         frames.append(series(found, Interval(chance, chance, chance), kind=label))
         centre = (layers[name] * np.arange(total)).sum(1)
-        middle[label] = layers.share(centre, layers[name].sum(1))
+        middle[label] = ratio_of_sums(centre, layers[name].sum(1), layers.documents)
     both = layers.share(layers["both_first"].sum(1), layers["queries_first"].sum(1))
     random = FIRST / (total * neurons)
     said = ", ".join(f"{label} {_say(found)}" for label, found in middle.items())

@@ -10,7 +10,8 @@ from scipy.stats import norm
 
 from mnemoscope.analyses.peaked import RULE, peaked
 from mnemoscope.analyses.study.finding import Figure, Finding
-from mnemoscope.analyses.study.resample import Interval, mean_by_group, wilson
+from mnemoscope.analyses.study.resample import share_by_group
+from mnemoscope.intervals import Interval, wilson
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
@@ -408,7 +409,7 @@ def _with_token(rows: pl.DataFrame, contexts: pl.DataFrame) -> pl.DataFrame:
 def _persistence(rows: pl.DataFrame) -> tuple[Interval, np.ndarray]:
     """By part of the range, the share of samples with the marking token, and what other marks of the layer give."""
     part, mark, token, layer = (rows[name].to_numpy() for name in ("part", "mark", "token", "layer"))
-    share = mean_by_group((mark == token).astype(float), part, PARTS, rows["document"].to_numpy())
+    share = share_by_group((mark == token).astype(float), part, PARTS, rows["document"].to_numpy())
     chance = np.zeros(len(token))
     for one in np.unique(layer):
         mine = layer == one

@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.analyses.study.finding import Figure, Finding
-from mnemoscope.analyses.study.resample import Interval, by_document, ratio, wilson
+from mnemoscope.analyses.study.resample import ratio_of_sums, share_of_sums
+from mnemoscope.intervals import Interval, wilson
 from mnemoscope.patterns.pattern import MAIN, WHOLE
 from mnemoscope.patterns.triggers import NEURON, NULLS
 
@@ -137,10 +138,10 @@ def _mean(units: pl.DataFrame, *columns: str, per: str = "triggers") -> tuple[pl
     layers, group = np.unique(units["layer"].to_numpy(), return_inverse=True)
     above = units.select(pl.sum_horizontal(pl.col(*columns).cast(pl.Float64)))[columns[0]].to_numpy()
     below = np.ones(len(above)) if per == "" else units[per].to_numpy()
-    sums = np.zeros((len(group), len(layers), 2))
-    sums[np.arange(len(group)), group] = np.stack([above, below], axis=-1)
-    found = by_document(sums, np.arange(len(group)), lambda some: ratio(some[..., 0], some[..., 1]), n=200)
-    return pl.DataFrame({"layer": layers}), found
+    sums = np.zeros((2, len(group), len(layers)))
+    sums[:, np.arange(len(group)), group] = above, below
+    resampled = share_of_sums if per else ratio_of_sums
+    return pl.DataFrame({"layer": layers}), resampled(sums[0], sums[1], np.arange(len(group)), n=200)
 
 
 def _share(units: pl.DataFrame, *columns: str) -> float:

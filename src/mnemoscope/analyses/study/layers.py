@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from mnemoscope.analyses.study.resample import Interval, mean_by_document
+from mnemoscope.analyses.study.resample import share_by_document
+from mnemoscope.intervals import Interval
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
@@ -54,13 +55,13 @@ class Layers:
     def share(self, hits: np.ndarray, among: np.ndarray | None = None) -> Interval:
         """f64[layer]: how many examples of a layer hit, of those asked for, resampled by document."""
         asked = np.ones_like(hits, float) if among is None else np.where(among, 1.0, np.nan)
-        return mean_by_document(np.where(np.isnan(asked), np.nan, hits), self.documents)
+        return share_by_document(np.where(np.isnan(asked), np.nan, hits), self.documents)
 
     def overall(self, hits: np.ndarray, among: np.ndarray | None = None) -> Interval:
         """The same over all layers at once."""
         asked = np.ones_like(hits, bool) if among is None else among
         flat = np.where(asked, hits, np.nan).reshape(-1)
-        return mean_by_document(flat, np.repeat(self.documents, hits.shape[1]))
+        return share_by_document(flat, np.repeat(self.documents, hits.shape[1]))
 
 
 def load(run: Run) -> dict[tuple[str, str], Layers]:

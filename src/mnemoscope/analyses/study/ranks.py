@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.analyses.study.finding import Figure, Finding, slug
-from mnemoscope.analyses.study.resample import wilson
+from mnemoscope.intervals import wilson
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run

@@ -14,7 +14,8 @@ import polars as pl
 
 from mnemoscope.analyses.study.finding import Figure, Finding
 from mnemoscope.analyses.study.layers import Layers, load, percent, series
-from mnemoscope.analyses.study.resample import Interval, quantile_by_document
+from mnemoscope.analyses.study.resample import quantile_by_document
+from mnemoscope.intervals import Interval
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run

@@ -1,24 +1,15 @@
-"""Intervals: documents resampled with replacement, because tokens of one document are not independent; or Wilson's."""
+"""Intervals by resampling documents with replacement, because tokens of one document are not independent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
 
-LEVEL = 0.95
+from mnemoscope.intervals import TAIL, Interval, of_share
+
 TIMES = 1000
 _BLOCK = 64  # resamples at once
-
-
-class Interval(NamedTuple):
-    """f64[...] each: the estimate on all examples, and the interval around it; NaN where it is not defined."""
-
-    value: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
 
 
 def by_document(
@@ -51,6 +42,45 @@ def mean_by_document(values: np.ndarray, documents: np.ndarray, n: int = TIMES, 
     known = ~np.isnan(values)
     both = np.stack([np.where(known, values, 0.0), known], axis=1)
     return by_document(both, documents, lambda sums: ratio(sums[:, 0], sums[:, 1]), n, seed)
+
+
+def share_by_document(hits: np.ndarray, documents: np.ndarray, n: int = TIMES, seed: int = 0) -> Interval:
+    """Means over examples of shares (or hits) f64[example, ...] in [0, 1], NaN left out, resampled by document."""
+    known = ~np.isnan(hits)
+    _assert_shares(hits[known])
+    witnesses = (per_document(known.astype(float), documents) > 0).sum(0)
+    return of_share(mean_by_document(hits, documents, n, seed), witnesses)
+
+
+def share_by_group(
+    hits: np.ndarray, groups: np.ndarray, count: int, documents: np.ndarray, n: int = TIMES, seed: int = 0
+) -> Interval:
+    """As `mean_by_group`, of shares (or hits) in [0, 1]."""
+    _assert_shares(hits)
+    _, place = _numbered(documents)
+    witnesses = np.bincount(np.unique(place * count + groups) % count, minlength=count)
+    return of_share(mean_by_group(hits, groups, count, documents, n, seed), witnesses)
+
+
+def share_of_sums(
+    above: np.ndarray, below: np.ndarray, documents: np.ndarray, n: int = TIMES, seed: int = 0
+) -> Interval:
+    """How many of `below` f64[example, ...] are `above`, summed over examples; resampled by document."""
+    assert ((above >= 0) & (above <= below + 1e-6)).all()
+    found = ratio_of_sums(above, below, documents, n, seed)
+    return of_share(found, (per_document(below, documents) > 0).sum(0))
+
+
+def ratio_of_sums(
+    above: np.ndarray, below: np.ndarray, documents: np.ndarray, n: int = TIMES, seed: int = 0
+) -> Interval:
+    """The sum of `above` over the sum of `below` f64[example, ...], resampled by document."""
+    both = np.stack([above, below], axis=1)
+    return by_document(both, documents, lambda sums: ratio(sums[:, 0], sums[:, 1]), n, seed)
+
+
+def _assert_shares(values: np.ndarray) -> None:
+    assert ((values >= 0) & (values <= 1 + 1e-6)).all(), (values.min(), values.max())
 
 
 def mean_by_group(
@@ -107,21 +137,9 @@ def per_document(values: np.ndarray, documents: np.ndarray) -> np.ndarray:
 
 def interval(value: np.ndarray, drawn: np.ndarray) -> Interval:
     """The estimate with the percentiles of its resamples f64[sample, ...], those that are defined."""
-    tail = (1 - LEVEL) / 2
     lost = np.isnan(drawn).all(0) | np.isnan(value)
-    low, high = np.nanquantile(np.where(lost, 0.0, drawn), (tail, 1 - tail), axis=0)
+    low, high = np.nanquantile(np.where(lost, 0.0, drawn), (TAIL, 1 - TAIL), axis=0)
     return Interval(value, np.where(lost, np.nan, low), np.where(lost, np.nan, high))
-
-
-def wilson(hits: np.ndarray, total: np.ndarray) -> Interval:
-    """A share with Wilson's score interval (1927); NaN where the total is 0."""
-    hits, total = np.asarray(hits, float), np.asarray(total, float)
-    z = float(norm.ppf(0.5 + LEVEL / 2))
-    share = ratio(hits, total)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-        half = z / (1 + z**2 / total) * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return Interval(share, middle - half, middle + half)
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.analyses.study.finding import Figure, Finding
-from mnemoscope.analyses.study.resample import mean_by_group
+from mnemoscope.analyses.study.resample import share_by_group
 from mnemoscope.errors import QueryError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _overlap(one: Run, two: Run, texts: tuple[pl.DataFrame, pl.DataFrame] | None
     layer = np.arange(count) // (2 * model.neurons)
     known = ~np.isnan(found) & ~np.isnan(null)
     share, chance = (
-        mean_by_group(values[known], layer[known], model.layers, np.arange(known.sum()), n=100)
+        share_by_group(values[known], layer[known], model.layers, np.arange(known.sum()), n=100)
         for values in (found, null)
     )
     limits = [np.quantile(null[known & (layer == at)], 0.95) if (known & (layer == at)).any() else np.nan

@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.analyses.study.finding import Figure, Finding
-from mnemoscope.analyses.study.resample import Interval, mean_by_group, wilson
+from mnemoscope.analyses.study.resample import share_by_group
+from mnemoscope.intervals import Interval, wilson
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
@@ -138,7 +139,7 @@ def _agreement(run: Run, rows: pl.DataFrame) -> Finding:
         for mode in ("next", "last"):
             hits = (some[mode] == some["top"]).to_numpy().astype(float)
             layer = some["layer"].to_numpy().astype(np.int64)
-            share = mean_by_group(hits, layer, layers, some["document"].to_numpy())
+            share = share_by_group(hits, layer, layers, some["document"].to_numpy())
             null = dealt(some["top"].to_numpy(), some[mode].to_numpy(), layer, layers)
             parts.append(_layers(share, null, side, mode))
     frame = pl.concat(parts)
@@ -220,7 +221,7 @@ def _duality(run: Run, rows: pl.DataFrame) -> Finding:
         there = (before + offset >= 1) & (after >= offset)
         token = text.tokens[np.clip(place + offset, 0, len(text.tokens) - 1)]
         hits = (token == top)[there].astype(float)
-        share = mean_by_group(hits, third[there], groups, document[there], n=200)
+        share = share_by_group(hits, third[there], groups, document[there], n=200)
         null = _expected(top[there], token[there], layer[there], third[there], groups)
         parts.append(
             pl.DataFrame(

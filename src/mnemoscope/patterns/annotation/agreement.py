@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mnemoscope.intervals import estimate_of_share
 from mnemoscope.records import Estimate
 
 RESAMPLES = 1000
@@ -101,9 +102,15 @@ def agreement(
     def estimate(figure: Callable[[np.ndarray, int], float]) -> Estimate:
         return Estimate.of(np.array([figure(one, categories) for one in draws]))
 
-    rated = int(((ratings >= 0).sum(1) >= 2).sum())
+    several = (ratings >= 0).sum(1) >= 2
+    equal = estimate_of_share(
+        np.array([same(one, categories) for one in draws]), len(np.unique(place[several]))
+    )
     return Agreement(
-        rated, ratings.shape[1], *(estimate(one) for one in (same, cohen, fleiss, gwet, krippendorff))
+        int(several.sum()),
+        ratings.shape[1],
+        equal,
+        *(estimate(one) for one in (cohen, fleiss, gwet, krippendorff)),
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from scipy import stats
 
 from mnemoscope.display import Shown
+from mnemoscope.intervals import estimate_of_share
 from mnemoscope.patterns.annotation.agreement import RESAMPLES, Agreement, agreement
 from mnemoscope.patterns.annotation.answers import LABELS, Answer, Filled, kinds
 from mnemoscope.patterns.annotation.key import NULLS, Item, Key
@@ -175,11 +176,13 @@ def _annotator(key: Key, filled: Filled, samples: int, seed: int) -> Annotator:
             for kind in NULLS
             if (here := [at for at, (_, item) in enumerate(pairs) if item.kind == kind])
         },
-        patterns=_share(real @ counts, real @ ones),
-        patterns_in_nulls=_share(other @ counts, other @ ones),
-        covered=_share(real @ covered, real @ sizes),
-        covered_in_nulls=_share(other @ covered, other @ sizes),
-        semantic=_share(real @ semantic, real @ covered),
+        patterns=Estimate.of(_ratio(real @ counts, real @ ones)),
+        patterns_in_nulls=Estimate.of(_ratio(other @ counts, other @ ones)),
+        covered=estimate_of_share(_ratio(real @ covered, real @ sizes), int((~null).sum())),
+        covered_in_nulls=estimate_of_share(_ratio(other @ covered, other @ sizes), int(null.sum())),
+        semantic=estimate_of_share(
+            _ratio(real @ semantic, real @ covered), int((~null & (covered > 0)).sum())
+        ),
     )
 
 
@@ -197,7 +200,8 @@ def _items(flags: Sequence[bool | None], weights: np.ndarray, null: np.ndarray) 
     known = np.array([flag is not None for flag in flags])
     yes = np.array([bool(flag) for flag in flags])
     counts = (weights @ (group & known & about) for group in (~null, null) for about in (yes, known))
-    return _detection(*(one.astype(float) for one in counts))
+    judged = (int((group & known).sum()) for group in (~null, null))
+    return _detection(*(one.astype(float) for one in counts), items=tuple(judged))
 
 
 def _applied(pairs: Sequence[tuple[Answer, Item]], weights: np.ndarray) -> Detection:
@@ -206,28 +210,45 @@ def _applied(pairs: Sequence[tuple[Answer, Item]], weights: np.ndarray) -> Detec
     ]
     cells = np.array(tables, float).reshape(-1, 4)
     hits, misses, alarms, rejections = (weights @ cells[:, at] for at in range(4))
-    return _detection(hits, hits + misses, alarms, alarms + rejections)
+    judged = (int((weights[0] * (cells[:, at : at + 2].sum(1) > 0)).sum()) for at in (0, 2))
+    return _detection(hits, hits + misses, alarms, alarms + rejections, items=tuple(judged))
 
 
-def _detection(hits: np.ndarray, signals: np.ndarray, alarms: np.ndarray, noises: np.ndarray) -> Detection:
+def _detection(
+    hits: np.ndarray, signals: np.ndarray, alarms: np.ndarray, noises: np.ndarray, *, items: tuple[int, ...]
+) -> Detection:
+    """From f64[1 + sample] each; `items` are those that the signals, and the noises, belong to."""
     judged = (signals > 0) & (noises > 0)
     hit_rate, alarm_rate = _ratio(hits, signals), _ratio(alarms, noises)
     corrected = rogan_gladen(hit_rate, 1.0, 1 - alarm_rate)
     distance = np.full(judged.shape, np.nan)
     distance[judged] = d_prime(*(counts[judged] for counts in (hits, signals, alarms, noises)))
-    return Detection(
-        int(signals[0]),
-        int(noises[0]),
-        *(Estimate.of(one) for one in (hit_rate, alarm_rate, distance, corrected)),
-    )
+    rates = estimate_of_share(hit_rate, items[0]), estimate_of_share(alarm_rate, items[1])
+    sizes = int(signals[0]), int(noises[0])
+    both = _both_ends(rates, sizes, Estimate.of(distance), Estimate.of(corrected))
+    return Detection(*sizes, *rates, *both)
+
+
+def _both_ends(
+    rates: tuple[Estimate, Estimate], sizes: tuple[int, int], distance: Estimate, corrected: Estimate
+) -> tuple[Estimate, Estimate]:
+    """d' and the corrected share, no surer than the two rates where all or none of either are hits."""
+    hits, alarms = rates
+    if not {hits.value, alarms.value} & {0.0, 1.0} or None in (hits.value, alarms.value):
+        return distance, corrected
+    ends = np.array([[hits.low, alarms.high], [hits.high, alarms.low]], float).T  # least, most
+    d_primes = d_prime(ends[0] * sizes[0], np.full(2, sizes[0]), ends[1] * sizes[1], np.full(2, sizes[1]))
+    return _widened(distance, d_primes), _widened(corrected, rogan_gladen(ends[0], 1.0, 1 - ends[1]))
+
+
+def _widened(one: Estimate, ends: np.ndarray) -> Estimate:
+    if one.value is None or one.low is None or one.high is None or np.isnan(ends).any():
+        return one
+    return Estimate(one.value, min(one.low, float(ends[0])), max(one.high, float(ends[1])))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> Estimate:
-    return Estimate.of(_ratio(part, whole))
 
 
 def _agreement(key: Key, filled: Sequence[Filled], samples: int, seed: int) -> dict[str, Agreement]:
