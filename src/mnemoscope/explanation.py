@@ -49,6 +49,7 @@ from typing import Any
 import polars as pl
 
 from mnemoscope.display import Shown
+from mnemoscope.headline import Account, probability, sentence, token
 
 MEASURES = ("contribution", "leave_one_out", "logit")
 
@@ -156,6 +157,17 @@ class Explanation(Shown):
         return self.log_probability - float(self.stream["log_probability"][0])
 
     @property
+    def headline(self) -> str:
+        """One sentence from the frames: who wins and through which parts; with a foil, against the first one.
+
+        Without a foil layers are told by `contribution`, heads and neurons by `leave_one_out`; with one, all by the
+        `contribution` of the `Contrast`. In nats.
+        """
+        if self.contrasts:
+            return sentence(_against(self, self.contrasts[0]))
+        return sentence(_alone(self))
+
+    @property
     def remainder(self) -> float:
         """`total` minus the contributions of the shown heads x sources and neurons and of all biases (nats).
 
@@ -188,7 +200,9 @@ class Explanation(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: a frame is a list of rows."""
-        computed = {name: getattr(self, name) for name in ("log_probability", "total", "remainder")}
+        computed = {
+            name: getattr(self, name) for name in ("headline", "log_probability", "total", "remainder")
+        }
         frames = {"account": _plain(self.account), "remainders": _plain(self.remainders)}
         return {**_plain(self), **computed, **frames}
 
@@ -199,6 +213,42 @@ class Explanation(Shown):
 
 
 PARTS = ("attention", "ffn")
+
+
+def _alone(one: Explanation) -> Account:
+    """What a headline without a foil is made from."""
+    target = f"{token(one.target.piece)} ({probability(float(one.stream['probability'][-1]))}"
+    choice = one.predictions.row(0, named=True)
+    wins, total = choice["token"] == one.target.token, one.total
+    if wins:
+        opening = (
+            f"{target}) wins" if total >= 0 else f"{target}) wins, but layers take {-total:.2f} nats from it"
+        )
+    else:
+        other = f"the model's choice is {token(choice['piece'])}, {probability(choice['probability'])}"
+        changed = (
+            f"gains {total:.2f} nats in the layers"
+            if total >= 0
+            else f"loses {-total:.2f} nats in the layers"
+        )
+        opening = f"{target}, rank {one.stream['rank'][-1]:,}; {other}) {changed}"
+    return _account(opening, 1 if total >= 0 else -1, one, "leave_one_out")
+
+
+def _against(one: Explanation, contrast: Contrast) -> Account:
+    """What a headline against a foil is made from: the parts that put the target ahead, or behind."""
+    chance = float(one.stream["probability"][-1])
+    target = f"{token(one.target.piece)} ({probability(chance)})"
+    foil = f"{token(contrast.foil.piece)} ({probability(contrast.probability)})"
+    stands = "ahead of" if contrast.total >= 0 else "behind"
+    opening = f"{target} is {stands} {foil} by {abs(contrast.total):.2f} nats"
+    return _account(opening, 1 if contrast.total >= 0 else -1, contrast, "contribution")
+
+
+def _account(opening: str, sign: int, record: Explanation | Contrast, measure: str) -> Account:
+    layers = record.layers.with_columns(nats="contribution")
+    heads, neurons = (rows.with_columns(nats=measure) for rows in (record.heads, record.neurons))
+    return Account(opening, sign, layers, heads, neurons)
 
 
 def _shown(record: Explanation | Contrast, measure: str) -> float:

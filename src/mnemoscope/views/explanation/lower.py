@@ -58,6 +58,7 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
     known, missing = memories.of(one.run, _remembered(one.neurons, rows))
     return Sheet(
         title=_label("".join(one.tokens["piece"]), 60),
+        headline=one.headline,
         about=f"{one.model} · {one.layer_count} layers · lens {one.lens} · {one.dtype}",
         tokens=_tokens(one.tokens),
         unread=_unread(one),

@@ -55,9 +55,9 @@ def _environment() -> Environment:
     found.filters = found.filters | {
         call.__name__: call
         for call in (
-            wording.correlation_line, graph.headings, wording.grid_line, largest, wording.memory, wording.nats,
-            wording.probability, wording.shown_line, wording.stream_line, wording.switched_line, wording.unit,
-            wording.verdict,
+            wording.correlation_line, graph.headings, wording.grid_line, wording.headline_units, largest,
+            wording.memory, wording.nats, wording.probability, wording.shown_line, wording.stream_line,
+            wording.switched_line, wording.unit, wording.verdict,
         )
     }  # fmt: skip
     found.filters |= {"cell": _cell, "against_line": _against_line, "reach": _reach, "short": _short}

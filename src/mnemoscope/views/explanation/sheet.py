@@ -232,6 +232,7 @@ class Sheet:
     """All that a reader is shown of one prediction."""
 
     title: str
+    headline: str
     about: str
     tokens: tuple[PromptToken, ...]
     unread: str  # what of the prompt comes after the explained position

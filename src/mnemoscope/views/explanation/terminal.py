@@ -73,7 +73,9 @@ def _head(page: Sheet, width: int) -> RenderResult:
         )
     line.append(" → ", style="dim").append(page.target.word.label, style=f"bold reverse {ORANGE}")
     yield line
-    yield Text(wording.verdict(page), style="bold")
+    yield Text(page.headline, style="bold")
+    yield Text(wording.headline_units(page), style="dim")
+    yield Text(wording.verdict(page))
     yield _chips("next", [wording.candidate(one) for one in page.predictions], width)
     if page.foils:
         yield _chips("foils", [wording.candidate(one) for one in page.foils], width)

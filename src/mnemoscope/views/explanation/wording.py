@@ -82,6 +82,13 @@ def verdict(sheet: Sheet) -> str:
     return f"{chance} · rank {target.rank:,} · log p {nats(sheet.log_probability, 2)}"
 
 
+def headline_units(sheet: Sheet) -> str:
+    """What the numbers of the headline are."""
+    if sheet.against:
+        return f"In nats of log p({sheet.target.word.label}) less log p({sheet.against[0].foil.word.label})."
+    return "In nats: layers by what they add to log p, heads and neurons by what it would lose without them."
+
+
 def candidate(one: Candidate) -> str:
     """A token and its probability."""
     return f"{one.name} {probability(one.probability)}"
