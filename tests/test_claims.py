@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from synthetic import make_run
 from mnemoscope.accumulate import bin_of
 from mnemoscope.analyses import search
 from mnemoscope.analyses.neuron import card as card_of
+from mnemoscope.analyses.patterns import SHARES, Summary
+from mnemoscope.analyses.tested import ORDER
 from mnemoscope.errors import QueryError
 from mnemoscope.kernel import BINS
 from mnemoscope.patterns import twoway
 from mnemoscope.patterns.claims import Claim, Share
 from mnemoscope.store import SCHEMAS, Run, add_tables
 from mnemoscope.views import claims as wording
-from mnemoscope.views import html, text
+from mnemoscope.views import html, patterns, text
 
 EDGE = 1.25
 
@@ -118,7 +121,10 @@ def test_the_sweep_by_hand(run: Run, neuron: int, polarity: int, seed: int) -> N
     assert found["chosen"].verdict == "iff"  # by the figures alone
     write = next(one for name, one in found.items() if "|v|" in name)
     assert abs(write.threshold) >= 0.5 / norm > abs(write.threshold) / 1.25
-    assert found["chosen, gate+ up-"].active == 5 / 4000 and found["chosen, gate+ up-"].purity == 0.4
+    assert (
+        found["chosen, gate > 0, up < 0"].active == 5 / 4000
+        and found["chosen, gate > 0, up < 0"].purity == 0.4
+    )
 
 
 def test_down_the_range_by_hand(run: Run) -> None:
@@ -149,13 +155,16 @@ def test_the_sentence(run: Run) -> None:
     claim = _claim(run, 3)
     purity, coverage, f1 = (wording.decimal(part.value) for part in (claim.purity, claim.coverage, claim.f1))
     found = wording.sentence(claim)
-    assert found.startswith(f"Active means *a <year>* (purity {purity} [")
+    assert found.startswith(f"When positive: *a <year>* (precision {purity} [")
     assert (
-        f"coverage {coverage} [" in found
+        f"recall {coverage} [" in found
         and f"F1 {f1} [" in found
         and "; random directions of this layer: median F1 .11, " in found
     )
-    assert found.endswith("99th percentile .20): active -> pattern. The neuron knows a part of it.")
+    assert found.endswith(
+        "99th percentile .20): precise. Precision is certainly at least a half, recall is not: it may know only a part "
+        "of the pattern."
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,7 +203,7 @@ def test_terminal_page_and_dictionary_agree(run: Run) -> None:
         assert part in shown and part in unescape(page)
     assert "a <year>" in shown and "a <year>" not in page and "a &lt;year&gt;" in page
     for one in claim.definitions:
-        assert one.name in page
+        assert one.name in unescape(page)
     assert page.count("<polyline") == 3  # of the claim that is believed, not of the other
     assert [claim.tests for claim in card.claims] == ["main", "next"]
     found = json.loads(json.dumps(card.to_dict()))["claims"][0]
@@ -226,10 +235,80 @@ def test_found_by_pattern(run: Run) -> None:
             search.pattern(run, text_, layer=layer)
 
 
+def test_tested_neurons_clearest_first(run: Run) -> None:
+    """Every claim with a verdict once, by the lower end of F1, beside how many the nulls have."""
+    found = search.tested(run)
+    rows = run.table("pattern_tests").filter(pl.col("verdict") != twoway.NONE).collect()
+    assert found.total == rows.height == 2
+    first = rows.sort("f1_low", descending=True).row(0, named=True)
+    assert (
+        found.rows["neuron"][0] == f"L{first['layer']}N{first['neuron']}"
+        and found.rows["f1"][0] == first["f1"]
+    )
+    assert search.tested(run, layer=0).total == 0 and search.tested(run, layer=1).total == 2
+    assert "neurons 2 of 4" in found.null and ORDER in found.question
+    shown = text.plain(text.found(found))
+    assert "precision" in shown and "recall" in shown and "precise" in shown and "->" not in shown
+
+
+def _summary(claims: int, *, path: str = "runs/demo") -> Summary:
+    """What a run amounts to, made by hand."""
+    names = [f"the token “{'long ' * (place % 5)}{place}”" for place in range(claims)]
+    ends = {f"{side}{end}": [value] * claims for side in ("purity", "coverage", "f1")
+            for end, value in (("", 0.91), ("_low", 0.83), ("_high", 0.97))}  # fmt: skip
+    frame = pl.DataFrame(
+        {"layer": list(range(claims)), "neuron": [1005] * claims, "polarity": [1, -1] * (claims // 2), "name": names,
+         "verdict": [twoway.IFF] * claims, "about": ["the text so far"] * claims, **ends}
+    )  # fmt: skip
+    verdicts = pl.DataFrame(
+        [("neuron", "main", twoway.IFF, 700), ("neuron", "main", twoway.NONE, 9_000), ("random", "main", twoway.IFF, 1),
+         ("neuron", "next", twoway.NEITHER, 234), ("neuron", "next", twoway.NONE, 3)],
+        ["unit", "tests", "verdict", "len"], orient="row",
+    )  # fmt: skip
+    expected = pl.DataFrame(
+        [("main", "random", 700, 1, 0.13), ("main", "rotated", 700, 1, 0.1), ("next", "random", 234, 0, 0.0)],
+        ["tests", "unit", "believed", "null", "share"], orient="row",
+    )  # fmt: skip
+    beyond = pl.DataFrame(
+        [(layer, unit, "main", "N1", 10, 1, 0.1, 0.0, 0.4) for layer in range(30) for unit in ("neuron", "random")],
+        ["layer", "unit", "tests", "null", "units", "count", "share", "low", "high"], orient="row",
+    )  # fmt: skip
+    shares = pl.DataFrame(
+        [(0, "neuron", 0.5, 0.1, 0.1, 0.3, 100)], ["layer", "unit", *SHARES, "triggers"], orient="row"
+    )
+    return Summary(beyond, verdicts, expected, shares, frame, (), path)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_patterns_answer_first(width: int) -> None:
+    """Totals beside the nulls' rates and the ten clearest stand in the first 25 lines; tables only when asked for."""
+    lines = text.plain(patterns.summary(_summary(10), None), width).splitlines()
+    assert max(map(len, lines)) <= width and len(lines) <= 32
+    top = " ".join(" ".join(lines[:25]).split())
+    assert (
+        "700 neurons and signs have a verdict; random directions would give 13 % as many, rotated axes 10 %"
+        in top
+    )
+    assert all(f"L{layer}N1005" in top for layer in range(10))
+    assert top.count(".91 [.83, .97] .91 [.83, .97] both ways") == 10
+    assert "--layers" in " ".join(lines) and "find runs/demo --tested" in " ".join(lines)
+    assert "beyond each null" not in " ".join(lines)
+    whole = text.plain(patterns.summary(_summary(10), None, layers=True), width)
+    assert "beyond each null" in whole and whole.startswith("\n".join(lines[:20]))
+
+
+def test_patterns_without_a_verdict() -> None:
+    """Nothing found is said in a sentence."""
+    none = replace(_summary(0), expected=_summary(0).expected.with_columns(believed=pl.lit(0)))
+    assert text.plain(patterns.summary(none, None)).startswith("no neuron has a verdict")
+
+
 def test_a_run_without_patterns(tmp_path: Path) -> None:
     """No section where none were looked for, and a question says how to come by them."""
     bare = make_run(tmp_path / "bare")
     assert card_of(bare, (1, 3)).claims is None and "held-out" not in str(card_of(bare, (1, 3)))
     with pytest.raises(QueryError, match="mnemoscope patterns RUN"):
         search.pattern(bare, "year")
+    with pytest.raises(QueryError, match="mnemoscope patterns RUN"):
+        search.tested(bare)
     assert isinstance(bare.table("neurons"), pl.LazyFrame)

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from functools import partial
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -283,12 +284,12 @@ def test_the_card_says_it(run: Run) -> None:
     claim = card.claims[0]
     shown, page = " ".join(str(card).split()), html.page(card)
     said = wording.sentence(claim)
-    assert re.search(r"Active means \*.*river.*\* \(purity \S+ \[\S+, \S+\], coverage .*, F1 ", said)
+    assert re.search(r"When positive: \*.*river.*\* \(precision \S+ \[\S+, \S+\], recall .*, F1 ", said)
     assert "random directions of this layer: median F1" in said
-    assert said.endswith("): iff. Each implies the other.")
-    for text in (shown, page):
+    assert "): both ways (precise and complete). Precision and recall are both" in said
+    for text in (shown, unescape(page)):
         assert "river" in text and "random directions of this layer: median F1" in text
-        assert "1/2 of largest" in text and "gate+ up+" in text
+        assert "1/2 of largest" in text and "gate > 0, up > 0" in text
     assert page.count("<polyline") >= 3
     assert json.loads(json.dumps(card.to_dict()))["claims"][0]["purity"]["low"] <= 1
     assert claim.definitions[0].f1 == pytest.approx(claim.f1.value)
@@ -330,8 +331,13 @@ def test_the_run_in_a_page(run: Run) -> None:
         assert (row["believed"], row["null"]) == (believed, null) and row["share"] == pytest.approx(expected)
     cards = [card_of(run, address) for address in found.clearest]
     text = plain(view.summary(found, None, cards, []), width=120)
-    assert "neurons with a pattern beyond each null" in text and "river" in text
-    assert f"main: {believed} of neurons; at the rate of random directions" in text
+    assert "neurons with a pattern beyond each null" not in text and "river" in text
+    assert "neurons with a pattern beyond each null" in plain(
+        view.summary(found, None, layers=True), width=120
+    )
+    assert (
+        f"the text so far: {believed} neurons and signs have a verdict; random directions would give" in text
+    )
     json.dumps(found.to_dict())
 
 

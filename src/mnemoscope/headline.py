@@ -54,7 +54,7 @@ class Named(NamedTuple):
 
 def sentence(account: Account) -> str:
     """The headline."""
-    added = (account.layers["nats"] * account.sign).clip(lower_bound=0).sum()
+    added = float((account.layers["nats"] * account.sign).clip(lower_bound=0).sum())
     if added < SHOWN:
         return f"{account.opening}: no layer moves it."
     named = [part for part, least in _candidates(account) if part.nats * account.sign >= least * added]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from mnemoscope.analyses.tested import tested
 from mnemoscope.intervals import wilson
-from mnemoscope.patterns.claims import PREFIX
 from mnemoscope.patterns.triggers import NEURON
 from mnemoscope.patterns.twoway import NONE, NULL_LEVEL, VERDICTS
 from mnemoscope.records import NeuronId
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 SHARES = ("shallow", "both", "semantic", "none")
 _ORDER = pl.col("verdict").cast(pl.Enum(VERDICTS))
-_CLEAR = ("iff", "active -> pattern")
-_OFTEN = 20  # tokens of the test half that a clear pattern holds, at least
 
 
 @dataclass(frozen=True)
@@ -39,21 +37,29 @@ class Summary:
               the rate of verdicts among these over the rate among neurons. Verdicts are no surer than that
     triggers  A8: for each layer and kind of unit, the share of held-out triggers that confirmed patterns explain:
               `shallow` only, `both`, `semantic` only (beyond the last token, N2), or `none`
-    clearest  neurons whose pattern is clearest, no pattern twice, layers in turn; `silent` some without one, drawn
-              at random
+    claims    the clearest claims (rows of `tested.tested`), no pattern and no neuron twice; `silent` some neurons
+              without a verdict, drawn at random
+    path      of the run
     """
 
     beyond: pl.DataFrame
     verdicts: pl.DataFrame
     expected: pl.DataFrame
     triggers: pl.DataFrame
-    clearest: tuple[NeuronId, ...]
+    claims: pl.DataFrame
     silent: tuple[NeuronId, ...]
+    path: str
+
+    @property
+    def clearest(self) -> tuple[NeuronId, ...]:
+        """The neurons of `claims`."""
+        return tuple(NeuronId(*pair) for pair in self.claims.select("layer", "neuron").iter_rows())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
         frames = {
-            name: getattr(self, name).to_dicts() for name in ("beyond", "verdicts", "expected", "triggers")
+            name: getattr(self, name).to_dicts()
+            for name in ("beyond", "verdicts", "expected", "triggers", "claims")
         }
         return frames | {name: [str(one) for one in getattr(self, name)] for name in ("clearest", "silent")}
 
@@ -61,7 +67,7 @@ class Summary:
 def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
     """Read the tables that `mnemoscope patterns` added; `QueryError` when they are not there."""
     tests = run.table("pattern_tests").select(
-        "layer", "neuron", "unit", "polarity", "tests", "name", "present", "f1_low", "q", "verdict"
+        "layer", "neuron", "unit", "polarity", "tests", "f1_low", "q", "verdict"
     )
     rows = tests.collect()
     units = _units(run)
@@ -71,8 +77,9 @@ def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
         verdicts=verdicts,
         expected=_expected(verdicts, units),
         triggers=explained(run, units),
-        clearest=_clearest(rows, count),
+        claims=_clearest(run, count),
         silent=_silent(run, rows, count, seed),
+        path=str(run.path),
     )  # fmt: skip
 
 
@@ -216,22 +223,10 @@ def _union(bits: Sequence[int]) -> int:
     return reduce(lambda one, other: one | other, bits, 0) & (2**64 - 1)
 
 
-def _clearest(rows: pl.DataFrame, count: int) -> tuple[NeuronId, ...]:
-    """By the lower end of F1 of patterns that the test half holds often enough; every layer's best come first."""
-    best = (
-        rows.filter(
-            (pl.col("unit") == NEURON)
-            & pl.col("tests").is_in(PREFIX)
-            & pl.col("verdict").is_in(_CLEAR)
-            & (pl.col("present") >= _OFTEN)
-        )
-        .sort("f1_low", "layer", "neuron", descending=[True, False, False])
-        .unique("name", keep="first", maintain_order=True)
-        .unique(["layer", "neuron"], keep="first", maintain_order=True)
-        .with_columns(place=pl.int_range(pl.len()).over("layer"))
-        .sort("place", maintain_order=True)
-    )
-    return tuple(NeuronId(*pair) for pair in best.head(count).select("layer", "neuron").iter_rows())
+def _clearest(run: Run, count: int) -> pl.DataFrame:
+    """The first of `tested`, no pattern and no neuron twice."""
+    found = tested(run).unique(["name", "about"], keep="first", maintain_order=True)
+    return found.unique(["layer", "neuron"], keep="first", maintain_order=True).head(count)
 
 
 def _silent(run: Run, rows: pl.DataFrame, count: int, seed: int) -> tuple[NeuronId, ...]:

@@ -13,9 +13,12 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.analyses.peaked import RULE, peaked
+from mnemoscope.analyses.tested import ORDER
+from mnemoscope.analyses.tested import tested as _tested
 from mnemoscope.display import Shown
 from mnemoscope.errors import QueryError
 from mnemoscope.patterns.pattern import NEXT
+from mnemoscope.patterns.triggers import NEURON, NULLS
 from mnemoscope.patterns.twoway import NONE
 from mnemoscope.records import NeuronId
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from mnemoscope.store import Run
 
 _NEURON = ["layer", "neuron"]
+_SIGN = pl.when(pl.col("polarity") > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("sign")
+_CLAIMED = ("pattern", "verdict", "f1", "purity", "coverage", "tokens")
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,7 +85,7 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         )
         .with_columns(
             (pl.col("triggers") * share).alias("expected"),
-            pl.when(pl.col("polarity") > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("sign"),
+            _SIGN,
         )
         .sort("hits", pl.col("strongest").abs(), "layer", "neuron", descending=[True, True, False, False])
         .collect()
@@ -160,19 +165,39 @@ def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
     ordered = mine.sort(
         "none", "f1", "layer", "neuron", descending=[False, True, False, False], nulls_last=True
     )
-    sign = pl.when(pl.col("polarity") > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("sign")
-    shown = ordered.head(count).with_columns(
-        sign, pl.col("name").alias("pattern"), pl.col("active").alias("tokens")
-    )
+    shown = ordered.head(count).with_columns(_SIGN, pattern="name", tokens="active")
     return Found(
         question=f"neurons and signs whose tested pattern contains {text!r}: {len(mine):,}, "
         f"{believed:,} of them with a verdict above the null",
         null=f"{len(mine):,} of {of[0]:,} tested patterns of neurons contain it, {nulls:,} of {sum(of[1:]):,} of "
         "pseudo-neurons",
-        rows=_named(shown).select(
-            "neuron", "sign", "pattern", "verdict", "f1", "purity", "coverage", "tokens"
-        ),
+        rows=_named(shown).select("neuron", "sign", *_CLAIMED),
         total=len(mine),
+    )
+
+
+def tested(run: Run, *, layer: int | None = None, count: int = 20) -> Found:
+    """Neurons with a tested pattern that has a verdict, clearest first (`analyses.tested`).
+
+    Rows: neuron, sign, about, pattern, verdict, f1, purity, coverage, tokens (active). `QueryError` if none were looked
+    for.
+    """
+    found = _tested(run, None if layer is None else run.address(layer, 0).layer)
+    counted = run.table("pattern_tests")
+    if layer is not None:
+        counted = counted.filter(pl.col("layer") == layer)
+    claims = (
+        counted.group_by("unit").agg(tests=pl.len(), verdicts=(pl.col("verdict") != NONE).sum()).collect()
+    )
+    of = {unit: f"{verdicts:,} of {tests:,}" for unit, tests, verdicts in claims.sort("unit").iter_rows()}
+    nulls = ", ".join(f"{NULLS.get(unit, unit)} {share}" for unit, share in of.items() if unit != NEURON)
+    shown = found.head(count).with_columns(_SIGN, pattern="name", tokens="active")
+    return Found(
+        question=f"{found.height:,} tested patterns of {found.select('layer', 'neuron').n_unique():,} neurons have a "
+        f"verdict; {ORDER}",
+        null=f"tested patterns with a verdict: neurons {of.get(NEURON, '0')}{', ' if nulls else ''}{nulls}",
+        rows=_named(shown).select("neuron", "sign", "about", *_CLAIMED),
+        total=found.height,
     )
 
 

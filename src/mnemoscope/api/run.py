@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     ModelSource: TypeAlias = Model | PreTrainedModel | str | Path
 
-QUESTIONS = ("promotes", "suppresses", "trigger", "pattern", "sort")
+QUESTIONS = ("promotes", "suppresses", "trigger", "pattern", "tested", "sort")
 SIGNS = {None: None, "+": 1, "-": -1, 1: 1, -1: -1}
 
 
@@ -110,6 +110,7 @@ class Run(store.Run):
         suppresses: str | None = None,
         trigger: str | None = None,
         pattern: str | None = None,
+        tested: bool = False,
         sort: str | None = None,
         ascending: bool = False,
         layer: int | None = None,
@@ -120,6 +121,7 @@ class Run(store.Run):
         promotes, suppresses  a token (spaces count) among those that the value raises or lowers most
         trigger               text that triggers end at or overlap
         pattern               part of the name of a tested pattern, in a run that has some (`patterns`)
+        tested                neurons whose tested pattern has a verdict, clearest first
         sort                  a statistic: a numeric column of the table `neurons`; smallest first if `ascending`
         layer                 only this one, 0-based
         count                 rows, at most
@@ -128,18 +130,21 @@ class Run(store.Run):
         """
         from mnemoscope.analyses import search
 
-        asked = dict(zip(QUESTIONS, (promotes, suppresses, trigger, pattern, sort), strict=True))
+        asked = dict(
+            zip(QUESTIONS, (promotes, suppresses, trigger, pattern, tested or None, sort), strict=True)
+        )
         given = {name: text for name, text in asked.items() if text is not None}
         if len(given) != 1 or count < 0:
             raise QueryError(
                 f"finding neurons: {', '.join(f'{name}=' for name in given) or 'no question'} and count={count} were "
                 f"given; give exactly one of {', '.join(f'{name}=' for name in QUESTIONS)}, and a count of 0 or more"
             )
-        ((name, text),) = given.items()
+        ((name, value),) = given.items()
         options: dict[str, Any] = {"layer": layer, "count": count}
         if name == "sort":
             options["descending"] = not ascending
-        found: Found = getattr(search, name)(self, text, **options)
+        asked_of = () if name == "tested" else (value,)
+        found: Found = getattr(search, name)(self, *asked_of, **options)
         return found
 
     def highlights(self, count: int = 6) -> Highlights:

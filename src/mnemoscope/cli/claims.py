@@ -9,7 +9,7 @@ import typer
 from mnemoscope.cli.options import AsJson, Count, Neuron, Reloading, RunFolder, bundled
 from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
-from mnemoscope.cli.shared import model_of, print_json, stdout
+from mnemoscope.cli.shared import model_of, print_json, say, stdout
 from mnemoscope.errors import QueryError
 from mnemoscope.records import NeuronId
 
@@ -24,6 +24,8 @@ def patterns(
     ] = 65_536,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")] = 0,
     count: Count = 10,
+    layers: Annotated[bool, typer.Option("--layers", help="Also print the tables of every layer.")] = False,
+    cards: Annotated[int, typer.Option(help="Also show so many of these neurons with examples.")] = 0,
     again: Reloading,
     as_json: AsJson = False,
 ) -> None:
@@ -31,22 +33,27 @@ def patterns(
     from mnemoscope.analyses import labels
     from mnemoscope.analyses import patterns as analysis
     from mnemoscope.analyses.neuron import card
-    from mnemoscope.jobs.patterns import Settings, known
+    from mnemoscope.jobs.patterns import Settings, estimate, known
     from mnemoscope.jobs.patterns import patterns as job
     from mnemoscope.store import open_run
     from mnemoscope.views import patterns as view
 
     found, settings = open_run(run), Settings(budget, seed)
     if not known(found, settings):
+        say(
+            f"{run}: testing patterns; this may take about {max(1, round(estimate(found, settings) / 60))} min"
+        )
         with progress_bars() as report:
             found = job(found, model_of(found, again), settings, report=report)
     result, check = analysis.summary(found, count=count), labels.check(found)
     if as_json:
         print_json(result.to_dict() | {"labels": check.to_dict() if check else None})
         return
-    shown = [card(found, address, examples=4, window=(16, 4)) for address in result.clearest]
-    silent = [card(found, address, examples=3, window=(16, 4)) for address in result.silent]
-    stdout().print(view.summary(result, check, shown, silent))
+    clear, silent = (
+        [card(found, address, examples=4, window=(16, 4)) for address in some[: max(cards, 0)]]
+        for some in (result.clearest, result.silent)
+    )
+    stdout().print(view.summary(result, check, clear, silent, layers=layers))
 
 
 @app.command(epilog="Example: mnemoscope test runs/demo L13N366 --pattern 'regex:\\b(19|20)\\d\\d$'")

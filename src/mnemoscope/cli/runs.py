@@ -135,6 +135,9 @@ def find(
     suppresses: Annotated[str | None, typer.Option(help="Token that the value suppresses.")] = None,
     trigger: Annotated[str | None, typer.Option(help="Text at the end of triggers.")] = None,
     pattern: Annotated[str | None, typer.Option(help="Part of the name of a tested pattern.")] = None,
+    tested: Annotated[
+        bool, typer.Option("--tested", help="Neurons whose tested pattern has a verdict, clearest first.")
+    ] = False,
     sort: Annotated[
         str | None, typer.Option(help="Statistic to sort by: kurtosis, max, min, skewness ...")
     ] = None,
@@ -153,19 +156,21 @@ def find(
         "suppresses": suppresses,
         "trigger": trigger,
         "pattern": pattern,
+        "tested": tested or None,
         "sort": sort,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     if len(given) != 1:
         raise QueryError(
             f"finding neurons: {len(given)} questions were asked ({', '.join(given) or 'none'}); ask exactly one of "
-            "--promotes, --suppresses, --trigger, --pattern, --sort"
+            "--promotes, --suppresses, --trigger, --pattern, --tested, --sort"
         )
     name, value = given.popitem()
     options: dict[str, Any] = {"layer": layer, "count": count}
     if name == "sort":
         options["descending"] = not ascending
-    found = getattr(search, name)(open_run(run), value, **options)
+    asked_of = (open_run(run),) if name == "tested" else (open_run(run), value)
+    found = getattr(search, name)(*asked_of, **options)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -105,6 +105,16 @@ def patterns(
     return found
 
 
+def estimate(run: Run, settings: Settings) -> float:
+    """Seconds that the job may take on two cores, an order of magnitude: as measured with the sample model, by neurons
+    and text; the model's own passes by what they read."""
+    model, corpus = run.manifest.model, run.manifest.corpus
+    neurons = model.layers * model.neurons / 46_080
+    search = 60 + 240 * min(1.0, corpus.tokens / 1_000_000)
+    passes = 120 * (2 * settings.budget + min(settings.budget, WHOLE_BUDGET)) / (2 * BUDGET + WHOLE_BUDGET)
+    return neurons * (search + passes)
+
+
 def known(run: Run, settings: Settings) -> bool:
     """Whether the run has the patterns that these settings give."""
     about = run.manifest.options.get("patterns", {})

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BANDS = (0.001, 0.01, 0.1, 0.5, 1.0)  # of the tokens, from the largest scores down (A71)
 WRITE = 0.99  # quantile of |m| |v| over a layer that counts as a large write
 PREFIX = (MAIN, WHOLE)  # families of tests of the prefix
-QUADRANTS = ("gate+ up+", "gate+ up-", "gate- up+", "gate- up-")
+QUADRANTS = ("gate > 0, up > 0", "gate > 0, up < 0", "gate < 0, up > 0", "gate < 0, up < 0")
 
 
 @dataclass(frozen=True)

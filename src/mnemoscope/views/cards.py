@@ -10,10 +10,11 @@ from mnemoscope.analyses.neuron import Example, NeuronCard, Side, ValueToken
 from mnemoscope.analyses.overview import LayerSummary
 from mnemoscope.analyses.peaked import FAR, LEAST
 from mnemoscope.analyses.striking import Pick
+from mnemoscope.patterns.claims import QUADRANTS
 from mnemoscope.records import Manifest
 
 SIGN = {1: "positive", -1: "negative"}
-QUADRANTS = ("gate+ up+", "gate+ up-", "gate- up+", "gate- up-")
+
 KEY_NOTE = (
     "Key on bare embeddings: the coefficient that a token's input embedding alone would cause if it entered "
     "this layer, without position or context; it says what "
@@ -206,7 +207,7 @@ def quadrants(side: Side) -> str | None:
     """Gate and up signs of the stored triggers, the quadrants that occur."""
     if side.quadrants is None:
         return None
-    return " · ".join(f"{n} {c}" for n, c in zip(QUADRANTS, side.quadrants, strict=True) if c)
+    return " · ".join(f"{c} with {n}" for n, c in zip(QUADRANTS, side.quadrants, strict=True) if c)
 
 
 def source(example: Example) -> str:

@@ -5,17 +5,29 @@ from __future__ import annotations
 from mnemoscope.patterns.claims import Claim, Definition, Null, Point, Share
 from mnemoscope.patterns.triggers import NULLS
 from mnemoscope.patterns.twoway import ACTIVE_PATTERN, IFF, NEITHER, NONE, PATTERN_ACTIVE
-from mnemoscope.views.cards import number, share
+from mnemoscope.views.cards import SIGN, number, share
 
 RESAMPLED = (
     "Intervals hold 95 % of 1,000 resamples of the documents of the test half, in which neither the pattern nor "
     "the threshold was chosen; where all resamples agree, what so many documents leave open."
 )
+VERDICTS = {  # as stored, and as readers are told
+    IFF: "both ways (precise and complete)",
+    ACTIVE_PATTERN: "precise",
+    PATTERN_ACTIVE: "complete",
+    NEITHER: "neither precise nor complete",
+    NONE: NONE,
+}
+SHORT = VERDICTS | {IFF: "both ways", NEITHER: "neither", NONE: "no pattern"}  # in a table
+PRECISE = (
+    "precise: at least half of the active tokens show the pattern; complete: at least half of the tokens with the "
+    "pattern are active (each by the lower end of its interval)"
+)
 _MEANING = {
-    IFF: "Each implies the other.",
-    ACTIVE_PATTERN: "The neuron knows a part of it.",
-    PATTERN_ACTIVE: "The neuron does more than that.",
-    NEITHER: "They go together, but neither implies the other.",
+    IFF: "Precision and recall are both certainly at least a half.",
+    ACTIVE_PATTERN: "Precision is certainly at least a half, recall is not: it may know only a part of the pattern.",
+    PATTERN_ACTIVE: "Recall is certainly at least a half, precision is not: it may do more than that.",
+    NEITHER: "Better than units that mean nothing, but neither precision nor recall is certainly at least a half.",
     NONE: "Units that mean nothing do as well, or held-out triggers do not confirm it.",
 }
 _FAMILIES = {
@@ -52,8 +64,7 @@ def interval(figure: Share) -> str:
 
 def active_means(claim: Claim) -> str:
     """What the claim is about: the prefix, the next token or the position, and for which sign."""
-    sign = "Active" if claim.polarity > 0 else "Active (negative)"
-    return f"{sign} means"
+    return f"When {SIGN[claim.polarity]}:"
 
 
 def family(claim: Claim) -> str:
@@ -64,7 +75,7 @@ def family(claim: Claim) -> str:
 def evidence(claim: Claim) -> str:
     """Both sides, and what pseudo-neurons reach."""
     nulls = "; ".join(null_line(null) for null in claim.nulls) or "the run was built without nulls"
-    return f"(purity {interval(claim.purity)}, coverage {interval(claim.coverage)}, F1 {interval(claim.f1)}; {nulls})"
+    return f"(precision {interval(claim.purity)}, recall {interval(claim.coverage)}, F1 {interval(claim.f1)}; {nulls})"
 
 
 def null_line(null: Null) -> str:
@@ -76,6 +87,11 @@ def null_line(null: Null) -> str:
     )
 
 
+def verdict_words(claim: Claim) -> str:
+    """The verdict in words."""
+    return VERDICTS[claim.verdict]
+
+
 def meaning(claim: Claim) -> str:
     """What the verdict amounts to."""
     return _MEANING[claim.verdict]
@@ -83,7 +99,7 @@ def meaning(claim: Claim) -> str:
 
 def sentence(claim: Claim) -> str:
     """The verdict as a sentence."""
-    return f"{active_means(claim)} *{claim.name}* {evidence(claim)}: {claim.verdict}. {meaning(claim)}"
+    return f"{active_means(claim)} *{claim.name}* {evidence(claim)}: {verdict_words(claim)}. {meaning(claim)}"
 
 
 def where_active(claim: Claim) -> str:
@@ -134,7 +150,7 @@ def bands(claim: Claim) -> str:
 
 
 def definition(one: Definition) -> tuple[str, str, str, str, str, str, str]:
-    """A row of the sweep: what active means, threshold, share of tokens, purity, coverage, F1, verdict."""
+    """A row of the sweep: what active means, threshold, share of tokens, precision, recall, F1, verdict."""
     threshold = "–" if one.threshold is None else number(one.threshold, sign=True)
     sides = (decimal(one.purity), decimal(one.coverage), decimal(one.f1))
     return (
@@ -142,11 +158,11 @@ def definition(one: Definition) -> tuple[str, str, str, str, str, str, str]:
         threshold,
         share(one.active),
         *sides,
-        "no pattern" if one.verdict == NONE else one.verdict,
+        SHORT[one.verdict],
     )
 
 
-DEFINITIONS = ("active means", "from", "tokens", "purity", "coverage", "F1", "verdict")
+DEFINITIONS = ("active means", "from", "tokens", "precision", "recall", "F1", "verdict")
 
 
 def believed(claim: Claim) -> bool:
@@ -154,7 +170,7 @@ def believed(claim: Claim) -> bool:
     return claim.verdict != NONE
 
 
-DOUBTED = (NONE, "when", "purity", "coverage", "F1", "null, 99 %")
+DOUBTED = (NONE, "when", "precision", "recall", "F1", "null, 99 %")
 
 
 def doubted(claim: Claim) -> tuple[str, str, str, str, str, str]:

@@ -13,6 +13,8 @@ from mnemoscope.patterns.claims import Claim
 from mnemoscope.views import claims as wording
 from mnemoscope.views.cards import number
 
+_SIDES = {"purity": "precision", "coverage": "recall", "f1": "F1"}
+
 
 def section(claims: Sequence[Claim] | None, width: int) -> Iterator[RenderableType]:
     """The part of a card that is about patterns; nothing if none were looked for."""
@@ -36,7 +38,7 @@ def verdict(claim: Claim, width: int, *, whole: bool) -> Iterator[RenderableType
     line = Text(f"{wording.active_means(claim)} ")
     line.append(claim.name, style="bold italic").append(wording.family(claim))
     line.append(f" {wording.evidence(claim)}: ", style="" if whole else "dim").append(
-        claim.verdict, style="bold"
+        wording.verdict_words(claim), style="bold"
     )
     line.append(f". {wording.meaning(claim)}")
     yield Padding(line, (0, 0, 0, 1))
@@ -64,14 +66,14 @@ def doubted(claims: Sequence[Claim]) -> RenderableType:
 
 
 def curve(claim: Claim, most: int) -> RenderableType:
-    """Purity, coverage and F1 over thresholds, as lines of blocks of 0 to 1."""
+    """Precision, recall and F1 over thresholds, as lines of blocks of 0 to 1."""
     points = wording.sampled(claim, min(most, 48))
     table = Table.grid(padding=(0, 2, 0, 0))
     if not points:
         return table
-    for name in ("purity", "coverage", "f1"):
+    for name, told in _SIDES.items():
         values = [getattr(point, name) for point in points]
-        table.add_row(Text("F1" if name == "f1" else name, style="dim"), wording.spark(values))
+        table.add_row(Text(told, style="dim"), wording.spark(values))
     ends = [number(claim.polarity * points[place].threshold, sign=True) for place in (0, -1)]
     table.add_row(
         "", Text(f"{ends[0]}{ends[1]:>{max(len(points) - len(ends[0]), len(ends[1]) + 1)}}", style="dim")

@@ -56,7 +56,7 @@ def _highlights(found: Highlights) -> RenderableType:
 def _patterns(found: PatternReport) -> RenderableType:
     from mnemoscope.views import patterns
 
-    return patterns.summary(found.summary, found.labels, found.clearest, found.silent)
+    return patterns.summary(found.summary, found.labels)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def environment() -> Environment:
         cards.readings_note, cards.reason, cards.share, cards.side_title, cards.source, cards.state_note,
         cards.threshold_note, cards.where, claims.active_means, claims.bands, claims.baselines, claims.believed,
         claims.definition, claims.doubted, claims.evidence, claims.family, claims.figures,
-        claims.meaning, claims.sampled, claims.specificity,
+        claims.meaning, claims.sampled, claims.specificity, claims.verdict_words,
         claims.where_active,
     )  # fmt: skip
     found.filters |= {call.__name__: call for call in wording}

@@ -2,29 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import polars as pl
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from mnemoscope.analyses.labels import LabelCheck
 from mnemoscope.analyses.neuron import NeuronCard
 from mnemoscope.analyses.patterns import SHARES, Summary
+from mnemoscope.patterns.claims import Share
+from mnemoscope.patterns.pattern import MAIN, NEXT, POSITION, WHOLE
 from mnemoscope.patterns.triggers import NEURON, NULLS
+from mnemoscope.records import NeuronId
 from mnemoscope.views import cards, claims_terminal
 from mnemoscope.views.cards import number
-from mnemoscope.views.claims import believed, decimal
+from mnemoscope.views.claims import PRECISE, SHORT, VERDICTS, believed, decimal, interval
 
 EXAMPLES = 3
+ABOUT = {
+    MAIN: "the text so far",
+    WHOLE: "the same, common patterns",
+    NEXT: "the next token",
+    POSITION: "the position",
+}
 
 
 def summary(
-    found: Summary, check: LabelCheck | None, clear: Sequence[NeuronCard], silent: Sequence[NeuronCard]
+    found: Summary,
+    check: LabelCheck | None,
+    clear: Sequence[NeuronCard] = (),
+    silent: Sequence[NeuronCard] = (),
+    *,
+    layers: bool = False,
 ) -> RenderableType:
-    """Tables of shares, the outside check, and short cards of some neurons with and without a pattern."""
-    parts: list[RenderableType] = [
+    """The answer: verdicts by what they are about beside the nulls' rates, and the clearest neurons.
+
+    check, layers  below it, if `layers`, the outside check and shares and explained triggers of each layer
+    clear, silent  short cards of some neurons with and without a pattern
+    """
+    parts: list[RenderableType] = [*_answer(found)]
+    if layers:
+        parts += _by_layer(found)
+        if check:
+            parts += [_title("outside check"), Text(label_line(check))]
+    for title, some in (("clearest", clear), ("no pattern above the null, drawn at random", silent)):
+        if some:
+            parts.append(_title(title))
+        for card in some:
+            parts += [Text(), *short(card)]
+    return Group(*parts)
+
+
+def _answer(found: Summary) -> Iterator[RenderableType]:
+    """What most readers want to know, on one screen."""
+    for line in expected_lines(found) or ["no neuron has a verdict"]:
+        yield Text(line, style="bold")
+    yield _verdicts(found)
+    yield _note(f"{PRECISE}.")
+    if found.claims.height:
+        yield _title("clearest neurons, by the lower end of the interval of F1; each pattern once")
+        yield _Clearest(found)
+    yield Text()
+    first = str(found.clearest[0]) if found.clearest else "L0N0"
+    for words in (f"show {found.path} {first}", f"find {found.path} --tested"):
+        yield _note(f"mnemoscope {words}")
+    yield _note(f"mnemoscope patterns {found.path} --layers   # or --cards 10")
+
+
+class _Clearest:
+    """A line for each of the clearest claims; the name of the pattern takes the room that is left."""
+
+    def __init__(self, found: Summary) -> None:
+        self.rows = [_claim(row) for row in found.claims.iter_rows(named=True)]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        names = ("neuron", "sign", "pattern", "precision", "recall", "verdict")
+        sizes = [max(map(cell_len, column)) for column in zip(names, *self.rows, strict=True)]
+        sizes[2] = min(sizes[2], max(options.max_width - sum(sizes) + sizes[2] - len(sizes) + 1, 12))
+        table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
+        for name, size in zip(names, sizes, strict=True):
+            table.add_column(name, no_wrap=True, overflow="ellipsis", width=size)
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        yield table
+
+
+def _claim(row: Mapping[str, Any]) -> tuple[str, ...]:
+    about = "" if row["about"] == "the text so far" else f" ({row['about']})"
+    precision, recall = (
+        Share(*(row[f"{side}{end}"] for end in ("", "_low", "_high"))) for side in ("purity", "coverage")
+    )
+    sign = "+" if row["polarity"] > 0 else "-"
+    neuron = str(NeuronId(row["layer"], row["neuron"]))
+    return neuron, sign, row["name"] + about, interval(precision), interval(recall), SHORT[row["verdict"]]
+
+
+def _by_layer(found: Summary) -> list[RenderableType]:
+    return [
         _title("neurons with a pattern beyond each null, by layer"),
         _note(
             "% of neurons, either sign; in brackets 95 % intervals (Wilson, over neurons); in italics pseudo-neurons"
@@ -34,37 +112,25 @@ def summary(
         _shares(found, "whole"),
         _title("the same about the token that comes next"),
         _shares(found, "next"),
-        _title("verdicts"),
-        _verdicts(found),
-        *(_note(line) for line in expected_lines(found)),
-        _title("held-out triggers explained by confirmed patterns (Figure 2, A8)"),
+        _title("held-out triggers explained by confirmed patterns, shares"),
         _note("semantic: beyond the last token (N2); in italics random directions"),
         _explained(found),
     ]
-    if check:
-        parts += [_title("outside check"), Text(label_line(check))]
-    for title, some in (("clearest", clear), ("no pattern above the null, drawn at random", silent)):
-        if some:
-            parts.append(_title(title))
-        for card in some:
-            parts += [Text(), *short(card)]
-    return Group(*parts)
 
 
 def expected_lines(found: Summary) -> list[str]:
-    """How many verdicts of each family pseudo-neurons would have had in place of neurons."""
+    """For each kind of pattern how many neurons have a verdict, and how many pseudo-neurons would."""
     lines = []
     for (tests,), some in found.expected.filter(pl.col("believed") > 0).group_by(
         "tests", maintain_order=True
     ):
         rates = [
-            f"of {NULLS.get(row['unit'], row['unit'])} {cards.share(row['share'])}"
-            for row in some.iter_rows(named=True)
+            f"{NULLS.get(row['unit'], row['unit'])} {'would give ' if first else ''}{cards.share(row['share'])}"
+            f"{' as many' if first else ''}"
+            for first, row in zip([True, *([False] * some.height)], some.iter_rows(named=True), strict=False)
         ]
-        count = some["believed"][0]
-        lines.append(
-            f"{tests}: {count:,} of neurons; at the rate {', '.join(rates)} of as many would be expected"
-        )
+        nulls = f"; {', '.join(rates)}" if rates else ""
+        lines.append(f"{ABOUT[str(tests)]}: {some['believed'][0]:,} neurons and signs have a verdict{nulls}")
     return lines
 
 
@@ -138,11 +204,16 @@ def _percent(value: float) -> str:
 
 
 def _verdicts(found: Summary) -> RenderableType:
-    kinds = sorted(found.verdicts["unit"].unique(), key=lambda unit: (unit != NEURON, unit))
-    table = _table(["about", "verdict", *kinds])
-    for (tests, verdict), rows in found.verdicts.group_by("tests", "verdict", maintain_order=True):
-        counts = dict(rows.select("unit", "len").iter_rows())
-        table.add_row(str(tests), str(verdict), *(f"{counts.get(kind, 0):,}" for kind in kinds))
+    """Neurons and signs with each verdict, by what the pattern is about."""
+    mine = found.verdicts.filter(pl.col("unit") == NEURON)
+    counts = {
+        (tests, verdict): count
+        for tests, verdict, count in mine.select("tests", "verdict", "len").iter_rows()
+    }
+    table = _table(["patterns about", *(SHORT[verdict] for verdict in VERDICTS), "tested"])
+    for tests, about in ABOUT.items():
+        some = [counts.get((tests, verdict), 0) for verdict in VERDICTS]
+        table.add_row(about, *(f"{count:,}" for count in [*some, sum(some)]))
     return table
 
 

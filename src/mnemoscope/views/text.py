@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from mnemoscope.views import cards, claims_terminal
+from mnemoscope.views import cards, claims, claims_terminal
 
 if TYPE_CHECKING:
     from mnemoscope.analyses.neuron import Example, KeyToken, NeuronCard, Side
@@ -75,13 +75,15 @@ def found(result: Found) -> RenderableType:
     grid.add_row(Text(result.null, style="dim"))
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
     for name in result.rows.columns:
-        table.add_column(
-            name, justify="left" if name in ("neuron", "token", "sign", "pattern", "verdict") else "right"
-        )
+        table.add_column(_HEADINGS.get(name, name), justify="left" if name in _WORDS else "right")
     for row in result.rows.iter_rows(named=True):
         table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
     grid.add_row(table)
     return grid
+
+
+_HEADINGS = {"purity": "precision", "coverage": "recall"}
+_WORDS = ("neuron", "token", "sign", "about", "pattern", "verdict")
 
 
 def heading(run: Run) -> RenderableType:
@@ -124,6 +126,8 @@ def verification(result: Verification) -> RenderableType:
 
 
 def _cell(name: str, value: object) -> str:
+    if name == "verdict":
+        return claims.SHORT.get(str(value), str(value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
