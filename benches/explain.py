@@ -23,10 +23,10 @@ from mnemoscope import explain, load_model
 from mnemoscope.contributions import STAGES, Found, Group, League, certified, exhaustive, search
 from mnemoscope.decompose import trace
 from mnemoscope.jobs.explain import geometry_of
-from mnemoscope.jobs.questions import vocabulary_of
 from mnemoscope.jobs.scene import Scene
 from mnemoscope.lens import LENSES, Lens
 from mnemoscope.models import Model
+from mnemoscope.spelling import vocabulary_of
 
 TOP = 100
 TOLERANCE = 1e-5  # nats

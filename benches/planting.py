@@ -16,7 +16,8 @@ from scipy.stats import rankdata
 from mnemoscope import load_corpus, load_model
 from mnemoscope.corpus import write_plan
 from mnemoscope.patterns import Text, half, masks
-from mnemoscope.vocabulary import Vocabulary, special_ids
+from mnemoscope.spelling import vocabulary_of
+from mnemoscope.tokenizer import special_ids
 
 ENDINGS = (
     "tion",
@@ -66,7 +67,7 @@ def sample_text(tokens: int | None) -> tuple[Text, list[str]]:
         )
         contexts = pl.read_parquet(plan.contexts_file)
         documents = pl.read_parquet(Path(folder) / "documents.parquet")
-    vocabulary = Vocabulary.of(tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
     rows = zip(contexts["context"], contexts["document"], contexts["tokens"].to_list(), strict=True)
     text = Text.build(rows, vocabulary, special_ids(tokenizer))
     return text, [json.loads(line).get("description") or "" for line in documents["metadata"]]

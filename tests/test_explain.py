@@ -12,17 +12,18 @@ import pytest
 import torch
 from families import FAMILIES, VARIANTS
 from tiny import WORDS, tokenizer
+from tokenizers import processors
 
 from mnemoscope import explain, load_model
 from mnemoscope.contributions import Group, exhaustive
 from mnemoscope.errors import QueryError, RunMismatch
-from mnemoscope.explanation import Explanation
+from mnemoscope.explanation import Choice, Explanation
 from mnemoscope.jobs.ablate import Cut, effects
 from mnemoscope.jobs.explain import KINDS
 from mnemoscope.jobs.scene import Scene
 from mnemoscope.lens import LENSES, Lens
 from mnemoscope.models import Model
-from mnemoscope.vocabulary import Vocabulary
+from mnemoscope.spelling import vocabulary_of
 
 PROMPT = " the capital of France is"
 NAMES = [
@@ -53,7 +54,7 @@ def _scene(name: str, lens: str) -> Scene:
     model = _model(name)
     tokens = torch.tensor([model.tokenizer(PROMPT)["input_ids"]])
     stream = trace(model.hf, model.anatomy, tokens)
-    words = Vocabulary.of(model.tokenizer, model.anatomy.vocabulary)
+    words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
     reading = Lens.of(model.anatomy, lens)
     target, foil = (words.find(text)[0] for text in (" Paris", " London"))
     return Scene(stream, reading, target, (foil,), words)
@@ -250,6 +251,26 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown lens": ({"lens": "tuned"}, "no lens"),
     "top of nothing": ({"top": 0}, "top is 1 or more"),
     "word that cannot be spelled": ({"target": " xyzzy"}, "not in the vocabulary"),
+    "id and text": ({"target": " Paris", "target_id": 5}, "give one of them"),
+    "id beyond the vocabulary": (
+        {"target_id": 4000},
+        "target_id = 4000 is no token; take a whole number from 0",
+    ),
+    "id that is none": ({"foil_ids": [True]}, "foil_ids = True is no token"),
+    "target as a number": (
+        {"target": 5},
+        "the target is of type int; give a text; a token's id goes to target_id",
+    ),
+    "foil as a number": ({"target": " Paris", "foils": [5]}, "ids of tokens go to foil_ids"),
+    "foils that are no list": ({"foils": 5}, "foils is a int; give a list"),
+    "prompt as bytes": ({"prompt": b" the"}, "the prompt is of type bytes; give a text"),
+    "prompt as a list": ({"prompt": [" the"]}, "the prompt is of type list"),
+    "prompt with half a character": ({"prompt": " the \ud800"}, "the lone surrogate U+D800 at character 5"),
+    "prompt with a stray byte": ({"prompt": " the \udcff"}, "the byte 0xff at character 5"),
+    "target with half a character": ({"target": "\ud800"}, "the target holds the lone surrogate"),
+    "foil with half a character": ({"target": " Paris", "foils": "\ud800"}, "the foil holds the lone"),
+    "no position": ({"position": None}, "take 0 to 4"),
+    "position as a word": ({"position": "1"}, "take 0 to 4"),
     "mean without a run": ({"ablate": 1, "ablate_to": "mean"}, "run="),
     "ablation to nonsense": ({"ablate": 1, "ablate_to": "median"}, "zero, mean or a number"),
 }
@@ -285,6 +306,56 @@ def test_a_run_of_another_model_is_refused() -> None:
 
     with pytest.raises(RunMismatch, match="built from other"):
         explain(_model("llama"), PROMPT, run=Other())  # type: ignore[arg-type]
+
+
+def _framed(after: bool) -> Model:
+    """A model whose tokenizer puts <s> before a text and, if wanted, </s> behind it."""
+    framed = tokenizer()
+    framed.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A" + (" </s>" if after else ""), special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return load_model(FAMILIES["llama"](), tokenizer=framed)
+
+
+def test_a_closing_token_is_no_part_of_a_prompt() -> None:
+    """The prediction behind the last word is explained, not that behind </s>, and this is said."""
+    closed, opened = (explain(_framed(after), PROMPT, " Paris", top=2) for after in (True, False))
+    assert closed.tokens["piece"].to_list() == ["<s>", " the", " capital", " of", " France", " is"]
+    assert closed.position == opened.position == 5
+    assert closed.neurons.equals(opened.neurons)
+    assert any("closes a text with </s>" in note for note in closed.notes)
+    assert explain(_framed(True), PROMPT, " Paris", position=-2, top=2).tokens["piece"][-1] == " France"
+    with pytest.raises(QueryError, match="take 0 to 5"):
+        explain(_framed(True), PROMPT, " Paris", position=6)
+
+
+def test_a_token_can_be_given_by_its_id() -> None:
+    """It is explained as it is, said in the note, and can stand beside foils of both kinds."""
+    model = _model("llama")
+    paris, london = (model.tokenizer(text)["input_ids"][0] for text in (" Paris", " London"))
+    found = explain(model, PROMPT, target_id=paris, foils=[" Berlin"], foil_ids=[london], top=2)
+    assert found.target == Choice(
+        None, paris, " Paris", (paris,), f"token {paris}, given by its id", by_id=True
+    )
+    assert [foil.piece for foil in found.foils] == [" Berlin", " London"]
+    assert found.neurons.equals(explain(model, PROMPT, " Paris", [" Berlin", " London"], top=2).neurons)
+    assert f"--target-id {paris}" in str(found).replace("\n", " ")
+
+
+def test_foils_that_read_alike_keep_their_own_columns() -> None:
+    """Two tokens with one spelling are told apart by their ids; the same foil twice is one column."""
+    twins = tokenizer()
+    twins.add_tokens([" London"])  # beside the one that begins with the letter for a space
+    model = load_model(FAMILIES["llama"](), tokenizer=twins)
+    one, other = twins.convert_tokens_to_ids(["ĠLondon", " London"])
+    found = explain(model, PROMPT, " Paris", foil_ids=[one, other], top=2)
+    assert found.stream.columns[-2:] == [f"logit_ London (token {one})", f"logit_ London (token {other})"]
+    assert (
+        found.stream[found.stream.columns[-1]].to_list() != found.stream[found.stream.columns[-2]].to_list()
+    )
+    assert "<svg" in found._repr_html_() or str(found)
+    twice = explain(model, PROMPT, " Paris", foil_ids=[one, one], top=2)
+    assert twice.stream.columns[-1] == "logit_ London"
 
 
 @pytest.mark.sample

@@ -1,69 +1,20 @@
-"""How tokens read: bytes of every kind of vocabulary, pieces of a sequence, labels, look-up."""
+"""How tokens read: pieces of a sequence, labels, look-up."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from functools import lru_cache
-from types import SimpleNamespace
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from mnemoscope.errors import QueryError
-from mnemoscope.vocabulary import Vocabulary, special_ids, token_bytes
-
-TEXTS = ["The capital of France is Paris.", "naïve “quotes” and 東京, שלום", "one two three\n\n\tfour"] * 3
-
-
-@lru_cache
-def byte_level() -> PreTrainedTokenizerFast:
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|end|>", "<|pad|>"],
-        show_progress=False,
-    )
-    inner.train_from_iterator(TEXTS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>")
-
-
-@lru_cache
-def sentencepiece() -> PreTrainedTokenizerFast:
-    names = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁Paris", "▁a", "b", "é"]
-    inner = Tokenizer(
-        models.BPE({name: n for n, name in enumerate(names)}, [], unk_token="<unk>", byte_fallback=True)
-    )
-    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>")
-
-
-@lru_cache
-def words(decoder: bool) -> PreTrainedTokenizerFast:
-    names = ["[UNK]", "play", "##ing", "##", "dog"]
-    inner = Tokenizer(models.WordPiece({name: n for n, name in enumerate(names)}, unk_token="[UNK]"))
-    if decoder:
-        inner.decoder = decoders.WordPiece()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]")
+from mnemoscope.vocabulary import Vocabulary
 
 
 def small(*pieces: bytes) -> Vocabulary:
     return Vocabulary(pieces, [False] * len(pieces))
-
-
-@given(st.text())
-def test_pieces_of_any_text_join_to_the_text(text: str) -> None:
-    """Whatever the text, the pieces of its byte-level tokens are the text again."""
-    tokens = byte_level()(text)["input_ids"]
-    pieces = Vocabulary.of(byte_level()).pieces(tokens)
-    assert len(pieces) == len(tokens)
-    assert "".join(pieces) == text
 
 
 @given(st.binary(), st.lists(st.integers(1, 3)))
@@ -75,90 +26,6 @@ def test_pieces_of_any_bytes_are_the_decoded_bytes(data: bytes, widths: list[int
         cuts.append(data[position : position + width])
         position += width
     assert "".join(small(*cuts).pieces(range(len(cuts)))) == "".join(single)
-
-
-@pytest.mark.sample
-@given(text=st.text())
-def test_sample_tokenizer_round_trip(sample_tokenizer: PreTrainedTokenizerFast, text: str) -> None:
-    """The pieces of any text that the sample tokenizer itself keeps are the text again."""
-    tokens = sample_tokenizer(text)["input_ids"]
-    assume(sample_tokenizer.decode(tokens) == text)  # its vocabulary lacks a few bytes
-    assert "".join(sample_vocabulary(sample_tokenizer).pieces(tokens)) == text
-
-
-@pytest.mark.sample
-def test_sample_vocabulary_finds_paris(sample_tokenizer: PreTrainedTokenizerFast) -> None:
-    """A user's ' Paris' is one token of the sample model, and reads so."""
-    found = sample_vocabulary(sample_tokenizer).find(" Paris")
-    assert found == sample_tokenizer(" Paris")["input_ids"]
-    assert sample_vocabulary(sample_tokenizer).label(found[0]) == "·Paris"
-
-
-@pytest.fixture(scope="module")
-def sample_tokenizer(sample_model_folder) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(sample_model_folder)
-
-
-@lru_cache
-def sample_vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
-    return Vocabulary.of(tokenizer)
-
-
-def test_byte_level_tokens_are_their_bytes() -> None:
-    """Each stand-in letter is one byte, so all 256 are there; special tokens are spelled as they are."""
-    rows = token_bytes(byte_level())
-    assert {raw for _, raw, _ in rows if len(raw) == 1} == {bytes([byte]) for byte in range(256)}
-    assert rows[0] == ("<|end|>", b"<|end|>", True)
-    assert rows[1] == ("<|pad|>", b"<|pad|>", True)
-    assert not any(special for _, _, special in rows[2:])
-
-
-def test_text_of_a_broken_token_shows_its_bytes() -> None:
-    """A token that is no whole character has a text, which names its bytes."""
-    texts = {raw: text for text, raw, _ in token_bytes(byte_level())}
-    assert texts[b"\xe2"] == "⟨e2⟩"
-    assert texts[b" "] == " "
-
-
-def test_sentencepiece_tokens_are_their_bytes() -> None:
-    """▁ is a space, <0xNN> is a byte, and the rest is text."""
-    rows = token_bytes(sentencepiece())
-    assert rows[0] == ("<unk>", b"<unk>", True)
-    assert rows[2 + 0xE2] == ("⟨e2⟩", b"\xe2", False)
-    assert [raw for _, raw, _ in rows[258:]] == [b" ", b" Paris", b" a", b"b", "é".encode()]
-
-
-@pytest.mark.parametrize("decoder", [True, False])
-def test_wordpiece_tokens_are_their_bytes(decoder: bool) -> None:
-    """The middle of a word loses its marks, and its beginning gains a space, with a decoder or without."""
-    assert [raw for _, raw, _ in token_bytes(words(decoder))] == [b"[UNK]", b" play", b"ing", b" ##", b" dog"]
-
-
-def test_kind_is_guessed_without_a_backend() -> None:
-    """A slow tokenizer, which tells nothing of its decoder, is recognised by its tokens."""
-    slow = SimpleNamespace(get_vocab=lambda: {"▁the": 0, "s": 1}, all_special_ids=[])
-    assert [raw for _, raw, _ in token_bytes(slow)] == [b" the", b"s"]
-    slow = SimpleNamespace(get_vocab=lambda: {"Ġthe": 0, "s": 1}, all_special_ids=[])
-    assert [raw for _, raw, _ in token_bytes(slow)] == [b" the", b"s"]
-
-
-def test_padded_rows_are_unused() -> None:
-    """Rows of the unembedding without a token are special, empty, and named by their number."""
-    rows = token_bytes(words(True), size=7)
-    assert rows[5:] == [("<unused 5>", b"", True), ("<unused 6>", b"", True)]
-    vocabulary = Vocabulary.of(words(True), size=7)
-    assert len(vocabulary) == 7
-    assert vocabulary.label(6) == "<unused 6>"
-    assert vocabulary.pieces([4, 6]) == [" dog", "<unused 6>"]
-
-
-def test_special_tokens_are_those_with_a_role_and_those_marked() -> None:
-    """A token that a file marks special counts as such although it has no role; an added word does not."""
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
-    tokenizer.add_tokens([AddedToken("<ctl>", special=True), AddedToken("word", special=False)])
-    tokenizer.pad_token = "<ctl>"
-    assert special_ids(tokenizer) == [1]
-    assert token_bytes(tokenizer)[2] == ("word", b"word", False)
 
 
 def test_a_character_belongs_to_the_token_that_completes_it() -> None:

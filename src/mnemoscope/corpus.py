@@ -24,7 +24,8 @@ from mnemoscope.plan import BATCH_TOKENS, SHARD_TOKENS, Plan, PlanWriter, Units
 from mnemoscope.readers import Document, accepted, read_file, readable, row_document, whole
 from mnemoscope.records import Progress
 from mnemoscope.samples import SAMPLES, corpus_file, file_sha256
-from mnemoscope.vocabulary import special_ids
+from mnemoscope.spelling import Fidelity
+from mnemoscope.tokenizer import changes_text, encode, frame, special_ids
 
 __all__ = [
     "BATCH_TOKENS",
@@ -42,6 +43,7 @@ WINDOW = 256  # tokens of a context with segment="window"
 
 _SEGMENTS = "document, sentence, sentence:spacy, window or window:N (N tokens, at least 8)"
 _CHUNK = 1 << 19  # characters that are tokenized at once: enough to keep the tokenizer busy
+_FRAMED = 8  # texts of each chunk that are also tokenized with their special tokens
 
 
 @dataclass(frozen=True)
@@ -259,9 +261,10 @@ def write_plan(
     document's own tokens before the context. Contexts of one token are left out (position 0 does not
     count), and so are contexts whose tokens were seen before. A first document longer than the limit gives
     the contexts that fit, at least one. `report` hears tokens of the limit (0 without one). ``plan.json``
-    is written last. Raises `CorpusError`, and `RunError` when the folder cannot be written.
+    is written last; under ``corpus`` it says whether tokens spell the text. Raises `CorpusError`, `ModelError` for a
+    tokenizer that changes a text when it adds special tokens, and `RunError` when the folder cannot be written.
     """
-    before, after = _frame(tokenizer)
+    before, after = frame(tokenizer)
     room = context_length - len(before) - len(after)
     if room < 3:
         raise CorpusError(
@@ -276,7 +279,8 @@ def write_plan(
         (folder / "plan.json").unlink(missing_ok=True)
         writer = PlanWriter(folder, special_ids(tokenizer))
         opened.callback(writer.close)
-        for document, units in _tokenized(corpus, tokenizer):
+        fidelity = Fidelity(tokenizer)
+        for document, units in _tokenized(corpus, tokenizer, fidelity):
             contexts = [
                 (start + left, [*before, *unit[left:right], *after])
                 for start, unit in units
@@ -292,23 +296,11 @@ def write_plan(
         if report is not None:
             report(Progress("planning", writer.tokens, writer.tokens, "tokens"))
         about = {"id": corpus.id, "source": corpus.source, "segment": corpus.segment, "limit": corpus.limit}
+        about["spelling"] = fidelity.sentence
         return writer.finish(about, context_length)
 
 
-def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Special tokens that the tokenizer puts before and after a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a", add_special_tokens=True)["input_ids"]
-    for at in range(len(full) - len(bare) + 1):
-        if full[at : at + len(bare)] == bare:
-            return list(full[:at]), list(full[at + len(bare) :])
-    raise CorpusError(
-        f"tokenizing with {type(tokenizer).__name__}: it changes the text when it adds its special tokens; "
-        "give a tokenizer that only puts them around it"
-    )
-
-
-def _tokenized(corpus: Corpus, tokenizer: Any) -> Iterator[tuple[Document, Units]]:
+def _tokenized(corpus: Corpus, tokenizer: Any, fidelity: Fidelity) -> Iterator[tuple[Document, Units]]:
     """Each document with its units (the document, or its sentences): (tokens before it, its tokens)."""
     split: cut.Splitter = {"sentence": cut.sentences}.get(corpus.segment, lambda text: [text])
     if corpus.segment == "sentence:spacy":
@@ -316,13 +308,24 @@ def _tokenized(corpus: Corpus, tokenizer: Any) -> Iterator[tuple[Document, Units
     for documents in _chunked(corpus.documents):
         texts = [split(document.text) for document in documents]
         flat = [text for units in texts for text in units]
-        encoded = iter(tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"] if flat else [])
+        encoded = encode(tokenizer, flat)
+        _check_frame(tokenizer, flat[:_FRAMED], encoded)
+        pairs = iter(zip(flat, encoded, strict=True))
         for document, units in zip(documents, texts, strict=True):
             start, out = 0, []
-            for tokens in islice(encoded, len(units)):
+            for text, tokens in islice(pairs, len(units)):
+                fidelity.add(text, tokens)
                 out.append((start, tokens))
                 start += len(tokens)
             yield document, out
+
+
+def _check_frame(tokenizer: Any, texts: list[str], encoded: list[list[int]]) -> None:
+    """`ModelError` if the special tokens are not put around these texts as around others."""
+    before, after = frame(tokenizer)
+    for tokens, full in zip(encoded, encode(tokenizer, texts, special=True), strict=False):
+        if full not in ([*before, *tokens, *after], [*tokens, *after]):
+            raise changes_text(tokenizer)
 
 
 def _chunked(documents: Iterator[Document]) -> Iterator[list[Document]]:

@@ -4,7 +4,7 @@ All contributions are in nats; positions, ranks, layers, heads and neurons are 0
 have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the formulas):
 
     stream       point (Lin0, Lres0, Lout0, ...), layer, log_probability, probability, rank and logit of the target,
-                 and one column ``logit_<piece of the foil>`` per foil (the piece as in `Choice.piece`)
+                 and one column ``logit_<name of the foil>`` per foil (`foil_names`: its piece, as in `Choice.piece`)
     layers       layer, part (attention | ffn), contribution, leave_one_out, logit; the contributions add up to the
                  last minus the first log_probability of the stream
     others       part (head bias | embedding | attention bias | ffn bias), layer, contribution, leave_one_out, logit:
@@ -42,7 +42,7 @@ exactly, `whole_heads` and `sources` a quarter as many; all are sorted by `leave
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -63,6 +63,8 @@ class Choice:
     piece   how that token reads, leading space included
     tokens  all tokens of the text, as resolved
     note    one sentence when the token is not simply the text (several tokens, a leading space added), else ""
+    read    the text whose tokens these are: `given`, or `given` with a leading space; None if there was no text
+    by_id   whether the token was given by its id
     """
 
     given: str | None
@@ -70,6 +72,16 @@ class Choice:
     piece: str
     tokens: tuple[int, ...]
     note: str = ""
+    read: str | None = None
+    by_id: bool = False
+
+
+def foil_names(foils: Sequence[Choice]) -> list[str]:
+    """A name for each foil: its piece, with the token's id where another token reads the same."""
+    alike = {foil.piece: {other.token for other in foils if other.piece == foil.piece} for foil in foils}
+    return [
+        foil.piece if len(alike[foil.piece]) == 1 else f"{foil.piece} (token {foil.token})" for foil in foils
+    ]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from mnemoscope.anatomy import Anatomy
 from mnemoscope.decompose import examine
 from mnemoscope.errors import ModelError, ModelNotSupported, RunMismatch
 from mnemoscope.records import ModelEntry
+from mnemoscope.tokenizer import accepted, check_rows, serialised
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
@@ -73,9 +73,7 @@ class Model:
     @cached_property
     def tokenizer_sha256(self) -> str:
         """Hash of the tokenizer's own serialisation, or of its vocabulary when it has none."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        text = backend.to_str() if backend else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(serialised(self.tokenizer).encode()).hexdigest()
 
     def check_built(self, run: Run, doing: str) -> None:
         """RunMismatch, in a line that begins with ``doing``, when a run was built from other weights than these."""
@@ -119,11 +117,12 @@ def load_model(
     """Load a model and prove that its parts add up to its logits.
 
     source    Hugging Face id, local folder, .gguf file, ``sample:smollm2-135m``, or a loaded PreTrainedModel
-    tokenizer needed beside a PreTrainedModel that does not say where it came from
+    tokenizer needed beside a PreTrainedModel that does not say where it came from; one of transformers or `tokenizers`
     dtype     ``auto`` (bf16 where the processor multiplies it natively, else fp32), ``fp32``, ``bf16``, ``fp16``
     device    ``auto`` (a CUDA device when there is one), or a torch device
 
-    Raises ModelError when it cannot be found or read, ModelNotSupported when its parts do not add up.
+    Raises ModelError when it cannot be found or read or its tokenizer is another model's, ModelNotSupported when its
+    parts do not add up.
     """
     say = progress or (lambda _: None)
     target = _device(device)
@@ -137,6 +136,8 @@ def load_model(
         hf = _weights(where, name, _dtype(dtype, target), revision, trust_remote_code)
         hf = hf.to(target).eval()
         tokenizer = tokenizer or _tokenizer(where, name, revision, trust_remote_code)
+    tokenizer = accepted(tokenizer)
+    check_rows(tokenizer, hf.get_input_embeddings().num_embeddings, name)
     say("checking that the parts add up to the logits")
     anatomy, error = examine(hf)
     commit = getattr(hf.config, "_commit_hash", None)

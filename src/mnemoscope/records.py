@@ -116,6 +116,9 @@ class CorpusEntry(_Strict):
     duplicates: int  # contexts left out because their tokens had been seen
     tokens: int  # in the contexts
     counted: int  # tokens that count (see `excluded`)
+    spelling: str = (
+        ""  # in what the text of the tokens differs from the text that was read; empty if in nothing
+    )
 
 
 class Manifest(_Strict):

@@ -1,8 +1,7 @@
-"""What tokens look like: the exact bytes of each, and how a sequence of them reads.
+"""What tokens look like: how a sequence of them reads, and which is meant by a text.
 
-Byte-level vocabularies spell bytes with stand-in letters, SentencePiece writes a space as ``▁``, WordPiece
-marks the middle of a word with ``##``. All are brought to one form, the bytes that the token adds to the
-text, once, when a run is built; after that nothing here needs a tokenizer.
+`spelling` brings every kind of vocabulary to one form, the bytes that each token adds to the text, once, when a run is
+built; nothing here needs a tokenizer.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from functools import cached_property
 
 from mnemoscope.errors import QueryError
 
@@ -23,47 +22,10 @@ _INVISIBLE = re.compile(
 _MARKS = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍"})
 _EDGES = re.compile(r"^ +| +$| {2,}")
 _WIDE = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")  # spaces that are not the space
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-def special_ids(tokenizer: Any) -> list[int]:
-    """Ids of a tokenizer's special tokens (begin, end, padding, unknown, control), ascending.
-
-    Both those with a role and those merely marked special in its file.
-    """
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    marked = {int(token) for token, entry in added.items() if getattr(entry, "special", False)}
-    return sorted(marked | {int(token) for token in tokenizer.all_special_ids if token is not None})
-
-
-def token_bytes(tokenizer: Any, size: int | None = None) -> list[tuple[str, bytes, bool]]:
-    """Rows of the vocabulary table: (text, bytes, special) of token 0, 1, 2 ...
-
-    `tokenizer`: a Hugging Face tokenizer, fast or slow. `size`: rows of the unembedding, when there are
-    more of them than tokens; a row without a token is ``("<unused 50300>", b"", True)``. A text that is not
-    whole UTF-8 shows its bytes.
-    """
-    names = {int(token): name for name, token in tokenizer.get_vocab().items()}
-    added = {
-        int(token): str(entry) for token, entry in getattr(tokenizer, "added_tokens_decoder", {}).items()
-    }
-    spell = _SPELLINGS[_kind(tokenizer, names.values())]
-    special = set(special_ids(tokenizer))
-    rows = []
-    for token in range(max(size or 0, 1 + max(names.keys() | added.keys(), default=-1))):
-        if token in added:  # spelled as it is, in every kind of vocabulary
-            raw = added[token].encode()
-        elif token in names:
-            raw = spell(names[token])
-        else:
-            rows.append((_unused(token), b"", True))
-            continue
-        rows.append(("".join(_decode([raw])), raw, token in special))
-    return rows
 
 
 class Vocabulary:
-    """How tokens read. Built from columns of the vocabulary table; needs no tokenizer."""
+    """How tokens read. Built from columns of the vocabulary table."""
 
     def __init__(self, pieces: Iterable[bytes], special: Iterable[bool]) -> None:
         self._bytes = list(pieces)
@@ -71,12 +33,6 @@ class Vocabulary:
         assert len(self._bytes) == len(self.special), (len(self._bytes), len(self.special))
         self._texts = [_whole(raw) for raw in self._bytes]  # None: not UTF-8 on its own
         self._ids: dict[bytes, list[int]] | None = None
-
-    @classmethod
-    def of(cls, tokenizer: Any, size: int | None = None) -> Vocabulary:
-        """The vocabulary of a Hugging Face tokenizer; `size` as in `token_bytes`."""
-        rows = token_bytes(tokenizer, size)
-        return cls([raw for _, raw, _ in rows], [special for _, _, special in rows])
 
     def __len__(self) -> int:
         return len(self._bytes)
@@ -99,12 +55,21 @@ class Vocabulary:
             if run:
                 out += _decode(run)
                 run = []
-            out.append(text or (_unused(token) if self.special[token] else ""))
+            out.append(text or (unused(token) if self.special[token] else ""))
         return out + _decode(run)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Text of a sequence."""
+        return "".join(self.pieces(tokens))
+
+    @cached_property
+    def carries_spaces(self) -> bool:
+        """Whether there are words with the space before them: ``" the"``."""
+        return any(text[0] == " " and text[1:2].isalpha() for text in self._texts if text)
 
     def label(self, token: int, width: int = 24) -> str:
         """A short name for a token on its own: spaces and controls visible, at most `width` characters."""
-        text = self.visible("".join(self.pieces([token])))
+        text = self.visible(self.text([token]))
         return text if len(text) <= width else text[: width - 1] + "…"
 
     @staticmethod
@@ -173,8 +138,14 @@ class Vocabulary:
         return token
 
 
-def _unused(token: int) -> str:
+def unused(token: int) -> str:
+    """What stands for a row of the vocabulary without a token."""
     return f"<unused {token}>"
+
+
+def shown(raw: bytes) -> str:
+    """The text of a token on its own; bytes of no whole character as ``⟨e2⟩⟨80⟩``."""
+    return "".join(_decode([raw]))
 
 
 def _whole(raw: bytes) -> str | None:
@@ -211,58 +182,3 @@ def _characters(data: bytes) -> Iterator[tuple[str, int]]:
         for byte in bad:
             yield f"⟨{byte:02x}⟩", 1
             position += 1
-
-
-def _byte_letters() -> dict[str, int]:
-    """The byte of each stand-in letter in byte-level vocabularies (GPT-2, Radford et al. 2019).
-
-    Printable Latin-1 stands for itself, the other bytes for the letters from U+0100 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(rest)}
-
-
-_LETTERS = _byte_letters()
-
-
-def _byte_level(name: str) -> bytes:
-    if any(
-        letter not in _LETTERS for letter in name
-    ):  # a few vocabularies hold such entries; they are plain text
-        return name.encode("utf-8", "replace")
-    return bytes(_LETTERS[letter] for letter in name)
-
-
-def _sentencepiece(name: str) -> bytes:
-    if byte := _BYTE_TOKEN.fullmatch(name):
-        return bytes([int(byte[1], 16)])
-    return name.replace("▁", " ").encode("utf-8", "replace")
-
-
-def _wordpiece(name: str) -> bytes:
-    return (name[2:] if name.startswith("##") and len(name) > 2 else f" {name}").encode("utf-8", "replace")
-
-
-_SPELLINGS = {"byte-level": _byte_level, "sentencepiece": _sentencepiece, "words": _wordpiece}
-
-
-def _kind(tokenizer: Any, names: Iterable[str]) -> str:
-    """How a vocabulary spells: asked of the tokenizer's decoder, guessed from the tokens when it has none."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = (
-        json.dumps(json.loads(backend.to_str())["decoder"], ensure_ascii=False) if backend is not None else ""
-    )
-    if '"ByteLevel"' in decoder:
-        return "byte-level"
-    if '"Metaspace"' in decoder or "▁" in decoder or '"ByteFallback"' in decoder:
-        return "sentencepiece"
-    if '"WordPiece"' in decoder:
-        return "words"
-    sample = list(names)
-    score = {
-        "byte-level": sum("Ġ" in name for name in sample),
-        "sentencepiece": sum("▁" in name for name in sample),
-    }
-    best = max(score, key=lambda kind: score[kind])
-    return best if score[best] > 0 else "words"

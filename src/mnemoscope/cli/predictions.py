@@ -31,6 +31,8 @@ def explain(
         typer.Option(help="Token to account for, by its text; by default the model's first choice."),
     ] = None,
     foil: Annotated[list[str] | None, typer.Option(help="Token to compare it with; may be repeated.")] = None,
+    target_id: Annotated[int | None, typer.Option(help="Token to account for, by its id.")] = None,
+    foil_id: Annotated[list[int] | None, typer.Option(help="Token to compare it with, by its id.")] = None,
     position: Annotated[
         int, typer.Option(help="Position of the prediction, from 0; negative counts from the end.")
     ] = -1,
@@ -68,6 +70,7 @@ def explain(
         return
     with Console(stderr=True, highlight=False).status("explaining") as status:
         report = lambda step: status.update(f"explaining: {step.stage}")  # noqa: E731
+        options |= {"target_id": target_id, "foil_ids": foil_id or []}
         found = job(loaded, prompt or "", target, foil or [], position=position, report=report, **options)
     _show_explanation(found, html, as_json)
 

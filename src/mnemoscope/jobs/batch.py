@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from mnemoscope import files
 from mnemoscope.errors import QueryError
-from mnemoscope.explanation import Contrast, Explanation
+from mnemoscope.explanation import Contrast, Explanation, foil_names
 from mnemoscope.jobs.explain import explain
 from mnemoscope.models import Model
 from mnemoscope.records import Progress
@@ -64,6 +64,8 @@ class Prompt:
     foils: tuple[str, ...] = ()
     label: str | None = None
     position: int = -1
+    target_id: int | None = None
+    foil_ids: tuple[int, ...] = ()
     line: int = 0
 
 
@@ -83,9 +85,10 @@ def explain_many(
 ) -> Path:
     """Explain every prompt of a jsonl file (or of an iterable of records) and write one Parquet table.
 
-    A record has `prompt` and, if wanted, `target`, `foils` (one or a list), `label` and `position`. Everything is
-    read before anything is explained, and the table appears when it is whole. QueryError with the number of the line
-    for a record that is none, or a question without an answer; RunError if the table cannot be written.
+    A record has `prompt` and, if wanted, `target`, `foils` (one or a list), `label`, `position`, and `target_id` and
+    `foil_ids` for tokens by their ids. Everything is read before anything is explained, and the table appears when it
+    is whole. QueryError with the number of the line for a record that is none, or a question without an answer;
+    RunError if the table cannot be written.
     """
     name = str(prompts) if isinstance(prompts, str | Path) else "prompts"
     records = _read(prompts)
@@ -98,8 +101,8 @@ def explain_many(
             say(Progress("explaining", index, len(records), "prompts"))
             try:
                 found = explain(
-                    model, one.prompt, one.target, one.foils, position=one.position, lens=lens, top=top, run=run,
-                    ablate=ablate,
+                    model, one.prompt, one.target, one.foils, position=one.position, target_id=one.target_id,
+                    foil_ids=one.foil_ids, lens=lens, top=top, run=run, ablate=ablate,
                 )  # fmt: skip
             except QueryError as error:
                 raise QueryError(f"{name}, line {one.line}: {error}") from error
@@ -120,8 +123,8 @@ def rows(found: Explanation, index: int, label: str | None = None) -> pl.DataFra
         _one("remainder", contribution=found.remainder),
     ]
     parts += [_columns(name, getattr(found, name)) for name in _FRAMES]
-    for contrast in found.contrasts:
-        parts += [one.with_columns(foil=pl.lit(contrast.foil.piece)) for one in _contrast(contrast)]
+    for contrast, name in zip(found.contrasts, foil_names(found.foils), strict=True):
+        parts += [one.with_columns(foil=pl.lit(name)) for one in _contrast(contrast)]
     table = pl.concat([part for part in parts if part.height], how="diagonal_relaxed")
     given = {"prompt": index, "label": label, "text": found.prompt, "target": found.target.piece}
     return table.with_columns(**{name: pl.lit(value) for name, value in given.items()})
@@ -209,18 +212,26 @@ def _record(row: Any, line: int, name: str) -> Prompt:
         raise QueryError(f"{where}: unknown key {unknown[0]!r}; a prompt has {', '.join(KEYS)}")
     foils = row.get("foils") or ()
     foils = (foils,) if isinstance(foils, str) else tuple(foils) if isinstance(foils, list | tuple) else foils
+    ids = row.get("foil_ids") or ()
+    ids = tuple(ids) if isinstance(ids, list | tuple) else (ids,)
     wrong = {
         "prompt": not isinstance(row.get("prompt"), str),
         "target": not isinstance(row.get("target"), str | None),
         "foils": not (isinstance(foils, tuple) and all(isinstance(foil, str) for foil in foils)),
         "label": not isinstance(row.get("label"), str | None),
         "position": type(row.get("position", -1)) is not int,
+        "target_id": row.get("target_id") is not None and type(row["target_id"]) is not int,
+        "foil_ids": not (isinstance(ids, tuple) and all(type(token) is int for token in ids)),
     }
     if bad := [key for key, is_wrong in wrong.items() if is_wrong]:
         raise QueryError(
-            f"{where}: {bad[0]!r} is {json.dumps(row.get(bad[0]), default=str)}; write {_example()}, position a number"
+            f"{where}: {bad[0]!r} is {json.dumps(row.get(bad[0]), default=str)}; write {_example()}, position and "
+            "ids whole numbers"
         )
-    return Prompt(row["prompt"], row.get("target"), foils, row.get("label"), row.get("position", -1), line)
+    return Prompt(
+        row["prompt"], row.get("target"), foils, row.get("label"), row.get("position", -1), row.get("target_id"), ids,
+        line,
+    )  # fmt: skip
 
 
 def _example() -> str:

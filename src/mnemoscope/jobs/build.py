@@ -34,8 +34,8 @@ from mnemoscope.models import Model
 from mnemoscope.nulls import DEFAULT, Nulls, recipe
 from mnemoscope.plan import BATCH_TOKENS, SHARD_TOKENS, Plan
 from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Progress
+from mnemoscope.spelling import token_bytes
 from mnemoscope.store import Run, RunWriter
-from mnemoscope.vocabulary import token_bytes
 
 TOP = 50
 _SHORT = 48  # characters of a value that are shown in a message
@@ -200,6 +200,7 @@ class _Build:
                 duplicates=plan.duplicates,
                 tokens=plan.tokens,
                 counted=plan.counted,
+                spelling=plan.corpus.get("spelling", ""),
             ),
             "options": {
                 "identity": self._identity,

@@ -15,14 +15,15 @@ from torch import Tensor
 from mnemoscope.contributions import Found, Geometry, League, search
 from mnemoscope.decompose import Stream, trace
 from mnemoscope.errors import QueryError
-from mnemoscope.explanation import Choice, Contrast, Explanation
+from mnemoscope.explanation import Choice, Contrast, Explanation, foil_names
 from mnemoscope.jobs import ablate as ablation
-from mnemoscope.jobs.questions import ask, vocabulary_of
+from mnemoscope.jobs.questions import ask
 from mnemoscope.jobs.scene import Scene
 from mnemoscope.jobs.switched import attention_queries, chained, queries
 from mnemoscope.lens import LENSES, Lens
 from mnemoscope.models import Model
 from mnemoscope.records import Progress
+from mnemoscope.spelling import vocabulary_of
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
@@ -42,6 +43,8 @@ def explain(
     foils: str | Sequence[str] = (),
     *,
     position: int = -1,
+    target_id: int | None = None,
+    foil_ids: Sequence[int] = (),
     lens: str = "frozen",
     top: int = 20,
     run: Run | None = None,
@@ -53,7 +56,9 @@ def explain(
 
     target     the token to account for, by its text; the model's own first choice if None
     foils      what it is compared with
-    position   the position whose prediction is explained, 0-based, negative from the end
+    position   the position whose prediction is explained, 0-based, negative from the end; tokens that the tokenizer
+               puts before the prompt count, those it puts after are left out
+    target_id  the token to account for by its id, and foil_ids foils, where a text is not read as it was meant
     lens       raw | own | frozen (the statistics of the final residual, under which logits add up)
     top        rows of each frame, for each sign and measure
     run        a run of the same model; needed for ``ablate_to="mean"``
@@ -62,12 +67,14 @@ def explain(
 
     Raises QueryError for a question without an answer, RunMismatch for a run of another model.
     """
-    foils = [foils] if isinstance(foils, str) else list(foils)
     _check(model, lens, top, run, ablate, ablate_to)
-    say = _Steps(report or (lambda _: None), 3 + len(foils) + (ablate > 0))
+    say = _Steps(report or (lambda _: None), 3 + (ablate > 0))
     with torch.inference_mode(), _on(model.device):
         traces = _Traces(model)
-        question = ask(model, prompt, target, foils, position, traces.likelier)
+        question = ask(
+            model, prompt, target, foils, position, traces.likelier, target_id=target_id, foil_ids=foil_ids
+        )
+        say.total += len(question.foils)
         stream = traces.of(question.tokens)
         words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
         chosen = question.target or _own_choice(stream, words.pieces, question.foils)
@@ -75,7 +82,7 @@ def explain(
         others = tuple(foil.token for foil in question.foils)
         scene = Scene(stream, reading, chosen.token, others, words, geometry_of(model, reading))
         say("layers")
-        whole = _whole(scene)
+        whole = _whole(scene, foil_names(question.foils))
         say("heads and neurons")
         leagues = [League(scene.groups(kind), _top_of(kind, top)) for kind in KINDS]
         found = dict(zip(KINDS, search(scene.bases, leagues, final=scene.final), strict=True))
@@ -235,7 +242,7 @@ def _predictions(scene: Scene) -> pl.DataFrame:
     )
 
 
-def _whole(scene: Scene) -> dict[str, pl.DataFrame]:
+def _whole(scene: Scene, foils: Sequence[str]) -> dict[str, pl.DataFrame]:
     """The stream, what each layer added, and what neither heads nor neurons wrote."""
     bases, layers, end = scene.bases, scene.layers, scene.final + 1
     raw = scene.lens.cap(bases.raw_logits[:end])
@@ -248,7 +255,7 @@ def _whole(scene: Scene) -> dict[str, pl.DataFrame]:
             "probability": log_p.exp().tolist(),
             "rank": (raw > raw[:, scene.target, None]).sum(-1).tolist(),
             "logit": raw[:, scene.target].tolist(),
-            **{f"logit_{scene.words.pieces([foil])[0]}": raw[:, foil].tolist() for foil in scene.foils},
+            **{f"logit_{name}": raw[:, foil].tolist() for name, foil in zip(foils, scene.foils, strict=True)},
         }
     )
     table = _frame(

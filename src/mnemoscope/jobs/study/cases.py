@@ -23,7 +23,7 @@ from mnemoscope.decompose import trace
 from mnemoscope.errors import QueryError
 from mnemoscope.explanation import Contrast, Explanation
 from mnemoscope.jobs.explain import PROMOTED, explain, geometry_of
-from mnemoscope.jobs.questions import ask, vocabulary_of
+from mnemoscope.jobs.questions import ask
 from mnemoscope.jobs.scene import Scene
 from mnemoscope.jobs.study.positions import Sizes, in_shards
 from mnemoscope.jobs.study.questions import Asked, ask_all
@@ -31,6 +31,7 @@ from mnemoscope.jobs.switched import queries
 from mnemoscope.lens import Lens, ranks
 from mnemoscope.models import Model
 from mnemoscope.records import Progress
+from mnemoscope.spelling import vocabulary_of
 from mnemoscope.store import SCHEMAS, Run
 from mnemoscope.switching import chain
 

@@ -129,7 +129,7 @@ def _ask(model: Model, question: Question) -> Asked:
     assert found.target is not None
     tokens = found.tokens
     stream = streams[tokens] if tokens in streams else _stream(model, tokens)
-    spaced = "leading space" in found.target.note
+    spaced = found.target.read != question.answer
     return Asked(question, tokens, found.target.token, spaced, len(found.target.tokens), stream)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from mnemoscope.explanation import Choice, Contrast, Explanation
+from mnemoscope.explanation import Choice, Contrast, Explanation, foil_names
 from mnemoscope.records import NeuronId
 from mnemoscope.views import cards
 from mnemoscope.views.explanation import memories
@@ -154,7 +154,7 @@ def _account(frame: pl.DataFrame) -> Iterable[Sum]:
 
 def _stream(one: Explanation) -> Iterable[Point]:
     kinds = {"Lin": "embedding", "Lre": "attention", "Lou": "FFN"}
-    logits = [f"logit_{foil.piece}" for foil in one.foils]
+    logits = [f"logit_{name}" for name in foil_names(one.foils)]
     for row in one.stream.iter_rows(named=True):
         # Target and foil share a point's normaliser, so log-probabilities differ as logits do.
         foils = tuple(row["log_probability"] + row[name] - row["logit"] for name in logits)
@@ -383,8 +383,10 @@ def _command(one: Explanation) -> str:
     words = ["mnemoscope", "explain", one.model, one.prompt]
     if one.target.given is not None:
         words += ["--target", one.target.given]
+    if one.target.by_id:
+        words += ["--target-id", str(one.target.token)]
     for foil in one.foils:
-        words += ["--foil", foil.given if foil.given is not None else foil.piece]
+        words += ["--foil-id", str(foil.token)] if foil.given is None else ["--foil", foil.given]
     if _unread(one):
         words += ["--position", str(one.position)]
     if one.lens != "frozen":
