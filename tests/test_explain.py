@@ -20,6 +20,7 @@ from mnemoscope.errors import QueryError, RunMismatch
 from mnemoscope.explanation import Choice, Explanation
 from mnemoscope.jobs.ablate import Cut, effects
 from mnemoscope.jobs.explain import KINDS
+from mnemoscope.jobs.explain import explain as job
 from mnemoscope.jobs.scene import Scene
 from mnemoscope.lens import LENSES, Lens
 from mnemoscope.models import Model
@@ -305,7 +306,7 @@ def test_a_run_of_another_model_is_refused() -> None:
                 id, weights_sha256 = "other", "0" * 64
 
     with pytest.raises(RunMismatch, match="built from other"):
-        explain(_model("llama"), PROMPT, run=Other())  # type: ignore[arg-type]
+        job(_model("llama"), PROMPT, run=Other())  # type: ignore[arg-type]
 
 
 def _framed(after: bool) -> Model:

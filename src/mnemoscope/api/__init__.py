@@ -144,7 +144,7 @@ def explain(
     target     the token to account for, by its text; the model's first choice if None
     foils      what it is compared with: one text or several
     run        a run of the same model, for triggers (and for ``ablate_to="mean"``)
-    options    position (-1), lens ("frozen"), top (20), ablate (0), ablate_to, report, as in
+    options    position (-1), target_id, foil_ids, lens ("frozen"), top (20), ablate (0), ablate_to, report, as in
                `mnemoscope.jobs.explain.explain`
 
     `QueryError` for a question without an answer, `RunMismatch` for a run of another model.
@@ -165,7 +165,7 @@ def explain_many(
 ) -> Path:
     """Explain every prompt and write one Parquet table (docs/format.md); returns its path.
 
-    prompts  a jsonl file, or records: prompt and, if wanted, target, foils, label and position
+    prompts  a jsonl file, or records: prompt and, if wanted, target, foils, label, position, target_id, foil_ids
     options  lens, top, ablate and report, as in `explain`
     """
     from mnemoscope.jobs.batch import explain_many
