@@ -220,7 +220,7 @@ def test_an_explanation_shows_itself(pages: dict[str, str]) -> None:
     one = CASES["parallel"]
     assert str(one) == text.plain(terminal.report(one))
     body = one._repr_html_().split('<div class="mn">')[1]  # the same whenever it is drawn
-    assert body.rsplit("</div>", 1)[0].strip() in pages["parallel"]
+    assert re.sub(r"mn[0-9a-f]{8}-", "", body).rsplit("</div>", 1)[0].strip() in pages["parallel"]
     against = ["against ·London", "against ·Bo of ·Bordeaux"]
     assert list(CASES["capital"].plots) == ["stream", "layers", "heads", *against, "carried", "ablated"]
 
@@ -247,8 +247,9 @@ def test_hostile_tokens_are_text() -> None:
     )
     source = page.page(hostile)
     found = Page(source)
-    assert {"script", "b", "img", "a"}.isdisjoint(found.tags)
-    assert not [key for key, _ in found.attributes if key in ("src", "href") or key.startswith("on")]
+    assert {"script", "b", "img"}.isdisjoint(found.tags)
+    assert not [key for key, _ in found.attributes if key == "src" or key.startswith("on")]
+    assert all(re.fullmatch(r"#[\w-]+", link) for link in found.values("href"))
     for said in (HOSTILE, "<b>x</b>", "{{ 7 * 7 }}", "⟨U+202E⟩↵", 'role="x" 3.14159', "</text>"):
         assert said in found.text, said
     assert (
@@ -288,6 +289,46 @@ def test_what_follows_the_position_is_unread() -> None:
     for before in (("<s>",), ("<s>", " The"), (" The",)):
         pieces = (*before, *PIECES[1 if before[-1] == " The" else 0 :])
         assert sheet(make(pieces, prompt="The capital of France is Paris")).unread == " Paris"
+
+
+# -- addresses ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_part_has_an_address(name: str, pages: dict[str, str]) -> None:
+    """Sections, figures, tokens, and every neuron and head of a table or of the graph: each can be linked to."""
+    ids = set(Page(pages[name]).values("id"))
+    lowered = sheet(CASES[name], rows=page.ROWS)
+    ledgers = [
+        lowered.heads,
+        lowered.neurons,
+        *(one for each in lowered.against for one in (each.heads, each.neurons)),
+    ]
+    assert {part.name for ledger in ledgers for part in ledger.parts} <= ids
+    assert {f"token-{token.position}" for token in lowered.tokens} <= ids
+    assert {"stream", "layers", "heads", "neurons", "figure-stream", "figure-heads", "method"} <= ids
+    assert {f"switched-{one.name}" for one in lowered.switched} <= ids
+    assert not lowered.switched or "figure-switched" in ids
+
+
+def test_arrows_and_boxes_lead_somewhere(pages: dict[str, str]) -> None:
+    """Each arrow of the graph is a link to what its neuron is made of, each neuron to its row."""
+    drawn = graph(sheet(CASES["capital"]))
+    assert drawn is not None
+    picture = pages["capital"].split('<svg class="mn-graph"')[1].split("</svg>")[0]
+    for edge in drawn.edges:
+        assert re.search(rf'<a href="#{edge.leads}">\s*<path[^>]* d="{re.escape(edge.path)}"', picture), edge
+    for box in drawn.boxes:
+        assert box.role != "neuron" or re.search(rf'<a href="#{box.name}">\s*<g class="neuron">', picture)
+
+
+def test_explanations_in_one_notebook_keep_their_addresses_apart() -> None:
+    """Two outputs with the same neurons do not share an id, and each links to itself."""
+    both = [make(), make(target=" Lyon")]
+    first, second = (Page(one._repr_html_()) for one in both)
+    assert set(first.values("id")).isdisjoint(second.values("id"))
+    for one in (first, second):
+        assert {link[1:] for link in one.values("href")} <= set(one.values("id"))
 
 
 # -- memories of a run --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -231,10 +232,25 @@ def test_every_item_is_answered() -> None:
         assert one.why if one.state == "not applicable" else one.command
         for test in filter(None, one.test.split(", ")):
             assert (TESTS / test).exists(), (one.id, test)
-        if one.command.startswith("mnemoscope study --only "):
+        if one.command.startswith("mnemoscope study -o RUN --only "):
             name = one.command.split()[-1]
             (measurement,) = (found for found in catalogue.choose(name) if found.name == name)
             assert one.id in measurement.items, one.id
+
+
+@pytest.mark.parametrize(
+    "typed", sorted({one.command for one in items() if one.command.startswith("mnemoscope ")})
+)
+def test_every_command_of_an_item_is_one(typed: str, tmp_path: Path) -> None:
+    """The command line takes the words as they are printed, with a folder in the place of RUN."""
+    import typer
+
+    from mnemoscope.cli import app
+
+    (tmp_path / "run").mkdir()
+    name, *words = [str(tmp_path / "run") if word == "RUN" else word for word in typed.split()[1:]]
+    command = typer.main.get_command(app).commands[name]
+    assert command.make_context(name, words) is not None  # a word that it does not know is an error
 
 
 # -- parameters --------------------------------------------------------------------------------------------------
@@ -284,10 +300,15 @@ def test_study_from_model_to_report(
     code, listed, error = call(monkeypatch, capsys, "study", "--list", "-o", out, "--json")
     states = {row["name"]: row["state"] for row in json.loads(listed)}
     assert states["value_ranks"] == "ready" and states["questions"] == states["cases"] == "to measure"
+    whole = set(re.findall(r'<article id="([^"]+)"', page))
     quick = ("--only", "value_ranks", "--json")
     code, data, error = call(monkeypatch, capsys, "study", "-o", out, *quick)
     assert code == 0 and "measuring" not in error
-    assert {one["id"] for one in json.loads(data)} >= {"figure-5-rank", "figure-6-confidence"}
+    asked = {one["id"] for one in json.loads(data)}
+    assert asked >= {"figure-5-rank", "figure-6-confidence"}
+    # Asked for two of its figures, the page still has all that the run has.
+    again = (out / "report.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'<article id="([^"]+)"', again)) == whole > asked
     both = tmp_path / "both.html"
     code, _, error = call(monkeypatch, capsys, "compare", out, out, "--only", "value_ranks", "--html", both)
     assert code == 0, error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from html import unescape
 from pathlib import Path
 
 import polars as pl
 import pytest
 from synthetic import make_run
+from test_views import Page
 
 from mnemoscope.analyses.study.finding import KINDS, Figure, Finding, Section
+from mnemoscope.analyses.study.items import items
 from mnemoscope.errors import RunError
 from mnemoscope.store import Run
 from mnemoscope.views import cards
@@ -56,17 +60,21 @@ def test_every_kind_draws_with_its_axes(kind: str) -> None:
         )
         drawn = figures.chart(one)
         assert drawn is not None
-        svg = figures.svg(drawn)
-        assert svg.startswith("<svg") and "layer" in svg and "share (%)" in svg
+        svg = figures.svg(drawn, "what it shows")
+        assert (
+            svg.startswith('<svg role="img" aria-label="what it shows"')
+            and "layer" in svg
+            and "share (%)" in svg
+        )
         assert "NaN" not in svg and "<b>" not in svg
 
 
 def test_what_is_left_is_grey() -> None:
     """The rest has no colour of its own, and the others keep theirs."""
-    plain, grey = (figures.svg(figures.chart(finding("stack", **more))) for more in ({}, {"rest": "two"}))
-    first, second = figures.SERIES[:2]
-    assert first in plain and second in plain and figures.NULL not in plain
-    assert first in grey and second not in grey and figures.NULL in grey
+    plain, grey = (figures.svg(figures.chart(finding("stack", **more)), "") for more in ({}, {"rest": "two"}))
+    first, second, chance = "var(--blue)", "var(--orange)", "var(--chance)"
+    assert first in plain and second in plain and chance not in plain
+    assert first in grey and second not in grey and chance in grey
 
 
 def test_a_finding_without_rows_or_figure_has_no_picture() -> None:
@@ -102,6 +110,37 @@ def test_the_report_holds_everything_and_needs_nothing(run: Run, tmp_path: Path)
     ]  # fmt: skip
     assert pl.read_parquet(tmp_path / "deep" / "report_files" / "bare.parquet").equals(FRAME)
     assert (tmp_path / "deep" / "report_files" / "some-line.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_items_say_where_they_are_or_how_to_get_them(run: Run) -> None:
+    """An item of this page leads to its figure; of the others the command for this run is there; no more."""
+    page = report.render(run, [Section("s", "A section", (finding("line"),))], items=items())
+    rows = dict(re.findall(r'<tr id="(A\d+)">(.*?)</tr>', page, re.S))
+    assert list(rows) == [f"A{n}" for n in range(1, 81)]
+    assert '<a href="#some-line">' in rows["A21"] and "not measured" not in rows["A21"]
+    folder = shlex.quote(str(run.path))
+    assert "not measured" in rows["A9"] and f"mnemoscope study -o {folder} --only removal" in rows["A9"]
+    assert f"mnemoscope show {folder}" in rows["A4"] and "measured: it is the run" in rows["A4"]
+    assert not re.search(r"test_\w+\.py|>done<|\bRUN\b|\bMODEL\b", page)
+
+
+def test_a_measurement_that_lacks_says_its_command(run: Run) -> None:
+    """What is missing is named with the folder of this run, ready to be typed."""
+    section = Section("m", "Not there", (), "the run has no table x; add it with `mnemoscope patterns RUN`")
+    page = report.render(run, [section])
+    assert f"<code>mnemoscope patterns {shlex.quote(str(run.path))}</code>" in page
+
+
+def test_every_part_of_a_report_has_an_address(run: Run) -> None:
+    """Sections, findings, figures and items: each once, and every link inside the page leads to one."""
+    sections = [Section("kinds", "Kinds", tuple(finding(kind) for kind in ("line", "bar")))]
+    found = Page(report.render(run, sections, items=items()))
+    ids, links = found.values("id"), [link[1:] for link in found.values("href") if link.startswith("#")]
+    assert len(ids) == len(set(ids)) and set(links) <= set(ids)
+    assert {"kinds", "some-line", "figure-some-line", "A21", "items"} <= set(ids) & {
+        *links,
+        "figure-some-line",
+    }
 
 
 def test_two_runs_are_both_named(run: Run, tmp_path: Path) -> None:

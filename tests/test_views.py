@@ -6,6 +6,7 @@ import io
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -444,6 +445,36 @@ def test_gallery_is_one_whole_page(run: Run, tmp_path: Path) -> None:
     assert "1 dead" in page.text
     assert page.tags.count("article") >= 18
     assert len(steps) == 4
+
+
+def test_value_tokens_are_scored_at_the_sign_that_they_are_read_with() -> None:
+    """What a negative coefficient writes has a positive logit there, and no probability of the other sign."""
+    for card in (CARD, ONE_SIDED):
+        sign, source = card.sides[0].polarity, html.page(card)
+        titles = re.findall(r'class="mn-token" dir="auto" title="([^"]*)"', source)
+        tokens = [token for _, row in cards.readings(card) for token in row]
+        assert len(titles) == len(tokens) == 4
+        for token, title in zip(tokens, titles, strict=True):
+            found = re.fullmatch(
+                r"logit ([+-][\d.]+) at coefficient ([+-]1)(?:, probability ([\d.e-]+))?", title
+            )
+            assert found, title
+            assert float(found[1]) == pytest.approx(sign * token.logit) and int(found[2]) == sign
+            assert (found[3] is None) == (sign < 0)
+            assert found[3] is None or float(found[3]) == pytest.approx(token.probability, rel=0.05)
+
+
+def test_gallery_says_what_it_is_and_how_to_get_the_rest(run: Run) -> None:
+    """So many chosen of so many, with commands for this run; every card is folded under a line with its reason."""
+    page = Page(gallery.render(run, neurons_per_layer=2))
+    shown = page.tags.count("article")
+    assert f"{shown} chosen of 36 neurons" in page.text
+    folder = shlex.quote(str(run.path))
+    assert (
+        f"mnemoscope show {folder} L1N3" in page.text and f"mnemoscope find {folder} --promotes" in page.text
+    )
+    assert page.values("data-run") == [folder]
+    assert len(page.values("data-neuron")) == shown and "open" not in dict(page.attributes)
 
 
 def test_gallery_is_repeatable(run: Run) -> None:

@@ -77,7 +77,7 @@ def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
         verdicts=verdicts,
         expected=_expected(verdicts, units),
         triggers=explained(run, units),
-        claims=_clearest(run, count),
+        claims=clearest(run, count),
         silent=_silent(run, rows, count, seed),
         path=str(run.path),
     )  # fmt: skip
@@ -223,7 +223,7 @@ def _union(bits: Sequence[int]) -> int:
     return reduce(lambda one, other: one | other, bits, 0) & (2**64 - 1)
 
 
-def _clearest(run: Run, count: int) -> pl.DataFrame:
+def clearest(run: Run, count: int) -> pl.DataFrame:
     """The first of `tested`, no pattern and no neuron twice."""
     found = tested(run).unique(["name", "about"], keep="first", maintain_order=True)
     return found.unique(["layer", "neuron"], keep="first", maintain_order=True).head(count)

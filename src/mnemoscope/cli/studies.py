@@ -106,8 +106,10 @@ def study(
         built = {"dtype": found.manifest.options["dtype"], "revision": loading.revision or entry.revision}
         loaded = loaded or load(model or entry.id, replace(loading, **built))
         found = _measure(found, loaded, chosen, sizes)
-    sections = [one.section(found) for one in chosen]
-    _report_study(found, sections, html or out / "report.html", as_json)
+    # The report shows all that the run has, whatever was measured now; the terminal what was asked for.
+    sections = {one.name: one.section(found) for one in catalogue.CATALOGUE}
+    asked = [sections[one.name] for one in chosen]
+    _report_study(found, list(sections.values()), html or out / "report.html", as_json, said=asked)
 
 
 @app.command(epilog="Example: mnemoscope compare runs/a runs/b --html compare.html")
@@ -169,8 +171,16 @@ def _measure(run: Run, model: Model, chosen: Any, sizes: Any) -> Run:
 
 
 def _report_study(
-    run: Run, sections: Any, path: Path, as_json: bool, beside: Run | None = None, title: str = ""
+    run: Run,
+    sections: Any,
+    path: Path,
+    as_json: bool,
+    *,
+    beside: Run | None = None,
+    title: str = "",
+    said: Any = None,
 ) -> None:
+    """Write the page; print the findings of `said`, or of all sections."""
     from mnemoscope.analyses.study.items import items
     from mnemoscope.views.study import report, text
 
@@ -179,6 +189,6 @@ def _report_study(
         report.write(run, sections, path, beside=beside, title=title, items=listed, progress=progress)
     say(f"wrote {path}, and figures and tables in {path.stem}_files beside it")
     if as_json:
-        print_json([finding.to_dict() for section in sections for finding in section.findings])
+        print_json([finding.to_dict() for section in said or sections for finding in section.findings])
     else:
-        stdout().print(text.findings(sections))
+        stdout().print(text.findings(said or sections))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from mnemoscope import files
-from mnemoscope.analyses import neuron, overview, striking
+from mnemoscope.analyses import neuron, overview, patterns, striking
 from mnemoscope.records import NeuronId, Progress
 from mnemoscope.views import cards, html, plots
 
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     from mnemoscope.analyses.striking import Pick
     from mnemoscope.store import Run
 
-BEST = 6  # of the whole run by each criterion, beside the neurons of each layer
+BEST = 6  # neurons of the whole run by each criterion, beside the neurons of each layer
 MOST = html.Most(examples=5, between=4, tokens=10)
 WINDOW = (28, 14)  # tokens of text around an example: a page of hundreds of cards must stay a few MB
 _LABELS = {
     "": "all",
+    "tested": "clearest tested patterns",
     "next": "says what comes next",
     "token": "one token",
     "peaked": "most peaked",
@@ -35,11 +37,20 @@ _LABELS = {
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Why a neuron is on the page; the table sorts by `score` within one criterion, larger is more striking."""
+
+    criterion: str
+    score: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One layer of the page: its summary, and its cards with the reasons they were chosen."""
 
     summary: LayerSummary
-    cards: tuple[tuple[NeuronCard, tuple[Pick, ...]], ...]
+    cards: tuple[tuple[NeuronCard, tuple[Reason, ...]], ...]
 
 
 def write(
@@ -66,7 +77,7 @@ def render(
     """The page as text."""
     report = progress or (lambda step: None)
     whole = overview.overview(run)
-    picks = _picks(striking.Striking(run), len(whole.layers), neurons_per_layer)
+    picks = _picks(run, len(whole.layers), neurons_per_layer)
     sections, pictures = [], []
     for summary, picture in zip(whole.layers, plots.strips(whole), strict=True):
         report(Progress("drawing gallery", summary.layer, len(whole.layers), "layers"))
@@ -86,10 +97,14 @@ def render(
             figures=_figures(run, whole),
             strips=pictures,
             layers=sections,
-            criteria=_LABELS.items(),
+            criteria=_criteria(picks),
             most=MOST,
-            score=_score,
+            per_layer=neurons_per_layer,
+            best=BEST,
+            total=sum(layer.neurons for layer in whole.layers),
             known={id for layer in picks for id in layer},
+            folder=shlex.quote(str(run.path)),
+            tested="pattern_tests" in run.manifest.tables,
             licence=run.manifest.corpus.source.get("license") or run.manifest.corpus.source.get("licence"),
         )
     )
@@ -97,20 +112,37 @@ def render(
     return page
 
 
-def _picks(found: striking.Striking, layers: int, count: int) -> list[dict[NeuronId, list[Pick]]]:
+def _picks(run: Run, layers: int, count: int) -> list[dict[NeuronId, list[Reason]]]:
     """For each layer its neurons, in order, each with every reason for which it was chosen."""
-    out: list[dict[NeuronId, list[Pick]]] = [{} for _ in range(layers)]
-    picks = [pick for layer in range(layers) for pick in found.layer(layer, count)]
-    picks += [pick for name in striking.CRITERIA if name != "chance" for pick in found.best(name, BEST)]
-    for pick in picks:
-        reasons = out[pick.id.layer].setdefault(pick.id, [])
-        if pick.criterion not in [other.criterion for other in reasons]:
-            reasons.append(pick)
+    out: list[dict[NeuronId, list[Reason]]] = [{} for _ in range(layers)]
+    for id, reason in _reasons(run, layers, count):
+        reasons = out[id.layer].setdefault(id, [])
+        if reason.criterion not in [other.criterion for other in reasons]:
+            reasons.append(reason)
     return out
 
 
+def _reasons(run: Run, layers: int, count: int) -> Iterable[tuple[NeuronId, Reason]]:
+    found = striking.Striking(run)
+    picks = [pick for layer in range(layers) for pick in found.layer(layer, count)]
+    picks += [pick for name in striking.CRITERIA if name != "chance" for pick in found.best(name, BEST)]
+    for pick in picks:
+        yield pick.id, Reason(pick.criterion, _score(pick), cards.reason(pick))
+    if "pattern_tests" not in run.manifest.tables:
+        return
+    clearest = patterns.clearest(run, 2 * BEST)
+    for place, pair in enumerate(clearest.select("layer", "neuron").iter_rows()):
+        text = f"among the {clearest.height} clearest tested patterns of the run"
+        yield NeuronId(*pair), Reason("tested", float(clearest.height - place), text)
+
+
+def _criteria(picks: list[dict[NeuronId, list[Reason]]]) -> list[tuple[str, str]]:
+    """The reasons that occur, with their labels, and first all together."""
+    there = {"", *(reason.criterion for layer in picks for reasons in layer.values() for reason in reasons)}
+    return [(name, label) for name, label in _LABELS.items() if name in there]
+
+
 def _score(pick: Pick) -> float:
-    """What the page's table sorts by within one reason: larger is more striking."""
     if pick.criterion in ("next", "token"):
         return round(pick.value - (pick.usual or 0.0), 6)
     return round(-pick.value if pick.criterion == "quiet" else pick.value, 6)

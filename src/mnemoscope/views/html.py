@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mnemoscope import files
-from mnemoscope.views import cards, claims
+from mnemoscope.views import cards, claims, theme
 
 if TYPE_CHECKING:
-    from mnemoscope.analyses.neuron import Example, NeuronCard
+    from mnemoscope.analyses.neuron import Example, NeuronCard, ValueToken
+    from mnemoscope.patterns.claims import Claim
 
 _COLUMNS = 72  # of the distribution: a pixel-wide outlier is still seen at this width
 
@@ -64,8 +65,12 @@ def environment() -> Environment:
         claims.where_active,
     )  # fmt: skip
     found.filters |= {call.__name__: call for call in wording}
-    found.filters |= {"columns": _columns, "direction": _direction, "strength": _strength, "spaces": _spaces}
+    found.filters |= {
+        "clearest": clearest, "columns": _columns, "direction": _direction, "leading": _leading, "scored": scored,
+        "strength": _strength, "spaces": _spaces,
+    }  # fmt: skip
     found.globals |= {
+        "colours": theme.COLOURS,
         "key_note": cards.KEY_NOTE,
         "definition_names": claims.DEFINITIONS,
         "doubted_names": claims.DOUBTED,
@@ -73,6 +78,21 @@ def environment() -> Environment:
         "resampled_note": claims.RESAMPLED,
     }
     return found
+
+
+def clearest(card: NeuronCard) -> Claim | None:
+    """The first of a neuron's tested patterns that has a verdict."""
+    return next((claim for claim in card.claims or () if claims.believed(claim)), None)
+
+
+def scored(token: ValueToken, polarity: int) -> str:
+    """What a coefficient of +1 or -1 does to a token; the run keeps probabilities of the value itself, at +1."""
+    logit = f"logit {cards.number(polarity * token.logit, sign=True)} at coefficient {polarity:+d}"
+    return f"{logit}, probability {cards.number(token.probability)}" if polarity > 0 else logit
+
+
+def _leading(card: NeuronCard) -> int:
+    return card.sides[0].polarity
 
 
 def _columns(card: NeuronCard) -> cards.Columns | None:

@@ -1,7 +1,6 @@
 """Figures: altair to SVG through vl-convert, in one visual language.
 
-Every figure uses the colours named here and no other, so that a page can restyle them for a dark ground by
-attribute (`templates/gallery.css` does), and so that a figure saved on its own is right on white paper.
+Every figure uses the colours of `views.theme` and no other: `svg` refuses one that would stay as it is in the dark.
 """
 
 from __future__ import annotations
@@ -10,11 +9,15 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import escape
+
+from mnemoscope.views.theme import CHARTS, light
+
 if TYPE_CHECKING:
     from mnemoscope.analyses.overview import Overview
 
-INK, DIM, LINE = "#1d1c1a", "#68655f", "#e3e1db"
-SIZE = "#2f6f6a"  # the sequential scale is this one colour at rising opacity
+INK, DIM, LINE, PANEL = map(light, ("ink", "dim", "line", "panel"))
+SIZE = light("teal")  # the sequential scale is this one colour at rising opacity
 _PANEL = (150, 104)
 _KURTOSIS_TICKS = (0, 10, 100, 1_000, 10_000, 100_000)
 
@@ -30,7 +33,11 @@ def strips(overview: Overview) -> Iterator[str]:
         rows = [
             {"x": c.x, "x2": c.x2, "y": c.y + 3, "y2": c.y2 + 3, "neurons": c.neurons} for c in layer.cells
         ]
-        yield svg({**spec, "datasets": {"cells": rows, "normal": [{"y": 3}]}})
+        drawn = {**spec, "datasets": {"cells": rows, "normal": [{"y": 3}]}}
+        yield svg(
+            drawn,
+            f"layer {layer.layer}: excess kurtosis against largest |coefficient|, {layer.neurons:,} neurons",
+        )
 
 
 def _strip(overview: Overview) -> dict[str, Any]:
@@ -65,24 +72,35 @@ def _strip(overview: Overview) -> dict[str, Any]:
     return alt.layer(cells, normal).properties(width=_PANEL[0], height=_PANEL[1]).to_dict()
 
 
-def svg(spec: dict[str, Any]) -> str:
-    """A Vega-Lite specification as an SVG element to put into a page: the common look, no outside address."""
+def svg(spec: dict[str, Any], said: str) -> str:
+    """A Vega-Lite specification as an SVG element to put into a page: the common look, no outside address.
+
+    said  what the picture shows, for those who do not see it
+    """
     import vl_convert
 
     text = vl_convert.vegalite_to_svg({**spec, "config": LOOK})
-    return _TAG.sub(_plain, text)
+    return _TAG.sub(_plain, text).replace("<svg", f'<svg role="img" aria-label="{escape(said)}"', 1)
 
 
-_TAG = re.compile(
-    r"""<(?:[^"'>]|"[^"]*"|'[^']*')*>"""
-)  # labels are text: what stands between tags is left alone
+# Labels are text: what stands between tags is left alone.
+_TAG = re.compile(r"""<(?:[^"'>]|"[^"]*"|'[^']*')*>""")
 # An SVG inside a page needs no namespaces, and so the page names no address at all.
 _LEFT_OUT = re.compile(r"""\s(xmlns(:xlink)?|aria-[a-z]+|role|pointer-events|font-family)="[^"]*\"""")
+_COLOUR = re.compile(r'(fill|stroke)="(?!none"|transparent"|url)([^"]*)"')
+_VARIABLES = {shade: name for name, (shade, _) in CHARTS.items()}
 
 
 def _plain(tag: re.Match[str]) -> str:
-    """A tag without what a page does not need, its numbers in hundredths."""
-    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", _LEFT_OUT.sub("", tag[0]))
+    """A tag without what a page does not need, its numbers in hundredths, its colours those of the page."""
+    kept = _COLOUR.sub(_variable, _LEFT_OUT.sub("", tag[0]))
+    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", kept)
+
+
+def _variable(colour: re.Match[str]) -> str:
+    attribute, value = colour.groups()
+    assert value in _VARIABLES, f"{value} is no colour of the theme"
+    return f'{attribute}="var(--{_VARIABLES[value]})"'
 
 
 def _powers(ends: tuple[float, float]) -> list[float]:
@@ -94,9 +112,14 @@ def _powers(ends: tuple[float, float]) -> list[float]:
     return []
 
 
+_TITLE = {"titleColor": DIM, "titleFontSize": 10, "titleFontWeight": "normal"}
 LOOK = {
     "background": None,
     "view": {"stroke": None},
+    "title": {"color": INK, "subtitleColor": DIM},
+    "legend": {"labelColor": INK, "labelFontSize": 10, "symbolStrokeColor": DIM, **_TITLE},
+    "header": {"labelColor": INK, "titleColor": DIM},
+    "text": {"color": INK},
     "axis": {
         "labelColor": DIM,
         "labelFontSize": 9,
@@ -106,8 +129,6 @@ LOOK = {
         "grid": False,
         "tickSize": 3,
         "labelPadding": 2,
-        "titleColor": DIM,
-        "titleFontSize": 10,
-        "titleFontWeight": "normal",
+        **_TITLE,
     },
 }

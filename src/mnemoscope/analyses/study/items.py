@@ -14,7 +14,7 @@ class Item:
     """One analysis of the papers or of the objections to them.
 
     state    done, or not applicable
-    command  how to get it; empty if not applicable
+    command  how to get it, of RUN (a folder) and MODEL (a name); empty if not applicable
     test     the test file that holds it to its definition; empty if not applicable
     why      why it is not applicable, or what is different here; may be empty
     """

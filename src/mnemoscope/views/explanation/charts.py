@@ -15,14 +15,15 @@ from rich.cells import cell_len
 from mnemoscope.views.explanation.lower import sheet
 from mnemoscope.views.explanation.sheet import Against, Cargo, Grid, Point, Sheet, Step
 from mnemoscope.views.plots import DIM, INK, LINE
+from mnemoscope.views.theme import light
 
 if TYPE_CHECKING:
     import altair as alt
 
     from mnemoscope.explanation import Explanation
 
-ATTENTION, FFN = "#8557a8", "#2f6f6a"
-NEGATIVE, POSITIVE = "#1f64ad", "#b4520a"
+ATTENTION, FFN, NEGATIVE, POSITIVE = map(light, ("violet", "teal", "blue", "orange"))
+_DARKEST = 0.4  # opacity of a cell: its number is read on it, light or dark
 _WIDTH = 700
 _PART = {"attention": ATTENTION, "FFN": FFN, "embedding": INK}
 _SHAPE = {"attention": "circle", "FFN": "square", "embedding": "diamond"}
@@ -46,6 +47,18 @@ def drawn(page: Sheet) -> dict[str, Any]:
     if page.ablated:
         found["ablated"] = ablated(page)
     return found
+
+
+def described(name: str, page: Sheet) -> str:
+    """What a figure shows, for those who do not see it."""
+    target = page.target.word.label
+    return {
+        "stream": f"log p of {target} along the stream, from layer to layer, and its rank",
+        "layers": f"what attention and FFN of each layer added to log p of {target}",
+        "heads": f"what each head brought to {target} from each token of the prompt",
+        "carried": "what attention carried, vector by vector of its source",
+        "ablated": "leave-one-out against true ablation of the same parts",
+    }.get(name, f"what each layer did to log p of {target}, {name}")
 
 
 def stream(page: Sheet) -> Any:
@@ -207,9 +220,10 @@ def heads(grid: Grid) -> Any:
     y = alt.Y("head:N", sort=list(grid.heads), axis=alt.Axis(title=None, domain=False, ticks=False))
     base = alt.Chart(_data(rows))
     sign = alt.Color("sign:N", scale=alt.Scale(domain=["-", "+"], range=[NEGATIVE, POSITIVE]), legend=None)
+    shade = alt.Scale(domain=[0, 1], range=[0, _DARKEST])
     cells = base.mark_rect(stroke=LINE, strokeWidth=0.5).encode(
-        x=x, y=y, color=sign, opacity=alt.Opacity("size:Q", scale=alt.Scale(domain=[0, 1], range=[0, 0.8]), legend=None)
-    )  # fmt: skip
+        x=x, y=y, color=sign, opacity=alt.Opacity("size:Q", scale=shade, legend=None)
+    )
     frame = base.mark_rect(filled=False, stroke=LINE, strokeWidth=0.5).encode(x=x, y=y)
     text = base.mark_text(fontSize=9, color=INK).encode(x=x, y=y, text="shown:N")
     return alt.layer(frame, cells, text).properties(width=wide * len(columns), height=19 * len(grid.heads))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mnemoscope.views.explanation.places import anchor
 from mnemoscope.views.explanation.sheet import Cause, Sheet, Switched, Word
 from mnemoscope.views.explanation.wording import nats
 
@@ -20,7 +21,7 @@ _THICKEST = 13.0
 
 @dataclass(frozen=True)
 class Box:
-    """A node: its name, a token beside it, and the nats that pass through it."""
+    """A node: its name, a token beside it, the nats that pass through it, and the address of the part."""
 
     name: str
     word: Word | None
@@ -30,16 +31,18 @@ class Box:
     wide: float
     tall: float
     role: str  # cause | rest | neuron | target
+    leads: str = ""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A curve between two boxes, as thick as its nats; `said` is what it means in words."""
+    """A curve between two boxes, as thick as its nats; `said` in words, `leads` to what the neuron is made of."""
 
     path: str
     nats: float
     thick: float
     said: str
+    leads: str
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,23 @@ def graph(page: Sheet) -> Graph | None:
     rows = max(len(causes), 2 * len(chosen) - 1)
     tall = _TOP + rows * _ROW
     left = {
-        key: Box(cause.name, cause.word, total, _LEFT[0], y, _LEFT[1] - _LEFT[0], _TALL, _role(cause))
+        key: Box(
+            cause.name,
+            cause.word,
+            total,
+            _LEFT[0],
+            y,
+            _LEFT[1] - _LEFT[0],
+            _TALL,
+            _role(cause),
+            anchor(cause),
+        )
         for (key, cause, total), y in zip(causes, _spread(len(causes), tall), strict=True)
     }
     middle = {
-        one.name: Box(one.name, None, one.nats, _MIDDLE[0], y, _MIDDLE[1] - _MIDDLE[0], _TALL, "neuron")
+        one.name: Box(
+            one.name, None, one.nats, _MIDDLE[0], y, _MIDDLE[1] - _MIDDLE[0], _TALL, "neuron", one.name
+        )
         for one, y in zip(chosen, _spread(len(chosen), tall), strict=True)
     }
     end = Box(
@@ -119,7 +134,8 @@ def _edge(source: Box, sink: Box, flow: float, top: float) -> Edge:
     middle = round((x1 + x2) / 2, 1)
     said = f"{source.name} → {sink.name}: {nats(flow)} nats"
     thick = round(max(_THICKEST * abs(flow) / top, 0.6), 2)
-    return Edge(f"M{x1} {y1}C{middle} {y1} {middle} {y2} {x2} {y2}", flow, thick, said)
+    leads = f"switched-{source.name if source.role == 'neuron' else sink.name}"
+    return Edge(f"M{x1} {y1}C{middle} {y1} {middle} {y2} {x2} {y2}", flow, thick, said, leads)
 
 
 def headings(switched: Sequence[Switched]) -> list[tuple[float, str, str]]:

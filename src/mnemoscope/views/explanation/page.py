@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from mnemoscope import files
 from mnemoscope.views import html, plots
 from mnemoscope.views.explanation import charts, graph, wording
 from mnemoscope.views.explanation.lower import sheet
+from mnemoscope.views.explanation.places import Places, anchor
 from mnemoscope.views.explanation.sheet import Against, PromptToken, Sheet, Word, largest
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ _SHORT = 18  # characters of a token in the graph
 
 def fragment(explanation: Explanation) -> str:
     """An explanation with its style, to be put into another page: what a notebook displays."""
-    return _render("explanation_fragment.html", explanation)
+    # A notebook holds several: the same addresses must not be there twice.
+    named = zlib.crc32(f"{explanation.model} {explanation.prompt} {explanation.target}".encode())
+    return _render("explanation_fragment.html", explanation, f"mn{named:08x}-")
 
 
 def page(explanation: Explanation) -> str:
@@ -38,14 +42,16 @@ def write(explanation: Explanation, path: str | Path) -> None:
     files.write(path, page(explanation), "writing the page")
 
 
-def _render(template: str, explanation: Explanation) -> str:
+def _render(template: str, explanation: Explanation, prefix: str = "") -> str:
     lowered = sheet(explanation, rows=ROWS)
     pictures = {
-        name: Markup(plots.svg(chart.to_dict(validate=False)))
+        name: Markup(plots.svg(chart.to_dict(validate=False), charts.described(name, lowered)))
         for name, chart in charts.drawn(lowered).items()
     }
     found = _environment().get_template(template)
-    return found.render(page=lowered, pictures=pictures, drawn=graph.graph(lowered))
+    return found.render(
+        page=lowered, pictures=pictures, drawn=graph.graph(lowered), places=Places(lowered, prefix)
+    )
 
 
 @cache
@@ -60,7 +66,13 @@ def _environment() -> Environment:
             wording.switched_line, wording.unit, wording.verdict,
         )
     }  # fmt: skip
-    found.filters |= {"cell": _cell, "against_line": _against_line, "reach": _reach, "short": _short}
+    found.filters |= {
+        "anchor": anchor,
+        "cell": _cell,
+        "against_line": _against_line,
+        "reach": _reach,
+        "short": _short,
+    }
     found.globals = found.globals | {
         "differ": wording.DIFFER,
         "not_ablated": wording.NOT_ABLATED,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from mnemoscope.views import plots
-from mnemoscope.views.plots import DIM, INK, LINE
+from mnemoscope.views.plots import DIM, INK, LINE, PANEL, SIZE
+from mnemoscope.views.theme import light
 
 if TYPE_CHECKING:
     import altair as alt
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from mnemoscope.analyses.study.finding import Figure, Finding
 
 # In the order in which series take them; blue and orange first, as they differ for everybody.
-SERIES = ("#1f64ad", "#b4520a", "#2f6f6a", "#8557a8", "#68655f", "#1d1c1a")
-NULL = "#b9b5ac"
+SERIES = tuple(map(light, ("blue", "orange", "teal", "violet", "dim", "ink")))
+NULL = light("chance")
 _NUMBER = ",.8~g"  # without a precision, Vega chooses one that turns 10 into 1e+1
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 4], [1, 3])
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
@@ -30,6 +31,7 @@ _WIDTH, _HEIGHT = 660, 220
 _PANEL = (300, 150)
 _COLUMNS = 2  # panels side by side
 _LAYERS = 200  # numbers of x that are taken to stand a step apart, at most
+_SHADES = 11  # of the key of a heat map
 _LETTER = 5.8  # pixels of a letter of an axis title
 
 
@@ -55,9 +57,9 @@ def chart(finding: Finding) -> alt.Chart | None:
     return alt.vconcat(*rows, spacing=18).resolve_scale(color="shared")
 
 
-def svg(drawn: alt.Chart) -> str:
-    """An SVG element for a page."""
-    return plots.svg(drawn.to_dict(validate=False))
+def svg(drawn: alt.Chart, said: str) -> str:
+    """An SVG element for a page; `said` is its description."""
+    return plots.svg(drawn.to_dict(validate=False), said)
 
 
 def saved(drawn: alt.Chart, kind: str) -> bytes:
@@ -178,7 +180,8 @@ def _panel(drawing: _Drawing) -> Any:
         if drawing.title
         else {}
     )
-    return alt.layer(*layers).properties(width=drawing.size[0], height=drawing.size[1], **title)
+    panel = alt.layer(*layers).properties(width=drawing.size[0], height=drawing.size[1], **title)
+    return alt.hconcat(panel, _key(drawing), spacing=8) if drawing.figure.kind == "heat" else panel
 
 
 def _null(drawing: _Drawing) -> list[Any]:
@@ -254,7 +257,7 @@ def _stack(drawing: _Drawing) -> list[Any]:
     y = drawing.y()
     y.stack = "zero"
     return [
-        base.mark_bar(stroke="white", strokeWidth=0.4, **size).encode(
+        base.mark_bar(stroke=PANEL, strokeWidth=0.4, **size).encode(
             x=drawing.x(), y=y, color=drawing.colour(), order=alt.Order("_order:Q")
         )
     ]
@@ -295,19 +298,11 @@ def _scatter(drawing: _Drawing) -> list[Any]:
 
 
 def _heat(drawing: _Drawing) -> list[Any]:
+    """Cells whose opacity is the size of the number and whose colour its sign: right on any ground."""
     import altair as alt
 
     figure = drawing.figure
     assert figure.color is not None, "a heat map shades a column"
-    low, high = _range(drawing.every, [figure.color])
-    if low < 0 < high:
-        reach = max(-low, high)
-        scale = alt.Scale(domain=[-reach, 0, reach], range=[SERIES[0], "#f6f5f2", SERIES[1]])
-    else:
-        scale = alt.Scale(domain=[low, high], range=["#f1f5f4", plots.SIZE])
-    legend = alt.Legend(
-        orient="right", title=None, gradientLength=110, format="%" if figure.share else _NUMBER
-    )
     rows = sorted(drawing.every[figure.y].drop_nulls().unique().to_list())
     kind = "N" if drawing.every.schema[figure.y] == pl.String else "O"
     y = alt.Y(f"{figure.y}:{kind}", sort=rows, axis=alt.Axis(title=figure.y_title, labelOverlap=True))
@@ -316,13 +311,39 @@ def _heat(drawing: _Drawing) -> list[Any]:
     x = alt.X(
         f"{figure.x}:O", sort=order, axis=alt.Axis(title=figure.x_title, labelOverlap=True, labelAngle=0)
     )
-    return [
-        drawing.base.mark_rect().encode(
-            x=x,
-            y=y,
-            color=alt.Color(f"{figure.color}:Q", scale=scale, legend=legend),
-        )
+    cells = drawing.base.mark_rect(stroke=LINE, strokeWidth=0.3)
+    return [cells.encode(x=x, y=y, **_shade(figure.color, _range(drawing.every, [figure.color])))]
+
+
+def _shade(column: str, ends: tuple[float, float]) -> dict[str, Any]:
+    """Fill opacity by the size of a number, colour by its sign if there are two: right on any ground."""
+    import altair as alt
+
+    low, high = ends
+    signs = alt.condition(f"datum['{column}'] < 0", alt.value(SERIES[0]), alt.value(SERIES[1]))
+    reach = max(-low, high)
+    domain, opacity = ([-reach, 0, reach], [1, 0, 1]) if low < 0 < high else ([low, high], [0.06, 1])
+    scale = alt.Scale(domain=domain, range=opacity)
+    return {
+        "color": signs if low < 0 < high else alt.value(SIZE),
+        "fillOpacity": alt.FillOpacity(f"{column}:Q", scale=scale, legend=None),
+    }
+
+
+def _key(drawing: _Drawing) -> Any:
+    """What the shades of a heat map stand for: a strip from the least to the largest number."""
+    import altair as alt
+
+    low, high = _range(drawing.every, [drawing.figure.color])
+    step = (high - low or 1.0) / _SHADES
+    rows = [
+        {"low": low + i * step, "high": low + (i + 1) * step, "middle": low + (i + 0.5) * step}
+        for i in range(_SHADES)
     ]
+    axis = alt.Axis(orient="right", title=None, format="%" if drawing.figure.share else _NUMBER, tickCount=5)
+    y = alt.Y("low:Q", axis=axis, scale=alt.Scale(domain=[low, low + _SHADES * step], nice=False, zero=False))
+    strip = alt.Chart(alt.InlineData(values=rows)).mark_rect(stroke=LINE, strokeWidth=0.3)
+    return strip.encode(y=y, y2="high:Q", **_shade("middle", (low, high))).properties(width=12, height=110)
 
 
 def _histogram(drawing: _Drawing) -> list[Any]:

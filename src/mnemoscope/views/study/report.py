@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mnemoscope import files
 from mnemoscope.analyses.study.items import Item
@@ -34,6 +36,18 @@ class Shown:
     numeric: tuple[bool, ...]  # columns of numbers
     left: int  # rows that are not on the page
     files: tuple[tuple[str, str], ...]  # kind, address from the page
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An item of the papers: what this page shows of it, or else how it stands, and the command for this run."""
+
+    id: str
+    title: str
+    why: str
+    findings: tuple[Finding, ...]
+    state: str
+    command: str
 
 
 def write(
@@ -83,13 +97,47 @@ def render(
             done += 1
         drawn.append((section, shown))
     report(Progress("drawing figures", total, total, "figures"))
+    answers = _answers(run, [one for section in sections for one in section.findings], items)
+    runs = [run] if beside is None else [run, beside]
+    environment = html.environment().overlay()
+    environment.filters = environment.filters | {"typed": _typed}
+    page = environment.get_template("study.html")
+    return page.render(runs=runs, title=title, sections=drawn, items=answers)
+
+
+def _answers(run: Run, findings: Sequence[Finding], items: Sequence[Item]) -> list[Answer]:
     where: dict[str, list[Finding]] = {}
-    for finding in (finding for section in sections for finding in section.findings):
+    for finding in findings:
         for item in finding.items:
             where.setdefault(item, []).append(finding)
-    runs = [run] if beside is None else [run, beside]
-    page = html.environment().get_template("study.html")
-    return page.render(runs=runs, title=title, sections=drawn, items=items, where=where)
+    return [
+        Answer(one.id, one.title, one.why, tuple(where.get(one.id, ())), *_standing(run, one))
+        for one in items
+    ]
+
+
+def _standing(run: Run, item: Item) -> tuple[str, str]:
+    """How an item stands without a figure here, and what is to be typed for this run."""
+    words = {"RUN": str(run.path), "MODEL": run.manifest.model.id}
+    command = _WORDS.sub(lambda word: shlex.quote(words[word[0]]), item.command)
+    if item.command.startswith("mnemoscope build"):
+        return "measured: it is the run", f"mnemoscope show {shlex.quote(str(run.path))}"
+    if item.command.startswith("mnemoscope study"):
+        return "not measured", command
+    return (
+        "for one neuron, prediction or sheet" if command.startswith("mnemoscope") else "nothing to measure"
+    ), command
+
+
+def _typed(text: str, path: Path) -> Markup:
+    """A sentence in which what stands between backticks is a command for this run."""
+    plain = [escape(part) for part in _WORDS.sub(lambda word: shlex.quote(str(path)), text).split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if k % 2 else part for k, part in enumerate(plain)
+    )
+
+
+_WORDS = re.compile(r"\b(RUN|MODEL)\b")
 
 
 def _show(finding: Finding, folder: Path | None) -> Shown:
@@ -97,7 +145,7 @@ def _show(finding: Finding, folder: Path | None) -> Shown:
     head = finding.frame.head(ROWS if drawn is not None else ROWS_BARE)
     return Shown(
         finding,
-        None if drawn is None else Markup(figures.svg(drawn)),
+        None if drawn is None else Markup(figures.svg(drawn, f"{finding.title}. {finding.says}")),
         tuple(name.replace("_", " ") for name in head.columns),
         tuple(tuple(_cell(value) for value in row) for row in head.iter_rows()),
         tuple(kind.is_numeric() for kind in head.schema.values()),

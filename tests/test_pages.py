@@ -1,0 +1,206 @@
+"""Pages and fragments in a real browser: what can be read in every scheme, host and width.
+
+Without a browser these are skipped, except in CI, which installs one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from synthetic import make_run
+from synthetic_explanation import make
+from test_study_views import BAND, FRAME, finding
+from test_views import CARD
+
+from mnemoscope.analyses.study.finding import KINDS, Figure, Finding, Section
+from mnemoscope.analyses.study.items import items
+from mnemoscope.views import gallery, html
+from mnemoscope.views.explanation import page as explanations
+from mnemoscope.views.study import report
+
+HERE = Path(__file__).parent
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync")  # fmt: skip
+LEAST = 4.5  # contrast of text, WCAG 2.2 AA
+WIDTHS = (1400, 900, 420)
+PAGES = ("card", "explanation", "gallery", "study")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail("there is no chromium to look at pages with; apt-get install chromium")
+        pytest.skip("there is no chromium to look at pages with")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=list(SWITCHES))
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One page of each kind, on disk."""
+    folder = tmp_path_factory.mktemp("pages")
+    run = make_run(folder / "run", layers=4, neurons=12)
+    files = {name: folder / f"{name}.html" for name in PAGES}
+    html.write(CARD, files["card"])
+    explanations.write(make(layers=4, neurons=12, run=str(run.path)), files["explanation"])
+    gallery.write(run, files["gallery"])
+    sections = [
+        Section("kinds", "Every kind of figure", tuple(study_figures())),
+        Section("gone", "Not there", (), "no table"),
+    ]
+    report.write(run, sections, files["study"], items=items())
+    return files
+
+
+def study_figures() -> Iterator[Finding]:
+    """Each kind with bands and intervals, alone and in panels; heat maps of one sign and of two."""
+    signed = FRAME.with_columns(signed=pl.col("value") - 0.3)
+    for kind in KINDS:
+        for facet in (None, "panel"):
+            for colour in ("value", "signed") if kind == "heat" else ("series",):
+                drawn = Figure(**{**finding(kind).figure.__dict__, **BAND, "color": colour, "facet": facet})
+                yield Finding(
+                    f"{kind}-{colour}-{facet or 'whole'}", ("A21",), f"A {kind}", "It is so.", signed, drawn
+                )
+
+
+def opened(
+    browser: Any, address: str, width: int = 1400, scheme: str = "light", media: str = "screen"
+) -> Any:
+    """A page as wide as that and as high as it is, all that is folded unfolded; nothing of it asks the network."""
+    shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    shown.route("http*://**", lambda route: route.abort())
+    shown.goto(address)
+    shown.emulate_media(media=media, color_scheme=scheme)
+    shown.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    height = shown.evaluate("document.documentElement.scrollHeight")
+    shown.set_viewport_size({"width": width, "height": min(height, 12_000)})
+    return shown
+
+
+def audit(shown: Any, within: str = ".mn") -> dict[str, Any]:
+    """How many texts were seen, and those that are too weak."""
+    return shown.evaluate((HERE / "contrast.js").read_text(), [LEAST, within])
+
+
+# -- both schemes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_every_text_can_be_read(browser: Any, pages: dict[str, Path], name: str, scheme: str) -> None:
+    """Text of pages and in pictures stands out from what is behind it, light and dark."""
+    found = audit(opened(browser, pages[name].as_uri(), scheme=scheme))
+    assert found["texts"] > 60 and found["pictures"] > 3
+    assert found["weak"] == []
+
+
+def test_the_audit_sees_what_cannot_be_read(browser: Any) -> None:
+    """Grey on grey, black on a dark shape of a picture, and text that is too pale are found."""
+    shown = browser.new_page()
+    shown.set_content(
+        "<p style='color:#888;background:#777'>grey</p><p>good</p><p style='opacity:.3'>pale</p>"
+        "<svg width=90 height=40><rect width=90 height=40 fill='#222'/><text x=5 y=25>black</text></svg>"
+    )
+    found = audit(shown, "body")
+    assert found["texts"] == 4 and found["pictures"] == 1
+    assert [one.split(" | ")[0] for one in found["weak"]] == ["grey", "pale", "black"]
+
+
+# -- in notebooks -------------------------------------------------------------------------------------------
+
+# name: nbconvert's template and theme, or classes of VS Code's body and its background; and whether it is dark
+HOSTS = {
+    "lab light": (("lab", "light"), False),
+    "lab dark": (("lab", "dark"), True),
+    "classic": (("classic", "light"), False),
+    "vscode light": (("vscode-light", "#ffffff"), False),
+    "vscode dark": (("vscode-dark", "#1e1e1e"), True),
+    "vscode high contrast": (("vscode-high-contrast", "#000000"), True),
+}
+
+
+def _hosted(host: str, fragments: list[str]) -> str:
+    """A notebook whose outputs are these, as its front end draws it."""
+    (kind, look), dark = HOSTS[host]
+    if kind.startswith("vscode"):
+        style = (HERE / "notebook_vscode.css").read_text()
+        ink = "#cccccc" if dark else "#3b3b3b"
+        cells = "".join(
+            f"<div class=output_container><div class=output>{one}</div></div>" for one in fragments
+        )
+        return (
+            f"<!doctype html><html><head><meta charset=utf-8><style>{style}</style></head><body class='{kind}' "
+            f"data-vscode-theme-kind='{kind}' style='background:{look};color:{ink}'>{cells}</body></html>"
+        )
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": one, "text/plain": "card"}) for one in fragments
+    ]
+    cell = nbformat.v4.new_code_cell("run.neuron(24, 1005)", outputs=outputs, execution_count=1)
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"language_info": {"name": "python"}})
+    return str(HTMLExporter(template_name=kind, theme=look).from_notebook_node(notebook)[0])
+
+
+@pytest.fixture(scope="module")
+def fragments() -> list[str]:
+    """What a card and an explanation give a notebook to show."""
+    return [html.fragment(CARD), explanations.fragment(make(foils=(" London",)))]
+
+
+LOOK = (HERE / "look.js").read_text()
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme"),
+    [
+        pytest.param(
+            host, scheme, marks=() if scheme == "light" and host.endswith(" dark") else pytest.mark.slow
+        )
+        for host in HOSTS
+        for scheme in ("light", "dark")
+    ],
+)
+def test_a_notebook_leaves_the_card_as_it_is(
+    browser: Any, fragments: list[str], tmp_path: Path, host: str, scheme: str
+) -> None:
+    """Rules for tables, lists and code of a front end do not reach in, and its theme decides over the system's."""
+    file = tmp_path / "notebook.html"
+    file.write_text(_hosted(host, fragments), encoding="utf-8")
+    shown = opened(browser, file.as_uri(), scheme=scheme)
+    found, clear = shown.evaluate(LOOK), "rgba(0, 0, 0, 0)"
+    dark = HOSTS[host][1]
+    assert all((panel < 0.3) == dark and (panel > 0.9) != dark for panel in found["panels"]), found["panels"]
+    assert found["rows"] == [clear] and found["code"] == [clear]
+    assert found["numbers"] == ["right"] and found["names"] == ["left"]
+    assert found["terms"] == ["grid", "none", "400"]
+    assert found["sizes"] == ["13.5px", "1px"]
+    seen = audit(shown)
+    assert seen["texts"] > 150 and seen["weak"] == []
+
+
+def test_a_host_without_a_theme_follows_the_system(
+    browser: Any, fragments: list[str], tmp_path: Path
+) -> None:
+    """Where nothing says light or dark, the reader's own setting counts."""
+    file = tmp_path / "site.html"
+    file.write_text(f"<!doctype html><meta charset=utf-8>{fragments[0]}", encoding="utf-8")
+    panels = [
+        opened(browser, file.as_uri(), scheme=one).evaluate(LOOK)["panels"][0] for one in ("light", "dark")
+    ]
+    assert panels[0] > 0.9 and panels[1] < 0.3
