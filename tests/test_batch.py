@@ -165,10 +165,10 @@ def test_a_file_without_prompts_is_refused(
 
 def test_a_table_that_cannot_be_written_leaves_nothing(model: Model, tmp_path: Path) -> None:
     """Where there is a folder of that name, one line says so, and what was there stays."""
-    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken.csv").mkdir()
     with pytest.raises(RunError, match="writing the table"):
-        explain_many(model, PROMPTS[1:], tmp_path / "taken", top=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+        explain_many(model, PROMPTS[1:], tmp_path / "taken.csv", top=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.csv"]
 
 
 def test_the_command_explains_one_and_many(

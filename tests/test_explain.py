@@ -249,8 +249,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "position out of range": ({"position": 5}, "take 0 to 4"),
     "negative position out of range": ({"position": -6}, "take 0 to 4"),
-    "unknown lens": ({"lens": "tuned"}, "no lens"),
-    "top of nothing": ({"top": 0}, "top is 1 or more"),
+    "unknown lens": ({"lens": "tuned"}, "is not a lens"),
+    "top of nothing": ({"top": 0}, "top=0 is too small; give 1 or more"),
     "word that cannot be spelled": ({"target": " xyzzy"}, "not in the vocabulary"),
     "id and text": ({"target": " Paris", "target_id": 5}, "give one of them"),
     "id beyond the vocabulary": (

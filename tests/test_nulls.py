@@ -414,7 +414,7 @@ def test_other_nulls_are_another_run(model: Model, tmp_path: Path) -> None:
 def test_an_unknown_kind_is_one_line_and_costs_nothing(model: Model, tmp_path: Path) -> None:
     """It says which was given and which there are, and no folder appears."""
     with pytest.raises(
-        RunError, match="'radnom' is not known; take some of random, rotated, shuffled, or none"
+        RunError, match=r"'radnom' in nulls=.* is not a kind of them; give some of random, rotated, shuffled"
     ):
         build(model, texts(5), tmp_path / "run", nulls=["random", "radnom"])
     assert not (tmp_path / "run").exists()

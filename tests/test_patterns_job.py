@@ -269,7 +269,7 @@ def test_refused(bare: Run, model: Model, tmp_path: Path) -> None:
     """Another model, no budget and too few documents are refused in a line, and the run stays as it was."""
     with pytest.raises(RunMismatch, match="weights"):
         patterns(bare, load_model(FAMILIES["llama"](), tokenizer=tokenizer()))
-    with pytest.raises(PatternError, match="a budget of 0 tokens"):
+    with pytest.raises(PatternError, match="budget=0 is too small"):
         patterns(bare, model, Settings(budget=0))
     small = build(model, texts(6), tmp_path / "small", top=4)
     with pytest.raises(PatternError, match="each needs at least"):

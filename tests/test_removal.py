@@ -231,7 +231,7 @@ def test_bad_questions(case: tuple[Run, Model, pl.DataFrame]) -> None:
     other = mn.load_model(FAMILIES["opt"](), tokenizer=tokenizer())
     with pytest.raises(RunMismatch, match="are others; give the model"):
         removal(run, other)
-    with pytest.raises(QueryError, match="1 documents are too few"):
+    with pytest.raises(QueryError, match="documents=1 is too small"):
         removal(run, model, documents=1)
 
 

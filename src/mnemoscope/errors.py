@@ -1,4 +1,4 @@
-"""What can go wrong that a user can mend, as one tree.
+"""What can go wrong that a user can fix, as one tree.
 
     MnemoscopeError                 root; the command line prints its message and exits with 2
     ├── ModelError                  a model cannot be found or read
@@ -19,9 +19,42 @@ Every message says what was being done, what was given, what is accepted, and wh
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
+
 
 class MnemoscopeError(Exception):
-    """Root of the tree: something the user can mend."""
+    """Root of the tree: something the user can fix.
+
+    An argument is named in the message as ``{name}`` and given by that name: ``("{top} is too small", top=0)`` reads
+    "top=0 is too small" in Python and "--top 0 is too small" on the command line. A value of ``...`` is left out.
+    """
+
+    def __init__(self, message: str = "", **arguments: object) -> None:
+        self.message, self.arguments = message, arguments
+        super().__init__(self._naming(_in_python))
+
+    def on_command_line(self) -> str:
+        """The message with options where `str` has arguments."""
+        return self._naming(_as_option)
+
+    def _naming(self, spelled: Callable[[str, object], str]) -> str:
+        text = self.message
+        for name, value in self.arguments.items():
+            text = text.replace(f"{{{name}}}", spelled(name, value))
+        return text
+
+
+def _in_python(name: str, value: object) -> str:
+    return f"{name}=" if value is ... else f"{name}={value!r}"
+
+
+def _as_option(name: str, value: object) -> str:
+    option = f"--{_OPTIONS.get(name, name).replace('_', '-')}"
+    return option if value is ... or value is True else f"{option} {shlex.quote(str(value))}"
+
+
+_OPTIONS = {"foils": "foil", "path": "out"}  # where the command line has another name
 
 
 class ModelError(MnemoscopeError):

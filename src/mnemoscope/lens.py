@@ -20,8 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mnemoscope.anatomy import Anatomy, Norm
-
-LENSES = ("raw", "own", "frozen")
+from mnemoscope.arguments import LENSES
 
 
 @dataclass(frozen=True)

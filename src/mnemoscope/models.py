@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from mnemoscope import files, samples
+from mnemoscope import devices, files, samples
 from mnemoscope.anatomy import Anatomy
+from mnemoscope.arguments import DTYPES, check_loading
 from mnemoscope.decompose import examine
 from mnemoscope.errors import ModelError, ModelNotSupported, RunMismatch
 from mnemoscope.records import ModelEntry
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 # how many workers it had. It is read at the first product, so a choice that was made before stands.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"} | {name: name for name in DTYPES}
+_NAMES = {full: name for name, full in DTYPES.items()} | {name: name for name in DTYPES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +124,9 @@ def load_model(
     Raises ModelError when it cannot be found or read or its tokenizer is another model's, ModelNotSupported when its
     parts do not add up.
     """
+    check_loading(dtype, device)
     say = progress or (lambda _: None)
-    target = _device(device)
+    target = devices.device(device)
     if isinstance(source, PreTrainedModel):
         hf, name = source.eval(), str(source.config._name_or_path or type(source).__name__)
         tokenizer = tokenizer or _tokenizer(name, name, revision, trust_remote_code)
@@ -158,27 +159,11 @@ def _has(feature: str) -> bool:
     return bool(getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)())
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(
-            f"choosing a device: {name!r} cannot be used here ({reason}); take cpu, cuda or auto"
-        ) from None
-    return device
-
-
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         native = torch.cuda.is_bf16_supported() if device.type == "cuda" else native_bf16()
         return torch.bfloat16 if native else torch.float32
-    if name not in _NAMES:
-        raise ModelError(f"choosing a dtype: {name!r} is not known; take auto, {', '.join(DTYPES)}")
-    return DTYPES[_NAMES[name]]
+    return getattr(torch, DTYPES[_NAMES[name]])
 
 
 def _resolve(name: str, say: Callable[[str], None]) -> str:

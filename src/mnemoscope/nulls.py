@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mnemoscope.anatomy import Projection
+from mnemoscope.arguments import DEFAULT_NULLS as DEFAULT
+from mnemoscope.arguments import NULLS as KINDS
+from mnemoscope.arguments import check_nulls
 from mnemoscope.capture import Capture, Coefficients
-from mnemoscope.errors import RunError
 from mnemoscope.models import Model
 from mnemoscope.records import ContextBatch
 
-KINDS = ("random", "rotated", "shuffled")
-DEFAULT = ("random", "rotated")
 COUNT = 64  # pseudo-neurons in a layer: a 99th percentile over the layers, for a few per cent of the time
 
 _BLOCK = 512  # inputs that are multiplied at once
@@ -60,10 +60,7 @@ def recipe(
     model: Model, kinds: Sequence[str] = DEFAULT, count: int = COUNT, seed: int = 0
 ) -> dict[str, Any] | None:
     """All that `Nulls` depend on, as plain values for a manifest, or None for no kinds; arguments as there."""
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise RunError(
-            f"making null units: the kind {unknown[0]!r} is not known; take some of {', '.join(KINDS)}, or none"
-        )
+    check_nulls(kinds)
     if not kinds:
         return None
     return {

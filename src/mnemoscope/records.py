@@ -29,7 +29,11 @@ from mnemoscope.errors import QueryError
 
 SCHEMA_VERSION = 1
 
-_ADDRESS = re.compile(r"^\s*[Ll]?(\d+)\s*[./_Nn]\s*[Nn]?(\d+)\s*$")
+_ADDRESS = re.compile(r"\s*[Ll]?(\d+)\s*[./_Nn]\s*[Nn]?(\d+)\s*")
+# TransformerLens names the activations of a layer, and an index picks one: hook_post.366, hook_post[:, :, 366].
+_HOOKED = re.compile(
+    r"\s*blocks\.(\d+)\.mlp\.hook_(?:pre|pre_linear|post)(?:\.|\[(?:[:.\s]+,)*\s*)(\d+)\s*\]?\s*"
+)
 
 
 class NeuronId(NamedTuple):
@@ -43,11 +47,13 @@ class NeuronId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> NeuronId:
-        """Read ``L13N366``, ``13.366``, ``13/366``, ``13_366`` or ``L13.N366``; else `QueryError`."""
-        found = _ADDRESS.match(text)
+        """Read ``L13N366``, ``13.366``, ``13/366``, ``13_366``, ``L13.N366``, or the name that TransformerLens has for
+        it, ``blocks.13.mlp.hook_post.366``; else `QueryError`."""
+        found = _ADDRESS.fullmatch(text) or _HOOKED.fullmatch(text)
         if found is None:
             raise QueryError(
-                f"reading a neuron's address: {text!r} is none; write L13N366 (or 13.366, 13/366, 13_366)"
+                f"reading a neuron's address: {text!r} is not an address; write L13N366 "
+                "(or 13.366, 13/366, 13_366, blocks.13.mlp.hook_post.366)"
             )
         return cls(int(found[1]), int(found[2]))
 

@@ -5,6 +5,7 @@ The terminal, the notebook and the page all draw this card and nothing else, so 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -221,7 +222,7 @@ def card(
         positive=_side(reader, positive, 1, examples),
         negative=_side(reader, negative, -1, examples),
         between=reader.examples(between),
-        command=f"mnemoscope show {run.path} {NeuronId(layer, neuron)}",
+        command=shlex.join(["mnemoscope", "show", str(run.path), str(NeuronId(layer, neuron))]),
         claims=claims(run, layer, neuron) if has_patterns(run) else None,
     )
 

@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
+from mnemoscope import files
+from mnemoscope.arguments import check_budget, check_least, check_removal, check_sign
+from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import AsJson, Count, Neuron, Reloading, RunFolder, bundled
 from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
 from mnemoscope.cli.shared import model_of, print_json, say, stdout
-from mnemoscope.errors import QueryError
 from mnemoscope.records import NeuronId
 
 
@@ -33,24 +35,28 @@ def patterns(
     from mnemoscope.analyses import labels
     from mnemoscope.analyses import patterns as analysis
     from mnemoscope.analyses.neuron import card
-    from mnemoscope.jobs.patterns import Settings, estimate, known
-    from mnemoscope.jobs.patterns import patterns as job
     from mnemoscope.store import open_run
     from mnemoscope.views import patterns as view
 
-    found, settings = open_run(run), Settings(budget, seed)
+    check_budget(budget)
+    check_least("showing neurons", 0, count=count, cards=cards)
+    found = open_run(run)
+    from mnemoscope.jobs.patterns import Settings, estimate, known
+    from mnemoscope.jobs.patterns import patterns as job
+
+    settings = Settings(budget, seed)
     if not known(found, settings):
-        say(
-            f"{run}: testing patterns; this may take about {max(1, round(estimate(found, settings) / 60))} min"
-        )
-        with progress_bars() as report:
+        files.check_folder(found.path, "adding to the run")
+        minutes = max(1, round(estimate(found, settings) / 60))
+        say(f"{run}: testing patterns; this may take about {minutes} min")
+        with keeping(found.path), progress_bars() as report:
             found = job(found, model_of(found, again), settings, report=report)
     result, check = analysis.summary(found, count=count), labels.check(found)
     if as_json:
         print_json(result.to_dict() | {"labels": check.to_dict() if check else None})
         return
     clear, silent = (
-        [card(found, address, examples=4, window=(16, 4)) for address in some[: max(cards, 0)]]
+        [card(found, address, examples=4, window=(16, 4)) for address in some[:cards]]
         for some in (result.clearest, result.silent)
     )
     stdout().print(view.summary(result, check, clear, silent, layers=layers))
@@ -81,17 +87,18 @@ def test(
     """Test your own claim about a neuron. Both ways, on text that no pattern was found in."""
     from dataclasses import asdict
 
-    from mnemoscope.jobs.hypothesis import test as job
+    from mnemoscope.patterns import foreign
     from mnemoscope.patterns.pattern import parse
     from mnemoscope.store import open_run
     from mnemoscope.views import claims_terminal
 
-    if sign not in (None, "+", "-"):
-        raise QueryError(f"testing {neuron}: the sign {sign!r} was given; give + or -")
+    polarity = check_sign(sign)
+    check_budget(budget)
     opened = open_run(run)
     address = opened.address(*NeuronId.parse(neuron))
-    wanted = parse(pattern)  # before the model is loaded
-    polarity = None if sign is None else 1 if sign == "+" else -1
+    wanted = foreign.check(parse(pattern))
+    from mnemoscope.jobs.hypothesis import test as job
+
     loaded = model_of(opened, again)
     with progress_bars() as report:
         claim = job(
@@ -121,11 +128,14 @@ def removal(
 ) -> None:
     """Measure what triggers lose without a token: the first, the last or a random one; kept in the run."""
     from mnemoscope.analyses import removal as analysis
-    from mnemoscope.jobs import removal as job
     from mnemoscope.store import open_run
     from mnemoscope.views import removal as view
 
+    check_removal(documents, per_layer, triggers)
     opened = open_run(run)
+    files.check_folder(opened.path, "adding to the run")
+    from mnemoscope.jobs import removal as job
+
     loaded = model_of(opened, again)
     sizes = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
     with progress_bars() as report:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from mnemoscope.arguments import check_loading
 
 ModelName = Annotated[
     str, typer.Argument(help="Hugging Face id, folder, .gguf file, or sample:smollm2-135m.")
@@ -44,8 +46,15 @@ _Device = Annotated[
 _Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
 
 
+class Bundle:
+    """Options that go together."""
+
+    def check(self) -> None:
+        """Refuse what can be refused without a model, a text or a run."""
+
+
 @dataclass(frozen=True)
-class Loading:
+class Loading(Bundle):
     """How a model is loaded: keywords of `load_model`."""
 
     dtype: Annotated[
@@ -60,9 +69,14 @@ class Loading:
     )
     trust_remote_code: _Trust = False
 
+    def check(self) -> None:
+        """ModelError for a precision that there is not, or a device that is not here."""
+        check_loading(self.dtype, self.device)
+        _check_device(self.device)
+
 
 @dataclass(frozen=True)
-class Reloading:
+class Reloading(Bundle):
     """How the model of a run is found and loaded again; the rest is what the run was built with."""
 
     model: Annotated[
@@ -71,9 +85,14 @@ class Reloading:
     device: _Device = "auto"
     trust_remote_code: _Trust = False
 
+    def check(self) -> None:
+        """ModelError for a device that is not here."""
+        check_loading(device=self.device)
+        _check_device(self.device)
+
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Bundle):
     """How a corpus is read: keywords of `load_corpus`."""
 
     segment: Annotated[
@@ -83,10 +102,19 @@ class Reading:
     text: Annotated[str, typer.Option(help="Name of the column that holds the text.")] = "text"
 
 
+def _check_device(name: str) -> None:
+    if name not in ("auto", "cpu"):  # which are always there; others only torch knows
+        from mnemoscope.devices import device
+
+        device(name)
+
+
 def bundled(command: Callable[..., None]) -> Callable[..., None]:
-    """Spread the parameters of a command that are bundles (dataclasses, as above) into the options they hold."""
+    """Spread the parameters of a command that are bundles into the options they hold, which are checked first."""
     hints = get_type_hints(command, include_extras=True)
-    bundles: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    bundles: dict[str, Any] = {
+        name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Bundle)
+    }
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         parameters += _options(bundles[name]) if name in bundles else [_keyword(parameter, hints[name])]
@@ -97,6 +125,8 @@ def bundled(command: Callable[..., None]) -> Callable[..., None]:
             name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})
             for name, kind in bundles.items()
         }
+        for bundle in taken.values():
+            bundle.check()
         command(**given, **taken)
 
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from mnemoscope import files
+from mnemoscope.arguments import check_explanation, check_question
 from mnemoscope.cli.options import AsJson, Loading, ModelName, Page, bundled
 from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
-from mnemoscope.cli.shared import load, print_json, say, stdout
+from mnemoscope.cli.shared import check_run_of, load, print_json, say, stdout
 from mnemoscope.errors import QueryError
 
 if TYPE_CHECKING:
@@ -50,24 +52,24 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Take one prediction apart into heads and neurons, exactly, and say what switched those on."""
-    from mnemoscope.jobs import batch
-    from mnemoscope.jobs.explain import explain as job
     from mnemoscope.store import open_run
 
     if (prompt is None) == (prompts is None) or (prompts is None) != (out is None):
         raise QueryError("explaining: give either a prompt, or --prompts FILE.jsonl with -o TABLE.parquet")
-    options: dict[str, Any] = {
-        "lens": lens,
-        "top": top,
-        "ablate": ablate,
-        "run": None if run is None else open_run(run),
-    }
-    loaded = load(model, loading)
-    if prompts and out:
-        with progress_bars() as report:
-            batch.explain_many(loaded, prompts, out, report=report, **options)
-        say(f"wrote {out}")
+    check_explanation(lens, top, ablate)
+    if html is not None:
+        files.check_file(html, "writing the page")
+    opened = None if run is None else open_run(run)
+    if opened is not None:
+        check_run_of(opened, model)
+    options: dict[str, Any] = {"lens": lens, "top": top, "ablate": ablate, "run": opened}
+    if prompts is not None and out is not None:
+        _explain_many(model, loading, prompts, out, options)
         return
+    check_question(prompt or "", target, foil or [], target_id)
+    from mnemoscope.jobs.explain import explain as job
+
+    loaded = load(model, loading)
     with Console(stderr=True, highlight=False).status("explaining") as status:
         report = lambda step: status.update(f"explaining: {step.stage}")  # noqa: E731
         options |= {"target_id": target_id, "foil_ids": foil_id or []}
@@ -75,13 +77,26 @@ def explain(
     _show_explanation(found, html, as_json)
 
 
+def _explain_many(model: str, loading: Loading, prompts: Path, out: Path, options: dict[str, Any]) -> None:
+    from mnemoscope.jobs.prompts import check_table, read_prompts
+
+    read_prompts(prompts)
+    check_table(out)
+    from mnemoscope.jobs.batch import explain_many
+
+    loaded = load(model, loading)
+    with progress_bars() as report:
+        explain_many(loaded, prompts, out, report=report, **options)
+    say(f"wrote {out}")
+
+
 def _show_explanation(found: Explanation, html: Path | None, as_json: bool) -> None:
     from mnemoscope.views.explanation import page, terminal
 
-    if html:
-        page.write(found, html)
-        say(f"wrote {html}")
     if as_json:
         print_json(found.to_dict())
     else:
         stdout().print(terminal.report(found))
+    if html:  # last, so that nothing is lost if the disk filled up meanwhile
+        page.write(found, html)
+        say(f"wrote {html}")

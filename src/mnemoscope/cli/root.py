@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from mnemoscope import __version__
+from mnemoscope.cli import door
 
 ORDER = {
     "Look": ("demo", "build", "show", "find", "trace", "explain"),
@@ -19,6 +20,16 @@ ORDER = {
 
 class Commands(TyperGroup):
     """The commands under the headings of `ORDER`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments of all commands, checked once."""
+        door.check(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        with door.stopped():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Every command, in the order of the work."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mnemoscope import files
+from mnemoscope.arguments import check_build, check_least, check_verification
 from mnemoscope.cli.options import (
     AsJson,
     CorpusName,
@@ -26,6 +28,7 @@ from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
 from mnemoscope.cli.shared import build_run, load, model_of, print_json, say, stdout
 from mnemoscope.errors import QueryError
+from mnemoscope.invocation import command
 from mnemoscope.records import NeuronId
 
 if TYPE_CHECKING:
@@ -45,6 +48,11 @@ def demo(
 ) -> None:
     """Build a run of the sample model, and show what it found. The model and its text are fetched once."""
     from mnemoscope.corpus import load_corpus
+    from mnemoscope.store import check_place
+
+    if limit is not None:
+        check_least("building a run", 1, limit=limit)
+    check_place(out)
     from mnemoscope.models import native_bf16, tiles
 
     if limit is None:
@@ -86,15 +94,18 @@ def build(
 ) -> None:
     """Run a text through a model, and keep what every neuron does: its triggers, distribution and value."""
     from mnemoscope.corpus import load_corpus
+    from mnemoscope.store import check_place
 
+    kinds = [] if nulls == "none" else [kind.strip() for kind in nulls.split(",")]
+    check_build(top, kinds, workers)
+    check_place(out)
     source = load_corpus(corpus, **asdict(reading))
     loaded = load(model, loading)
-    kinds = [] if nulls == "none" else [kind.strip() for kind in nulls.split(",")]
     run = build_run(loaded, source, out, top=top, nulls=kinds, workers=workers)
     if as_json:
         print_json(run.manifest.model_dump())
     else:
-        say(f"{out}: finished. Look at it with: mnemoscope show {out}")
+        say(f"{out}: finished. Look at it with: {command('show', out)}")
 
 
 @app.command(epilog="Example: mnemoscope show runs/demo L13N366")
@@ -110,6 +121,7 @@ def show(
     """Show one neuron, or the highlights of a run. A neuron: triggers and value both ways, and distribution."""
     from mnemoscope.store import open_run
 
+    check_least("showing a neuron", 0, triggers=triggers)
     opened = open_run(run)
     if neuron is None:
         _overview(opened, html, as_json)
@@ -118,14 +130,16 @@ def show(
     from mnemoscope.views import html as pages
     from mnemoscope.views import text
 
-    found = card(opened, NeuronId.parse(neuron), examples=triggers)
     if html:
-        pages.write(found, html)
-        say(f"wrote {html}")
+        files.check_file(html, "writing the page")
+    found = card(opened, NeuronId.parse(neuron), examples=triggers)
     if as_json:
         print_json(found.to_dict())
     else:
         stdout().print(text.card(found, triggers=triggers))
+    if html:
+        pages.write(found, html)
+        say(f"wrote {html}")
 
 
 @app.command(epilog='Example: mnemoscope find runs/demo --promotes " Paris"')
@@ -159,6 +173,7 @@ def find(
         "tested": tested or None,
         "sort": sort,
     }
+    check_least("finding neurons", 0, count=count)
     given = {name: value for name, value in asked.items() if value is not None}
     if len(given) != 1:
         raise QueryError(
@@ -188,11 +203,13 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Recompute parts of a run, and say what differs; then the exit code is 1."""
-    from mnemoscope.jobs.verify import verify as check
     from mnemoscope.store import open_run
     from mnemoscope.views import text
 
+    check_verification(sample)
     opened = open_run(run)
+    from mnemoscope.jobs.verify import verify as check
+
     loaded = model_of(opened, again)
     with progress_bars() as report:
         result = check(opened, loaded, sample=sample, seed=seed, report=report)
@@ -209,6 +226,8 @@ def _overview(run: Run, page: Path | None, as_json: bool = False) -> None:
     from mnemoscope.analyses.neuron import card
     from mnemoscope.views import gallery, text
 
+    if page:
+        gallery.check(page)
     picks = striking.choose(run)
     cards = [card(run, pick.id) for pick in picks]
     if as_json:
@@ -229,9 +248,10 @@ def _next_steps(run: Run, page: Path) -> None:
     folder = page.parent
     stdout().print(
         f"\nThe gallery: {page.resolve().as_uri()}\n\nTry next:\n"
-        f"  mnemoscope show {folder} L13N366\n"
-        f'  mnemoscope find {folder} --promotes " Paris"\n'
-        f"  mnemoscope find {folder} --sort kurtosis\n"
-        f"  mnemoscope verify {folder} --sample 500\n",
+        f"  {command('show', folder, 'L13N366')}\n"
+        f"  {command('find', folder, '--promotes', ' Paris')}\n"
+        f"  {command('find', folder, '--sort', 'kurtosis')}\n"
+        f"  {command('verify', folder, '--sample', '500')}\n",
         markup=False,
+        soft_wrap=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import Loading, Reloading
 from mnemoscope.cli.progress import progress_bars
+from mnemoscope.errors import RunMismatch
 
 if TYPE_CHECKING:
     from mnemoscope.models import Model
@@ -27,7 +30,9 @@ def say(message: str) -> None:
 
 
 def print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, ensure_ascii=False, indent=1, default=str))
+    """Print data as JSON, in letters that the terminal or file can hold."""
+    plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
+    typer.echo(json.dumps(data, ensure_ascii=plain, indent=1, default=str))
 
 
 def load(name: str, loading: Loading) -> Model:
@@ -43,6 +48,31 @@ def _load(name: str, options: dict[str, Any]) -> Model:
         return load_model(name, progress=lambda what: status.update(f"{name}: {what}"), **options)
 
 
+def check_run_of(run: Run, model: str) -> None:
+    """RunMismatch if a model's configuration says that it is not the one a run was built from.
+
+    Whether the weights are the same the job finds out; this is to spare the loading of a wrong model.
+    """
+    entry, config = run.manifest.model, _configuration(model)
+    names = {"layers": ("num_hidden_layers", "n_layer"), "width": ("hidden_size", "n_embd", "d_model")}
+    for fact, keys in names.items():
+        given = next((config[key] for key in keys if key in config), None)
+        if given not in (None, getattr(entry, fact)):
+            raise RunMismatch(
+                f"explaining with the run {run.path}: it was built from {entry.id}, with {fact} = "
+                f"{getattr(entry, fact)}, and {model} has {given}; give the model it was built from"
+            )
+
+
+def _configuration(model: str) -> dict[str, Any]:
+    """What config.json of a model folder says of its text model; nothing where there is none to read."""
+    try:
+        known = json.loads((Path(model).expanduser() / "config.json").read_bytes())
+        return dict(known.get("text_config") or known)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
 def model_of(run: Run, again: Reloading) -> Model:
     """The model that a run was built from, or one that is said to be it."""
     entry, options = run.manifest.model, asdict(again)
@@ -53,5 +83,5 @@ def model_of(run: Run, again: Reloading) -> Model:
 def build_run(model: Model, corpus: Any, out: Path, **options: Any) -> Run:
     from mnemoscope.jobs.build import build as run_build
 
-    with progress_bars() as report:
+    with keeping(out), progress_bars() as report:
         return run_build(model, corpus, out, report=report, **options)

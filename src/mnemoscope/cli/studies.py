@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mnemoscope import files
+from mnemoscope.arguments import check_build, check_study
+from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import (
     AsJson,
     CorpusName,
@@ -76,8 +79,10 @@ def study(
     """Measure every figure of the study, and write the report. Builds the run if need be; measures what is missing."""
     from mnemoscope.jobs.study import catalogue
     from mnemoscope.jobs.study.positions import Sizes
-    from mnemoscope.store import is_finished, open_run
+    from mnemoscope.store import check_place, is_finished, open_run
 
+    check_study(positions, sentences)
+    check_build(1, (), workers)
     sizes = Sizes(seed=seed, questions=tuple(questions or ()), shuffled=shuffled)
     sizes = sizes.fast() if fast else sizes
     sizes = replace(sizes, positions=positions or sizes.positions, sentences=sentences or sizes.sentences)
@@ -88,6 +93,13 @@ def study(
         return
     if out is None:
         raise QueryError("studying: there is no folder for the run; give one with -o RUN")
+    sizes.to_dict()  # reads the files of questions
+    if found is None:
+        check_place(out)
+    else:
+        files.check_folder(out, "studying in")
+    if html is not None:
+        _check_report(html)
     loaded = None
     if found is None:
         from mnemoscope import nulls
@@ -127,6 +139,7 @@ def compare(
     from mnemoscope.store import open_run
 
     runs = [open_run(path) for path in (one, two)]
+    _check_report(html)
     names = [path.name for path in (one, two)] if one.name != two.name else [f"1: {one}", f"2: {two}"]
     sections = []
     try:
@@ -142,6 +155,12 @@ def compare(
         joined = stability.side_by_side(names, [part.findings for part in both])
         sections.append(Section(measurement.name, measurement.title, tuple(joined), lost))
     _report_study(runs[0], sections, html, as_json, beside=runs[1], title=f"{names[0]} and {names[1]}")
+
+
+def _check_report(page: Path) -> None:
+    doing = "writing the report"
+    files.make_folder_of(page, doing)
+    files.check_file(page, doing)
 
 
 def _list_study(chosen: Any, run: Run | None, sizes: Any, as_json: bool) -> None:
@@ -165,7 +184,7 @@ def _measure(run: Run, model: Model, chosen: Any, sizes: Any) -> Run:
 
     seconds = job.estimate(run, model, chosen, sizes)
     say(f"{run.path}: measuring; this may take about {max(1, round(seconds / 60))} min")
-    with progress_bars() as report:
+    with keeping(run.path), progress_bars() as report:
         skip = lambda one, error: say(f"{one.name} was left out: {error}")  # noqa: E731
         return job.measure(run, model, chosen=chosen, sizes=sizes, report=report, skip=skip)
 

@@ -1,10 +1,9 @@
-"""Many prompts explained, as one Parquet table: a row for each prompt and part (docs/format.md)."""
+"""Many prompts explained, as one table: a row for each prompt and part (docs/format.md)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from mnemoscope import files
 from mnemoscope.errors import QueryError
 from mnemoscope.explanation import Contrast, Explanation, foil_names
 from mnemoscope.jobs.explain import explain
+from mnemoscope.jobs.prompts import WRITING, check_table, read_prompts
 from mnemoscope.models import Model
 from mnemoscope.records import Progress
 
@@ -48,28 +49,11 @@ SCHEMA = pa.schema(
         ("rank", pa.int64()),
     ]
 )  # fmt: skip
-_DOING = "writing the table"
+_Write = Callable[[pa.Table], None]
 _ROWS = 50_000  # of a row group, or more
 _FRAMES = ("stream", "layers", "others", "heads", "whole_heads", "sources", "neurons", "queries", "ablations")
 _CONTRASTED = ("layers", "others", "heads", "sources", "neurons")
 _NAMES = {"point": "part", "kind": "part", "head": "unit", "neuron": "unit"}
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One line of a file of prompts; `line` is where it stood, from 1."""
-
-    prompt: str
-    target: str | None = None
-    foils: tuple[str, ...] = ()
-    label: str | None = None
-    position: int = -1
-    target_id: int | None = None
-    foil_ids: tuple[int, ...] = ()
-    line: int = 0
-
-
-KEYS = tuple(one.name for one in fields(Prompt) if one.name != "line")
 
 
 def explain_many(
@@ -83,7 +67,9 @@ def explain_many(
     ablate: int = 0,
     report: Callable[[Progress], None] | None = None,
 ) -> Path:
-    """Explain every prompt of a jsonl file (or of an iterable of records) and write one Parquet table.
+    """Explain every prompt of a jsonl file (or of an iterable of records) and write one table.
+
+    The name of the table says what it is: .parquet, .csv or .jsonl.
 
     A record has `prompt` and, if wanted, `target`, `foils` (one or a list), `label`, `position`, and `target_id` and
     `foil_ids` for tokens by their ids. Everything is read before anything is explained, and the table appears when it
@@ -91,9 +77,8 @@ def explain_many(
     RunError if the table cannot be written.
     """
     name = str(prompts) if isinstance(prompts, str | Path) else "prompts"
-    records = _read(prompts)
-    files.make_folder_of(path, _DOING)
-    files.check_file(path, _DOING)
+    records = read_prompts(prompts)
+    check_table(path)
     say, path = report or (lambda _: None), Path(path)
 
     def explained() -> Iterator[pl.DataFrame]:
@@ -149,12 +134,28 @@ def _columns(name: str, frame: pl.DataFrame) -> pl.DataFrame:
 def _write(tables: Iterable[pl.DataFrame], path: Path, about: Mapping[str, str]) -> None:
     """All tables into one file that appears when it is whole."""
     schema = SCHEMA.with_metadata(dict(about))
-    with (
-        files.replacing(path, _DOING) as partial,
-        pq.ParquetWriter(partial, schema, compression="zstd") as writer,
-    ):
+    opened = {".csv": _csv, ".jsonl": _jsonl}.get(path.suffix.lower(), _parquet)
+    with files.replacing(path, WRITING) as partial, opened(partial, schema) as write:
         for group in _groups(tables):
-            writer.write_table(_arrow(group, schema))
+            write(_arrow(group, schema))
+
+
+@contextmanager
+def _parquet(file: Path, schema: pa.Schema) -> Iterator[_Write]:
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        yield writer.write_table
+
+
+@contextmanager
+def _csv(file: Path, schema: pa.Schema) -> Iterator[_Write]:
+    with csv.CSVWriter(file, schema) as writer:
+        yield writer.write_table
+
+
+@contextmanager
+def _jsonl(file: Path, schema: pa.Schema) -> Iterator[_Write]:
+    with file.open("wb") as stream:
+        yield lambda table: pl.DataFrame(pl.from_arrow(table)).write_ndjson(stream)
 
 
 def _groups(tables: Iterable[pl.DataFrame]) -> Iterator[Sequence[pl.DataFrame]]:
@@ -172,67 +173,3 @@ def _arrow(tables: Sequence[pl.DataFrame], schema: pa.Schema) -> pa.Table:
     table = pl.concat(tables, how="diagonal_relaxed")
     missing = [pl.lit(None).alias(name) for name in schema.names if name not in table.columns]
     return table.with_columns(missing).select(schema.names).to_arrow().cast(schema)
-
-
-def _read(prompts: str | Path | Iterable[Mapping[str, Any]]) -> list[Prompt]:
-    """All records, checked."""
-    if not isinstance(prompts, str | Path):
-        found = [_record(one, line, "prompts") for line, one in enumerate(prompts, 1)]
-        name = "prompts"
-    else:
-        name = str(prompts)
-        found = [_record(one, line, name) for line, one in _lines(Path(prompts))]
-    if not found:
-        raise QueryError(f"reading prompts: {name} has none; write one JSON object a line, {_example()}")
-    return found
-
-
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise QueryError(f"reading prompts: {path}: {why}; give a file of one JSON object a line") from error
-    for line, row in enumerate(text.splitlines(), 1):
-        if not row.strip():
-            continue
-        try:
-            yield line, json.loads(row)
-        except json.JSONDecodeError as error:
-            raise QueryError(
-                f"{path}, line {line}: this is not JSON ({error.msg} at character {error.colno}); write {_example()}"
-            ) from error
-
-
-def _record(row: Any, line: int, name: str) -> Prompt:
-    where = f"{name}, line {line}"
-    if not isinstance(row, Mapping):
-        raise QueryError(f"{where}: this is a {type(row).__name__}, not an object; write {_example()}")
-    if unknown := [key for key in row if key not in KEYS]:
-        raise QueryError(f"{where}: unknown key {unknown[0]!r}; a prompt has {', '.join(KEYS)}")
-    foils = row.get("foils") or ()
-    foils = (foils,) if isinstance(foils, str) else tuple(foils) if isinstance(foils, list | tuple) else foils
-    ids = row.get("foil_ids") or ()
-    ids = tuple(ids) if isinstance(ids, list | tuple) else (ids,)
-    wrong = {
-        "prompt": not isinstance(row.get("prompt"), str),
-        "target": not isinstance(row.get("target"), str | None),
-        "foils": not (isinstance(foils, tuple) and all(isinstance(foil, str) for foil in foils)),
-        "label": not isinstance(row.get("label"), str | None),
-        "position": type(row.get("position", -1)) is not int,
-        "target_id": row.get("target_id") is not None and type(row["target_id"]) is not int,
-        "foil_ids": not (isinstance(ids, tuple) and all(type(token) is int for token in ids)),
-    }
-    if bad := [key for key, is_wrong in wrong.items() if is_wrong]:
-        raise QueryError(
-            f"{where}: {bad[0]!r} is {json.dumps(row.get(bad[0]), default=str)}; write {_example()}, position and "
-            "ids whole numbers"
-        )
-    return Prompt(
-        row["prompt"], row.get("target"), foils, row.get("label"), row.get("position", -1), row.get("target_id"), ids,
-        line,
-    )  # fmt: skip
-
-
-def _example() -> str:
-    return '{"prompt": "...", "target": "...", "foils": ["..."], "label": "..."}'

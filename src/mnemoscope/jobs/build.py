@@ -26,8 +26,9 @@ import torch
 from transformers import PreTrainedModel
 
 from mnemoscope import accumulate, corpus, files, models, store
+from mnemoscope.arguments import check_build
 from mnemoscope.corpus import Corpus
-from mnemoscope.errors import RunError, RunMismatch
+from mnemoscope.errors import RunMismatch
 from mnemoscope.jobs import kept_values, loop, values
 from mnemoscope.jobs.mining import Mined
 from mnemoscope.models import Model
@@ -65,10 +66,7 @@ def build(
 
     Raises RunMismatch when the folder holds something built from another model, corpus or options.
     """
-    if not 1 <= top <= 10_000:
-        raise RunError(f"building a run: top={top} triggers cannot be kept; take 1 to 10000")
-    if workers < 1:
-        raise RunError(f"building a run: workers={workers} makes no sense; take 1 or more")
+    check_build(top, nulls, workers)
     store.check_place(path)
     model = model if isinstance(model, Model) else models.load_model(model)
     text = text if isinstance(text, Corpus) else corpus.load_corpus(text)

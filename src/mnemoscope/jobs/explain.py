@@ -12,6 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mnemoscope.arguments import check_explanation
 from mnemoscope.contributions import Found, Geometry, League, search
 from mnemoscope.decompose import Stream, trace
 from mnemoscope.errors import QueryError
@@ -20,7 +21,7 @@ from mnemoscope.jobs import ablate as ablation
 from mnemoscope.jobs.questions import ask
 from mnemoscope.jobs.scene import Scene
 from mnemoscope.jobs.switched import attention_queries, chained, queries
-from mnemoscope.lens import LENSES, Lens
+from mnemoscope.lens import Lens
 from mnemoscope.models import Model
 from mnemoscope.records import Progress
 from mnemoscope.spelling import vocabulary_of
@@ -177,16 +178,7 @@ class _Traces:
 
 
 def _check(model: Model, lens: str, top: int, run: Run | None, ablate: int, ablate_to: str | float) -> None:
-    if lens not in LENSES:
-        raise QueryError(f"explaining a prediction: {lens!r} is no lens; take one of {', '.join(LENSES)}")
-    if top < 1 or ablate < 0:
-        raise QueryError(
-            f"explaining a prediction: top = {top} and ablate = {ablate}; top is 1 or more, ablate 0 or more"
-        )
-    if isinstance(ablate_to, str) and ablate_to not in ("zero", "mean"):
-        raise QueryError(f"ablating: {ablate_to!r} is no value; take zero, mean or a number")
-    if ablate and ablate_to == "mean" and run is None:
-        raise QueryError("ablating to the mean: this needs the mean over a run; give one with run=")
+    check_explanation(lens, top, ablate, ablate_to, has_run=run is not None)
     if run is not None:
         model.check_built(run, "explaining with the run")
 

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csc_array, hstack
 
+from mnemoscope.arguments import check_budget
 from mnemoscope.capture import Capture
 from mnemoscope.errors import PatternError
 from mnemoscope.jobs.ground import Ground
@@ -25,6 +26,7 @@ from mnemoscope.jobs.patterns import BUDGET
 from mnemoscope.jobs.tallies import Chosen, Claims, FirstLook, SecondLook, Tally
 from mnemoscope.models import Model
 from mnemoscope.nulls import DEFAULT, Nulls, recipe
+from mnemoscope.patterns import foreign
 from mnemoscope.patterns.claims import Claim, of_row
 from mnemoscope.patterns.language import usual
 from mnemoscope.patterns.pattern import MAIN, Pattern, parse
@@ -63,14 +65,19 @@ def test(
     """
     model.check_built(run, "testing patterns of")
     layer, neuron = run.address(*address)
-    if polarity not in (None, 1, -1) or budget < 1:
+    check_budget(budget)
+    if polarity not in (None, 1, -1):
         raise PatternError(
-            f"testing {NeuronId(layer, neuron)}: polarity {polarity} and a budget of {budget} tokens were given; the "
-            "polarity is 1 or -1, the budget 1 or more"
+            f"testing {NeuronId(layer, neuron)}: {{polarity}} is not a sign; give 1 or -1", polarity=polarity
         )
     with tempfile.TemporaryDirectory() as folder:
         question = _Question(
-            run, model, NeuronId(layer, neuron), parse(pattern), seed, report or (lambda _: None)
+            run,
+            model,
+            NeuronId(layer, neuron),
+            foreign.check(parse(pattern)),
+            seed,
+            report or (lambda _: None),
         )
         return question.answer(polarity, budget, Path(folder))
 

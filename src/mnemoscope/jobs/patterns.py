@@ -28,7 +28,7 @@ from scipy.sparse import hstack
 from scipy.stats import false_discovery_control
 
 from mnemoscope import files
-from mnemoscope.errors import PatternError
+from mnemoscope.arguments import check_budget
 from mnemoscope.jobs import loop
 from mnemoscope.jobs.ground import Ground
 from mnemoscope.jobs.halves import Half, last_tokens, read_half
@@ -91,10 +91,7 @@ def patterns(
     """
     model.check_built(run, "testing patterns of")
     settings, work = settings or Settings(), run.path / WORK
-    if settings.budget < 1:
-        raise PatternError(
-            f"testing patterns: a budget of {settings.budget} tokens reads nothing; take 1 or more"
-        )
+    check_budget(settings.budget)
     if known(run, settings):
         return run
     halves(run.table("contexts").select("document").collect().to_series().to_numpy())

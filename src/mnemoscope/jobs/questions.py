@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mnemoscope.arguments import check_question
 from mnemoscope.errors import QueryError
 from mnemoscope.explanation import Choice
 from mnemoscope.models import Model
@@ -70,16 +71,16 @@ def ask(
     likelier  given the tokens so far and continuations, the index of the one that the model finds most probable
     target_id, foil_ids  tokens by their ids instead of, or behind, those given as texts
     """
-    if target is not None and target_id is not None:
-        raise QueryError(f"{_DOING}: a target and a target_id were given; give one of them")
+    texts, ids = _listed(foils, "foils", str), _listed(foil_ids, "foil_ids", int)
+    check_question(prompt, target, texts, target_id)
     words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
     begun = _begun(model, prompt, position, words)
     resolve = _Resolver(model, begun, words, likelier)
     wanted = None if target is None else resolve(target, "target")
     if target_id is not None:
         wanted = _given_by_id(model, target_id, "target_id")
-    others = [resolve(foil, "foil") for foil in _listed(foils, "foils", str)]
-    others += [_given_by_id(model, token, "foil_ids") for token in _listed(foil_ids, "foil_ids", int)]
+    others = [resolve(foil, "foil") for foil in texts]
+    others += [_given_by_id(model, token, "foil_ids") for token in ids]
     shared = 0 if wanted is None else _shared(wanted, others)
     notes = [*begun.notes, *_trailing_space(begun, words, wanted)]
     if shared and wanted is not None:
@@ -112,8 +113,6 @@ class _Begun:
 
 def _begun(model: Model, prompt: str, position: int, words: Vocabulary) -> _Begun:
     _check_text(prompt, "prompt")
-    if not prompt:
-        raise QueryError(f"{_DOING}: the prompt is empty; give the text that comes before it")
     ids, own = prompt_tokens(model.tokenizer, prompt)
     if len(ids) == own:
         raise QueryError(f"{_DOING}: the prompt {_quoted(prompt)} has no tokens; give other text")
@@ -208,8 +207,6 @@ class _Resolver:
 
     def __call__(self, text: str, role: str) -> _Text:
         _check_text(text, role)
-        if not text:
-            raise QueryError(f"{_DOING}: the {role} is empty; give a word, with its leading space")
         plain = self._way(text, text)
         spaced = self._way(text, " " + text) if self._may_take_space(text) else None
         ways = [way for way in (plain, spaced) if way is not None and way.tokens]

@@ -20,6 +20,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mnemoscope.arguments import check_removal
 from mnemoscope.capture import Capture
 from mnemoscope.errors import QueryError
 from mnemoscope.models import Model
@@ -74,11 +75,7 @@ def removal(
     Triggers at positions 4 to 127 count. Position 0 is never removed. RunMismatch when the model is not the run's,
     QueryError when no trigger can be tested.
     """
-    for name, value in (("documents", documents), ("triggers of a layer", per_layer), ("triggers", triggers)):
-        if value < 2:
-            raise QueryError(
-                f"removing tokens from triggers of {run.path}: {value} {name} are too few; take 2 or more"
-            )
+    check_removal(documents, per_layer, triggers)
     model.check_built(run, "removing tokens from triggers of")
     generator = np.random.default_rng(seed)
     texts = _sample(run, documents, generator)

@@ -21,8 +21,8 @@ import numpy as np
 import polars as pl
 import torch
 
+from mnemoscope.arguments import check_verification
 from mnemoscope.capture import Capture
-from mnemoscope.errors import QueryError
 from mnemoscope.jobs import values
 from mnemoscope.jobs.mining import Mined
 from mnemoscope.lens import Lens
@@ -52,8 +52,7 @@ def verify(
 
     sample  neurons whose values are read again
     """
-    if sample < 1:
-        raise QueryError(f"verifying {run.path}: a sample of {sample} neurons checks nothing; take 1 or more")
+    check_verification(sample)
     model.check_built(run, "verifying")
     generator = np.random.default_rng(seed)
     shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1

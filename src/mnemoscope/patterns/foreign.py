@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 
@@ -15,6 +15,18 @@ from mnemoscope.patterns.pattern import Pattern
 from mnemoscope.patterns.text import Text
 
 ONE, ALL = 0.5, 120.0  # seconds: for one prefix, for a whole text
+
+
+def check(pattern: Pattern) -> Pattern:
+    """The same pattern; `PatternError` if an expression in it does not compile, or its file of labels is not one."""
+    for part in pattern.arguments:
+        if isinstance(part, Pattern):
+            check(part)
+    if pattern.family == "regex":
+        compiled(pattern)
+    if pattern.family == "file":
+        list(_labels(Path(pattern.arguments[0])))
+    return pattern
 
 
 def mask(text: Text, pattern: Pattern) -> np.ndarray:
@@ -32,7 +44,7 @@ def compiled(pattern: Pattern) -> Callable[[str], bool]:
         expression = regex.compile(pattern.arguments[0])
     except regex.error as error:
         raise PatternError(
-            f"reading the pattern {pattern.spec!r}: the expression does not compile ({error}); mend it"
+            f"reading the pattern {pattern.spec!r}: the expression does not compile ({error}); correct it"
         ) from error
 
     def test(prefix: str) -> bool:
@@ -63,6 +75,21 @@ def _asked(text: Text, pattern: Pattern, test: Callable[[str], bool]) -> np.ndar
 def _labelled(text: Text, pattern: Pattern) -> np.ndarray:
     path = Path(pattern.arguments[0])
     out = np.zeros(len(text), bool)
+    for number, context, position, label in _labels(path):
+        place = int(np.searchsorted(text.contexts, context))
+        if place < len(text.contexts) and text.contexts[place] == context:
+            row = int(text.starts[place]) + position
+            if not text.starts[place] <= row < text.starts[place + 1]:
+                raise PatternError(
+                    f"reading the labels {path}, line {number}: context {context} has positions 0 to "
+                    f"{text.starts[place + 1] - text.starts[place] - 1}, not {position}"
+                )
+            out[row] = label
+    return out
+
+
+def _labels(path: Path) -> Iterator[tuple[int, int, int, bool]]:
+    """Number of the line, context, position and label, for each line of a file."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -78,13 +105,4 @@ def _labelled(text: Text, pattern: Pattern) -> np.ndarray:
                 f"reading the labels {path}, line {number}: {line[:60]!r} is no label; write "
                 '{"context": 12, "position": 40, "label": true}'
             ) from error
-        place = int(np.searchsorted(text.contexts, context))
-        if place < len(text.contexts) and text.contexts[place] == context:
-            row = int(text.starts[place]) + position
-            if not text.starts[place] <= row < text.starts[place + 1]:
-                raise PatternError(
-                    f"reading the labels {path}, line {number}: context {context} has positions 0 to "
-                    f"{text.starts[place + 1] - text.starts[place] - 1}, not {position}"
-                )
-            out[row] = label
-    return out
+        yield number, context, position, label

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BEST = 6  # neurons of the whole run by each criterion, beside the neurons of each layer
 MOST = html.Most(examples=5, between=4, tokens=10)
 WINDOW = (28, 14)  # tokens of text around an example: a page of hundreds of cards must stay a few MB
+_DOING = "writing the gallery"
 _LABELS = {
     "": "all",
     "tested": "clearest tested patterns",
@@ -64,11 +65,15 @@ def write(
 
     `RunError` if the file cannot be written.
     """
-    doing = "writing the gallery"
-    files.make_folder_of(path, doing)
-    files.check_file(path, doing)
-    files.write(path, render(run, neurons_per_layer=neurons_per_layer, progress=progress), doing)
+    check(path)
+    files.write(path, render(run, neurons_per_layer=neurons_per_layer, progress=progress), _DOING)
     return Path(path)
+
+
+def check(path: str | Path) -> None:
+    """RunError if no gallery can be written there; makes the folder that it is to lie in."""
+    files.make_folder_of(path, _DOING)
+    files.check_file(path, _DOING)
 
 
 def render(

@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from mnemoscope.invocation import as_called
 from mnemoscope.views import cards, claims, claims_terminal
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ def _details(card: NeuronCard, width: int) -> RenderResult:
     for name, tokens in (("positive", card.key_positive), ("negative", card.key_negative)):
         if tokens:
             yield _token_line(f" key on bare embeddings, most {name}:", [_key(t) for t in tokens], width)
-    yield Text(f" {card.command}", style="dim", overflow="fold")
+    yield Text(f" {as_called(card.command)}", style="dim", overflow="fold")
 
 
 def _key(token: KeyToken) -> str:

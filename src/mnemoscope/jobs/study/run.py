@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from mnemoscope.arguments import check_study
 from mnemoscope.corpus import Corpus
 from mnemoscope.errors import QueryError
 from mnemoscope.jobs.build import build
@@ -65,6 +66,7 @@ def measure(
     RunMismatch when the model is not the run's.
     """
     sizes = sizes or Sizes()
+    check_study(sizes.positions, sizes.sentences)
     model.check_built(run, "studying")
     for one in chosen:
         if one.job and one.state(run, sizes) != "ready":

@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from mnemoscope.invocation import as_called
 from mnemoscope.views import cards
 from mnemoscope.views.explanation import wording
 from mnemoscope.views.explanation.lower import sheet
@@ -58,7 +59,7 @@ class report:  # noqa: N801 - called like a function: terminal.report(explanatio
         yield Text()
         for line in page.method:
             yield Text(line, style="dim")
-        yield Text(page.command, style="dim", overflow="fold")
+        yield Text(as_called(page.command), style="dim", overflow="fold")
 
 
 def _head(page: Sheet, width: int) -> RenderResult:

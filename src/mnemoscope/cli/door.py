@@ -1,0 +1,149 @@
+"""What comes in from the shell and what goes out to it: arguments checked once, failures in one line, exit codes.
+
+    0    done
+    1    something differs (`verify`)
+    2    something the user can fix, in one line on stderr
+    130  interrupted
+
+A defect of this program keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+from mnemoscope.errors import MnemoscopeError, QueryError
+from mnemoscope.invocation import as_called, command
+
+# No argument is to blame for these, and no line of this program either.
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+    """Ctrl-C, before typer makes an exit code of it; `kept` is the folder with what was done, if any is."""
+
+    def __init__(self, kept: Path | None = None) -> None:
+        self.kept = kept
+
+
+class Unread(Exception):  # noqa: N818
+    """Nobody reads the output any more (`| head`)."""
+
+
+@contextmanager
+def stopped() -> Iterator[None]:
+    """Give what typer would answer itself, and without a word, another name."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise Interrupted from None
+    except BrokenPipeError:
+        raise Unread from None
+
+
+@contextmanager
+def keeping(folder: Path) -> Iterator[None]:
+    """Around a job that goes on, when it is called again, with what it left in a folder."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(folder) from None
+
+
+def answer(app: Callable[[], object]) -> None:
+    """Run the application, and turn what can be fixed into one line."""
+    _tolerate_encodings()
+    try:
+        app()
+    except MnemoscopeError as error:
+        _refuse(error.on_command_line())
+    except Interrupted as stop:
+        again = f"run the same command again: {command(*sys.argv[1:])}"
+        done = (
+            f"what is done is kept in {stop.kept}; to go on, {again}"
+            if stop.kept
+            else f"to start over, {again}"
+        )
+        typer.echo(f"mnemoscope: interrupted; {done}", err=True)
+        sys.exit(130)
+    except Unread:
+        _discard_output()
+        sys.exit(0)
+    except OSError as error:
+        if (line := _explained(error, sys.argv[1:])) is None:
+            raise
+        _discard_output()
+        _refuse(line)
+
+
+def check(words: Sequence[str]) -> None:
+    """QueryError for an argument that is not text, and for an option whose value is empty."""
+    for place, word in enumerate(words):
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            shown = word.encode("utf-8", "backslashreplace").decode()
+            raise QueryError(
+                f"reading the arguments: '{shown}' is not valid UTF-8 at character {error.start}; give text in UTF-8, "
+                "and rename files whose names are not"
+            ) from None
+        if word == "" and words[place - 1 : place] and words[place - 1].startswith("-"):
+            raise QueryError(
+                f"reading the arguments: {words[place - 1]} is empty; give a value, or leave the option out"
+            )
+        if word.startswith("--") and word.endswith("=") and word.count("=") == 1:
+            raise QueryError(f"reading the arguments: {word} is empty; give a value, or leave the option out")
+
+
+def _refuse(line: str) -> NoReturn:
+    typer.echo(f"mnemoscope: {as_called(line)}", err=True)
+    sys.exit(2)
+
+
+def _explained(error: OSError, words: Sequence[str]) -> str | None:
+    """What the system refused in a line, if it is about a path that the user gave or about the machine."""
+    reason = error.strerror or " ".join(str(error).split())
+    if error.errno in _MACHINE:
+        where = f" ({error.filename})" if error.filename else ""
+        reason = "the disk is full" if error.errno == errno.ENOSPC else reason
+        cure = "free some space" if error.errno in _FULL else "see to it"
+        return f"writing{where}: {reason}; {cure} and run the same command again"
+    if error.filename is not None and _given(os.fsdecode(error.filename), words):
+        return f"{os.fsdecode(error.filename)}: {reason}; give a path that can be used"
+    return None
+
+
+def _given(file: str, words: Sequence[str]) -> bool:
+    """Whether a file is at, in, or above a path among the words."""
+    there = Path(file).absolute()
+    for word in words:
+        with suppress(OSError, ValueError):
+            given = Path(word.rpartition("=")[2]).expanduser().absolute()
+            if there == given or given in there.parents or (there in given.parents and there != Path.cwd()):
+                return True
+    return False
+
+
+def _discard_output() -> None:
+    """Send what is still waiting to be written nowhere, or Python would fail over it once more when it ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
+def _tolerate_encodings() -> None:
+    """Show a question mark where a terminal has no such character."""
+    for stream in (sys.stdout, sys.stderr):
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+            reconfigure(errors="replace")
