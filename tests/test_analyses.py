@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -397,3 +398,59 @@ def test_short_lists_are_no_reason(tmp_path: object) -> None:
     """With fewer than ten stored triggers no neuron is chosen for its triggers."""
     found = striking.Striking(make_run(f"{tmp_path}/short", top=5))
     assert found.best("token", 3) == found.best("next", 3) == ()
+
+
+class _Read:
+    """Three contexts behind a special token or none, as far as a search for a text reads them."""
+
+    def __init__(self, limit: int | None = None, spelling: str = "") -> None:
+        corpus = {"id": "3 texts", "contexts": 3, "counted": 4, "limit": limit, "spelling": spelling}
+        self.manifest = SimpleNamespace(corpus=SimpleNamespace(**corpus), options={"top": 5})
+
+    def table(self, name: str) -> pl.LazyFrame:
+        """The vocabulary, the contexts, or no triggers."""
+        pieces = [b"Paris", b" is", b"<s>", b" big"]
+        address = {"layer": pl.Int16, "neuron": pl.Int32, "polarity": pl.Int8, "rank": pl.Int16}
+        place = {"context": pl.Int64, "position": pl.Int32, "coefficient": pl.Float32}
+        return {
+            "vocabulary": pl.LazyFrame({"bytes": pieces, "special": [False, False, True, False]}),
+            "contexts": pl.LazyFrame({"context": [0, 1, 2], "tokens": [[0, 1], [0, 3, 2], [0, 1]]}),
+            "triggers": pl.LazyFrame(schema=address | place),
+        }[name]
+
+
+@pytest.mark.parametrize(("text", "contexts"), [("Paris", 3), ("<s>", 1), ("Par", 3)])
+def test_text_that_does_not_count_is_not_said_to_be_absent(text: str, contexts: int) -> None:
+    """Where it only begins contexts or is part of a special token, no trigger can be there, and that is the answer."""
+    with pytest.raises(
+        QueryError, match=f"it is in {contexts} contexts, but only at position 0 or in special"
+    ):
+        search.trigger(_Read(), text)  # type: ignore[arg-type]
+
+
+def test_text_that_partly_counts_says_how_much_does_not() -> None:
+    """One occurrence overlaps both a token that counts and the first, which does not."""
+    found = search.trigger(_Read(), "Paris is")  # type: ignore[arg-type]
+    assert "Position 0 of a context and special tokens do not count, 2 of its tokens among them" in found.null
+    assert "Only the 5 strongest triggers of a neuron and sign are kept" in found.null
+
+
+def test_absent_text_is_absent_from_what_was_read() -> None:
+    """A corpus that was cut, or whose case was lost, may have had it: both are said."""
+    changed = "the tokenizer changes texts: upper case is lost (3 of 3 texts)"
+    with pytest.raises(QueryError) as caught:
+        search.trigger(_Read(4, changed), "BIG")  # type: ignore[arg-type]
+    assert "nowhere in the 3 contexts of 3 texts, which were cut at 4 tokens" in str(caught.value)
+    assert changed in str(caught.value)
+
+
+def test_token_in_no_list_is_said_to_be_further_down(run: Run) -> None:
+    """Only the first tokens of a value are kept, so an empty answer is not that no neuron promotes it."""
+    held = set(run.table("values").collect()["token"])
+    rows = run.table("vocabulary").collect().iter_rows(named=True)
+    text = next(
+        row["text"] for row in rows if row["token"] not in held and row["text"] and "⟨" not in row["text"]
+    )
+    found = search.promotes(run, text)
+    assert found.rows.is_empty()
+    assert "no others are kept, so a neuron with it further down is not found" in found.question

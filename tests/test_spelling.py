@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+from families import FAMILIES
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizer_kinds import Letters, Made, Words, made
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from mnemoscope import build, load_model
+from mnemoscope.records import CorpusEntry
 from mnemoscope.spelling import Fidelity, token_bytes, vocabulary_of
 from mnemoscope.tokenizer import special_ids
+from mnemoscope.views.cards import corpus_line
 from mnemoscope.vocabulary import Vocabulary
 
 TEXTS = ["The capital of France is Paris.", "naïve “quotes” and 東京, שלום", "one two three\n\n\tfour"] * 3
@@ -232,3 +238,24 @@ def test_special_tokens_are_those_with_a_role_and_those_marked() -> None:
     tokenizer.pad_token = "<ctl>"
     assert special_ids(tokenizer) == [0, 1]
     assert token_bytes(tokenizer)[2] == ("word", b"word", False)
+
+
+def test_what_is_not_kept_stands_in_the_manifest_and_on_the_card(tmp_path: Path) -> None:
+    """Words that the vocabulary lacks: said in the manifest, on a card and above the run; nothing for known words."""
+    model = load_model(FAMILIES["llama"](), tokenizer=tiny.tokenizer())
+    known = tiny.texts(12)
+    said = "the tokenizer changes texts: what its vocabulary lacks becomes one unknown token (1 of 13 texts)"
+    plain = build(model, known, tmp_path / "plain", top=2, nulls=())
+    lacking = build(model, [*known, "the zebra of France"], tmp_path / "lacking", top=2, nulls=())
+    for run, sentence in ((plain, ""), (lacking, said)):
+        assert run.manifest.corpus.spelling == sentence
+        card = run.neuron(1, 3)
+        for shown in (str(card), card._repr_html_(), corpus_line(run.manifest)):
+            assert (said in " ".join(shown.split())) == bool(sentence)
+
+
+def test_manifests_from_before_are_read() -> None:
+    """A run that says nothing of spelling is opened as ever."""
+    old = {"id": "a", "sha256": "", "source": {}, "segment": "document", "limit": None}
+    counts = dict.fromkeys(("documents", "contexts", "duplicates", "tokens", "counted"), 1)
+    assert CorpusEntry(**old, **counts).spelling == ""

@@ -146,6 +146,7 @@ class NeuronCard(Shown):
     between: tuple[Example, ...]
     command: str
     claims: tuple[Claim, ...] | None = None  # tested patterns; None when none were looked for
+    spelling: str = ""  # in what the text of the run differs from the text that was read; empty if in nothing
 
     @property
     def id(self) -> NeuronId:
@@ -211,6 +212,7 @@ def card(
         activation=model.activation,
         lens=str(options.get("values_lens", "own")),
         corpus=run.manifest.corpus.id,
+        spelling=run.manifest.corpus.spelling,
         state=state(statistics.min, statistics.max),
         statistics=statistics,
         layer_median=layer_median(run, layer),

@@ -72,7 +72,7 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
     Rows: neuron, sign of the coefficient, hits, expected (hits among as many random positions), triggers
     (stored), strongest (the hit with the largest |coefficient|). `QueryError` if the corpus lacks the text.
     """
-    places, share = _occurrences(run, text)
+    places, share, aside = _occurrences(run, text)
     hits = (
         _within(run, "triggers", layer)
         .with_columns(pl.len().over("layer", "neuron", "polarity").alias("triggers"))
@@ -94,7 +94,9 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         question=f"neurons that {text!r} triggers: it ends at or overlaps the active token of some trigger "
         f"in {hits.height:,} lists (one list for each neuron and sign)",
         null=f"expected: as many random positions would hit it so often; it covers {places.height:,} of the "
-        f"{run.manifest.corpus.counted:,} counted positions ({share:.2g})",
+        f"{run.manifest.corpus.counted:,} counted positions ({share:.2g})"
+        + (f". {_UNCOUNTED}, {aside:,} of its tokens among them" if aside else "")
+        + (f". {_kept(run)}" if hits.is_empty() else ""),
         rows=_named(hits.head(count)).select("neuron", "sign", "hits", "expected", "triggers", "strongest"),
         total=hits.height,
     )
@@ -228,7 +230,8 @@ def _by_value(run: Run, text: str, polarity: int, layer: int | None, count: int)
     other_side = other_side if model.gated else ""
     return Found(
         question=f"{rows.height:,} of {neurons:,} neurons have {text!r} among the {depth} tokens that their "
-        f"value {'promotes' if polarity > 0 else 'suppresses'} most",
+        f"value {'promotes' if polarity > 0 else 'suppresses'} most"
+        + ("" if rows.height else "; no others are kept, so a neuron with it further down is not found"),
         null=f"the median token of the vocabulary is in {median:g} such lists; "
         f"{len(tokens) * neurons * depth / model.vocabulary:.1f} if all {model.vocabulary:,} tokens were "
         f"alike. An even value gives each token the probability {1 / model.vocabulary:.1e}" + other_side,
@@ -254,21 +257,32 @@ def _named(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(pl.Series("neuron", names, dtype=pl.String))
 
 
-def _occurrences(run: Run, text: str) -> tuple[pl.DataFrame, float]:
-    """Where the text is: (context, position) of the counted tokens that it overlaps, and their share.
+_UNCOUNTED = "Position 0 of a context and special tokens do not count"
+
+
+def _kept(run: Run) -> str:
+    return f"Only the {run.manifest.options.get('top', 'strongest')} strongest triggers of a neuron and sign are kept"
+
+
+def _occurrences(run: Run, text: str) -> tuple[pl.DataFrame, float, int]:
+    """Where the text is: (context, position) of the counted tokens that it overlaps, their share, and how many others.
 
     Found in the bytes of whole contexts, so a text may begin and end inside tokens.
     """
     if not text:
         raise QueryError("searching triggers: the text is empty; give at least one character")
-    contexts, positions = [], []
-    for context, hit in _hits(run, text.encode()):
+    contexts, positions, aside, holding = [], [], 0, 0
+    for context, hit, uncounted in _hits(run, text.encode("utf-8", "replace")):
         positions.append(hit)
         contexts.append(np.full(len(hit), context))
-    if not positions:
+        aside += uncounted
+        holding += 1
+    if not aside and not sum(map(len, positions)):
+        raise QueryError(_nowhere(run, text))
+    if not sum(map(len, positions)):
         raise QueryError(
-            f"searching triggers for {text!r}: the text occurs nowhere in {run.manifest.corpus.id} "
-            "(upper case and spaces count); try a shorter one"
+            f"searching triggers for {text!r}: it is in {holding:,} contexts, but only at position 0 or in special "
+            "tokens, which do not count, so no trigger is kept there; give a text that also stands further on"
         )
     places = pl.DataFrame(
         {
@@ -276,10 +290,22 @@ def _occurrences(run: Run, text: str) -> tuple[pl.DataFrame, float]:
             "position": np.concatenate(positions).astype(np.int32),
         }
     )
-    return places, places.height / max(run.manifest.corpus.counted, 1)
+    return places, places.height / max(run.manifest.corpus.counted, 1), aside
 
 
-def _hits(run: Run, wanted: bytes) -> Iterator[tuple[int, np.ndarray]]:
+def _nowhere(run: Run, text: str) -> str:
+    """The message for a text that no context has."""
+    corpus = run.manifest.corpus
+    part = f", which were cut at {corpus.limit:,} tokens" if corpus.limit else ""
+    changed = f"; {corpus.spelling}" if corpus.spelling else ""
+    return (
+        f"searching triggers for {text!r}: the text occurs nowhere in the {corpus.contexts:,} contexts of {corpus.id}"
+        f"{part} (upper case and spaces count{changed}); try a shorter one"
+    )
+
+
+def _hits(run: Run, wanted: bytes) -> Iterator[tuple[int, np.ndarray, int]]:
+    """(context, counted tokens that an occurrence overlaps, how many others it overlaps) of contexts with the text."""
     words = run.table("vocabulary").select("bytes", "special").collect()
     raw = words["bytes"].to_list()
     special = words["special"].to_numpy()
@@ -296,5 +322,4 @@ def _hits(run: Run, wanted: bytes) -> Iterator[tuple[int, np.ndarray]]:
             touched.update(range(int(first), int(last) + 1))
             start = whole.find(wanted, start + 1)
         counted = [at for at in sorted(touched) if at > 0 and not special[tokens[at]]]
-        if counted:
-            yield context, np.array(counted)
+        yield context, np.array(counted, np.int32), len(touched) - len(counted)

@@ -36,9 +36,15 @@ def usual(text: Text, pattern: Pattern) -> np.ndarray:
     mask = masks(text, [pattern]).toarray()[:, 0]
     share = float(mask[text.counted].mean()) if text.counted.any() else 0.0
     if share in (0.0, 1.0):
+        aside = 0 if share else int(mask[~text.counted].sum())
+        only = (
+            f" (only at {aside:,} that end at position 0 or a special token, which do not count)"
+            if aside
+            else ""
+        )
         raise PatternError(
             f"testing {pattern.spec!r}: it holds at {'all' if share else 'none'} of the {int(text.counted.sum()):,} "
-            "prefixes, so that there is nothing to compare; give a pattern that some have and some have not"
+            f"prefixes{only}, so that there is nothing to compare; give a pattern that some have and some have not"
         )
     return mask
 

@@ -102,7 +102,7 @@ def corpus_line(manifest: Manifest) -> str:
     corpus = manifest.corpus
     return (
         f"{corpus.id} · {corpus.documents:,} documents, {corpus.contexts:,} contexts ({corpus.segment}), "
-        f"{corpus.counted:,} tokens counted"
+        f"{corpus.counted:,} tokens counted{corpus.spelling and f'; {corpus.spelling}'}"
     )
 
 

@@ -151,6 +151,8 @@ def _head(card: NeuronCard, width: int) -> RenderResult:
     yield line
     if note := cards.state_note(card):
         yield Text(note, style="bold")
+    if card.spelling:
+        yield Text(card.spelling, style="dim")
 
 
 def _readings(card: NeuronCard, width: int) -> RenderResult:
