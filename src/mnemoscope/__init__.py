@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mnemoscope.api import open_run as open_run
     from mnemoscope.api import score as score
     from mnemoscope.api import study as study
+    from mnemoscope.api import trace as trace
     from mnemoscope.api import verify as verify
     from mnemoscope.corpus import Corpus as Corpus
     from mnemoscope.corpus import load_corpus as load_corpus
@@ -48,6 +49,7 @@ __all__ = [
     "open_run",
     "score",
     "study",
+    "trace",
     "verify",
 ]
 __version__ = "0.1.0"

@@ -78,16 +78,21 @@ class Shown:
         path = Path(path)
         if path.suffix not in ENDINGS:
             raise QueryError(f"saving {path}: give a file name that ends in {', '.join(ENDINGS)}")
-        if path.suffix == ".html" and self.view.write:
-            self.view.write(self, path, report)
-        elif path.suffix == ".html":
-            files.write(path, self._page(), "saving")
+        if path.suffix == ".html":
+            self.save_page(path, report=report)
         elif path.suffix == ".json":
             text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1, default=str)
             files.write(path, text + "\n", "saving")
         else:
             files.write(path, str(self), "saving")
         return path
+
+    def save_page(self, path: str | Path, *, report: Report | None = None) -> None:
+        """Write the page, whatever the file is called (/dev/stdout, say); otherwise as `save`."""
+        if self.view.write:
+            self.view.write(self, Path(path), report)
+        else:
+            files.write(path, self._page(), "writing the page")
 
     def _page(self) -> str:
         if self.view.page:

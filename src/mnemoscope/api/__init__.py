@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnemoscope import errors, store
-from mnemoscope.api.run import Run, study_sizes
+from mnemoscope.api.run import Run, addresses, study_sizes
 from mnemoscope.display import Report, Shown
 from mnemoscope.errors import QueryError, RunMissing
 from mnemoscope.explanation import Explanation
@@ -30,7 +30,8 @@ from mnemoscope.views.faces import view_of
 if TYPE_CHECKING:
     import polars as pl
 
-    from mnemoscope.api.run import ModelSource
+    from mnemoscope.analyses.traced import Trace
+    from mnemoscope.api.run import Address, ModelSource
     from mnemoscope.corpus import Corpus
     from mnemoscope.jobs.study.positions import Sizes
     from mnemoscope.models import Model
@@ -62,6 +63,7 @@ __all__ = [
     "score",
     "study",
     "study_sizes",
+    "trace",
     "verify",
 ]
 
@@ -153,6 +155,35 @@ def explain(
 
     model, opened = _model_and_run(model, run)
     return explain(model, prompt, target, foils, run=opened, **options)
+
+
+def trace(
+    source: ModelSource | store.Run,
+    text: str,
+    neuron: Address | Sequence[Address] | None = None,
+    *,
+    top: int = 5,
+    report: Report | None = None,
+) -> Trace:
+    """How neurons see a text of your own: given ones along it, or those that stand out at each token.
+
+    source  a run or its folder, whose distributions say what is unusual; or a model, as in `load_model`: without a run
+            there are no distributions, and what is listed is what writes most
+    neuron, top, report  as in `Run.trace`
+    """
+    if (
+        not isinstance(source, store.Run)
+        and isinstance(source, str | Path)
+        and store.is_finished(Path(source))
+    ):
+        source = open_run(source)
+    if isinstance(source, store.Run):
+        return Run.of(source).trace(text, neuron, top=top, report=report)
+    wanted = [NeuronId.parse(one) if isinstance(one, str) else one for one in addresses(neuron)]
+    from mnemoscope.jobs.trace import trace
+
+    model, _ = _model_and_run(source, None)
+    return trace(model, text, neurons=wanted, top=top, report=report)
 
 
 def explain_many(

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from mnemoscope.analyses.neuron import NeuronCard
     from mnemoscope.analyses.removal import Removal
     from mnemoscope.analyses.search import Found
+    from mnemoscope.analyses.traced import Trace
     from mnemoscope.explanation import Explanation
     from mnemoscope.jobs.study.positions import Sizes
     from mnemoscope.models import Model
     from mnemoscope.patterns.annotation.sheet import Written
     from mnemoscope.patterns.pattern import Pattern
 
+    Address: TypeAlias = str | tuple[int, int]
     ModelSource: TypeAlias = Model | PreTrainedModel | str | Path
 
 QUESTIONS = ("promotes", "suppresses", "trigger", "pattern", "tested", "sort")
@@ -191,6 +193,27 @@ class Run(store.Run):
 
         return api.explain(self, prompt, target, foils, **options)
 
+    def trace(
+        self,
+        text: str,
+        neuron: Address | Sequence[Address] | None = None,
+        *,
+        top: int = 5,
+        model: ModelSource | None = None,
+        report: Report | None = None,
+    ) -> Trace:
+        """How neurons see a text of your own: given ones along it, or the most unusual ones of each of its tokens.
+
+        neuron  one address or several, as in `neuron`; None for the most unusual by the run's own distributions
+        top     how many of these
+
+        `QueryError` for a text without two tokens or longer than the model reads, and for an address that is none.
+        """
+        wanted = [self._address(address) for address in addresses(neuron)]
+        from mnemoscope.jobs.trace import trace
+
+        return trace(self._loaded(model), text, run=self, neurons=wanted, top=top, report=report)
+
     def patterns(
         self,
         *,
@@ -352,3 +375,14 @@ def study_sizes(
     sizes = Sizes(seed=seed, questions=tuple(Path(path) for path in questions), shuffled=shuffled)
     sizes = sizes.fast() if fast else sizes
     return replace(sizes, positions=positions or sizes.positions, sentences=sentences or sizes.sentences)
+
+
+def addresses(given: Address | Sequence[Address] | None) -> list[Address]:
+    """One address, several or none, as a list."""
+    if given is None:
+        return []
+    if isinstance(given, str) or (
+        isinstance(given, tuple) and all(isinstance(part, Integral) for part in given)
+    ):
+        return [given]
+    return list(given)

@@ -24,15 +24,17 @@ def _views() -> dict[type, View]:
     from mnemoscope.analyses.neuron import NeuronCard
     from mnemoscope.analyses.removal import Removal
     from mnemoscope.analyses.search import Found
+    from mnemoscope.analyses.traced import Trace
     from mnemoscope.explanation import Explanation
     from mnemoscope.patterns.annotation.scores import Scores
-    from mnemoscope.views import annotation, html, removal, text
+    from mnemoscope.views import annotation, html, removal, text, trace
     from mnemoscope.views.explanation import charts, page, terminal
 
     return {
         NeuronCard: View(text.card, html.fragment, html.page),
         Explanation: View(terminal.report, page.fragment, page.page, plots=charts.charts),
         Found: View(text.found),
+        Trace: View(trace.terminal, trace.fragment, trace.page),
         Verification: View(text.verification),
         Removal: View(removal.table),
         Scores: View(annotation.scores),
