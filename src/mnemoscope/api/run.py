@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from mnemoscope import store
 from mnemoscope.display import Report
@@ -379,10 +379,9 @@ def study_sizes(
 
 def addresses(given: Address | Sequence[Address] | None) -> list[Address]:
     """One address, several or none, as a list."""
-    if given is None:
-        return []
-    if isinstance(given, str) or (
-        isinstance(given, tuple) and all(isinstance(part, Integral) for part in given)
-    ):
-        return [given]
-    return list(given)
+    match given:
+        case None:
+            return []
+        case str() | (Integral(), Integral()):
+            return [cast("Address", given)]
+    return list(cast("Sequence[Address]", given))

@@ -20,12 +20,13 @@ from mnemoscope.analyses.traced import LEVEL, Distributions, NeuronTrace, Readin
 from mnemoscope.capture import Capture
 from mnemoscope.errors import QueryError
 from mnemoscope.jobs import values
-from mnemoscope.jobs.questions import vocabulary_of
 from mnemoscope.lens import Lens
 from mnemoscope.models import Model
 from mnemoscope.nulls import Nulls
 from mnemoscope.records import ContextBatch, NeuronId, Progress
-from mnemoscope.vocabulary import Vocabulary, special_ids
+from mnemoscope.spelling import vocabulary_of
+from mnemoscope.tokenizer import encode, special_ids
+from mnemoscope.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
@@ -99,7 +100,7 @@ def trace(
 
 def _batch(model: Model, text: str) -> ContextBatch:
     """The text as one context, with the special tokens that the contexts of a run have."""
-    ids = model.tokenizer(text)["input_ids"] if text else []
+    (ids,) = encode(model.tokenizer, [text], special=True)
     if len(ids) > (most := model.anatomy.context_length):
         raise QueryError(
             f"tracing a text: it has {len(ids)} tokens and {model.id} reads at most {most}; shorten it"
