@@ -12,7 +12,7 @@ import pytest
 import synthetic
 from synthetic import make_run
 
-from mnemoscope.analyses import neuron, overview, peaked, search, striking
+from mnemoscope.analyses import neuron, overview, peaked, search, signs, striking
 from mnemoscope.analyses.study import distributions
 from mnemoscope.errors import QueryError
 from mnemoscope.records import NeuronId
@@ -156,18 +156,45 @@ def test_card_is_frozen_json_with_neighbours(run: Run) -> None:
 # -- search -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ask", "polarity"), [(search.promotes, 1), (search.suppresses, -1)])
-def test_value_search_equals_the_table(run: Run, ask: object, polarity: int) -> None:
-    """Every neuron with the token in its list is found, best rank first, with its stored probability."""
-    words = run.table("values").filter(pl.col("polarity") == polarity, pl.col("token").is_between(257, 320))
-    token = words.collect()["token"].mode().min()
-    text = run.table("vocabulary").collect()["bytes"][token].decode()
-    found = ask(run, text, count=100)  # type: ignore[operator]
-    rows = run.table("values").filter(pl.col("token") == token, pl.col("polarity") == polarity).collect()
-    assert found.total == rows.height == found.rows.height
-    assert found.rows["rank"].is_sorted()
-    expected = {f"L{r['layer']}N{r['neuron']}": r["probability"] for r in rows.iter_rows(named=True)}
-    assert dict(zip(found.rows["neuron"], found.rows["probability"], strict=True)) == expected
+def _usual(run: Run) -> dict[str, int]:
+    """The usual sign of every neuron, by its card: whose list its readings come from."""
+    every = run.table("neurons").select("layer", "neuron").collect().iter_rows()
+    return {str(NeuronId(*id)): neuron.card(run, id, examples=0).sides[0].polarity for id in every}
+
+
+@pytest.mark.parametrize(("ask", "sense"), [(search.promotes, 1), (search.suppresses, -1)])
+def test_value_search_equals_the_cards(run: Run, ask: object, sense: int) -> None:
+    """Found are the neurons whose card names the token under that verb, best rank first, read with the same sign."""
+    usual = _usual(run)
+    assert set(usual.values()) == {1, -1}
+    words = run.table("values").filter(pl.col("token").is_between(257, 320)).collect()
+    for token in words["token"].value_counts().sort("count", descending=True)["token"].head(4):
+        text = run.table("vocabulary").collect()["bytes"][token].decode()
+        found = ask(run, text, count=100)  # type: ignore[operator]
+        expected = {
+            id
+            for id, sign in usual.items()
+            if token
+            in [one.id for one in neuron.card(run, NeuronId.parse(id), examples=0).writes(sign * sense)]
+        }
+        assert set(found.rows["neuron"]) == expected
+        assert found.total == len(expected) == found.rows.height
+        assert found.rows["rank"].is_sorted()
+        for row in found.rows.iter_rows(named=True):
+            assert row["sign"] == "+-"[usual[row["neuron"]] < 0]
+            assert row["logit"] * sense > 0  # the number has the sign of the verb beside it
+            assert (row["probability"] is None) == (row["max_probability"] is None) == (row["sign"] == "-")
+
+
+@pytest.mark.parametrize(("ask", "does", "reverse"), [
+    (search.promotes, "promote", "suppresses"), (search.suppresses, "suppress", "promotes"),
+])  # fmt: skip
+def test_value_search_says_what_the_other_sign_does(run: Run, ask: object, does: str, reverse: str) -> None:
+    """At the other sign of its coefficient a neuron does the opposite to the tokens that are listed."""
+    found = ask(run, " Paris")  # type: ignore[operator]
+    assert f"that they {does} most at their usual sign" in found.question
+    assert f"At the other sign a neuron {reverse} what is listed here" in found.null
+    assert "writes" not in found.null
 
 
 def test_value_search_states_its_base_rate(run: Run) -> None:
@@ -181,7 +208,7 @@ def test_value_search_of_one_layer(run: Run) -> None:
     token = run.rows("values", 1, 3)["token"][0]
     text = run.table("vocabulary").collect()["bytes"][token].decode()
     found = search.promotes(run, text, layer=1)
-    assert found.total >= 1
+    assert found.total + search.suppresses(run, text, layer=1).total >= 1
     assert all(name.startswith("L1N") for name in found.rows["neuron"])
 
 
@@ -454,3 +481,13 @@ def test_token_in_no_list_is_said_to_be_further_down(run: Run) -> None:
     found = search.promotes(run, text)
     assert found.rows.is_empty()
     assert "no others are kept, so a neuron with it further down is not found" in found.question
+
+
+def test_the_usual_sign_is_that_of_the_card(run: Run, outliers: Run) -> None:
+    """Search and card read a value at the same sign, in every layer and alone."""
+    for some in (run, outliers):
+        found = signs.usual_signs(some).collect()
+        for layer, number, usual in found.iter_rows():
+            assert neuron.card(some, (layer, number), examples=0).sides[0].polarity == usual, (layer, number)
+        alone = signs.usual_signs(some, 1).collect().sort("neuron")
+        assert alone.equals(found.filter(pl.col("layer") == 1).sort("neuron"))

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import synthetic
 from synthetic import make_run
 
 from mnemoscope.analyses.study import stability, values
 from mnemoscope.errors import QueryError
 from mnemoscope.store import Run
+
+synthetic_documents = synthetic._documents
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,43 @@ def test_runs_without_common_text_are_compared_by_last_tokens(tmp_path: Path) ->
     """Two halves of a corpus share no context; the kind of trigger is its last token, and the finding says so."""
     one, two = make_run(tmp_path / "one", seed=0), make_run(tmp_path / "two", seed=1, documents=30)
     overlap = stability.findings(one, two)[0]
-    assert "last tokens" in overlap.says and "share no text" in overlap.notes[0]
+    assert "last tokens" in overlap.says and "no context is in both runs" in overlap.notes[0]
+
+
+@pytest.mark.parametrize("share", [0.06, 0.3, 0.7, 1.0])
+def test_triggers_are_compared_only_where_texts_coincide(tmp_path: Path, share: float) -> None:
+    """Neurons that never changed have all triggers in common where texts coincide, and none are counted elsewhere.
+
+    Where few do (one text cut differently), triggers of the same text are hardly possible: last tokens are compared.
+    """
+    one, drawn = make_run(tmp_path / "one", layers=1, documents=60, top=300), synthetic._corpus
+
+    def mixed(random: np.random.Generator, vocabulary: list[bytes], documents: int) -> synthetic._Corpus:
+        first = drawn(np.random.default_rng(0), vocabulary, documents)
+        other = drawn(random, vocabulary, documents)
+        kept = round(share * len(first.tokens))
+        rest = len(other.tokens) - kept
+        return synthetic._Corpus(
+            first.tokens[:kept] + [tokens[::-1].copy() for tokens in other.tokens[:rest]],
+            first.document[:kept] + [first.document[kept - 1] + 1 + at for at in range(rest)],
+            first.start[:kept] + [0] * rest,
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "_corpus", mixed)
+        patch.setattr(synthetic, "_documents", lambda _: synthetic_documents(400))
+        two = make_run(tmp_path / "two", layers=1, documents=60, top=300)
+    found = stability.shared_contexts(one, two)
+    assert found.share == pytest.approx(share, abs=0.1) and found.enough == (share >= 0.5)
+    overlap = stability.findings(one, two)[0]
+    if found.enough:
+        assert (
+            "triggers (text and position) in the contexts of both runs" in overlap.says and not overlap.notes
+        )
+        assert f"({found.share:.0%} of the smaller one's)" in overlap.says
+    else:
+        assert "last tokens of triggers" in overlap.says and "text and position" not in overlap.says
+        assert f"only {found.share:.1%} of the contexts" in overlap.notes[0]
 
 
 def test_nobody_stands_in_for_themselves() -> None:

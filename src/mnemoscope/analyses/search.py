@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.analyses.peaked import RULE, peaked
+from mnemoscope.analyses.signs import usual_signs
 from mnemoscope.analyses.tested import ORDER
 from mnemoscope.analyses.tested import tested as _tested
 from mnemoscope.display import Shown
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from mnemoscope.store import Run
 
 _NEURON = ["layer", "neuron"]
-_SIGN = pl.when(pl.col("polarity") > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("sign")
 _CLAIMED = ("pattern", "verdict", "f1", "purity", "coverage", "tokens")
 
 
@@ -50,20 +50,21 @@ class Found(Shown):
 
 
 def promotes(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
-    """Neurons with the token `text` (spaces included) among the top tokens of their value, best rank first.
+    """Neurons that promote the token `text` (spaces included) at the usual sign of their coefficient, best rank first.
 
-    Rows: neuron, rank (0-based, in the value read at a positive coefficient), token, logit, probability, and
-    the value's max_probability. `QueryError` if the vocabulary has no such token.
+    Rows: neuron, sign (the usual one, `analyses.signs`), rank (0-based, among what it promotes at that sign), token,
+    logit (of the value, times the sign), probability and the value's max_probability (read at a positive coefficient;
+    null where the sign is negative). `QueryError` if the vocabulary has no such token.
     """
-    return _by_value(run, text, 1, layer, count)
+    return _by_value(run, text, "promote", layer, count)
 
 
 def suppresses(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
-    """Neurons with the token `text` among the bottom tokens of their value: written when negative.
+    """Neurons that suppress the token `text` at the usual sign of their coefficient.
 
     Rows as `promotes`; rank 0 is the most suppressed.
     """
-    return _by_value(run, text, -1, layer, count)
+    return _by_value(run, text, "suppress", layer, count)
 
 
 def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
@@ -85,7 +86,7 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         )
         .with_columns(
             (pl.col("triggers") * share).alias("expected"),
-            _SIGN,
+            _sign("polarity"),
         )
         .sort("hits", pl.col("strongest").abs(), "layer", "neuron", descending=[True, True, False, False])
         .collect()
@@ -167,7 +168,7 @@ def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
     ordered = mine.sort(
         "none", "f1", "layer", "neuron", descending=[False, True, False, False], nulls_last=True
     )
-    shown = ordered.head(count).with_columns(_SIGN, pattern="name", tokens="active")
+    shown = ordered.head(count).with_columns(_sign("polarity"), pattern="name", tokens="active")
     return Found(
         question=f"neurons and signs whose tested pattern contains {text!r}: {len(mine):,}, "
         f"{believed:,} of them with a verdict above the null",
@@ -193,7 +194,7 @@ def tested(run: Run, *, layer: int | None = None, count: int = 20) -> Found:
     )
     of = {unit: f"{verdicts:,} of {tests:,}" for unit, tests, verdicts in claims.sort("unit").iter_rows()}
     nulls = ", ".join(f"{NULLS.get(unit, unit)} {share}" for unit, share in of.items() if unit != NEURON)
-    shown = found.head(count).with_columns(_SIGN, pattern="name", tokens="active")
+    shown = found.head(count).with_columns(_sign("polarity"), pattern="name", tokens="active")
     return Found(
         question=f"{found.height:,} tested patterns of {found.select('layer', 'neuron').n_unique():,} neurons have a "
         f"verdict; {ORDER}",
@@ -211,44 +212,60 @@ def _within(run: Run, name: str, layer: int | None) -> pl.LazyFrame:
     return table.filter(pl.col("layer") == run.address(layer, 0).layer)
 
 
-def _by_value(run: Run, text: str, polarity: int, layer: int | None, count: int) -> Found:
-    tokens = run.vocabulary.find(text)
-    rows = pl.concat([run.by_token(token, polarity) for token in tokens])
-    best = _within(run, "neurons", layer).select("layer", "neuron", max_probability="value_max_probability")
-    rows = rows.join(best.collect(), on=["layer", "neuron"]).sort(
-        "rank", pl.col("probability") * polarity, "layer", "neuron", descending=[False, True, False, False]
+def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> Found:
+    """Neurons by the list of their value that holds what they `verb` (promote or suppress) at their usual sign."""
+    tokens, model = run.vocabulary.find(text), run.manifest.model
+    layer = None if layer is None else run.address(layer, 0).layer
+    usual = usual_signs(run, layer).collect()
+    listed = pl.col("usual") * (1 if verb == "promote" else -1)
+    stored = [
+        run.by_token(token, polarity).with_columns(polarity=pl.lit(polarity, pl.Int8))
+        for token in tokens
+        for polarity in (1, -1)
+    ]
+    rows = pl.concat(stored).join(usual, on=_NEURON).filter(pl.col("polarity") == listed)
+    best = _within(run, "neurons", layer).select(*_NEURON, max_probability="value_max_probability")
+    positive = pl.when(pl.col("usual") > 0)
+    rows = (
+        rows.join(best.collect(), on=_NEURON)
+        .sort("rank", pl.col("logit") * listed, *_NEURON, descending=[False, True, False, False])
+        .with_columns(
+            _sign("usual"),
+            pl.col("logit") * pl.col("usual"),
+            positive.then("probability").alias("probability"),
+            positive.then("max_probability").alias("max_probability"),
+        )
     )
     shown = rows.head(count)
     labels = pl.Series("token", [run.vocabulary.label(token) for token in shown["token"]], dtype=pl.String)
-    model = run.manifest.model
-    neurons = model.neurons * (model.layers if layer is None else 1)
-    depth, median = _value_base_rate(run, polarity, layer)
-    other = "suppresses" if polarity > 0 else "promotes"
-    other_side = (
-        f". At a negative coefficient a gated neuron writes what its value {other}: --{other} lists those"
-    )
-    other_side = other_side if model.gated else ""
+    depth, median = _value_base_rate(run, usual.with_columns(polarity=listed.cast(pl.Int8)), layer)
+    alike = len(tokens) * usual.height * depth / model.vocabulary
     return Found(
-        question=f"{rows.height:,} of {neurons:,} neurons have {text!r} among the {depth} tokens that their "
-        f"value {'promotes' if polarity > 0 else 'suppresses'} most"
+        question=f"{rows.height:,} of {usual.height:,} neurons have {text!r} among the {depth} tokens that they {verb} "
+        "most at their usual sign (the sign of most of their triggers)"
         + ("" if rows.height else "; no others are kept, so a neuron with it further down is not found"),
-        null=f"the median token of the vocabulary is in {median:g} such lists; "
-        f"{len(tokens) * neurons * depth / model.vocabulary:.1f} if all {model.vocabulary:,} tokens were "
-        f"alike. An even value gives each token the probability {1 / model.vocabulary:.1e}" + other_side,
+        null=f"the median token of the vocabulary is in {median:g} such lists; {alike:.1f} if all {model.vocabulary:,} "
+        f"tokens were alike. A uniform value gives each token the probability {1 / model.vocabulary:.2g}. At the "
+        f"other sign a neuron {'suppresses' if verb == 'promote' else 'promotes'} what is listed here",
         rows=_named(shown.with_columns(labels)).select(
-            "neuron", "rank", "token", "logit", "probability", "max_probability"
+            "neuron", "sign", "rank", "token", "logit", "probability", "max_probability"
         ),
         total=rows.height,
     )
 
 
-def _value_base_rate(run: Run, polarity: int, layer: int | None) -> tuple[int, float]:
-    """Tokens kept for each value, and in how many neurons' lists the median token of the vocabulary is."""
-    table = _within(run, "values", layer).filter(pl.col("polarity") == polarity)
-    lists = table.group_by("token").len().collect()["len"].to_numpy()
+def _value_base_rate(run: Run, lists: pl.DataFrame, layer: int | None) -> tuple[int, float]:
+    """Tokens kept for each value, and in how many of these lists (layer, neuron, polarity) the median token is."""
+    address = [*_NEURON, "polarity"]
+    table = _within(run, "values", layer).join(lists.lazy().select(address), on=address, how="semi")
+    counts = table.group_by("token").len().collect()["len"].to_numpy()
     depth = table.select(pl.col("rank").max()).collect().item()
-    absent = run.manifest.model.vocabulary - len(lists)
-    return (0 if depth is None else depth + 1), float(np.median(np.pad(lists, (absent, 0))))
+    absent = run.manifest.model.vocabulary - len(counts)
+    return (0 if depth is None else depth + 1), float(np.median(np.pad(counts, (absent, 0))))
+
+
+def _sign(column: str) -> pl.Expr:
+    return pl.when(pl.col(column) > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("sign")
 
 
 def _named(rows: pl.DataFrame) -> pl.DataFrame:

@@ -49,6 +49,9 @@ def study(
     ] = None,
     only: Only = None,
     fast: Annotated[bool, typer.Option("--fast", help="Use small samples, for a first look.")] = False,
+    codes: Annotated[
+        bool, typer.Option("--items", help="Say which items of the papers, A1 to A80, each finding answers.")
+    ] = False,
     listed: Annotated[
         bool, typer.Option("--list", help="List the measurements with their cost and state, and stop.")
     ] = False,
@@ -89,7 +92,7 @@ def study(
     chosen = catalogue.choose(only)
     found = open_run(out) if out is not None and is_finished(out) else None
     if listed:
-        _list_study(chosen, found, sizes, as_json)
+        _list_study(chosen, found, sizes, as_json, codes)
         return
     if out is None:
         raise QueryError("studying: there is no folder for the run; give one with -o RUN")
@@ -121,7 +124,7 @@ def study(
     # The report shows all that the run has, whatever was measured now; the terminal what was asked for.
     sections = {one.name: one.section(found) for one in catalogue.CATALOGUE}
     asked = [sections[one.name] for one in chosen]
-    _report_study(found, list(sections.values()), html or out / "report.html", as_json, said=asked)
+    _report_study(found, list(sections.values()), html or out / "report.html", as_json, said=asked, codes=codes)
 
 
 @app.command(epilog="Example: mnemoscope compare runs/a runs/b --html compare.html")
@@ -163,7 +166,7 @@ def _check_report(page: Path) -> None:
     files.check_file(page, doing)
 
 
-def _list_study(chosen: Any, run: Run | None, sizes: Any, as_json: bool) -> None:
+def _list_study(chosen: Any, run: Run | None, sizes: Any, as_json: bool, codes: bool) -> None:
     """What there is to measure, what it costs and whether the run has it."""
     from mnemoscope.views.study import text
 
@@ -176,7 +179,7 @@ def _list_study(chosen: Any, run: Run | None, sizes: Any, as_json: bool) -> None
     if as_json:
         print_json(rows)
     else:
-        stdout().print(text.listing(rows))
+        stdout().print(text.listing(rows, items=codes))
 
 
 def _measure(run: Run, model: Model, chosen: Any, sizes: Any) -> Run:
@@ -198,6 +201,7 @@ def _report_study(
     beside: Run | None = None,
     title: str = "",
     said: Any = None,
+    codes: bool = False,
 ) -> None:
     """Write the page; print the findings of `said`, or of all sections."""
     from mnemoscope.analyses.study.items import items
@@ -210,4 +214,4 @@ def _report_study(
     if as_json:
         print_json([finding.to_dict() for section in said or sections for finding in section.findings])
     else:
-        stdout().print(text.findings(said or sections))
+        stdout().print(text.findings(said or sections, items=codes))

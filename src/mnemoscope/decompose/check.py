@@ -93,7 +93,7 @@ def self_check(hf: PreTrainedModel, anatomy: Anatomy, *, seed: int = 0) -> float
     if not error <= TOLERANCE:
         raise ModelNotSupported(
             f"checking a {anatomy.family!r} model: every layer adds up, but the logits rebuilt from them "
-            f"differ by {error:.1e} of their range (limit {TOLERANCE:g}): final norm, head or multiplier"
+            f"differ by {error:.2g} of their range (limit {TOLERANCE:g}): final norm, head or multiplier"
         )
     check_as_run(stream, generator)
     return error
@@ -196,4 +196,4 @@ def _difference(a: Tensor, b: Tensor, scale: Tensor) -> float:
 
 
 def _off(what: str, error: float) -> str:
-    return f"{what} differs from what the model computed by {error:.1e} relative (limit {TOLERANCE:g})"
+    return f"{what} differs from what the model computed by {error:.2g} relative (limit {TOLERANCE:g})"

@@ -93,7 +93,7 @@ def explain(
         for number, foil in enumerate(question.foils):
             say("contrast")
             contrasts.append(_contrast(scene, number, foil, top))
-        say("what switched them on")
+        say("upstream contributions")
         switched = queries(scene, frames["neurons"]), attention_queries(scene)
         extra = frames | _details(scene, frames) | whole
         tried = ablation.NOTHING

@@ -15,10 +15,11 @@ from mnemoscope.records import Manifest
 
 SIGN = {1: "positive", -1: "negative"}
 
+KEY_TITLE = "tokens that the key prefers by themselves"
 KEY_NOTE = (
-    "Key on bare embeddings: the coefficient that a token's input embedding alone would cause if it entered "
-    "this layer, without position or context; it says what "
-    "switches a neuron on only near the bottom of the model."
+    "Which tokens the key prefers by themselves: the coefficient that a token's input embedding alone would give if it "
+    "entered this layer, without position or context; it says what a neuron responds to only near the bottom of the "
+    "model."
 )
 
 
@@ -138,22 +139,22 @@ def state_note(card: NeuronCard) -> str | None:
 
 
 def readings(card: NeuronCard) -> list[tuple[str, tuple[ValueToken, ...]]]:
-    """What the value does, read with the leading sign of the coefficient."""
+    """What the neuron promotes and suppresses, read at its usual sign: that of most of its triggers."""
     polarity = card.sides[0].polarity
-    sign = SIGN[polarity]
-    return [
-        (f"writes (when {sign})", card.writes(polarity)),
-        (f"suppresses (when {sign})", card.writes(-polarity)),
-    ]
+    sign = f" (usual sign: {SIGN[polarity]})" if _two_signs(card) else ""
+    sign = " (if it were positive)" if card.state == "dead" else sign
+    return [(f"promotes{sign}", card.writes(polarity)), (f"suppresses{sign}", card.writes(-polarity))]
 
 
 def readings_note(card: NeuronCard) -> str | None:
     """Said only of neurons that take both signs."""
-    low, high = card.statistics.min or 0.0, card.statistics.max or 0.0
-    if not low < 0 < high:
-        return None
     other = SIGN[-card.sides[0].polarity]
-    return f"when {other}, the two change places"
+    return f"when {other}, the two change places" if _two_signs(card) else None
+
+
+def _two_signs(card: NeuronCard) -> bool:
+    low, high = card.statistics.min or 0.0, card.statistics.max or 0.0
+    return low < 0 < high
 
 
 def facts(card: NeuronCard) -> list[Fact]:
@@ -182,12 +183,12 @@ def details(card: NeuronCard) -> list[Fact]:
         Fact(f"norm of the {'gate ' if card.gated else ''}key", number(own.key_norm), number(usual.key_norm)),
         *gate,
         Fact(
-            f"largest probability of the value (even: {number(1 / card.vocabulary)})",
+            f"largest probability of the value (uniform: {number(1 / card.vocabulary)})",
             number(own.value_max_probability),
             number(usual.value_max_probability),
         ),
         Fact(
-            f"entropy of the value in nats (even: {number(math.log(card.vocabulary))})",
+            f"entropy of the value in nats (uniform: {number(math.log(card.vocabulary))})",
             number(own.value_entropy),
             number(usual.value_entropy),
         ),
@@ -258,7 +259,9 @@ def reason(pick: Pick) -> str:
         expected = f"(expected {number((pick.usual or 0) * (pick.stored or 0))})"
         if pick.criterion == "token":
             return f"one token: {hits} at “{pick.token}” {expected}"
-        return f"says what comes next: {hits} are followed by a token it writes {expected}"
+        return (
+            f"says what comes next: {hits} are followed by a token that it promotes at that sign {expected}"
+        )
     if pick.criterion == "quiet":
         name = "dead" if pick.value == 0 else "most quiet"
         return f"{name}: its largest write has the norm {number(pick.value)} {usual}"

@@ -72,6 +72,7 @@ def environment() -> Environment:
     found.globals |= {
         "colours": theme.COLOURS,
         "key_note": cards.KEY_NOTE,
+        "key_title": cards.KEY_TITLE,
         "definition_names": claims.DEFINITIONS,
         "doubted_names": claims.DOUBTED,
         "no_pattern": claims.NONE,

@@ -281,7 +281,7 @@ def _details(card: NeuronCard, width: int) -> RenderResult:
     yield table
     for name, tokens in (("positive", card.key_positive), ("negative", card.key_negative)):
         if tokens:
-            yield _token_line(f" key on bare embeddings, most {name}:", [_key(t) for t in tokens], width)
+            yield _token_line(f" {cards.KEY_TITLE}, most {name}:", [_key(t) for t in tokens], width)
     yield Text(f" {as_called(card.command)}", style="dim", overflow="fold")
 
 

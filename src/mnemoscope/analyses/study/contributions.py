@@ -107,6 +107,10 @@ def _line(x: str, x_title: str, y_title: str, **more: Any) -> Figure:
     )  # fmt: skip
 
 
+def _beside(nats: float) -> str:
+    return f"{abs(nats):.1f} nats {'above' if nats >= 0 else 'below'} all others together"
+
+
 def _stream(run: Run, documents: np.ndarray) -> Finding:
     """A46: log p of the prediction at every point of the stream."""
     rows = run.table("contribution_points").sort("example", "point").collect()
@@ -162,8 +166,8 @@ def _curve(run: Run) -> Finding:
         id="figure-2-probability-against-logit",
         items=("A36",),
         title="Probability against the logit of the target, the others fixed (Yu Figure 2)",
-        says=f"From the embedding to the end the median prediction's logit goes from {middle[0]:.1f} to "
-        f"{middle[-1]:.1f} nats above all others together; at {late} of {len(middle)} points p is still below 0.1.",
+        says=f"From the embedding to the end the median prediction's logit goes from {_beside(middle[0])} to "
+        f"{_beside(middle[-1])}; at {late} of {len(middle)} points p is still below 0.1.",
         frame=pl.concat(frames),
         figure=Figure("line", "margin", "value", "logit of the target less log of the sum of exp of the others (nats)",
                       "p, or log p", color="series", facet="scale", free=True),

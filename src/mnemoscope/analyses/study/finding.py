@@ -105,6 +105,16 @@ class Finding:
         return {**plain, "items": list(self.items), "notes": list(self.notes), "rows": self.frame.to_dicts()}
 
 
+def chance(value: float) -> str:
+    """A probability in two digits: 0.46, 0.0012, 2e-5."""
+    return f"{value:.2g}".replace("e-0", "e-")
+
+
+def went(start: float, stop: float) -> str:
+    """What a number did on its way: rises, falls or stays."""
+    return "rises" if stop > start else "falls" if stop < start else "stays"
+
+
 def slug(name: str) -> str:
     """A name as a part of an `id`."""
     return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split()) or "set"

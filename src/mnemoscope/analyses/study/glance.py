@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from mnemoscope.analyses.study.finding import Figure, Finding
+from mnemoscope.analyses.study.finding import Figure, Finding, chance
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
@@ -68,7 +68,7 @@ def _facts(run: Run) -> Finding:
         "layers x neurons": f"{model.layers} x {model.neurons:,} = {model.layers * model.neurons:,}",
         "width, vocabulary": f"{model.width:,}, {model.vocabulary:,}",
         "feed-forward layer": f"{'gated, ' if model.gated else ''}{model.activation}",
-        "largest error of the rebuilt logits": f"{model.self_check:.1e} of their range",
+        "largest error of the rebuilt logits": f"{chance(model.self_check)} of their range",
         "corpus": corpus.id,
         "contexts": f"{corpus.contexts:,} ({corpus.segment}), {corpus.duplicates:,} duplicates left out",
         "tokens": f"{corpus.tokens:,}, of which {corpus.counted:,} count",

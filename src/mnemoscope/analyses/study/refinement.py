@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from mnemoscope.analyses.study.finding import Figure, Finding
+from mnemoscope.analyses.study.finding import Figure, Finding, chance, went
 from mnemoscope.analyses.study.layers import Layers, load, percent, series
 from mnemoscope.analyses.study.resample import quantile_by_document
 from mnemoscope.intervals import Interval
@@ -142,9 +142,9 @@ def _probability(mine: dict[str, Layers]) -> Finding:
         id="figure-10-probability-of-prediction",
         items=("A22",),
         title="How probable the residual finds what the model will say (Geva Figure 10)",
-        says=f"The median probability of the model's prediction rises from {first['median']:.1e} in layer 0 to "
-        f"{last['median']:.2f} [{last['median_low']:.2f}, {last['median_high']:.2f}] before the last feed-forward "
-        f"layer ({first['lens']}).",
+        says=f"The median probability of the model's prediction {went(first['median'], last['median'])} from "
+        f"{chance(first['median'])} in layer 0 to {last['median']:.2f} "
+        f"[{last['median_low']:.2f}, {last['median_high']:.2f}] before the last feed-forward layer ({first['lens']}).",
         frame=frame,
         figure=_boxes("probability", null="null"),
         paper="about 0 in layers 1-7 of 16, medians of 0.6-0.8 in layers 14-16",

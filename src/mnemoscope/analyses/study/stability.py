@@ -1,14 +1,15 @@
 """Two runs of the same neurons: do they have the same triggers? And the figures of both side by side.
 
-Where the runs share contexts, triggers can be the same text; where they do not (two halves of a corpus), only of the
-same kind: their last tokens are compared as multisets. The null compares each neuron with another one of its layer.
+Where most contexts of the runs coincide, triggers in those can be the same text and position; where they do not (two
+halves of a corpus, or one text cut differently), only of the same kind: their last tokens are compared as multisets.
+The null compares each neuron with another one of its layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -20,7 +21,7 @@ from mnemoscope.errors import QueryError
 if TYPE_CHECKING:
     from mnemoscope.store import Run
 
-SHARED = 0.05  # of the contexts of the smaller run: enough to compare triggers as texts
+SHARED = 0.5  # of the contexts of the smaller run, at least, to compare triggers as texts: else most could not coincide
 _SIDE = ["layer", "neuron", "polarity"]
 
 
@@ -39,30 +40,46 @@ def comparable(one: Run, two: Run) -> None:
 def findings(one: Run, two: Run, *, seed: int = 0) -> list[Finding]:
     """Overlap of triggers with its null; of statistics; of values where the weights differ."""
     comparable(one, two)
-    keys = _shared_contexts(one, two)
-    return [_overlap(one, two, keys, seed), _statistics(one, two)]
+    return [_overlap(one, two, shared_contexts(one, two), seed), _statistics(one, two)]
 
 
-def _shared_contexts(one: Run, two: Run) -> tuple[pl.DataFrame, pl.DataFrame] | None:
-    """For each run context -> a number that equal texts share; None if they share too few."""
+class Shared(NamedTuple):
+    """What two runs have in common.
+
+    share  of the contexts of the smaller run, those that the other one has too
+    texts  for each run context -> a number that equal texts share, of the contexts that both have
+    """
+
+    share: float
+    texts: tuple[pl.DataFrame, pl.DataFrame]
+
+    @property
+    def enough(self) -> bool:
+        """Whether triggers can be compared as texts."""
+        return self.share >= SHARED
+
+
+def shared_contexts(one: Run, two: Run) -> Shared:
+    """The contexts that two runs have in common, by their tokens."""
     frames = [run.table("contexts").select("context", "tokens").collect() for run in (one, two)]
     texts = [[tuple(tokens) for tokens in frame["tokens"].to_list()] for frame in frames]
-    numbers = {text: number for number, text in enumerate(dict.fromkeys([*texts[0], *texts[1]]))}
-    same = len(set(texts[0]) & set(texts[1]))
-    if same < SHARED * min(len(texts[0]), len(texts[1])):
-        return None
+    numbers = {text: number for number, text in enumerate(set(texts[0]) & set(texts[1]))}
     first, second = (
-        pl.DataFrame({"context": frame["context"], "text": [numbers[text] for text in some]})
+        pl.DataFrame(
+            {"context": frame["context"], "text": [numbers.get(text) for text in some]},
+            schema_overrides={"text": pl.Int64},
+        ).drop_nulls()
         for frame, some in zip(frames, texts, strict=True)
     )
-    return first, second
+    return Shared(len(numbers) / max(min(map(len, texts)), 1), (first, second))
 
 
 def _kinds(run: Run, texts: pl.DataFrame | None) -> pl.DataFrame:
-    """Per side and kind of trigger (its text and position, or its last token) its share of the side's triggers."""
+    """Per side and kind of trigger its share of the side's triggers: of those in contexts that both runs have, by text
+    and position; or of all, by last token."""
     rows = run.table("triggers").select(*_SIDE, "context", "position").collect()
     if texts is not None:
-        rows = rows.join(texts, on="context", how="left")
+        rows = rows.join(texts, on="context", how="inner")
         kind = pl.col("text") * 1_000_000 + pl.col("position")
     else:
         contexts = run.table("contexts").select("context", "tokens").collect()
@@ -91,10 +108,10 @@ def common(one: pl.DataFrame, two: pl.DataFrame, count: int) -> np.ndarray:
     return np.where(known.all(0), total, np.nan)
 
 
-def _overlap(one: Run, two: Run, texts: tuple[pl.DataFrame, pl.DataFrame] | None, seed: int) -> Finding:
+def _overlap(one: Run, two: Run, shared: Shared, seed: int) -> Finding:
     model = one.manifest.model
     first, second = (
-        _kinds(run, None if texts is None else texts[number]) for number, run in enumerate((one, two))
+        _kinds(run, shared.texts[number] if shared.enough else None) for number, run in enumerate((one, two))
     )
     count = 2 * model.layers * model.neurons
     found = common(first, second, count)
@@ -114,21 +131,17 @@ def _overlap(one: Run, two: Run, texts: tuple[pl.DataFrame, pl.DataFrame] | None
             "null": chance.value, "null_high": np.array(limits), "null_low": np.zeros(model.layers),
         }
     ).with_columns(pl.selectors.float().fill_nan(None))  # fmt: skip
-    shared = (
-        "the runs share contexts"
-        if texts is not None
-        else "the runs share no text: triggers can only be alike"
+    what = "triggers (text and position)" if shared.enough else "last tokens of triggers"
+    of_both = (
+        f" in the contexts of both runs ({shared.share:.0%} of the smaller one's)" if shared.enough else ""
     )
-    what = "triggers (text and position)" if texts is not None else "last tokens of triggers"
     return Finding(
         id="trigger-stability",
         items=("A4",),
         title="Do neurons keep their triggers?",
-        says=f"On average {found[known].mean():.1%} of the {what} of a neuron (with its sign) are common to both "
-        "runs, of "
-        f"different neurons {null[known].mean():.1%}; {above:.0%} of the neurons have more in common than 95 % of "
-        "pairs of "
-        "different neurons of their layer.",
+        says=f"On average {found[known].mean():.1%} of the {what}{of_both} of a neuron (with its sign) are common "
+        f"to both runs, of different neurons {null[known].mean():.1%}; {above:.0%} of the neurons have more in common "
+        "than 95 % of pairs of different neurons of their layer.",
         frame=frame,
         figure=Figure(
             "line", "layer", "overlap", "layer", f"common {what} (%)", low="low", high="high", null="null",
@@ -136,8 +149,14 @@ def _overlap(one: Run, two: Run, texts: tuple[pl.DataFrame, pl.DataFrame] | None
         ),
         null="each neuron against another one of its layer: mean, and up to the 95th percentile",
         resampled="neurons",
-        notes=(shared,),
+        notes=() if shared.enough else (_apart(shared.share),),
     )  # fmt: skip
+
+
+def _apart(share: float) -> str:
+    """Why triggers are not compared as texts."""
+    some = "no context is" if share == 0 else f"only {share:.1%} of the contexts of the smaller run are"
+    return f"{some} in both runs (other text, or cut differently): triggers are compared by their last tokens"
 
 
 def _dealt(rows: pl.DataFrame, layers: int, neurons: int, seed: int) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from mnemoscope.analyses.study.finding import Figure, Finding
+from mnemoscope.analyses.study.finding import Figure, Finding, chance
 from mnemoscope.intervals import wilson
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _probability(rows: pl.DataFrame) -> Finding:
         id="figure-6-confidence",
         items=("A13",),
         title="Are confident values right? (Geva Figure 6)",
-        says=f"Of the tenth of the values with the most probable first token (median {last['probability']:.1e}) "
+        says=f"Of the tenth of the values with the most probable first token (median {chance(last['probability'])}) "
         f"{last['share']:.1%} [{last['low']:.1%}, {last['high']:.1%}] agree with the next token, of the least "
         "confident tenth "
         f"{first['share']:.1%} [{first['low']:.1%}, {first['high']:.1%}].",
@@ -102,7 +102,7 @@ def _sure(rows: pl.DataFrame) -> Finding:
     """A13 with the paper's own bins."""
     edges = np.array(_PAPER_EDGES)
     place = np.searchsorted(edges, rows["top_probability"].to_numpy(), "right")
-    names = [f"below {edges[0]:.1e}", *(f"from {edge:.1e}" for edge in edges)]
+    names = [f"below {chance(edges[0])}", *(f"from {chance(edge)}" for edge in edges)]
     frame = _binned(rows.with_columns(hit=pl.col("rank") == 0, bin=pl.Series(place)))
     frame = frame.with_columns(bin=pl.Series([names[int(one)] for one in frame["bin"]]))
     top = frame.row(-1, named=True)

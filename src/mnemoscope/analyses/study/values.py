@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from mnemoscope.analyses.study.finding import Figure, Finding
+from mnemoscope.analyses.study.finding import Figure, Finding, chance
 from mnemoscope.analyses.study.resample import share_by_group
 from mnemoscope.intervals import Interval, wilson
 
@@ -108,7 +108,7 @@ def _spread(run: Run) -> Finding:
         says=f"The median value has an entropy of {low['median']:.2f} nats in layer 0 and {high['median']:.2f} in "
         "layer "
         f"{high['layer']}, where ln {size:,} = {np.log(size):.2f} would be no preference; its first token gets a "
-        f"probability of {low['largest_probability']:.1e} and {high['largest_probability']:.1e}.",
+        f"probability of {chance(low['largest_probability'])} and {chance(high['largest_probability'])}.",
         frame=frame,
         figure=Figure(
             "box", "layer", "median", "layer", "entropy of the value (nats)", low="quarter", high="three_quarters",

@@ -143,6 +143,6 @@ def headings(switched: Sequence[Switched]) -> list[tuple[float, str, str]]:
     shown = min(len(switched), NEURONS)
     return [
         (_LEFT[0], "start", "written earlier"),
-        (_MIDDLE[0], "start", f"switches on ({shown} of {len(switched)})"),
+        (_MIDDLE[0], "start", f"contributes to ({shown} of {len(switched)})"),
         (_RIGHT[1], "end", "which raises"),
     ]

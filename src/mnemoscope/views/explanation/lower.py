@@ -359,7 +359,7 @@ def _method(one: Explanation) -> Iterable[str]:
     yield (
         f"{INCREASE}: log p after the part is added to what its layer reads, less log p before. {LEFT_OUT}: log p at "
         "the end, less log p at the end without the part. logit: what the part alone writes for the target. chain: "
-        "the leave-one-out of a part and its share of that of the shown neurons above, which it switched on. "
+        "a part's own leave-one-out and its share of that of the listed neurons above, to which it contributes. "
         "not shown: parts without a row, and what parts do only together (log-probabilities of parts do not add up)."
     )
     yield {

@@ -78,6 +78,8 @@ def _environment() -> Environment:
         "not_ablated": wording.NOT_ABLATED,
         "about_switched": wording.SWITCHED,
         "about_carried": wording.CARRIED,
+        "chain_note": wording.CHAIN,
+        "points_note": wording.POINTS,
     }
     return found
 

@@ -41,6 +41,8 @@ class report:  # noqa: N801 - called like a function: terminal.report(explanatio
         yield from _head(page, width)
         yield from _stream(page, width)
         yield from _account(page, width)
+        if width >= _WIDE and "chain" in (*page.heads.columns, *page.neurons.columns):
+            yield Text(f"\n{wording.CHAIN}", style="dim")
         yield from _section("heads x sources", _ledger(page.heads, width))
         yield from _section("neurons", _ledger(page.neurons, width))
         bracket = console.color_system is None or console.no_color
@@ -51,7 +53,7 @@ class report:  # noqa: N801 - called like a function: terminal.report(explanatio
             yield from _against(page, one, width)
         if page.switched:
             yield Text()
-            yield Text("what switched them on", style="bold")
+            yield Text(wording.UPSTREAM, style="bold")
             yield Text(wording.SWITCHED, style="dim")
             for neuron in page.switched[:SWITCHED]:
                 yield _switched(neuron, width)
@@ -153,6 +155,7 @@ def _account(page: Sheet, width: int) -> RenderResult:
     yield line
     yield Text(wording.shown_line(page), style="dim")
     yield from _steps(page.steps, width)
+    yield Text(wording.POINTS, style="dim")
 
 
 def _steps(steps: Sequence[Step], width: int) -> RenderResult:
@@ -197,7 +200,7 @@ def _ledger(ledger: Ledger, width: int) -> Table:
 
 
 _HEADS = {"leave-one-out": "leave-\none-out", "coefficient": "coeffi-\ncient"}
-_SIDES = {"writes": "promotes", "suppresses": "suppresses"}
+_SIDES = {"promotes": "promotes", "suppresses": "suppresses"}
 
 
 def _sides(ledger: Ledger, room: int) -> list[str]:
@@ -261,7 +264,7 @@ def _switched(one: Switched, width: int) -> Table:
     """A neuron and the vectors that gave its coefficient, largest first and the remainder last."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(Text(one.name, style="bold"), overflow="fold", min_width=22)
-    for name in ("share", "of it", "nats", *(("gate", "up") if one.gated else ()), "inner"):
+    for name in ("share", "of the\ncoefficient", "nats", *(("gate", "up") if one.gated else ()), "inner"):
         table.add_column(name, justify="right", no_wrap=True)
     for cause in one.shortened(CAUSES):
         branches = (cause.gate, cause.up) if one.gated else ()

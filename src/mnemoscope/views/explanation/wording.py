@@ -25,9 +25,18 @@ DIFFER = (
 NOT_ABLATED = (
     "Nothing was ablated; --ablate 10 takes out each of the ten most important neurons and heads in turn."
 )
+UPSTREAM = "upstream contributions"
 SWITCHED = (
     "A neuron's coefficient, shared exactly among the vectors written before it (both branches of a gated neuron); "
-    "in nats, its increase shared alike."
+    "in nats, the neuron's increase shared out in the same way."
+)
+CHAIN = (
+    "chain: a part's own leave-one-out and its share of that of the listed neurons above, to whose coefficients it "
+    "contributes"
+)
+POINTS = (
+    "Lin, Lres, Lout: the residual stream before attention, before and after the FFN (resid_pre, resid_mid, "
+    "resid_post); ATTN, FFN: what a layer's attention and feed-forward network write (attn, mlp)"
 )
 CARRIED = (
     "The score of that sub-value is the logit it writes for the target less that for the first foil, or without a foil "
