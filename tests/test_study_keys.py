@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_run
 
+from mnemoscope.analyses import labels
 from mnemoscope.analyses.study import keys
 from mnemoscope.store import SCHEMAS, Run, add_tables
 
@@ -105,6 +106,42 @@ def test_the_last_token_alone_is_shallow() -> None:
     assert keys.cases(some, 0.001).select(keys.CASES).rows() == [(0, 0, 0, 2)]
 
 
+BITS = 10
+RATES = st.sampled_from([0.001, 0.05, 0.06, 0.5, 1.0])
+
+
+@settings(max_examples=80)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["shallow", "semantic"]), RATES, RATES, st.integers(0, 2**BITS - 1)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_cases_against_a_slow_definition(drawn: list[tuple[str, float, float, int]]) -> None:
+    """Trigger by trigger: only confirmed patterns explain one, by what they are beyond the last token."""
+    some = patterns(*[(kind, token_q, BITS, bits) for kind, _, token_q, bits in drawn])
+    some = some.with_columns(q=pl.Series([q for _, q, _, _ in drawn]))
+    expected = dict.fromkeys(keys.CASES, 0)
+    for bit in range(BITS):
+        shown = [
+            (kind == "semantic" and token_q <= 0.05)
+            for kind, q, token_q, bits in drawn
+            if q <= 0.05 and bits >> bit & 1
+        ]
+        case = 3 if not shown else 2 if all(shown) else 0 if not any(shown) else 1
+        expected[keys.CASES[case]] += 1
+    found = keys.cases(some, 0.05)
+    assert found.select(keys.CASES).row(0, named=True) == expected
+    seen: set[int] = set()
+    counted = 0
+    for _, q, _, bits in drawn:
+        mine = {bit for bit in range(BITS) if bits >> bit & 1}
+        if q <= 0.05 and len(mine - seen) >= keys.LEAST:
+            counted, seen = counted + 1, seen | mine
+    assert found["patterns"].item() == counted
+
+
 def test_all_sixty_four_triggers_have_a_bit() -> None:
     """The sign bit of the column is the 64th trigger."""
     assert keys.cases(patterns(("shallow", 1.0, 64, -1)), 0.05).select(keys.CASES).rows() == [(64, 0, 0, 0)]
@@ -187,3 +224,10 @@ def test_token_removal_is_told(tmp_path: Path) -> None:
     last = frame.filter(pl.col("token") == "without the last")["ratio"]
     assert last.to_list() == pytest.approx([(6 - 6 * 4.25) / (6 * 4.25)] * 2)
     assert found["token-removal-null"].frame["null"].null_count() == 0
+
+
+@pytest.mark.parametrize(("value", "exceeds"), [(180.0, False), (189.0, False), (189.2, True), (195.0, True)])
+def test_labels_exceed_the_95th_percentile_of_their_shuffles(value: float, exceeds: bool) -> None:
+    """Of 200 shuffles 0 ... 199 the 95th percentile is 189.05; each pattern is compared with its own."""
+    chance = np.stack([np.arange(200.0), np.arange(200.0) * 10], axis=1)
+    assert labels.beyond(np.array([value, value]), chance) == int(exceeds)

@@ -248,3 +248,29 @@ def test_verdicts(purity: float, coverage: float, f1: float, q: float, verdict: 
     """Each verdict where its rule holds."""
     sides = [np.asarray(value) for value in (purity, coverage, f1)]
     assert str(twoway.verdicts(sides[0], sides[1], sides[2], 0.2, q)) == verdict
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_the_threshold_against_a_slow_definition(data: st.DataObject) -> None:
+    """Of the thresholds that enough documents reach, exactly enough included, the best beyond chance; the highest."""
+    bins = data.draw(st.integers(2, 6))
+    counts = st.lists(st.integers(0, 5), min_size=bins, max_size=bins).map(np.array)
+    curve = twoway.Curve(data.draw(counts), data.draw(counts))
+    reached = data.draw(st.lists(st.integers(0, 2 * twoway.LEAST_DOCUMENTS), min_size=bins, max_size=bins))
+    documents = np.array(sorted(reached, reverse=True))
+    place, value = twoway.choose(curve, documents)
+    allowed = [at for at in range(1, bins) if documents[at] >= twoway.LEAST_DOCUMENTS]
+    if not allowed:
+        assert (place, value) == (-1, 0)
+        return
+    gains = {at: max(float(curve.beyond_chance[at]), 0.0) for at in allowed}
+    best = max(gains.values())
+    assert value == best and place == max(at for at, gain in gains.items() if gain == best)
+
+
+def test_five_documents_are_enough() -> None:
+    """A threshold that exactly `LEAST_DOCUMENTS` documents reach may be chosen; one fewer may not."""
+    curve = twoway.Curve(np.array([0, 0, 9]), np.array([90, 1, 0]))
+    for documents, place in ((twoway.LEAST_DOCUMENTS, 2), (twoway.LEAST_DOCUMENTS - 1, -1)):
+        assert twoway.choose(curve, np.array([40, documents, documents]))[0] == place
