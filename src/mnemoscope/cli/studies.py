@@ -124,7 +124,9 @@ def study(
     # The report shows all that the run has, whatever was measured now; the terminal what was asked for.
     sections = {one.name: one.section(found) for one in catalogue.CATALOGUE}
     asked = [sections[one.name] for one in chosen]
-    _report_study(found, list(sections.values()), html or out / "report.html", as_json, said=asked, codes=codes)
+    _report_study(
+        found, list(sections.values()), html or out / "report.html", as_json, said=asked, codes=codes
+    )
 
 
 @app.command(epilog="Example: mnemoscope compare runs/a runs/b --html compare.html")
