@@ -8,12 +8,12 @@ from functools import cache, partial
 import pytest
 import torch
 from families import FAMILIES
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mnemoscope.anatomy import describe
-from mnemoscope.contributions import Bases, Geometry, Group, League, certified, exhaustive, search, shared
+from mnemoscope.contributions import Bases, Geometry, Group, League, certified, exhaustive, search
 from mnemoscope.lens import LENSES, Lens
 
 WIDTH, VOCABULARY = 12, 2200
@@ -172,22 +172,3 @@ def test_the_search_saves_evaluations() -> None:
     bases, groups = _problem(0, 1.0, 0.02)
     (found,) = search(bases, [League(groups, 5)], final=3)
     assert found.full < 100 < found.of
-
-
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.floats(-5, 5))
-@example([1.0, -7e-310], -1.0)  # a side so small that no finite factor makes it count
-def test_shares_add_up_to_their_total(values: list[float], total: float) -> None:
-    """Sharing conserves the total (A41)."""
-    contributions = torch.tensor(values, dtype=torch.float64)
-    if abs(float(contributions.sum())) < 1e-3 and bool(contributions.any()):
-        return
-    found = shared(contributions, total)
-    assert float(found.sum()) == pytest.approx(total, abs=1e-6 * (1 + float(contributions.abs().max()) * 1e3))
-
-
-def test_sharing_keeps_signs_where_the_total_allows_it() -> None:
-    """Helpful and unhelpful are scaled apart, so cancelling contributions do not blow up (A41)."""
-    found = shared(torch.tensor([4.0, 2.0, -5.9], dtype=torch.float64), 1.0)
-    assert found.tolist() == pytest.approx([4.0, 2.0, -5.0])
-    found = shared(torch.tensor([4.0, 2.0, -1.0], dtype=torch.float64), 2.0)
-    assert found.tolist() == pytest.approx([2.0, 1.0, -1.0])

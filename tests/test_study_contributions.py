@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import torch
 from families import FAMILIES
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import linregress, pearsonr, spearmanr
 from slow_sentence import PREFIX, Slow, wrapped
@@ -23,10 +23,11 @@ import mnemoscope as mn
 from mnemoscope.analyses.study import contributions as answers
 from mnemoscope.analyses.study import crosslayer
 from mnemoscope.analyses.study.finding import Finding
+from mnemoscope.analyses.study.sharing import shared
 from mnemoscope.anatomy import describe
 from mnemoscope.contributions import Bases, Geometry, Group, Intervals, Survey, exhaustive
 from mnemoscope.decompose import trace
-from mnemoscope.jobs.study import contributions
+from mnemoscope.jobs.study import catalogue, contributions
 from mnemoscope.jobs.study.contributions import TOP, Desk, Frequencies, Rows, measure, quotients, rank, spread
 from mnemoscope.jobs.study.positions import Sizes
 from mnemoscope.jobs.study.value_order import Order, marked
@@ -465,3 +466,49 @@ def test_every_figure_can_be_drawn(found: dict[str, Finding]) -> None:
         assert any(letter.isdigit() for letter in one.says), one.id
         assert "nan" not in one.says.lower().split(), one.says
         assert chart(one) is not None
+
+
+# -- sharing a whole among its parts ------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.floats(-5, 5))
+@example([1.0, -7e-310], -1.0)  # a side so small that no finite factor makes it count
+def test_shares_add_up_to_their_total(values: list[float], total: float) -> None:
+    """Sharing conserves the total (A41)."""
+    contributions = np.array(values)
+    if abs(float(contributions.sum())) < 1e-3 and contributions.any():
+        return
+    found = shared(contributions, total)
+    assert float(found.sum()) == pytest.approx(
+        total, abs=1e-6 * (1 + float(np.abs(contributions).max()) * 1e3)
+    )
+
+
+def test_sharing_keeps_signs_where_the_total_allows_it() -> None:
+    """Helpful and unhelpful are scaled apart, so cancelling contributions do not blow up (A41)."""
+    found = shared(np.array([4.0, 2.0, -5.9]), 1.0)
+    assert found.tolist() == pytest.approx([4.0, 2.0, -5.0])
+    found = shared(np.array([4.0, 2.0, -1.0]), 2.0)
+    assert found.tolist() == pytest.approx([2.0, 1.0, -1.0])
+
+
+def test_what_sides_are_credited_with_adds_up(found: dict[str, Finding], measured: Run) -> None:
+    """A41: shared between helpful and unhelpful neurons is what the layer did, for every example and on average."""
+    main = answers.load(measured)["model"]
+    both = answers.credited(main)
+    np.testing.assert_allclose(both.sum(0), main.grid("ffn"), atol=1e-5)
+    frame = found["sides-shared"].frame
+    means = (
+        frame.filter(pl.col("counted") == "shared").group_by("layer").agg(pl.col("value").sum()).sort("layer")
+    )
+    np.testing.assert_allclose(means["value"].to_numpy(), main.mean("ffn").value, atol=1e-5)
+    own = frame.filter((pl.col("counted") == "by themselves") & (pl.col("side") == "unhelpful")).sort("layer")
+    np.testing.assert_allclose(own["value"].to_numpy(), main.mean("unhelpful_all").value, atol=1e-6)
+
+
+def test_every_item_of_a_measurement_has_a_finding(found: dict[str, Finding]) -> None:
+    """What contributions and cross-layer scores are said to answer, some figure or table answers."""
+    answered = {item for one in found.values() for item in one.items}
+    for name in ("contributions", "crosslayer"):
+        (measurement,) = (one for one in catalogue.CATALOGUE if one.name == name)
+        assert set(measurement.items) <= answered

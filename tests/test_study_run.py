@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from tiny import model_folder, texts, tokenizer
 
 import mnemoscope as mn
 from mnemoscope.analyses.study import glance
-from mnemoscope.analyses.study.items import STATES, items
+from mnemoscope.analyses.study.items import STATES, Item, items
 from mnemoscope.errors import QueryError, RunMismatch
 from mnemoscope.jobs.study import catalogue
 from mnemoscope.jobs.study import run as study
@@ -236,6 +238,48 @@ def test_every_item_is_answered() -> None:
             name = one.command.split()[-1]
             (measurement,) = (found for found in catalogue.choose(name) if found.name == name)
             assert one.id in measurement.items, one.id
+
+
+def _answers(module: str, seen: set[str]) -> set[str]:
+    """The items that findings of an analysis, and of the analyses that it imports, say they answer."""
+    seen.add(module)
+    file = files("mnemoscope") / f"{module.replace('.', '/')}.py"
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found = {
+        one.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Tuple)
+        for one in node.elts
+        if isinstance(one, ast.Constant) and re.fullmatch(r"A\d+", str(one.value))
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "mnemoscope.analyses.study":
+            for name in {f"analyses.study.{one.name}" for one in node.names} - seen:
+                found |= _answers(name, seen)
+    return found
+
+
+@pytest.mark.parametrize("one", catalogue.CATALOGUE, ids=lambda one: one.name)
+def test_every_item_of_a_measurement_has_a_finding(one: catalogue.Measurement) -> None:
+    """What a measurement is said to answer, a finding of its analysis names: no item is done by code nobody calls."""
+    assert set(one.items) <= _answers(one.analysis.partition(":")[0], set())
+
+
+@pytest.mark.parametrize("one", items(), ids=lambda one: one.id)
+def test_every_done_item_leads_somewhere(one: Item) -> None:
+    """Its command is a measurement of the catalogue, a command, or a page of the documentation."""
+    import typer
+
+    from mnemoscope.cli import app
+
+    if one.state != "done":
+        pytest.skip(one.why)
+    if found := re.fullmatch(r"mnemoscope study -o RUN --only (\w+)", one.command):
+        assert found[1] in {measurement.name for measurement in catalogue.CATALOGUE}
+    elif one.command.startswith("mnemoscope "):
+        assert one.command.split()[1] in typer.main.get_command(app).commands
+    else:
+        assert (TESTS.parent / one.command).exists()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ A soft cap makes delta non-linear in v; then every vector is evaluated (`search`
 from mnemoscope.contributions.bases import Bases, Measure, linear_directions, raw_logits
 from mnemoscope.contributions.geometry import Geometry
 from mnemoscope.contributions.search import STAGES, Found, Group, League, certified, exhaustive, search
-from mnemoscope.contributions.sharing import shared
 from mnemoscope.contributions.survey import Intervals, Survey
 
 __all__ = [
@@ -44,5 +43,4 @@ __all__ = [
     "linear_directions",
     "raw_logits",
     "search",
-    "shared",
 ]

@@ -20,6 +20,7 @@ from mnemoscope.analyses.study.resample import (
     share_by_document,
     share_of_sums,
 )
+from mnemoscope.analyses.study.sharing import shared
 from mnemoscope.intervals import Interval
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def findings(run: Run) -> list[Finding]:
         _stream(run, told["model"].documents),
         _curve(run),
         _parts(told),
+        _shared(told["model"]),
         _sums(run, told["model"].documents),
         _table(told),
         _table_by_layer(told),
@@ -202,6 +204,42 @@ def _parts(told: dict[str, Told]) -> Finding:
     )
 
 
+def credited(main: Told) -> np.ndarray:
+    """f64[side, example, layer]: what a layer did, shared between its helpful and unhelpful neurons (A41)."""
+    sides = np.stack([main.grid(f"{side}_all") for side in SIDES], axis=-1)
+    pairs = zip(sides.reshape(-1, 2), main.grid("ffn").reshape(-1), strict=True)
+    return np.stack([shared(both, total) for both, total in pairs]).reshape(sides.shape).transpose(2, 0, 1)
+
+
+def _shared(main: Told) -> Finding:
+    """A41: what helpful and unhelpful neurons are credited with, so that both add up to what the layer did."""
+    own = {side: main.mean(f"{side}_all") for side in SIDES}
+    told = dict(zip(SIDES, (mean_by_document(grid, main.documents) for grid in credited(main)), strict=True))
+    whole = main.mean("ffn")
+    return Finding(
+        id="sides-shared",
+        items=("A41",),
+        title="What a layer did, shared between helpful and unhelpful neurons",
+        says="In the last layer helpful neurons contribute "
+        f"{number(own['helpful'], -1)} nats by themselves and unhelpful ones {number(own['unhelpful'], -1)}; shared so "
+        f"that both add up to the {number(whole, -1)} nats of the layer, {number(told['helpful'], -1)} and "
+        f"{number(told['unhelpful'], -1)}.",
+        frame=pl.concat(
+            series(some[side], None, side=side, counted=counted)
+            for counted, some in (("by themselves", own), ("shared", told))
+            for side in SIDES
+        ),
+        figure=_line("layer", "layer", "contribution (nats)", color="side", facet="counted", null=None, null_low=None,
+                     null_high=None),
+        paper="every contribution scaled by one factor, so that they add up",
+        resampled=_DOCUMENTS,
+        notes=(
+            "the side that is too large is scaled down and the other kept: one factor explodes where both cancel",
+            "biases of the layer are shared out with them",
+        ),
+    )  # fmt: skip
+
+
 def correlations(rows: pl.DataFrame) -> pl.DataFrame:
     """example, layer, pearson, spearman, slope: the contribution of sums against the sum of contributions (A40).
 
@@ -234,7 +272,7 @@ def _sums(run: Run, documents: np.ndarray) -> Finding:
     by_layer = found.group_by("layer").agg(pl.col("pearson").mean(), pl.col("slope").mean()).sort("layer")
     return Finding(
         id="figure-3-contribution-of-sums",
-        items=("A40", "A41"),
+        items=("A39", "A40"),
         title="Helpful neurons together against each alone (Yu Figure 3)",
         says=f"From the least helpful on, the contribution of the sum follows the sum of contributions with Pearson "
         f"{number(pearson)}, Spearman {number(spearman)} and slope {number(slope)}.",

@@ -125,7 +125,7 @@ CATALOGUE = (
     Measurement(
         "composition",
         "Within a layer: memories and what they add up to",
-        ("A16", "A17", "A18", "A19", "A27", "A29"),
+        ("A16", "A18", "A19", "A27", "A29"),
         "analyses.study.composition:findings",
         ("refinement", "refinement_examples"),
     ),
