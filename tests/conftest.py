@@ -12,22 +12,36 @@ import atexit
 import shutil
 import tempfile
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
-with install_import_hook(
-    ["mnemoscope.lens", "mnemoscope.anatomy", "mnemoscope.decompose", "mnemoscope.capture"],
-    "beartype.beartype",
-):
-    import mnemoscope.capture
-    import mnemoscope.decompose
-    import mnemoscope.lens
+CHECKED = (  # every annotated module but those with compiled loops, which cannot be wrapped
+    "mnemoscope.accumulate.memories",
+    "mnemoscope.accumulate.reading",
+    "mnemoscope.anatomy",
+    "mnemoscope.capture",
+    "mnemoscope.contributions",
+    "mnemoscope.decompose",
+    "mnemoscope.jobs.scene",
+    "mnemoscope.jobs.study.crosslayer",
+    "mnemoscope.jobs.study.points",
+    "mnemoscope.jobs.study.reading",
+    "mnemoscope.jobs.study.value_order",
+    "mnemoscope.jobs.switched",
+    "mnemoscope.lens",
+    "mnemoscope.switching",
+)
 
-from hypothesis import HealthCheck, settings
+with install_import_hook(list(CHECKED), "beartype.beartype"):
+    for name in CHECKED:
+        import_module(name)
 
-import mnemoscope.api  # noqa: F401 - hands results their views
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+import mnemoscope.api  # noqa: E402, F401 - hands results their views
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")

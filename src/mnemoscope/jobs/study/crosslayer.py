@@ -36,8 +36,8 @@ class Ranked:
 
     contribution: Float[Tensor, " neuron"]
     signs: Int[Tensor, " neuron"]
-    helpful: Int[Tensor, " chosen"]
-    unhelpful: Int[Tensor, " chosen"]
+    helpful: Int[Tensor, " helpful"]
+    unhelpful: Int[Tensor, " unhelpful"]
 
     @property
     def top(self) -> Int[Tensor, " chosen"]:
