@@ -240,12 +240,13 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
     labels = pl.Series("token", [run.vocabulary.label(token) for token in shown["token"]], dtype=pl.String)
     depth, median = _value_base_rate(run, usual.with_columns(polarity=listed.cast(pl.Int8)), layer)
     alike = len(tokens) * usual.height * depth / model.vocabulary
+    uniform = f"{1 / model.vocabulary:.2g}".replace("e-0", "e-")
     return Found(
         question=f"{rows.height:,} of {usual.height:,} neurons have {text!r} among the {depth} tokens that they {verb} "
         "most at their usual sign (the sign of most of their triggers)"
         + ("" if rows.height else "; no others are kept, so a neuron with it further down is not found"),
         null=f"the median token of the vocabulary is in {median:g} such lists; {alike:.1f} if all {model.vocabulary:,} "
-        f"tokens were alike. A uniform value gives each token the probability {1 / model.vocabulary:.2g}. At the "
+        f"tokens were alike. A uniform value gives each token the probability {uniform}. At the "
         f"other sign a neuron {'suppresses' if verb == 'promote' else 'promotes'} what is listed here",
         rows=_named(shown.with_columns(labels)).select(
             "neuron", "sign", "rank", "token", "logit", "probability", "max_probability"

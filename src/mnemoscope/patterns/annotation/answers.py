@@ -156,7 +156,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             lines.append(json.loads(row))
         except json.JSONDecodeError as error:
             raise SheetError(
-                f"{path}, line {number}: this is not JSON ({error.msg} at character {error.colno}); mend it"
+                f"{path}, line {number}: this is not JSON ({error.msg} at character {error.colno}); fix it"
             ) from error
     if not lines or not all(isinstance(one, dict) for one in lines) or "commitment" not in lines[0]:
         raise SheetError(
