@@ -131,6 +131,12 @@ TABLE = {
     "explain model text --html nowhere/x.html": "there is no folder",
     "explain model text --html folder": "there is a folder of that name",
     "explain model text --device gpu": "is not a device",
+    "trace model text --top 0": "--top 0 is too small; give 1 or more",
+    "trace model text --neuron banana": "'banana' is not an address",
+    "trace run text --neuron L99N0": "layers 0 to 2",
+    "trace run text --html folder": "there is a folder of that name",
+    "trace model text --device gpu": "is not a device",
+    "trace model text --model other": "--model is for one",
     # many of them
     "explain model --prompts prompts.jsonl": "-o TABLE.parquet",
     "explain model text --prompts prompts.jsonl -o t.parquet": "give either",
@@ -172,6 +178,7 @@ TABLE = {
     "annotate score good.txt": "good.txt",
     "annotate score nosuch.jsonl": "nosuch.jsonl",
     "annotate export good.txt banana": "good.txt",
+    "cache --kind foo": "--kind foo is not a kind of what is kept; give one of model, text, gguf, values",
 }  # fmt: skip
 
 
@@ -242,7 +249,7 @@ def test_one_line_says_what_to_do_and_nothing_is_harmed(
     monkeypatch.chdir(place)
     before = files(place)
     if not command.endswith(LATE):
-        monkeypatch.setattr("mnemoscope.cli.shared._load", loaded_for_nothing)
+        monkeypatch.setattr("mnemoscope.models.load_model", loaded_for_nothing)
     capsys.readouterr()
     code, out, err = call(monkeypatch, capsys, *shlex.split(command.removesuffix(LATE)))
     assert (code, out) == (2, ""), (out, err)
@@ -254,7 +261,7 @@ def test_one_line_says_what_to_do_and_nothing_is_harmed(
     assert files(place) == before
 
 
-def loaded_for_nothing(*_: object) -> None:
+def loaded_for_nothing(*_: object, **__: object) -> None:
     """In the place of loading a model."""
     raise AssertionError("a model was loaded before the options were checked")
 
@@ -362,7 +369,7 @@ def test_interrupted_it_says_how_to_go_on(
 ) -> None:
     """Ctrl-C: exit code 130, the command to paste, and where the work is kept if it is."""
     monkeypatch.chdir(place)
-    monkeypatch.setattr("mnemoscope.cli.shared._load", lambda *_: None)
+    monkeypatch.setattr("mnemoscope.models.load_model", lambda *_, **__: None)
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -282,7 +282,7 @@ def test_one_name_for_one_thing() -> None:
     options = [option for path, command in commands() if path for option in command.params]
     assert not [option.name for option in options if not option.help]
     for name in SHARED:
-        same = [option for option in options if option.name == name]
+        same = [option for option in options if option.name == name and option.opts[0].startswith("-")]
         assert len({(tuple(option.opts), option.help) for option in same}) == 1, name
     spelled = {spelling for option in options for spelling in option.opts}
     assert not spelled & {"--tokens", "--report", "--output", "--file", "--page"}

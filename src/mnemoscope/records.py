@@ -19,7 +19,8 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,6 +158,20 @@ class Estimate:
             return cls(None, None, None)
         low, high = np.quantile(drawn, (0.025, 0.975))
         return cls(float(values[0]), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One thing in the cache folder: its kind (`mnemoscope.cache`), what it is, its size in bytes, where it lies."""
+
+    kind: str
+    what: str
+    bytes: int
+    path: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"path": str(self.path)}
 
 
 class Progress(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mnemoscope.cli import annotation, claims, families, predictions, runs, studies, trace  # noqa: F401 - they join
+from mnemoscope.cli import annotation, cache, claims, families, predictions, runs, studies, trace  # noqa: F401
 from mnemoscope.cli.door import answer
 from mnemoscope.cli.root import app
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import Loading, Reloading
 from mnemoscope.cli.progress import progress_bars
 from mnemoscope.errors import RunMismatch
+from mnemoscope.invocation import command
 
 if TYPE_CHECKING:
     from mnemoscope.models import Model
@@ -44,8 +47,24 @@ def _load(name: str, options: dict[str, Any]) -> Model:
     from mnemoscope.models import load_model
 
     console = Console(stderr=True, highlight=False)
-    with console.status(f"{name}: loading") as status:
+    with kept_copies(), console.status(f"{name}: loading") as status:
         return load_model(name, progress=lambda what: status.update(f"{name}: {what}"), **options)
+
+
+@contextmanager
+def kept_copies() -> Iterator[None]:
+    """Say of what is done in the block what it left in the cache folder: a line for each, once it is there."""
+    from mnemoscope import cache
+    from mnemoscope.views import cards
+
+    before = {entry.path for entry in cache.entries()}
+    yield
+    for entry in cache.entries():
+        if entry.path not in before:
+            say(
+                f"kept for the next time: {entry.what} ({cards.size(entry.bytes)}) in {entry.path}; "
+                f"{command('cache')} lists and frees it"
+            )
 
 
 def check_run_of(run: Run, model: str) -> None:
@@ -83,5 +102,5 @@ def model_of(run: Run, again: Reloading) -> Model:
 def build_run(model: Model, corpus: Any, out: Path, **options: Any) -> Run:
     from mnemoscope.jobs.build import build as run_build
 
-    with keeping(out), progress_bars() as report:
+    with kept_copies(), keeping(out), progress_bars() as report:
         return run_build(model, corpus, out, report=report, **options)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mnemoscope.arguments import check_least
 from mnemoscope.cli.options import AsJson, Loading, Page, Reloading, bundled
 from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
@@ -40,8 +41,7 @@ def trace(
     from mnemoscope.records import NeuronId
     from mnemoscope.store import is_finished
 
-    if top < 1:
-        raise QueryError(f"tracing a text: --top {top} was given; give 1 or more")
+    check_least("tracing a text", 1, top=top)
     wanted = [NeuronId.parse(address) for address in neuron or []]
     if html is not None:
         files.check_file(html, "writing the page")
@@ -64,10 +64,10 @@ def trace(
             if run is None
             else run.trace(text, wanted, top=top, model=loaded, report=report)
         )
-    if html is not None:
-        result.save_page(html)
-        say(f"wrote {html}")
     if as_json:
         print_json(result.to_dict())
     else:
         stdout().print(result)
+    if html is not None:  # last, so that nothing is lost if the disk filled up meanwhile
+        result.save_page(html)
+        say(f"wrote {html}")

@@ -301,3 +301,12 @@ def _pour(spread: list[float], count: int, start: float, stop: float) -> None:
     for column in range(max(int(start), 0), min(math.ceil(stop), last + 1)):
         overlap = min(stop, column + 1) - max(start, column)
         spread[column] += count * max(overlap, 0.0) / (stop - start)
+
+
+def size(count: int) -> str:
+    """Bytes as people say them: 540 MB, 1.2 GB."""
+    return (
+        f"{count / 1e9:.1f} GB"
+        if count >= 999.5e6
+        else f"{max(count, 1) / 1e6:.{0 if count >= 1e7 else 1}f} MB"
+    )

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.columns import Columns
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from mnemoscope.invocation import as_called
+from mnemoscope.invocation import as_called, command
 from mnemoscope.views import cards, claims, claims_terminal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mnemoscope.analyses.neuron import Example, KeyToken, NeuronCard, Side
     from mnemoscope.analyses.search import Found
     from mnemoscope.analyses.striking import Pick
+    from mnemoscope.records import Kept
     from mnemoscope.results import Verification
     from mnemoscope.store import Run
 
@@ -96,6 +99,25 @@ def heading(run: Run) -> RenderableType:
 def families(names: Sequence[str]) -> RenderableType:
     """The model families that are known, in columns."""
     return Columns([Text(name) for name in names], padding=(0, 3), equal=True, column_first=True)
+
+
+def kept(entries: Sequence[Kept], folder: Path, *, freed: bool = False) -> RenderableType:
+    """What lies in the cache folder, or was freed from it: a row each, and what to do."""
+    whole = cards.size(sum(entry.bytes for entry in entries))
+    if not entries:
+        return Text(f"Nothing is kept in {folder}.")
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("kind")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("what", overflow="fold")
+    for entry in entries:
+        table.add_row(entry.kind, cards.size(entry.bytes), Text(entry.what))
+    told = (
+        f"{whole} freed in {folder}."
+        if freed
+        else f"{whole} in {folder}. It can all be made again; to free it: "
+    )
+    return Group(table, Text(told if freed else told + command("cache", "--clear"), style="dim"))
 
 
 def anatomy(facts: Mapping[str, object]) -> RenderableType:
