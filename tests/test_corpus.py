@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from mnemoscope import plan as plans
+from mnemoscope import sampling
 from mnemoscope.corpus import BATCH_TOKENS, SHARD_TOKENS, Document, Plan, load_corpus, write_plan
 from mnemoscope.errors import CorpusError, RunCorrupt, RunError, RunMissing
 from mnemoscope.records import Progress
@@ -252,7 +253,11 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
         ("a.txt.gz", b"plain", "not a whole gzip file (Not a gzipped file"),
         ("a.txt.gz", gzip.compress(b"x" * 999, mtime=0)[:-9], "not a whole gzip file (Compressed file ended"),
         ("a.parquet", b"PAR1 no", "not a whole Parquet file ("),
-        ("a.pdf", b"x", "a file named *.pdf is not known; accepted are .txt .jsonl .ndjson .json .parquet"),
+        (
+            "a.pdf",
+            b"x",
+            "a file named *.pdf is not known; accepted are .txt .jsonl .ndjson .json .csv .tsv .parquet .arrow .md",
+        ),
         ("a", b"x", "a file named * is not known"),
     ],
 )
@@ -609,28 +614,55 @@ def test_titles_and_metadata_follow_their_documents(tmp_path: Path) -> None:
     ]
 
 
-@given(limit=st.integers(1, 200))
-@settings(max_examples=30)
-def test_limits_are_whole_documents(limit: int) -> None:
-    """A plan stops at the end of the last document that fits; the first always gives something."""
-    texts = [" ".join(str(number) for number in range(start, start + 9)) for start in range(10, 90, 10)]
-    sizes = [len(tokenizer()(text)["input_ids"]) for text in texts]
+@given(
+    sizes=st.lists(st.one_of(st.integers(2, 60), st.integers(2, 900)), min_size=1, max_size=40),
+    limit=st.integers(20, 900),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_limit_is_kept_to_and_made_use_of(sizes: list[int], limit: int, seed: int) -> None:
+    """Not exceeded, not wasted while there is text, and every document read keeps its order and its beginning."""
+    texts = [" ".join(f"{seed}{place}x{word}" for word in range(size)) for place, size in enumerate(sizes)]
+    whole = {text: tokenizer()(text)["input_ids"] for text in texts}
     with tempfile.TemporaryDirectory() as name:
         plan = plan_of(texts, Path(name), limit=limit)
-    if limit >= sizes[0]:
-        assert plan.documents == sum(np.cumsum(sizes) <= limit)
-        assert plan.tokens == sum(sizes[: plan.documents])
-    else:
-        assert plan.documents == 1
-        assert plan.tokens <= max(limit, 16)
+        rows = contexts_of(plan)
+        again = plan_of(list(texts), Path(name), limit=limit)
+    assert plan.sha256 == again.sha256
+    total = sum(map(len, whole.values()))
+    assert plan.tokens <= limit or plan.contexts == 1
+    assert plan.tokens > min(limit, total) - 2 * 16  # a context is at most 16 tokens
+    read: dict[int, list[int]] = {}
+    for row in rows:
+        read.setdefault(row["document"], []).extend(row["tokens"])
+    places = [
+        next(place for place, text in enumerate(texts) if whole[text][: len(tokens)] == tokens)
+        for tokens in read.values()
+    ]
+    assert places == sorted(set(places))
 
 
-def test_a_first_document_beyond_the_limit_gives_what_fits(tmp_path: Path) -> None:
-    """A book longer than the limit gives its leading windows, and nothing is taken after them."""
-    book = " ".join(str(number) for number in range(200))
-    plan = plan_of([book, "the cat"], tmp_path, limit=40)
-    assert (plan.documents, plan.contexts) == (1, 2)
-    assert 25 <= plan.tokens <= 40
+def test_a_limit_reads_all_subjects(tmp_path: Path) -> None:
+    """Of a text in the order of its subjects the first tenth is read of each of them, and not all of the first."""
+    texts = [f"subject {place // 100} number {place} of a thousand" for place in range(1000)]
+    sizes = [len(tokenizer()(text)["input_ids"]) for text in texts]
+    plan = plan_of(texts, tmp_path, length=64, limit=sum(sizes) // 10)
+    titles = pq.read_table(plan.documents_file)["title"].to_pylist()
+    subjects = Counter(int(title.split()[1]) // 100 for title in titles)
+    assert len(subjects) == 10 and max(subjects.values()) < 25
+
+
+def test_one_long_document_does_not_fill_a_limit(tmp_path: Path) -> None:
+    """Books longer than the limit give a part each."""
+    books = [" ".join(f"{book}-{word}" for word in range(2000)) for book in range(40)]
+    plan = plan_of(books, tmp_path, limit=1600)
+    assert plan.documents >= 12 and 1500 < plan.tokens <= 1600
+
+
+def test_what_is_drawn_is_all_that_is_held() -> None:
+    """However long the text is, what is drawn from it is all that is in memory."""
+    drawn = sampling.draw((Document(f"{place} " * 50, "") for place in range(20_000)), 10_000)
+    assert not drawn.complete and len(drawn.places) < 100
 
 
 def test_progress_is_reported(tmp_path: Path) -> None:
@@ -717,12 +749,15 @@ def test_the_size_of_shards_and_batches_is_fixed() -> None:
 def test_sample_corpus_is_planned_as_ever(
     sample_model_folder: Path, sample_corpus_file: Path, tmp_path: Path
 ) -> None:
-    """The first 100,000 tokens of the sample corpus are the same tokens on every machine."""
+    """100,000 tokens drawn from the sample corpus are the same tokens on every machine, and of all its topics."""
     tokens = PreTrainedTokenizerFast.from_pretrained(sample_model_folder)
     corpus = load_corpus("sample:wikipedia", limit=100_000)
     plan = write_plan(corpus, tokens, tmp_path, context_length=4096)
-    assert (plan.shards, plan.documents, plan.contexts, plan.duplicates) == (4, 913, 913, 0)
-    assert (plan.tokens, plan.counted) == (99_872, 98_959)
-    assert plan.sha256.startswith("451f64a24d553b6e")
+    assert (plan.shards, plan.documents, plan.contexts, plan.duplicates) == (4, 940, 940, 0)
+    assert (plan.tokens, plan.counted) == (100_000, 99_060)
+    assert plan.sha256.startswith("5fe655fd89c1d6a8")
+    rows = pq.read_table(plan.documents_file)["metadata"].to_pylist()
+    topics = Counter(json.loads(row)["topic"] for row in rows)
+    assert len(topics) == 12 and max(topics.values()) < 200
     first = next(iter(corpus.documents))
     assert (first.title, sorted(first.metadata)) == ("20th-century classical music", ["description", "topic"])

@@ -42,3 +42,14 @@ def test_a_file_gets_lines_and_no_bars(capsys: pytest.CaptureFixture[str]) -> No
     with progress_bars() as report:
         report(Progress("drawing", 3, 3, "figures"))
     assert capsys.readouterr().err == "drawing: 3 of 3 figures, 0:00:00\n"
+
+
+def test_a_note_is_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a job has to say is said as it is, at once, and moves no stage."""
+    lines = Lines(now=lambda: 0.0)
+    lines(Progress("planning", 5, 5, "tokens", "231 contexts were left out"))
+    lines(Progress("planning", 5, 5, "tokens"))
+    assert capsys.readouterr().err.splitlines() == [
+        "231 contexts were left out",
+        "planning: 5 of 5 tokens, 0:00:00",
+    ]

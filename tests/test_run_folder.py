@@ -16,6 +16,7 @@ from test_files import NAMES
 from tiny import model_folder, texts
 
 from mnemoscope import open_run
+from mnemoscope.corpus import load_corpus
 from mnemoscope.errors import CorpusError, MnemoscopeError, RunError, RunMismatch, RunMissing
 from mnemoscope.jobs.build import _difference, build
 from mnemoscope.jobs.verify import verify
@@ -188,3 +189,37 @@ def test_verify_finds_values_by_token_that_are_another_runs(model: Model, run: R
     assert failed(rows.reverse()) == ["values by token"]
     assert failed(rows.with_columns(pl.col("token").shuffle(seed=0))) == ["values by token"]
     assert os.fspath(other.path) != os.fspath(own)
+
+
+def test_what_was_left_out_is_said_once_and_kept(model: Model, tmp_path: Path) -> None:
+    """Contexts seen before, and columns that cannot be kept, at the end of planning and in the manifest."""
+    import polars as pl
+
+    said: list[str] = []
+    held = [*texts(20), *texts(5), *texts(5)]
+    frame = pl.DataFrame({"text": held, "vector": [[1.0, 2.0]] * len(held)})
+    options: dict[str, Any] = {"top": 3, "nulls": ()}
+    made = build(
+        model, load_corpus(frame), tmp_path / "run", report=lambda step: said.append(step.note), **options
+    )
+    notes = [note for note in said if note]
+    assert notes == made.manifest.options["notes"] and len(notes) == 2
+    assert "'vector'" in notes[0]
+    assert notes[1] == "10 contexts were left out: their tokens were seen before"
+    assert made.manifest.options["sampling"] is None
+
+
+def test_runs_from_before_documents_were_drawn_are_opened(model: Model, tmp_path: Path) -> None:
+    """A finished run with a limit whose identity says nothing of sampling is the run that was asked for."""
+    text = load_corpus(texts(40), limit=200)
+    made = build(model, text, tmp_path / "run", top=3, nulls=())
+    assert made.manifest.options["sampling"] == "documents by hash of place and text"
+    file = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del (
+        manifest["options"]["identity"]["sampling"],
+        manifest["options"]["sampling"],
+        manifest["options"]["notes"],
+    )
+    file.write_text(json.dumps(manifest))
+    assert build(model, text, tmp_path / "run", top=3, nulls=()).check() == []

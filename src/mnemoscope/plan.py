@@ -56,6 +56,7 @@ class Plan:
     duplicates: int  # contexts left out because their tokens had been seen
     sha256: str  # over the lengths and token ids of all contexts, in order
     corpus: dict[str, Any]  # id, source, segment, limit
+    notes: Sequence[str] = ()  # what was left out, in sentences
 
     @property
     def contexts_file(self) -> Path:
@@ -215,7 +216,7 @@ class PlanWriter:
         self._documents_file.write_table(pa.Table.from_arrays(columns, schema=DOCUMENTS))
         self._titles = []
 
-    def finish(self, corpus: dict[str, Any], context_length: int) -> Plan:
+    def finish(self, corpus: dict[str, Any], context_length: int, notes: Sequence[str] = ()) -> Plan:
         """Write what is left, and ``plan.json`` last; needs at least one context."""
         self._flush_shard()
         if self._titles:
@@ -224,7 +225,10 @@ class PlanWriter:
         counts = ("shards", "documents", "contexts", "tokens", "counted", "duplicates")
         fields: dict[str, Any] = {name: getattr(self, name) for name in counts}
         fields |= {"sha256": self._digest.hexdigest(), "context_length": context_length}
-        fields |= {"special": self.special, "corpus": corpus}
+        if self.duplicates:
+            said = "1 context was" if self.duplicates == 1 else f"{self.duplicates:,} contexts were"
+            notes = [*notes, f"{said} left out: their tokens were seen before"]
+        fields |= {"special": self.special, "corpus": corpus, "notes": list(notes)}
         files.write(self.folder / "plan.json", json.dumps(fields, indent=1) + "\n", "writing the plan")
         return Plan(folder=self.folder, **fields)
 

@@ -175,9 +175,11 @@ class Kept:
 
 
 class Progress(NamedTuple):
-    """How far a stage of a job has come; jobs hand it to a callback, edges draw it. `total` is 0 while unknown."""
+    """How far a stage of a job has come; jobs hand it to a callback, edges draw it. `total` is 0 while unknown, and
+    `note` something to say once."""
 
     stage: str
     done: int
     total: int
     unit: str
+    note: str = ""

@@ -36,6 +36,9 @@ class Lines:
         self._stages: dict[str, _Stage] = {}
 
     def __call__(self, step: Progress) -> None:
+        if step.note:
+            typer.echo(step.note, err=True)
+            return
         now = self._now()
         finished = step.done >= step.total > 0
         stage = self._stages.get(step.stage)
@@ -80,6 +83,9 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
         tasks: dict[str, Any] = {}
 
         def report(step: Progress) -> None:
+            if step.note:
+                bar.console.print(step.note, markup=False, highlight=False)
+                return
             if step.stage not in tasks:
                 # What was done before (a resumed run) must not count as speed.
                 tasks[step.stage] = bar.add_task(

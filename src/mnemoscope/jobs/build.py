@@ -127,13 +127,16 @@ class _Build:
     def _plan(self) -> Plan:
         if (self._work / "plan.json").exists():
             return Plan.load(self._work)
-        return corpus.write_plan(
+        plan = corpus.write_plan(
             self._text,
             self._model.tokenizer,
             self._work,
             context_length=self._identity["context_length"],
             report=self._report,
         )
+        for note in plan.notes:
+            self._report(Progress("planning", plan.tokens, plan.tokens, "tokens", note))
+        return plan
 
     def _read_values(self) -> None:
         """One part file for each layer, so that an interruption costs one layer."""
@@ -211,6 +214,8 @@ class _Build:
                 "shard_tokens": SHARD_TOKENS,
                 "batch_tokens": BATCH_TOKENS,
                 "special": plan.special,
+                "sampling": self._identity["sampling"],
+                "notes": list(plan.notes),
                 "histogram_share": accumulate.HISTOGRAM_SHARE,
                 "histogram_edges": accumulate.HISTOGRAM_EDGES[1:-1].tolist(),
             },
@@ -230,6 +235,7 @@ def _identity(model: Model, text: Corpus, top: int, nulls: dict[str, Any] | None
         "source": text.source,
         "segment": text.segment,
         "limit": text.limit,
+        "sampling": text.sampling,  # not in runs from before it: they hold the first documents
         "context_length": min(model.anatomy.context_length, corpus.CONTEXT_TOKENS),
         "top": top,
         "nulls": nulls,  # None also in runs from before there were any
@@ -239,6 +245,8 @@ def _identity(model: Model, text: Corpus, top: int, nulls: dict[str, Any] | None
 def _compare(found: dict[str, Any], given: dict[str, Any], holds: str) -> None:
     # The id is a name: the same weights loaded by another name are the same model.
     for name, value in given.items():
+        if name == "sampling" and name not in found:
+            continue
         if name != "model" and found.get(name) != value:
             place, before, now = _difference(name, found.get(name), value)
             raise RunMismatch(
