@@ -117,7 +117,7 @@ def test_what_is_no_text_is_refused_with_the_cure(case: str) -> None:
     """One line, short, whatever was given; no text is looked for on a hub or in a file."""
     make, words = REFUSED[case]
     message = refused(make())
-    assert words in message and len(message) < 300
+    assert words in message and len(message) < 400
 
 
 # -- files -------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from mnemoscope.tabular import Document, Note, row_document, table_documents, wa
 SHUFFLE = {"seed": 0, "buffer": 10_000}  # of a data set that is streamed up to a limit
 _DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^:/\s]*){0,2}")
 _GLOB = "*?["
-_SHOWN = 60  # characters of a path that are quoted
+_SHOWN = 200  # characters of a path that are quoted; a text that was given in place of one is longer
 _ROWS = 1024  # of a table that are made documents at once
 
 
