@@ -64,6 +64,7 @@ def make(
         dtype="fp32",
         lens=lens,
         prompt="".join(pieces) if prompt is None else prompt,
+        unread="" if prompt is None else prompt.removeprefix("".join(pieces)),
         position=len(pieces) - 1,
         target=_choice(target, 7),
         foils=choices,

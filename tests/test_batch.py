@@ -49,6 +49,18 @@ def table(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+def test_tokens_by_their_ids_are_explained(model: Model, tmp_path: Path) -> None:
+    """A line may give ids where a text would be read otherwise, one foil or a list."""
+    france, london = (model.tokenizer(text)["input_ids"][0] for text in (" France", " London"))
+    lines = [
+        {"prompt": "Paris is the capital of", "target": " France", "foils": " London"},
+        {"prompt": "Paris is the capital of", "target_id": france, "foil_ids": london},
+    ]
+    both = pl.read_parquet(explain_many(model, lines, tmp_path / "table.parquet", top=2)).drop("label")
+    one, other = (both.filter(pl.col("prompt") == number).drop("prompt") for number in (0, 1))
+    assert one.equals(other)
+
+
 def test_the_schema_is_the_documented_one(table: Path) -> None:
     """The file has the columns of `SCHEMA`, says what made it, and docs/format.md names them all."""
     schema = pq.read_schema(table)
@@ -128,6 +140,8 @@ BAD = {
     "no prompt": ('{"target": " x"}', "line 3: 'prompt' is null"),
     "wrong foils": ('{"prompt": "x", "foils": [1]}', "line 3: 'foils' is [1]"),
     "wrong position": ('{"prompt": "x", "position": "last"}', "line 3: 'position' is \"last\""),
+    "wrong id": ('{"prompt": "x", "target_id": " Paris"}', "line 3: 'target_id' is \" Paris\""),
+    "wrong ids": ('{"prompt": "x", "foil_ids": [1, true]}', "line 3: 'foil_ids' is [1, true]"),
     "unknown key": (
         '{"prompt": "x", "foil": " y"}',
         "line 3: unknown key 'foil'; a prompt has prompt, target, foils",

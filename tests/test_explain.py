@@ -12,11 +12,11 @@ import pytest
 import torch
 from families import FAMILIES, VARIANTS
 from tiny import WORDS, tokenizer
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
 from mnemoscope import explain, load_model
 from mnemoscope.contributions import Group, exhaustive
-from mnemoscope.errors import QueryError, RunMismatch
+from mnemoscope.errors import ModelError, QueryError, RunMismatch
 from mnemoscope.explanation import Choice, Explanation
 from mnemoscope.jobs.ablate import Cut, effects
 from mnemoscope.jobs.explain import KINDS
@@ -223,6 +223,40 @@ def test_a_position_in_the_middle_sees_nothing_after_it() -> None:
     assert explain(_model("llama"), PROMPT, " Paris", position=-3, top=2).neurons.equals(ended.neurons)
 
 
+def test_numbers_and_lists_of_other_libraries_are_as_good() -> None:
+    """NumPy's and torch's whole numbers, and foils from a generator."""
+    model = _model("llama")
+    plain = explain(model, PROMPT, " Paris", [" London"], position=2, top=2)
+    london = torch.tensor(model.tokenizer(" London")["input_ids"])[0]
+    other = explain(model, PROMPT, " Paris", (text for text in [" London"]), position=np.int64(2), top=2)
+    assert other.contrasts[0].neurons.equals(plain.contrasts[0].neurons)
+    by_id = explain(model, PROMPT, " Paris", foil_ids=[london], position=2, top=2)
+    assert by_id.contrasts[0].neurons.equals(plain.contrasts[0].neurons)
+
+
+def test_what_follows_the_position_is_known_by_the_tokens() -> None:
+    """Whatever stands around a text or is changed in it, the rest of the prompt is what was not read."""
+    framed = tokenizer()
+    framed.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> <pad> $A </s>", special_tokens=[("<s>", 1), ("<pad>", 0), ("</s>", 2)]
+    )
+    framed.backend_tokenizer.normalizer = normalizers.Replace("X", "e")
+    model = load_model(FAMILIES["llama"](), tokenizer=framed)
+    prompt = "thX capital of France is"
+    middle, end = (explain(model, prompt, " Paris", position=at, top=2) for at in (3, -1))
+    assert (middle.unread, end.unread) == (" of France is", "")
+    assert "--position 3" in " ".join(str(middle).split())
+    assert "--position" not in str(end)
+
+
+def test_tokens_added_after_loading_are_met_with_one_line() -> None:
+    """They have no row in the embedding, and the index would fail deep in torch."""
+    model = load_model(FAMILIES["llama"](), tokenizer=tokenizer())
+    model.tokenizer.add_tokens([f"<{number}>" for number in range(model.anatomy.vocabulary)])
+    with pytest.raises(ModelError, match=r"its embedding has \d+ rows, and its tokenizer has the token"):
+        explain(model, PROMPT + " <99>", " Paris")
+
+
 def test_shared_beginnings_move_the_question() -> None:
     """Target and foil that begin alike are compared at the first token in which they differ, and this is said."""
     found = explain(_model("llama"), PROMPT, " the river", " the king", top=2)
@@ -255,15 +289,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "id and text": ({"target": " Paris", "target_id": 5}, "give one of them"),
     "id beyond the vocabulary": (
         {"target_id": 4000},
-        "target_id = 4000 is no token; take a whole number from 0",
+        "target_id=4000 is not a token; give a whole number from 0",
     ),
-    "id that is none": ({"foil_ids": [True]}, "foil_ids = True is no token"),
+    "id that is none": ({"foil_ids": [True]}, "foil_ids=True is not a token"),
     "target as a number": (
         {"target": 5},
         "the target is of type int; give a text; a token's id goes to target_id",
     ),
     "foil as a number": ({"target": " Paris", "foils": [5]}, "ids of tokens go to foil_ids"),
-    "foils that are no list": ({"foils": 5}, "foils is a int; give a list"),
+    "foils that are no list": ({"foils": 5}, "foils is of type int; give a list"),
     "prompt as bytes": ({"prompt": b" the"}, "the prompt is of type bytes; give a text"),
     "prompt as a list": ({"prompt": [" the"]}, "the prompt is of type list"),
     "prompt with half a character": ({"prompt": " the \ud800"}, "the lone surrogate U+D800 at character 5"),

@@ -203,6 +203,16 @@ def test_a_pattern_that_everything_or_nothing_has_cannot_be_tested() -> None:
     assert usual(TEXT, parse("year")).any()
 
 
+def test_a_pattern_that_only_holds_where_nothing_counts_is_said_to() -> None:
+    """The first token of a context does not count, so what only begins contexts is not absent."""
+    ids = Vocabulary([bytes([i]) for i in range(256)], [False] * 256)
+    only = (
+        r"none of the 4 prefixes \(only at 2 that end at position 0 or a special token, which do not count\)"
+    )
+    with pytest.raises(PatternError, match=only):
+        usual(Text.build([(0, 0, [97, 98, 99]), (1, 1, [97, 98, 100])], ids), parse("regex:^a$"))
+
+
 def test_labels_and_predicates(tmp_path: Path) -> None:
     """A file labels rows by context and position; a predicate is asked of the text; bad lines are named."""
     file = tmp_path / "labels.jsonl"

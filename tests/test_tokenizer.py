@@ -290,7 +290,16 @@ def test_raw_tokenizers_are_wrapped() -> None:
     assert accepted(SimpleNamespace(tokenizer=same)) is same  # a processor
 
 
-@pytest.mark.parametrize("given", [lambda text: [1, 2], 3, b"bytes", PreTrainedTokenizerFast, object()])
+def test_a_tokenizer_can_be_named(tmp_path: Path) -> None:
+    """Its folder beside a loaded model; one that is not there is one line."""
+    plain_tokenizer().save_pretrained(tmp_path)
+    hf = FAMILIES["llama"]()
+    assert load_model(hf, tokenizer=tmp_path).tokenizer.get_vocab() == plain_tokenizer().get_vocab()
+    with pytest.raises(ModelError, match="loading the tokenizer of"):
+        load_model(hf, tokenizer=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("given", [lambda text: [1, 2], 0, b"bytes", PreTrainedTokenizerFast, object()])
 def test_what_is_no_tokenizer_is_refused_by_its_type(given: Any) -> None:
     """In one line, with what is accepted."""
     with pytest.raises(

@@ -54,7 +54,7 @@ def _as_option(name: str, value: object) -> str:
     return option if value is ... or value is True else f"{option} {shlex.quote(str(value))}"
 
 
-_OPTIONS = {"foils": "foil", "path": "out"}  # where the command line has another name
+_OPTIONS = {"foils": "foil", "foil_ids": "foil_id", "path": "out"}  # where the command line has another name
 
 
 class ModelError(MnemoscopeError):

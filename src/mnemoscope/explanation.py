@@ -121,6 +121,7 @@ class Explanation(Shown):
     """Everything that `explain` found out about one prediction; see the module for the frames.
 
     position  the explained position; the prediction is of the token after it
+    unread    what follows it in the prompt, and is not read
     lens      raw | own | frozen
     start     log p(target) when nothing is read: minus the log of the vocabulary's size
     parallel  attention and feed-forward layers read the same input; Lres is then Lin plus attention (G5)
@@ -157,6 +158,7 @@ class Explanation(Shown):
     run: str | None = None
     evaluations: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unread: str = ""
 
     @property
     def log_probability(self) -> float:

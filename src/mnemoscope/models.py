@@ -84,6 +84,10 @@ class Model:
                 "give the model it was built from"
             )
 
+    def check_tokenizer(self) -> None:
+        """ModelError when the tokenizer has tokens that the embedding lacks; they may have been added after loading."""
+        check_rows(self.tokenizer, _rows(self.hf), self.id)
+
     def entry(self) -> ModelEntry:
         """What a manifest says of this model."""
         parts = self.anatomy
@@ -117,7 +121,8 @@ def load_model(
     """Load a model and prove that its parts add up to its logits.
 
     source    Hugging Face id, local folder, .gguf file, ``sample:smollm2-135m``, or a loaded PreTrainedModel
-    tokenizer needed beside a PreTrainedModel that does not say where it came from; one of transformers or `tokenizers`
+    tokenizer needed beside a PreTrainedModel that does not say where it came from; one of transformers or
+              `tokenizers`, or the folder or id of one
     dtype     ``auto`` (bf16 where the processor multiplies it natively, else fp32), ``fp32``, ``bf16``, ``fp16``
     device    ``auto`` (a CUDA device when there is one), or a torch device
 
@@ -129,20 +134,29 @@ def load_model(
     target = devices.device(device)
     if isinstance(source, PreTrainedModel):
         hf, name = source.eval(), str(source.config._name_or_path or type(source).__name__)
-        tokenizer = tokenizer or _tokenizer(name, name, revision, trust_remote_code)
+        if tokenizer is None:
+            tokenizer = _tokenizer(name, name, revision, trust_remote_code)
     else:
         name = str(source)
         where = _resolve(name, say)
         say("loading weights")
         hf = _weights(where, name, _dtype(dtype, target), revision, trust_remote_code)
         hf = hf.to(target).eval()
-        tokenizer = tokenizer or _tokenizer(where, name, revision, trust_remote_code)
+        if tokenizer is None:
+            tokenizer = _tokenizer(where, name, revision, trust_remote_code)
+    if isinstance(tokenizer, str | Path):
+        tokenizer = _tokenizer(str(tokenizer), str(tokenizer), None, trust_remote_code)
     tokenizer = accepted(tokenizer)
-    check_rows(tokenizer, hf.get_input_embeddings().num_embeddings, name)
+    check_rows(tokenizer, _rows(hf), name)
     say("checking that the parts add up to the logits")
     anatomy, error = examine(hf)
     commit = getattr(hf.config, "_commit_hash", None)
     return Model(hf, tokenizer, anatomy, name, commit or revision, error)
+
+
+def _rows(hf: PreTrainedModel) -> int:
+    """Tokens that have a row in the embedding."""
+    return len(hf.get_input_embeddings().weight)
 
 
 def native_bf16() -> bool:

@@ -69,6 +69,7 @@ def build(
     check_build(top, nulls, workers)
     store.check_place(path)
     model = model if isinstance(model, Model) else models.load_model(model)
+    model.check_tokenizer()
     text = text if isinstance(text, Corpus) else corpus.load_corpus(text)
     path = files.expanded(path)
     identity = _identity(model, text, top, recipe(model, nulls))

@@ -69,6 +69,7 @@ def explain(
     Raises QueryError for a question without an answer, RunMismatch for a run of another model.
     """
     _check(model, lens, top, run, ablate, ablate_to)
+    model.check_tokenizer()
     say = _Steps(report or (lambda _: None), 3 + (ablate > 0))
     with torch.inference_mode(), _on(model.device):
         traces = _Traces(model)
@@ -107,6 +108,7 @@ def explain(
             lens=lens,
             prompt=prompt,
             position=question.position,
+            unread=question.unread,
             target=chosen,
             foils=question.foils,
             top=top,

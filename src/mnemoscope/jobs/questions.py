@@ -11,8 +11,9 @@ is scored. A token can also be given by its id, which leaves nothing to choose.
 from __future__ import annotations
 
 import json
+import operator
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ class Question:
 
     tokens: tuple[int, ...]
     position: int  # in the prompt as given
+    unread: str  # what follows it there
     target: Choice | None  # None: whatever the model predicts
     foils: tuple[Choice, ...]
     notes: tuple[str, ...]
@@ -92,6 +94,7 @@ def ask(
     return Question(
         begun.tokens + common,
         begun.position,
+        begun.unread,
         None if wanted is None else wanted.choice(words, shared),
         tuple(foil.choice(words, shared) for foil in others),
         tuple(notes),
@@ -108,6 +111,7 @@ class _Begun:
     tokens: tuple[int, ...]
     text: str | None
     position: int
+    unread: str  # what follows in the prompt
     notes: tuple[str, ...]
 
 
@@ -118,15 +122,19 @@ def _begun(model: Model, prompt: str, position: int, words: Vocabulary) -> _Begu
         raise QueryError(f"{_DOING}: the prompt {_quoted(prompt)} has no tokens; give other text")
     if len(ids) > model.anatomy.context_length:
         raise _too_long(model, len(ids))
-    if type(position) is not int or not -len(ids) <= position < len(ids):
+    place = _whole(position)
+    if place is None or not -len(ids) <= place < len(ids):
         raise QueryError(
             f"explaining position {position}: the prompt has {len(ids)} tokens; take 0 to {len(ids) - 1}, or "
             f"-{len(ids)} to -1 from the end"
         )
-    position %= len(ids)
-    tokens = ids[: position + 1]
-    text = prompt if len(tokens) == len(ids) else beginning(model.tokenizer, prompt, tokens[own:])
-    return _Begun(tokens, text, position, tuple(_prompt_notes(model, tokens, own, words)))
+    place %= len(ids)
+    tokens = ids[: place + 1]
+    texts = (beginning(model.tokenizer, prompt, ids[own : at + 1]) for at in range(place, len(ids) - 1))
+    text = prompt if len(tokens) == len(ids) else next(texts)
+    # Inside a character, what is not read begins behind it.
+    read = text if text is not None else next((one for one in texts if one is not None), prompt)
+    return _Begun(tokens, text, place, prompt[len(read) :], tuple(_prompt_notes(model, tokens, own, words)))
 
 
 def _prompt_notes(model: Model, tokens: tuple[int, ...], own: int, words: Vocabulary) -> list[str]:
@@ -186,14 +194,18 @@ class _Text:
         if len(self.tokens) > 1:
             pieces = " + ".join(_quoted(one) for one in words.pieces(self.tokens))
             notes.append(f"several tokens ({pieces}): {_quoted(piece)} stands for it")
+        if piece.isspace() and words.text(self.tokens[shared + 1 :]).strip():
+            notes.append("to explain what follows the space, end the prompt with it")
         by_id = self.given is None
         return Choice(self.given, self.tokens[shared], piece, self.tokens, "; ".join(notes), self.read, by_id)
 
 
-def _given_by_id(model: Model, token: int, role: str) -> _Text:
-    if type(token) is not int or not 0 <= token < model.anatomy.vocabulary:
+def _given_by_id(model: Model, given: Any, role: str) -> _Text:
+    token = _whole(given)
+    if token is None or not 0 <= token < model.anatomy.vocabulary:
         raise QueryError(
-            f"{_DOING}: {role} = {token!r} is no token; take a whole number from 0 to {model.anatomy.vocabulary - 1}"
+            f"{_DOING}: {{{role}}} is not a token; give a whole number from 0 to {model.anatomy.vocabulary - 1}",
+            **{role: given},
         )
     return _Text(None, None, (token,), f"token {token}, given by its id")
 
@@ -315,9 +327,19 @@ def _listed(values: Any, role: str, kind: type) -> list[Any]:
         return []
     if isinstance(values, kind):
         return [values]
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise QueryError(f"{_DOING}: {role} is a {type(values).__name__}; give a list")
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise QueryError(f"{_DOING}: {role} is of type {type(values).__name__}; give a list")
     return list(values)
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, NumPy's and torch's too; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _check_text(text: Any, role: str) -> None:

@@ -61,7 +61,7 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
         headline=one.headline,
         about=f"{one.model} · {one.layer_count} layers · lens {one.lens} · {one.dtype}",
         tokens=_tokens(one.tokens),
-        unread=_unread(one),
+        unread=Vocabulary.visible(one.unread, edges=False),
         right_to_left=cards.is_right_to_left(one.prompt),
         target=_candidate(one.target, float(one.stream["probability"][-1]), rank=int(one.stream["rank"][-1])),
         foils=tuple(_candidate(each.foil, each.probability) for each in one.contrasts),
@@ -128,19 +128,6 @@ def _tokens(frame: pl.DataFrame) -> tuple[PromptToken, ...]:
         )
         for row in frame.iter_rows(named=True)
     )
-
-
-def _unread(one: Explanation) -> str:
-    """What follows the explained position, where the prompt is spelled by its tokens.
-
-    A tokenizer may have put a token that begins a text, or a space, in front of what was given.
-    """
-    pieces = one.tokens["piece"].to_list()
-    for read in ("".join(pieces), "".join(pieces[1:])):
-        for spelled in (read, read.removeprefix(" ")):
-            if spelled and one.prompt.startswith(spelled):
-                return Vocabulary.visible(one.prompt[len(spelled) :], edges=False)
-    return ""
 
 
 def _account(frame: pl.DataFrame) -> Iterable[Sum]:
@@ -344,7 +331,7 @@ def _notes(one: Explanation) -> Iterable[str]:
                 f"{role} {_label(choice.given or choice.piece)}: {choice.note}", edges=False
             )
     yield from (Vocabulary.visible(note, edges=False) for note in one.notes)
-    if _unread(one):
+    if one.unread:
         yield f"the prediction after token {one.position} is explained; what follows it in the prompt is not read"
     if any(not piece for piece in one.tokens["piece"]):
         yield f"{EMPTY} is a token that is part of a character; the token that completes it shows the whole"
@@ -387,7 +374,7 @@ def _command(one: Explanation) -> str:
         words += ["--target-id", str(one.target.token)]
     for foil in one.foils:
         words += ["--foil-id", str(foil.token)] if foil.given is None else ["--foil", foil.given]
-    if _unread(one):
+    if one.unread:
         words += ["--position", str(one.position)]
     if one.lens != "frozen":
         words += ["--lens", one.lens]
