@@ -35,8 +35,11 @@ def made(draw: Any, kinds: tuple[str, ...] = KINDS) -> Made:
     """Any tokenizer: kind, alphabet, words, special tokens before or after or both, with roles or raw."""
     kind, alphabet = draw(st.sampled_from(kinds)), draw(st.sampled_from(ALPHABETS))
     words = draw(st.lists(st.text(alphabet, min_size=1, max_size=3), min_size=2, max_size=6, unique=True))
-    inner = _inner(kind, alphabet, words, draw(st.booleans()), draw(st.booleans()))
+    unknown = draw(st.booleans())
+    inner = _inner(kind, alphabet, words, unknown, draw(st.booleans()))
     changed = draw(st.sampled_from([None, None, None, normalizers.Lowercase(), normalizers.NFKD()]))
+    if kind == "letters" and not unknown:
+        changed = None  # a changed letter would be dropped, and a text left without tokens
     if changed is not None:
         old = inner.normalizer
         inner.normalizer = changed if old is None else normalizers.Sequence([changed, old])
