@@ -151,7 +151,8 @@ def test_a_neuron_by_any_address(run: mn.Run) -> None:
         (lambda run: run["L1N3", 4], "13, 366"),
         (lambda run: run["L3N0"], "out of range"),
         (lambda run: run.find(), "promotes="),
-        (lambda run: run.find(promotes="a", sort="max"), "promotes=, sort="),
+        (lambda run: run.find(promotes="a", sort="max"), "2 questions"),
+        (lambda run: run.find(promotes="a", ascending=True), "ascending=True"),
         (lambda run: run.find(sort="max", count=-4), "count=-4"),
         (lambda run: run.test("L1N3", "year", sign="plus"), "sign='plus'"),
         (lambda run: run.test("L1N3", "no such pattern"), "no such pattern"),
@@ -214,6 +215,9 @@ def test_a_finished_study_needs_no_model(built: mn.Run, tmp_path: Path) -> None:
     report = opened.study(only="glance")
     assert opened._model is None
     assert [section.name for section in report.sections] == ["glance"]
+    assert report.whole is not None and len(report.whole()) > len(
+        report.sections
+    )  # the page is of all there is
     assert report.save(tmp_path / "report.html").is_file()
     assert (tmp_path / "report_files").is_dir()
     listed = mn.measurements(opened, only="glance")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mnemoscope.display import Shown
@@ -69,16 +69,18 @@ class ClaimTest(Shown):
 class StudyReport(Shown):
     """The findings of one run, or of two that are compared, by measurement.
 
-    runs     one or two
-    title    of the page
-    skipped  why a measurement was left out, by its name
-    items    what the page's list of analyses holds
+    runs      one or two
+    sections  what was asked for; `whole` makes those of the page, where these are more
+    title     of the page
+    skipped   why a measurement was left out, by its name
+    items     what the page's list of analyses holds
     """
 
     runs: tuple[Run, ...]
     sections: tuple[Section, ...]
     title: str = ""
-    skipped: Mapping[str, str] | None = None
+    whole: Callable[[], tuple[Section, ...]] | None = field(default=None, compare=False)
+    skipped: Mapping[str, str] = field(default_factory=dict)
     items: Sequence[Item] = ()
 
     @property

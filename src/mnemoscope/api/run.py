@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from mnemoscope import store
+from mnemoscope.arguments import check_budget, check_least, check_sign, check_study
 from mnemoscope.display import Report
 from mnemoscope.errors import QueryError
 from mnemoscope.records import NeuronId
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     ModelSource: TypeAlias = Model | PreTrainedModel | str | Path
 
 QUESTIONS = ("promotes", "suppresses", "trigger", "pattern", "tested", "sort")
-SIGNS = {None: None, "+": 1, "-": -1, 1: 1, -1: -1}
+_SIGNS = {1: "+", -1: "-"}
 
 
 class Run(store.Run):
@@ -132,21 +133,24 @@ class Run(store.Run):
         """
         from mnemoscope.analyses import search
 
-        asked = dict(
-            zip(QUESTIONS, (promotes, suppresses, trigger, pattern, tested or None, sort), strict=True)
-        )
-        given = {name: text for name, text in asked.items() if text is not None}
-        if len(given) != 1 or count < 0:
+        asked = (promotes, suppresses, trigger, pattern, tested or None, sort)
+        given = {name: ask for name, ask in zip(QUESTIONS, asked, strict=True) if ask is not None}
+        check_least("finding neurons", 0, count=count)
+        if len(given) != 1:
             raise QueryError(
-                f"finding neurons: {', '.join(f'{name}=' for name in given) or 'no question'} and count={count} were "
-                f"given; give exactly one of {', '.join(f'{name}=' for name in QUESTIONS)}, and a count of 0 or more"
+                f"finding neurons: {len(given)} questions were asked; ask exactly one of "
+                f"{', '.join(f'{{{name}}}' for name in QUESTIONS)}",
+                **dict.fromkeys(QUESTIONS, ...),
             )
-        ((name, value),) = given.items()
+        if ascending and sort is None:
+            raise QueryError(
+                "finding neurons: {ascending} is for {sort}; leave it out", ascending=True, sort=...
+            )
+        ((name, ask),) = given.items()
         options: dict[str, Any] = {"layer": layer, "count": count}
         if name == "sort":
             options["descending"] = not ascending
-        asked_of = () if name == "tested" else (value,)
-        found: Found = getattr(search, name)(self, *asked_of, **options)
+        found: Found = getattr(search, name)(self, *(() if ask is True else (ask,)), **options)
         return found
 
     def highlights(self, count: int = 6) -> Highlights:
@@ -219,7 +223,8 @@ class Run(store.Run):
         *,
         budget: int | None = None,
         seed: int = 0,
-        cards: int = 10,
+        count: int = 10,
+        cards: int = 0,
         model: ModelSource | None = None,
         report: Report | None = None,
     ) -> PatternReport:
@@ -227,7 +232,8 @@ class Run(store.Run):
 
         budget  tokens of each half of the documents that the model reads
         seed    of what is drawn at random
-        cards   of the clearest neurons, and as many without a pattern
+        count   of the clearest neurons that are named
+        cards   of these, and of some without a pattern, that are shown with examples
 
         The model is not loaded for what the run has already. `PatternError` if the text is too small.
         """
@@ -237,16 +243,17 @@ class Run(store.Run):
         if not job.known(self, settings):
             job.patterns(self, self._loaded(model), settings, report=report)
             self.reopen()
-        return self.pattern_report(cards=cards)
+        return self.pattern_report(count=count, cards=cards)
 
-    def pattern_report(self, *, cards: int = 10) -> PatternReport:
+    def pattern_report(self, *, count: int = 10, cards: int = 0) -> PatternReport:
         """What the patterns that the run has amount to; `QueryError` if it has none (see `patterns`)."""
         from mnemoscope.analyses import labels
         from mnemoscope.analyses.patterns import summary
 
-        found = summary(self, count=cards)
+        check_least("showing neurons", 0, count=count, cards=cards)
+        found = summary(self, count=count)
         clearest, silent = (
-            tuple(self.neuron(address, examples=examples, window=(16, 4)) for address in chosen)
+            tuple(self.neuron(address, examples=examples, window=(16, 4)) for address in chosen[:cards])
             for chosen, examples in ((found.clearest, 4), (found.silent, 3))
         )
         return PatternReport(found, labels.check(self), clearest, silent)
@@ -274,11 +281,11 @@ class Run(store.Run):
         from mnemoscope.patterns.pattern import parse
 
         address, wanted = self._address(neuron), parse(pattern)  # before the model is loaded
-        if sign not in SIGNS:
-            raise QueryError(f'testing {address}: sign={sign!r} was given; give "+", "-" or None')
+        polarity = check_sign(sign if isinstance(sign, str | None) else _SIGNS.get(sign, str(sign)))
+        check_budget(budget)
         from mnemoscope.jobs.hypothesis import test
 
-        options: dict[str, Any] = {"polarity": SIGNS[sign], "budget": budget, "seed": seed, "report": report}
+        options: dict[str, Any] = {"polarity": polarity, "budget": budget, "seed": seed, "report": report}
         return ClaimTest(address, test(self, self._loaded(model), address, wanted, **options))
 
     def removal(
@@ -338,7 +345,8 @@ class Run(store.Run):
     ) -> StudyReport:
         """Measure what the run lacks of the study, and keep it; ``.save("report.html")`` writes the page.
 
-        only       measurements by name (`measurements`), with commas between; all if None
+        only       measurements by name (`measurements`), with commas between; all if None. The page shows all that the
+                   run has
         fast       small samples, for a first look
         positions  prefixes of refinement and composition; `sentences` of the contributions
         shuffled   refinement and composition also of a copy of the model whose weights are shuffled
@@ -358,7 +366,13 @@ class Run(store.Run):
             skip = lambda one, error: skipped.update({one.name: str(error)})  # noqa: E731
             measure(self, self._loaded(model), chosen=chosen, sizes=sizes, report=report, skip=skip)
             self.reopen()
-        return StudyReport((self,), tuple(one.section(self) for one in chosen), "", skipped, items())
+        return StudyReport(
+            runs=(self,),
+            sections=tuple(one.section(self) for one in chosen),
+            whole=lambda: tuple(one.section(self) for one in catalogue.CATALOGUE),
+            skipped=skipped,
+            items=items(),
+        )
 
 
 def study_sizes(
@@ -372,6 +386,7 @@ def study_sizes(
     """How much a study reads; arguments as in `Run.study`."""
     from mnemoscope.jobs.study.positions import Sizes
 
+    check_study(positions, sentences)
     sizes = Sizes(seed=seed, questions=tuple(Path(path) for path in questions), shuffled=shuffled)
     sizes = sizes.fast() if fast else sizes
     return replace(sizes, positions=positions or sizes.positions, sentences=sentences or sizes.sentences)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mnemoscope.analyses.neuron import card
 from mnemoscope.analyses.traced import LEVEL, Distributions, NeuronTrace, Reading, Trace, TracedToken, Unusual
+from mnemoscope.arguments import check_least
 from mnemoscope.capture import Capture
 from mnemoscope.errors import QueryError
 from mnemoscope.jobs import values
@@ -53,8 +54,7 @@ def trace(
     """
     batch = _batch(model, text)
     chosen = [_address(model, neuron) for neuron in neurons]
-    if top < 1:
-        raise QueryError(f"tracing a text: top={top} neurons of each token were asked for; take 1 or more")
+    check_least("tracing a text", 1, top=top)
     if run is not None:
         model.check_built(run, "tracing a text by")
     words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)

@@ -96,7 +96,7 @@ def _write_study(found: StudyReport, path: Path, progress: Report | None) -> Non
     one, *beside = found.runs
     report.write(
         one,
-        found.sections,
+        found.whole() if found.whole else found.sections,
         path,
         beside=beside[0] if beside else None,
         title=found.title,
