@@ -82,6 +82,7 @@ COUNTERPARTS: dict[str, Call] = {
     "removal": lambda run, model, tmp: run.removal(documents=8),
     "verify": lambda run, model, tmp: run.verify(sample=5),
     "study": lambda run, model, tmp: mn.study(None, None, run.path, only="glance"),
+    "cache": lambda run, model, tmp: mn.cache.entries(),
     "compare": lambda run, model, tmp: run.compare(run.path, only="glance"),
     "annotate sheet": lambda run, model, tmp: run.annotate(tmp / "sheet.jsonl", neurons=8, prefixes=5),
     "annotate score": lambda run, model, tmp: mn.score(_filled(run, tmp)),

@@ -64,18 +64,18 @@ def test_runs_are_the_same_bit_for_bit(
     assert {name: entry.sha256 for name, entry in cold.manifest.tables.items()} == {
         name: entry.sha256 for name, entry in warm.manifest.tables.items()
     }
-    assert len(kept_values.entries()) == 1
-    assert all(entry.folder.is_relative_to(cache) for entry in kept_values.entries())
+    assert len(mn.cache.entries("values")) == 1
+    assert all(entry.path.is_relative_to(cache) for entry in mn.cache.entries("values"))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "changed", "gone", "parquet of another"])
 def test_a_damaged_file_is_made_again(damage: str, model: Model) -> None:
     """Whatever happened to a file, the tables are right, and so is the file afterwards."""
     wanted = tables(model)
-    (entry,) = kept_values.entries()
-    file = entry.folder / "values-0001.parquet"
+    (entry,) = mn.cache.entries("values")
+    file = entry.path / "values-0001.parquet"
     whole = file.read_bytes()
-    other = (entry.folder / "values-0002.parquet").read_bytes()
+    other = (entry.path / "values-0002.parquet").read_bytes()
     changed = {
         "cut": whole[:-20],
         "empty": b"",
@@ -93,7 +93,7 @@ def test_a_damaged_file_is_made_again(damage: str, model: Model) -> None:
 
 @torch.no_grad()
 def test_a_key_is_of_all_that_decides(folder: Path) -> None:
-    """The last bit of a weight, the dtype, the configuration and the number of threads change it; names do not."""
+    """The last bit of a weight, the dtype and the configuration change it; names do not."""
     model = mn.load_model(folder, dtype="fp32")
     key = kept_values._key(model)
     assert kept_values._key(mn.load_model(str(folder), dtype="fp32")) == key
@@ -108,12 +108,20 @@ def test_a_key_is_of_all_that_decides(folder: Path) -> None:
     model.hf.config.rms_norm_eps = 0.1
     assert kept_values._key(model) != key
     model.hf.config.rms_norm_eps = eps
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_number_of_threads_changes_nothing(dtype: str, folder: Path) -> None:
+    """It is no part of the key: tables are equal whatever it is."""
+    model, before = mn.load_model(folder, dtype=dtype), torch.get_num_threads()
+    found = []
     try:
-        assert kept_values._key(model) != key
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append([row[1:] for row in values.layers(model, range(3))])
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +137,7 @@ def test_where_nothing_can_be_kept_nothing_is_lost(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MNEMOSCOPE_CACHE", str(tmp_path / "file"))
     assert len(tables(model)) == model.anatomy.n_layers
-    assert kept_values.entries() == []
+    assert mn.cache.entries("values") == []
 
 
 def test_several_may_write_at_once(model: Model) -> None:
@@ -141,28 +149,28 @@ def test_several_may_write_at_once(model: Model) -> None:
         == [[table.to_pydict() for table in row[1:]] for row in found[0]]
         for one in found
     )
-    (entry,) = kept_values.entries()
+    (entry,) = mn.cache.entries("values")
     names = {f"{name}-{layer:04d}.parquet" for name in kept_values.TABLES for layer in range(3)}
-    assert {file.name for file in entry.folder.iterdir()} == names | {"about.json"}
+    assert {file.name for file in entry.path.iterdir()} == names | {"about.json"}
 
 
 def test_the_oldest_make_room(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound, what was used longest ago goes; entries say what they are."""
     tables(model)
-    (old,) = kept_values.entries()
-    assert old.bytes == sum(file.stat().st_size for file in old.folder.iterdir())
-    assert "fp32" in old.description
-    os.utime(old.folder, (1, 1))
+    (old,) = mn.cache.entries("values")
+    assert old.bytes == sum(file.stat().st_size for file in old.path.iterdir())
+    assert "fp32" in old.what
+    os.utime(old.path, (1, 1))
     monkeypatch.setattr(kept_values, "MOST_BYTES", old.bytes - 1)
     tables(mn.load_model(FAMILIES["gpt2"](), tokenizer=tokenizer()))
-    assert not old.folder.exists()
-    assert len(kept_values.entries()) == 1
+    assert not old.path.exists()
+    assert len(mn.cache.entries("values")) == 1
 
 
 def test_an_entry_in_use_stays(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was used within the hour is not removed, however large."""
     tables(model)
-    (used,) = kept_values.entries()
+    (used,) = mn.cache.entries("values")
     monkeypatch.setattr(kept_values, "MOST_BYTES", 0)
     tables(mn.load_model(FAMILIES["gpt2"](), tokenizer=tokenizer()))
-    assert used.folder.exists()
+    assert used.path.exists()

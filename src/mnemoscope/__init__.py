@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mnemoscope import cache as cache
     from mnemoscope import errors as errors
     from mnemoscope.api import Run as Run
     from mnemoscope.api import annotated as annotated
@@ -36,6 +37,7 @@ __all__ = [
     "Run",
     "annotated",
     "build",
+    "cache",
     "check",
     "compare",
     "demo",

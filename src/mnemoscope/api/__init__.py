@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnemoscope import errors, store
+from mnemoscope import cache, errors, store
 from mnemoscope.api.run import Run, addresses, study_sizes
 from mnemoscope.display import Report, Shown
 from mnemoscope.errors import QueryError, RunMissing
@@ -50,6 +50,7 @@ __all__ = [
     "Run",
     "annotated",
     "build",
+    "cache",
     "check",
     "compare",
     "demo",

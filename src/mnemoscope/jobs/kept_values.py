@@ -5,9 +5,9 @@
                                 columns-0003.parquet what it adds to `neurons`
 
 The key is a hash of everything that decides the bytes: every weight as it was loaded, the configuration, the code that
-reads them, torch, and the processor with its number of threads. A file is written beside its place and renamed, and
-read only if its hash is right, so that processes may share the folder and a damaged file is made again. A run keeps its
-own copy; the folder may be deleted at any time.
+reads them, torch and the processor (the number of threads does not: numba changes it on the way). A file is written
+beside its place and renamed, and read only if its hash is right, so that processes may share the folder and a damaged
+file is made again. A run keeps its own copy; the folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from mnemoscope import anatomy, lens, samples
+from mnemoscope import anatomy, cache, lens, samples
 from mnemoscope.jobs import values
 from mnemoscope.models import Model
 
@@ -39,35 +38,9 @@ _ABOUT = "about.json"
 _NAMES = ("_name_or_path", "transformers_version")  # of a configuration: say nothing of what is computed
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What is kept of one model: its folder, size in bytes, when it was last used (seconds since 1970), which model."""
-
-    folder: Path
-    bytes: int
-    used: float
-    description: str
-
-
 def folder() -> Path:
     """Where all entries lie; not created here."""
     return samples.cache_folder() / "values"
-
-
-def entries() -> list[Entry]:
-    """Everything that is kept, last used first."""
-    found = []
-    with suppress(OSError):
-        for place in folder().iterdir():
-            with suppress(OSError, ValueError, KeyError):
-                about = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
-                size = sum(file.stat().st_size for file in place.iterdir())
-                found.append(
-                    Entry(
-                        place, size, place.stat().st_mtime, f"values of {about['model']} in {about['dtype']}"
-                    )
-                )
-    return sorted(found, key=lambda entry: -entry.used)
 
 
 def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table, pa.Table]]:
@@ -151,11 +124,14 @@ def _put(file: Path, content: bytes) -> None:
 
 def _make_room() -> None:
     """Remove entries, used longest ago first, until the others are within the bound."""
-    total = 0
-    for entry in entries():
+    used, total = {}, 0
+    for entry in cache.entries("values"):
+        with suppress(OSError):
+            used[entry] = entry.path.stat().st_mtime
+    for entry in sorted(used, key=lambda entry: -used[entry]):
         total += entry.bytes
-        if total > MOST_BYTES and time.time() - entry.used > 3600:  # not one that is being made
-            shutil.rmtree(entry.folder, ignore_errors=True)
+        if total > MOST_BYTES and time.time() - used[entry] > 3600:  # not one that is being made
+            shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _key(model: Model) -> str:
@@ -173,7 +149,6 @@ def _key(model: Model) -> str:
         "torch": torch.__version__,
         "device": device,
         "processor": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
     }
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     home = Path(anatomy.__file__).parent
