@@ -67,6 +67,8 @@ def build(
     Raises RunMismatch when the folder holds something built from another model, corpus or options.
     """
     check_build(top, nulls, workers)
+    if workers > 1:
+        loop.check_workers()  # before the folder is locked, or a process would wait for its parent
     store.check_place(path)
     model = model if isinstance(model, Model) else models.load_model(model)
     model.check_tokenizer()

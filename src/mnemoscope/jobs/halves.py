@@ -1,4 +1,4 @@
-"""Text that the model reads to test patterns: whole documents of one half, up to a budget."""
+"""Text that the model reads to test patterns: documents of one half, up to a budget, and parts of long ones."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from scipy.sparse import csc_array
 
 from mnemoscope.patterns.split import halves, mixed
 from mnemoscope.patterns.text import Text
+from mnemoscope.patterns.twoway import LEAST_DOCUMENTS
 from mnemoscope.plan import Plan, PlanWriter
 from mnemoscope.store import Run
 
@@ -20,6 +21,17 @@ class Half:
 
     text: Text
     plan: Plan
+
+    @property
+    def note(self) -> str:
+        """What is to be said of it: that too few documents can be read for a threshold; else nothing."""
+        count = len(np.unique(self.text.document))
+        if count >= LEAST_DOCUMENTS:
+            return ""
+        return (
+            f"only {count} documents of a half can be read within the budget, and a claim needs {LEAST_DOCUMENTS}: no "
+            "pattern can be confirmed; give a larger --budget"
+        )
 
 
 def read_half(text: Text, test: bool, budget: int, folder: Path, run: Run, seed: int = 0) -> Half:
@@ -39,14 +51,11 @@ def read_half(text: Text, test: bool, budget: int, folder: Path, run: Run, seed:
 
 
 def portion(text: Text, test: bool, budget: int, seed: int = 0) -> tuple[Text, np.ndarray]:
-    """Whole documents of one half, by the smallest hash of their id, up to `budget` tokens, at least one; and their
-    rows i64[...] in the text."""
+    """Documents of one half, by the smallest hash of their id, up to `budget` tokens, at least one, and of long ones
+    the leading contexts; and their rows i64[...] in the text."""
     documents = halves(text.document[text.counted])[int(test)]
-    sizes = np.bincount(np.searchsorted(documents, text.document[np.isin(text.document, documents)]))
     order = np.argsort(mixed(documents, seed + 101), kind="stable")
-    enough = np.cumsum(sizes[order]) <= budget
-    enough[:1] = True
-    return text.part(np.sort(documents[order][enough]))
+    return text.cut(text.within(documents[order], budget))
 
 
 def last_tokens(text: Text, tokens: np.ndarray) -> csc_array:

@@ -100,6 +100,8 @@ class _Question:
         early, late = (
             read_half(text, test, budget, folder / str(test), self._run, self._seed) for test in (False, True)
         )
+        for note in dict.fromkeys(read.note for read in (early, late) if read.note):
+            self._report(Progress("first look", 0, 0, "tokens", note))
         shown = [csc_array(usual(part.text, self._pattern)[:, None]) for part in (early, late)]
         scores = self._thresholds(early, Ground(early.text, shown[0]), polarity)
         tokens = np.unique(late.text.tokens[late.text.counted])

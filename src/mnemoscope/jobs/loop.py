@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -154,6 +156,7 @@ def _spawn(
     model: Model, plan: Plan, kind: Kind[S], folder: Path, workers: int, left: list[int], tally: _Tally
 ) -> None:
     """Run the shards in processes that take the next shard when they are free."""
+    check_workers()
     context = mp.get_context("spawn")
     tasks, news = context.Queue(), context.Queue()
     for block in _blocks(left, workers):
@@ -180,6 +183,23 @@ def _spawn(
             process.join()
 
 
+_GUARD = 'put the call under `if __name__ == "__main__":`, or give workers=1'
+
+
+def check_workers() -> None:
+    """RunError where no further process can be started: each begins by running the main script again."""
+    if getattr(mp.current_process(), "_inheriting", False):
+        raise errors.RunError(
+            f"mining: a worker process ran the main script again and came to the same build; {_GUARD}"
+        )
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if file is not None and not Path(file).is_file():
+        raise errors.RunError(
+            f"mining: the program is {Path(file).name}, not a file that worker processes could run; write it to a "
+            f"file and {_GUARD}"
+        )
+
+
 def _blocks(shards: list[int], workers: int) -> list[list[int]]:
     """Shards as they are handed out: one by one, or in aligned blocks when every worker gets several of these."""
     size = _BLOCK if len(shards) >= 4 * _BLOCK * workers else 1
@@ -195,10 +215,7 @@ def _listen(processes: list[Any], news: Any, tally: _Tally) -> None:
         except queue.Empty:
             for process in processes:
                 if process.exitcode not in (None, 0):
-                    raise errors.RunError(
-                        f"mining: a worker process ended early (exit code {process.exitcode}; killed, or out of "
-                        "memory); nothing finished is lost: run the same command again, with fewer workers"
-                    ) from None
+                    raise errors.RunError(_ended(process.exitcode)) from None
             continue
         if kind == "tokens":
             tally.add(value)
@@ -207,6 +224,19 @@ def _listen(processes: list[Any], news: Any, tally: _Tally) -> None:
         else:
             name, message = value
             raise getattr(errors, name, RuntimeError)(message)
+
+
+def _ended(code: int) -> str:
+    """Why a worker is gone, as far as its exit code says: a signal, or the script that it began with."""
+    kept = "nothing finished is lost: run the same command again"
+    if code < 0:
+        name = signal.Signals(-code).name
+        why = "; the system does so when memory is short" if name == "SIGKILL" else ""
+        return f"mining: a worker process was ended by {name}{why}; {kept}, with fewer workers"
+    return (
+        f"mining: a worker process stopped with exit code {code} before it had begun or while it worked, and its own "
+        f"message is above; if that is about bootstrapping or a script run again, {_GUARD}; {kept}"
+    )
 
 
 def _work(model: Model, plan: Plan, kind: Kind[S], file: Path, threads: int, tasks: Any, news: Any) -> None:

@@ -95,6 +95,7 @@ def patterns(
     if known(run, settings):
         return run
     halves(run.table("contexts").select("document").collect().to_series().to_numpy())
+    files.check_folder(run.path, "adding patterns to the run")
     work.mkdir(exist_ok=True)
     with loop.locked(work / "lock", run.path):
         found = _Job(run, model, settings, work, report or (lambda _: None)).run()
@@ -148,7 +149,12 @@ class _Job:
         sources = {
             name: tables[name].sha256 for name in ("contexts", "triggers", "null_triggers") if name in tables
         }
-        identity = {"settings": asdict(self._settings), "version": version("mnemoscope"), "tables": sources}
+        identity = {
+            "settings": asdict(self._settings),
+            "version": version("mnemoscope"),
+            "tables": sources,
+            "read": "parts of long documents",  # work that was begun before reads other contexts
+        }
         text, file = json.dumps(identity, indent=1, sort_keys=True), self._work / "identity.json"
         if file.exists() and file.read_text() == text:
             return
@@ -262,7 +268,10 @@ class _Job:
     def _half(self, name: str, *, test: bool, most: int | None = None) -> Half:
         settings = self._settings
         budget = min(settings.budget, most or settings.budget)
-        return read_half(self._text, test, budget, self._work / name, self._run, settings.seed)
+        read = read_half(self._text, test, budget, self._work / name, self._run, settings.seed)
+        if read.note:
+            self._report(Progress(f"{name} look", 0, 0, "tokens", read.note))
+        return read
 
     def _size(self, kind: str) -> int:
         return (

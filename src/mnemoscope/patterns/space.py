@@ -210,12 +210,12 @@ def _only(found: csc_array, rows: np.ndarray) -> csc_array:
 
 
 def _drawn(text: Text, background: int, seed: int) -> np.ndarray:
-    """bool[prefix]: whole documents by the smallest hash of their id, until there is enough."""
-    ids, sizes = np.unique(text.document, return_counts=True)
+    """bool[prefix]: documents by the smallest hash of their id, until there is enough; of long ones a part."""
+    if len(text) <= background:
+        return np.ones(len(text), bool)
+    ids = np.unique(text.document)
     order = np.argsort(mixed(ids, seed + 11))
-    enough = np.cumsum(sizes[order]) <= background
-    enough[:1] = True
-    return np.isin(text.document, ids[order][enough]) if not enough.all() else np.ones(len(text), bool)
+    return np.repeat(text.within(ids[order], background), np.diff(text.starts))
 
 
 def strata(text: Text, rows: np.ndarray, stratify: bool) -> tuple[np.ndarray, np.ndarray]:

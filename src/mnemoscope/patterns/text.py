@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
+from mnemoscope import sampling
 from mnemoscope.errors import QueryError
 from mnemoscope.vocabulary import Vocabulary
 
@@ -139,9 +140,29 @@ class Text:
 
     def part(self, documents: np.ndarray) -> tuple[Text, np.ndarray]:
         """The text of some documents alone, and i64[its prefix]: which row of this text each row of it is."""
-        first = self.starts[:-1]
-        chosen = np.isin(self.document[np.minimum(first, max(len(self) - 1, 0))], documents)
-        chosen &= np.diff(self.starts) > 0
+        return self.cut(np.isin(self.documents, documents))
+
+    @cached_property
+    def documents(self) -> np.ndarray:
+        """i64[context]: the document of each context."""
+        return np.asarray(self.document[np.minimum(self.starts[:-1], max(len(self) - 1, 0))])
+
+    def within(self, documents: np.ndarray, budget: int) -> np.ndarray:
+        """bool[context]: the leading contexts of some documents that a budget of tokens reads, those given first before
+        others (`sampling.share`)."""
+        lengths, order = np.diff(self.starts), np.argsort(self.documents, kind="stable")
+        ids, starts = np.unique(self.documents[order], return_index=True)
+        held = dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True))
+        contexts = [held[document] for document in documents.tolist()]
+        counts = sampling.share([lengths[places] for places in contexts], budget)
+        chosen = np.zeros(len(lengths), bool)
+        for places, count in zip(contexts, counts.tolist(), strict=True):
+            chosen[places[:count]] = True
+        return chosen
+
+    def cut(self, contexts: np.ndarray) -> tuple[Text, np.ndarray]:
+        """As `part`, of the contexts of a mask bool[context]."""
+        chosen = contexts & (np.diff(self.starts) > 0)
         rows = np.flatnonzero(np.repeat(chosen, np.diff(self.starts)))
         lengths = np.diff(self.starts)[chosen]
         part = Text(
