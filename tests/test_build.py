@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import torch
 from families import FAMILIES
-from tiny import model_folder, texts
+from tiny import model_folder, texts, tokenizer
 
 from mnemoscope import build, load_corpus, load_model, open_run
 from mnemoscope.errors import ActivationError, ModelError, QueryError, RunError, RunMismatch
@@ -189,7 +189,6 @@ def test_verify_finds_nothing_in_a_sound_run_and_something_in_another(
 
 def test_verify_refuses_another_model(run: Run) -> None:
     """The weights must be those that the run was built from."""
-    from tiny import tokenizer
 
     other = load_model(FAMILIES["gpt2"](), tokenizer=tokenizer())
     with pytest.raises(RunMismatch, match="built from"):
@@ -325,11 +324,13 @@ def test_an_unfinished_run_of_another_corpus_is_refused(
 
 
 def test_nan_activations_are_named(folder: Path, tmp_path: Path) -> None:
-    """The layer and the first position; no run appears."""
-    broken = load_model(folder, dtype="fp32")
+    """A neuron that overflows in fp16, and not in the fp32 of the self-check: its address; no run appears."""
+    hf = load_model(folder, dtype="fp16").hf
     with torch.no_grad():
-        broken.anatomy.layers[1].gate.module.weight[3, :] = float("nan")
-    with pytest.raises(ActivationError, match=r"L1N3 .*position 1"):
+        for part in ("gate_proj", "up_proj"):
+            getattr(hf.model.layers[1].mlp, part).weight[3, :] *= 3e3
+    broken = load_model(hf, tokenizer=tokenizer())
+    with pytest.raises(ActivationError, match=r"L1N3 .*position \d+"):
         build(broken, texts(10), tmp_path / "run", top=TOP)
     assert not (tmp_path / "run" / "manifest.json").exists()
 

@@ -8,7 +8,7 @@ layer's down projection.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +30,10 @@ class _LastLayerSeen(Exception):  # noqa: N818 - control flow, not an error
 
 
 class Capture:
-    """Hooks on one model; use as a context manager, then call `sweep` for each batch."""
+    """Hooks on one model, which is in evaluation mode; use as a context manager, then call `sweep` for each batch.
+
+    `ModelChanged` when the model is no longer the one that it was when the context was entered.
+    """
 
     def __init__(self, model: Model, last: int | None = None) -> None:
         """`last` is the layer after which a pass ends, of all layers by default."""
@@ -40,8 +43,10 @@ class Capture:
         self._batch: ContextBatch | None = None
         self._seen: dict[str, Tensor] = {}
         self._handles: list[Any] = []
+        self._stack = ExitStack()
 
     def __enter__(self) -> Capture:
+        self._stack.enter_context(self._model.running())
         for index, layer in enumerate(self._model.anatomy.layers):
             self._handles.append(layer.gate.module.register_forward_pre_hook(self._keep_inputs))
             if layer.up is not None:
@@ -54,6 +59,7 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._stack.close()
 
     def sweep(self, batch: ContextBatch, receive: Receiver) -> None:
         """Call ``receive(layer, coefficients, batch, gate, up, inputs)`` for every layer.
@@ -64,7 +70,7 @@ class Capture:
         tokens = torch.from_numpy(batch.tokens).to(self._model.device, torch.int64)
         self._receive, self._batch = receive, batch
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._model.running():
                 # Right padding under a causal mask changes nothing before it, so no attention mask is needed.
                 self._model.anatomy.body(input_ids=tokens, use_cache=False)
         except _LastLayerSeen:
@@ -137,7 +143,7 @@ def residuals(model: Model, tokens: Tensor) -> dict[str, Float[Tensor, "layer co
         handles.append(layer.module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(layer.module.register_forward_hook(after))
         handles.append(layer.attention_out.register_forward_hook(attended))
-    with _hooks(handles), torch.inference_mode():
+    with model.running(), _hooks(handles), torch.inference_mode():
         model.anatomy.body(input_ids=tokens.to(model.device), use_cache=False)
     points = {name: torch.stack(found) for name, found in kept.items()}
     mids = []

@@ -2,6 +2,7 @@
 
     MnemoscopeError                 root; the command line prints its message and exits with 2
     ├── ModelError                  a model cannot be found or read
+    │   ├── ModelChanged            its weights or hooks were changed while it was being read
     │   └── ModelNotSupported       its parts do not add up to its logits, or its kind is not a causal decoder
     ├── CorpusError                 text cannot be found, read or used
     ├── DownloadError               a sample cannot be fetched, or is not what it should be
@@ -63,6 +64,10 @@ class ModelError(MnemoscopeError):
 
 class ModelNotSupported(ModelError):  # noqa: N818 - the name users see in the docs
     """A model whose parts cannot be shown to add up to its logits."""
+
+
+class ModelChanged(ModelError):  # noqa: N818
+    """A model's weights, hooks or attention were changed while it was being read."""
 
 
 class CorpusError(MnemoscopeError):

@@ -247,7 +247,7 @@ def _orthonormal(rows: np.ndarray) -> np.ndarray:
 
 def _tensor(layers: list[np.ndarray], model: Model) -> Tensor:
     """One tensor for all layers: shared with workers, each tensor costs a file handle."""
-    return torch.from_numpy(np.stack(layers)).to(model.device, next(model.hf.parameters()).dtype)
+    return torch.from_numpy(np.stack(layers)).to(model.device, model.anatomy.layers[0].values().dtype)
 
 
 def _product(x: Float[Tensor, "... width"], rows: Float[Tensor, "unit width"]) -> Float[Tensor, "... unit"]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from mnemoscope import files
 from mnemoscope.errors import RunCorrupt, RunMissing
-from mnemoscope.records import ContextBatch
+from mnemoscope.records import ContextBatch, padded
 
 SHARD_TOKENS = 32_768  # tokens in a shard, at most (a single longer context is a shard)
 BATCH_TOKENS = 4_096  # contexts x longest context of a batch, at most (a single longer context is a batch)
@@ -116,11 +116,8 @@ def batches(contexts: Path, shard: int, special: Sequence[int]) -> Iterator[Cont
     lengths = np.diff(offsets).astype(np.int32)
     order = np.lexsort((ids, lengths))
     for rows in _packed(order, lengths):
-        longest = int(lengths[rows[-1]])
-        tokens = np.zeros((len(rows), longest), np.int32)
-        for place, row in enumerate(rows):
-            tokens[place, : lengths[row]] = flat[offsets[row] : offsets[row + 1]]
-        counted = np.arange(longest)[None, :] < lengths[rows][:, None]
+        tokens, _ = padded([flat[offsets[row] : offsets[row + 1]] for row in rows])
+        counted = np.arange(tokens.shape[1])[None, :] < lengths[rows][:, None]
         counted[:, 0] = False
         counted &= ~np.isin(tokens, special)
         yield ContextBatch(ids[rows], tokens, lengths[rows], counted)

@@ -19,6 +19,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +65,7 @@ class ContextBatch:
     """Right-padded contexts that go through the model as one unit.
 
     contexts  i64[context]         id of each context in the run
-    tokens    i32[context, token]  right-padded with 0
+    tokens    i32[context, token]  right-padded with the last token of each context (`padded`)
     lengths   i32[context]         true lengths, at least 1
     counted   bool[context, token] positions that count: not padding, not position 0, not a special token
     """
@@ -78,6 +79,19 @@ class ContextBatch:
     def n_tokens(self) -> int:
         """Tokens without the padding."""
         return int(self.lengths.sum())
+
+
+def padded(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """i32[context, token] and i32[context] lengths: each sequence, filled up with its own last token.
+
+    Not with a token of the vocabulary's choosing, whose embedding may hold anything: a causal model does not look
+    ahead, but a product with NaN is NaN however small the weight.
+    """
+    lengths = np.array([len(one) for one in sequences], np.int32)
+    tokens = np.empty((len(sequences), int(lengths.max())), np.int32)
+    for row, one in enumerate(sequences):
+        tokens[row, : len(one)], tokens[row, len(one) :] = one, one[-1]
+    return tokens, lengths
 
 
 class _Strict(BaseModel):
@@ -96,6 +110,7 @@ class ModelEntry(_Strict):
     """Which model a run was built from."""
 
     id: str
+    path: str | None = None  # of a local folder or file, absolute; None for other models and in older runs
     revision: str | None = None
     family: str
     weights_sha256: str
@@ -108,6 +123,7 @@ class ModelEntry(_Strict):
     activation: str
     context_length: int
     self_check: float  # largest error of the rebuilt logits, as a share of their range
+    unused: list[str] = []  # what of the checkpoint was not loaded, a line for each kind
 
 
 class CorpusEntry(_Strict):

@@ -62,13 +62,9 @@ class Run(store.Run):
 
         Whether the weights are the run's is checked by whatever uses them (`RunMismatch`).
         """
-        from mnemoscope.models import Model, load_model
+        from mnemoscope.models import load_built
 
-        entry = self.manifest.model
-        if isinstance(source, Model):
-            return source
-        options: dict[str, Any] = {"dtype": self.manifest.options["dtype"], "revision": entry.revision}
-        return load_model(entry.id if source is None else source, **options | loading)
+        return load_built(self, source, **loading)
 
     def _loaded(self, source: ModelSource | None) -> Model:
         return self.model if source is None else self.load_model(source)

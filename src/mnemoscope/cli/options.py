@@ -68,6 +68,10 @@ class Loading(Bundle):
         None
     )
     trust_remote_code: _Trust = False
+    allow_unused: Annotated[
+        bool,
+        typer.Option("--allow-unused", help="Accept a checkpoint with tensors that the model does not read."),
+    ] = False
 
     def check(self) -> None:
         """ModelError for a precision that there is not, or a device that is not here."""

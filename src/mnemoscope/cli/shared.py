@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -40,15 +40,10 @@ def print_json(data: Any) -> None:
 
 def load(name: str, loading: Loading) -> Model:
     """The model of that name, loaded and checked."""
-    return _load(name, asdict(loading))
-
-
-def _load(name: str, options: dict[str, Any]) -> Model:
     from mnemoscope.models import load_model
 
-    console = Console(stderr=True, highlight=False)
-    with kept_copies(), console.status(f"{name}: loading") as status:
-        return load_model(name, progress=lambda what: status.update(f"{name}: {what}"), **options)
+    with _telling(name) as progress:
+        return load_model(name, progress=progress, **asdict(loading))
 
 
 @contextmanager
@@ -92,11 +87,21 @@ def _configuration(model: str) -> dict[str, Any]:
         return {}
 
 
-def model_of(run: Run, again: Reloading) -> Model:
+def model_of(run: Run, again: Reloading, **loading: Any) -> Model:
     """The model that a run was built from, or one that is said to be it."""
-    entry, options = run.manifest.model, asdict(again)
-    built = {"dtype": run.manifest.options["dtype"], "revision": entry.revision}
-    return _load(options.pop("model") or entry.id, options | built)
+    from mnemoscope.models import load_built
+
+    options = asdict(again) | loading
+    source = options.pop("model")
+    with _telling(source or run.manifest.model.id) as progress:
+        return load_built(run, source, progress=progress, **options)
+
+
+@contextmanager
+def _telling(name: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being done with a model."""
+    with kept_copies(), Console(stderr=True, highlight=False).status(f"{name}: loading") as status:
+        yield lambda what: status.update(f"{name}: {what}")
 
 
 def build_run(model: Model, corpus: Any, out: Path, **options: Any) -> Run:

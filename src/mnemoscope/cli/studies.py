@@ -17,13 +17,14 @@ from mnemoscope.cli.options import (
     Loading,
     Only,
     Reading,
+    Reloading,
     RunFolder,
     Workers,
     bundled,
 )
 from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
-from mnemoscope.cli.shared import build_run, load, print_json, say, stdout
+from mnemoscope.cli.shared import build_run, load, model_of, print_json, say, stdout
 from mnemoscope.errors import QueryError
 
 if TYPE_CHECKING:
@@ -117,9 +118,9 @@ def study(
         kinds = nulls.KINDS if shuffled else nulls.DEFAULT
         found = build_run(loaded, source, out, nulls=kinds, workers=workers)
     if any(one.job and one.state(found, sizes) != "ready" for one in chosen):
-        entry = found.manifest.model
-        built = {"dtype": found.manifest.options["dtype"], "revision": loading.revision or entry.revision}
-        loaded = loaded or load(model or entry.id, replace(loading, **built))
+        again = Reloading(model, loading.device, loading.trust_remote_code)
+        given = {} if loading.revision is None else {"revision": loading.revision}
+        loaded = loaded or model_of(found, again, **given)
         found = _measure(found, loaded, chosen, sizes)
     # The report shows all that the run has, whatever was measured now; the terminal what was asked for.
     sections = {one.name: one.section(found) for one in catalogue.CATALOGUE}

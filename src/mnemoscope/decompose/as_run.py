@@ -66,10 +66,26 @@ def check_as_run(stream: Stream, generator: torch.Generator) -> None:
             found = dict(_as_run(hf, inputs))
         with observed(hf, upcast=False, attention=anatomy.attention):
             allowed = SLACK * max(_error(logits, truth) for _, logits in _as_run(hf, inputs))
+    _check_dtypes(hf, anatomy, inputs[1])
     for how, logits in found.items():
         error = _error(logits, truth)
         if not error <= allowed:
             raise _differs(hf, anatomy, how, error, allowed)
+
+
+def _check_dtypes(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> None:
+    """A model with weights in several dtypes must also run as it is: in fp32 they are all alike."""
+    dtypes = sorted({str(one.dtype).removeprefix("torch.") for one in hf.parameters()})
+    if len(dtypes) == 1:
+        return
+    try:
+        with observed(hf, upcast=False, attention=None):
+            hf(input_ids=tokens[None], use_cache=False)
+    except RuntimeError as error:
+        raise ModelNotSupported(
+            f"running a {anatomy.family!r} model whose weights are in {' and '.join(dtypes)}: "
+            f"{str(error).strip().splitlines()[0]}; convert it to one of them (hf.to(torch.{dtypes[0]}))"
+        ) from error
 
 
 def _as_run(hf: PreTrainedModel, inputs: list[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -211,6 +212,12 @@ def hooked(handles: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
+def uncompiled() -> AbstractContextManager[object]:
+    """What torch.compile was asked to compile runs as it is written, so that hooks see its parts."""
+    # Importing the compiler takes a second, and without it nothing is compiled.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 @contextmanager
 def observed(hf: PreTrainedModel, *, upcast: bool, attention: str | None = "eager") -> Iterator[None]:
     """Evaluation mode and one attention implementation, and fp32 arithmetic if asked, for the time of the block.
@@ -220,7 +227,7 @@ def observed(hf: PreTrainedModel, *, upcast: bool, attention: str | None = "eage
     configs = {id(c): c for m in hf.modules() if (c := getattr(m, "config", None)) is not None}
     before = [(config, config._attn_implementation_internal) for config in configs.values()]
     training = [module for module in hf.modules() if module.training]
-    with _widened(hf) if upcast else nullcontext():
+    with uncompiled(), _widened(hf) if upcast else nullcontext():
         try:
             hf.eval()
             for config, own in before:

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from mnemoscope import accumulate, corpus, files, models, store
 from mnemoscope.arguments import check_build
 from mnemoscope.corpus import Corpus
-from mnemoscope.errors import RunMismatch
+from mnemoscope.errors import ModelChanged, RunMismatch
 from mnemoscope.jobs import kept_values, loop, values
 from mnemoscope.jobs.mining import Mined
 from mnemoscope.models import Model
@@ -78,7 +78,7 @@ def build(
     if not store.is_finished(path):
         # Before anything there is touched: another process may be in the middle of its commit.
         lock = path / ".lock"
-        with loop.locked(lock, path):
+        with loop.locked(lock, path), model.running():
             if not (store.finish_commit(path) or store.is_finished(path)):
                 with RunWriter(path) as writer:
                     _Build(model, text, writer, identity, workers, report or (lambda _: None)).run()
@@ -105,6 +105,14 @@ class _Build:
         self._work = writer.work
 
     def run(self) -> None:
+        try:
+            self._stages()
+        except ModelChanged:
+            # What was read before the change and after it cannot be told apart.
+            shutil.rmtree(self._work, ignore_errors=True)
+            raise
+
+    def _stages(self) -> None:
         self._claim()
         plan = self._plan()
         nulls = Nulls.of(self._model, self._identity["nulls"])
@@ -116,6 +124,7 @@ class _Build:
         )
         self._read_values()
         self._write(plan, mined)
+        self._model.check_weights(self._identity["weights_sha256"], f"building {self._writer.path}")
         self._writer.commit(self._manifest(plan))
 
     def _claim(self) -> None:

@@ -22,7 +22,7 @@ from mnemoscope.jobs.questions import ask
 from mnemoscope.jobs.scene import Scene
 from mnemoscope.jobs.switched import attention_queries, chained, queries
 from mnemoscope.lens import Lens
-from mnemoscope.models import Model
+from mnemoscope.models import Fingerprint, Model
 from mnemoscope.records import Progress
 from mnemoscope.spelling import vocabulary_of
 
@@ -71,7 +71,7 @@ def explain(
     _check(model, lens, top, run, ablate, ablate_to)
     model.check_tokenizer()
     say = _Steps(report or (lambda _: None), 3 + (ablate > 0))
-    with torch.inference_mode(), _on(model.device):
+    with model.running(), torch.inference_mode(), _on(model.device):
         traces = _Traces(model)
         question = ask(
             model, prompt, target, foils, position, traces.likelier, target_id=target_id, foil_ids=foil_ids
@@ -133,14 +133,13 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext() if device.type == "cpu" else device
 
 
-_GEOMETRIES: WeakKeyDictionary[Model, tuple[int, Geometry]] = WeakKeyDictionary()
+_GEOMETRIES: WeakKeyDictionary[Model, tuple[Fingerprint, Geometry]] = WeakKeyDictionary()
 
 
 def geometry_of(model: Model, lens: Lens) -> Geometry:
-    """Of the unembedding, made once for a model and again when its weights were changed in place."""
-    version = model.anatomy.unembedding()._version
-    if model not in _GEOMETRIES or _GEOMETRIES[model][0] != version:
-        _GEOMETRIES[model] = (version, Geometry(lens.unembedding))
+    """Of the unembedding, made once for a model and again when it was changed."""
+    if model not in _GEOMETRIES or _GEOMETRIES[model][0] != model.seen:
+        _GEOMETRIES[model] = (model.seen, Geometry(lens.unembedding))
     return _GEOMETRIES[model][1]
 
 
@@ -171,7 +170,7 @@ class _Traces:
         if tokens not in self.seen:
             model = self.model
             ids = torch.tensor([tokens], device=model.device)
-            self.seen[tokens] = trace(model.hf, model.anatomy, ids, upcast=model.dtype != "fp32")
+            self.seen[tokens] = trace(model.hf, model.anatomy, ids, upcast=model.upcast)
         return self.seen[tokens]
 
     def likelier(self, tokens: tuple[int, ...], ways: list[tuple[int, ...]]) -> int:

@@ -97,7 +97,7 @@ def patterns(
     halves(run.table("contexts").select("document").collect().to_series().to_numpy())
     files.check_folder(run.path, "adding patterns to the run")
     work.mkdir(exist_ok=True)
-    with loop.locked(work / "lock", run.path):
+    with model.running(), loop.locked(work / "lock", run.path):
         found = _Job(run, model, settings, work, report or (lambda _: None)).run()
     shutil.rmtree(work)
     return found

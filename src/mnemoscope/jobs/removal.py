@@ -25,7 +25,7 @@ from mnemoscope.capture import Capture
 from mnemoscope.errors import QueryError
 from mnemoscope.models import Model
 from mnemoscope.plan import BATCH_TOKENS
-from mnemoscope.records import ContextBatch, Progress
+from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.store import SCHEMAS, Run, add_tables
 
 REMOVED = ("first", "last", "random")
@@ -223,11 +223,10 @@ class _Passes:
         some: list[int] = []
         for number in [*np.argsort(lengths, kind="stable").tolist(), -1]:
             if some and (number < 0 or (len(some) + 1) * lengths[number] > BATCH_TOKENS):
-                tokens = np.zeros((len(some), lengths[some[-1]]), np.int32)
-                for row, one in enumerate(some):
-                    tokens[row, : lengths[one]] = sequences[one]
+                tokens, sizes = padded([sequences[one] for one in some])
                 numbers = np.array(some)
-                yield numbers, ContextBatch(numbers, tokens, lengths[numbers], tokens > 0)
+                within = np.arange(tokens.shape[1])[None, :] < sizes[:, None]
+                yield numbers, ContextBatch(numbers, tokens, sizes, within)
                 some = []
             some.append(number)
 

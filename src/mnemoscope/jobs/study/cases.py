@@ -163,7 +163,7 @@ def taken_apart(model: Model, case: Case, generator: np.random.Generator) -> Fra
 def _scene(model: Model, asked: Asked, words: tuple[int, int, int]) -> Scene:
     """The end of a prompt, asked for the words of a case."""
     tokens = torch.tensor([asked.tokens], device=model.device)
-    stream = trace(model.hf, model.anatomy, tokens, upcast=model.dtype != "fp32")
+    stream = trace(model.hf, model.anatomy, tokens, upcast=model.upcast)
     lens = Lens.of(model.anatomy, "frozen")
     pieces = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
     return Scene(stream, lens, words[0], words[1:], pieces, geometry_of(model, lens))

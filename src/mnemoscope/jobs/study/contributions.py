@@ -176,7 +176,7 @@ class Desk:
         followed  the tokens of targets that the model does not decide; `other` gives the null's from the model's
         """
         tokens = torch.from_numpy(prefix.astype(np.int64))[None].to(self.model.device)
-        stream = trace(self.model.hf, self.model.anatomy, tokens, upcast=self.model.dtype != "fp32")
+        stream = trace(self.model.hf, self.model.anatomy, tokens, upcast=self.model.upcast)
         predicted = int(stream.logits[-1].argmax())
         wanted = {"model": predicted, "null": other(predicted), **followed}
         wanted = {name: wanted[name] for name in ("model", *(one for one in targets if one != "model"))}

@@ -47,7 +47,7 @@ def points(model: Model, batch: ContextBatch) -> Points:
     """One forward pass over right-padded prefixes, looked at where each ends."""
     watch = _Watch(model, batch)
     tokens = torch.from_numpy(batch.tokens).to(model.device, torch.int64)
-    with hooked(watch.handles()), torch.inference_mode():
+    with model.running(), hooked(watch.handles()), torch.inference_mode():
         model.anatomy.body(input_ids=tokens, use_cache=False)
         residual, ffn = [], []
         for index, part in enumerate(model.anatomy.layers):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from mnemoscope import files
 from mnemoscope.errors import QueryError
 from mnemoscope.patterns.split import half
-from mnemoscope.records import ContextBatch, Progress
+from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.store import Run
 
 SHARD = 128  # examples: the unit of work and of checkpoints
@@ -108,10 +108,8 @@ class Examples:
                 begin = end
 
     def _batch(self, numbers: np.ndarray, lengths: np.ndarray) -> ContextBatch:
-        tokens = np.zeros((len(numbers), int(lengths.max())), np.int32)
+        tokens, _ = padded([self.prefixes[number] for number in numbers])
         counted = np.zeros(tokens.shape, bool)
-        for row, number in enumerate(numbers):
-            tokens[row, : lengths[row]] = self.prefixes[number]
         counted[np.arange(len(numbers)), lengths - 1] = True
         return ContextBatch(self.contexts[numbers], tokens, lengths, counted)
 

@@ -83,7 +83,8 @@ def _add(run: Run, model: Model, one: Measurement, sizes: Sizes, report: Callabl
     about = {"model": model.weights_sha256, "corpus": run.manifest.corpus.sha256, "sizes": one.sizes(sizes)}
     folder = run.path / WORK / f"{one.name}-{positions.digest(about)}"
     folder.mkdir(parents=True, exist_ok=True)
-    found = named(one.job)(run, model, sizes, folder, report)
+    with model.running():
+        found = named(one.job)(run, model, sizes, folder, report)
     tables = {} if isinstance(found, Run) else found
     run = add_tables(run.path, tables, {one.key: one.sizes(sizes)})
     _remove(folder)
@@ -119,7 +120,7 @@ def _speed(run: Run, model: Model) -> float:
     examples = positions.sample(run, 2 * positions.SHARD, longest=64)
     _, batch = next(examples.batches(examples.shards()[0]))
     tokens = torch.from_numpy(batch.tokens[:16]).to(model.device, torch.int64)
-    with torch.inference_mode():
+    with model.running(), torch.inference_mode():
         model.anatomy.body(input_ids=tokens, use_cache=False)  # the first pass is slower
         start = time.perf_counter()
         model.anatomy.body(input_ids=tokens, use_cache=False)

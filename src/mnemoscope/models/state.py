@@ -1,0 +1,115 @@
+"""What a loaded module is at the moment: its weights, hooks, attention and mode, cheaply seen.
+
+Whoever holds a model can train it, hook it or switch its mode at any time. What was found on load is used only while
+these are as they were.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+SAMPLED = 64  # entries of a matrix that are looked at; of a vector, all
+
+
+class Fingerprint(NamedTuple):
+    """What changes when a model does, short of a few entries of a matrix that are written behind autograd's back."""
+
+    structure: tuple[Any, ...]  # modules, hooks, attention, and how often autograd saw each weight written
+    sums: tuple[
+        float, ...
+    ]  # of each vector and of sampled entries of each matrix, for writes that it did not see
+
+
+def fingerprint(hf: nn.Module) -> Fingerprint:
+    """Of all weights and buffers; milliseconds."""
+    return Fingerprint(structure(hf), _sums(hf))
+
+
+def structure(hf: nn.Module) -> tuple[Any, ...]:
+    """The part that is cheap enough to be seen at every batch."""
+    modules = tuple((id(module), *_hooks(module), _attention(module)) for module in hf.modules())
+    weights = tuple((id(one), tuple(one.shape), one.dtype, _version(one)) for one in hf.parameters())
+    return modules, weights
+
+
+def _hooks(module: nn.Module) -> tuple[int, ...]:
+    """Hooks that are not this package's own, in their order."""
+    registered = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return tuple(id(hook) for hook in registered if not _own(hook))
+
+
+def _own(hook: Callable[..., Any]) -> bool:
+    while isinstance(hook, partial):
+        hook = hook.func
+    return str(getattr(hook, "__module__", "")).startswith("mnemoscope.")
+
+
+def _attention(module: nn.Module) -> str | None:
+    return getattr(getattr(module, "config", None), "_attn_implementation", None)
+
+
+def _version(parameter: Tensor) -> int:
+    return 0 if parameter.is_inference() else parameter._version
+
+
+@torch.no_grad()
+def _sums(hf: nn.Module) -> tuple[float, ...]:
+    sums = [_sampled(one).double().sum() for one in (*hf.parameters(), *_kept(hf)) if not one.is_meta]
+    return tuple(torch.stack([one.to(sums[0].device) for one in sums]).nan_to_num().tolist()) if sums else ()
+
+
+def _kept(hf: nn.Module) -> Iterator[Tensor]:
+    """Buffers that a checkpoint holds; others are scratch of the forward pass."""
+    for module in hf.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield buffer
+
+
+def _sampled(tensor: Tensor) -> Tensor:
+    if tensor.ndim < 2 or not tensor.is_contiguous():
+        return tensor
+    return tensor.view(-1)[:: max(1, tensor.numel() // SAMPLED)]
+
+
+class Mode:
+    """Evaluation mode for as long as someone runs the model; at the end each module's own flag is put back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._training: list[nn.Module] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mode, ()  # a copy, or a worker's, starts afresh
+
+    @property
+    def active(self) -> bool:
+        """Somebody is running the model."""
+        return self._depth > 0
+
+    @contextmanager
+    def evaluating(self, hf: nn.Module) -> Iterator[None]:
+        """Everything in evaluation mode; blocks may lie inside one another and in several threads."""
+        with self._lock:
+            self._depth += 1
+            training = [module for module in hf.modules() if module.training]
+            self._training += training
+            for module in training:
+                module.training = False
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._depth -= 1
+                if self._depth == 0:
+                    for module in self._training:
+                        module.training = True
+                    self._training.clear()
