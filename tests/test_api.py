@@ -71,7 +71,7 @@ PROMPT = " The capital of France is"
 
 # For each command what does the same in Python.
 COUNTERPARTS: dict[str, Call] = {
-    "demo": lambda run, model, tmp: mn.demo(tmp / "demo", tokens=60),
+    "demo": lambda run, model, tmp: mn.demo(tmp / "demo", limit=60),
     "build": lambda run, model, tmp: mn.build(run.model, texts(8), tmp / "run", top=2, nulls=()),
     "show": lambda run, model, tmp: run["L1N3"],
     "find": lambda run, model, tmp: run.find(promotes=" Paris"),

@@ -55,7 +55,7 @@ TABLE = {
     "show run --html ''": "--html is empty",
     # what to find
     "find run": "ask exactly one",
-    "find run --promotes a --trigger b": "ask exactly one",
+    "find run --promotes a --trigger b": "2 questions were asked; ask exactly one of --promotes, --suppresses",
     "find run --promotes paris": 'the nearest are " Paris"',
     "find run --promotes ''": "--promotes is empty",
     "find run --promotes=": "--promotes= is empty",
@@ -94,9 +94,9 @@ TABLE = {
     "build model --corpus numbers.jsonl -o new": "holds a int",
     "build model --corpus good.txt -o new --text ''": "--text is empty",
     "build model --corpus '' -o new": "--corpus is empty",
-    "build model --corpus good.txt -o new --segment paragraph": "accepted are document, sentence",
+    "build model --corpus good.txt -o new --segment paragraph": "--segment paragraph is not known; accepted are",
     "build model --corpus good.txt -o new --segment window:4": "window",
-    "build model --corpus good.txt -o new --limit 0": "give a positive number of tokens",
+    "build model --corpus good.txt -o new --limit 0": "--limit 0 leaves no token; give a positive number",
     "build model --corpus good.txt -o new --limit -5": "give a positive number of tokens",
     "demo --limit 0 -o new": "--limit 0 is too small; give 1 or more",
     # how to build, and where
@@ -250,6 +250,7 @@ def test_one_line_says_what_to_do_and_nothing_is_harmed(
     before = files(place)
     if not command.endswith(LATE):
         monkeypatch.setattr("mnemoscope.models.load_model", loaded_for_nothing)
+        monkeypatch.setattr("mnemoscope.models.load_built", loaded_for_nothing)
     capsys.readouterr()
     code, out, err = call(monkeypatch, capsys, *shlex.split(command.removesuffix(LATE)))
     assert (code, out) == (2, ""), (out, err)
@@ -370,6 +371,8 @@ def test_interrupted_it_says_how_to_go_on(
     """Ctrl-C: exit code 130, the command to paste, and where the work is kept if it is."""
     monkeypatch.chdir(place)
     monkeypatch.setattr("mnemoscope.models.load_model", lambda *_, **__: None)
+    monkeypatch.setattr("mnemoscope.models.load_built", lambda *_, **__: None)
+    monkeypatch.setattr("mnemoscope.jobs.values.seconds", lambda _: 0.0)
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -419,6 +422,23 @@ def test_what_the_system_refuses_is_one_line_if_the_user_can_do_something(
     code, out, err = call(monkeypatch, capsys, "show", "run")
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert re.search(line, err)
+
+
+def test_the_price_of_values_is_announced(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line before the work where reading them takes minutes, none where it does not or a run is there."""
+    monkeypatch.chdir(place)
+    words = ("build", "model", "--corpus", "good.txt", "-o", "priced", "--dtype", "fp32", "--top", "2")
+    monkeypatch.setattr("mnemoscope.jobs.values.seconds", lambda model: 200.0)
+    for said in (True, False):  # the second time it is there
+        code, _, err = call(monkeypatch, capsys, *words)
+        assert code == 0, err
+        assert ("values of model takes about 3 min" in err) == said
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    words = tuple("cheap" if word == "priced" else word for word in words)
+    assert "takes about" not in call(monkeypatch, capsys, *words)[2]
 
 
 PROGRAM = "from mnemoscope.cli import main; main()"

@@ -110,7 +110,8 @@ def load_corpus(
     """
     if limit is not None and limit < 1:
         raise CorpusError(
-            f"loading a corpus: limit={limit} leaves no token; give a positive number of tokens, or None"
+            "loading a corpus: {limit} leaves no token; give a positive number of tokens, or none for all",
+            limit=limit,
         )
     _check_segment(segment)
     given = resolve(source, text)
@@ -132,7 +133,9 @@ def _check_segment(segment: str) -> None:
     kind, _, size = segment.partition(":")
     known = segment in ("document", "sentence", "sentence:spacy", "window")
     if not known and not (kind == "window" and size.isdecimal() and int(size) >= 8):
-        raise CorpusError(f"loading a corpus: segment={segment!r} is not known; accepted are {_SEGMENTS}")
+        raise CorpusError(
+            f"loading a corpus: {{segment}} is not known; accepted are {_SEGMENTS}", segment=segment
+        )
     if segment == "sentence:spacy":
         cut.spacy_sentences()
 

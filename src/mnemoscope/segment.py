@@ -119,7 +119,8 @@ def spacy_sentences() -> Splitter:
     except ImportError as error:
         raise CorpusError(
             "cutting text into sentences with spaCy: it is not installed; "
-            "pip install 'mnemoscope[nlp]', or give segment='sentence' for the built-in rules"
+            "pip install 'mnemoscope[nlp]', or give {segment} for the built-in rules",
+            segment="sentence",
         ) from error
     pipeline: Any = spacy.blank("xx")
     pipeline.add_pipe("sentencizer")

@@ -113,15 +113,15 @@ def build(
     return Run.of(build(model, corpus, path, top=top, nulls=kinds, workers=workers, report=report))
 
 
-def demo(path: str | Path = "runs/demo", *, tokens: int | None = None, report: Report | None = None) -> Run:
+def demo(path: str | Path = "runs/demo", *, limit: int | None = None, report: Report | None = None) -> Run:
     """Build a run of the sample model over the sample text (both are fetched once).
 
-    tokens  how much is read; else what this processor reads in about three minutes (`demo_tokens`)
+    limit  tokens that are read; else what this processor reads in about three minutes (`demo_tokens`)
     """
     from mnemoscope.corpus import load_corpus
     from mnemoscope.models import load_model
 
-    text = load_corpus(SAMPLE_TEXT, limit=demo_tokens() if tokens is None else tokens)
+    text = load_corpus(SAMPLE_TEXT, limit=demo_tokens() if limit is None else limit)
     return build(load_model(SAMPLE_MODEL), text, path, report=report)
 
 

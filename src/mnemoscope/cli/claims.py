@@ -32,14 +32,14 @@ def patterns(
     as_json: AsJson = False,
 ) -> None:
     """Find and test what every neuron detects. Both ways, on text held out, against nulls; kept in the run."""
+    check_budget(budget)
+    check_least("showing neurons", 0, count=count, cards=cards)
     from mnemoscope.analyses import labels
     from mnemoscope.analyses import patterns as analysis
     from mnemoscope.analyses.neuron import card
     from mnemoscope.store import open_run
     from mnemoscope.views import patterns as view
 
-    check_budget(budget)
-    check_least("showing neurons", 0, count=count, cards=cards)
     found = open_run(run)
     from mnemoscope.jobs.patterns import Settings, estimate, known
     from mnemoscope.jobs.patterns import patterns as job
@@ -85,6 +85,8 @@ def test(
     as_json: AsJson = False,
 ) -> None:
     """Test your own claim about a neuron. Both ways, on text that no pattern was found in."""
+    polarity = check_sign(sign)
+    check_budget(budget)
     from dataclasses import asdict
 
     from mnemoscope.patterns import foreign
@@ -92,8 +94,6 @@ def test(
     from mnemoscope.store import open_run
     from mnemoscope.views import claims_terminal
 
-    polarity = check_sign(sign)
-    check_budget(budget)
     opened = open_run(run)
     address = opened.address(*NeuronId.parse(neuron))
     wanted = foreign.check(parse(pattern))

@@ -22,7 +22,7 @@ RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 Neuron = Annotated[str, typer.Argument(help="Address of a neuron: L13N366, 13.366, 13/366 or 13_366.")]
 
 CorpusName = typer.Option(
-    "--corpus", help="File, folder, glob in quotes, Hugging Face data set, or sample:wikipedia."
+    "--corpus", help="File, folder, glob in quotes, Hugging Face data set, sample:wikipedia, or - for stdin."
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the data as JSON on stdout.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,7 +27,6 @@ from mnemoscope.cli.options import (
 from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
 from mnemoscope.cli.shared import build_run, load, model_of, print_json, say, stdout
-from mnemoscope.errors import QueryError
 from mnemoscope.invocation import command
 from mnemoscope.records import NeuronId
 
@@ -161,31 +160,13 @@ def find(
     as_json: AsJson = False,
 ) -> None:
     """Find neurons by value, trigger, pattern or statistic."""
-    from mnemoscope.analyses import search
-    from mnemoscope.store import open_run
+    from mnemoscope.api import open_run
     from mnemoscope.views import text
 
-    asked = {
-        "promotes": promotes,
-        "suppresses": suppresses,
-        "trigger": trigger,
-        "pattern": pattern,
-        "tested": tested or None,
-        "sort": sort,
-    }
-    check_least("finding neurons", 0, count=count)
-    given = {name: value for name, value in asked.items() if value is not None}
-    if len(given) != 1:
-        raise QueryError(
-            f"finding neurons: {len(given)} questions were asked ({', '.join(given) or 'none'}); ask exactly one of "
-            "--promotes, --suppresses, --trigger, --pattern, --tested, --sort"
-        )
-    name, value = given.popitem()
-    options: dict[str, Any] = {"layer": layer, "count": count}
-    if name == "sort":
-        options["descending"] = not ascending
-    asked_of = (open_run(run),) if name == "tested" else (open_run(run), value)
-    found = getattr(search, name)(*asked_of, **options)
+    found = open_run(run).find(
+        promotes=promotes, suppresses=suppresses, trigger=trigger, pattern=pattern, tested=tested, sort=sort,
+        ascending=ascending, layer=layer, count=count,
+    )  # fmt: skip
     if as_json:
         print_json(found.to_dict())
     else:

@@ -105,7 +105,14 @@ def _telling(name: str) -> Iterator[Callable[[str], None]]:
 
 
 def build_run(model: Model, corpus: Any, out: Path, **options: Any) -> Run:
+    from mnemoscope.jobs import values
     from mnemoscope.jobs.build import build as run_build
+    from mnemoscope.store import is_finished
 
+    if (minutes := round(values.seconds(model) / 60)) and not is_finished(out):
+        say(
+            f"{out}: however short the text, reading the values of {model.id} takes about {minutes} min, unless "
+            "they are kept from an earlier run"
+        )
     with kept_copies(), keeping(out), progress_bars() as report:
         return run_build(model, corpus, out, report=report, **options)
