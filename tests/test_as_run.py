@@ -136,6 +136,28 @@ def test_what_begins_beyond_the_window_is_looked_at(window: int, implementations
         examine(hf)
 
 
+@pytest.mark.parametrize("window", [28, 40])
+def test_a_function_that_differs_beyond_the_check_on_load_is_found_where_it_does(
+    window: int, implementations: dict[str, Any]
+) -> None:
+    """A registered function with a window of its own is explained up to it, and refused beyond it."""
+
+    def windowed(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        count = query.shape[2]
+        near = torch.ones(count, count, dtype=torch.bool).tril().triu(1 - window)
+        options.pop("is_causal", None)
+        return sdpa_attention_forward(module, query, key, value, near[None, None], is_causal=False, **options)
+
+    implementations["windowed"] = windowed
+    hf = FAMILIES["llama"]()
+    hf.set_attn_implementation("windowed")
+    model = load_model(hf, tokenizer=tokenizer())
+    within, beyond = (torch.arange(count)[None] % 70 + 3 for count in (window, window + 1))
+    assert model.traced(within).logits.shape[0] == window
+    with pytest.raises(ModelNotSupported, match="'windowed' differ"):
+        model.traced(beyond)
+
+
 def test_a_family_whose_eager_attention_is_another_is_taken_apart_under_its_own() -> None:
     """ALiBi in Falcon is added twice under "eager": the parts are those of "sdpa", as the model is run."""
     hf = VARIANTS["falcon_rw_alibi"]()

@@ -373,6 +373,15 @@ def test_a_hook_that_came_later_is_found() -> None:
     assert explain(model, PROMPT, TARGET, top=2).log_probability == before
 
 
+def test_what_load_model_refuses_is_refused_later_too() -> None:
+    """A model that became float64 after loading is one line, as it would have been then."""
+    hf = FAMILIES["llama"]()
+    model = load_model(hf, tokenizer=tokenizer())
+    hf.double()
+    with pytest.raises(ModelNotSupported, match="is in float64"):
+        explain(model, PROMPT, TARGET, top=2)
+
+
 @pytest.mark.parametrize("change", [_step, _behind, lambda hf: hf.set_attn_implementation("eager")])
 def test_a_change_in_the_middle_of_a_build_leaves_nothing(
     change: Callable[[Any], None], tmp_path: Path

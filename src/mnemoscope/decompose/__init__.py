@@ -9,8 +9,9 @@ the output projection is ``weights @ values`` in every family, whatever masks, p
 before. That this is what the output projection reads is part of the check.
 """
 
+from mnemoscope.decompose.as_run import check_traced
 from mnemoscope.decompose.check import examine, self_check
 from mnemoscope.decompose.observe import TOLERANCE, LayerTrace
 from mnemoscope.decompose.stream import Stream, trace
 
-__all__ = ["TOLERANCE", "LayerTrace", "Stream", "examine", "self_check", "trace"]
+__all__ = ["TOLERANCE", "LayerTrace", "Stream", "check_traced", "examine", "self_check", "trace"]

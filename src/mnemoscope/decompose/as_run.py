@@ -30,6 +30,7 @@ _ADVICE = (
     'set_attn_implementation("eager") on it'
 )
 _WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
+_SHIPPED = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 _BATCH, _MASK = "in a right-padded batch", "with an attention mask and a cache"
 
 
@@ -50,13 +51,29 @@ def check_as_run(stream: Stream, generator: torch.Generator) -> None:
     """`ModelNotSupported` if the model as it will be run differs from what was traced by more than rounding.
 
     The traced tokens and a shorter input go through the model once as mining runs it and once as a user does,
-    in fp32. An implementation that has no fp32 (flash
-    attention) is compared in the model's own dtype, where it may be `SLACK` times as far off as eager attention.
+    in fp32. An implementation that has no fp32 (flash attention) is compared in the model's own dtype, where it may
+    be `SLACK` times as far off as eager attention.
     """
-    hf, anatomy = stream.hf, stream.anatomy
-    inputs = [stream.tokens, drawn(anatomy, min(SHORTER, len(stream.tokens)), generator)]
-    with observed(hf, upcast=True, attention=anatomy.attention):
-        truth = [stream.logits.float(), hf(input_ids=inputs[1][None], use_cache=False).logits[0].float()]
+    shorter = drawn(stream.anatomy, min(SHORTER, len(stream.tokens)), generator)
+    with observed(stream.hf, upcast=True, attention=stream.anatomy.attention):
+        alone = stream.hf(input_ids=shorter[None], use_cache=False).logits[0].float()
+    _compare(stream.hf, stream.anatomy, [stream.tokens, shorter], [stream.logits.float(), alone])
+    _check_dtypes(stream.hf, stream.anatomy, shorter)
+
+
+@torch.no_grad()
+def check_traced(stream: Stream) -> None:
+    """`ModelNotSupported` if an attention function of the user's own gives other logits for the tokens of a trace.
+
+    A function may begin to differ beyond the few tokens of the check on load (a window of its own). The
+    implementations that transformers ships are known not to.
+    """
+    if implementation(stream.hf) not in _SHIPPED:
+        _compare(stream.hf, stream.anatomy, [stream.tokens], [stream.logits.float()])
+
+
+def _compare(hf: PreTrainedModel, anatomy: Anatomy, inputs: list[Tensor], truth: list[Tensor]) -> None:
+    """Each input's logits as the model will be run, against those that were taken apart."""
     try:
         with observed(hf, upcast=True, attention=None):
             found = dict(_as_run(hf, inputs))
@@ -66,7 +83,6 @@ def check_as_run(stream: Stream, generator: torch.Generator) -> None:
             found = dict(_as_run(hf, inputs))
         with observed(hf, upcast=False, attention=anatomy.attention):
             allowed = SLACK * max(_error(logits, truth) for _, logits in _as_run(hf, inputs))
-    _check_dtypes(hf, anatomy, inputs[1])
     for how, logits in found.items():
         error = _error(logits, truth)
         if not error <= allowed:

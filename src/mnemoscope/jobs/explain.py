@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mnemoscope.arguments import check_explanation
 from mnemoscope.contributions import Found, Geometry, League, search
-from mnemoscope.decompose import Stream, trace
+from mnemoscope.decompose import Stream
 from mnemoscope.errors import QueryError
 from mnemoscope.explanation import Choice, Contrast, Explanation, foil_names
 from mnemoscope.jobs import ablate as ablation
@@ -168,9 +168,7 @@ class _Traces:
 
     def of(self, tokens: tuple[int, ...]) -> Stream:
         if tokens not in self.seen:
-            model = self.model
-            ids = torch.tensor([tokens], device=model.device)
-            self.seen[tokens] = trace(model.hf, model.anatomy, ids, upcast=model.upcast)
+            self.seen[tokens] = self.model.traced(torch.tensor([tokens], device=self.model.device))
         return self.seen[tokens]
 
     def likelier(self, tokens: tuple[int, ...], ways: list[tuple[int, ...]]) -> int:

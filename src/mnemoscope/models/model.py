@@ -11,13 +11,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mnemoscope.anatomy import Anatomy
 from mnemoscope.arguments import DTYPES
-from mnemoscope.decompose import examine
+from mnemoscope.decompose import Stream, check_traced, examine, trace
 from mnemoscope.decompose.observe import uncompiled
 from mnemoscope.errors import ModelChanged, RunMismatch
+from mnemoscope.models.accepted import unwrapped
 from mnemoscope.models.state import Fingerprint, Mode, fingerprint, structure
 from mnemoscope.records import ModelEntry
 from mnemoscope.tokenizer import check_rows, serialised
@@ -111,13 +114,24 @@ class Model:
     def refresh(self) -> None:
         """Find the parts, the self-check and the hash again if the model is no longer what was looked at.
 
-        `ModelNotSupported` when its parts no longer add up.
+        `ModelNotSupported` when its parts no longer add up, or when it became what `load_model` would refuse (float64,
+        an adapter that is not merged).
         """
         now = fingerprint(self.hf)
         if self._seen is not None and now != self._seen:
+            unwrapped(self.hf)
             self.anatomy, self.self_check = examine(self.hf)
             self.__dict__.pop("_hash", None)
         self._seen = now
+
+    def traced(self, tokens: Int[Tensor, "sequence token"]) -> Stream:
+        """One sequence (tokens of shape [1, token]) taken apart, from the logits of the model as it is run.
+
+        `ModelNotSupported` when its attention is another on these tokens than on those of the check on load.
+        """
+        stream = trace(self.hf, self.anatomy, tokens, upcast=self.upcast)
+        check_traced(stream)
+        return stream
 
     @property
     def weights_sha256(self) -> str:

@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mnemoscope.contributions import raw_logits
-from mnemoscope.decompose import trace
 from mnemoscope.errors import QueryError
 from mnemoscope.explanation import Contrast, Explanation
 from mnemoscope.jobs.explain import PROMOTED, explain, geometry_of
@@ -163,7 +162,7 @@ def taken_apart(model: Model, case: Case, generator: np.random.Generator) -> Fra
 def _scene(model: Model, asked: Asked, words: tuple[int, int, int]) -> Scene:
     """The end of a prompt, asked for the words of a case."""
     tokens = torch.tensor([asked.tokens], device=model.device)
-    stream = trace(model.hf, model.anatomy, tokens, upcast=model.upcast)
+    stream = model.traced(tokens)
     lens = Lens.of(model.anatomy, "frozen")
     pieces = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
     return Scene(stream, lens, words[0], words[1:], pieces, geometry_of(model, lens))

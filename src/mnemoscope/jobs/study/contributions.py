@@ -20,7 +20,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mnemoscope.contributions import Bases, Geometry, Intervals, Survey, linear_directions, raw_logits
-from mnemoscope.decompose import trace
 from mnemoscope.jobs.scene import Scene
 from mnemoscope.jobs.study.crosslayer import Columns, Ranked, crosslayer
 from mnemoscope.jobs.study.positions import Examples, Sizes, in_shards, sample
@@ -176,7 +175,7 @@ class Desk:
         followed  the tokens of targets that the model does not decide; `other` gives the null's from the model's
         """
         tokens = torch.from_numpy(prefix.astype(np.int64))[None].to(self.model.device)
-        stream = trace(self.model.hf, self.model.anatomy, tokens, upcast=self.model.upcast)
+        stream = self.model.traced(tokens)
         predicted = int(stream.logits[-1].argmax())
         wanted = {"model": predicted, "null": other(predicted), **followed}
         wanted = {name: wanted[name] for name in ("model", *(one for one in targets if one != "model"))}
