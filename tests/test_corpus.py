@@ -298,7 +298,7 @@ def test_patterns_and_folders_without_files_are_refused(tmp_path: Path) -> None:
         (["a"], {"segment": "window:7"}, "segment='window:7' is not known"),
         (["a", 3], {}, "loading a list of texts: item 1 is a int; each must be a string"),
         ([], {}, "loading the corpus 0 texts: it holds no text"),
-        (7, {}, "loading a corpus: a int is none; give a path, a data set id or texts"),
+        (7, {}, "loading a corpus: an object of type int is not a text; give a path, a data set id, texts"),
     ],
 )
 def test_bad_arguments_are_refused(source: Any, options: dict[str, Any], message: str) -> None:

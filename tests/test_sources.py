@@ -46,6 +46,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "batch": lambda columns: pa.RecordBatch.from_pydict(columns),
     "pandas": pd.DataFrame,
     "polars": pl.DataFrame,
+    "lazy": pl.LazyFrame,
     "datasets": _dataset,
 }
 
@@ -65,6 +66,17 @@ def test_a_table_gives_its_column_of_texts(kind: str) -> None:
     other = load_corpus(TABLES[kind](columns | {"year": [1, 2, 4]}), text="body").source
     assert corpus.source != other
     assert "there is no column 'text'; there are 'body', 'year', 'title'" in refused(TABLES[kind](columns))
+
+
+def test_rows_are_documents() -> None:
+    """A list of dicts, as data sets give their rows."""
+    rows = [{"body": text, "year": year, "nested": [year]} for year, text in enumerate(TEXTS)]
+    documents = list(load_corpus(rows, text="body").documents)
+    assert [(one.text, one.title, one.metadata) for one in documents] == [
+        (text, f"row {year}", {"year": year}) for year, text in enumerate(TEXTS)
+    ]
+    assert "item 0: there is no column 'text'; there are 'body', 'year', 'nested'" in refused(rows)
+    assert texts_of([np.str_(text) for text in TEXTS]) == TEXTS
 
 
 def test_a_frame_with_a_column_of_mixed_objects() -> None:
@@ -90,16 +102,16 @@ def _splits() -> Any:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "splits": (_splits, "a DatasetDict is not one text; give one of its splits: 'train'"),
-    "columns": (lambda: {"text": TEXTS}, "a dict is not one text; give its texts"),
+    "splits": (_splits, "of type DatasetDict is not one text; give one of its splits: 'train'"),
+    "columns": (lambda: {"text": TEXTS}, "of type dict is not one text; give a list of its texts"),
     "a generator": (lambda: (text for text in TEXTS), "can be read only once"),
     "a map": (lambda: map(str, TEXTS), "can be read only once"),
     "a stream": (lambda: _dataset({"text": TEXTS}).to_iterable_dataset(), "is streamed"),
     "a set": (lambda: set(TEXTS), "it has no order; give sorted"),
     "bytes": (lambda: b"the king", "decode it"),
     "a file": (lambda: io.StringIO("the king"), "give the path of the file"),
-    "a number": (lambda: 7, "give a path, a data set id or texts"),
-    "nothing": (lambda: None, "give a path, a data set id or texts"),
+    "a number": (lambda: 7, "give a path, a data set id, texts"),
+    "nothing": (lambda: None, "give a path, a data set id, texts"),
     "a list with a hole": (lambda: ["a", None], "item 1 is a NoneType; each must be a string"),
     "a matrix": (lambda: np.array([["a", "b"]]), "item 0 is a ndarray; each must be a string"),
     "a text": (lambda: "the capital of France is Paris", "to give a text itself, put it into a list"),

@@ -61,6 +61,7 @@ def resolve(source: Any, column: str) -> Source:
         return _files(Path(source), column)
     if not isinstance(source, str):
         return _held(source, column)
+    source = str(source)  # of NumPy's kind of text, too
     if source.startswith("sample:"):
         return _sample(source, column)
     if source == "-":
@@ -193,9 +194,9 @@ def _held(given: Any, column: str) -> Source:
         cure = (
             f"give one of its splits: {names}"
             if several
-            else f"give its texts, as in list(given[...]): {names}"
+            else f"give a list of its texts, those of one of its columns: {names}"
         )
-        raise CorpusError(f"loading a corpus: a {kind} is not one text; {cure}")
+        raise CorpusError(f"loading a corpus: {_of_type(kind)} is not one text; {cure}")
     if (table := _table(given)) is not None:
         return _of_table(table, kind, column)
     refusal = {
@@ -207,8 +208,12 @@ def _held(given: Any, column: str) -> Source:
     }  # fmt: skip
     for refused, cure in refusal.values():
         if refused:
-            raise CorpusError(f"loading a corpus: a {kind} is none; {cure}")
+            raise CorpusError(f"loading a corpus: {_of_type(kind)} is not a text; {cure}")
     return _texts(given, column)
+
+
+def _of_type(kind: str) -> str:
+    return "None" if kind == "NoneType" else f"an object of type {kind}"
 
 
 def _texts(texts: Iterable[Any], column: str) -> Source:
@@ -217,20 +222,28 @@ def _texts(texts: Iterable[Any], column: str) -> Source:
         held = texts.to_pylist() if hasattr(texts, "to_pylist") else list(texts)
     except TypeError as error:
         raise CorpusError(
-            f"loading a corpus: a {kind} is none; give a path, a data set id or texts, or a table of them"
+            f"loading a corpus: {_of_type(kind)} is not a text; give a path, a data set id, texts or a table of them"
         ) from error
-    documents = []
-    for index, item in enumerate(held):
-        if not isinstance(item, str | Document):
-            raise CorpusError(
-                f"loading a list of texts: item {index} is a {type(item).__name__}; each must be a string"
-            )
-        documents.append(Document(whole(item), f"text {index}") if isinstance(item, str) else item)
+    documents = [_document(item, index, column) for index, item in enumerate(held)]
     return Source(
         f"{len(documents)} texts",
         column,
         lambda: iter(documents),
         lambda: {"kind": "texts", "texts": len(documents), "sha256": _digest(documents)},
+    )
+
+
+def _document(item: Any, index: int, column: str) -> Document:
+    """A text, a row with a column of that name, or a document as it is."""
+    if isinstance(item, Document):
+        return item
+    if isinstance(item, str):
+        return Document(whole(item), f"text {index}")
+    if isinstance(item, Mapping):
+        return row_document(item, column, f"a list of rows, item {index}", f"row {index}")
+    raise CorpusError(
+        f"loading a list of texts: item {index} is a {type(item).__name__}; each must be a string, or a row (a dict) "
+        f"with the column {column!r}"
     )
 
 
@@ -252,8 +265,8 @@ def _table(given: Any) -> Any | None:
         return pa.table(given)
     if module == "pandas" and hasattr(given, "columns"):
         return _of_pandas(given)
-    if module == "polars" and hasattr(given, "columns"):
-        return given.to_arrow()
+    if module == "polars" and hasattr(given, "collect_schema"):
+        return given.lazy().collect().to_arrow()
     if module == "datasets" and hasattr(given, "with_format") and hasattr(given, "num_rows"):
         return given.with_format("arrow")
     return None
