@@ -266,6 +266,35 @@ def test_sort_orders_and_puts_undefined_last(run: Run) -> None:
     assert up.rows["layer_median"][0] == pytest.approx(neuron.layer_median(run, 1).max)
 
 
+@pytest.mark.parametrize("by", ["max", "skewness", "kurtosis", "tokens"])
+@pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize("layer", [None, 1])
+def test_hits_in_the_order_of_a_statistic(run: Run, by: str, descending: bool, layer: int | None) -> None:
+    """The neurons of a search, each with all that the search says of it, in the order that `sort` gives them."""
+    order = search.sort(run, by, descending=descending, layer=layer, count=1000).rows
+    for hits in (
+        search.promotes(run, " Paris", layer=layer, count=1000),
+        search.trigger(run, " Paris", layer=layer, count=1000),
+    ):
+        found = search.reorder(run, hits, by, descending=descending, layer=layer, count=1000)
+        kept = hits.rows.filter(pl.col("neuron").is_in(order["neuron"].to_list()))
+        place = {name: at for at, name in enumerate(order["neuron"])}
+        assert [place[name] for name in found.rows["neuron"]] == sorted(
+            place[name] for name in kept["neuron"]
+        )
+        assert found.rows.select(hits.rows.columns).sort(hits.rows.columns).equals(kept.sort(kept.columns))
+        assert dict(found.rows.select("neuron", by).iter_rows()) == {
+            name: value
+            for name, value in order.select("neuron", by).iter_rows()
+            if name in set(kept["neuron"])
+        }
+        assert found.total == kept.height == found.rows.height
+        gone = hits.total - kept.height
+        assert (f"the other {gone:,} are left out" in found.null) == (gone > 0)
+        few = search.reorder(run, hits, by, descending=descending, layer=layer, count=2)
+        assert few.rows.equals(found.rows.head(2)) and few.total == found.total
+
+
 def test_sort_refuses_unknown_statistics_and_layers(run: Run) -> None:
     """An unknown statistic is answered with the known ones, an unknown layer with the range."""
     with pytest.raises(QueryError, match="kurtosis"):

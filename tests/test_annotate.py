@@ -242,7 +242,7 @@ def test_what_no_sheet_can_be_made_of(run: Run, written: Path, tmp_path: Path) -
     """Too few neurons or documents, and a sheet that is there already: said in one line."""
     with pytest.raises(SheetError, match="no room for hidden null items"):
         sheet.make(run, neurons=7)
-    with pytest.raises(SheetError, match="take fewer --neurons"):
+    with pytest.raises(SheetError, match="fewer than neurons="):
         sheet.make(run, neurons=200)
     with pytest.raises(SheetError, match="take 5 or more"):
         sheet.make(run, prefixes=2)

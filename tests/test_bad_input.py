@@ -307,7 +307,7 @@ def test_the_explanation_is_printed_even_if_its_page_cannot_be_written(
     def full(*_: object) -> None:
         raise RunError("writing the page x.html: the disk is full; free some space")
 
-    monkeypatch.setattr("mnemoscope.views.explanation.page.write", full)
+    monkeypatch.setattr("mnemoscope.display.files.write", full)
     words = ("explain", "model", "the capital of", "--html", "x.html")
     code, out, err = call(monkeypatch, capsys, *words)
     assert code == 2 and err.endswith(

@@ -80,9 +80,15 @@ def test_build_show_find_verify(
     code, out, _ = call(monkeypatch, capsys, "show", run, "1.3")
     assert code == 0
     assert "L1N3" in out
-    code, out, _ = call(monkeypatch, capsys, "find", run, "--promotes", " Paris", "--json")
+    code, out, _ = call(monkeypatch, capsys, "find", run, "--promotes", " Paris", "-n", 999, "--json")
     assert code == 0
-    assert "rows" in json.loads(out)
+    hits = json.loads(out)["rows"]
+    code, out, _ = call(
+        monkeypatch, capsys, "find", run, "--promotes", " Paris", "-n", 999, "--sort", "max", "--json"
+    )
+    ordered = json.loads(out)["rows"]
+    assert code == 0 and {row["neuron"] for row in ordered} == {row["neuron"] for row in hits} > set()
+    assert [row["max"] for row in ordered] == sorted((row["max"] for row in ordered), reverse=True)
     code, out, _ = call(monkeypatch, capsys, "verify", run, "--sample", 10, "--json")
     assert (code, json.loads(out)["passed"]) == (0, True)
     code, _, _ = call(monkeypatch, capsys, "show", run, "--html", tmp_path / "page.html")
@@ -180,7 +186,7 @@ def test_a_bad_model_is_one_line_and_exit_code_2(
         (["show", "RUN", "thirteen"], "L13N366"),
         (["show", "NOWHERE"], "no such folder"),
         (["find", "RUN"], "ask exactly one"),
-        (["find", "RUN", "--promotes", " Paris", "--sort", "max"], "ask exactly one"),
+        (["find", "RUN", "--promotes", " Paris", "--trigger", "a", "--sort", "max"], "ask exactly one"),
         (["find", "RUN", "--sort", "beauty"], "kurtosis"),
         (["find", "RUN", "--promotes", "zzzzqqqq"], "zzzzqqqq"),
         (["explain", "x"], "give either a prompt, or --prompts"),

@@ -465,12 +465,13 @@ def test_a_run_finds_its_model_from_any_folder(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path / "trap")
     run = open_run(tmp_path / "run")
     assert load_built(run).anatomy.family == "llama"
-    with pytest.raises(RunMismatch, match="--model"):
+    with pytest.raises(RunMismatch, match="model=") as caught:
         load_built(run, "model").check_built(run, "verifying")
+    assert "--model" in caught.value.on_command_line()
 
 
 def test_a_model_that_is_gone_is_said_at_once(tmp_path: Path) -> None:
-    """No network: the line says what was looked at, and names --model."""
+    """No network: the line says what was looked at, and what to say where it is now."""
     build(
         load_model(model_folder(tmp_path / "model"), dtype="fp32"),
         texts(10),
@@ -480,8 +481,9 @@ def test_a_model_that_is_gone_is_said_at_once(tmp_path: Path) -> None:
     )
     (tmp_path / "model").rename(tmp_path / "elsewhere")
     run, start = open_run(tmp_path / "run"), time.monotonic()
-    with pytest.raises(ModelError, match=r"model is not there; .*--model"):
+    with pytest.raises(ModelError, match=r"model is not there; .*model=") as caught:
         load_built(run)
+    assert "with --model" in caught.value.on_command_line()
     assert time.monotonic() - start < 1
     model = load_built(run, tmp_path / "elsewhere")
     model.check_built(run, "verifying")
@@ -502,6 +504,16 @@ def test_a_hub_model_that_cannot_be_had_is_asked_for_once(monkeypatch: pytest.Mo
     with pytest.raises(ModelError, match=r"nor reachable \(Name or service not known\)"):
         load_model("nobody/nothing-here")
     assert len(asked) == 1
+
+
+def test_code_that_a_model_brings_is_named_as_it_is_allowed(tmp_path: Path) -> None:
+    """By the keyword in Python, by the option on the command line."""
+    config = {"model_type": "of-its-own", "auto_map": {"AutoConfig": "own.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text("class Config: ...")
+    with pytest.raises(ModelError, match="if you trust it, give trust_remote_code=True") as caught:
+        load_model(tmp_path)
+    assert caught.value.on_command_line().endswith("if you trust it, give --trust-remote-code")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])

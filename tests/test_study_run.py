@@ -146,7 +146,8 @@ def test_shuffled_weights_on_request(tmp_path: Path) -> None:
     """Asked for, neurons of the copy are mined and its refinement is measured; it counts as another size (A78)."""
     model = mn.load_model(FAMILIES["llama"](), tokenizer=tokenizer())
     plain, sizes = Sizes(positions=4), Sizes(positions=4, shuffled=True)
-    run = study.study(model, texts(30), tmp_path / "run", only="refinement", sizes=sizes)
+    mn.study(model, texts(30), tmp_path / "run", only="refinement", positions=4, shuffled=True)
+    run = mn.open_run(tmp_path / "run")
     kinds = run.table("null_neurons").select("kind").unique().collect()["kind"].to_list()
     assert sorted(kinds) == ["random", "rotated", "shuffled"]
     (refinement,) = (one for one in catalogue.choose("refinement") if one.job)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mnemoscope.display import Shown
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from mnemoscope.analyses.labels import LabelCheck
     from mnemoscope.analyses.neuron import NeuronCard
     from mnemoscope.analyses.patterns import Summary
@@ -63,6 +65,19 @@ class ClaimTest(Shown):
     def to_dict(self) -> dict[str, Any]:
         """The address as `id`, and the fields of the claim."""
         return {"id": str(self.neuron), **asdict(self.claim)}
+
+
+@dataclass(frozen=True, repr=False)
+class Annotated(Shown):
+    """What one annotator said of the prefixes of one neuron; `rows` is a polars frame, strongest trigger first."""
+
+    neuron: NeuronId
+    annotator: str
+    rows: pl.DataFrame
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rows as JSON-ready values."""
+        return {"neuron": str(self.neuron), "annotator": self.annotator, "rows": self.rows.to_dicts()}
 
 
 @dataclass(frozen=True, repr=False)

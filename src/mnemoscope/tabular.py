@@ -35,7 +35,8 @@ def row_document(row: Mapping[str, Any], column: str, where: str, title: str) ->
     text = row[column]
     if text is not None and not isinstance(text, str):
         raise CorpusError(
-            f"reading {where}: the column {column!r} holds a {type(text).__name__}, not text; {_CURE}"
+            f"reading {where}: the column {column!r} holds a {type(text).__name__}, not text; {_CURE}",
+            text=...,
         )
     metadata = {
         whole(str(key)): _scalar(value)
@@ -78,10 +79,12 @@ def wanted(schema: pa.Schema, column: str, name: str, note: Note) -> list[str]:
 def no_column(column: str, names: Iterable[str], where: str) -> CorpusError:
     """That the text is missing, and what there is."""
     there = ", ".join(map(repr, names)) or "none"
-    return CorpusError(f"reading {where}: there is no column {column!r}; there are {there}; {_CURE}")
+    return CorpusError(
+        f"reading {where}: there is no column {column!r}; there are {there}; {_CURE}", text=...
+    )
 
 
-_CURE = "name the column that holds the text (text= in Python, --text on the command line)"
+_CURE = "name the column that holds the text ({text})"
 
 
 def whole(text: str) -> str:

@@ -26,6 +26,7 @@ from mnemoscope.records import NeuronId
 if TYPE_CHECKING:
     from mnemoscope.store import Run
 
+ALL = 2**31 - 1  # as a count: every hit
 _NEURON = ["layer", "neuron"]
 _CLAIMED = ("pattern", "verdict", "f1", "purity", "coverage", "tokens")
 
@@ -122,9 +123,7 @@ def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None
         table = table.join(peaked(run, layer).lazy(), on=_NEURON, how="semi")
     ordered = table.sort(by, *_NEURON, descending=[descending, False, False], nulls_last=True)
     total = ordered.select(pl.len()).collect().item()
-    left_out = (
-        f". {RULE[0].upper()}{RULE[1:]}; the other {every - total:,} are left out" if total < every else ""
-    )
+    left_out = _left_out(every - total)
     shown = ["neuron", by, "layer_median", *(name for name in ("min", "max", "kurtosis") if name != by)]
     place = "all layers" if layer is None else f"layer {layer}"
     return Found(
@@ -133,6 +132,31 @@ def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None
         rows=_named(ordered.head(count).collect()).select(shown),
         total=total,
     )
+
+
+def reorder(
+    run: Run, hits: Found, by: str, *, descending: bool = True, layer: int | None = None, count: int = 20
+) -> Found:
+    """All hits of another search in the order of one statistic, as `sort` has it.
+
+    Rows: those of `hits`, with the statistic and its median over the neuron's layer. `QueryError` as of `sort`.
+    """
+    order = sort(run, by, descending=descending, layer=layer, count=ALL).rows
+    rows = order.select("neuron", by, "layer_median").join(
+        hits.rows, on="neuron", suffix="_active", maintain_order="left_right"
+    )
+    return Found(
+        question=f"{hits.question}; by {by}, {'largest' if descending else 'smallest'} first",
+        null=f"{hits.null}. layer_median: the median of {by} over all neurons of that layer"
+        + _left_out(hits.total - rows.height),
+        rows=rows.head(count),
+        total=rows.height,
+    )
+
+
+def _left_out(number: int) -> str:
+    """Why so many are not in an order."""
+    return f". {RULE[0].upper()}{RULE[1:]}; the other {number:,} are left out" if number else ""
 
 
 def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:

@@ -24,12 +24,10 @@ from mnemoscope.display import Report, Shown
 from mnemoscope.errors import QueryError, RunMissing
 from mnemoscope.explanation import Explanation
 from mnemoscope.records import NeuronId
-from mnemoscope.results import ModelFacts, StudyReport, Verification
+from mnemoscope.results import Annotated, ModelFacts, StudyReport, Verification
 from mnemoscope.views.faces import view_of
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from mnemoscope.analyses.traced import Trace
     from mnemoscope.api.run import Address, ModelSource
     from mnemoscope.corpus import Corpus
@@ -337,12 +335,13 @@ def score(
 
 def annotated(
     sheet: str | Path, neuron: str | tuple[int, int], *, key: str | Path | None = None
-) -> pl.DataFrame:
+) -> Annotated:
     """One neuron's prefixes with all that was said of them, from a filled sheet; `SheetError` if it is not on it."""
     from mnemoscope.patterns.annotation import answers
 
     opened, (filled,) = answers.read([sheet], key=key)
-    return answers.annotated(opened, filled, NeuronId.parse(neuron) if isinstance(neuron, str) else neuron)
+    address = NeuronId.parse(neuron) if isinstance(neuron, str) else NeuronId(*neuron)
+    return Annotated(address, filled.annotator, answers.annotated(opened, filled, address))
 
 
 def families() -> list[str]:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from mnemoscope import store
-from mnemoscope.arguments import check_budget, check_least, check_sign, check_study
+from mnemoscope.arguments import (
+    check_budget,
+    check_least,
+    check_removal,
+    check_sign,
+    check_study,
+    check_verification,
+)
 from mnemoscope.display import Report
 from mnemoscope.errors import QueryError
-from mnemoscope.records import NeuronId
+from mnemoscope.records import NeuronId, Progress
 from mnemoscope.results import ClaimTest, Highlights, PatternReport, StudyReport, Verification
 
 if TYPE_CHECKING:
@@ -31,7 +39,7 @@ if TYPE_CHECKING:
     Address: TypeAlias = str | tuple[int, int]
     ModelSource: TypeAlias = Model | PreTrainedModel | str | Path
 
-QUESTIONS = ("promotes", "suppresses", "trigger", "pattern", "tested", "sort")
+QUESTIONS = ("promotes", "suppresses", "trigger", "pattern", "tested")
 _SIGNS = {1: "+", -1: "-"}
 
 
@@ -115,13 +123,14 @@ class Run(store.Run):
         layer: int | None = None,
         count: int = 20,
     ) -> Found:
-        """Neurons by exactly one question, with what chance would find beside them; ``.rows`` is a polars frame.
+        """Neurons by one question, with what chance would find beside them; ``.rows`` is a polars frame.
 
         promotes, suppresses  a token (spaces count) among those that the value raises or lowers most
         trigger               text that triggers end at or overlap
         pattern               part of the name of a tested pattern, in a run that has some (`patterns`)
         tested                neurons whose tested pattern has a verdict, clearest first
-        sort                  a statistic: a numeric column of the table `neurons`; smallest first if `ascending`
+        sort                  a statistic: a numeric column of the table `neurons`; smallest first if `ascending`.
+                              It orders all neurons, or the hits of another question
         layer                 only this one, 0-based
         count                 rows, at most
 
@@ -129,25 +138,26 @@ class Run(store.Run):
         """
         from mnemoscope.analyses import search
 
-        asked = (promotes, suppresses, trigger, pattern, tested or None, sort)
+        asked = (promotes, suppresses, trigger, pattern, tested or None)
         given = {name: ask for name, ask in zip(QUESTIONS, asked, strict=True) if ask is not None}
         check_least("finding neurons", 0, count=count)
-        if len(given) != 1:
+        if len(given) > 1 or not (given or sort is not None):
             raise QueryError(
                 f"finding neurons: {len(given)} questions were asked; ask exactly one of "
-                f"{', '.join(f'{{{name}}}' for name in QUESTIONS)}",
-                **dict.fromkeys(QUESTIONS, ...),
+                f"{', '.join(f'{{{name}}}' for name in QUESTIONS)}, or {{sort}} alone or beside it",
+                **dict.fromkeys((*QUESTIONS, "sort"), ...),
             )
         if ascending and sort is None:
             raise QueryError(
                 "finding neurons: {ascending} is for {sort}; leave it out", ascending=True, sort=...
             )
+        order: dict[str, Any] = {"descending": not ascending, "layer": layer, "count": count}
+        if not given:
+            return search.sort(self, str(sort), **order)
         ((name, ask),) = given.items()
-        options: dict[str, Any] = {"layer": layer, "count": count}
-        if name == "sort":
-            options["descending"] = not ascending
-        found: Found = getattr(search, name)(self, *(() if ask is True else (ask,)), **options)
-        return found
+        most = count if sort is None else search.ALL
+        hits: Found = getattr(search, name)(self, *(() if ask is True else (ask,)), layer=layer, count=most)
+        return hits if sort is None else search.reorder(self, hits, sort, **order)
 
     def highlights(self, count: int = 6) -> Highlights:
         """A few neurons to look at first, each chosen for a stated reason (`mnemoscope.analyses.striking`)."""
@@ -274,9 +284,10 @@ class Run(store.Run):
 
         `PatternError` if the pattern cannot be read or tested on this text.
         """
+        from mnemoscope.patterns import foreign
         from mnemoscope.patterns.pattern import parse
 
-        address, wanted = self._address(neuron), parse(pattern)  # before the model is loaded
+        address, wanted = self._address(neuron), foreign.check(parse(pattern))  # before the model is loaded
         polarity = check_sign(sign if isinstance(sign, str | None) else _SIGNS.get(sign, str(sign)))
         check_budget(budget)
         from mnemoscope.jobs.hypothesis import test
@@ -302,6 +313,8 @@ class Run(store.Run):
         seed       which documents, triggers and tokens
         """
         from mnemoscope.analyses import removal as analysis
+
+        check_removal(documents, per_layer, triggers)
         from mnemoscope.jobs import removal as job
 
         sizes = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
@@ -322,6 +335,7 @@ class Run(store.Run):
         sample  neurons whose values are read again
         seed    which neurons, and which shard of the text
         """
+        check_verification(sample)
         from mnemoscope.jobs.verify import verify
 
         return verify(self, self._loaded(model), sample=sample, seed=seed, report=report)
@@ -359,13 +373,18 @@ class Run(store.Run):
         if any(one.job and one.state(self, sizes) != "ready" for one in chosen):
             from mnemoscope.jobs.study.run import measure
 
-            skip = lambda one, error: skipped.update({one.name: str(error)})  # noqa: E731
+            def skip(one: catalogue.Measurement, error: QueryError) -> None:
+                skipped[one.name] = str(error)
+                if report:
+                    report(Progress(one.name, 0, 0, "", note=f"{one.name} was left out: {error}"))
+
             measure(self, self._loaded(model), chosen=chosen, sizes=sizes, report=report, skip=skip)
             self.reopen()
+        section = cache(lambda one: one.section(self))  # of what was asked for, the page has the same
         return StudyReport(
             runs=(self,),
-            sections=tuple(one.section(self) for one in chosen),
-            whole=lambda: tuple(one.section(self) for one in catalogue.CATALOGUE),
+            sections=tuple(section(one) for one in chosen),
+            whole=lambda: tuple(section(one) for one in catalogue.CATALOGUE),
             skipped=skipped,
             items=items(),
         )

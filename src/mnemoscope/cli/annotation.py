@@ -11,7 +11,6 @@ from typer.core import TyperGroup
 from mnemoscope.cli.options import AsJson, RunFolder
 from mnemoscope.cli.root import app
 from mnemoscope.cli.shared import print_json, say, stdout
-from mnemoscope.records import NeuronId
 
 
 class _OrSheet(TyperGroup):
@@ -52,10 +51,9 @@ def sheet(
     ] = None,
 ) -> None:
     """Write a sheet to fill in, and its sealed key. `mnemoscope annotate RUN` does the same."""
-    from mnemoscope.patterns.annotation.sheet import write
-    from mnemoscope.store import open_run
+    from mnemoscope.api import open_run
 
-    made = write(open_run(run), out, neurons=neurons, prefixes=prefixes, seed=seed)
+    made = open_run(run).annotate(out, neurons=neurons, prefixes=prefixes, seed=seed)
     say(
         f"wrote {made.sheet}: {made.items} items of {made.prefixes} prefixes; keep {made.key} from the annotators"
     )
@@ -69,16 +67,13 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Hits, false alarms on hidden nulls, and the agreement of several annotators."""
-    from mnemoscope.patterns.annotation import answers, scores
-    from mnemoscope.store import open_run
-    from mnemoscope.views import annotation as view
+    from mnemoscope import api
 
-    opened = None if run is None else open_run(run)
-    found = scores.score(*answers.read(sheets, key=key, run=opened))
+    found = api.score(sheets, key=key, run=None if run is None else api.open_run(run))
     if as_json:
         print_json(found.to_dict())
     else:
-        stdout().print(view.scores(found))
+        stdout().print(found)
 
 
 @annotation.command(epilog="Example: mnemoscope annotate export sheet.jsonl L13N366")
@@ -89,13 +84,10 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """One neuron's prefixes with all that was said of them, once the sheet is filled in."""
-    from mnemoscope.patterns.annotation import answers
-    from mnemoscope.views import annotation as view
+    from mnemoscope import api
 
-    opened, (filled,) = answers.read([sheet], key=key)
-    address = NeuronId.parse(neuron)
-    rows = answers.annotated(opened, filled, address)
+    found = api.annotated(sheet, neuron, key=key)
     if as_json:
-        print_json(rows.to_dicts())
+        print_json(found.to_dict()["rows"])
     else:
-        stdout().print(view.neuron(f"{address} as annotated by {filled.annotator}", rows))
+        stdout().print(found)

@@ -34,32 +34,28 @@ def patterns(
     """Find and test what every neuron detects. Both ways, on text held out, against nulls; kept in the run."""
     check_budget(budget)
     check_least("showing neurons", 0, count=count, cards=cards)
-    from mnemoscope.analyses import labels
-    from mnemoscope.analyses import patterns as analysis
-    from mnemoscope.analyses.neuron import card
-    from mnemoscope.store import open_run
+    from mnemoscope.api import open_run
     from mnemoscope.views import patterns as view
 
-    found = open_run(run)
+    opened = open_run(run)
     from mnemoscope.jobs.patterns import Settings, estimate, known
-    from mnemoscope.jobs.patterns import patterns as job
 
+    shown = {"count": count, "cards": 0 if as_json else cards}
     settings = Settings(budget, seed)
-    if not known(found, settings):
-        files.check_folder(found.path, "adding to the run")
-        minutes = max(1, round(estimate(found, settings) / 60))
+    if known(opened, settings):
+        result = opened.pattern_report(**shown)
+    else:
+        files.check_folder(opened.path, "adding to the run")
+        minutes = max(1, round(estimate(opened, settings) / 60))
         say(f"{run}: testing patterns; this may take about {minutes} min")
-        with keeping(found.path), progress_bars() as report:
-            found = job(found, model_of(found, again), settings, report=report)
-    result, check = analysis.summary(found, count=count), labels.check(found)
+        with keeping(opened.path), progress_bars() as report:
+            loaded = model_of(opened, again)
+            result = opened.patterns(budget=budget, seed=seed, model=loaded, report=report, **shown)
     if as_json:
-        print_json(result.to_dict() | {"labels": check.to_dict() if check else None})
-        return
-    clear, silent = (
-        [card(found, address, examples=4, window=(16, 4)) for address in some[:cards]]
-        for some in (result.clearest, result.silent)
-    )
-    stdout().print(view.summary(result, check, clear, silent, layers=layers))
+        print_json(result.to_dict())
+    else:
+        cards_of = (result.clearest, result.silent)
+        stdout().print(view.summary(result.summary, result.labels, *cards_of, layers=layers))
 
 
 @app.command(epilog="Example: mnemoscope test runs/demo L13N366 --pattern 'regex:\\b(19|20)\\d\\d$'")
@@ -85,31 +81,24 @@ def test(
     as_json: AsJson = False,
 ) -> None:
     """Test your own claim about a neuron. Both ways, on text that no pattern was found in."""
-    polarity = check_sign(sign)
+    check_sign(sign)
     check_budget(budget)
-    from dataclasses import asdict
-
+    from mnemoscope.api import open_run
     from mnemoscope.patterns import foreign
     from mnemoscope.patterns.pattern import parse
-    from mnemoscope.store import open_run
-    from mnemoscope.views import claims_terminal
 
     opened = open_run(run)
     address = opened.address(*NeuronId.parse(neuron))
     wanted = foreign.check(parse(pattern))
-    from mnemoscope.jobs.hypothesis import test as job
-
     loaded = model_of(opened, again)
     with progress_bars() as report:
-        claim = job(
-            opened, loaded, address, wanted, polarity=polarity, budget=budget, seed=seed, report=report
+        result = opened.test(
+            address, wanted, sign=sign, budget=budget, seed=seed, model=loaded, report=report
         )
     if as_json:
-        print_json({"id": str(address), **asdict(claim)})
+        print_json(result.to_dict())
     else:
-        console = stdout()
-        for part in claims_terminal.verdict(claim, console.width, whole=True):
-            console.print(part)
+        stdout().print(result)
 
 
 @app.command(epilog="Example: mnemoscope removal runs/demo --documents 100")
@@ -127,20 +116,16 @@ def removal(
     as_json: AsJson = False,
 ) -> None:
     """Measure what triggers lose without a token: the first, the last or a random one; kept in the run."""
-    from mnemoscope.analyses import removal as analysis
-    from mnemoscope.store import open_run
-    from mnemoscope.views import removal as view
+    from mnemoscope.api import open_run
 
     check_removal(documents, per_layer, triggers)
     opened = open_run(run)
     files.check_folder(opened.path, "adding to the run")
-    from mnemoscope.jobs import removal as job
-
     loaded = model_of(opened, again)
     sizes = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
     with progress_bars() as report:
-        found = analysis.removal(job.add(opened, loaded, **sizes, report=report))
+        found = opened.removal(**sizes, model=loaded, report=report)
     if as_json:
         print_json(found.to_dict())
     else:
-        stdout().print(view.table(found))
+        stdout().print(found)

@@ -18,13 +18,14 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
     """List the model families that are known, or check whether a model can be taken apart."""
     if context.invoked_subcommand:
         return
-    from mnemoscope.anatomy import FAMILIES
+    from mnemoscope import api
     from mnemoscope.views import text
 
+    known = api.families()
     if as_json:
-        print_json(sorted(FAMILIES))
+        print_json(known)
     else:
-        stdout().print(text.families(sorted(FAMILIES)))
+        stdout().print(text.families(known))
 
 
 @families.command(epilog="Example: mnemoscope models check sample:smollm2-135m")
@@ -36,11 +37,10 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Load a model and say what the self-check found: do its parts add up to its logits?"""
-    from mnemoscope.views import text
+    from mnemoscope import api
 
-    loaded = load(model, loading)
-    facts = loaded.entry().model_dump() | {"known_family": loaded.anatomy.known, "dtype": loaded.dtype}
+    facts = api.check(load(model, loading))
     if as_json:
-        print_json(facts)
+        print_json(facts.to_dict())
     else:
-        stdout().print(text.anatomy(facts))
+        stdout().print(facts)

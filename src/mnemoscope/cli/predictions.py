@@ -52,14 +52,14 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Take one prediction apart into heads and neurons, exactly, and say what switched those on."""
-    from mnemoscope.store import open_run
+    from mnemoscope import api
 
     if (prompt is None) == (prompts is None) or (prompts is None) != (out is None):
         raise QueryError("explaining: give either a prompt, or --prompts FILE.jsonl with -o TABLE.parquet")
     check_explanation(lens, top, ablate)
     if html is not None:
         files.check_file(html, "writing the page")
-    opened = None if run is None else open_run(run)
+    opened = None if run is None else api.open_run(run)
     if opened is not None:
         check_run_of(opened, model)
     options: dict[str, Any] = {"lens": lens, "top": top, "ablate": ablate, "run": opened}
@@ -67,36 +67,31 @@ def explain(
         _explain_many(model, loading, prompts, out, options)
         return
     check_question(prompt or "", target, foil or [], target_id)
-    from mnemoscope.jobs.explain import explain as job
-
     loaded = load(model, loading)
     with Console(stderr=True, highlight=False).status("explaining") as status:
         report = lambda step: status.update(f"explaining: {step.stage}")  # noqa: E731
-        options |= {"target_id": target_id, "foil_ids": foil_id or []}
-        found = job(loaded, prompt or "", target, foil or [], position=position, report=report, **options)
+        options |= {"target_id": target_id, "foil_ids": foil_id or [], "position": position}
+        found = api.explain(loaded, prompt or "", target, foil or [], report=report, **options)
     _show_explanation(found, html, as_json)
 
 
 def _explain_many(model: str, loading: Loading, prompts: Path, out: Path, options: dict[str, Any]) -> None:
+    from mnemoscope import api
     from mnemoscope.jobs.prompts import check_table, read_prompts
 
     read_prompts(prompts)
     check_table(out)
-    from mnemoscope.jobs.batch import explain_many
-
     loaded = load(model, loading)
     with progress_bars() as report:
-        explain_many(loaded, prompts, out, report=report, **options)
+        api.explain_many(loaded, prompts, out, report=report, **options)
     say(f"wrote {out}")
 
 
 def _show_explanation(found: Explanation, html: Path | None, as_json: bool) -> None:
-    from mnemoscope.views.explanation import page, terminal
-
     if as_json:
         print_json(found.to_dict())
     else:
-        stdout().print(terminal.report(found))
+        stdout().print(found)
     if html:  # last, so that nothing is lost if the disk filled up meanwhile
-        page.write(found, html)
+        found.save_page(html)
         say(f"wrote {html}")

@@ -28,16 +28,9 @@ from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.root import app
 from mnemoscope.cli.shared import build_run, load, model_of, print_json, say, stdout
 from mnemoscope.invocation import command
-from mnemoscope.records import NeuronId
 
 if TYPE_CHECKING:
-    from mnemoscope.store import Run
-
-
-SAMPLE_MODEL, SAMPLE_TEXT = "sample:smollm2-135m", "sample:wikipedia"
-
-# What two cores read in a little under three minutes: with tiles of bf16, with native bf16, and in fp32.
-DEMO_TOKENS, DEMO_TOKENS_BF16, DEMO_TOKENS_FP32 = 250_000, 65_000, 40_000
+    from mnemoscope.api import Run
 
 
 @app.command(epilog="Example: mnemoscope demo -o runs/demo")
@@ -46,24 +39,22 @@ def demo(
     limit: Limit = None,
 ) -> None:
     """Build a run of the sample model, and show what it found. The model and its text are fetched once."""
+    from mnemoscope import api
     from mnemoscope.corpus import load_corpus
     from mnemoscope.store import check_place
 
     if limit is not None:
         check_least("building a run", 1, limit=limit)
     check_place(out)
-    from mnemoscope.models import native_bf16, tiles
-
     if limit is None:
-        slower = DEMO_TOKENS_BF16 if native_bf16() else DEMO_TOKENS_FP32
-        limit = DEMO_TOKENS if tiles() else slower
-        if limit < DEMO_TOKENS:
+        limit = api.demo_tokens()
+        if limit < api.DEMO_TOKENS:
             say(
                 f"This processor multiplies no tiles of bf16, so that the demo reads {limit:,} tokens "
-                f"(--limit {DEMO_TOKENS} reads as much as on one that does)."
+                f"(--limit {api.DEMO_TOKENS} reads as much as on one that does)."
             )
-    model = load(SAMPLE_MODEL, Loading())
-    run = build_run(model, load_corpus(SAMPLE_TEXT, limit=limit), out)
+    model = load(api.SAMPLE_MODEL, Loading())
+    run = build_run(model, load_corpus(api.SAMPLE_TEXT, limit=limit), out)
     page = out / "gallery.html"
     _overview(run, page)
     _next_steps(run, page)
@@ -118,26 +109,23 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one neuron, or the highlights of a run. A neuron: triggers and value both ways, and distribution."""
-    from mnemoscope.store import open_run
+    from mnemoscope.api import open_run
+    from mnemoscope.views import text
 
     check_least("showing a neuron", 0, triggers=triggers)
     opened = open_run(run)
     if neuron is None:
         _overview(opened, html, as_json)
         return
-    from mnemoscope.analyses.neuron import card
-    from mnemoscope.views import html as pages
-    from mnemoscope.views import text
-
     if html:
         files.check_file(html, "writing the page")
-    found = card(opened, NeuronId.parse(neuron), examples=triggers)
+    found = opened.neuron(neuron, examples=triggers)
     if as_json:
         print_json(found.to_dict())
     else:
         stdout().print(text.card(found, triggers=triggers))
     if html:
-        pages.write(found, html)
+        found.save_page(html)
         say(f"wrote {html}")
 
 
@@ -161,7 +149,6 @@ def find(
 ) -> None:
     """Find neurons by value, trigger, pattern or statistic."""
     from mnemoscope.api import open_run
-    from mnemoscope.views import text
 
     found = open_run(run).find(
         promotes=promotes, suppresses=suppresses, trigger=trigger, pattern=pattern, tested=tested, sort=sort,
@@ -170,7 +157,7 @@ def find(
     if as_json:
         print_json(found.to_dict())
     else:
-        stdout().print(text.found(found))
+        stdout().print(found)
 
 
 @app.command(epilog="Example: mnemoscope verify runs/demo --sample 500")
@@ -184,44 +171,34 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Recompute parts of a run, and say what differs; then the exit code is 1."""
-    from mnemoscope.store import open_run
-    from mnemoscope.views import text
+    from mnemoscope.api import open_run
 
     check_verification(sample)
     opened = open_run(run)
-    from mnemoscope.jobs.verify import verify as check
-
     loaded = model_of(opened, again)
     with progress_bars() as report:
-        result = check(opened, loaded, sample=sample, seed=seed, report=report)
+        result = opened.verify(sample=sample, seed=seed, model=loaded, report=report)
     if as_json:
         print_json(result.to_dict())
     else:
-        stdout().print(text.verification(result))
+        stdout().print(result)
     raise typer.Exit(0 if result.passed else 1)
 
 
 def _overview(run: Run, page: Path | None, as_json: bool = False) -> None:
     """Highlights in the terminal; the gallery as a page when one is wanted."""
-    from mnemoscope.analyses import striking
-    from mnemoscope.analyses.neuron import card
-    from mnemoscope.views import gallery, text
+    from mnemoscope.views import gallery
 
     if page:
         gallery.check(page)
-    picks = striking.choose(run)
-    cards = [card(run, pick.id) for pick in picks]
+    found = run.highlights()
     if as_json:
-        print_json([pick.to_dict() | found.to_dict() for pick, found in zip(picks, cards, strict=True)])
+        print_json(found.to_dict()["neurons"])
     else:
-        console = stdout()
-        console.print(text.heading(run))
-        for pick, found in zip(picks, cards, strict=True):
-            console.print()
-            console.print(text.card(found, triggers=4, pick=pick))
+        stdout().print(found)
     if page:
         with progress_bars() as report:
-            gallery.write(run, page, progress=report)
+            run.gallery(page, report=report)
         say(f"wrote {page}")
 
 

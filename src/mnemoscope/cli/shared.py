@@ -20,8 +20,8 @@ from mnemoscope.errors import RunMismatch
 from mnemoscope.invocation import command
 
 if TYPE_CHECKING:
+    from mnemoscope.api import Run
     from mnemoscope.models import Model
-    from mnemoscope.store import Run
 
 
 def stdout() -> Console:
@@ -89,12 +89,11 @@ def _configuration(model: str) -> dict[str, Any]:
 
 def model_of(run: Run, again: Reloading, **loading: Any) -> Model:
     """The model that a run was built from, or one that is said to be it."""
-    from mnemoscope.models import load_built
 
     options = asdict(again) | loading
     source = options.pop("model")
     with _telling(source or run.manifest.model.id) as progress:
-        return load_built(run, source, progress=progress, **options)
+        return run.load_model(source, progress=progress, **options)
 
 
 @contextmanager
@@ -105,8 +104,8 @@ def _telling(name: str) -> Iterator[Callable[[str], None]]:
 
 
 def build_run(model: Model, corpus: Any, out: Path, **options: Any) -> Run:
+    from mnemoscope import api
     from mnemoscope.jobs import values
-    from mnemoscope.jobs.build import build as run_build
     from mnemoscope.store import is_finished
 
     if (minutes := round(values.seconds(model) / 60)) and not is_finished(out):
@@ -115,4 +114,4 @@ def build_run(model: Model, corpus: Any, out: Path, **options: Any) -> Run:
             "they are kept from an earlier run"
         )
     with kept_copies(), keeping(out), progress_bars() as report:
-        return run_build(model, corpus, out, report=report, **options)
+        return api.build(model, corpus, out, report=report, **options)

@@ -28,10 +28,13 @@ from mnemoscope.cli.shared import build_run, load, model_of, print_json, say, st
 from mnemoscope.errors import QueryError
 
 if TYPE_CHECKING:
-    from mnemoscope.models import Model
-    from mnemoscope.store import Run
+    from collections.abc import Sequence
 
-FAST_TOKENS = 40_000  # of a study in ten minutes
+    from mnemoscope.api import Run
+    from mnemoscope.jobs.study.catalogue import Measurement
+    from mnemoscope.jobs.study.positions import Sizes
+    from mnemoscope.models import Model
+    from mnemoscope.results import StudyReport
 
 
 @app.command(
@@ -81,19 +84,21 @@ def study(
     as_json: AsJson = False,
 ) -> None:
     """Measure every figure of the study, and write the report. Builds the run if need be; measures what is missing."""
+    from mnemoscope import api
     from mnemoscope.jobs.study import catalogue
-    from mnemoscope.jobs.study.positions import Sizes
-    from mnemoscope.store import check_place, is_finished, open_run
+    from mnemoscope.store import check_place, is_finished
 
     check_study(positions, sentences)
     check_build(1, (), workers)
-    sizes = Sizes(seed=seed, questions=tuple(questions or ()), shuffled=shuffled)
-    sizes = sizes.fast() if fast else sizes
-    sizes = replace(sizes, positions=positions or sizes.positions, sentences=sentences or sizes.sentences)
+    given: dict[str, Any] = {
+        "fast": fast, "positions": positions, "sentences": sentences, "seed": seed, "shuffled": shuffled,
+        "questions": questions or (),
+    }  # fmt: skip
+    sizes = api.study_sizes(**given)
     chosen = catalogue.choose(only)
-    found = open_run(out) if out is not None and is_finished(out) else None
+    found = api.open_run(out) if out is not None and is_finished(out) else None
     if listed:
-        _list_study(chosen, found, sizes, as_json, codes)
+        _list(api.measurements(found, sizes, only=only), as_json, codes)
         return
     if out is None:
         raise QueryError("studying: there is no folder for the run; give one with -o RUN")
@@ -112,22 +117,21 @@ def study(
         if model is None or corpus is None:
             raise QueryError(f"studying: {out} holds no finished run; give MODEL and --corpus to build it")
         if fast and reading.limit is None:
-            reading = replace(reading, limit=FAST_TOKENS)
+            reading = replace(reading, limit=api.FAST_TOKENS)
         source = load_corpus(corpus, **asdict(reading))
         loaded = load(model, loading)
         kinds = nulls.KINDS if shuffled else nulls.DEFAULT
         found = build_run(loaded, source, out, nulls=kinds, workers=workers)
-    if any(one.job and one.state(found, sizes) != "ready" for one in chosen):
+    if all(not one.job or one.state(found, sizes) == "ready" for one in chosen):
+        result = found.study(only=only, **given)
+    else:
         again = Reloading(model, loading.device, loading.trust_remote_code)
-        given = {} if loading.revision is None else {"revision": loading.revision}
-        loaded = loaded or model_of(found, again, **given)
-        found = _measure(found, loaded, chosen, sizes)
-    # The report shows all that the run has, whatever was measured now; the terminal what was asked for.
-    sections = {one.name: one.section(found) for one in catalogue.CATALOGUE}
-    asked = [sections[one.name] for one in chosen]
-    _report_study(
-        found, list(sections.values()), html or out / "report.html", as_json, said=asked, codes=codes
-    )
+        pinned = {} if loading.revision is None else {"revision": loading.revision}
+        loaded = loaded or model_of(found, again, **pinned)
+        _say_price(found, loaded, chosen, sizes)
+        with keeping(out), progress_bars() as report:
+            result = found.study(only=only, **given, model=loaded, report=report)
+    _report(result, html or out / "report.html", as_json, codes=codes)
 
 
 @app.command(epilog="Example: mnemoscope compare runs/a runs/b --html compare.html")
@@ -139,28 +143,11 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two runs, figure by figure, and say how stable each neuron's triggers are."""
-    from mnemoscope.analyses.study import stability
-    from mnemoscope.analyses.study.finding import Section
-    from mnemoscope.jobs.study import catalogue
-    from mnemoscope.store import open_run
+    from mnemoscope import api
 
-    runs = [open_run(path) for path in (one, two)]
+    runs = [api.open_run(path) for path in (one, two)]
     _check_report(html)
-    names = [path.name for path in (one, two)] if one.name != two.name else [f"1: {one}", f"2: {two}"]
-    sections = []
-    try:
-        found = stability.findings(*runs)
-        sections.append(Section("stability", "Are they the same neurons?", tuple(found)))
-    except QueryError as error:
-        sections.append(Section("stability", "Are they the same neurons?", (), str(error)))
-    for measurement in catalogue.choose(only):
-        both = [measurement.section(run) for run in runs]
-        lost = "; ".join(
-            f"{name}: {part.missing}" for name, part in zip(names, both, strict=True) if part.missing
-        )
-        joined = stability.side_by_side(names, [part.findings for part in both])
-        sections.append(Section(measurement.name, measurement.title, tuple(joined), lost))
-    _report_study(runs[0], sections, html, as_json, beside=runs[1], title=f"{names[0]} and {names[1]}")
+    _report(api.compare(*runs, only=only), html, as_json)
 
 
 def _check_report(page: Path) -> None:
@@ -169,52 +156,31 @@ def _check_report(page: Path) -> None:
     files.check_file(page, doing)
 
 
-def _list_study(chosen: Any, run: Run | None, sizes: Any, as_json: bool, codes: bool) -> None:
+def _list(measurements: list[dict[str, Any]], as_json: bool, codes: bool) -> None:
     """What there is to measure, what it costs and whether the run has it."""
     from mnemoscope.views.study import text
 
-    facts = ("name", "title", "items", "minutes", "passes", "seconds")
-    rows = [
-        {name: getattr(one, name) for name in facts}
-        | {"adds": list(one.tables), "state": one.state(run, sizes)}
-        for one in chosen
-    ]
     if as_json:
-        print_json(rows)
+        print_json(measurements)
     else:
-        stdout().print(text.listing(rows, items=codes))
+        stdout().print(text.listing(measurements, items=codes))
 
 
-def _measure(run: Run, model: Model, chosen: Any, sizes: Any) -> Run:
-    from mnemoscope.jobs.study import run as job
+def _say_price(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Sizes) -> None:
+    from mnemoscope.jobs.study.run import estimate
 
-    seconds = job.estimate(run, model, chosen, sizes)
+    seconds = estimate(run, model, chosen, sizes)
     say(f"{run.path}: measuring; this may take about {max(1, round(seconds / 60))} min")
-    with keeping(run.path), progress_bars() as report:
-        skip = lambda one, error: say(f"{one.name} was left out: {error}")  # noqa: E731
-        return job.measure(run, model, chosen=chosen, sizes=sizes, report=report, skip=skip)
 
 
-def _report_study(
-    run: Run,
-    sections: Any,
-    path: Path,
-    as_json: bool,
-    *,
-    beside: Run | None = None,
-    title: str = "",
-    said: Any = None,
-    codes: bool = False,
-) -> None:
-    """Write the page; print the findings of `said`, or of all sections."""
-    from mnemoscope.analyses.study.items import items
-    from mnemoscope.views.study import report, text
+def _report(result: StudyReport, page: Path, as_json: bool, *, codes: bool = False) -> None:
+    """Write the page of all that there is; print the findings that were asked for."""
+    from mnemoscope.views.study import text
 
-    with progress_bars() as progress:
-        listed = () if beside else items()
-        report.write(run, sections, path, beside=beside, title=title, items=listed, progress=progress)
-    say(f"wrote {path}, and figures and tables in {path.stem}_files beside it")
+    with progress_bars() as report:
+        result.save_page(page, report=report)
+    say(f"wrote {page}, and figures and tables in {page.stem}_files beside it")
     if as_json:
-        print_json([finding.to_dict() for section in said or sections for finding in section.findings])
+        print_json(result.to_dict()["findings"])
     else:
-        stdout().print(text.findings(said or sections, items=codes))
+        stdout().print(text.findings(result.sections, items=codes))

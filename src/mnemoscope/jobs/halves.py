@@ -30,7 +30,7 @@ class Half:
             return ""
         return (
             f"only {count} documents of a half can be read within the budget, and a claim needs {LEAST_DOCUMENTS}: no "
-            "pattern can be confirmed; give a larger --budget"
+            "pattern can be confirmed; give a larger budget"
         )
 
 

@@ -150,7 +150,7 @@ def _chosen(
     if rows.height == 0 or len(texts) < 2:
         raise QueryError(
             f"removing tokens from triggers of {run.path}: none of the triggers lies at positions {SHORTEST} to "
-            f"{LONGEST - 1} of the {len(texts)} contexts that were sampled; sample more --documents or --triggers"
+            f"{LONGEST - 1} of the {len(texts)} contexts that were sampled; sample more documents or triggers"
         )
     shuffled = rows.sample(fraction=1, shuffle=True, seed=int(generator.integers(2**32)))
     return shuffled.group_by("layer").head(per_layer).sort("layer", "neuron", "polarity", "rank")

@@ -49,7 +49,8 @@ def check_tensors(name: str, found: Mapping[str, Any], *, allow_unused: bool) ->
         raise ModelError(
             f"loading the model {name}: nothing reads {len(others)} tensors of its checkpoint ({_first(others)}), so "
             "it may not be the model that was trained (scales of quantised weights, biases, parts of another class); "
-            "give a checkpoint whose config.json says what it holds, or pass allow_unused=True (--allow-unused)"
+            "give a checkpoint whose config.json says what it holds, or give {allow_unused}",
+            allow_unused=True,
         )
     return (*_kinds(others, "not read"), *_kinds(senses, "not read: only text goes through the model"))
 

@@ -97,17 +97,18 @@ def load_built(run: Run, source: str | Path | PreTrainedModel | Model | None = N
         loading.setdefault("allow_unused", bool(entry.unused))
     if source is not None:
         return load_model(source, **loading)
-    moved = "if it has moved, say where it is with --model (model= in Python)"
+    moved = "if it has moved, say where it is with {model}"
     if entry.path is not None and not Path(entry.path).exists():
         raise ModelError(
-            f"loading the model of {run.path}: it was built from {entry.id}, and {entry.path} is not there; {moved}"
+            f"loading the model of {run.path}: it was built from {entry.id}, and {entry.path} is not there; {moved}",
+            model=...,
         )
     try:
         return load_model(entry.path or entry.id, **loading)
     except ModelNotSupported:
         raise
     except ModelError as error:
-        raise ModelError(f"{error}; {moved}") from error
+        raise ModelError(f"{error.message}; {moved}", **error.arguments | {"model": ...}) from error
 
 
 def _commit(hf: PreTrainedModel) -> str | None:
@@ -260,7 +261,7 @@ def _weights(
                 **where.options,
             )
     except _FAILURES as error:
-        raise ModelError(_unreadable(where, error)) from error
+        raise ModelError(_unreadable(where, error), trust_remote_code=True) from error
     unused = check_tensors(where.name, found, allow_unused=allow_unused)
     if getattr(config, "quantization_config", None) is None and (folder := _folder(where)):
         check_types(where.name, folder, set(hf.state_dict()))
@@ -284,7 +285,7 @@ def _unreadable(where: _Where, error: Exception) -> str:
     text = str(error)
     reason = (text.strip().splitlines() or [type(error).__name__])[0]
     if "trust_remote_code" in text:
-        advice = "it carries code of its own; if you trust it, pass --trust-remote-code"
+        advice = "it carries code of its own; if you trust it, give {trust_remote_code}"
     elif isinstance(error, ImportError) or "pip install" in text:
         advice = "install what is missing, or give it as it was before it was quantised"
     elif Path(where.place).is_dir():
@@ -298,7 +299,7 @@ def _unreadable(where: _Where, error: Exception) -> str:
 
 
 def _tokenizer(where: _Where) -> Any:
-    cure = "it must lie beside the weights (tokenizer.json), or be passed as tokenizer="
+    cure = "it must lie beside the weights (tokenizer.json); in Python it can also be given as tokenizer="
     try:
         with _quiet():
             found = AutoTokenizer.from_pretrained(where.place, **where.options)

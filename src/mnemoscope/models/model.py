@@ -160,7 +160,8 @@ class Model:
         if self.weights_sha256 != stored.weights_sha256:
             raise RunMismatch(
                 f"{doing} {run.path}: it was built from {stored.id}, and the weights of {self.id} are others; "
-                "give the model it was built from (--model)"
+                "give the model it was built from ({model})",
+                model=...,
             )
 
     def check_tokenizer(self) -> None:

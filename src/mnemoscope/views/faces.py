@@ -10,7 +10,15 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 
 from mnemoscope.display import Report, Shown, View
-from mnemoscope.results import ClaimTest, Highlights, ModelFacts, PatternReport, StudyReport, Verification
+from mnemoscope.results import (
+    Annotated,
+    ClaimTest,
+    Highlights,
+    ModelFacts,
+    PatternReport,
+    StudyReport,
+    Verification,
+)
 
 
 def view_of(result: Shown) -> View:
@@ -38,6 +46,7 @@ def _views() -> dict[type, View]:
         Verification: View(text.verification),
         Removal: View(removal.table),
         Scores: View(annotation.scores),
+        Annotated: View(_annotated),
         ModelFacts: View(lambda model: text.anatomy(model.facts)),
         Highlights: View(_highlights),
         PatternReport: View(_patterns),
@@ -55,10 +64,16 @@ def _highlights(found: Highlights) -> RenderableType:
     return Group(*parts)
 
 
+def _annotated(found: Annotated) -> RenderableType:
+    from mnemoscope.views import annotation
+
+    return annotation.neuron(f"{found.neuron} as annotated by {found.annotator}", found.rows)
+
+
 def _patterns(found: PatternReport) -> RenderableType:
     from mnemoscope.views import patterns
 
-    return patterns.summary(found.summary, found.labels)
+    return patterns.summary(found.summary, found.labels, found.clearest, found.silent)
 
 
 @dataclass(frozen=True)

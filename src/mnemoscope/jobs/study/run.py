@@ -8,46 +8,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from mnemoscope.arguments import check_study
-from mnemoscope.corpus import Corpus
 from mnemoscope.errors import QueryError
-from mnemoscope.jobs.build import build
 from mnemoscope.jobs.study import positions
-from mnemoscope.jobs.study.catalogue import CATALOGUE, Measurement, choose, named
+from mnemoscope.jobs.study.catalogue import CATALOGUE, Measurement, named
 from mnemoscope.jobs.study.positions import Sizes
-from mnemoscope.models import Model, load_model
-from mnemoscope.nulls import DEFAULT, KINDS
+from mnemoscope.models import Model
 from mnemoscope.records import Progress
 from mnemoscope.store import Run, add_tables
 
 WHOLE = 1_000_000  # tokens of the run that minutes of the catalogue are about
 FIXED = 0.2  # share of those minutes that does not depend on how many
 WORK = ".study"  # in the folder of the run, while a measurement is under way
-
-
-def study(
-    model: Model | PreTrainedModel | str | Path,
-    text: Corpus | str | Path | list[str],
-    path: str | Path,
-    *,
-    only: str | None = None,
-    sizes: Sizes | None = None,
-    workers: int = 1,
-    report: Callable[[Progress], None] | None = None,
-) -> Run:
-    """Build a run, or take the one that is there, and measure what it lacks; `views.study.report.write` draws it.
-
-    model, text, path, workers  as in `build`
-    only                        names of measurements (`catalogue.CATALOGUE`), with commas between; all if None
-    sizes                       with `shuffled`, a new run mines neurons of a shuffled copy, too
-    """
-    model = model if isinstance(model, Model) else load_model(model)
-    chosen = choose(only)
-    nulls = KINDS if sizes is not None and sizes.shuffled else DEFAULT
-    run = build(model, text, path, nulls=nulls, workers=workers, report=report)
-    return measure(run, model, chosen=chosen, sizes=sizes, report=report)
 
 
 def measure(

@@ -173,7 +173,8 @@ def _same_key(path: Path, header: dict[str, Any], place: Path, key: Key) -> None
     if header["commitment"] != key.commitment:
         raise SheetError(
             f"scoring {path}: the key {place} is not the one that was sealed with this sheet, or was changed since; "
-            "give the key that was written beside it with --key"
+            "give the key that was written beside it with {key}",
+            key=...,
         )
 
 

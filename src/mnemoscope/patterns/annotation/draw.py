@@ -68,8 +68,9 @@ def items(run: Run, text: Text, neurons: int, prefixes: int, random: np.random.G
     if prefixes < LEAST_PREFIXES or len(full) <= neurons:
         raise SheetError(
             f"making an annotation sheet of {neurons} neurons: of {len(units)} neurons and polarities, {len(full)} "
-            f"have {2 * max(prefixes, LEAST_PREFIXES)} triggers in different documents; take fewer --neurons, or build "
-            "the run on more documents"
+            f"have {2 * max(prefixes, LEAST_PREFIXES)} triggers in different documents; ask for fewer than "
+            "{neurons}, or build the run on more documents",
+            neurons=neurons,
         )
     chosen, spare = full[:neurons], [units[at] for at in full[neurons:]]
     others = [unit for at, unit in enumerate(units) if at not in set(chosen)]
@@ -169,7 +170,7 @@ def _mixed(units: Sequence[Unit], size: int, text: Text, random: np.random.Gener
     if len(rows) < size:
         raise SheetError(
             f"making an annotation sheet: triggers of {len(units)} neurons do not fill a mixed item of {size} prefixes "
-            "from different documents; take fewer --neurons, or build the run on more documents"
+            "from different documents; take fewer neurons, or build the run on more documents"
         )
     return rows
 

@@ -87,7 +87,8 @@ def read_key(path: Path) -> Key:
     except (OSError, UnicodeDecodeError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise SheetError(
-            f"reading the key {path}: {why}; give the key that was written beside the sheet with --key"
+            f"reading the key {path}: {why}; give the key that was written beside the sheet with {{key}}",
+            key=...,
         ) from error
     except ValidationError as error:
         raise SheetError(
