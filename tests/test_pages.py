@@ -13,15 +13,22 @@ from typing import Any
 
 import polars as pl
 import pytest
+from rich.console import Group
+from rich.text import Text
 from synthetic import make_run
 from synthetic_explanation import make
 from test_study_views import BAND, FRAME, finding
 from test_views import CARD
 
+from mnemoscope.analyses import search
 from mnemoscope.analyses.study.finding import KINDS, Figure, Finding, Section
 from mnemoscope.analyses.study.items import items
-from mnemoscope.views import gallery, html
+from mnemoscope.analyses.traced import NeuronTrace, Reading, Trace, TracedToken
+from mnemoscope.records import NeuronId
+from mnemoscope.store import Run
+from mnemoscope.views import gallery, html, printed, text, trace
 from mnemoscope.views.explanation import page as explanations
+from mnemoscope.views.explanation import terminal
 from mnemoscope.views.study import report
 
 HERE = Path(__file__).parent
@@ -30,7 +37,7 @@ SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-component-update", "--disable-sync")  # fmt: skip
 LEAST = 4.5  # contrast of text, WCAG 2.2 AA
 WIDTHS = (1400, 900, 420)
-PAGES = ("card", "explanation", "gallery", "study")
+PAGES = ("card", "explanation", "gallery", "study", "trace", "printed")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +69,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         Section("gone", "Not there", (), "no table"),
     ]
     report.write(run, sections, files["study"], items=items())
+    files["trace"].write_text(trace.page(traced()), encoding="utf-8")
+    files["printed"].write_text(printed.page(terminal_text(run)), encoding="utf-8")
     return files
 
 
@@ -75,6 +84,29 @@ def study_figures() -> Iterator[Finding]:
                 yield Finding(
                     f"{kind}-{colour}-{facet or 'whole'}", ("A21",), f"A {kind}", "It is so.", signed, drawn
                 )
+
+
+def traced() -> Trace:
+    """One neuron along a text, as a run would say it."""
+    words = ("The", " capital", " of", " France", " is", " Paris")
+    tokens = tuple(TracedToken(at, at, word, at > 0) for at, word in enumerate(words))
+    neuron, sizes = NeuronId(24, 1005), (0.1, -21.4, 0.0, -3.0, 6.1, 0.2)
+    readings = tuple(
+        Reading(neuron, at, value, 0.001, 4.0, value / 2, at == 1, abs(value), 1, -1 if value < 0 else 1)
+        for at, value in enumerate(sizes)
+    )
+    followed = NeuronTrace(neuron, ("·noqa",), ("·capitals", "·cities"), readings, CARD)
+    return Trace("synthetic", "runs/a", "text", "".join(words), tokens, (followed,), (), {}, 0.001, 1000, 360)
+
+
+def terminal_text(run: Run) -> Group:
+    """A search, a card and every style of the terminal's views."""
+    colours = (text.BLUE, text.ORANGE, terminal.ATTENTION, terminal.FFN)
+    samples = [
+        Text(f"in the style {style} it can be read", style=style)
+        for style in (*colours, "dim", "bold", f"bold reverse {text.ORANGE}")
+    ]
+    return Group(text.found(search.promotes(run, " Paris")), text.card(CARD), *samples)
 
 
 def opened(
@@ -104,7 +136,7 @@ def audit(shown: Any, within: str = ".mn") -> dict[str, Any]:
 def test_every_text_can_be_read(browser: Any, pages: dict[str, Path], name: str, scheme: str) -> None:
     """Text of pages and in pictures stands out from what is behind it, light and dark."""
     found = audit(opened(browser, pages[name].as_uri(), scheme=scheme))
-    assert found["texts"] > 60 and found["pictures"] > 3
+    assert found["texts"] > 60 and (found["pictures"] > 3 or name in ("trace", "printed"))
     assert found["weak"] == []
 
 
@@ -158,9 +190,11 @@ def _hosted(host: str, fragments: list[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def fragments() -> list[str]:
-    """What a card and an explanation give a notebook to show."""
-    return [html.fragment(CARD), explanations.fragment(make(foils=(" London",)))]
+def fragments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What a card, an explanation, a trace and the results of a search give a notebook to show."""
+    run = make_run(tmp_path_factory.mktemp("fragments") / "run", layers=2)
+    explained = explanations.fragment(make(foils=(" London",)))
+    return [html.fragment(CARD), explained, trace.fragment(traced()), printed.fragment(terminal_text(run))]
 
 
 LOOK = (HERE / "look.js").read_text()
@@ -204,3 +238,107 @@ def test_a_host_without_a_theme_follows_the_system(
         opened(browser, file.as_uri(), scheme=one).evaluate(LOOK)["panels"][0] for one in ("light", "dark")
     ]
     assert panels[0] > 0.9 and panels[1] < 0.3
+
+
+# -- widths and paper ---------------------------------------------------------------------------------------
+
+LAYOUT = (HERE / "layout.js").read_text()
+PAPER = 718  # pixels of A4 between its margins
+
+
+@pytest.mark.parametrize(
+    "width", [pytest.param(width, marks=pytest.mark.slow if width == 900 else ()) for width in WIDTHS]
+)
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_cut_without_a_sign(browser: Any, pages: dict[str, Path], name: str, width: int) -> None:
+    """What is wider than the page scrolls in its own place with a shadow at the edge; no text lies on another."""
+    found = opened(browser, pages[name].as_uri(), width).evaluate(LAYOUT)
+    assert found["wide"] <= 0
+    assert found["cut"] == [] and found["left"] == [] and found["over"] == []
+
+
+def test_the_layout_check_sees_what_is_wrong(browser: Any) -> None:
+    """A box that hides its end, a text over another, a label outside of its picture, a page that is too wide."""
+    shown = browser.new_page(viewport={"width": 500, "height": 400})
+    shown.set_content(
+        "<div style='width:90px;overflow:auto;white-space:nowrap'>this is far too long for its box</div><p>one</p>"
+        "<p style='margin-top:-36px'>two</p><svg width=40 height=40><text x=30 y=20>label</text></svg>"
+        "<div style='width:700px'>wide</div>"
+    )
+    found = shown.evaluate(LAYOUT)
+    assert found["wide"] > 100 and found["over"] == ["two / one"]
+    assert len(found["cut"]) == 1 and len(found["left"]) == 1
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_print_whole(browser: Any, pages: dict[str, Path], name: str) -> None:
+    """On paper nothing scrolls or overlaps, folded details are there, and it is dark on white whatever the scheme."""
+    shown = opened(browser, pages[name].as_uri(), PAPER, "dark", "print")
+    found = shown.evaluate(LAYOUT)
+    assert found["wide"] <= PAPER // 4  # what a browser shrinks to fit
+    assert found["cut"] == [] and found["over"] == []
+    assert audit(shown)["weak"] == []
+    shown.evaluate("for (const one of document.querySelectorAll('details:not(.fold)')) one.open = false")
+    hidden = "one => getComputedStyle(one, '::details-content').contentVisibility"
+    states = shown.evaluate(f"[...document.querySelectorAll('details:not(.fold)')].map({hidden})")
+    assert set(states) <= {"visible"} and (states or name in ("trace", "printed"))
+
+
+# -- the gallery, used --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def found_gallery(browser: Any, pages: dict[str, Path]) -> Any:
+    """The gallery, folded, with a way to type into its filter: rows, cards and hint that are then seen."""
+    shown = browser.new_page()
+    shown.goto(pages["gallery"].as_uri())
+
+    def type_in(typed: str) -> tuple[list[str], list[str], str]:
+        shown.fill("#filter", typed)
+        rows = shown.locator("#neurons tbody tr:visible td:first-child").all_inner_texts()
+        return (
+            rows,
+            [one.get_attribute("data-neuron") for one in shown.locator(".fold:visible").all()],
+            shown.inner_text("#hint"),
+        )
+
+    return shown, type_in
+
+
+def test_the_filter_hides_cards_too(found_gallery: Any) -> None:
+    """Rows and cards that are left are the same, by any text of a card or by an address; nothing typed shows all."""
+    shown, type_in = found_gallery
+    every, cards, hint = type_in("")
+    assert sorted(every) == sorted(cards) and len(every) > 10 and hint == ""
+    rows, cards, hint = type_in("drawn at random")
+    assert sorted(rows) == sorted(cards) and 0 < len(rows) < len(every)
+    assert "mnemoscope find" in hint
+    for address in ("L1N0", "l1n0", "1.0", "1/0"):
+        assert type_in(address)[:2] == (["L1N0"], ["L1N0"])
+    assert shown.locator(".layer:visible").count() == 1
+
+
+def test_what_the_page_lacks_is_told_how_to_get(found_gallery: Any, pages: dict[str, Path]) -> None:
+    """No hit is no dead end: the command for that neuron or text, or which neurons there are."""
+    shown, type_in = found_gallery
+    every, run = type_in("")[0], pages["gallery"].parent / "run"
+    absent = next(f"L2N{neuron}" for neuron in range(12) if f"L2N{neuron}" not in every)
+    rows, cards, hint = type_in(absent)
+    assert rows == cards == [] and f"mnemoscope show {run} {absent}" in hint
+    assert "layers 0 to 3 and neurons 0 to 11" in type_in("L9N1")[2]
+    rows, cards, hint = type_in("it's nowhere")
+    assert rows == cards == [] and f"mnemoscope find {run} --promotes 'it'\"'\"'s nowhere'" in hint
+    assert shown.inner_text("#shown") == f"0 of {len(every)}"
+
+
+def test_an_address_opens_its_card(found_gallery: Any) -> None:
+    """A link to a neuron unfolds its card, also one that the filter has hidden; the page is short until then."""
+    shown, type_in = found_gallery
+    assert shown.evaluate("document.documentElement.scrollHeight") < 6000
+    assert shown.locator(".mn-card:visible").count() == 0
+    shown.click("#neurons tbody a >> text='L1N0'")
+    assert shown.locator("#L1N0").is_visible()
+    type_in("L2N0")
+    shown.evaluate("location.hash = '#L3N0'")
+    shown.wait_for_selector("#L3N0", state="visible")
+    assert shown.input_value("#filter") == ""

@@ -152,7 +152,7 @@ def test_values_that_differ_are_shown_where_they_differ(model: Model, tmp_path: 
 @pytest.mark.parametrize(
     ("before", "now", "shown"),
     [
-        ({"a": 1, "b": {"c": [1, 2]}}, {"a": 1, "b": {"c": [1, 3]}}, ("x.b.c[1]", "2", "3")),
+        ({"a": 1, "b": {"c": [1, 2]}}, {"a": 1, "b": {"c": [1, 3]}}, ("x.b.c", "1, 2", "1, 3")),
         ({"a": 1}, {}, ("x.a", "1", "none")),
         ([1], [1, {"d": 2}], ("x[1]", "none", '{"d": 2}')),
         (None, {"a": 1}, ("x", "none", '{"a": 1}')),

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,30 +25,21 @@ ENDINGS = (".html", ".json", ".txt")
 
 Report = Callable[[Progress], None]
 
-_PRE = (
-    '<pre style="font-family:ui-monospace,Menlo,Consolas,monospace;white-space:pre;overflow-x:auto;'
-    'color:inherit;background:none;line-height:1.35">{code}</pre>'
-)
-_PAGE = (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>mnemoscope</title>'
-    "<style>:root{{color-scheme:light dark}}body{{margin:2rem}}</style></head><body>{body}</body></html>\n"
-)
-
 
 @dataclass(frozen=True)
 class View:
     """How the results of one class are drawn.
 
     terminal  result -> something that rich prints
-    fragment  result -> HTML for another page; the text of the terminal if there is none
-    page      result -> a whole HTML page; the fragment in a plain page if there is none
+    fragment  result -> HTML for another page
+    page      result -> a whole HTML page
     write     writes a page that has files beside it, instead of `page`
     plots     result -> Altair charts by name
     """
 
     terminal: Callable[[Any], Any]
-    fragment: Callable[[Any], str] | None = None
-    page: Callable[[Any], str] | None = None
+    fragment: Callable[[Any], str]
+    page: Callable[[Any], str]
     write: Callable[[Any, Path, Report | None], Any] | None = None
     plots: Callable[[Any], Mapping[str, Any]] | None = None
 
@@ -63,7 +55,9 @@ class Shown:
     @property
     def view(self) -> View:
         """How this result is drawn."""
-        return View(object.__repr__) if Shown.viewer is None else Shown.viewer(self)
+        if Shown.viewer is None:
+            return View(object.__repr__, _escaped, _escaped)
+        return Shown.viewer(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-ready values."""
@@ -92,23 +86,10 @@ class Shown:
         if self.view.write:
             self.view.write(self, Path(path), report)
         else:
-            files.write(path, self._page(), "writing the page")
-
-    def _page(self) -> str:
-        if self.view.page:
-            return self.view.page(self)
-        return _PAGE.format(body=self._repr_html_())
+            files.write(path, self.view.page(self), "writing the page")
 
     def _repr_html_(self) -> str:
-        from rich.console import Console
-
-        if self.view.fragment:
-            return self.view.fragment(self)
-        console = Console(
-            file=StringIO(), width=100, record=True, force_terminal=True, color_system="truecolor"
-        )
-        console.print(self.__rich__())
-        return _PRE.format(code=console.export_html(inline_styles=True, code_format="{code}"))
+        return self.view.fragment(self)
 
     def __rich__(self) -> Any:
         return self.view.terminal(self)
@@ -123,3 +104,7 @@ class Shown:
 
     def __repr__(self) -> str:
         return str(self).rstrip("\n")
+
+
+def _escaped(result: object) -> str:
+    return html.escape(object.__repr__(result))

@@ -140,8 +140,7 @@ def find(
         bool, typer.Option("--tested", help="Neurons whose tested pattern has a verdict, clearest first.")
     ] = False,
     sort: Annotated[
-        str | None,
-        typer.Option(help="Statistic to sort by, all neurons or those found: kurtosis, max, min ..."),
+        str | None, typer.Option(help="Statistic to sort by: kurtosis, max, min, skewness ...")
     ] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="Sort the smallest first.")] = False,
     layer: Annotated[int | None, typer.Option(help="Only neurons of this layer.")] = None,

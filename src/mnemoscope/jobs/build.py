@@ -273,7 +273,7 @@ def _difference(name: str, before: Any, now: Any) -> tuple[str, str, str]:
         for key in {**now, **before}:
             if key not in before or key not in now or before[key] != now[key]:
                 return _difference(f"{name}.{key}", before.get(key), now.get(key))
-    if isinstance(before, list) and isinstance(now, list):
+    if isinstance(before, list) and isinstance(now, list) and not _plain(before + now):
         for index, (one, other) in enumerate(zip_longest(before, now)):
             if one != other:
                 return _difference(f"{name}[{index}]", one, other)
@@ -283,7 +283,14 @@ def _difference(name: str, before: Any, now: Any) -> tuple[str, str, str]:
     return name, _around(texts[0], start), _around(texts[1], start)
 
 
+def _plain(values: list[Any]) -> bool:
+    """Whether a list is short words or numbers, which are clearer all together."""
+    return all(not isinstance(one, dict | list) for one in values) and len(json.dumps(values)) <= _SHORT
+
+
 def _text(value: Any) -> str:
+    if isinstance(value, list) and _plain(value):
+        return ", ".join(map(str, value)) or "none"
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 

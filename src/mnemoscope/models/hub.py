@@ -20,16 +20,16 @@ SECONDS = 5.0  # to wait for an answer
 _ELSE = "or give a local folder, a .gguf file or sample:smollm2-135m"
 
 
-def only_cached(name: str, revision: str | None) -> bool:
-    """Whether a model has to come from the cache alone, because the network does not answer.
+def only_cached(name: str, revision: str | None, what: str = "model", file: str = "config.json") -> bool:
+    """Whether a model, or `what` else a repository holds, has to come from the cache: the network does not answer.
 
     `ModelError` when it can be had from neither, saying what was seen. Without this look, loading would ask again
     and again for half a minute.
     """
-    doing = f"loading the model {name}"
+    doing = f"loading the {what} {name}"
     try:
-        cached = isinstance(hub.try_to_load_from_cache(name, "config.json", revision=revision), str)
-        url = hub.hf_hub_url(name, "config.json", revision=revision)
+        cached = isinstance(hub.try_to_load_from_cache(name, file, revision=revision), str)
+        url = hub.hf_hub_url(name, file, revision=revision)
         hub.get_hf_file_metadata(url, token=hub.get_token(), timeout=SECONDS)
     except HFValidationError:
         raise ModelError(
@@ -46,13 +46,13 @@ def only_cached(name: str, revision: str | None) -> bool:
         ) from None
     except RepositoryNotFoundError:
         raise ModelError(
-            f"{doing}: there is no such folder, and {constants.ENDPOINT} knows no such model (or shows it to you only "
+            f"{doing}: there is no such folder, and {constants.ENDPOINT} knows no such {what} (or shows it to you only "
             f"when you are logged in); check the id, {_ELSE}"
         ) from None
     except EntryNotFoundError:
         raise ModelError(
-            f"{doing}: it has no config.json, so it is no model of transformers (an adapter, or files of another "
-            f"format); give the id of a causal language model, {_ELSE}"
+            f"{doing}: it has no {file}, so it is no {what} of transformers (an adapter, or files of another format); "
+            f"give another id, {_ELSE}"
         ) from None
     except (OfflineModeIsEnabled, HfHubHTTPError, OSError, ValueError) as error:
         if cached:

@@ -195,7 +195,10 @@ class _Where(NamedTuple):
         folder = files.expanded(text)
         here = folder.is_dir()
         return cls(
-            text, str(folder) if here else text, None, trust, cached=not here and only_cached(text, None)
+            text,
+            str(folder) if here else text,
+            trust_remote_code=trust,
+            cached=not here and only_cached(text, None, "tokenizer", "tokenizer_config.json"),
         )
 
     @property

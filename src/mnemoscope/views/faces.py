@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
@@ -19,6 +21,8 @@ from mnemoscope.results import (
     StudyReport,
     Verification,
 )
+
+Write = Callable[[Any, Path, Report | None], Any]
 
 
 def view_of(result: Shown) -> View:
@@ -41,18 +45,27 @@ def _views() -> dict[type, View]:
     return {
         NeuronCard: View(text.card, html.fragment, html.page),
         Explanation: View(terminal.report, page.fragment, page.page, plots=charts.charts),
-        Found: View(text.found),
+        Found: _printed(text.found),
         Trace: View(trace.terminal, trace.fragment, trace.page),
-        Verification: View(text.verification),
-        Removal: View(removal.table),
-        Scores: View(annotation.scores),
-        Annotated: View(_annotated),
-        ModelFacts: View(lambda model: text.anatomy(model.facts)),
-        Highlights: View(_highlights),
-        PatternReport: View(_patterns),
-        ClaimTest: View(_Claim),
-        StudyReport: View(_study, write=_write_study),
+        Verification: _printed(text.verification),
+        Removal: _printed(removal.table),
+        Scores: _printed(annotation.scores),
+        Annotated: _printed(_annotated),
+        ModelFacts: _printed(lambda model: text.anatomy(model.facts)),
+        Highlights: _printed(_highlights),
+        PatternReport: _printed(_patterns),
+        ClaimTest: _printed(_Claim),
+        StudyReport: _printed(_study, _write_study),
     }
+
+
+def _printed(terminal: Callable[[Any], Any], write: Write | None = None) -> View:
+    """What has no page of its own is shown as the terminal prints it, in the colours of the pages."""
+    from mnemoscope.views import printed
+
+    return View(
+        terminal, lambda one: printed.fragment(terminal(one)), lambda one: printed.page(terminal(one)), write
+    )
 
 
 def _highlights(found: Highlights) -> RenderableType:
