@@ -276,7 +276,7 @@ def test_a_page_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pyte
     """Where no file can be made, one line says so."""
     monkeypatch.setattr(page, "page", lambda _: "")
     with pytest.raises(RunError, match="writing the page"):
-        page.write(CASES["parallel"], tmp_path)
+        CASES["parallel"].save_page(tmp_path)
 
 
 def test_what_follows_the_position_is_unread() -> None:

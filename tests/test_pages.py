@@ -61,8 +61,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     run = make_run(folder / "run", layers=4, neurons=12)
     files = {name: folder / f"{name}.html" for name in PAGES}
-    html.write(CARD, files["card"])
-    explanations.write(make(layers=4, neurons=12, run=str(run.path)), files["explanation"])
+    files["card"].write_text(html.page(CARD), encoding="utf-8")
+    explained = make(layers=4, neurons=12, run=str(run.path))
+    files["explanation"].write_text(explanations.page(explained), encoding="utf-8")
     gallery.write(run, files["gallery"])
     sections = [
         Section("kinds", "Every kind of figure", tuple(study_figures())),

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mnemoscope import files
 from mnemoscope.views import cards, claims, theme
 
 if TYPE_CHECKING:
@@ -38,11 +36,6 @@ def page(card: NeuronCard) -> str:
     """A card as a whole page that needs nothing else, with every trigger that the card holds."""
     most = Most(examples=len(card.positive.examples) + len(card.negative.examples), tokens=20)
     return environment().get_template("neuron.html").render(card=card, most=most)
-
-
-def write(card: NeuronCard, path: str | Path) -> None:
-    """Save `page(card)`; `RunError` if the file cannot be written."""
-    files.write(path, page(card), "writing the page")
 
 
 @cache

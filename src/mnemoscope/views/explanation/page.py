@@ -5,13 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment
 from markupsafe import Markup
 
-from mnemoscope import files
 from mnemoscope.views import html, plots
 from mnemoscope.views.explanation import charts, graph, wording
 from mnemoscope.views.explanation.lower import sheet
@@ -35,11 +33,6 @@ def fragment(explanation: Explanation) -> str:
 def page(explanation: Explanation) -> str:
     """An explanation as a whole page, with all figures."""
     return _render("explanation_page.html", explanation)
-
-
-def write(explanation: Explanation, path: str | Path) -> None:
-    """Save `page(explanation)`; `RunError` if the file cannot be written."""
-    files.write(path, page(explanation), "writing the page")
 
 
 def _render(template: str, explanation: Explanation, prefix: str = "") -> str:
