@@ -76,7 +76,7 @@ def test_rows_are_documents() -> None:
         (text, f"row {year}", {"year": year}) for year, text in enumerate(TEXTS)
     ]
     assert "item 0: there is no column 'text'; there are 'body', 'year', 'nested'" in refused(rows)
-    assert texts_of([np.str_(text) for text in TEXTS]) == TEXTS
+    assert {type(text) for text in texts_of(np.array(TEXTS))} == {str}
 
 
 def test_a_frame_with_a_column_of_mixed_objects() -> None:

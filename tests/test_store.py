@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -771,3 +772,16 @@ def test_synthetic_is_consistent(which: str, request: pytest.FixtureRequest) -> 
 def test_synthetic_is_reproducible(run: Run, tmp_path: Path) -> None:
     """The same seed gives the same bytes."""
     assert _hashes(make_run(tmp_path / "again")) == _hashes(run)
+
+
+def test_a_table_that_lacks_a_column_is_one_line(run: Run, tmp_path: Path) -> None:
+    """A table that was written anew without a column, with the manifest told so, is no run."""
+    path = shutil.copytree(run.path, tmp_path / "thinner")
+    file = path / "neurons.parquet"
+    thinner = pq.read_table(file).drop_columns(["kurtosis"])
+    pq.write_table(thinner, file)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["tables"]["neurons"] |= {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunCorrupt, match="table neurons lacks the column kurtosis; restore neurons.parquet"):
+        open_run(path).rows("neurons", 0, 0)

@@ -238,7 +238,7 @@ def _document(item: Any, index: int, column: str) -> Document:
     if isinstance(item, Document):
         return item
     if isinstance(item, str):
-        return Document(whole(item), f"text {index}")
+        return Document(whole(str(item)), f"text {index}")  # NumPy's kind of text is a str, too
     if isinstance(item, Mapping):
         return row_document(item, column, f"a list of rows, item {index}", f"row {index}")
     raise CorpusError(

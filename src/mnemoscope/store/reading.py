@@ -88,7 +88,11 @@ class _SortedTable:
     @cached_property
     def metadata(self) -> pq.FileMetaData:
         with _reading(self.name, self.path):
-            return pq.read_metadata(self.path)
+            metadata = pq.read_metadata(self.path)
+        missing = set(SCHEMAS[self.name].names) - set(metadata.schema.to_arrow_schema().names)
+        if missing:
+            raise _corrupt(self.name, self.path, f"lacks the column {min(missing)}")
+        return metadata
 
     @cached_property
     def dataset(self) -> Dataset:
