@@ -781,7 +781,10 @@ def test_a_table_that_lacks_a_column_is_one_line(run: Run, tmp_path: Path) -> No
     thinner = pq.read_table(file).drop_columns(["kurtosis"])
     pq.write_table(thinner, file)
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["tables"]["neurons"] |= {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest["tables"]["neurons"] |= {"bytes": file.stat().st_size, "sha256": digest}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunCorrupt, match="table neurons lacks the column kurtosis; restore neurons.parquet"):
+    with pytest.raises(
+        RunCorrupt, match=r"table neurons lacks the column kurtosis; restore neurons\.parquet"
+    ):
         open_run(path).rows("neurons", 0, 0)
