@@ -213,6 +213,7 @@ def test_functions_take_either_run(built: mn.Run) -> None:
     assert mn.explain(built.model, PROMPT, " Paris", run=stored, top=1).run == str(built.path)
 
 
+@pytest.mark.slow
 def test_a_finished_study_needs_no_model(built: mn.Run, tmp_path: Path) -> None:
     """What is measured is read; the page and its files are written by `save`."""
     mn.study(built.manifest.model.id, built.manifest.corpus.id, built.path, only="glance")

@@ -444,6 +444,7 @@ def test_the_price_of_values_is_announced(
 PROGRAM = "from mnemoscope.cli import main; main()"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
 def test_a_full_disk_behind_stdout_is_one_line() -> None:
     """Found out when the last line is flushed, not when Python ends."""
@@ -461,6 +462,7 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are others there")
 def test_a_reader_that_stops_reading_is_no_error() -> None:
     """`| head`: exit code 0 and nothing on stderr."""

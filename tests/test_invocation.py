@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import mnemoscope
 from mnemoscope.invocation import as_called, command, program
 
 
@@ -83,6 +86,24 @@ def test_commands_are_quoted_and_found_in_messages(tmp_path: Path, monkeypatch: 
     said = "make one with `mnemoscope build`; this mnemoscope reads up to 1"
     assert as_called(said) == "make one with `bin/mnemoscope build`; this mnemoscope reads up to 1"
     assert as_called("mnemoscope show x") == "bin/mnemoscope show x"
+
+
+PAGES = {"views/study/report.py"}  # may be read on another machine, where the plain name is right
+
+
+def test_no_command_is_printed_under_its_plain_name() -> None:
+    """A text that begins with a command is made by `command`, or passes through `as_called`."""
+    root = Path(mnemoscope.__file__).parent
+    plain = [
+        f"{name}:{node.lineno}"
+        for file in root.rglob("*.py")
+        if (name := file.relative_to(root).as_posix()) not in PAGES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.JoinedStr)
+        and isinstance(first := node.values[0], ast.Constant)
+        and re.match("mnemoscope [a-z]", str(first.value))
+    ]
+    assert plain == []
 
 
 def test_python_m_mnemoscope_is_the_command_line(tmp_path: Path) -> None:

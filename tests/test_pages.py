@@ -31,6 +31,8 @@ from mnemoscope.views.explanation import page as explanations
 from mnemoscope.views.explanation import terminal
 from mnemoscope.views.study import report
 
+pytestmark = pytest.mark.slow  # a browser is started, and each page is drawn several times
+
 HERE = Path(__file__).parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

@@ -297,6 +297,7 @@ def tables(run: Run, model: Model, folder: Path) -> dict[str, pl.DataFrame]:
     return {name: pl.concat([pl.from_arrow(part) for part in parts]) for name, parts in found.items()}  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_an_interrupted_measurement_ends_in_the_same_tables(
     case: tuple[Run, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from rich.text import Text
 from mnemoscope.analyses.labels import LabelCheck
 from mnemoscope.analyses.neuron import NeuronCard
 from mnemoscope.analyses.patterns import SHARES, Summary
+from mnemoscope.invocation import command
 from mnemoscope.patterns.claims import Share
 from mnemoscope.patterns.pattern import MAIN, NEXT, POSITION, WHOLE
 from mnemoscope.patterns.triggers import NEURON, NULLS
@@ -68,9 +69,9 @@ def _answer(found: Summary) -> Iterator[RenderableType]:
         yield _Clearest(found)
     yield Text()
     first = str(found.clearest[0]) if found.clearest else "L0N0"
-    for words in (f"show {found.path} {first}", f"find {found.path} --tested"):
-        yield _note(f"mnemoscope {words}")
-    yield _note(f"mnemoscope patterns {found.path} --layers   # or --cards 10")
+    yield _note(command("show", found.path, first))
+    yield _note(command("find", found.path, "--tested"))
+    yield _note(command("patterns", found.path, "--layers") + "   # or --cards 10")
 
 
 class _Clearest:
