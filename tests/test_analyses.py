@@ -498,7 +498,7 @@ def test_absent_text_is_absent_from_what_was_read() -> None:
     changed = "the tokenizer changes texts: upper case is lost (3 of 3 texts)"
     with pytest.raises(QueryError) as caught:
         search.trigger(_Read(4, changed), "BIG")  # type: ignore[arg-type]
-    assert "nowhere in the 3 contexts of 3 texts, which were cut at 4 tokens" in str(caught.value)
+    assert "nowhere in the 3 contexts of 3 texts, of which 4 tokens were drawn" in str(caught.value)
     assert changed in str(caught.value)
 
 

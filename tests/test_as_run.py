@@ -176,6 +176,7 @@ def test_a_family_whose_eager_attention_is_another_is_taken_apart_under_its_own(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # transformers calls flex attention in an old way
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # it is, to be watched
 @pytest.mark.parametrize(
     "implementation", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)]
 )

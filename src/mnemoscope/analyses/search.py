@@ -338,7 +338,7 @@ def _occurrences(run: Run, text: str) -> tuple[pl.DataFrame, float, int]:
 def _nowhere(run: Run, text: str) -> str:
     """The message for a text that no context has."""
     corpus = run.manifest.corpus
-    part = f", which were cut at {corpus.limit:,} tokens" if corpus.limit else ""
+    part = f", of which {corpus.limit:,} tokens were drawn" if corpus.limit else ""
     changed = f"; {corpus.spelling}" if corpus.spelling else ""
     return (
         f"searching triggers for {text!r}: the text occurs nowhere in the {corpus.contexts:,} contexts of {corpus.id}"
