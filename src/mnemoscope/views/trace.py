@@ -21,8 +21,8 @@ FOUND = ("neuron", "coefficient", "deviations", "tail", "by chance")
 FOUND_BARE = ("neuron", "coefficient", "written")
 
 _UNUSUAL = (
-    "tail: how seldom the neuron's own distribution is as far out, at either end, on the run's text; deviations: "
-    "standard deviations from its mean, which order equal tails"
+    "tail: the share of the neuron's own coefficients on the run's text that lie at least as far out, on either side; "
+    "deviations: standard deviations from its mean, which decide between equal tails"
 )
 _BARE = (
     "Without a run there is no distribution, so usual cannot be told from unusual, and there is no null: ranked by "
@@ -43,7 +43,8 @@ def notes(trace: Trace) -> list[str]:
         return [_BARE]
     return [
         _UNUSUAL,
-        f"by chance: of the {trace.units:,} neurons, so many are as unusual at a token of the run's own text, at most",
+        f"by chance: how many of the {trace.units:,} neurons are as unusual at an ordinary token of the run's text, at "
+        "most",
     ]
 
 
@@ -56,7 +57,7 @@ def shares_line(trace: Trace, position: int) -> str:
         for kind, shares in trace.shares.items()
         if shares[position] is not None
     ]
-    return f"tails up to {level}: {', '.join(parts)}" if parts else ""
+    return f"with a tail of at most {level}: {', '.join(parts)}" if parts else ""
 
 
 def scale_line(neuron: NeuronTrace) -> str:
@@ -73,7 +74,7 @@ def scale_line(neuron: NeuronTrace) -> str:
 
 def writes_lines(neuron: NeuronTrace) -> list[tuple[str, tuple[str, ...]]]:
     """What is written at either sign."""
-    return [("writes when positive", neuron.promotes), ("writes when negative", neuron.suppresses)]
+    return [("promotes when positive", neuron.promotes), ("promotes when negative", neuron.suppresses)]
 
 
 def reach(neuron: NeuronTrace) -> float:
@@ -181,7 +182,7 @@ def _table(names: tuple[str, ...], left: tuple[int, ...], without: tuple[int, ..
 def _found(trace: Trace, found: Sequence[Unusual], width: int) -> Table:
     table = _table(FOUND_BARE if trace.run is None else FOUND, (0,))
     table.columns[0].min_width = len("L29N1535")
-    table.add_column("writes", ratio=1, no_wrap=True)
+    table.add_column("promotes here", ratio=1, no_wrap=True)
     for one in found:
         style = ORANGE if one.reading.coefficient > 0 else BLUE
         name, size, *rest = found_cells(trace, one.reading)
