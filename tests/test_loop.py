@@ -101,6 +101,7 @@ def test_what_was_checkpointed_is_not_done_again(
     assert (state.seen == model.anatomy.n_layers).all()
 
 
+@pytest.mark.slow
 def test_a_workers_error_reaches_the_caller(model: Model, plan: Plan) -> None:
     """An error of the tree is raised as itself from a worker process."""
     failing = loop.Kind(partial(Counts, plan.contexts, 1), Counts.load)

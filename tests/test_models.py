@@ -132,6 +132,7 @@ def test_unknown_dtype_and_device_are_refused(folder: Path, keywords: dict[str, 
         load_model(folder, **keywords)
 
 
+@pytest.mark.slow
 def test_products_do_not_depend_on_the_number_of_threads() -> None:
     """One and two threads give the same bits for products of few rows, where MKL would otherwise differ."""
     script = """

@@ -253,6 +253,7 @@ def rows_of(state: Mined) -> list[dict[str, list[dict[str, object]]]]:
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(data=st.data())
 def test_any_split_and_order_gives_the_same_rows(data: st.DataObject) -> None:

@@ -328,6 +328,7 @@ def test_parameters_are_counted_once(family: str, tmp_path: Path) -> None:
 # -- the command -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_study_from_model_to_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -156,6 +156,7 @@ def _passed(text: Text, units: list[np.ndarray], found: Found) -> list[tuple[str
     return out
 
 
+@pytest.mark.slow
 def test_what_triggers_cannot_certify(text: Text) -> None:
     """A pattern that a fifth of the prefixes have, half of the time: the whole distribution finds it, triggers do not
     confirm it; units that know nothing pass neither."""
