@@ -156,17 +156,23 @@ def test_card_is_frozen_json_with_neighbours(run: Run) -> None:
 # -- search -------------------------------------------------------------------------------------------------
 
 
-def _usual(run: Run) -> dict[str, int]:
-    """The usual sign of every neuron, by its card: whose list its readings come from."""
+def _taken(run: Run) -> dict[tuple[str, int], bool]:
+    """Each neuron and sign of which its card has triggers: whether it is the one that its readings come from."""
     every = run.table("neurons").select("layer", "neuron").collect().iter_rows()
-    return {str(NeuronId(*id)): neuron.card(run, id, examples=0).sides[0].polarity for id in every}
+    cards = [neuron.card(run, id, examples=0) for id in every]
+    return {
+        (str(card.id), side.polarity): side is card.sides[0]
+        for card in cards
+        for side in card.sides
+        if side.threshold is not None
+    }
 
 
 @pytest.mark.parametrize(("ask", "sense"), [(search.promotes, 1), (search.suppresses, -1)])
 def test_value_search_equals_the_cards(run: Run, ask: object, sense: int) -> None:
     """Found are the neurons whose card names the token under that verb, best rank first, read with the same sign."""
-    usual = _usual(run)
-    assert set(usual.values()) == {1, -1}
+    taken = _taken(run)
+    assert set(taken.values()) == {True, False}
     words = run.table("values").filter(pl.col("token").is_between(257, 320)).collect()
     pieces = run.table("vocabulary").collect()["bytes"]
     often = words["token"].value_counts().sort("count", "token", descending=True)["token"]
@@ -174,16 +180,15 @@ def test_value_search_equals_the_cards(run: Run, ask: object, sense: int) -> Non
         text = pieces[token].decode()
         found = ask(run, text, count=100)  # type: ignore[operator]
         expected = {
-            id
-            for id, sign in usual.items()
+            (id, "+-"[sign < 0], usual)
+            for (id, sign), usual in taken.items()
             if token
             in [one.id for one in neuron.card(run, NeuronId.parse(id), examples=0).writes(sign * sense)]
         }
-        assert set(found.rows["neuron"]) == expected
+        assert set(found.rows.select("neuron", "sign", "usual").iter_rows()) == expected
         assert found.total == len(expected) == found.rows.height
         assert found.rows["rank"].is_sorted()
         for row in found.rows.iter_rows(named=True):
-            assert row["sign"] == "+-"[usual[row["neuron"]] < 0]
             assert row["logit"] * sense > 0  # the number has the sign of the verb beside it
             assert (row["probability"] is None) == (row["max_probability"] is None) == (row["sign"] == "-")
 
@@ -194,7 +199,7 @@ def test_value_search_equals_the_cards(run: Run, ask: object, sense: int) -> Non
 def test_value_search_says_what_the_other_sign_does(run: Run, ask: object, does: str, reverse: str) -> None:
     """At the other sign of its coefficient a neuron does the opposite to the tokens that are listed."""
     found = ask(run, " Paris")  # type: ignore[operator]
-    assert f"that they {does} most at their usual sign" in found.question
+    assert f"that they {does} most at the sign beside it" in found.question
     assert f"At the other sign a neuron {reverse} what is listed here" in found.null
     assert "writes" not in found.null
 
@@ -202,7 +207,10 @@ def test_value_search_says_what_the_other_sign_does(run: Run, ask: object, does:
 def test_value_search_states_its_base_rate(run: Run) -> None:
     """Beside the count stands what an even draw of tokens would give."""
     size = run.manifest.model.vocabulary
-    assert f"{36 * 10 / size:.1f} if all {size:,} tokens were alike" in search.promotes(run, " Paris").null
+    assert (
+        f"{len(_taken(run)) * 10 / size:.1f} if all {size:,} tokens were alike"
+        in search.promotes(run, " Paris").null
+    )
 
 
 def test_value_search_of_one_layer(run: Run) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.analyses.peaked import RULE, peaked
-from mnemoscope.analyses.signs import usual_signs
+from mnemoscope.analyses.signs import taken_signs
 from mnemoscope.analyses.tested import ORDER
 from mnemoscope.analyses.tested import tested as _tested
 from mnemoscope.display import Shown
@@ -51,17 +51,18 @@ class Found(Shown):
 
 
 def promotes(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
-    """Neurons that promote the token `text` (spaces included) at the usual sign of their coefficient, best rank first.
+    """Neurons that promote the token `text` (spaces included) at a sign that their coefficient takes, best rank first.
 
-    Rows: neuron, sign (the usual one, `analyses.signs`), rank (0-based, among what it promotes at that sign), token,
-    logit (of the value, times the sign), probability and the value's max_probability (read at a positive coefficient;
-    null where the sign is negative). `QueryError` if the vocabulary has no such token.
+    Rows: neuron, sign (at which it promotes the token), usual (whether that is its usual sign, `analyses.signs`), rank
+    (0-based, among what it promotes at that sign), token, logit (of the value, times the sign), probability and the
+    value's max_probability (read at a positive coefficient; null where the sign is negative). `QueryError` if the
+    vocabulary has no such token.
     """
     return _by_value(run, text, "promote", layer, count)
 
 
 def suppresses(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
-    """Neurons that suppress the token `text` at the usual sign of their coefficient.
+    """Neurons that suppress the token `text` at a sign that their coefficient takes.
 
     Rows as `promotes`; rank 0 is the most suppressed.
     """
@@ -237,43 +238,47 @@ def _within(run: Run, name: str, layer: int | None) -> pl.LazyFrame:
 
 
 def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> Found:
-    """Neurons by the list of their value that holds what they `verb` (promote or suppress) at their usual sign."""
+    """Neurons by the list of their value that holds what they `verb` (promote or suppress) at a sign that they take."""
     tokens, model = run.vocabulary.find(text), run.manifest.model
     layer = None if layer is None else run.address(layer, 0).layer
-    usual = usual_signs(run, layer).collect()
-    listed = pl.col("usual") * (1 if verb == "promote" else -1)
+    sense = 1 if verb == "promote" else -1
+    # A list is read at the sign at which the neuron promotes what it holds, and at the other one suppresses it.
+    lists = taken_signs(run, layer).with_columns(polarity=(pl.col("sign") * sense).cast(pl.Int8)).collect()
+    address = [*_NEURON, "polarity"]
     stored = [
         run.by_token(token, polarity).with_columns(polarity=pl.lit(polarity, pl.Int8))
         for token in tokens
         for polarity in (1, -1)
     ]
-    rows = pl.concat(stored).join(usual, on=_NEURON).filter(pl.col("polarity") == listed)
     best = _within(run, "neurons", layer).select(*_NEURON, max_probability="value_max_probability")
-    positive = pl.when(pl.col("usual") > 0)
+    positive = pl.when(pl.col("sign") > 0)
     rows = (
-        rows.join(best.collect(), on=_NEURON)
-        .sort("rank", pl.col("logit") * listed, *_NEURON, descending=[False, True, False, False])
+        pl.concat(stored)
+        .join(lists, on=address)
+        .join(best.collect(), on=_NEURON)
+        .sort("rank", pl.col("logit") * pl.col("polarity"), *_NEURON, descending=[False, True, False, False])
         .with_columns(
-            _sign("usual"),
-            pl.col("logit") * pl.col("usual"),
             positive.then("probability").alias("probability"),
             positive.then("max_probability").alias("max_probability"),
+            pl.col("logit") * pl.col("sign"),
         )
+        .with_columns(_sign("sign"))
     )
     shown = rows.head(count)
     labels = pl.Series("token", [run.vocabulary.label(token) for token in shown["token"]], dtype=pl.String)
-    depth, median = _value_base_rate(run, usual.with_columns(polarity=listed.cast(pl.Int8)), layer)
-    alike = len(tokens) * usual.height * depth / model.vocabulary
+    depth, median = _value_base_rate(run, lists.select(address), layer)
+    alike = len(tokens) * lists.height * depth / model.vocabulary
     uniform = f"{1 / model.vocabulary:.2g}".replace("e-0", "e-")
+    neurons = rows.select(_NEURON).n_unique()
     return Found(
-        question=f"{rows.height:,} of {usual.height:,} neurons have {text!r} among the {depth} tokens that they {verb} "
-        "most at their usual sign (the sign of most of their triggers)"
+        question=f"{neurons:,} of {lists.select(_NEURON).n_unique():,} neurons have {text!r} among the {depth} tokens "
+        f"that they {verb} most at the sign beside it (usual: the sign of most of their triggers)"
         + ("" if rows.height else "; no others are kept, so a neuron with it further down is not found"),
         null=f"the median token of the vocabulary is in {median:g} such lists; {alike:.1f} if all {model.vocabulary:,} "
         f"tokens were alike. A uniform value gives each token the probability {uniform}. At the "
         f"other sign a neuron {'suppresses' if verb == 'promote' else 'promotes'} what is listed here",
         rows=_named(shown.with_columns(labels)).select(
-            "neuron", "sign", "rank", "token", "logit", "probability", "max_probability"
+            "neuron", "sign", "usual", "rank", "token", "logit", "probability", "max_probability"
         ),
         total=rows.height,
     )
@@ -281,8 +286,7 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
 
 def _value_base_rate(run: Run, lists: pl.DataFrame, layer: int | None) -> tuple[int, float]:
     """Tokens kept for each value, and in how many of these lists (layer, neuron, polarity) the median token is."""
-    address = [*_NEURON, "polarity"]
-    table = _within(run, "values", layer).join(lists.lazy().select(address), on=address, how="semi")
+    table = _within(run, "values", layer).join(lists.lazy(), on=[*_NEURON, "polarity"], how="semi")
     counts = table.group_by("token").len().collect()["len"].to_numpy()
     depth = table.select(pl.col("rank").max()).collect().item()
     absent = run.manifest.model.vocabulary - len(counts)

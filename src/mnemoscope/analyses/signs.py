@@ -1,6 +1,7 @@
-"""The usual sign of a neuron: the sign of the coefficient at most of its triggers.
+"""The signs that a neuron's coefficient takes, and the usual one: the sign at most of its triggers.
 
-With as many of either sign it is the sign whose weakest stored trigger is the stronger; of two that are alike, +.
+With as many triggers of either sign, the usual one is the sign whose weakest stored trigger is the stronger; of two
+that are alike, +.
 """
 
 from __future__ import annotations
@@ -30,4 +31,15 @@ def usual_signs(run: Run, layer: int | None = None) -> pl.LazyFrame:
     )
     return (
         neurons.select(_NEURON).join(usual, on=_NEURON, how="left").with_columns(pl.col("usual").fill_null(1))
+    )
+
+
+def taken_signs(run: Run, layer: int | None = None) -> pl.LazyFrame:
+    """layer, neuron, sign (+1 or -1), usual (bool): every sign of which a neuron has a trigger."""
+    triggers = run.table("triggers")
+    if layer is not None:
+        triggers = triggers.filter(pl.col("layer") == layer)
+    signs = triggers.select(*_NEURON, sign="polarity").unique()
+    return signs.join(usual_signs(run, layer), on=_NEURON).select(
+        *_NEURON, "sign", usual=pl.col("usual") == pl.col("sign")
     )

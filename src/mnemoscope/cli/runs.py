@@ -132,8 +132,8 @@ def show(
 @app.command(epilog='Example: mnemoscope find runs/demo --promotes " Paris"')
 def find(
     run: RunFolder,
-    promotes: Annotated[str | None, typer.Option(help="Token that the value promotes.")] = None,
-    suppresses: Annotated[str | None, typer.Option(help="Token that the value suppresses.")] = None,
+    promotes: Annotated[str | None, typer.Option(help="Token that the neuron promotes.")] = None,
+    suppresses: Annotated[str | None, typer.Option(help="Token that the neuron suppresses.")] = None,
     trigger: Annotated[str | None, typer.Option(help="Text at the end of triggers.")] = None,
     pattern: Annotated[str | None, typer.Option(help="Part of the name of a tested pattern.")] = None,
     tested: Annotated[
