@@ -147,6 +147,7 @@ TABLE = {
     "explain model --prompts prompts.jsonl -o t.xlsx": "must end in .parquet, .csv or .jsonl",
     "explain model --prompts prompts.jsonl -o table": "must end in .parquet, .csv or .jsonl",
     "explain model --prompts prompts.jsonl -o good.txt/t.csv": "writing the table good.txt/t.csv",
+    "explain model --prompts prompts.jsonl -o prompts.jsonl": "that file is read here and would be lost",
     # patterns
     "test run L1N1": "Missing option '--pattern'",
     "test run L1N1 --pattern 'regex:('": r"regex:\(",
@@ -172,6 +173,8 @@ TABLE = {
     "compare run nosuch": "nosuch: there is no such folder",
     "compare run run --html folder": "writing the report folder: there is a folder of that name",
     # sheets
+    "compare run run --html beside.html": "writing the report beside_files: Not a directory; choose a folder",
+    "study -o run --html beside.html": "writing the report beside_files: Not a directory; choose a folder",
     "annotate run --neurons 4 --out new.jsonl": "4 neurons",
     "annotate run --neurons -3 --out new.jsonl": "-3 neurons",
     "annotate run --out good.txt": "good.txt is there already",
@@ -204,6 +207,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         (at / name).write_bytes(content)
     (at / "folder").mkdir()
+    (at / "beside_files").write_text("")
     for kind in ("truncated", "broken", "newer"):
         shutil.copytree(at / "run", at / kind)
     table, manifest = at / "truncated" / "triggers.parquet", at / "newer" / "manifest.json"

@@ -100,6 +100,20 @@ def test_checking_and_writing_refuse_the_same(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "loop"]
 
 
+@pytest.mark.parametrize("name", ["./in.jsonl", "link", "hard"])
+def test_what_is_read_is_not_written_over(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whatever name: another file, and one that is not there yet, may be written."""
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_text("{}")
+    Path("link").symlink_to("in.jsonl")
+    Path("hard").hardlink_to("in.jsonl")
+    Path("other").write_text("")
+    found = refused(lambda: files.check_file(name, "writing the table", reads=["missing", "in.jsonl"]))
+    assert found == f"writing the table {name}: that file is read here and would be lost; choose another name"
+    for fine in ("other", "new"):
+        files.check_file(fine, "writing the table", reads=["missing", "in.jsonl"])
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [

@@ -12,7 +12,7 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -77,13 +77,19 @@ def write(file: File, content: str | bytes, doing: str, error: type[MnemoscopeEr
         partial.write_bytes(content.encode("utf-8", "replace") if isinstance(content, str) else content)
 
 
-def check_file(file: File, doing: str, error: type[MnemoscopeError] = RunError) -> None:
+def check_file(
+    file: File, doing: str, error: type[MnemoscopeError] = RunError, *, reads: Iterable[File] = ()
+) -> None:
     """Raise now what `replacing` would raise after the work: no such folder, a folder of that name, no right to
-    write there, no space."""
+    write there, no space; or that it is one of the files which the same work `reads` and would be lost."""
     with refusals(f"{doing} {file}", error=error):
         target = _target(Path(file))
-        if not _is_device(target):
-            _try(target.parent)
+        if _is_device(target):
+            return
+        _try(target.parent)
+        for source in reads:
+            if Path(source).exists() and target.exists() and target.samefile(source):
+                raise error(f"{doing} {file}: that file is read here and would be lost; choose another name")
 
 
 def check_folder(folder: File, doing: str, error: type[MnemoscopeError] = RunError) -> None:

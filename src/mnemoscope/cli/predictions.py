@@ -80,7 +80,7 @@ def _explain_many(model: str, loading: Loading, prompts: Path, out: Path, option
     from mnemoscope.jobs.prompts import check_table, read_prompts
 
     read_prompts(prompts)
-    check_table(out)
+    check_table(out, prompts)
     loaded = load(model, loading)
     with progress_bars() as report:
         api.explain_many(loaded, prompts, out, report=report, **options)

@@ -87,6 +87,7 @@ def study(
     from mnemoscope import api
     from mnemoscope.jobs.study import catalogue
     from mnemoscope.store import check_place, is_finished
+    from mnemoscope.views.study import report
 
     check_study(positions, sentences)
     check_build(1, (), workers)
@@ -107,8 +108,8 @@ def study(
         check_place(out)
     else:
         files.check_folder(out, "studying in")
-    if html is not None:
-        _check_report(html)
+    if html is not None or found is not None:
+        report.check(html or out / "report.html")
     loaded = None
     if found is None:
         from mnemoscope import nulls
@@ -129,8 +130,8 @@ def study(
         pinned = {} if loading.revision is None else {"revision": loading.revision}
         loaded = loaded or model_of(found, again, **pinned)
         _say_price(found, loaded, chosen, sizes)
-        with keeping(out), progress_bars() as report:
-            result = found.study(only=only, **given, model=loaded, report=report)
+        with keeping(out), progress_bars() as progress:
+            result = found.study(only=only, **given, model=loaded, report=progress)
     _report(result, html or out / "report.html", as_json, codes=codes)
 
 
@@ -144,16 +145,11 @@ def compare(
 ) -> None:
     """Compare two runs, figure by figure, and say how stable each neuron's triggers are."""
     from mnemoscope import api
+    from mnemoscope.views.study import report
 
     runs = [api.open_run(path) for path in (one, two)]
-    _check_report(html)
+    report.check(html)
     _report(api.compare(*runs, only=only), html, as_json)
-
-
-def _check_report(page: Path) -> None:
-    doing = "writing the report"
-    files.make_folder_of(page, doing)
-    files.check_file(page, doing)
 
 
 def _list(measurements: list[dict[str, Any]], as_json: bool, codes: bool) -> None:
@@ -175,11 +171,11 @@ def _say_price(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Siz
 
 def _report(result: StudyReport, page: Path, as_json: bool, *, codes: bool = False) -> None:
     """Write the page of all that there is; print the findings that were asked for."""
-    from mnemoscope.views.study import text
+    from mnemoscope.views.study import report, text
 
-    with progress_bars() as report:
-        result.save_page(page, report=report)
-    say(f"wrote {page}, and figures and tables in {page.stem}_files beside it")
+    with progress_bars() as progress:
+        result.save_page(page, report=progress)
+    say(f"wrote {page}, and figures and tables in {report.folder_of(page).name} beside it")
     if as_json:
         print_json(result.to_dict()["findings"])
     else:

@@ -33,12 +33,13 @@ class Prompt:
 KEYS = tuple(one.name for one in fields(Prompt) if one.name != "line")
 
 
-def check_table(path: str | Path) -> None:
-    """QueryError if the name of a table does not say in which format it is to be, RunError if it cannot be written."""
+def check_table(path: str | Path, prompts: str | Path | Iterable[Mapping[str, Any]] = ()) -> None:
+    """QueryError if the name of a table does not say in which format it is to be; RunError if it cannot be written, or
+    is the file of the prompts."""
     if Path(path).suffix.lower() not in TABLES:
         raise QueryError(f"{WRITING} {path}: the name must end in {either(TABLES)}; give such a name")
     files.make_folder_of(path, WRITING)
-    files.check_file(path, WRITING)
+    files.check_file(path, WRITING, reads=[prompts] if isinstance(prompts, str | Path) else ())
 
 
 def read_prompts(prompts: str | Path | Iterable[Mapping[str, Any]]) -> list[Prompt]:

@@ -133,8 +133,8 @@ def _one(name: str, tables: Tables) -> Finding:
         items=("A55", "A57"),
         title=f"The neurons behind one answer (Yu Table 2; {name})",
         says=f"For {case['prompt'].strip()!r}, {'' if right.height else 'not '}answered right with "
-        f"{case['answer'].strip()!r}, neuron {best['neuron']} of layer {best['layer']} adds most against "
-        f"{case['near'].strip()!r}, {best['difference']:.2f} logits; in what it writes the answer has rank "
+        f"{case['answer'].strip()!r}, neuron {best['neuron']} of layer {best['layer']} does most for it against "
+        f"{case['near'].strip()!r}, {best['difference']:+.2f} logits; in what it writes the answer has rank "
         f"{best['answer']:,} and the foil {best['near_foil']:,}.",
         frame=frame,
         paper="Paris against London: 0.32, 0.22 and 0.08 by the first three",

@@ -344,7 +344,7 @@ def _table_by_layer(told: dict[str, Told]) -> Finding:
         id="table-1-by-layer",
         items=("A44", "A65"),
         title="The same, layer by layer",
-        says=f"Ten neurons chosen by contribution bring most in layer {top}: {number(best, top)} nats.",
+        says=f"The contribution of ten neurons chosen by it is largest in layer {top}: {number(best, top)} nats.",
         frame=pl.concat(frames),
         figure=_line("layer", "layer", "contribution of ten neurons (nats)", color="chosen"),
         null=_NULL,

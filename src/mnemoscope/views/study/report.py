@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mnemoscope.analyses.study.finding import Finding, Section
     from mnemoscope.store import Run
 
+_DOING = "writing the report"
 ROWS = 12  # of a table that are on the page; the files hold all
 ROWS_BARE = 40  # of a table without a figure
 
@@ -63,17 +64,28 @@ def write(
     """Write the report of a run, or of two that are compared (`beside`), to an .html file, and figures (SVG, PDF) and
     tables (CSV, Parquet) to a folder beside it.
 
-    The folder is named like the file, with `_files` for `.html`. `RunError` if they cannot be written.
+    The folder is named like the file, with `_files` for `.html`. RunError if they cannot be written.
     """
     path = Path(path)
-    folder = path.with_name(f"{path.stem}_files")
-    doing = "writing the report"
-    with files.refusals(f"{doing} {path}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        files.check_file(path, doing)
+    check(path)
+    folder = folder_of(path)
+    with files.refusals(f"{_DOING} {path}"):
+        folder.mkdir(exist_ok=True)
         text = render(run, sections, folder, beside=beside, title=title, items=items, progress=progress)
-    files.write(path, text, doing)
+    files.write(path, text, _DOING)
     return path
+
+
+def folder_of(path: Path) -> Path:
+    """Where the figures and tables of a report go: beside the page, and named like it."""
+    return path.with_name(f"{path.stem}_files")
+
+
+def check(path: Path) -> None:
+    """Make the folder of a report, and raise RunError if the page or what lies beside it cannot be written there."""
+    files.make_folder_of(path, _DOING)
+    files.check_file(path, _DOING)
+    files.check_folder(folder_of(path), _DOING)
 
 
 def render(
