@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, tiny
+from families import FAMILIES, VARIANTS, tiny
 from safetensors.torch import load_file, save_file
 from tiny import model_folder, texts, tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -83,7 +85,42 @@ def _compiled_inside(hf: PreTrainedModel) -> PreTrainedModel:
     return hf
 
 
+def _compiled_parts(hf: PreTrainedModel) -> PreTrainedModel:
+    """Every module compiled by itself."""
+    for parent in list(hf.modules()):
+        for name, child in parent.named_children():
+            if not isinstance(child, nn.ModuleList):
+                parent._modules[name] = torch.compile(child, backend="eager")  # type: ignore[assignment]
+    return hf
+
+
+def _checkpointed(hf: PreTrainedModel) -> PreTrainedModel:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    layers = hf.get_decoder().layers
+    for index, block in enumerate(layers):
+        layers[index] = checkpoint_wrapper(block)
+    return hf
+
+
+def _with_hooks(hf: PreTrainedModel) -> PreTrainedModel:
+    """As `dispatch_model` of accelerate leaves it where all fits on one device."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    for module in hf.modules():
+        add_hook_to_module(
+            module, AlignDevicesHook(io_same_device=True, execution_device=torch.device("cpu"))
+        )
+    return hf
+
+
+def _other_head(hf: PreTrainedModel, head: nn.Module) -> PreTrainedModel:
+    hf.lm_head = head
+    return hf
+
+
 FF, ATTENTION = ["gate_proj", "up_proj", "down_proj"], ["q_proj", "v_proj", "o_proj"]
+PARTS = ("llama", "gpt2", "gemma2", "gpt_neox", "opt")
 TAKEN: dict[str, Callable[[], Any]] = {
     **{
         f"{family} in training mode": lambda family=family: _training(FAMILIES[family]())
@@ -93,6 +130,13 @@ TAKEN: dict[str, Callable[[], Any]] = {
     "compiled in place": lambda: _compiled_inside(FAMILIES["llama"]()),
     "data parallel": lambda: nn.DataParallel(FAMILIES["gpt2"]()),
     "compiled data parallel": lambda: torch.compile(nn.DataParallel(FAMILIES["gpt2"]()), backend="eager"),
+    **{
+        f"{family} compiled in parts": lambda family=family: _compiled_parts(FAMILIES[family]())
+        for family in PARTS
+    },
+    "checkpointed layers": lambda: _checkpointed(FAMILIES["llama"]()),
+    "hooks of accelerate": lambda: _with_hooks(FAMILIES["llama"]()),
+    "tied head replaced": lambda: _other_head(VARIANTS["llama_tied"](), nn.Linear(32, 80)),
     "merged adapter on the FFN": lambda: _merged(_adapted(FF)),
     "merged adapter on attention": lambda: _merged(_adapted(ATTENTION)),
     "disabled adapter": lambda: _disabled(_adapted(FF)),
@@ -133,6 +177,17 @@ def _on_meta(_: Path) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(FAMILIES["llama"]().config)
 
 
+def _mixed_precision(_: Path) -> PreTrainedModel:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    try:
+        prepared: PreTrainedModel = Accelerator(mixed_precision="bf16", cpu=True).prepare(FAMILIES["llama"]())
+        return prepared
+    finally:
+        AcceleratorState._reset_state()
+
+
 def _mixed(_: Path) -> PreTrainedModel:
     hf = FAMILIES["llama"]()
     hf.model.layers[1].mlp.to(torch.bfloat16)
@@ -163,6 +218,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "load_adapter": (_loaded_with_adapter, "is not merged"),
     "offloaded to the cpu": (lambda path: _offloaded(path, "cpu"), "meta device.*on one device"),
     "offloaded to disk": (lambda path: _offloaded(path, "disk"), "meta device.*on one device"),
+    "prepared for mixed precision": (_mixed_precision, r"mixed precision.*keep_fp32_wrapper=False"),
+    "head of two matrices": (
+        lambda _: _other_head(FAMILIES["llama"](), nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 80))),
+        r"no plain matrix \(Sequential\)",
+    ),
     "on meta": (_on_meta, "on the meta device"),
     "float64": (lambda _: FAMILIES["llama"]().double(), r"float64; .*copy\.deepcopy"),
     "layers of two dtypes": (_mixed, r"weights are in bfloat16 and float32: .*hf\.to"),
@@ -371,6 +431,160 @@ def test_a_hook_that_came_later_is_found() -> None:
         explain(model, PROMPT, TARGET, top=2)
     handle.remove()
     assert explain(model, PROMPT, TARGET, top=2).log_probability == before
+
+
+def _scaled(forward: Callable[..., Any], by: float) -> Callable[..., Any]:
+    return lambda *args, **options: forward(*args, **options) * by
+
+
+def _hook_of_accelerate(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class Louder(ModelHook):
+        def post_forward(self, module: nn.Module, output: Any) -> Any:
+            return output * 1.5
+
+    add_hook_to_module(hf.get_decoder().layers[1].mlp, Louder())
+
+
+def _epsilons(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> None:
+    for module in hf.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.variance_epsilon = 0.5
+
+
+def _multipliers(hf: PreTrainedModel, _: pytest.MonkeyPatch) -> None:
+    for block in hf.get_decoder().layers:
+        block.residual_multiplier = 1.0
+
+
+def _method(hf: PreTrainedModel, patch: pytest.MonkeyPatch) -> None:
+    mlp = hf.get_decoder().layers[1].mlp
+    patch.setattr(mlp, "forward", _scaled(mlp.forward, 2.0), raising=False)
+
+
+def _class_method(hf: PreTrainedModel, patch: pytest.MonkeyPatch) -> None:
+    kind = type(hf.get_decoder().layers[1].mlp)
+    patch.setattr(kind, "forward", _scaled(kind.forward, 2.0))
+
+
+LATER: dict[str, tuple[str, Callable[[Any, pytest.MonkeyPatch], Any]]] = {
+    "forward of a module": ("llama", _method),
+    "forward of a class": ("llama", _class_method),
+    "hook of accelerate": ("llama", _hook_of_accelerate),
+    "epsilon": ("llama", _epsilons),
+    "layers removed": ("llama", lambda hf, _: setattr(hf.model, "layers", hf.model.layers[:2])),
+    "another activation": (
+        "gpt2",
+        lambda hf, _: [setattr(b.mlp, "act", nn.SiLU()) for b in hf.transformer.h],
+    ),
+    "another head": ("llama", lambda hf, _: _other_head(hf, nn.Linear(32, 80))),
+    "multiplier of a block": ("granite", _multipliers),
+    "multiplier of the logits": ("cohere", lambda hf, _: setattr(hf, "logit_scale", 1.0)),
+    "cap of the logits": ("gemma2", lambda hf, _: setattr(hf.config, "final_logit_softcapping", 1.0)),
+}
+
+
+def _answer(model: Callable[[], Model]) -> Any:
+    """A whole explanation, or the line in which it is refused."""
+    try:
+        found = explain(model(), PROMPT, TARGET, top=2).to_dict()
+    except ModelNotSupported as error:
+        return str(error)
+    return found
+
+
+@pytest.mark.parametrize("change", LATER)
+def test_a_model_that_was_changed_is_explained_as_if_it_were_loaded_now(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code, settings and parts are looked at where they are used: the answer is that of a fresh load."""
+    family, act = LATER[change]
+    hf = FAMILIES[family]()
+    model = load_model(hf, tokenizer=tokenizer())
+    before = _answer(lambda: model)
+    act(hf, monkeypatch)
+    after = _answer(lambda: model)
+    assert after == _answer(lambda: load_model(hf, tokenizer=tokenizer())) != before
+
+
+def test_an_activation_is_named_as_it_is() -> None:
+    """Where a module was replaced the config says another name than that of what is computed."""
+    hf = FAMILIES["llama"]()
+    assert load_model(hf, tokenizer=tokenizer()).anatomy.activation == "silu"
+    for block in hf.model.layers:
+        block.mlp.act_fn = nn.GELU()
+    assert load_model(hf, tokenizer=tokenizer()).anatomy.activation == "gelu"
+
+
+def test_a_change_that_only_the_whole_hash_shows_stops_one_build_and_no_more(tmp_path: Path) -> None:
+    """One entry of a matrix, written where autograd counts nothing: refused, and read anew at the next build."""
+    with torch.inference_mode():
+        hf = FAMILIES["llama"]()
+    model = load_model(hf, tokenizer=tokenizer())
+    before = model.weights_sha256
+    with torch.inference_mode():
+        hf.model.layers[1].mlp.down_proj.weight[0, 1] += 1.0
+    with pytest.raises(ModelChanged, match="changed meanwhile"):
+        build(model, texts(10), tmp_path / "run", top=2)
+    run = build(model, texts(10), tmp_path / "run", top=2)
+    fresh = load_model(hf, tokenizer=tokenizer()).weights_sha256
+    assert run.manifest.model.weights_sha256 == fresh != before
+
+
+def test_a_tokenizer_that_was_changed_is_another(tmp_path: Path) -> None:
+    """A beginning that it puts before texts from now on: the old run is not handed back."""
+    given = tokenizer()
+    model = load_model(FAMILIES["llama"](), tokenizer=given)
+    before = build(model, texts(10), tmp_path / "run", top=2)
+    given.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    with pytest.raises(RunMismatch, match="tokenizer_sha256"):
+        build(model, texts(10), tmp_path / "run", top=2)
+    after = build(model, texts(10), tmp_path / "other", top=2).manifest.model.tokenizer_sha256
+    fresh = load_model(FAMILIES["llama"](), tokenizer=given).tokenizer_sha256
+    assert after == fresh != before.manifest.model.tokenizer_sha256
+
+
+@contextmanager
+def _defaults(dtype: torch.dtype, device: str | None) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    torch.set_default_device(device)
+    try:
+        yield
+        assert torch.get_default_dtype() == dtype
+        assert device is None or torch.get_default_device().type == device
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_default_device(None)
+
+
+SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "bf16 by default": lambda: _defaults(torch.bfloat16, None),
+    "float64 by default": lambda: _defaults(torch.float64, None),
+    "another device by default": lambda: _defaults(torch.float32, "meta"),
+}
+
+
+@pytest.mark.parametrize("when", ["before loading", "after loading"])
+@pytest.mark.parametrize("kind", SURROUNDINGS)
+def test_what_surrounds_a_call_changes_no_number(kind: str, when: str, tmp_path: Path) -> None:
+    """Autocast and defaults of torch hold in one thread of one process; a run must not depend on its workers."""
+    hf = FAMILIES["llama"]()
+    still = load_model(hf, tokenizer=tokenizer())
+    expected = explain(still, PROMPT, TARGET, top=2).to_dict()
+    plain = build(still, texts(10), tmp_path / "plain", top=2)
+    with SURROUNDINGS[kind]():
+        model = still if when == "after loading" else load_model(hf, tokenizer=tokenizer())
+        found = explain(model, PROMPT, TARGET, top=2).to_dict()
+        run = build(model, texts(10), tmp_path / "run", top=2)
+    assert found == expected
+    assert {k: v.sha256 for k, v in run.manifest.tables.items()} == {
+        k: v.sha256 for k, v in plain.manifest.tables.items()
+    }
+    assert run.manifest.model.self_check == plain.manifest.model.self_check
 
 
 def test_what_load_model_refuses_is_refused_later_too() -> None:

@@ -11,6 +11,11 @@ from torch import nn
 from mnemoscope.anatomy.parts import Norm
 from mnemoscope.errors import ModelNotSupported
 
+_WRAPPERS = {  # of single parts, by the name of the class: where the part is
+    "OptimizedModule": "_orig_mod",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+
 
 def refused(family: str, reason: str) -> ModelNotSupported:
     """The error to raise for a model that cannot be read, with the reason."""
@@ -21,11 +26,18 @@ def refused(family: str, reason: str) -> ModelNotSupported:
 
 
 def find(module: nn.Module, path: str) -> nn.Module | None:
-    """The module at a dotted path, or None."""
+    """The module at a dotted path, itself and not what wraps it, or None."""
     for name in path.split("."):
         module = getattr(module, name, None)  # type: ignore[assignment]
         if module is None:
             return None
+    return bare(module)
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """A part that was compiled or checkpointed by itself, without what wraps it."""
+    while (name := _WRAPPERS.get(type(module).__name__)) is not None and isinstance(module, nn.Module):
+        module = getattr(module, name)
     return module
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
@@ -14,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from mnemoscope.anatomy.measure import find, measured_norm, part_of, refused
+from mnemoscope.anatomy.measure import bare, find, measured_norm, part_of, refused
 from mnemoscope.anatomy.parts import Anatomy, Layer, Projection, rows_of
 from mnemoscope.anatomy.table import (
     ANY_FFN,
@@ -43,7 +44,7 @@ def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
     family = str(config.model_type)
     if reason := _unsupported_kind(hf):
         raise refused(family, reason)
-    body = hf.get_decoder()
+    body = bare(hf.get_decoder())
     if family in FAMILIES:
         row = FAMILIES[family]
         for name, accepted, reason in row.refused:
@@ -89,7 +90,7 @@ def _generic_rows(body: nn.Module, config: Any) -> Iterator[Family]:
     ]
     finals = [name for name in ANY_FINAL if hasattr(body, name)]
     for block, final in product(blocks, finals):
-        first = getattr(body, block)[0]
+        first = bare(getattr(body, block)[0])
         for out, ffn, norms in product(ANY_OUT, ANY_FFN, ANY_NORMS):
             if _has(first, (out, *ffn)) and _uses_all_norms(first, norms):
                 yield Family(
@@ -116,7 +117,7 @@ def _has(module: nn.Module, paths: tuple[str | None, ...]) -> bool:
 
 
 def _uses_all_norms(block: nn.Module, norms: Norms) -> bool:
-    present = {name for name, child in block.named_children() if "norm" in type(child).__name__.lower()}
+    present = {name for name, child in block.named_children() if "norm" in type(bare(child)).__name__.lower()}
     return present == {name for name in norms if name is not None}
 
 
@@ -124,17 +125,22 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
     config = hf.config.get_text_config()
     blocks = part_of(body, row.blocks, family)
     assert isinstance(blocks, nn.ModuleList), f"{row.blocks} of a {family} model is a {type(blocks).__name__}"
-    layers = tuple(_layer(block, row, config, family) for block in blocks)
-    head, embedding = hf.get_output_embeddings(), hf.get_input_embeddings()
+    layers = tuple(_layer(bare(block), row, config, family) for block in blocks)
+    head, embedding = bare(hf.get_output_embeddings()), bare(hf.get_input_embeddings())
+    for module in (head, embedding):
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
+            raise refused(family, f"its embeddings or its head are no plain matrix ({type(module).__name__})")
     first = layers[0]
     n_neurons, width = first.values().shape
     for index, layer in enumerate(layers):
         if layer.values().shape != first.values().shape:
             raise refused(family, f"layer {index} has {len(layer.values())} neurons and layer 0 {n_neurons}")
-    if rows_of(head).shape[1] != width or embedding.weight.shape[1] != width:
+    if rows_of(head).shape[1] != width or rows_of(embedding).shape[1] != width:
         raise refused(family, "its embeddings are projected to another width")
     activation = _present(config, "hidden_activation", "hidden_act", "activation_function", "activation")
     name = str(getattr(config, activation)) if activation else "gelu"
+    act = _activation(first.module, name)
     shared = first.ffn_norm is not None and first.ffn_norm is first.input_norm
     return Anatomy(
         family=family,
@@ -149,8 +155,8 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         vocabulary=rows_of(head).shape[0],
         context_length=_context_length(config),
         gated=first.up is not None,
-        activation=name,
-        act=_activation(first.module, name),
+        activation=_name_of(act, name),
+        act=act,
         parallel=shared or hasattr(first.module, "ln_mlp") or _flag(config, row.parallel),
         embedding_multiplier=_number(config, row.embedding_multiplier),
         residual_multiplier=_number(config, row.residual_multiplier),
@@ -231,6 +237,14 @@ def _context_length(config: Any) -> int:
     """Positions the model was made for; 2048 where the config does not say (ALiBi models have no limit)."""
     name = _present(config, "max_position_embeddings", "max_seq_len", "seq_length")
     return int(getattr(config, name)) if name else 2048
+
+
+def _name_of(act: Callable[[Tensor], Tensor], said: str) -> str:
+    """What the config says of the activation, if it is that; else its class."""
+    x = torch.linspace(-4, 4, 65)
+    if said in ACT2FN and not torch.allclose(act(x), ACT2FN[said](x), atol=1e-5):
+        return str(getattr(act, "__name__", type(act).__name__)).lower()
+    return said
 
 
 def _activation(block: nn.Module, name: str) -> Callable[[Tensor], Tensor]:

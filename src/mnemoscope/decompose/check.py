@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 
 from mnemoscope.anatomy import Anatomy, candidates
 from mnemoscope.decompose.as_run import RunsOtherwise, check_as_run, drawn, implementation, tokens_to_check
-from mnemoscope.decompose.observe import TOLERANCE, failed, flat, hidden, hooked, observed
+from mnemoscope.decompose.observe import TOLERANCE, failed, flat, hidden, hooked, observed, plainly
 from mnemoscope.decompose.stream import Stream, trace
 from mnemoscope.errors import ModelNotSupported
 
 
+@plainly()
 def examine(hf: PreTrainedModel) -> tuple[Anatomy, float]:
     """The anatomy whose parts add up, and its `self_check`; `ModelNotSupported` if there is none.
 
@@ -59,6 +60,7 @@ def _not_followed(anatomy: Anatomy, error: Exception) -> ModelNotSupported:
     )
 
 
+@plainly()
 @torch.no_grad()
 def self_check(hf: PreTrainedModel, anatomy: Anatomy, *, seed: int = 0) -> float:
     """Rebuild the logits of a short random input from all parts; the largest error as a share of their range.

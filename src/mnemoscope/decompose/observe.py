@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from mnemoscope.errors import ModelNotSupported
 
 TOLERANCE = 1e-4  # of the logit range for logits, of the largest entry of the vector for everything else
 _HALF = (torch.bfloat16, torch.float16)
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")  # kinds of device
 
 
 @dataclass(eq=False)
@@ -212,10 +213,26 @@ def hooked(handles: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def uncompiled() -> AbstractContextManager[object]:
-    """What torch.compile was asked to compile runs as it is written, so that hooks see its parts."""
-    # Importing the compiler takes a second, and without it nothing is compiled.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Whatever surrounds the block, models compute as they are written, in the dtype of their weights.
+
+    What torch.compile was asked to compile is not, so that hooks see its parts; autocast is off, and new tensors are
+    fp32 on the processor unless something else is asked for. Other processes (workers) have none of these settings.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        # Importing the compiler takes a second, and without it nothing is compiled.
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for kind in filter(torch.is_autocast_enabled, _AUTOCAST):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if dtype != torch.float32:
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        yield
 
 
 @contextmanager
@@ -227,7 +244,7 @@ def observed(hf: PreTrainedModel, *, upcast: bool, attention: str | None = "eage
     configs = {id(c): c for m in hf.modules() if (c := getattr(m, "config", None)) is not None}
     before = [(config, config._attn_implementation_internal) for config in configs.values()]
     training = [module for module in hf.modules() if module.training]
-    with uncompiled(), _widened(hf) if upcast else nullcontext():
+    with plainly(), _widened(hf) if upcast else nullcontext():
         try:
             hf.eval()
             for config, own in before:

@@ -46,6 +46,7 @@ def unwrapped(source: object) -> PreTrainedModel:
     if not isinstance(inner, PreTrainedModel):
         _refuse(inner)
     _check_adapters(inner)
+    _check_precision(inner)
     _check_weights(inner)
     return inner
 
@@ -99,6 +100,15 @@ def _held(module: Any) -> set[str]:
     for attribute in module.adapter_layer_names:
         names |= set(getattr(module, attribute, {}).keys())
     return names
+
+
+def _check_precision(hf: PreTrainedModel) -> None:
+    """No autocast of its own: `Accelerator.prepare` puts one around forward under mixed precision."""
+    if "_original_forward" in vars(hf):
+        raise ModelNotSupported(
+            f"loading a {type(hf).__name__}: accelerate runs it in mixed precision, so it computes in another dtype "
+            "than that of its weights; give accelerator.unwrap_model(hf, keep_fp32_wrapper=False)"
+        )
 
 
 def _check_weights(hf: PreTrainedModel) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from mnemoscope.anatomy import Anatomy
 from mnemoscope.arguments import DTYPES
 from mnemoscope.decompose import Stream, check_traced, examine, trace
-from mnemoscope.decompose.observe import uncompiled
+from mnemoscope.decompose.observe import plainly
 from mnemoscope.errors import ModelChanged, RunMismatch
 from mnemoscope.models.accepted import unwrapped
 from mnemoscope.models.state import Fingerprint, Mode, fingerprint, structure
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # how many workers it had. It is read at the first product, so a choice that was made before stands.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
+_NOTHING = Fingerprint((), ())
 NAMES = {full: name for name, full in DTYPES.items()} | {name: name for name in DTYPES}
 
 
@@ -93,7 +94,7 @@ class Model:
             self.refresh()
         elif structure(self.hf) != self.seen.structure:
             raise self._changed("running it")
-        with uncompiled(), self._mode.evaluating(self.hf):
+        with plainly(), self._mode.evaluating(self.hf):
             yield
         if outermost and fingerprint(self.hf) != self.seen:
             raise self._changed("running it")
@@ -107,8 +108,8 @@ class Model:
 
     def _changed(self, doing: str) -> ModelChanged:
         return ModelChanged(
-            f"{doing}: the weights, hooks or attention of {self.id} were changed meanwhile, so what was read is of no "
-            "one model and nothing was kept; run this again, and change the model before or after"
+            f"{doing}: the weights, settings, hooks or attention of {self.id} were changed meanwhile, so what was read "
+            "is of no one model and nothing was kept; run this again, and change the model before or after"
         )
 
     def refresh(self) -> None:
@@ -147,9 +148,12 @@ class Model:
     def check_weights(self, sha256: str, doing: str) -> None:
         """`ModelChanged` if something changed since, or the weights, hashed as a whole, are not those of a hash."""
         if fingerprint(self.hf) != self.seen or hash_of(self.hf) != sha256:
+            self._seen = (
+                _NOTHING  # the change may be too small for a fingerprint: all is found again at the next look
+            )
             raise self._changed(doing)
 
-    @cached_property
+    @property
     def tokenizer_sha256(self) -> str:
         """Hash of the tokenizer's own serialisation, or of its vocabulary when it has none."""
         return hashlib.sha256(serialised(self.tokenizer).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a loaded module is at the moment: its weights, hooks, attention and mode, cheaply seen.
+"""What a loaded module is at the moment: its weights, settings, code, hooks, attention and mode, cheaply seen.
 
 Whoever holds a model can train it, hook it or switch its mode at any time. What was found on load is used only while
 these are as they were.
@@ -21,22 +21,33 @@ SAMPLED = 64  # entries of a matrix that are looked at; of a vector, all
 class Fingerprint(NamedTuple):
     """What changes when a model does, short of a few entries of a matrix that are written behind autograd's back."""
 
-    structure: tuple[Any, ...]  # modules, hooks, attention, and how often autograd saw each weight written
+    structure: tuple[
+        Any, ...
+    ]  # modules, their code, hooks, attention, and how often autograd saw each weight written
     sums: tuple[
         float, ...
     ]  # of each vector and of sampled entries of each matrix, for writes that it did not see
+    settings: tuple[Any, ...] = ()  # numbers that modules compute with: epsilons, multipliers, caps
 
 
 def fingerprint(hf: nn.Module) -> Fingerprint:
     """Of all weights and buffers; milliseconds."""
-    return Fingerprint(structure(hf), _sums(hf))
+    return Fingerprint(structure(hf), _sums(hf), _settings(hf))
 
 
 def structure(hf: nn.Module) -> tuple[Any, ...]:
     """The part that is cheap enough to be seen at every batch."""
-    modules = tuple((id(module), *_hooks(module), _attention(module)) for module in hf.modules())
+    modules = tuple(
+        (id(module), _code(module), *_hooks(module), _attention(module)) for module in hf.modules()
+    )
     weights = tuple((id(one), tuple(one.shape), one.dtype, _version(one)) for one in hf.parameters())
     return modules, weights
+
+
+def _code(module: nn.Module) -> int:
+    """Its forward method, which may have been replaced in the module or in its class."""
+    forward: Any = module.forward
+    return id(getattr(forward, "__func__", forward))  # a bound method is another object at every look
 
 
 def _hooks(module: nn.Module) -> tuple[int, ...]:
@@ -57,6 +68,18 @@ def _attention(module: nn.Module) -> str | None:
 
 def _version(parameter: Tensor) -> int:
     return 0 if parameter.is_inference() else parameter._version
+
+
+def _settings(hf: nn.Module) -> tuple[Any, ...]:
+    """Fractions only: whole numbers, words and flags are also counters and caches of the forward pass."""
+    configs = {
+        id(one): one for module in hf.modules() if (one := getattr(module, "config", None)) is not None
+    }
+    owners = [*hf.modules(), *configs.values()]
+    return tuple(
+        tuple((name, value) for name, value in vars(owner).items() if isinstance(value, float))
+        for owner in owners
+    )
 
 
 @torch.no_grad()
