@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -177,6 +179,14 @@ def _on_meta(_: Path) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(FAMILIES["llama"]().config)
 
 
+def _prompted(_: Path) -> Any:
+    from peft import PromptTuningConfig, get_peft_model
+
+    return get_peft_model(
+        FAMILIES["llama"](), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
+
+
 def _mixed_precision(_: Path) -> PreTrainedModel:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -219,6 +229,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "offloaded to the cpu": (lambda path: _offloaded(path, "cpu"), "meta device.*on one device"),
     "offloaded to disk": (lambda path: _offloaded(path, "disk"), "meta device.*on one device"),
     "prepared for mixed precision": (_mixed_precision, r"mixed precision.*keep_fp32_wrapper=False"),
+    "prompt tuning": (_prompted, "vectors before the prompt that are no tokens.*get_base_model"),
     "head of two matrices": (
         lambda _: _other_head(FAMILIES["llama"](), nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 80))),
         r"no plain matrix \(Sequential\)",
@@ -388,6 +399,28 @@ def test_a_model_in_training_mode_is_read_without_dropout(tmp_path: Path) -> Non
     assert {k: v.sha256 for k, v in still.manifest.tables.items()} == {
         k: v.sha256 for k, v in moving.manifest.tables.items()
     }
+
+
+def test_the_last_that_runs_a_model_puts_its_mode_back() -> None:
+    """Blocks lie inside one another: dropout stays off until the outermost ends."""
+    hf = _dropping().train()
+    model = load_model(hf, tokenizer=tokenizer())
+    with model.running():
+        with model.running():
+            assert not any(module.training for module in hf.modules())
+        assert not any(module.training for module in hf.modules())
+    assert all(module.training for module in hf.modules())
+
+
+def test_a_copy_of_a_model_has_a_state_of_its_own() -> None:
+    """Its modules are others than those of the original, also where one is copied while the other is run."""
+    model = load_model(_dropping().train(), tokenizer=tokenizer())
+    with model.running():
+        copied = copy.deepcopy(model)
+    for one in (copied, pickle.loads(pickle.dumps(model))):
+        with one.running(), one.running():
+            assert not any(module.training for module in one.hf.modules())
+        assert one.weights_sha256 == model.weights_sha256
 
 
 @pytest.mark.parametrize("change", [_step, _behind])
