@@ -106,7 +106,7 @@ def test_a_function_for_half_precision_only_is_compared_in_it(
             examine(hf)
 
 
-@pytest.mark.parametrize("when", ["batch", "length", "mask"])
+@pytest.mark.parametrize("when", ["batch", "batch without a mask", "length", "mask"])
 def test_a_hook_that_acts_only_in_other_inputs_is_found(when: str) -> None:
     """Steering that one short sequence without a mask does not see still makes it another model."""
     hf = FAMILIES["llama"]()
@@ -114,6 +114,7 @@ def test_a_hook_that_acts_only_in_other_inputs_is_found(when: str) -> None:
     def steer(_: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> Tensor | None:
         acts = {
             "batch": output.shape[0] > 1,
+            "batch without a mask": output.shape[0] > 1 and kwargs.get("past_key_values") is None,
             "length": output.shape[1] > 8,
             "mask": kwargs.get("past_key_values") is not None,
         }
