@@ -1,6 +1,7 @@
-// What of a page is cut with nothing to say so, leaves its picture, or is written over another text.
+// What of a page is cut with nothing to say so or cannot be scrolled by keys, leaves its picture or has letters too small there, lies in a
+// picture beyond the page, or is written over another text.
 () => {
-  const found = { wide: document.documentElement.scrollWidth - innerWidth, cut: [], left: [], over: [] };
+  const found = { wide: document.documentElement.scrollWidth - innerWidth, cut: [], left: [], small: [], beyond: [], over: [] };
   const named = (element) => `${element.tagName}.${element.getAttribute("class") ?? ""}: ${element.textContent.trim().slice(0, 40)}`;
   const clips = (element) => getComputedStyle(element).overflowX !== "visible" && element.tagName !== "svg";
   for (const element of document.querySelectorAll("body *:not(svg, svg *)")) {
@@ -8,8 +9,15 @@
     if (!clips(element) || element.scrollWidth <= element.clientWidth + 1) continue;
     const shadows = element.classList.contains("mn-scroll") && style.backgroundAttachment.includes("local");
     if (!shadows && style.textOverflow !== "ellipsis" && style.maskImage === "none") found.cut.push(named(element));
+    if (shadows && element.tabIndex < 0) found.cut.push(`no keys: ${named(element)}`);
+  }
+  for (const svg of document.querySelectorAll("svg")) {
+    const place = svg.closest(".mn-scroll");
+    if ((!place || !clips(place)) && svg.getBoundingClientRect().right > innerWidth + 1) found.beyond.push(named(svg));
   }
   for (const text of document.querySelectorAll("svg text")) {
+    const drawn = text.getScreenCTM(), letters = parseFloat(getComputedStyle(text).fontSize) * (drawn ? Math.hypot(drawn.a, drawn.b) : 1);
+    if (text.getBoundingClientRect().width && letters < 8) found.small.push(`${letters.toFixed(1)} px: ${named(text)}`);
     const svg = text.ownerSVGElement, box = text.getBoundingClientRect(), room = svg.getBoundingClientRect();
     if (!box.width || getComputedStyle(svg).overflow === "visible") continue;
     if (box.left < room.left - 1 || box.right > room.right + 1 || box.top < room.top - 2 || box.bottom > room.bottom + 2) found.left.push(named(text));

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ from rich.console import Group
 from rich.text import Text
 from synthetic import make_run
 from synthetic_explanation import make
+from test_patterns_job import BUDGET, PLANTED, planted_model
 from test_study_views import BAND, FRAME, finding
 from test_views import CARD
+from tiny import texts
 
-from mnemoscope.analyses import search
+from mnemoscope import build
+from mnemoscope.analyses import patterns, search
 from mnemoscope.analyses.study.finding import KINDS, Figure, Finding, Section
 from mnemoscope.analyses.study.items import items
 from mnemoscope.analyses.traced import NeuronTrace, Reading, Trace, TracedToken
+from mnemoscope.jobs import patterns as job
+from mnemoscope.patterns.search import Options
 from mnemoscope.records import NeuronId
 from mnemoscope.store import Run
 from mnemoscope.views import gallery, html, printed, text, trace
@@ -258,6 +264,7 @@ def test_nothing_is_cut_without_a_sign(browser: Any, pages: dict[str, Path], nam
     found = opened(browser, pages[name].as_uri(), width).evaluate(LAYOUT)
     assert found["wide"] <= 0
     assert found["cut"] == [] and found["left"] == [] and found["over"] == []
+    assert found["small"] == [] and found["beyond"] == []
 
 
 def test_the_layout_check_sees_what_is_wrong(browser: Any) -> None:
@@ -266,11 +273,99 @@ def test_the_layout_check_sees_what_is_wrong(browser: Any) -> None:
     shown.set_content(
         "<div style='width:90px;overflow:auto;white-space:nowrap'>this is far too long for its box</div><p>one</p>"
         "<p style='margin-top:-36px'>two</p><svg width=40 height=40><text x=30 y=20>label</text></svg>"
-        "<div style='width:700px'>wide</div>"
+        "<div style='width:700px'>wide</div><svg width=600 viewBox='0 0 1600 40'><text y=20>far too small</text></svg>"
     )
     found = shown.evaluate(LAYOUT)
     assert found["wide"] > 100 and found["over"] == ["two / one"]
     assert len(found["cut"]) == 1 and len(found["left"]) == 1
+    assert len(found["small"]) == len(found["beyond"]) == 1
+
+
+@pytest.mark.parametrize("name", ["gallery", "study"])
+def test_a_heading_of_any_length_leaves_the_page_as_wide(
+    browser: Any, pages: dict[str, Path], name: str
+) -> None:
+    """The mark of its address, which is only there when it is pointed at, reaches out at no end of a line."""
+    shown = opened(browser, pages[name].as_uri(), 420)
+    widths = shown.evaluate(
+        """() => {
+          const links = [...document.querySelectorAll("h2 > a.mn-address, h3 > a.mn-address")], found = [];
+          for (let letters = 1; letters <= 60; letters += 1) {
+            for (const link of links) link.textContent = "n".repeat(letters);
+            if (links[0].getClientRects().length > 1 || links[0].offsetWidth > 400) break;
+            found.push(document.documentElement.scrollWidth);
+          }
+          return found;
+        }"""
+    )
+    assert len(widths) > 15 and set(widths) == {420}
+
+
+def test_a_word_keeps_the_number_above_it(browser: Any, pages: dict[str, Path]) -> None:
+    """Wherever lines end, a token and its coefficient are on one, the number with its sign; and the line does end."""
+    shown = browser.new_page()
+    shown.goto(pages["trace"].as_uri())
+    for width in range(200, 420, 12):
+        shown.set_viewport_size({"width": width, "height": 900})
+        parted = shown.evaluate(
+            """() => [...document.querySelectorAll("ruby")].filter((ruby) => {
+              const [word, number] = [ruby.firstChild, ruby.querySelector("rt").firstChild].map((text) => {
+                const range = document.createRange();
+                range.selectNodeContents(text);
+                return [...range.getClientRects()];
+              });
+              const middle = (number[0].left + number[0].right) / 2;
+              return word.length > 1 || number.length > 1 || middle < word[0].left - 2 || middle > word[0].right + 2;
+            }).map((ruby) => ruby.textContent)"""
+        )
+        assert parted == []
+        assert (
+            shown.evaluate("(([a]) => a.scrollWidth - a.clientWidth)(document.querySelectorAll('.text'))")
+            <= 0
+        )
+
+
+def test_on_paper_a_trigger_is_running_text(browser: Any, pages: dict[str, Path]) -> None:
+    """What is before the active token ends where the token begins, on its line or the one above."""
+    shown = opened(browser, pages["card"].as_uri(), 300, media="print")
+    places = shown.evaluate(
+        """() => [...document.querySelectorAll(".mn-text[dir=ltr]")].map((text) => {
+          const before = [...text.querySelector(".before bdi").getClientRects()];
+          const mark = text.querySelector("mark").getClientRects()[0];
+          const last = before.at(-1);
+          return last && [before.length, mark.bottom - last.bottom, mark.left - last.right];
+        }).filter(Boolean)"""
+    )
+    assert len(places) > 2 and max(lines for lines, _, _ in places) > 1
+    for _, down, right in places:
+        assert (abs(down) < 8 and 0 <= right < 12) or 8 < down < 40
+
+
+def test_rows_keep_their_rules_and_chips_their_distance(browser: Any, pages: dict[str, Path]) -> None:
+    """A cell that stays in view has borders of its own, or they are not painted; chips of any script do not touch."""
+    for name in ("gallery", "explanation"):
+        shown = opened(browser, pages[name].as_uri())
+        styles = shown.evaluate(
+            """() => [...document.querySelectorAll("td")].filter((cell) => getComputedStyle(cell).position === "sticky")
+              .map((cell) => getComputedStyle(cell).borderCollapse)"""
+        )
+        assert len(styles) > 3 and set(styles) == {"separate"}
+        gaps = shown.evaluate(
+            """() => [...document.querySelectorAll(".mn-token + .mn-token")].map((chip) => {
+              const [one, two] = [chip.previousElementSibling, chip].map((other) => other.getBoundingClientRect());
+              return one.top === two.top && one.width && two.width ? two.left - one.right : 99;
+            })"""
+        )
+        assert len(gaps) > 10 and min(gaps) > 2
+
+
+def test_a_legend_shows_the_series_symbol(browser: Any, pages: dict[str, Path]) -> None:
+    """Filled as in the picture, and without the dashes of the line around it."""
+    shown = opened(browser, pages["study"].as_uri())
+    widths = shown.evaluate(
+        "[...document.querySelectorAll('.role-legend-symbol path')].map((one) => getComputedStyle(one).strokeWidth)"
+    )
+    assert len(widths) > 3 and {float(width.removesuffix("px")) for width in widths} == {0.0}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -279,7 +374,7 @@ def test_pages_print_whole(browser: Any, pages: dict[str, Path], name: str) -> N
     shown = opened(browser, pages[name].as_uri(), PAPER, "dark", "print")
     found = shown.evaluate(LAYOUT)
     assert found["wide"] <= PAPER // 4  # what a browser shrinks to fit
-    assert found["cut"] == [] and found["over"] == []
+    assert found["cut"] == [] and found["over"] == [] and found["beyond"] == []
     assert audit(shown)["weak"] == []
     shown.evaluate("for (const one of document.querySelectorAll('details:not(.fold)')) one.open = false")
     hidden = "one => getComputedStyle(one, '::details-content').contentVisibility"
@@ -345,3 +440,51 @@ def test_an_address_opens_its_card(found_gallery: Any) -> None:
     shown.evaluate("location.hash = '#L3N0'")
     shown.wait_for_selector("#L3N0", state="visible")
     assert shown.input_value("#filter") == ""
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run with planted neurons that `patterns` was run on."""
+    model = planted_model()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "Options", partial(Options, draws=300))  # a null of fewer drawn sets
+        run = build(model, texts(160), tmp_path_factory.mktemp("tested") / "run", top=24)
+        yield job.patterns(run, model, job.Settings(budget=BUDGET))
+
+
+def test_tested_patterns_are_a_column_and_a_filter(browser: Any, tested: Run, tmp_path: Path) -> None:
+    """A neuron with a verdict says its pattern in its row, on its line and by a button, the clearest first."""
+    shown = browser.new_page()
+    shown.goto(gallery.write(tested, tmp_path / "tested.html").as_uri())
+    names = shown.locator("#neurons thead th").all_inner_texts()
+    assert "tested pattern" in names
+    shown.click(".filter button[value=tested]")
+    rows = shown.locator("#neurons tbody tr:visible")
+    said = {
+        row.locator("td").nth(0).inner_text(): row.locator("td")
+        .nth(names.index("tested pattern"))
+        .inner_text()
+        for row in rows.all()
+    }
+    for neuron, word in PLANTED.items():
+        assert word.strip() in said[f"L0N{neuron}"] and said[f"L0N{neuron}"].endswith(
+            "both ways (precise and complete)"
+        )
+        chip = shown.locator(f".fold[data-neuron=L0N{neuron}] > summary .mn-tested")
+        assert chip.inner_text().startswith("tested: ") and word.strip() in chip.inner_text()
+    clearest = [
+        str(NeuronId(*pair)) for pair in patterns.clearest(tested, 12).select("layer", "neuron").iter_rows()
+    ]
+    assert list(said) == list(dict.fromkeys(clearest))
+    assert all(said.values())
+    shown.click("#neurons thead th >> text='tested pattern'")
+    shown.click(".filter button[value='']")
+    assert rows.count() > len(said)
+
+
+def test_without_tests_nothing_is_said_of_them(found_gallery: Any) -> None:
+    """No column, no button and no chip where `patterns` was not run."""
+    shown, _ = found_gallery
+    assert "tested pattern" not in shown.locator("#neurons thead th").all_inner_texts()
+    assert shown.locator("#neurons thead th").count() > 5 and shown.locator(".filter button").count() > 3
+    assert shown.locator(".filter button[value=tested], .mn-tested, td.tested").count() == 0

@@ -50,7 +50,7 @@ BUDGET = 3000
 SIZE = 80
 
 
-def _planted() -> Model:
+def planted_model() -> Model:
     """Three neurons of the first layer answer to one word each; all others, and all directions, to words and noise.
 
     Half of the residual stream is one-hot for the word, the other half a loud random mixture of the words before
@@ -84,7 +84,7 @@ def _random(parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return _planted()
+    return planted_model()
 
 
 @pytest.fixture(scope="module", autouse=True)

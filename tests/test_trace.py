@@ -310,6 +310,12 @@ def test_views_show_every_number(kind: str, model: Model, run: mn.Run) -> None:
     assert max(map(len, shown.splitlines())) <= WIDTH
     assert "script" not in page.tags
     assert HOSTILE in page.text
+    words = " ".join(shown.split())
+    columns = {
+        "search": ("tail:", "deviations:", "by chance:"),
+        "follow": ("tail:", "deviations:", "gate, up:"),
+    }
+    assert all(name in page.text and name in words for name in columns.get(kind, ()))
     for one in result.neurons:
         for reading in one.readings:
             assert all(

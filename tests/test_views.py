@@ -142,7 +142,7 @@ PICK = striking.Pick(NeuronId(24, 1005), "peaked", 48.1, 3.1)
 class Page(HTMLParser):
     """A page's elements, ids, links and text; fails on a tag that is not closed or not open."""
 
-    VOID = frozenset({"meta", "input", "br", "line", "path", "rect", "use", "hr"})
+    VOID = frozenset({"meta", "input", "br", "line", "path", "rect", "use", "hr", "wbr"})
 
     def __init__(self, source: str) -> None:
         super().__init__()

@@ -10,20 +10,24 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mnemoscope.analyses.traced import NeuronTrace, Reading, Trace, Unusual
+from mnemoscope.analyses.traced import NeuronTrace, Reading, Trace, TracedToken, Unusual
 from mnemoscope.patterns.triggers import NULLS
 from mnemoscope.views import cards, html
 from mnemoscope.views.text import BLUE, ORANGE
+from mnemoscope.vocabulary import Vocabulary
 
 _BAR = 8  # cells on each side of zero
 FOLLOWED = ("", "token", "coefficient", "deviations", "tail", "gate", "up", "")
 FOUND = ("neuron", "coefficient", "deviations", "tail", "by chance")
 FOUND_BARE = ("neuron", "coefficient", "written")
 
-_UNUSUAL = (
+_USUAL = (
     "tail: the share of the neuron's own coefficients on the run's text that lie at least as far out, on either side; "
-    "deviations: standard deviations from its mean, which decide between equal tails"
+    "deviations: standard deviations from its mean"
 )
+_UNUSUAL = f"{_USUAL}, which decide between equal tails"
+_GATED = "gate, up: the signs of a gated neuron's two branches, whose product is the sign of its coefficient"
+_TRIGGER = "as a trigger: at least as far out as the weakest trigger that the run stores of this sign"
 _BARE = (
     "Without a run there is no distribution, so usual cannot be told from unusual, and there is no null: ranked by "
     "what is written, |coefficient| x norm of the value."
@@ -38,7 +42,12 @@ def source_line(trace: Trace) -> str:
 
 
 def notes(trace: Trace) -> list[str]:
-    """What the numbers of the most unusual neurons mean, and the null to read them against."""
+    """What the columns mean; of the most unusual neurons also the null to read them against."""
+    if trace.neurons:
+        readings = [reading for neuron in trace.neurons for reading in neuron.readings]
+        known = [_USUAL] if trace.run is not None else []
+        known += [_GATED] if any(reading.gate is not None for reading in readings) else []
+        return known + ([_TRIGGER] if any(reading.trigger for reading in readings) else [])
     if trace.run is None:
         return [_BARE]
     return [
@@ -90,13 +99,24 @@ def strength(neuron: NeuronTrace, reading: Reading) -> float:
     return min(abs(reading.coefficient) / largest, 1.0) if largest else 0.0
 
 
+def label(token: TracedToken) -> str:
+    """A token on its own: on one line, its spaces visible."""
+    return Vocabulary.visible(token.text)
+
+
+def before_word(token: TracedToken) -> tuple[str, str]:
+    """The spaces that a token begins with, and the rest, which has the number above it and is not broken."""
+    word = token.text.lstrip(" ")
+    return (token.text[: -len(word)], word) if word else ("", token.text)
+
+
 def followed_cells(trace: Trace, reading: Reading) -> tuple[str, ...]:
     """A token of a followed neuron, in the columns FOLLOWED."""
     token = trace.tokens[reading.position]
     note = "as a trigger" if reading.trigger else ""
     return (
         str(reading.position),
-        token.text,
+        label(token),
         cards.number(reading.coefficient, sign=True),
         cards.number(reading.deviations, sign=True),
         cards.number(reading.tail),
@@ -135,16 +155,16 @@ class terminal:  # noqa: N801 - called like a function: trace.terminal(result)
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         trace, width = self.trace, options.max_width
         yield Text(source_line(trace), style="dim")
+        for note in notes(trace):
+            yield Text(note, style="dim")
         for neuron in trace.neurons:
             yield Text()
             yield from _followed(trace, neuron, width)
         if trace.neurons:
             return
-        for note in notes(trace):
-            yield Text(note, style="dim")
         for token, found in zip(trace.tokens, trace.unusual, strict=True):
             yield Text()
-            head = Text(f"{token.position} ", style="dim").append(token.text, style="not dim bold")
+            head = Text(f"{token.position} ", style="dim").append(label(token), style="not dim bold")
             if not token.counted:
                 yield head.append("  not counted", style="dim")
                 continue
@@ -245,6 +265,8 @@ def _render(template: str, trace: Trace) -> str:
             followed=FOLLOWED,
             found=FOUND_BARE if trace.run is None else FOUND,
             scale_line=scale_line,
+            label=label,
+            before_word=before_word,
             writes_lines=writes_lines,
             strength=strength,
             followed_cells=followed_cells,

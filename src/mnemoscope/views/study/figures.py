@@ -157,6 +157,7 @@ class _Drawing:
             labelLimit=240,
             symbolType="circle",
             symbolOpacity=1,
+            symbolStrokeWidth=0,
         )
         return alt.Color(f"{self.figure.color}:N", scale=scale, legend=legend)
 
