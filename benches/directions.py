@@ -19,8 +19,8 @@ import polars as pl
 
 from mnemoscope import open_run
 from mnemoscope.jobs.patterns import TESTED
-from mnemoscope.patterns.triggers import NEURON
 from mnemoscope.patterns.twoway import NULL_LEVEL, Rule
+from mnemoscope.records import NEURON
 from mnemoscope.store import Run
 
 

@@ -40,10 +40,10 @@ from mnemoscope.jobs.heldout import confirm
 from mnemoscope.jobs.patterns import LEVEL, TESTED, discovery_rate
 from mnemoscope.kernel import BINS
 from mnemoscope.patterns import Options, Text, Units, half, masks
-from mnemoscope.patterns.pattern import MAIN
 from mnemoscope.patterns.search import search
 from mnemoscope.patterns.twoway import Curve, Rule, choose, plainest
 from mnemoscope.patterns.whole import Language
+from mnemoscope.records import MAIN
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from planted_patterns import NULLS, fire, null, triggers

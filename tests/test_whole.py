@@ -10,9 +10,10 @@ from scipy.stats import kstest
 
 from mnemoscope.jobs.ground import Ground
 from mnemoscope.patterns import Options, Text, Units, halves, masks
-from mnemoscope.patterns.pattern import MAIN, WHOLE, parse
+from mnemoscope.patterns.pattern import parse
 from mnemoscope.patterns.search import FOUND, Found, search
 from mnemoscope.patterns.whole import SINGLES, Counted, Language, by_document, proposed, surprise
+from mnemoscope.records import MAIN, WHOLE
 
 
 def _documents(random: np.random.Generator, claims: int, correlated: float) -> tuple[np.ndarray, np.ndarray]:

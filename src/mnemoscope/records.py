@@ -31,6 +31,14 @@ from mnemoscope.errors import QueryError
 
 SCHEMA_VERSION = 1
 
+NEURON = "neuron"  # the kind of unit that is none of `NULLS`
+NULLS = {  # the kinds of pseudo-neurons, as readers are told of them
+    "random": "random directions",
+    "rotated": "rotated axes",
+    "shuffled": "neurons of a model with shuffled weights",
+}
+MAIN, NEXT, POSITION, WHOLE = "main", "next", "position", "whole"  # families of tests, never in one p-value
+
 _ADDRESS = re.compile(r"\s*[Ll]?(\d+)\s*[./_Nn]\s*[Nn]?(\d+)\s*")
 # TransformerLens names the activations of a layer, and an index picks one: hook_post.366, hook_post[:, :, 366].
 _HOOKED = re.compile(

@@ -11,7 +11,7 @@ import polars as pl
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.split import halves, mixed
 from mnemoscope.patterns.text import Text
-from mnemoscope.patterns.triggers import NEURON
+from mnemoscope.records import NEURON
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run

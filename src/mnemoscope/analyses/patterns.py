@@ -12,9 +12,8 @@ import polars as pl
 
 from mnemoscope.analyses.tested import tested
 from mnemoscope.intervals import wilson
-from mnemoscope.patterns.triggers import NEURON
 from mnemoscope.patterns.twoway import NONE, NULL_LEVEL, VERDICTS
-from mnemoscope.records import NeuronId
+from mnemoscope.records import NEURON, NeuronId
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run

@@ -18,10 +18,8 @@ from mnemoscope.analyses.tested import ORDER
 from mnemoscope.analyses.tested import tested as _tested
 from mnemoscope.display import Shown
 from mnemoscope.errors import QueryError
-from mnemoscope.patterns.pattern import NEXT
-from mnemoscope.patterns.triggers import NEURON, NULLS
 from mnemoscope.patterns.twoway import NONE
-from mnemoscope.records import NeuronId
+from mnemoscope.records import NEURON, NEXT, NULLS, NeuronId
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run

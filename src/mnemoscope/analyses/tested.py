@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from mnemoscope.patterns.pattern import NEXT, POSITION
-from mnemoscope.patterns.triggers import NEURON
 from mnemoscope.patterns.twoway import NONE
+from mnemoscope.records import NEURON, NEXT, POSITION
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run

@@ -29,15 +29,14 @@ from mnemoscope.nulls import DEFAULT, Nulls, recipe
 from mnemoscope.patterns import foreign
 from mnemoscope.patterns.claims import Claim, of_row
 from mnemoscope.patterns.language import usual
-from mnemoscope.patterns.pattern import MAIN, Pattern, parse
+from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.patterns.search import Units, one_each
 from mnemoscope.patterns.space import strata
 from mnemoscope.patterns.split import half, halves
 from mnemoscope.patterns.tails import log_binomial_tail
 from mnemoscope.patterns.text import Text
-from mnemoscope.patterns.triggers import NEURON
 from mnemoscope.patterns.twoway import LEAST_DOCUMENTS, Rule
-from mnemoscope.records import NeuronId, Progress
+from mnemoscope.records import MAIN, NEURON, NeuronId, Progress
 from mnemoscope.store import Run
 
 Report = Callable[[Progress], None]

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from mnemoscope.jobs.ground import Ground
-from mnemoscope.jobs.tallies import NEURON, Chosen, FirstLook, SecondLook
+from mnemoscope.jobs.tallies import Chosen, FirstLook, SecondLook
 from mnemoscope.kernel import BINS
 from mnemoscope.patterns import twoway
 from mnemoscope.patterns.twoway import Curve, Rule
+from mnemoscope.records import NEURON
 from mnemoscope.store import SCHEMAS
 
 LEVELS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)

@@ -40,14 +40,13 @@ from mnemoscope.models import Model
 from mnemoscope.nulls import Nulls
 from mnemoscope.patterns.columns import spans
 from mnemoscope.patterns.language import masks
-from mnemoscope.patterns.pattern import MAIN, NEXT, POSITION, WHOLE
 from mnemoscope.patterns.search import FOUND, Options, search
 from mnemoscope.patterns.split import half, halves
 from mnemoscope.patterns.text import Text
-from mnemoscope.patterns.triggers import NEURON, addressed
+from mnemoscope.patterns.triggers import addressed
 from mnemoscope.patterns.twoway import LEAST_DOCUMENTS, MARGIN, NULL_LEVEL, RESAMPLES, Rule
 from mnemoscope.patterns.whole import Language, by_document
-from mnemoscope.records import Progress
+from mnemoscope.records import MAIN, NEURON, NEXT, POSITION, WHOLE, Progress
 from mnemoscope.store import SCHEMAS, Run, add_tables
 
 WORK = ".patterns"

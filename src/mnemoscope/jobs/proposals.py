@@ -6,12 +6,13 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.jobs.ground import Ground
-from mnemoscope.jobs.tallies import MIDDLE, NEURON, WholeLook
+from mnemoscope.jobs.tallies import MIDDLE, WholeLook
 from mnemoscope.kernel import BINS
 from mnemoscope.patterns.search import FOUND
 from mnemoscope.patterns.triggers import Addressed
 from mnemoscope.patterns.twoway import oriented
 from mnemoscope.patterns.whole import SHARE, Counted, Language, proposed
+from mnemoscope.records import NEURON
 from mnemoscope.store import Run
 
 

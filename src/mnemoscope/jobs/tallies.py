@@ -26,9 +26,8 @@ from mnemoscope.errors import RunError
 from mnemoscope.jobs.ground import Ground, Here
 from mnemoscope.kernel import BINS
 from mnemoscope.nulls import Columns, Nulls
-from mnemoscope.records import ContextBatch
+from mnemoscope.records import NEURON, ContextBatch
 
-NEURON = "neuron"
 MIDDLE = BINS // 2
 SIDE = BINS - MIDDLE  # bins of the positive scores, and one for all others
 

@@ -10,9 +10,8 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.patterns import twoway
-from mnemoscope.patterns.pattern import MAIN, WHOLE
-from mnemoscope.patterns.triggers import NEURON
 from mnemoscope.patterns.twoway import Curve, Rule
+from mnemoscope.records import MAIN, NEURON, WHOLE
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run

@@ -12,9 +12,10 @@ from scipy.sparse import csc_array
 from mnemoscope.patterns import forms, sequences, windows
 from mnemoscope.patterns.columns import Groups, from_flags, joined
 from mnemoscope.patterns.language import masks, next_labels
-from mnemoscope.patterns.pattern import BUILTINS, MAIN, NEXT, POSITION, WINDOWS
+from mnemoscope.patterns.pattern import BUILTINS, WINDOWS
 from mnemoscope.patterns.text import Text
 from mnemoscope.patterns.topics import classes, topics
+from mnemoscope.records import MAIN, NEXT, POSITION
 
 Mined = tuple[list[str], csc_array, list[int]]  # specs, masks, costs (parts that would have to be named)
 

@@ -28,8 +28,8 @@ from functools import lru_cache
 from typing import Any
 
 from mnemoscope.errors import PatternError
+from mnemoscope.records import MAIN, NEXT, POSITION
 
-MAIN, NEXT, POSITION, WHOLE = "main", "next", "position", "whole"  # families of tests, never in one p-value
 WINDOWS = (4, 16, 64)
 
 # Name -> (how it reads, kind). Their masks are in `forms`.

@@ -11,9 +11,10 @@ from scipy.sparse import csc_array, csr_array
 from mnemoscope.patterns.alike import representatives
 from mnemoscope.patterns.columns import columns
 from mnemoscope.patterns.mined import Limits, mine
-from mnemoscope.patterns.pattern import POSITION, Pattern, parse
+from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.patterns.split import mixed
 from mnemoscope.patterns.text import Text
+from mnemoscope.records import POSITION
 
 TYPES = (
     16  # different tokens in a bin of frequency, at least: a bin of one token would explain that token away

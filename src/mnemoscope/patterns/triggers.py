@@ -10,16 +10,11 @@ import polars as pl
 
 from mnemoscope.patterns.search import Units
 from mnemoscope.patterns.text import Text
+from mnemoscope.records import NEURON
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
 
-NEURON = "neuron"
-NULLS = {  # the kinds of pseudo-neurons, as readers are told of them
-    "random": "random directions",
-    "rotated": "rotated axes",
-    "shuffled": "neurons of a model with shuffled weights",
-}
 _UNIT = ("kind", "layer", "neuron", "polarity")
 
 

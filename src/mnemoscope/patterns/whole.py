@@ -19,8 +19,9 @@ import polars as pl
 from scipy.stats import norm, t
 
 from mnemoscope.patterns.combine import ANY, PARTS
-from mnemoscope.patterns.pattern import WHOLE, Pattern, disjunction, parse
+from mnemoscope.patterns.pattern import Pattern, disjunction, parse
 from mnemoscope.patterns.search import FOUND, Found
+from mnemoscope.records import WHOLE
 
 SHARE = 0.02  # of the tokens, at most, where a unit is active while candidates are looked for
 COMMON = 0.03  # share of the prefixes from which a pattern is common

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mnemoscope.patterns.claims import Claim, Definition, Null, Point, Share
-from mnemoscope.patterns.triggers import NULLS
 from mnemoscope.patterns.twoway import ACTIVE_PATTERN, IFF, NEITHER, NONE, PATTERN_ACTIVE
+from mnemoscope.records import NULLS
 from mnemoscope.views.cards import SIGN, number, share
 
 RESAMPLED = (

@@ -16,9 +16,7 @@ from mnemoscope.analyses.neuron import NeuronCard
 from mnemoscope.analyses.patterns import SHARES, Summary
 from mnemoscope.invocation import command
 from mnemoscope.patterns.claims import Share
-from mnemoscope.patterns.pattern import MAIN, NEXT, POSITION, WHOLE
-from mnemoscope.patterns.triggers import NEURON, NULLS
-from mnemoscope.records import NeuronId
+from mnemoscope.records import MAIN, NEURON, NEXT, NULLS, POSITION, WHOLE, NeuronId
 from mnemoscope.views import cards, claims_terminal
 from mnemoscope.views.cards import number
 from mnemoscope.views.claims import PRECISE, SHORT, VERDICTS, believed, decimal, interval

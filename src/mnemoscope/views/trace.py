@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mnemoscope.analyses.traced import NeuronTrace, Reading, Trace, TracedToken, Unusual
-from mnemoscope.patterns.triggers import NULLS
+from mnemoscope.records import NULLS
 from mnemoscope.views import cards, html
 from mnemoscope.views.text import BLUE, ORANGE
 from mnemoscope.vocabulary import Vocabulary

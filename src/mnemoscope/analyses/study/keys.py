@@ -14,8 +14,7 @@ import polars as pl
 from mnemoscope.analyses.study.finding import Figure, Finding
 from mnemoscope.analyses.study.resample import ratio_of_sums, share_of_sums
 from mnemoscope.intervals import Interval, wilson
-from mnemoscope.patterns.pattern import MAIN, WHOLE
-from mnemoscope.patterns.triggers import NEURON, NULLS
+from mnemoscope.records import MAIN, NEURON, NULLS, WHOLE
 
 if TYPE_CHECKING:
     from mnemoscope.store import Run
