@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mnemoscope import cache, errors, store
 from mnemoscope.api.run import Run, addresses, study_sizes
 from mnemoscope.display import Report, Shown
-from mnemoscope.errors import QueryError, RunMissing
+from mnemoscope.errors import RunMissing
 from mnemoscope.explanation import Explanation
 from mnemoscope.records import NeuronId
 from mnemoscope.results import Annotated, ModelFacts, StudyReport, Verification
@@ -281,30 +281,10 @@ def compare(
 
     ``.save("compare.html")`` writes the page.
     """
-    from mnemoscope.analyses.study import stability
-    from mnemoscope.analyses.study.finding import Finding, Section
-    from mnemoscope.jobs.study import catalogue
+    from mnemoscope.jobs.study.compare import compare
 
     runs = [run if isinstance(run, store.Run) else store.open_run(run) for run in (one, two)]
-    paths = [run.path for run in runs]
-    names = [path.name for path in paths]
-    if names[0] == names[1]:
-        names = [f"{number}: {path}" for number, path in enumerate(paths, 1)]
-    sections: list[Section] = []
-    found: tuple[Finding, ...] = ()
-    lost = ""
-    try:
-        found = tuple(stability.findings(*runs))
-    except QueryError as error:
-        lost = str(error)
-    sections.append(Section("stability", "Are they the same neurons?", found, lost))
-    for measurement in catalogue.choose(only):
-        both = [measurement.section(run) for run in runs]
-        missing = zip(names, (section.missing for section in both), strict=True)
-        lost = "; ".join(f"{name}: {text}" for name, text in missing if text)
-        joined = stability.side_by_side(names, [section.findings for section in both])
-        sections.append(Section(measurement.name, measurement.title, tuple(joined), lost))
-    return StudyReport(tuple(runs), tuple(sections), f"{names[0]} and {names[1]}")
+    return compare(*runs, only=only)
 
 
 def verify(run: store.Run | str | Path, model: ModelSource | None = None, **options: Any) -> Verification:

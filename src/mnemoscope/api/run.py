@@ -174,9 +174,9 @@ class Run(store.Run):
 
     def compare(self, other: store.Run | str | Path, *, only: str | None = None) -> StudyReport:
         """This run beside another; see `compare`."""
-        from mnemoscope import api
+        from mnemoscope.jobs.study.compare import compare
 
-        return api.compare(self, other, only=only)
+        return compare(self, other if isinstance(other, store.Run) else store.open_run(other), only=only)
 
     def annotate(
         self, path: str | Path, *, neurons: int = 40, prefixes: int = 25, seed: int | None = None
@@ -199,9 +199,9 @@ class Run(store.Run):
         self, prompt: str, target: str | None = None, foils: str | Sequence[str] = (), **options: Any
     ) -> Explanation:
         """Explain a prediction of the run's model, with the triggers of this run beside it; see `explain`."""
-        from mnemoscope import api
+        from mnemoscope.jobs.explain import explain
 
-        return api.explain(self, prompt, target, foils, **options)
+        return explain(self.model, prompt, target, foils, **{"run": self} | options)
 
     def trace(
         self,
