@@ -84,7 +84,7 @@ COUNTERPARTS: dict[str, Call] = {
     "study": lambda run, model, tmp: mn.study(None, None, run.path, only="glance"),
     "cache": lambda run, model, tmp: mn.cache.entries(),
     "compare": lambda run, model, tmp: run.compare(run.path, only="glance"),
-    "annotate sheet": lambda run, model, tmp: run.annotate(tmp / "sheet.jsonl", neurons=8, prefixes=5),
+    "annotate sheet": lambda run, model, tmp: run.annotate(tmp / "sheet.jsonl", neurons=8, prefixes=5, seed=0),
     "annotate score": lambda run, model, tmp: mn.score(_filled(run, tmp)),
     "annotate export": lambda run, model, tmp: _annotated(run, tmp),
     "models": lambda run, model, tmp: mn.families(),
@@ -284,7 +284,7 @@ run = mn.open_run(sys.argv[1])
 assert not {"scipy", "altair", "jinja2"} & set(sys.modules), "opening a run draws nothing"
 for shown in (run["L1N3"], run.find(promotes=" Paris"), run.highlights(2), run.compare(run, only="values")):
     str(shown), shown._repr_html_(), shown.to_dict()
-run.annotate(sys.argv[2], neurons=8, prefixes=5)
+run.annotate(sys.argv[2], neurons=8, prefixes=5, seed=0)
 heavy = sorted({"torch", "transformers", "numba"} & set(sys.modules))
 sys.exit(f"imported: {heavy}" if heavy else 0)
 """
