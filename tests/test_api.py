@@ -84,7 +84,9 @@ COUNTERPARTS: dict[str, Call] = {
     "study": lambda run, model, tmp: mn.study(None, None, run.path, only="glance"),
     "cache": lambda run, model, tmp: mn.cache.entries(),
     "compare": lambda run, model, tmp: run.compare(run.path, only="glance"),
-    "annotate sheet": lambda run, model, tmp: run.annotate(tmp / "sheet.jsonl", neurons=8, prefixes=5, seed=0),
+    "annotate sheet": lambda run, model, tmp: run.annotate(
+        tmp / "sheet.jsonl", neurons=8, prefixes=5, seed=0
+    ),
     "annotate score": lambda run, model, tmp: mn.score(_filled(run, tmp)),
     "annotate export": lambda run, model, tmp: _annotated(run, tmp),
     "models": lambda run, model, tmp: mn.families(),

@@ -150,7 +150,7 @@ def test_shuffled_weights_on_request(tmp_path: Path) -> None:
     run = mn.open_run(tmp_path / "run")
     kinds = run.table("null_neurons").select("kind").unique().collect()["kind"].to_list()
     assert sorted(kinds) == ["random", "rotated", "shuffled"]
-    (refinement,) = (one for one in catalogue.choose("refinement") if one.job)
+    (refinement,) = (one for one in catalogue.choose("refinement") if one.measured)
     assert refinement.state(run, sizes) == "ready" and refinement.state(run, plain) == "other sizes"
     units = run.table("refinement").select("unit").unique().collect()["unit"].to_list()
     assert sorted(units) == ["model", "shuffled"]
@@ -195,7 +195,7 @@ def test_a_shuffled_copy_costs_as_much_again(
     """What an example costs is counted twice, and nothing of the measurements that have no such null."""
     run, model = case
     monkeypatch.setattr(study, "_speed", lambda *_: 100.0)
-    (one,) = (one for one in catalogue.choose("refinement") if one.job)
+    (one,) = (one for one in catalogue.choose("refinement") if one.measured)
 
     def cost(name: str, shuffled: bool) -> float:
         return study.estimate(run, model, catalogue.choose(name), Sizes(seed=99, shuffled=shuffled))
@@ -210,11 +210,11 @@ def test_a_shuffled_copy_costs_as_much_again(
 
 
 def test_the_catalogue_names_what_exists() -> None:
-    """Analyses and jobs can be imported, tables have schemas, names are distinct."""
+    """What is measured has a job and nothing else has, tables have schemas, names are distinct."""
     names = [one.name for one in catalogue.CATALOGUE]
     assert len(set(names)) == len(names)
     for one in catalogue.CATALOGUE:
-        assert callable(catalogue.named(one.analysis)) and (not one.job or callable(catalogue.named(one.job)))
+        assert one.measured == (one.name in study.JOBS)
         assert set(one.tables) <= OPTIONAL.keys() <= SCHEMAS.keys()
 
 
@@ -263,7 +263,7 @@ def _answers(module: str, seen: set[str]) -> set[str]:
 @pytest.mark.parametrize("one", catalogue.CATALOGUE, ids=lambda one: one.name)
 def test_every_item_of_a_measurement_has_a_finding(one: catalogue.Measurement) -> None:
     """What a measurement is said to answer, a finding of its analysis names: no item is done by code nobody calls."""
-    assert set(one.items) <= _answers(one.analysis.partition(":")[0], set())
+    assert set(one.items) <= _answers(one.analysis.__module__.partition(".")[2], set())
 
 
 @pytest.mark.parametrize("one", items(), ids=lambda one: one.id)

@@ -370,7 +370,7 @@ class Run(store.Run):
         chosen = catalogue.choose(only)
         sizes = study_sizes(fast, positions, sentences, seed, shuffled, questions)
         skipped: dict[str, str] = {}
-        if any(one.job and one.state(self, sizes) != "ready" for one in chosen):
+        if any(one.measured and one.state(self, sizes) != "ready" for one in chosen):
             from mnemoscope.jobs.study.run import measure
 
             def skip(one: catalogue.Measurement, error: QueryError) -> None:

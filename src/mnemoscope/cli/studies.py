@@ -123,7 +123,7 @@ def study(
         loaded = load(model, loading)
         kinds = nulls.KINDS if shuffled else nulls.DEFAULT
         found = build_run(loaded, source, out, nulls=kinds, workers=workers)
-    if all(not one.job or one.state(found, sizes) == "ready" for one in chosen):
+    if all(not one.measured or one.state(found, sizes) == "ready" for one in chosen):
         result = found.study(only=only, **given)
     else:
         again = Reloading(model, loading.device, loading.trust_remote_code)

@@ -1,17 +1,29 @@
 """The measurements of the study: what each answers, adds to a run and costs. Importing it imports no torch.
 
-A *job* is `measure(run, model, sizes, folder, report) -> Mapping[table, Iterable[pa.Table]]`: what it adds to
-the run, all of its columns in the order of the schema, or the run to which it added them itself; `folder` is its
-own, for checkpoints. An *analysis* is `findings(run) -> list[Finding]`, pure. Both are named by module and function,
-and imported when they are used.
+An *analysis* is `findings(run) -> list[Finding]`, pure. What it needs besides the tables of every run is measured by a
+job of the same name in `jobs.study.run`, or added by another command.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mnemoscope.analyses.study import (
+    cases,
+    composition,
+    contributions,
+    crosslayer,
+    distributions,
+    glance,
+    keys,
+    ranks,
+    refinement,
+    tokens_removed,
+    value_ranks,
+    values,
+)
 from mnemoscope.analyses.study.finding import Finding, Section
 from mnemoscope.errors import QueryError
 from mnemoscope.store.schemas import CASES, CONTRIBUTIONS, OPTIONAL
@@ -26,7 +38,7 @@ class Measurement:
     """One family of questions.
 
     tables    tables of the run that the analysis reads besides those that every run has
-    job       "module:function" that measures them; empty when another command or the build does
+    measured  whether a job of the study measures them; else another command or the build does
     uses      which of the sizes its job depends on
     passes    forwarded tokens that an example costs, relative to its length; 0 when nothing is forwarded
     minutes   what it costs besides, on two cores with the sample model and the whole sample text
@@ -36,9 +48,9 @@ class Measurement:
     name: str
     title: str
     items: tuple[str, ...]
-    analysis: str
+    analysis: Callable[[Run], list[Finding]]
     tables: tuple[str, ...] = ()
-    job: str = ""
+    measured: bool = False
     uses: tuple[str, ...] = ()
     passes: float = 0.0
     minutes: float = 0.0
@@ -49,7 +61,7 @@ class Measurement:
         if run is None or not set(self.tables) <= run.manifest.tables.keys():
             return "to measure"
         known = run.manifest.options.get(self.key)  # None for tables that another command added
-        return "ready" if not self.job or known in (None, self.sizes(sizes)) else "other sizes"
+        return "ready" if not self.measured or known in (None, self.sizes(sizes)) else "other sizes"
 
     @property
     def key(self) -> str:
@@ -65,16 +77,10 @@ class Measurement:
         if lost := [name for name in self.tables if name not in run.manifest.tables]:
             return Section(self.name, self.title, (), f"the run has no table {lost[0]}; {OPTIONAL[lost[0]]}")
         try:
-            found: list[Finding] = named(self.analysis)(run)
+            found: list[Finding] = self.analysis(run)
         except QueryError as error:  # too little text for one question is no reason to answer none
             return Section(self.name, self.title, (), str(error))
         return Section(self.name, self.title, tuple(found))
-
-
-def named(path: str) -> Any:
-    """What "module:function" names, inside the package."""
-    module, _, name = path.partition(":")
-    return getattr(import_module(f"mnemoscope.{module}"), name)
 
 
 CATALOGUE = (
@@ -82,61 +88,61 @@ CATALOGUE = (
         "glance",
         "Model and text",
         ("A2", "A3", "A26"),
-        "analyses.study.glance:findings",
+        glance.findings,
         ("parameters",),
-        "jobs.study.parameters:measure",
+        measured=True,
     ),
     Measurement(
         "keys",
         "Keys: patterns in triggers",
         ("A4", "A7", "A8", "A73", "A74", "A77", "A78"),
-        "analyses.study.keys:findings",
+        keys.findings,
         ("patterns", "pattern_tests"),
-        "jobs.study.patterned:measure",
-        ("tokens", "seed"),
+        measured=True,
+        uses=("tokens", "seed"),
         minutes=8,
     ),
     Measurement(
         "removal",
         "Keys: triggers without one token",
         ("A9",),
-        "analyses.study.tokens_removed:findings",
+        tokens_removed.findings,
         ("removal",),
-        "jobs.study.removed:measure",
-        ("seed", "positions"),
+        measured=True,
+        uses=("seed", "positions"),
         minutes=1,
     ),
     Measurement(
         "values",
         "Values",
         ("A10", "A11", "A14", "A15", "A75"),
-        "analyses.study.values:findings",
+        values.findings,
     ),
     Measurement(
         "value_ranks",
         "Values: ranks and probabilities",
         ("A12", "A13"),
-        "analyses.study.value_ranks:findings",
+        value_ranks.findings,
         ("value_ranks",),
-        "jobs.study.value_ranks:measure",
-        ("seed",),
+        measured=True,
+        uses=("seed",),
         minutes=1,
     ),
     Measurement(
         "composition",
         "Within a layer: memories and what they add up to",
         ("A16", "A18", "A19", "A27", "A29"),
-        "analyses.study.composition:findings",
+        composition.findings,
         ("refinement", "refinement_examples"),
     ),
     Measurement(
         "refinement",
         "From layer to layer: how a prediction is refined",
         ("A20", "A21", "A22", "A23", "A24", "A25"),
-        "analyses.study.refinement:findings",
+        refinement.findings,
         ("refinement", "refinement_examples"),
-        "jobs.study.refinement:measure",
-        ("positions", "longest", "seed", "shuffled"),
+        measured=True,
+        uses=("positions", "longest", "seed", "shuffled"),
         passes=1,
         minutes=1,
         seconds=0.1,
@@ -145,10 +151,10 @@ CATALOGUE = (
         "contributions",
         "Contributions to predictions",
         ("A36", "A37", "A38", "A39", "A40", "A41", "A44", "A45", "A46", "A47", "A48", "A65"),
-        "analyses.study.contributions:findings",
+        contributions.findings,
         CONTRIBUTIONS,
-        "jobs.study.contributions:measure",
-        ("seed", "sentences", "longest"),
+        measured=True,
+        uses=("seed", "sentences", "longest"),
         minutes=1,
         seconds=2,
     ),
@@ -156,27 +162,27 @@ CATALOGUE = (
         "crosslayer",
         "What switches neurons on",
         ("A43", "A49", "A58", "A59", "A60", "A61", "A62", "A63", "A64"),
-        "analyses.study.crosslayer:findings",
+        crosslayer.findings,
         CONTRIBUTIONS,
     ),
     Measurement(
         "questions",
         "The rank of the answer",
         ("A66", "A76"),
-        "analyses.study.ranks:findings",
+        ranks.findings,
         ("question_ranks",),
-        "jobs.study.questions:measure",
-        ("seed", "questions"),
+        measured=True,
+        uses=("seed", "questions"),
         minutes=1,
     ),
     Measurement(
         "cases",
         "Cases: what tells the answer from its neighbours",
         ("A50", "A51", "A52", "A53", "A54", "A55", "A56", "A57", "A79"),
-        "analyses.study.cases:findings",
+        cases.findings,
         CASES,
-        "jobs.study.cases:measure",
-        ("seed", "questions", "cases"),
+        measured=True,
+        uses=("seed", "questions", "cases"),
         minutes=0.5,
         seconds=4,
     ),
@@ -184,7 +190,7 @@ CATALOGUE = (
         "distributions",
         "Whole distributions",
         ("A69", "A70", "A71", "A72"),
-        "analyses.study.distributions:findings",
+        distributions.findings,
     ),
 )
 
@@ -201,4 +207,6 @@ def choose(names: str | None) -> tuple[Measurement, ...]:
     if odd := [name for name in wanted if name not in known] or ([""] if not wanted else []):
         raise QueryError(f"choosing measurements: there is no {odd[0]!r}; choose among {', '.join(known)}")
     tables = {table for name in wanted for table in known[name].tables}
-    return tuple(one for one in CATALOGUE if one.name in wanted or (one.job and tables & set(one.tables)))
+    return tuple(
+        one for one in CATALOGUE if one.name in wanted or (one.measured and tables & set(one.tables))
+    )

@@ -216,7 +216,7 @@ class Desk:
         surveyed = Survey(scene.bases, TOP)(scene.groups("neurons"), self.quotients)
         bases = {name: scene.bases.following(token) for name, token in wanted.items()}
         sums: dict[str, list[Tensor]] = {name: [] for name in wanted}
-        counts: dict[str, list[dict[str, float]]] = {name: [] for name in wanted}
+        counts: dict[str, list[dict[str, int | float]]] = {name: [] for name in wanted}
         summed = spread(scene.layers, _SUMMED)
         ranked = []
         for layer in range(scene.layers):
@@ -279,10 +279,10 @@ class _Neurons:
         both = bases.odds(self.vectors, base, torch.tensor([bases.target, token]))
         return both[:, 1] - both[:, 0]
 
-    def counts(self, one: Ranked) -> dict[str, float]:
+    def counts(self, one: Ranked) -> dict[str, int | float]:
         """How many help and how many do not (A47), of both kinds those with a negative coefficient (A37)."""
         negative, active = self.coefficient < 0, self.coefficient != 0
-        columns: dict[str, float] = {"active": int(active.sum())}
+        columns: dict[str, int | float] = {"active": int(active.sum())}
         for name, sign in (("helpful", 1), ("unhelpful", -1)):
             mine = one.signs == sign
             size = (sign * one.contribution).clamp_min(0)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 
 from mnemoscope.arguments import check_study
 from mnemoscope.errors import QueryError
-from mnemoscope.jobs.study import positions
-from mnemoscope.jobs.study.catalogue import CATALOGUE, Measurement, named
+from mnemoscope.jobs.study import (
+    cases,
+    contributions,
+    parameters,
+    patterned,
+    positions,
+    questions,
+    refinement,
+    removed,
+    value_ranks,
+)
+from mnemoscope.jobs.study.catalogue import CATALOGUE, Measurement
 from mnemoscope.jobs.study.positions import Sizes
 from mnemoscope.models import Model
 from mnemoscope.records import Progress
@@ -20,6 +31,20 @@ from mnemoscope.store import Run, add_tables
 
 WHOLE = 1_000_000  # tokens of the run that minutes of the catalogue are about
 FIXED = 0.2  # share of those minutes that does not depend on how many
+Tables = Mapping[str, Iterable[pa.Table]]
+Job = Callable[[Run, Model, Sizes, Path, Callable[[Progress], None]], Tables | Run]
+# What each adds to a run: all columns of its tables in the order of the schema, or the run to which it added them
+# itself. The folder is its own, for checkpoints.
+JOBS: dict[str, Job] = {
+    "glance": parameters.measure,
+    "keys": patterned.measure,
+    "removal": removed.measure,
+    "value_ranks": value_ranks.measure,
+    "refinement": refinement.measure,
+    "contributions": contributions.measure,
+    "questions": questions.measure,
+    "cases": cases.measure,
+}
 WORK = ".study"  # in the folder of the run, while a measurement is under way
 
 
@@ -42,7 +67,7 @@ def measure(
     check_study(sizes.positions, sizes.sentences)
     model.check_built(run, "studying")
     for one in chosen:
-        if one.job and one.state(run, sizes) != "ready":
+        if one.measured and one.state(run, sizes) != "ready":
             try:
                 run = _add(run, model, one, sizes, report or (lambda _: None))
             except QueryError as error:
@@ -57,7 +82,7 @@ def _add(run: Run, model: Model, one: Measurement, sizes: Sizes, report: Callabl
     folder = run.path / WORK / f"{one.name}-{positions.digest(about)}"
     folder.mkdir(parents=True, exist_ok=True)
     with model.running():
-        found = named(one.job)(run, model, sizes, folder, report)
+        found = JOBS[one.name](run, model, sizes, folder, report)
     tables = {} if isinstance(found, Run) else found
     run = add_tables(run.path, tables, {one.key: one.sizes(sizes)})
     _remove(folder)
@@ -75,7 +100,7 @@ def estimate(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Sizes
 
     An order of magnitude: what a measurement does besides forwarding is known for the sample model only.
     """
-    left = [one for one in chosen if one.job and one.state(run, sizes) != "ready"]
+    left = [one for one in chosen if one.measured and one.state(run, sizes) != "ready"]
     forwarded = besides = 0.0
     smaller = FIXED + (1 - FIXED) * min(1.0, run.manifest.corpus.tokens / WHOLE)
     for one in left:
