@@ -18,10 +18,10 @@ import numpy as np
 import polars as pl
 
 from mnemoscope import open_run
-from mnemoscope.jobs.patterns import TESTED
-from mnemoscope.patterns.twoway import NULL_LEVEL, Rule
+from mnemoscope.neuron.twoway import NULL_LEVEL, Rule
 from mnemoscope.records import NEURON
-from mnemoscope.store import Run
+from mnemoscope.run.reading import Run
+from mnemoscope.trials.job import TESTED
 
 
 def directions(run: Run, tests: str) -> dict[str, Any]:

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from mnemoscope import explain, load_model
-from mnemoscope.contributions import STAGES, Found, Group, League, certified, exhaustive, search
-from mnemoscope.decompose import trace
-from mnemoscope.jobs.explain import geometry_of
-from mnemoscope.jobs.scene import Scene
-from mnemoscope.lens import LENSES, Lens
-from mnemoscope.models import Model
-from mnemoscope.spelling import vocabulary_of
+from mnemoscope.model.lens import LENSES, Lens
+from mnemoscope.model.model import Model
+from mnemoscope.model.stream import trace
+from mnemoscope.prediction.explain import geometry_of
+from mnemoscope.prediction.scene import Scene
+from mnemoscope.prediction.search import STAGES, Found, Group, League, certified, exhaustive, search
+from mnemoscope.text.spelling import vocabulary_of
 
 TOP = 100
 TOLERANCE = 1e-5  # nats

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from mnemoscope.accumulate import HISTOGRAM_EVERY, Memories, Places, scan
-from mnemoscope.accumulate.distribution import Histograms, Samples
-from mnemoscope.accumulate.moments import Moments
-from mnemoscope.accumulate.triggers import Triggers
+from mnemoscope.mine.distribution import Histograms, Samples
+from mnemoscope.mine.moments import Moments
+from mnemoscope.mine.places import HISTOGRAM_EVERY, Places
+from mnemoscope.mine.reading import scan
+from mnemoscope.mine.statistics import Memories
+from mnemoscope.mine.triggers import Triggers
 from mnemoscope.records import ContextBatch
 
 CONTEXTS, TOKENS, NEURONS, TOP = 40, 100, 1536, 50

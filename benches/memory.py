@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from mnemoscope import build, load_corpus, load_model, samples
-from mnemoscope.models import Model
+from mnemoscope import build, load_corpus, load_model
+from mnemoscope.model.model import Model
+from mnemoscope.text import samples
 
 
 def tiny() -> Model:

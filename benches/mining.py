@@ -23,13 +23,13 @@ from pathlib import Path
 import torch
 
 from mnemoscope import load_corpus, load_model
-from mnemoscope.capture import Capture
-from mnemoscope.corpus import write_plan
-from mnemoscope.jobs.mining import Mined
-from mnemoscope.models import Model, native_bf16
-from mnemoscope.nulls import Nulls
-from mnemoscope.plan import Plan
+from mnemoscope.mine.units import Mined
+from mnemoscope.model.capture import Capture
+from mnemoscope.model.model import Model, native_bf16
+from mnemoscope.model.nulls import Nulls
 from mnemoscope.records import ContextBatch
+from mnemoscope.text.corpus import write_plan
+from mnemoscope.text.plan import Plan
 
 WARM_UP = 3  # batches: compilation, first touch of memory
 

@@ -35,15 +35,17 @@ from scipy.stats import kstest
 
 from benches.planting import LABEL, TOPIC, Planted, planted, sample_text
 from benches.whole import Whole
-from mnemoscope.accumulate import bin_of
-from mnemoscope.jobs.heldout import confirm
-from mnemoscope.jobs.patterns import LEVEL, TESTED, discovery_rate
-from mnemoscope.kernel import BINS
-from mnemoscope.patterns import Options, Text, Units, half, masks
-from mnemoscope.patterns.search import search
-from mnemoscope.patterns.twoway import Curve, Rule, choose, plainest
+from mnemoscope.mine.kernel import BINS
+from mnemoscope.mine.places import bin_of
+from mnemoscope.neuron.twoway import Curve, Rule, choose, plainest
+from mnemoscope.patterns.language import masks
+from mnemoscope.patterns.search import Options, Units, search
 from mnemoscope.patterns.whole import Language
 from mnemoscope.records import MAIN
+from mnemoscope.run.text import Text
+from mnemoscope.text.split import half
+from mnemoscope.trials.heldout import confirm
+from mnemoscope.trials.job import LEVEL, TESTED, discovery_rate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from planted_patterns import NULLS, fire, null, triggers
@@ -91,7 +93,7 @@ def fired(text: Text, what: Planted, sides: tuple[float, float], unit: int, nois
 
 
 def world(text: Text, descriptions: list[str], count: int, nulls: int, seed: int, say: Say) -> World:
-    """Plant, search, confirm: as `jobs.patterns` does with the units of a run."""
+    """Plant, search, confirm: as `trials.job` does with the units of a run."""
     random = np.random.default_rng(seed)
     truth = list(planted(text, descriptions, count, random))
     sides = [tuple(random.choice(LEVELS, 2).tolist()) for _ in truth]

@@ -25,12 +25,12 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from mnemoscope import load_corpus, load_model
-from mnemoscope.capture import Capture, residuals
-from mnemoscope.corpus import write_plan
-from mnemoscope.jobs.mining import Mined
-from mnemoscope.models import Model
-from mnemoscope.nulls import Nulls
+from mnemoscope.mine.units import Mined
+from mnemoscope.model.capture import Capture, residuals
+from mnemoscope.model.model import Model
+from mnemoscope.model.nulls import Nulls
 from mnemoscope.records import ContextBatch
+from mnemoscope.text.corpus import write_plan
 
 TOP = 50
 

@@ -14,10 +14,12 @@ from scipy.sparse import coo_array, csr_array
 from scipy.stats import rankdata
 
 from mnemoscope import load_corpus, load_model
-from mnemoscope.corpus import write_plan
-from mnemoscope.patterns import Text, half, masks
-from mnemoscope.spelling import vocabulary_of
-from mnemoscope.tokenizer import special_ids
+from mnemoscope.patterns.language import masks
+from mnemoscope.run.text import Text
+from mnemoscope.text.corpus import write_plan
+from mnemoscope.text.spelling import vocabulary_of
+from mnemoscope.text.split import half
+from mnemoscope.text.tokenizer import special_ids
 
 ENDINGS = (
     "tion",

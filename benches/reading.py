@@ -20,7 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, ModelEntry
-from mnemoscope.store import SCHEMAS, Run, RunWriter, open_run
+from mnemoscope.run.reading import Run, open_run
+from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.writing import RunWriter
 
 LAYERS, TOP, VALUES, VOCABULARY = 28, 50, 10, 49_152
 CONTEXTS, LENGTH, SHARD = 40_000, 128, 256

@@ -1,4 +1,4 @@
-"""Claims of the family `whole` for units whose coefficients are at hand: `jobs.patterns` without a model."""
+"""Claims of the family `whole` for units whose coefficients are at hand: `trials.job` without a model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csc_array
 
-from mnemoscope.accumulate import bin_of
-from mnemoscope.jobs.ground import GROUPS, Ground
-from mnemoscope.jobs.halves import portion
-from mnemoscope.jobs.patterns import BUDGET, LEVEL, WHOLE_BUDGET, discovery_rate
-from mnemoscope.kernel import BINS
-from mnemoscope.patterns import Found, Text, masks
-from mnemoscope.patterns.twoway import Curve, choose, plainest
+from mnemoscope.mine.kernel import BINS
+from mnemoscope.mine.places import bin_of
+from mnemoscope.neuron.twoway import Curve, choose, plainest
+from mnemoscope.patterns.language import masks
+from mnemoscope.patterns.search import Found
 from mnemoscope.patterns.whole import SHARE, Counted, Language, by_document, proposed
+from mnemoscope.run.text import Text
+from mnemoscope.trials.ground import GROUPS, Ground, portion
+from mnemoscope.trials.job import BUDGET, LEVEL, WHOLE_BUDGET, discovery_rate
 
 MIDDLE = BINS // 2
 SIDE = BINS - MIDDLE

@@ -13,11 +13,10 @@ from typing import Any
 import typer
 from typer.testing import CliRunner
 
-from mnemoscope.analyses.study.finding import Finding
-from mnemoscope.analyses.study.items import items
 from mnemoscope.cli import app
-from mnemoscope.jobs.study.catalogue import choose
-from mnemoscope.store import Run, open_run
+from mnemoscope.run.reading import Run, open_run
+from mnemoscope.studies.catalogue import choose
+from mnemoscope.studies.findings.finding import Finding, items
 
 FOLDER = Path(__file__).parent
 HEAD = """# Command line

@@ -18,25 +18,22 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-CHECKED = (  # every annotated module but those with compiled loops, which cannot be wrapped
-    "mnemoscope.accumulate.memories",
-    "mnemoscope.accumulate.reading",
-    "mnemoscope.anatomy",
-    "mnemoscope.capture",
-    "mnemoscope.contributions",
-    "mnemoscope.decompose",
-    "mnemoscope.jobs.scene",
-    "mnemoscope.jobs.study.crosslayer",
-    "mnemoscope.jobs.study.points",
-    "mnemoscope.jobs.study.reading",
-    "mnemoscope.jobs.study.value_order",
-    "mnemoscope.jobs.switched",
-    "mnemoscope.lens",
-    "mnemoscope.switching",
-)
+SOURCE = Path(__file__).parents[1] / "src" / "mnemoscope"
+_COMPILED = ("_compiled", "njit")  # loops that numba compiles cannot be wrapped
 
-with install_import_hook(list(CHECKED), "beartype.beartype"):
-    for name in CHECKED:
+
+def _annotated() -> list[str]:
+    """Every module whose signatures name shapes, but those with compiled loops."""
+    names = []
+    for file in sorted(SOURCE.rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        if "from jaxtyping import" in text and not any(f"@{word}" in text for word in _COMPILED):
+            names.append(".".join(file.relative_to(SOURCE.parent).with_suffix("").parts))
+    return names
+
+
+with install_import_hook(_annotated(), "beartype.beartype"):
+    for name in _annotated():
         import_module(name)
 
 from hypothesis import HealthCheck, settings  # noqa: E402
@@ -49,7 +46,7 @@ settings.load_profile("default")
 
 def _cache_of_this_session() -> None:
     """Give tests a cache folder of their own, in which only the samples are the user's: these are fetched once."""
-    from mnemoscope import samples
+    from mnemoscope.text import samples
 
     own, users = Path(tempfile.mkdtemp(prefix="mnemoscope-cache-")), samples.cache_folder()
     for name in ("models", "corpora"):
@@ -67,7 +64,7 @@ _cache_of_this_session()
 @pytest.fixture(scope="session")
 def sample_model_folder() -> Path:
     """The converted sample model, fetched once for this machine."""
-    from mnemoscope import samples
+    from mnemoscope.text import samples
 
     return samples.model_folder()
 
@@ -75,7 +72,7 @@ def sample_model_folder() -> Path:
 @pytest.fixture(scope="session")
 def sample_corpus_file() -> Path:
     """The sample text, fetched once for this machine."""
-    from mnemoscope import samples
+    from mnemoscope.text import samples
 
     return samples.corpus_file()
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mnemoscope import load_model
-from mnemoscope.models import Model
+from mnemoscope.model.model import Model
 
 PROMPT = " the capital of France is"
 CAPITALS = {

@@ -12,8 +12,8 @@ import re
 
 import numpy as np
 
-from mnemoscope.patterns.text import Text
-from mnemoscope.vocabulary import Vocabulary
+from mnemoscope.run.text import Text
+from mnemoscope.text.vocabulary import Vocabulary
 
 HEIGHT = 6.0
 NULLS = ("independent", "document", "position", "frequency")

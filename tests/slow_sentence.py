@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from families import FAMILIES, VARIANTS
 
-from mnemoscope.anatomy import Norm, describe
-from mnemoscope.decompose import Stream, trace
-from mnemoscope.models import Model
+from mnemoscope.model.model import Model
+from mnemoscope.model.parts import Norm
+from mnemoscope.model.reading import describe
+from mnemoscope.model.stream import Stream, trace
 
 BUILDERS = FAMILIES | VARIANTS
 PREFIX = np.array([7, 3, 11, 3, 60, 25], np.int32)

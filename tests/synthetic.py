@@ -21,7 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, ModelEntry
-from mnemoscope.store import SCHEMAS, Run, RunWriter
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.writing import RunWriter
 
 # Magnitudes where bins begin: 24 octaves from 2^-12, four linear steps in each.
 _STEPS = np.array([2.0**octave * (1 + step / 4) for octave in range(-12, 12) for step in range(4)])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from mnemoscope.explanation import Choice, Contrast, Explanation
+from mnemoscope.prediction.explanation import Choice, Contrast, Explanation
 
 PIECES = ("The", " capital", " of", " France", " is")
 _TOP = 6

@@ -14,19 +14,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnemoscope.accumulate import (
+from mnemoscope.errors import ActivationError, RunCorrupt, RunError, RunMismatch
+from mnemoscope.mine.places import (
     HISTOGRAM_EDGES,
     HISTOGRAM_EVERY,
-    Memories,
     Places,
+    address_of,
     bin_of,
     coarse_bin_of,
-    scan,
-    scan_torch,
+    mix,
     selected,
+    unmix,
 )
-from mnemoscope.accumulate.places import address_of, mix, unmix
-from mnemoscope.errors import ActivationError, RunCorrupt, RunError, RunMismatch
+from mnemoscope.mine.reading import scan, scan_torch
+from mnemoscope.mine.statistics import Memories
 from mnemoscope.records import ContextBatch
 
 EXACT = ["histograms", "triggers", "samples"]
@@ -417,7 +418,7 @@ def test_the_plain_scan_feeds_all_accumulators(monkeypatch: pytest.MonkeyPatch) 
     """On a device without the compiled path the tables are the same, gate and up signs included."""
     contexts = corpus(5, 20)
     expected = mined(contexts).result()
-    monkeypatch.setattr("mnemoscope.accumulate.memories.scan", scan_torch)
+    monkeypatch.setattr("mnemoscope.mine.statistics.scan", scan_torch)
     equal(expected, mined(contexts).result(), EXACT)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from mnemoscope.patterns.annotation.agreement import agreement, cohen, fleiss, gwet, krippendorff, same
+from mnemoscope.annotation.agreement import agreement, cohen, fleiss, gwet, krippendorff, same
 
 FIGURES = {"cohen": cohen, "fleiss": fleiss, "gwet": gwet, "krippendorff": krippendorff}
 

@@ -12,11 +12,15 @@ import pytest
 import synthetic
 from synthetic import make_run
 
-from mnemoscope.analyses import neuron, overview, peaked, search, signs, striking
-from mnemoscope.analyses.study import distributions
 from mnemoscope.errors import QueryError
+from mnemoscope.neuron import card as neuron
+from mnemoscope.neuron import card as signs
+from mnemoscope.neuron import find as search
+from mnemoscope.neuron import overview, striking
+from mnemoscope.neuron import striking as peaked
 from mnemoscope.records import NeuronId
-from mnemoscope.store import Run
+from mnemoscope.run.reading import Run
+from mnemoscope.studies.findings import distributions
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from mnemoscope import anatomy as anatomy_module
-from mnemoscope.anatomy import Anatomy, Norm, describe
 from mnemoscope.errors import ModelNotSupported
+from mnemoscope.model.parts import Anatomy, Norm
+from mnemoscope.model.reading import describe
+from mnemoscope.model.table import FAMILIES as ROWS
 
 ALL = {**FAMILIES, **VARIANTS, **GENERIC}
 
@@ -44,7 +45,7 @@ def described(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, Anatomy]
 
 def test_every_row_of_the_table_has_a_tiny_model() -> None:
     """No family is claimed that the tests do not build."""
-    assert set(FAMILIES) == set(anatomy_module.FAMILIES)
+    assert set(FAMILIES) == set(ROWS)
 
 
 def test_sizes_are_those_of_the_model(described: tuple[PreTrainedModel, Anatomy]) -> None:

@@ -18,14 +18,15 @@ from scipy import stats
 from synthetic import make_run
 from test_cli import call
 
+from mnemoscope.annotation import answers, scores, sheet
+from mnemoscope.annotation.draw import Matcher, null_items
+from mnemoscope.annotation.key import Item, Key, Prefix
 from mnemoscope.errors import MnemoscopeError, RunMismatch, SheetError
-from mnemoscope.patterns.annotation import answers, scores, sheet
-from mnemoscope.patterns.annotation.draw import Matcher, null_items
-from mnemoscope.patterns.annotation.key import Item, Key, Prefix
-from mnemoscope.patterns.text import Text
 from mnemoscope.records import NeuronId
-from mnemoscope.store import Run, add_tables
-from mnemoscope.vocabulary import Vocabulary
+from mnemoscope.run.reading import Run
+from mnemoscope.run.text import Text
+from mnemoscope.run.writing import add_tables
+from mnemoscope.text.vocabulary import Vocabulary
 
 Lines = list[dict[str, Any]]
 

@@ -17,12 +17,12 @@ from tiny import model_folder, texts
 
 import mnemoscope as mn
 from mnemoscope import api
-from mnemoscope.analyses.neuron import card
 from mnemoscope.cli import app
 from mnemoscope.display import WIDTH, Shown
 from mnemoscope.errors import MnemoscopeError, QueryError, RunError, RunMissing
+from mnemoscope.neuron.card import card
 from mnemoscope.records import NeuronId
-from mnemoscope.store import Run as StoredRun
+from mnemoscope.run.reading import Run as StoredRun
 
 
 @pytest.fixture(scope="module")

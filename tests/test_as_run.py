@@ -15,10 +15,12 @@ from torch.nn.utils import parametrizations, prune
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from mnemoscope.decompose import TOLERANCE, examine, trace
 from mnemoscope.errors import ModelNotSupported
-from mnemoscope.jobs.explain import explain
-from mnemoscope.models import load_model
+from mnemoscope.model.check import examine
+from mnemoscope.model.load import load_model
+from mnemoscope.model.stream import trace
+from mnemoscope.model.watch import TOLERANCE
+from mnemoscope.prediction.explain import explain
 
 REGISTERED = ("llama", "gpt2", "qwen2", "gemma", "gpt_neox", "opt", "olmo2")
 

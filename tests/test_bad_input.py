@@ -253,8 +253,8 @@ def test_one_line_says_what_to_do_and_nothing_is_harmed(
     monkeypatch.chdir(place)
     before = files(place)
     if not command.endswith(LATE):
-        monkeypatch.setattr("mnemoscope.models.load_model", loaded_for_nothing)
-        monkeypatch.setattr("mnemoscope.models.load_built", loaded_for_nothing)
+        monkeypatch.setattr("mnemoscope.model.load.load_model", loaded_for_nothing)
+        monkeypatch.setattr("mnemoscope.model.load.load_built", loaded_for_nothing)
     capsys.readouterr()
     code, out, err = call(monkeypatch, capsys, *shlex.split(command.removesuffix(LATE)))
     assert (code, out) == (2, ""), (out, err)
@@ -351,17 +351,17 @@ def test_a_table_is_what_its_name_says(
     ("job", "words", "kept"),
     [
         (
-            "mnemoscope.jobs.build.build",
+            "mnemoscope.mine.build.build",
             ["build", "model", "--corpus", "good.txt", "-o", "a new run"],
             "a new run",
         ),
         (
-            "mnemoscope.corpus.load_corpus",
+            "mnemoscope.text.corpus.load_corpus",
             ["build", "model", "--corpus", "good.txt", "-o", "a new run"],
             None,
         ),
-        ("mnemoscope.jobs.patterns.patterns", ["patterns", "run"], "run"),
-        ("mnemoscope.jobs.verify.verify", ["verify", "run"], None),
+        ("mnemoscope.trials.job.patterns", ["patterns", "run"], "run"),
+        ("mnemoscope.mine.verify.verify", ["verify", "run"], None),
     ],
 )
 def test_interrupted_it_says_how_to_go_on(
@@ -374,9 +374,9 @@ def test_interrupted_it_says_how_to_go_on(
 ) -> None:
     """Ctrl-C: exit code 130, the command to paste, and where the work is kept if it is."""
     monkeypatch.chdir(place)
-    monkeypatch.setattr("mnemoscope.models.load_model", lambda *_, **__: None)
-    monkeypatch.setattr("mnemoscope.models.load_built", lambda *_, **__: None)
-    monkeypatch.setattr("mnemoscope.jobs.values.seconds", lambda _: 0.0)
+    monkeypatch.setattr("mnemoscope.model.load.load_model", lambda *_, **__: None)
+    monkeypatch.setattr("mnemoscope.model.load.load_built", lambda *_, **__: None)
+    monkeypatch.setattr("mnemoscope.mine.values.seconds", lambda _: 0.0)
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -417,7 +417,7 @@ def test_what_the_system_refuses_is_one_line_if_the_user_can_do_something(
     def refuse(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("mnemoscope.store.open_run", refuse)
+    monkeypatch.setattr("mnemoscope.api.open_stored", refuse)
     if line is None:
         monkeypatch.setattr(sys, "argv", ["mnemoscope", "show", "run"])
         with pytest.raises(type(error)):
@@ -434,7 +434,7 @@ def test_the_price_of_values_is_announced(
     """A line before the work where reading them takes minutes, none where it does not or a run is there."""
     monkeypatch.chdir(place)
     words = ("build", "model", "--corpus", "good.txt", "-o", "priced", "--dtype", "fp32", "--top", "2")
-    monkeypatch.setattr("mnemoscope.jobs.values.seconds", lambda model: 200.0)
+    monkeypatch.setattr("mnemoscope.mine.values.seconds", lambda model: 200.0)
     for said in (True, False):  # the second time it is there
         code, _, err = call(monkeypatch, capsys, *words)
         assert code == 0, err

@@ -15,8 +15,9 @@ from tiny import model_folder
 
 from mnemoscope.cli import main
 from mnemoscope.errors import QueryError, RunError
-from mnemoscope.jobs.batch import SCHEMA, explain_many, rows
-from mnemoscope.models import Model, load_model
+from mnemoscope.model.load import load_model
+from mnemoscope.model.model import Model
+from mnemoscope.prediction.batch import SCHEMA, explain_many, rows
 
 PROMPTS = [
     {

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnemoscope import sampling
-from mnemoscope.jobs.halves import portion
 from mnemoscope.patterns.space import _drawn
-from mnemoscope.patterns.split import half, mixed
-from mnemoscope.patterns.text import Text
+from mnemoscope.run.text import Text
+from mnemoscope.text import sampling
+from mnemoscope.text.split import half, mixed
+from mnemoscope.trials.ground import portion
 
 
 class _Words:

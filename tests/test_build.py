@@ -17,10 +17,11 @@ from tiny import model_folder, texts, tokenizer
 
 from mnemoscope import build, load_corpus, load_model, open_run
 from mnemoscope.errors import ActivationError, ModelError, QueryError, RunError, RunMismatch
-from mnemoscope.jobs.verify import verify
-from mnemoscope.models import Model
-from mnemoscope.plan import batches
-from mnemoscope.store import Run, writing
+from mnemoscope.mine.verify import verify
+from mnemoscope.model.model import Model
+from mnemoscope.run import writing
+from mnemoscope.run.reading import Run
+from mnemoscope.text.plan import batches
 
 TOP = 7
 
@@ -135,8 +136,8 @@ def near_ties(column: np.ndarray, best: list[tuple[float, int, int]]) -> bool:
 
 def test_histograms_count_what_the_definition_counts(model: Model, run: Run) -> None:
     """Over the contexts that the hash selects, bin by bin, on the very coefficients of the batches."""
-    from mnemoscope.accumulate import bin_of, selected
-    from mnemoscope.capture import Capture
+    from mnemoscope.mine.places import bin_of, selected
+    from mnemoscope.model.capture import Capture
 
     counts = np.zeros((model.anatomy.n_layers, model.anatomy.n_neurons, 193), np.int64)
     shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1
@@ -202,7 +203,7 @@ def test_a_run_is_the_same_bit_for_bit_whatever_the_workers(
     model: Model, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One or two processes, several shards: the tables have the same sha256."""
-    monkeypatch.setattr("mnemoscope.plan.SHARD_TOKENS", 200)
+    monkeypatch.setattr("mnemoscope.text.plan.SHARD_TOKENS", 200)
     reference = build(model, texts(60), tmp_path / "one", top=TOP)
     assert reference.table("shards").select("shard").collect().n_unique() > 3
     other = build(model, texts(60), tmp_path / "other", top=TOP, workers=workers)
@@ -211,8 +212,9 @@ def test_a_run_is_the_same_bit_for_bit_whatever_the_workers(
 
 KILLED = """
 import os, random, signal, sys, time
-from mnemoscope import build, load_corpus, load_model, plan
-from mnemoscope.jobs import loop
+from mnemoscope import build, load_corpus, load_model
+from mnemoscope.text import plan
+from mnemoscope.mine import loop
 
 if __name__ == "__main__":
     folder, text, place, workers, rounds = sys.argv[1:4] + [int(word) for word in sys.argv[4:]]
@@ -313,7 +315,7 @@ def test_an_unfinished_run_of_another_corpus_is_refused(
     """What was begun with one corpus is not gone on with another."""
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("mnemoscope.jobs.build._Build._write", lambda *_: 1 // 0)
+        patch.setattr("mnemoscope.mine.build._Build._write", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             build(model, texts(60), path, top=TOP)
     with pytest.raises(RunError, match=r"unfinished|not finished"):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mnemoscope import cache
 from mnemoscope.cli import app, shared
 from mnemoscope.errors import QueryError
+from mnemoscope.text import cache
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import torch
 from families import FAMILIES
 from transformers import PreTrainedModel
 
-from mnemoscope.anatomy import describe
-from mnemoscope.capture import Capture, residuals
-from mnemoscope.models import Model
+from mnemoscope.model.capture import Capture, residuals
+from mnemoscope.model.model import Model
+from mnemoscope.model.reading import describe
 from mnemoscope.records import ContextBatch
 
 

@@ -14,18 +14,21 @@ import pyarrow as pa
 import pytest
 from synthetic import make_run
 
-from mnemoscope.accumulate import bin_of
-from mnemoscope.analyses import search
-from mnemoscope.analyses.neuron import card as card_of
-from mnemoscope.analyses.patterns import SHARES, Summary
-from mnemoscope.analyses.tested import ORDER
 from mnemoscope.errors import QueryError
-from mnemoscope.kernel import BINS
-from mnemoscope.patterns import twoway
-from mnemoscope.patterns.claims import Claim, Share
-from mnemoscope.store import SCHEMAS, Run, add_tables
+from mnemoscope.mine.kernel import BINS
+from mnemoscope.mine.places import bin_of
+from mnemoscope.neuron import find as search
+from mnemoscope.neuron import twoway
+from mnemoscope.neuron.card import card as card_of
+from mnemoscope.neuron.claims import ORDER, Claim, Share
+from mnemoscope.patterns.summary import SHARES, Summary
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.writing import add_tables
 from mnemoscope.views import claims as wording
-from mnemoscope.views import html, patterns, text
+from mnemoscope.views import page as html
+from mnemoscope.views import patterns
+from mnemoscope.views import terminal as text
 
 EDGE = 1.25
 

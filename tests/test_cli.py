@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 import mnemoscope
 from mnemoscope.cli import app, main
-from mnemoscope.cli.root import ORDER
+from mnemoscope.cli.shared import ORDER
 from mnemoscope.errors import MnemoscopeError
-from mnemoscope.store import open_run
+from mnemoscope.run.reading import open_run
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on_afterwards(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mnemoscope.accumulate.memories.np.savez", full)
+        patch.setattr("mnemoscope.mine.statistics.np.savez", full)
         code, _, err = call(patch, capsys, *command)
     assert code == 2
     assert "the disk is full" in err

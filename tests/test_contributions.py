@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mnemoscope.anatomy import describe
-from mnemoscope.contributions import Bases, Geometry, Group, League, certified, exhaustive, search
-from mnemoscope.lens import LENSES, Lens
+from mnemoscope.model.lens import LENSES, Lens
+from mnemoscope.model.reading import describe
+from mnemoscope.prediction.bases import Bases, Geometry
+from mnemoscope.prediction.search import Group, League, certified, exhaustive, search
 
 WIDTH, VOCABULARY = 12, 2200
 

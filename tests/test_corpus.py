@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mnemoscope import plan as plans
-from mnemoscope import sampling
-from mnemoscope.corpus import BATCH_TOKENS, SHARD_TOKENS, Document, Plan, load_corpus, write_plan
 from mnemoscope.errors import CorpusError, RunCorrupt, RunError, RunMissing
 from mnemoscope.records import Progress
-from mnemoscope.segment import sentences, windows
+from mnemoscope.text import plan as plans
+from mnemoscope.text import sampling
+from mnemoscope.text.corpus import BATCH_TOKENS, SHARD_TOKENS, Document, Plan, load_corpus, write_plan
+from mnemoscope.text.segment import sentences, windows
 
 BOS, EOS = 0, 1
 

@@ -13,9 +13,12 @@ from families import FAMILIES, GENERIC, VARIANTS, VOCABULARY, tiny
 from torch import nn
 from transformers import PreTrainedModel
 
-from mnemoscope.anatomy import Anatomy, Layer, describe
-from mnemoscope.decompose import TOLERANCE, Stream, examine, self_check, trace
 from mnemoscope.errors import ModelNotSupported
+from mnemoscope.model.check import examine, self_check
+from mnemoscope.model.parts import Anatomy, Layer
+from mnemoscope.model.reading import describe
+from mnemoscope.model.stream import Stream, trace
+from mnemoscope.model.watch import TOLERANCE
 
 ALL = {**FAMILIES, **VARIANTS, **GENERIC}
 TOKENS = torch.tensor([[7, 3, 11, 3, 60, 25, 14]])

@@ -15,16 +15,16 @@ from tiny import WORDS, tokenizer
 from tokenizers import normalizers, processors
 
 from mnemoscope import explain, load_model
-from mnemoscope.contributions import Group, exhaustive
 from mnemoscope.errors import ModelError, QueryError, RunMismatch
-from mnemoscope.explanation import Choice, Explanation
-from mnemoscope.jobs.ablate import Cut, effects
-from mnemoscope.jobs.explain import KINDS
-from mnemoscope.jobs.explain import explain as job
-from mnemoscope.jobs.scene import Scene
-from mnemoscope.lens import LENSES, Lens
-from mnemoscope.models import Model
-from mnemoscope.spelling import vocabulary_of
+from mnemoscope.model.lens import LENSES, Lens
+from mnemoscope.model.model import Model
+from mnemoscope.prediction.ablate import Cut, effects
+from mnemoscope.prediction.explain import KINDS
+from mnemoscope.prediction.explain import explain as job
+from mnemoscope.prediction.explanation import Choice, Explanation
+from mnemoscope.prediction.scene import Scene
+from mnemoscope.prediction.search import Group, exhaustive
+from mnemoscope.text.spelling import vocabulary_of
 
 PROMPT = " the capital of France is"
 NAMES = [
@@ -50,7 +50,7 @@ def _explained(name: str, lens: str = "frozen") -> Explanation:
 
 def _scene(name: str, lens: str) -> Scene:
     """The scene behind `_explained`, for brute force."""
-    from mnemoscope.decompose import trace
+    from mnemoscope.model.stream import trace
 
     model = _model(name)
     tokens = torch.tensor([model.tokenizer(PROMPT)["input_ids"]])

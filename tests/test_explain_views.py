@@ -23,12 +23,13 @@ from synthetic_explanation import make
 from test_views import HOSTILE, Page, assert_self_contained
 
 from mnemoscope.errors import RunError
-from mnemoscope.explanation import Explanation
+from mnemoscope.prediction.explanation import Explanation
 from mnemoscope.records import NeuronId
-from mnemoscope.views import text
-from mnemoscope.views.explanation import page, sheet, terminal, wording
+from mnemoscope.views import terminal as text
+from mnemoscope.views.explanation import page, terminal, wording
 from mnemoscope.views.explanation.charts import _apart
 from mnemoscope.views.explanation.graph import CAUSES, graph
+from mnemoscope.views.explanation.lower import sheet
 from mnemoscope.views.explanation.sheet import INCREASE, LEFT_OUT
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -386,7 +387,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import mnemoscope.api
 from synthetic_explanation import PIECES, make
-from mnemoscope.views import text
+from mnemoscope.views import terminal as text
 from mnemoscope.views.explanation import page, terminal
 one = make(foils=(), ablations=0, queries=False)
 {work}

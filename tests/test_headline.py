@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_explanation import make
 
-from mnemoscope import explain, headline, load_model
-from mnemoscope.explanation import Contrast, Explanation
-from mnemoscope.views import text
+from mnemoscope import explain, load_model
+from mnemoscope.prediction import headline
+from mnemoscope.prediction.explanation import Contrast, Explanation
+from mnemoscope.views import terminal as text
 from mnemoscope.views.explanation import page, terminal
 
 _LAYERS = re.compile(

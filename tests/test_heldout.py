@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from planted_patterns import small_text, words
 from scipy.sparse import csc_array
 
-from mnemoscope.jobs import heldout
-from mnemoscope.jobs.heldout import alike, beyond, confirm, numbered, portions, together
-from mnemoscope.patterns import Options, Text, Units, halves, masks
-from mnemoscope.patterns.search import one_each
+from mnemoscope.patterns.language import masks
+from mnemoscope.patterns.score import log_binomial_tail, poisson_binomial_tail
+from mnemoscope.patterns.search import Options, Units, one_each
 from mnemoscope.patterns.space import strata
-from mnemoscope.patterns.tails import log_binomial_tail, poisson_binomial_tail
+from mnemoscope.run.text import Text
+from mnemoscope.text.split import halves
+from mnemoscope.trials import heldout
+from mnemoscope.trials.heldout import alike, beyond, confirm, numbered, portions, together
 
 WORDS = words()
 LIST = f"words:{','.join(WORDS[200:240])}@16"

@@ -88,7 +88,7 @@ def test_commands_are_quoted_and_found_in_messages(tmp_path: Path, monkeypatch: 
     assert as_called("mnemoscope show x") == "bin/mnemoscope show x"
 
 
-PAGES = {"views/study/report.py"}  # may be read on another machine, where the plain name is right
+PAGES = {"views/report.py"}  # may be read on another machine, where the plain name is right
 
 
 def test_no_command_is_printed_under_its_plain_name() -> None:

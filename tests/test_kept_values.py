@@ -14,8 +14,8 @@ from families import FAMILIES
 from tiny import model_folder, texts, tokenizer
 
 import mnemoscope as mn
-from mnemoscope.jobs import kept_values, values
-from mnemoscope.models import Model
+from mnemoscope.mine import kept_values, values
+from mnemoscope.model.model import Model
 
 
 @pytest.fixture(autouse=True)

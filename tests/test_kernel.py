@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnemoscope import kernel
-from mnemoscope.accumulate import bin_of, coarse_bin_of
+from mnemoscope.mine import kernel
+from mnemoscope.mine.places import bin_of, coarse_bin_of
 
 
 def as_bf16(x: np.ndarray) -> np.ndarray:
@@ -132,7 +132,7 @@ import json, sys
 from numba.core import caching
 caching.CacheImpl._locator_classes = []  # as when no folder can be written
 import numpy as np
-from mnemoscope import kernel
+from mnemoscope.mine import kernel
 counts = np.zeros((1, kernel.BINS), np.int32)
 kernel.count(np.full((2, 1), 7, np.uint8), 0, 1, counts)
 print(json.dumps(counts.nonzero()[1].tolist()))
@@ -151,7 +151,7 @@ def test_without_a_folder_to_cache_in_it_still_works() -> None:
 @pytest.mark.slow
 def test_compiling_everything_is_quick(tmp_path: Path) -> None:
     """For a first run on a fresh machine: well below a minute of processor time for one dtype."""
-    script = Path(__file__).parent.parent / "benches" / "kernel.py"
+    script = Path(__file__).parent.parent / "benches" / "mine/kernel.py"
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, str(script), "--compile"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from families import FAMILIES
 
-from mnemoscope.anatomy import describe
-from mnemoscope.decompose import trace
-from mnemoscope.lens import LENSES, Lens, ranks
+from mnemoscope.model.lens import LENSES, Lens, ranks
+from mnemoscope.model.reading import describe
+from mnemoscope.model.stream import trace
 
 NAMES = ["llama", "gpt2", "gemma2", "cohere", "granite", "phi"]
 TOKENS = torch.tensor([[3, 9, 27, 14, 40]])

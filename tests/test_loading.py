@@ -22,10 +22,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mnemoscope.errors import ModelChanged, ModelError, ModelNotSupported, RunMismatch
-from mnemoscope.jobs.build import build
-from mnemoscope.jobs.explain import explain
-from mnemoscope.models import Model, load_built, load_model
-from mnemoscope.store import open_run
+from mnemoscope.mine.build import build
+from mnemoscope.model.load import load_built, load_model
+from mnemoscope.model.model import Model
+from mnemoscope.prediction.explain import explain
+from mnemoscope.run.reading import open_run
 
 PROMPT, TARGET = "the capital of France is", " Paris"
 

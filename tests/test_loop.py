@@ -13,12 +13,12 @@ import pytest
 from tiny import model_folder, texts
 
 from mnemoscope import load_corpus, load_model
-from mnemoscope.corpus import write_plan
 from mnemoscope.errors import ActivationError, RunError
-from mnemoscope.jobs import loop
-from mnemoscope.models import Model
-from mnemoscope.plan import Plan
+from mnemoscope.mine import loop
+from mnemoscope.model.model import Model
 from mnemoscope.records import Progress
+from mnemoscope.text.corpus import write_plan
+from mnemoscope.text.plan import Plan
 
 
 class Counts:
@@ -69,7 +69,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture
 def plan(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """A plan of several small shards."""
-    monkeypatch.setattr("mnemoscope.plan.SHARD_TOKENS", 200)
+    monkeypatch.setattr("mnemoscope.text.plan.SHARD_TOKENS", 200)
     return write_plan(load_corpus(texts(60)), model.tokenizer, tmp_path, context_length=64)
 
 
@@ -77,7 +77,7 @@ def plan(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 def test_every_context_is_seen_once_by_every_layer(model: Model, plan: Plan, workers: int) -> None:
     """Whatever the number of workers; progress ends at the plan's tokens."""
     steps: list[Progress] = []
-    kind = loop.Kind(partial(Counts, plan.contexts), Counts.load)
+    kind = loop.StateFactory(partial(Counts, plan.contexts), Counts.load)
     state = loop.run_shards(model, plan, kind, plan.folder, workers=workers, report=steps.append)
     assert plan.shards > 3
     assert state.shards == frozenset(range(plan.shards))
@@ -91,12 +91,12 @@ def test_what_was_checkpointed_is_not_done_again(
 ) -> None:
     """After a failure in the middle, a second call does the rest, and only that."""
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    failing = loop.Kind(partial(Counts, plan.contexts, 3), Counts.load)
+    failing = loop.StateFactory(partial(Counts, plan.contexts, 3), Counts.load)
     with pytest.raises(ActivationError, match="layer 2 gave NaN"):
         loop.run_shards(model, plan, failing, plan.folder, workers=1)
     kept = Counts.load(plan.folder / "state-0.npz")
     assert kept.shards == {0, 1, 2}
-    kind = loop.Kind(partial(Counts, plan.contexts), Counts.load)
+    kind = loop.StateFactory(partial(Counts, plan.contexts), Counts.load)
     state = loop.run_shards(model, plan, kind, plan.folder, workers=workers)
     assert (state.seen == model.anatomy.n_layers).all()
 
@@ -104,7 +104,7 @@ def test_what_was_checkpointed_is_not_done_again(
 @pytest.mark.slow
 def test_a_workers_error_reaches_the_caller(model: Model, plan: Plan) -> None:
     """An error of the tree is raised as itself from a worker process."""
-    failing = loop.Kind(partial(Counts, plan.contexts, 1), Counts.load)
+    failing = loop.StateFactory(partial(Counts, plan.contexts, 1), Counts.load)
     with pytest.raises(ActivationError, match="layer 2 gave NaN"):
         loop.run_shards(model, plan, failing, plan.folder, workers=2)
 
@@ -123,7 +123,7 @@ def test_two_builds_in_one_folder_are_refused(tmp_path: Path) -> None:
     """The second is told that another process builds here; the lock is gone when a process is killed."""
     run = tmp_path / "run"
     script = (
-        "import sys, time; from pathlib import Path; from mnemoscope.jobs.loop import locked\n"
+        "import sys, time; from pathlib import Path; from mnemoscope.mine.loop import locked\n"
         "with locked(Path(sys.argv[1]) / '.lock', Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, str(run)], stdout=subprocess.PIPE)

@@ -15,7 +15,7 @@ from tiny import model_folder, tokenizer
 from transformers import BertConfig, T5Config
 
 from mnemoscope.errors import ModelError, ModelNotSupported
-from mnemoscope.models import load_model
+from mnemoscope.model.load import load_model
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_unknown_dtype_and_device_are_refused(folder: Path, keywords: dict[str, 
 def test_products_do_not_depend_on_the_number_of_threads() -> None:
     """One and two threads give the same bits for products of few rows, where MKL would otherwise differ."""
     script = """
-import torch, mnemoscope.models
+import torch, mnemoscope.model
 torch.manual_seed(0)
 for rows in (5, 64, 100, 130, 257):
     for wide, narrow in ((1536, 576), (576, 576), (576, 192)):

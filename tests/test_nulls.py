@@ -16,15 +16,16 @@ from test_capture import padded, wrapped
 from tiny import model_folder, texts, tokenizer
 from torch import Tensor
 
-from mnemoscope import build, load_model, nulls
-from mnemoscope.capture import Capture
+from mnemoscope import build, load_model
 from mnemoscope.errors import ActivationError, QueryError, RunCorrupt, RunError, RunMismatch
-from mnemoscope.jobs.mining import Mined
-from mnemoscope.jobs.verify import verify
-from mnemoscope.models import Model
-from mnemoscope.nulls import KINDS, Columns, Nulls, shuffled_copy
+from mnemoscope.mine.units import Mined
+from mnemoscope.mine.verify import verify
+from mnemoscope.model import nulls
+from mnemoscope.model.capture import Capture
+from mnemoscope.model.model import Model
+from mnemoscope.model.nulls import KINDS, Columns, Nulls, shuffled_copy
 from mnemoscope.records import ContextBatch
-from mnemoscope.store import open_run
+from mnemoscope.run.reading import open_run
 
 NULL_TABLES = ["null_neurons", "null_histograms", "null_triggers", "null_samples"]
 MODELS = FAMILIES | {name: VARIANTS[name] for name in ("llama_biases", "falcon_new", "opt_no_bias")}
@@ -406,7 +407,7 @@ def test_other_nulls_are_another_run(model: Model, tmp_path: Path) -> None:
         make(tmp_path / "run", nulls=())
     assert open_run(tmp_path / "run").check() == []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mnemoscope.jobs.build._Build._write", lambda *_: 1 // 0)
+        patch.setattr("mnemoscope.mine.build._Build._write", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             make(tmp_path / "begun", nulls=["rotated"])
     with pytest.raises(RunMismatch, match="nulls"):
@@ -428,7 +429,7 @@ def test_nulls_are_the_same_whatever_the_workers(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All kinds, one and two processes, several shards: the tables have the same sha256."""
-    monkeypatch.setattr("mnemoscope.plan.SHARD_TOKENS", 200)
+    monkeypatch.setattr("mnemoscope.text.plan.SHARD_TOKENS", 200)
     runs = [
         build(model, texts(40), tmp_path / str(workers), top=5, nulls=KINDS, workers=workers)
         for workers in (1, 2)

@@ -24,18 +24,19 @@ from test_views import CARD
 from tiny import texts
 
 from mnemoscope import build
-from mnemoscope.analyses import patterns, search
-from mnemoscope.analyses.study.finding import KINDS, Figure, Finding, Section
-from mnemoscope.analyses.study.items import items
-from mnemoscope.analyses.traced import NeuronTrace, Reading, Trace, TracedToken
-from mnemoscope.jobs import patterns as job
+from mnemoscope.neuron import find as search
+from mnemoscope.patterns import summary as patterns
 from mnemoscope.patterns.search import Options
 from mnemoscope.records import NeuronId
-from mnemoscope.store import Run
-from mnemoscope.views import gallery, html, printed, text, trace
+from mnemoscope.run.reading import Run
+from mnemoscope.studies.findings.finding import KINDS, Figure, Finding, Section, items
+from mnemoscope.tracing.traced import NeuronTrace, Reading, Trace, TracedToken
+from mnemoscope.trials import job
+from mnemoscope.views import gallery, printed, report, trace
+from mnemoscope.views import page as html
+from mnemoscope.views import terminal as text
 from mnemoscope.views.explanation import page as explanations
 from mnemoscope.views.explanation import terminal
-from mnemoscope.views.study import report
 
 pytestmark = pytest.mark.slow  # a browser is started, and each page is drawn several times
 

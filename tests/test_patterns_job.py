@@ -19,31 +19,29 @@ from families import FAMILIES, tiny
 from tiny import WORDS, texts, tokenizer
 
 from mnemoscope import build, load_model, open_run
-from mnemoscope.accumulate import bin_of
-from mnemoscope.analyses import patterns as analysis
-from mnemoscope.analyses import search as find
-from mnemoscope.analyses.neuron import card as card_of
-from mnemoscope.capture import Capture
 from mnemoscope.cli import main
 from mnemoscope.errors import PatternError, QueryError, RunMismatch
-from mnemoscope.jobs import hypothesis
-from mnemoscope.jobs import patterns as job
-from mnemoscope.jobs.outcomes import LEVELS
-from mnemoscope.jobs.patterns import WORK, Settings, patterns
-from mnemoscope.models import Model
-from mnemoscope.patterns import twoway
+from mnemoscope.mine.places import bin_of
+from mnemoscope.model.capture import Capture
+from mnemoscope.model.model import Model
+from mnemoscope.neuron import find, twoway
+from mnemoscope.neuron.card import card as card_of
+from mnemoscope.patterns import summary as analysis
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.pattern import predicate
 from mnemoscope.patterns.search import Options
-from mnemoscope.patterns.split import half
-from mnemoscope.patterns.text import Text
-from mnemoscope.plan import batches
 from mnemoscope.records import NeuronId
-from mnemoscope.store import Run
+from mnemoscope.run.reading import Run
+from mnemoscope.run.text import Text
+from mnemoscope.text.plan import batches
+from mnemoscope.text.split import half
+from mnemoscope.trials import hypothesis, job
+from mnemoscope.trials.job import WORK, Settings, patterns
+from mnemoscope.trials.outcomes import LEVELS
 from mnemoscope.views import claims as wording
-from mnemoscope.views import html
+from mnemoscope.views import page as html
 from mnemoscope.views import patterns as view
-from mnemoscope.views.text import plain
+from mnemoscope.views.terminal import plain
 
 PLANTED = {3: " river", 4: " war", 5: " Paris"}  # neuron of layer 0 -> the word that switches it on
 BUDGET = 3000

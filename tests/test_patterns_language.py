@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from planted_patterns import small_text, vocabulary
 
 from mnemoscope.errors import PatternError, QueryError
-from mnemoscope.patterns import foreign, masks, parse, predicate, usual
-from mnemoscope.patterns.alike import representatives
+from mnemoscope.patterns import foreign
 from mnemoscope.patterns.columns import from_flags
+from mnemoscope.patterns.language import masks, usual
 from mnemoscope.patterns.mined import Limits, mine
-from mnemoscope.patterns.pattern import BUILTINS
-from mnemoscope.patterns.text import Text
-from mnemoscope.vocabulary import Vocabulary
+from mnemoscope.patterns.pattern import BUILTINS, parse, predicate
+from mnemoscope.patterns.space import representatives
+from mnemoscope.run.text import Text
+from mnemoscope.text.vocabulary import Vocabulary
 
 TEXT, _ = small_text(60)
 LIMITS = Limits()

@@ -11,8 +11,8 @@ import torch
 from planted import COPYING, COUNTRY, FOIL, MEMORIES, PROMPT, VETO, planted
 
 from mnemoscope import explain
-from mnemoscope.explanation import Explanation
-from mnemoscope.models import Model
+from mnemoscope.model.model import Model
+from mnemoscope.prediction.explanation import Explanation
 
 
 @cache
@@ -80,7 +80,7 @@ def test_sizes_are_those_of_the_construction() -> None:
 
 
 def _residuals() -> torch.Tensor:
-    from mnemoscope.decompose import trace
+    from mnemoscope.model.stream import trace
 
     model = _model()
     tokens = torch.tensor([model.tokenizer(PROMPT)["input_ids"]])

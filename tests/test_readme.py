@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from mnemoscope.cli import app
 
 ROOT = Path(__file__).parents[1]
+SPINE = {"", "text", "model", "run", "mine", "neuron"}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -29,7 +30,7 @@ def drawn() -> set[str]:
 
 
 def test_the_tree_is_the_disks() -> None:
-    """Every Python file of src/ and every folder and page beside it is in the tree, and nothing else is."""
+    """Every file of the spine, every folder of a wing and every page is in the tree, and nothing else is."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "src", "docs"],
         cwd=ROOT,
@@ -40,9 +41,19 @@ def test_the_tree_is_the_disks() -> None:
     names = {
         path for path in listed if not path.endswith(("/__init__.py", "py.typed")) and (ROOT / path).exists()
     }
+    spine = {path for path in names if not path.startswith("src/") or _room(path) in SPINE}
     files = {path for path in drawn() if not path.endswith("/") and path.startswith(("src/", "docs/"))}
-    assert {path for path in names if "/templates/" not in path} == files
+    assert spine == files
+    wings = {str(Path(path).parent) + "/" for path in names - spine}
+    folders = {path for path in drawn() if path.endswith("/") and path.startswith("src/")}
+    assert wings == {path for path in folders if _room(path) not in SPINE} - {"src/mnemoscope/"}
     assert all((ROOT / path).exists() for path in drawn())
+
+
+def _room(path: str) -> str:
+    """The room of a file or folder of the package; "" for what lies above all rooms."""
+    parts = Path(path).parts[2:]
+    return parts[0] if parts and "." not in parts[0] else ""
 
 
 def test_every_command_in_the_readme_exists() -> None:

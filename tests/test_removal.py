@@ -16,13 +16,14 @@ from test_cli import call
 from tiny import model_folder, texts, tokenizer
 
 import mnemoscope as mn
-from mnemoscope.analyses import removal as analysis
 from mnemoscope.errors import QueryError, RunMismatch
-from mnemoscope.jobs.removal import LONGEST, SHORTEST, _text, removal
-from mnemoscope.models import Model
-from mnemoscope.store import SCHEMAS, Run
+from mnemoscope.model.model import Model
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.studies.findings import removal as analysis
+from mnemoscope.studies.measures.removal import LONGEST, SHORTEST, _text, removal
 from mnemoscope.views import removal as view
-from mnemoscope.views import text
+from mnemoscope.views import terminal as text
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -248,7 +249,9 @@ def test_the_command_adds_a_table_that_is_read_again(
     kept = mn.open_run(run)
     assert kept.table("removal").collect().height > 0
     assert kept.check() == []
-    monkeypatch.setattr("mnemoscope.jobs.removal.removal", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        "mnemoscope.studies.measures.removal.removal", lambda *_, **__: pytest.fail("measured again")
+    )
     code, again, err = call(monkeypatch, capsys, *words, "--json")
     assert code == 0, err
     assert json.loads(again)["documents"] == kept.table("removal").collect()["document"].n_unique()

@@ -16,12 +16,14 @@ from test_files import NAMES
 from tiny import model_folder, texts
 
 from mnemoscope import open_run
-from mnemoscope.corpus import load_corpus
 from mnemoscope.errors import CorpusError, MnemoscopeError, RunError, RunMismatch, RunMissing
-from mnemoscope.jobs.build import _difference, build
-from mnemoscope.jobs.verify import verify
-from mnemoscope.models import Model, load_model
-from mnemoscope.store import Run, check_place
+from mnemoscope.mine.build import _difference, build
+from mnemoscope.mine.verify import verify
+from mnemoscope.model.load import load_model
+from mnemoscope.model.model import Model
+from mnemoscope.run.reading import Run
+from mnemoscope.run.writing import check_place
+from mnemoscope.text.corpus import load_corpus
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     before = held(tmp_path)
-    monkeypatch.setattr("mnemoscope.models.load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("mnemoscope.model.load.load_model", lambda *_: pytest.fail("loaded"))
     message = refused(RunError, "some model", "some text", tmp_path)
     assert "neither empty nor a run" in message
     assert any(repr(name.partition("/")[0]) in message for name in before)

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from mnemoscope import load_corpus
-from mnemoscope.accumulate import Memories, bin_of, selected
-from mnemoscope.corpus import write_plan
-from mnemoscope.jobs import loop, values
-from mnemoscope.jobs.mining import Mined
-from mnemoscope.lens import Lens
-from mnemoscope.models import Model
-from mnemoscope.nulls import Nulls
+from mnemoscope.mine import loop, values
+from mnemoscope.mine.places import bin_of, selected
+from mnemoscope.mine.statistics import Memories
+from mnemoscope.mine.units import Mined
+from mnemoscope.model.lens import Lens
+from mnemoscope.model.model import Model
+from mnemoscope.model.nulls import Nulls
+from mnemoscope.text.corpus import write_plan
 
 pytestmark = [pytest.mark.sample, pytest.mark.slow]
 
@@ -45,7 +46,7 @@ def mined(
     documents = list(islice(load_corpus("sample:wikipedia").documents, DOCUMENTS))
     plan = write_plan(load_corpus(documents), sample_model.tokenizer, folder, context_length=2048)
     nulls = Nulls(sample_model, ())
-    kind = loop.Kind(partial(Mined.of, sample_model, nulls, TOP), partial(Mined.load, nulls))
+    kind = loop.StateFactory(partial(Mined.of, sample_model, nulls, TOP), partial(Mined.load, nulls))
     memories = loop.run_shards(sample_model, plan, kind, folder).neurons
     return memories, pl.read_parquet(plan.contexts_file), plan.special
 

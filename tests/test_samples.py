@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mnemoscope import samples
 from mnemoscope.errors import DownloadError, ModelError
+from mnemoscope.text import samples
 
 CONTENT = b'{"a": {"extract": "Some text."}}'
 
@@ -304,7 +304,9 @@ def test_cache_folder(
 
 def test_importing_samples_needs_no_torch() -> None:
     """The list of samples is there without torch."""
-    code = "import sys, mnemoscope.samples; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+    code = (
+        "import sys, mnemoscope.text.samples; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

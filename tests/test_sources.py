@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from test_corpus import refused
 from test_files import NAMES
 
-from mnemoscope.corpus import Document, load_corpus
 from mnemoscope.errors import CorpusError
+from mnemoscope.text.corpus import Document, load_corpus
 
 TEXTS = ["the king of France", "the river, in flood", "a “queen”\nof the north"]
 
@@ -227,7 +227,7 @@ def test_text_and_source_files_are_one_document_each(tmp_path: Path) -> None:
 def test_standard_input_is_read_and_known_again() -> None:
     """`-` is text in blocks; the same text is the same source."""
     code = (
-        "from mnemoscope.corpus import load_corpus; c = load_corpus('-'); "
+        "from mnemoscope.text.corpus import load_corpus; c = load_corpus('-'); "
         "print([d.text for d in c.documents], [d.text for d in c.documents], c.source['sha256'])"
     )
 

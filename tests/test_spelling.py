@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerFast
 
 from mnemoscope import build, load_model
 from mnemoscope.records import CorpusEntry
-from mnemoscope.spelling import Fidelity, token_bytes, vocabulary_of
-from mnemoscope.tokenizer import special_ids
-from mnemoscope.views.cards import corpus_line
-from mnemoscope.vocabulary import Vocabulary
+from mnemoscope.text.spelling import Fidelity, token_bytes, vocabulary_of
+from mnemoscope.text.tokenizer import special_ids
+from mnemoscope.text.vocabulary import Vocabulary
+from mnemoscope.views.words import corpus_line
 
 TEXTS = ["The capital of France is Paris.", "naïve “quotes” and 東京, שלום", "one two three\n\n\tfour"] * 3
 

@@ -30,20 +30,9 @@ from hypothesis import strategies as st
 from synthetic import HISTOGRAM_EDGES, make_run
 
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
-from mnemoscope.store import (
-    ADDING,
-    KEYS,
-    MANIFEST,
-    OPTIONAL,
-    SCHEMAS,
-    WORK,
-    Run,
-    RunWriter,
-    add_tables,
-    finish_commit,
-    open_run,
-)
-from mnemoscope.store.reading import _SortedTable
+from mnemoscope.run.reading import Run, _SortedTable, open_run
+from mnemoscope.run.schemas import ADDING, KEYS, MANIFEST, OPTIONAL, SCHEMAS, WORK
+from mnemoscope.run.writing import RunWriter, add_tables, finish_commit
 
 HERE = Path(__file__).parent
 

@@ -17,22 +17,23 @@ from slow_sentence import normed
 from tiny import texts, tokenizer
 
 import mnemoscope as mn
-from mnemoscope.analyses.study import case_parts
-from mnemoscope.analyses.study import cases as answers
-from mnemoscope.anatomy import describe
-from mnemoscope.decompose import trace
 from mnemoscope.errors import QueryError
-from mnemoscope.jobs.study import cases as job
-from mnemoscope.jobs.study import catalogue, questions
-from mnemoscope.jobs.study import run as study
-from mnemoscope.jobs.study.cases import NEURONS, WORDS, classes, deal
-from mnemoscope.jobs.study.positions import Sizes
-from mnemoscope.jobs.study.questions import Asked, Question
-from mnemoscope.models import Model
-from mnemoscope.store import Run
-from mnemoscope.store.schemas import CASES
-from mnemoscope.switching import switches
-from mnemoscope.views.study.figures import chart
+from mnemoscope.model.model import Model
+from mnemoscope.model.reading import describe
+from mnemoscope.model.stream import trace
+from mnemoscope.prediction.switching import switches
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import CASES
+from mnemoscope.studies import catalogue
+from mnemoscope.studies import run as study
+from mnemoscope.studies.findings import case_parts
+from mnemoscope.studies.findings import cases as answers
+from mnemoscope.studies.measures import cases as job
+from mnemoscope.studies.measures import questions
+from mnemoscope.studies.measures.cases import NEURONS, WORDS, classes, deal
+from mnemoscope.studies.measures.positions import Sizes
+from mnemoscope.studies.measures.questions import Asked, Question
+from mnemoscope.views.figures import chart
 
 LINES = [
     {"subject": "Paris", "prompt": " the city of Paris is in", "answer": " France", "label": "place"},

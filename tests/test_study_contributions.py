@@ -20,23 +20,35 @@ from slow_sentence import PREFIX, Slow, wrapped
 from tiny import texts, tokenizer
 
 import mnemoscope as mn
-from mnemoscope.analyses.study import contributions as answers
-from mnemoscope.analyses.study import crosslayer
-from mnemoscope.analyses.study.finding import Finding
-from mnemoscope.analyses.study.sharing import shared
-from mnemoscope.anatomy import describe
-from mnemoscope.contributions import Bases, Geometry, Group, Intervals, Survey, exhaustive
-from mnemoscope.decompose import trace
-from mnemoscope.jobs.study import catalogue, contributions
-from mnemoscope.jobs.study.contributions import TOP, Desk, Frequencies, Rows, measure, quotients, rank, spread
-from mnemoscope.jobs.study.positions import Sizes
-from mnemoscope.jobs.study.value_order import Order, marked
-from mnemoscope.lens import LENSES, Lens
-from mnemoscope.models import Model
-from mnemoscope.store import SCHEMAS, Run, add_tables
-from mnemoscope.store.schemas import CONTRIBUTIONS
-from mnemoscope.views.study.figures import chart
-from mnemoscope.vocabulary import Vocabulary
+from mnemoscope.model.lens import LENSES, Lens
+from mnemoscope.model.model import Model
+from mnemoscope.model.reading import describe
+from mnemoscope.model.stream import trace
+from mnemoscope.prediction.bases import Bases, Geometry
+from mnemoscope.prediction.search import Group, Intervals, Survey, exhaustive
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import CONTRIBUTIONS, SCHEMAS
+from mnemoscope.run.writing import add_tables
+from mnemoscope.studies import catalogue
+from mnemoscope.studies.findings import contributions as answers
+from mnemoscope.studies.findings import crosslayer
+from mnemoscope.studies.findings.contributions import shared
+from mnemoscope.studies.findings.finding import Finding
+from mnemoscope.studies.measures import contributions
+from mnemoscope.studies.measures.contributions import (
+    TOP,
+    Desk,
+    Frequencies,
+    Rows,
+    measure,
+    quotients,
+    rank,
+    spread,
+)
+from mnemoscope.studies.measures.positions import Sizes
+from mnemoscope.studies.measures.value_ranks import Order, marked
+from mnemoscope.text.vocabulary import Vocabulary
+from mnemoscope.views.figures import chart
 
 NAMES = ("llama", "opt_no_final_norm", "gpt2", "gptj", "olmo2", "gemma2", "granite")
 OTHER = 40  # the null's token

@@ -9,10 +9,10 @@ import pytest
 import torch
 from slow_sentence import PREFIX, Slow, wrapped
 
-from mnemoscope.analyses.study.crosslayer import chance_union, part, union_share
-from mnemoscope.decompose import trace
-from mnemoscope.jobs.study import crosslayer
-from mnemoscope.jobs.study.crosslayer import Columns, Ranked, middle_layer
+from mnemoscope.model.stream import trace
+from mnemoscope.studies.findings.crosslayer import chance_union, part, union_share
+from mnemoscope.studies.measures import crosslayer
+from mnemoscope.studies.measures.crosslayer import Columns, Ranked, middle_layer
 
 NAMES = ("llama", "opt_no_final_norm", "gpt2", "gptj", "olmo2", "gemma2", "granite")
 QUICK = ("llama", "opt_no_final_norm")

@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 from synthetic import HISTOGRAM_EDGES, make_run
 
-from mnemoscope.analyses.study import distributions
-from mnemoscope.analyses.study.distributions import even_columns, within
-from mnemoscope.store import Run
+from mnemoscope.run.reading import Run
+from mnemoscope.studies.findings import distributions
+from mnemoscope.studies.findings.distributions import even_columns, within
 
 EDGES = np.array(HISTOGRAM_EDGES)
 

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_run
 
-from mnemoscope.analyses import labels
-from mnemoscope.analyses.study import keys
-from mnemoscope.store import SCHEMAS, Run, add_tables
+from mnemoscope.patterns import labels
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.writing import add_tables
+from mnemoscope.studies.findings import keys
 
 PATTERN = {
     "unit": "neuron", "polarity": 1, "tests": "main", "spec": "word:is", "name": "is", "family": "word",
@@ -193,7 +195,7 @@ def test_verdicts_are_shares_of_tested_units(run: Run) -> None:
 
 def test_shares_are_those_of_the_patterns_command(run: Run) -> None:
     """The same triggers by the same rule as `mnemoscope patterns` counts them."""
-    from mnemoscope.analyses.patterns import _units, explained
+    from mnemoscope.patterns.summary import _units, explained
 
     frame = {one.id: one for one in keys.findings(run)}["figure-2-covered"].frame
     other = explained(run, _units(run)).filter(pl.col("unit") == "neuron").sort("layer")
@@ -209,7 +211,7 @@ def test_shares_are_those_of_the_patterns_command(run: Run) -> None:
 
 def test_token_removal_is_told(tmp_path: Path) -> None:
     """Rows of `removal` become Figure 3 and its null."""
-    from mnemoscope.analyses.study import tokens_removed
+    from mnemoscope.studies.findings import removal as tokens_removed
 
     made = make_run(tmp_path / "run", layers=2, neurons=6)
     some = [

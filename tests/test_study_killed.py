@@ -14,9 +14,9 @@ from tiny import model_folder, texts
 KILLED = """
 import os, random, shutil, signal, sys, time
 from mnemoscope import build, load_corpus, load_model, open_run
-from mnemoscope.jobs.study.catalogue import choose
-from mnemoscope.jobs.study.positions import Sizes
-from mnemoscope.jobs.study.run import measure
+from mnemoscope.studies.catalogue import choose
+from mnemoscope.studies.measures.positions import Sizes
+from mnemoscope.studies.run import measure
 
 if __name__ == "__main__":
     folder, text, place, rounds = *sys.argv[1:4], int(sys.argv[4])

@@ -13,13 +13,14 @@ from families import FAMILIES
 from tiny import texts, tokenizer
 
 import mnemoscope as mn
-from mnemoscope.analyses.study import ranks
 from mnemoscope.errors import QueryError
-from mnemoscope.jobs.study import catalogue, questions
-from mnemoscope.jobs.study import run as study
-from mnemoscope.jobs.study.positions import Sizes
-from mnemoscope.models import Model
-from mnemoscope.store import Run
+from mnemoscope.model.model import Model
+from mnemoscope.run.reading import Run
+from mnemoscope.studies import catalogue
+from mnemoscope.studies import run as study
+from mnemoscope.studies.findings import questions as ranks
+from mnemoscope.studies.measures import questions
+from mnemoscope.studies.measures.positions import Sizes
 
 LINES = [
     {"subject": "Paris", "prompt": "Paris is the capital of", "answer": " France", "label": "capital"},

@@ -21,20 +21,23 @@ from tiny import texts, tokenizer
 from transformers import PreTrainedModel
 
 import mnemoscope as mn
-from mnemoscope.analyses.study import composition, refinement
-from mnemoscope.analyses.study.finding import Finding
-from mnemoscope.analyses.study.stopwords import STOP_WORDS, kind
-from mnemoscope.anatomy import Norm, describe
-from mnemoscope.capture import residuals
-from mnemoscope.jobs.study import positions
-from mnemoscope.jobs.study.catalogue import choose
-from mnemoscope.jobs.study.points import points
-from mnemoscope.jobs.study.positions import Examples, Sizes
-from mnemoscope.jobs.study.reading import Reader, value_tops
-from mnemoscope.jobs.study.refinement import _blocks, _Unit, measure
-from mnemoscope.models import Model
-from mnemoscope.store import SCHEMAS, Run, add_tables
-from mnemoscope.views.study.figures import chart
+from mnemoscope.model.capture import residuals
+from mnemoscope.model.model import Model
+from mnemoscope.model.parts import Norm
+from mnemoscope.model.reading import describe
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.writing import add_tables
+from mnemoscope.studies.catalogue import choose
+from mnemoscope.studies.findings import composition, refinement
+from mnemoscope.studies.findings.composition import STOP_WORDS, kind
+from mnemoscope.studies.findings.finding import Finding
+from mnemoscope.studies.measures import positions
+from mnemoscope.studies.measures.lenses import Reader, value_tops
+from mnemoscope.studies.measures.points import points
+from mnemoscope.studies.measures.positions import Examples, Sizes
+from mnemoscope.studies.measures.refinement import _blocks, _Unit, measure
+from mnemoscope.views.figures import chart
 
 BUILDERS = FAMILIES | VARIANTS
 NAMES = ("llama", "opt", "opt_no_final_norm", "gptj", "falcon", "olmo2", "gemma2", "granite", "cohere")

@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mnemoscope.analyses.study.resample import (
+from mnemoscope.annotation import agreement, scores
+from mnemoscope.intervals import Interval, estimate_of_share, of_share, unanimous, wilson
+from mnemoscope.neuron import twoway
+from mnemoscope.studies.findings.statistics import (
     by_document,
     mean_by_document,
     mean_by_group,
@@ -19,9 +22,6 @@ from mnemoscope.analyses.study.resample import (
     share_by_group,
     share_of_sums,
 )
-from mnemoscope.intervals import Interval, estimate_of_share, of_share, unanimous, wilson
-from mnemoscope.patterns import twoway
-from mnemoscope.patterns.annotation import agreement, scores
 
 
 def test_means_by_document_equal_a_loop_over_resampled_documents() -> None:

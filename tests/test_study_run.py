@@ -19,15 +19,16 @@ from test_cli import call
 from tiny import model_folder, texts, tokenizer
 
 import mnemoscope as mn
-from mnemoscope.analyses.study import glance
-from mnemoscope.analyses.study.items import STATES, Item, items
 from mnemoscope.errors import QueryError, RunMismatch
-from mnemoscope.jobs.study import catalogue
-from mnemoscope.jobs.study import run as study
-from mnemoscope.jobs.study.positions import Sizes, in_shards, sample
-from mnemoscope.models import Model
-from mnemoscope.patterns.split import half
-from mnemoscope.store import OPTIONAL, SCHEMAS, Run
+from mnemoscope.model.model import Model
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import OPTIONAL, SCHEMAS
+from mnemoscope.studies import catalogue
+from mnemoscope.studies import run as study
+from mnemoscope.studies.findings import glance
+from mnemoscope.studies.findings.finding import STATES, Item, items
+from mnemoscope.studies.measures.positions import Sizes, in_shards, sample
+from mnemoscope.text.split import half
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
@@ -254,8 +255,8 @@ def _answers(module: str, seen: set[str]) -> set[str]:
         if isinstance(one, ast.Constant) and re.fullmatch(r"A\d+", str(one.value))
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "mnemoscope.analyses.study":
-            for name in {f"analyses.study.{one.name}" for one in node.names} - seen:
+        if isinstance(node, ast.ImportFrom) and node.module == "mnemoscope.studies.findings":
+            for name in {f"studies.findings.{one.name}" for one in node.names} - seen:
                 found |= _answers(name, seen)
     return found
 

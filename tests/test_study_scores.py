@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from mnemoscope.jobs.study.scores import first_largest, log_sums, moments, ranks
+from mnemoscope.studies.measures.reductions import first_largest, log_sums, moments, ranks
 
 FEW = st.sampled_from([-np.inf, -3.4e38, -1.0, -0.0, 0.0, 1e-45, 1.0, 3.4e38, np.inf])  # many ties
 ANY = st.floats(width=32, allow_nan=False)

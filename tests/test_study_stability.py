@@ -10,9 +10,9 @@ import pytest
 import synthetic
 from synthetic import make_run
 
-from mnemoscope.analyses.study import stability, values
 from mnemoscope.errors import QueryError
-from mnemoscope.store import Run
+from mnemoscope.run.reading import Run
+from mnemoscope.studies.findings import stability, values
 
 synthetic_documents = synthetic._documents
 

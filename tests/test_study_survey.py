@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from mnemoscope.contributions import Geometry, Intervals, Survey, exhaustive
-from mnemoscope.decompose import trace
-from mnemoscope.jobs.scene import Scene
-from mnemoscope.jobs.study.contributions import TOP, _Neurons, rank, spread
-from mnemoscope.jobs.study.crosslayer import Ranked
-from mnemoscope.lens import Lens
-from mnemoscope.models import Model
-from mnemoscope.vocabulary import Vocabulary
+from mnemoscope.model.lens import Lens
+from mnemoscope.model.model import Model
+from mnemoscope.model.stream import trace
+from mnemoscope.prediction.bases import Geometry
+from mnemoscope.prediction.scene import Scene
+from mnemoscope.prediction.search import Intervals, Survey, exhaustive
+from mnemoscope.studies.measures.contributions import TOP, _Neurons, rank, spread
+from mnemoscope.studies.measures.crosslayer import Ranked
+from mnemoscope.text.vocabulary import Vocabulary
 
 pytestmark = [pytest.mark.sample, pytest.mark.slow]
 

@@ -13,11 +13,11 @@ from synthetic import make_run
 from tiny import texts, tokenizer
 
 import mnemoscope as mn
-from mnemoscope.analyses.study import value_ranks, values
-from mnemoscope.jobs.study import catalogue
-from mnemoscope.jobs.study import run as study
-from mnemoscope.models import Model
-from mnemoscope.store import Run
+from mnemoscope.model.model import Model
+from mnemoscope.run.reading import Run
+from mnemoscope.studies import catalogue
+from mnemoscope.studies import run as study
+from mnemoscope.studies.findings import value_ranks, values
 
 
 @pytest.fixture(scope="module")

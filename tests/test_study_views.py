@@ -12,12 +12,12 @@ import pytest
 from synthetic import make_run
 from test_views import Page
 
-from mnemoscope.analyses.study.finding import KINDS, Figure, Finding, Section
-from mnemoscope.analyses.study.items import items
 from mnemoscope.errors import RunError
-from mnemoscope.store import Run
-from mnemoscope.views import cards
-from mnemoscope.views.study import figures, report, text
+from mnemoscope.run.reading import Run
+from mnemoscope.studies.findings.finding import KINDS, Figure, Finding, Section, items
+from mnemoscope.views import figures, report
+from mnemoscope.views import findings as text
+from mnemoscope.views import words as cards
 
 FRAME = pl.DataFrame(
     {

@@ -8,9 +8,9 @@ import pytest
 import torch
 from families import FAMILIES, GENERIC, VARIANTS
 
-from mnemoscope.anatomy import describe
-from mnemoscope.decompose import Stream, trace
-from mnemoscope.switching import (
+from mnemoscope.model.reading import describe
+from mnemoscope.model.stream import Stream, trace
+from mnemoscope.prediction.switching import (
     Linear,
     Switches,
     chain,

@@ -10,10 +10,14 @@ import pytest
 import torch
 from scipy.sparse import csc_array
 
-from mnemoscope.accumulate import bin_of
 from mnemoscope.errors import RunCorrupt, RunError
-from mnemoscope.jobs.ground import Ground
-from mnemoscope.jobs.tallies import (
+from mnemoscope.mine.kernel import BINS
+from mnemoscope.mine.places import bin_of
+from mnemoscope.records import ContextBatch
+from mnemoscope.run.text import Text
+from mnemoscope.text.vocabulary import Vocabulary
+from mnemoscope.trials.ground import Ground
+from mnemoscope.trials.looks import (
     MIDDLE,
     NEURON,
     SIDE,
@@ -24,10 +28,6 @@ from mnemoscope.jobs.tallies import (
     Tally,
     WholeLook,
 )
-from mnemoscope.kernel import BINS
-from mnemoscope.patterns.text import Text
-from mnemoscope.records import ContextBatch
-from mnemoscope.vocabulary import Vocabulary
 
 LAYERS, UNITS, COLUMNS = 2, 150, 9
 
@@ -228,7 +228,7 @@ def test_saved_and_restored(tmp_path: Path) -> None:
 
 def test_many_documents_share_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit documents are put together, whole."""
-    monkeypatch.setattr("mnemoscope.jobs.ground.GROUPS", 4)
+    monkeypatch.setattr("mnemoscope.trials.ground.GROUPS", 4)
     ground = _world().ground
     assert (ground.groups, ground.documents) == (4, 12)
     found = {(document, group) for document, group in zip(ground._text.document, ground.group, strict=True)}

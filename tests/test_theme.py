@@ -11,10 +11,11 @@ from synthetic import make_run
 from synthetic_explanation import make
 from test_pages import study_figures
 
-from mnemoscope.analyses import overview
-from mnemoscope.views import plots, theme
-from mnemoscope.views.explanation import charts, sheet
-from mnemoscope.views.study import figures
+from mnemoscope.neuron import overview
+from mnemoscope.views import charts as plots
+from mnemoscope.views import figures, theme
+from mnemoscope.views.explanation import charts
+from mnemoscope.views.explanation.lower import sheet
 
 LEAST = 4.5  # contrast of text, WCAG 2.2 AA
 TEXT = re.compile(r"<text[^>]*?fill=\"([^\"]*)\"")

@@ -19,11 +19,19 @@ from tokenizers.implementations import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 from mnemoscope import load_model
-from mnemoscope.corpus import load_corpus, write_plan
 from mnemoscope.errors import ModelError, QueryError
-from mnemoscope.jobs.questions import Question, ask
-from mnemoscope.spelling import vocabulary_of
-from mnemoscope.tokenizer import accepted, beginning, encode, frame, prompt_tokens, special_ids, unknown_id
+from mnemoscope.prediction.questions import Question, ask
+from mnemoscope.text.corpus import load_corpus, write_plan
+from mnemoscope.text.spelling import vocabulary_of
+from mnemoscope.text.tokenizer import (
+    accepted,
+    beginning,
+    encode,
+    frame,
+    prompt_tokens,
+    special_ids,
+    unknown_id,
+)
 
 NUMBERS = st.lists(st.integers(0, 9), min_size=1, max_size=8)
 

@@ -19,13 +19,13 @@ from tiny import texts, tokenizer
 from typer.testing import CliRunner
 
 import mnemoscope as mn
-from mnemoscope.accumulate import HISTOGRAM_EDGES, bin_of
-from mnemoscope.analyses.traced import Distributions, Trace
 from mnemoscope.cli import app
 from mnemoscope.display import WIDTH
 from mnemoscope.errors import QueryError, RunMismatch
-from mnemoscope.jobs.trace import trace
-from mnemoscope.models import Model
+from mnemoscope.mine.places import HISTOGRAM_EDGES, bin_of
+from mnemoscope.model.model import Model
+from mnemoscope.tracing.trace import trace
+from mnemoscope.tracing.traced import Distributions, Trace
 from mnemoscope.views import trace as view
 
 TEXT = " the capital of France is Paris and the queen of London"
@@ -343,7 +343,7 @@ def test_doors_agree(model: Model, run: mn.Run) -> None:
 
 def test_the_command(run: mn.Run, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Terminal, JSON and page of a run and of a model; bad options are refused before a model is loaded."""
-    from mnemoscope.cli import trace as command
+    from mnemoscope.cli import explain as command
 
     monkeypatch.setattr(command, "model_of", lambda *_: model)
     monkeypatch.setattr(command, "load", lambda *_: model)

@@ -13,10 +13,10 @@ from scipy import stats
 from scipy.stats import beta
 from sklearn import metrics
 
-from mnemoscope.accumulate import HISTOGRAM_EDGES, bin_of
-from mnemoscope.kernel import BINS
-from mnemoscope.patterns import twoway
-from mnemoscope.patterns.twoway import Curve
+from mnemoscope.mine.kernel import BINS
+from mnemoscope.mine.places import HISTOGRAM_EDGES, bin_of
+from mnemoscope.neuron import twoway
+from mnemoscope.neuron.twoway import Curve
 
 
 class Case(NamedTuple):

@@ -21,12 +21,17 @@ from rich.cells import cell_len
 from rich.console import Console
 from synthetic import make_run
 
-from mnemoscope.analyses import neuron, search, striking
-from mnemoscope.analyses.neuron import Example, Histogram, KeyToken, NeuronCard, Side, Statistics, ValueToken
 from mnemoscope.errors import RunError
+from mnemoscope.neuron import card as neuron
+from mnemoscope.neuron import find as search
+from mnemoscope.neuron import striking
+from mnemoscope.neuron.card import Example, Histogram, KeyToken, NeuronCard, Side, Statistics, ValueToken
 from mnemoscope.records import NeuronId
-from mnemoscope.store import Run
-from mnemoscope.views import cards, gallery, html, text
+from mnemoscope.run.reading import Run
+from mnemoscope.views import gallery
+from mnemoscope.views import page as html
+from mnemoscope.views import terminal as text
+from mnemoscope.views import words as cards
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = '<script>alert("x")</script>'
@@ -507,8 +512,8 @@ text.plain(text.found(search.sort(run, "kurtosis")))
 _CHECK = """
 import sys
 from mnemoscope import open_run
-from mnemoscope.analyses import neuron, search
-from mnemoscope.views import gallery, html, text
+from mnemoscope.neuron import card as neuron, find as search
+from mnemoscope.views import gallery, page as html, terminal as text
 run = open_run(sys.argv[1])
 {work}
 heavy = sorted({{"torch", "transformers", "numba"}} & set(sys.modules))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnemoscope.errors import QueryError
-from mnemoscope.vocabulary import Vocabulary
+from mnemoscope.text.vocabulary import Vocabulary
 
 
 def small(*pieces: bytes) -> Vocabulary:
@@ -116,5 +116,5 @@ def test_tokens_out_of_range_are_refused(token: int) -> None:
 
 def test_vocabulary_needs_no_torch() -> None:
     """Reading tokens imports neither torch nor transformers."""
-    code = "import sys, mnemoscope.vocabulary; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+    code = "import sys, mnemoscope.text.vocabulary; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

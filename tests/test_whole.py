@@ -8,12 +8,14 @@ import pytest
 from planted_patterns import fire, null, small_text, triggers
 from scipy.stats import kstest
 
-from mnemoscope.jobs.ground import Ground
-from mnemoscope.patterns import Options, Text, Units, halves, masks
+from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.pattern import parse
-from mnemoscope.patterns.search import FOUND, Found, search
+from mnemoscope.patterns.search import FOUND, Found, Options, Units, search
 from mnemoscope.patterns.whole import SINGLES, Counted, Language, by_document, proposed, surprise
 from mnemoscope.records import MAIN, WHOLE
+from mnemoscope.run.text import Text
+from mnemoscope.text.split import halves
+from mnemoscope.trials.ground import Ground
 
 
 def _documents(random: np.random.Generator, claims: int, correlated: float) -> tuple[np.ndarray, np.ndarray]:

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_run
 
-from mnemoscope.analyses.study import contributions
-from mnemoscope.analyses.study.finding import Finding, Section, chance, went
-from mnemoscope.jobs.patterns import Settings, estimate
-from mnemoscope.jobs.study import catalogue
+from mnemoscope.studies import catalogue
+from mnemoscope.studies.findings import contributions
+from mnemoscope.studies.findings.finding import Finding, Section, chance, went
+from mnemoscope.trials.job import Settings, estimate
+from mnemoscope.views import findings as study
 from mnemoscope.views.explanation import wording
-from mnemoscope.views.study import text as study
-from mnemoscope.views.text import plain
+from mnemoscope.views.terminal import plain
 
 
 @given(st.floats(1e-9, 1), st.floats(1e-9, 1))

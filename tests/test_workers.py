@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import model_folder, texts
 
-from mnemoscope.jobs.loop import _ended
+from mnemoscope.mine.loop import _ended
 
 SCRIPT = """
 import mnemoscope as mn

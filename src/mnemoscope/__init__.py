@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mnemoscope import cache as cache
     from mnemoscope import errors as errors
     from mnemoscope.api import Run as Run
     from mnemoscope.api import annotated as annotated
@@ -22,12 +21,13 @@ if TYPE_CHECKING:
     from mnemoscope.api import study as study
     from mnemoscope.api import trace as trace
     from mnemoscope.api import verify as verify
-    from mnemoscope.corpus import Corpus as Corpus
-    from mnemoscope.corpus import load_corpus as load_corpus
-    from mnemoscope.explanation import Explanation as Explanation
-    from mnemoscope.models import Model as Model
-    from mnemoscope.models import load_model as load_model
+    from mnemoscope.model.load import load_model as load_model
+    from mnemoscope.model.model import Model as Model
+    from mnemoscope.prediction.explanation import Explanation as Explanation
     from mnemoscope.records import NeuronId as NeuronId
+    from mnemoscope.text import cache as cache
+    from mnemoscope.text.corpus import Corpus as Corpus
+    from mnemoscope.text.corpus import load_corpus as load_corpus
 
 __all__ = [
     "Corpus",

@@ -186,7 +186,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Kept:
-    """One thing in the cache folder: its kind (`mnemoscope.cache`), what it is, its size in bytes, where it lies."""
+    """One thing in the cache folder: its kind (`text.cache.KINDS`), what it is, its size in bytes, where it lies."""
 
     kind: str
     what: str

@@ -11,15 +11,14 @@ from mnemoscope.display import Shown
 if TYPE_CHECKING:
     import polars as pl
 
-    from mnemoscope.analyses.labels import LabelCheck
-    from mnemoscope.analyses.neuron import NeuronCard
-    from mnemoscope.analyses.patterns import Summary
-    from mnemoscope.analyses.striking import Pick
-    from mnemoscope.analyses.study.finding import Finding, Section
-    from mnemoscope.analyses.study.items import Item
-    from mnemoscope.patterns.claims import Claim
+    from mnemoscope.neuron.card import NeuronCard
+    from mnemoscope.neuron.claims import Claim
+    from mnemoscope.neuron.striking import Pick
+    from mnemoscope.patterns.labels import LabelCheck
+    from mnemoscope.patterns.summary import Summary
     from mnemoscope.records import NeuronId
-    from mnemoscope.store import Run
+    from mnemoscope.run.reading import Run
+    from mnemoscope.studies.findings.finding import Finding, Item, Section
 
 
 @dataclass(frozen=True, repr=False)

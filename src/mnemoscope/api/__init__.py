@@ -18,22 +18,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnemoscope import cache, errors, store
+from mnemoscope import errors
 from mnemoscope.api.run import Run, addresses, study_sizes
 from mnemoscope.display import Report, Shown
 from mnemoscope.errors import RunMissing
-from mnemoscope.explanation import Explanation
+from mnemoscope.prediction.explanation import Explanation
 from mnemoscope.records import NeuronId
 from mnemoscope.results import Annotated, ModelFacts, StudyReport, Verification
+from mnemoscope.run.reading import Run as StoredRun
+from mnemoscope.run.reading import open_run as open_stored
+from mnemoscope.run.writing import is_finished
+from mnemoscope.text import cache
 from mnemoscope.views.faces import view_of
 
 if TYPE_CHECKING:
-    from mnemoscope.analyses.traced import Trace
+    from mnemoscope.annotation.scores import Scores
     from mnemoscope.api.run import Address, ModelSource
-    from mnemoscope.corpus import Corpus
-    from mnemoscope.jobs.study.positions import Sizes
-    from mnemoscope.models import Model
-    from mnemoscope.patterns.annotation.scores import Scores
+    from mnemoscope.model.model import Model
+    from mnemoscope.studies.measures.positions import Sizes
+    from mnemoscope.text.corpus import Corpus
+    from mnemoscope.tracing.traced import Trace
 
 
 Shown.viewer = view_of
@@ -78,7 +82,7 @@ def open_run(path: str | Path) -> Run:
     `RunMissing` if there is none or it was never finished, `RunCorrupt` if a table is missing or short, `RunError` if
     a newer mnemoscope wrote it. ``Run.check`` reads every byte.
     """
-    return Run.of(store.open_run(path))
+    return Run.of(open_stored(path))
 
 
 def build(
@@ -104,8 +108,8 @@ def build(
 
     `RunMismatch` if the folder holds something built from another model, corpus or options.
     """
-    from mnemoscope.jobs.build import build
-    from mnemoscope.nulls import DEFAULT
+    from mnemoscope.mine.build import build
+    from mnemoscope.model.nulls import DEFAULT
 
     kinds = DEFAULT if nulls is None else nulls
     return Run.of(build(model, corpus, path, top=top, nulls=kinds, workers=workers, report=report))
@@ -116,8 +120,8 @@ def demo(path: str | Path = "runs/demo", *, limit: int | None = None, report: Re
 
     limit  tokens that are read; else what this processor reads in about three minutes (`demo_tokens`)
     """
-    from mnemoscope.corpus import load_corpus
-    from mnemoscope.models import load_model
+    from mnemoscope.model.load import load_model
+    from mnemoscope.text.corpus import load_corpus
 
     text = load_corpus(SAMPLE_TEXT, limit=demo_tokens() if limit is None else limit)
     return build(load_model(SAMPLE_MODEL), text, path, report=report)
@@ -125,18 +129,18 @@ def demo(path: str | Path = "runs/demo", *, limit: int | None = None, report: Re
 
 def demo_tokens() -> int:
     """Tokens that this processor reads in a little under three minutes."""
-    from mnemoscope.models import native_bf16, tiles
+    from mnemoscope.model.model import native_bf16, tiles
 
     return DEMO_TOKENS if tiles() else DEMO_TOKENS_BF16 if native_bf16() else DEMO_TOKENS_FP32
 
 
 def explain(
-    model: ModelSource | store.Run,
+    model: ModelSource | StoredRun,
     prompt: str,
     target: str | None = None,
     foils: str | Sequence[str] = (),
     *,
-    run: store.Run | str | Path | None = None,
+    run: StoredRun | str | Path | None = None,
     **options: Any,
 ) -> Explanation:
     """Explain the prediction after a position of a prompt; see `Explanation` for what comes back.
@@ -146,18 +150,18 @@ def explain(
     foils      what it is compared with: one text or several
     run        a run of the same model, for triggers (and for ``ablate_to="mean"``)
     options    position (-1), target_id, foil_ids, lens ("frozen"), top (20), ablate (0), ablate_to, report, as in
-               `mnemoscope.jobs.explain.explain`
+               `mnemoscope.prediction.explain.explain`
 
     `QueryError` for a question without an answer, `RunMismatch` for a run of another model.
     """
-    from mnemoscope.jobs.explain import explain
+    from mnemoscope.prediction.explain import explain
 
     model, opened = _model_and_run(model, run)
     return explain(model, prompt, target, foils, run=opened, **options)
 
 
 def trace(
-    source: ModelSource | store.Run,
+    source: ModelSource | StoredRun,
     text: str,
     neuron: Address | Sequence[Address] | None = None,
     *,
@@ -170,27 +174,23 @@ def trace(
             there are no distributions, and what is listed is what writes most
     neuron, top, report  as in `Run.trace`
     """
-    if (
-        not isinstance(source, store.Run)
-        and isinstance(source, str | Path)
-        and store.is_finished(Path(source))
-    ):
+    if not isinstance(source, StoredRun) and isinstance(source, str | Path) and is_finished(Path(source)):
         source = open_run(source)
-    if isinstance(source, store.Run):
+    if isinstance(source, StoredRun):
         return Run.of(source).trace(text, neuron, top=top, report=report)
     wanted = [NeuronId.parse(one) if isinstance(one, str) else one for one in addresses(neuron)]
-    from mnemoscope.jobs.trace import trace
+    from mnemoscope.tracing.trace import trace
 
     model, _ = _model_and_run(source, None)
     return trace(model, text, neurons=wanted, top=top, report=report)
 
 
 def explain_many(
-    model: ModelSource | store.Run,
+    model: ModelSource | StoredRun,
     prompts: str | Path | Iterable[Mapping[str, Any]],
     path: str | Path,
     *,
-    run: store.Run | str | Path | None = None,
+    run: StoredRun | str | Path | None = None,
     **options: Any,
 ) -> Path:
     """Explain every prompt and write one Parquet table (docs/format.md); returns its path.
@@ -198,21 +198,22 @@ def explain_many(
     prompts  a jsonl file, or records: prompt and, if wanted, target, foils, label, position, target_id, foil_ids
     options  lens, top, ablate and report, as in `explain`
     """
-    from mnemoscope.jobs.batch import explain_many
+    from mnemoscope.prediction.batch import explain_many
 
     model, opened = _model_and_run(model, run)
     return explain_many(model, prompts, path, run=opened, **options)
 
 
 def _model_and_run(
-    model: ModelSource | store.Run, run: store.Run | str | Path | None
-) -> tuple[Model, store.Run | None]:
-    from mnemoscope.models import Model, load_model
+    model: ModelSource | StoredRun, run: StoredRun | str | Path | None
+) -> tuple[Model, StoredRun | None]:
+    from mnemoscope.model.load import load_model
+    from mnemoscope.model.model import Model
 
-    if isinstance(model, store.Run):
+    if isinstance(model, StoredRun):
         run = model if run is None else run
         model = Run.of(model).model
-    opened = run if run is None or isinstance(run, store.Run) else store.open_run(run)
+    opened = run if run is None or isinstance(run, StoredRun) else open_stored(run)
     return model if isinstance(model, Model) else load_model(model), opened
 
 
@@ -236,15 +237,15 @@ def study(
 
     ``.save("report.html")`` writes the page. `RunMissing` if there is nothing to open and nothing to build from.
     """
-    from mnemoscope.corpus import Corpus, load_corpus
+    from mnemoscope.text.corpus import Corpus, load_corpus
 
-    if store.is_finished(Path(path)) and _is_of(run := open_run(path), model, corpus):
+    if is_finished(Path(path)) and _is_of(run := open_run(path), model, corpus):
         return run.study(only=only, fast=fast, shuffled=shuffled, model=model, report=report, **sizes)
     if model is None or corpus is None:
         raise RunMissing(
             f"studying: {path} holds no finished run; give a model and a corpus to build it from"
         )
-    from mnemoscope.nulls import DEFAULT, KINDS
+    from mnemoscope.model.nulls import DEFAULT, KINDS
 
     if not isinstance(corpus, Corpus):
         corpus = load_corpus(corpus, limit=FAST_TOKENS if fast else None)
@@ -259,10 +260,10 @@ def _is_of(run: Run, model: object, corpus: object) -> bool:
 
 
 def measurements(
-    run: store.Run | None = None, sizes: Sizes | None = None, *, only: str | None = None
+    run: StoredRun | None = None, sizes: Sizes | None = None, *, only: str | None = None
 ) -> list[dict[str, Any]]:
     """What the study measures: name, title, items, cost, tables added, and the state in a run (``ready`` ...)."""
-    from mnemoscope.jobs.study import catalogue
+    from mnemoscope.studies import catalogue
 
     facts = ("name", "title", "items", "minutes", "passes", "seconds")
     return [
@@ -273,7 +274,7 @@ def measurements(
 
 
 def compare(
-    one: store.Run | str | Path, two: store.Run | str | Path, *, only: str | None = None
+    one: StoredRun | str | Path, two: StoredRun | str | Path, *, only: str | None = None
 ) -> StudyReport:
     """Two runs side by side: the study's findings of both, and how stable each neuron's triggers are.
 
@@ -281,15 +282,15 @@ def compare(
 
     ``.save("compare.html")`` writes the page.
     """
-    from mnemoscope.jobs.study.compare import compare
+    from mnemoscope.studies.compare import compare
 
-    runs = [run if isinstance(run, store.Run) else store.open_run(run) for run in (one, two)]
+    runs = [run if isinstance(run, StoredRun) else open_stored(run) for run in (one, two)]
     return compare(*runs, only=only)
 
 
-def verify(run: store.Run | str | Path, model: ModelSource | None = None, **options: Any) -> Verification:
+def verify(run: StoredRun | str | Path, model: ModelSource | None = None, **options: Any) -> Verification:
     """Recompute what a run says from its model; see `Run.verify`."""
-    opened = Run.of(run) if isinstance(run, store.Run) else open_run(run)
+    opened = Run.of(run) if isinstance(run, StoredRun) else open_run(run)
     return opened.verify(model=model, **options)
 
 
@@ -297,7 +298,7 @@ def score(
     sheets: str | Path | Sequence[str | Path],
     *,
     key: str | Path | None = None,
-    run: store.Run | None = None,
+    run: StoredRun | None = None,
 ) -> Scores:
     """Hits, false alarms on hidden nulls, and the agreement of several annotators (sheets: `Run.annotate`).
 
@@ -307,7 +308,7 @@ def score(
 
     `SheetError` for whatever is not as it was written, or not as it should be filled in.
     """
-    from mnemoscope.patterns.annotation import answers, scores
+    from mnemoscope.annotation import answers, scores
 
     paths = [sheets] if isinstance(sheets, str | Path) else list(sheets)
     return scores.score(*answers.read(paths, key=key, run=run))
@@ -317,7 +318,7 @@ def annotated(
     sheet: str | Path, neuron: str | tuple[int, int], *, key: str | Path | None = None
 ) -> Annotated:
     """One neuron's prefixes with all that was said of them, from a filled sheet; `SheetError` if it is not on it."""
-    from mnemoscope.patterns.annotation import answers
+    from mnemoscope.annotation import answers
 
     opened, (filled,) = answers.read([sheet], key=key)
     address = NeuronId.parse(neuron) if isinstance(neuron, str) else NeuronId(*neuron)
@@ -326,7 +327,7 @@ def annotated(
 
 def families() -> list[str]:
     """The model families that are known; others are tried by a generic rule and proven on load."""
-    from mnemoscope.anatomy import FAMILIES
+    from mnemoscope.model.table import FAMILIES
 
     return sorted(FAMILIES)
 
@@ -336,7 +337,8 @@ def check(model: ModelSource, **loading: Any) -> ModelFacts:
 
     loading  as in `load_model`; `ModelNotSupported` if the parts do not add up to the logits
     """
-    from mnemoscope.models import Model, load_model
+    from mnemoscope.model.load import load_model
+    from mnemoscope.model.model import Model
 
     loaded = model if isinstance(model, Model) else load_model(model, **loading)
     known = {"known_family": loaded.anatomy.known, "dtype": loaded.dtype}
@@ -346,11 +348,12 @@ def check(model: ModelSource, **loading: Any) -> ModelFacts:
 def __getattr__(name: str) -> Any:
     # Loading is re-exported when it is asked for: it needs torch.
     if name in ("Model", "load_model"):
-        from mnemoscope import models
+        from mnemoscope.model.load import load_model
+        from mnemoscope.model.model import Model
 
-        return getattr(models, name)
+        return Model if name == "Model" else load_model
     if name in ("Corpus", "load_corpus"):
-        from mnemoscope import corpus
+        from mnemoscope.text import corpus
 
         return getattr(corpus, name)
     raise AttributeError(f"module 'mnemoscope.api' has no attribute {name!r}")

@@ -9,7 +9,6 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from mnemoscope import store
 from mnemoscope.arguments import (
     check_budget,
     check_least,
@@ -22,19 +21,21 @@ from mnemoscope.display import Report
 from mnemoscope.errors import QueryError
 from mnemoscope.records import NeuronId, Progress
 from mnemoscope.results import ClaimTest, Highlights, PatternReport, StudyReport, Verification
+from mnemoscope.run.reading import Run as StoredRun
+from mnemoscope.run.reading import open_run as open_stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from mnemoscope.analyses.neuron import NeuronCard
-    from mnemoscope.analyses.removal import Removal
-    from mnemoscope.analyses.search import Found
-    from mnemoscope.analyses.traced import Trace
-    from mnemoscope.explanation import Explanation
-    from mnemoscope.jobs.study.positions import Sizes
-    from mnemoscope.models import Model
-    from mnemoscope.patterns.annotation.sheet import Written
+    from mnemoscope.annotation.sheet import Written
+    from mnemoscope.model.model import Model
+    from mnemoscope.neuron.card import NeuronCard
+    from mnemoscope.neuron.find import Found
     from mnemoscope.patterns.pattern import Pattern
+    from mnemoscope.prediction.explanation import Explanation
+    from mnemoscope.studies.findings.removal import Removal
+    from mnemoscope.studies.measures.positions import Sizes
+    from mnemoscope.tracing.traced import Trace
 
     Address: TypeAlias = str | tuple[int, int]
     ModelSource: TypeAlias = Model | PreTrainedModel | str | Path
@@ -43,7 +44,7 @@ QUESTIONS = ("promotes", "suppresses", "trigger", "pattern", "tested")
 _SIGNS = {1: "+", -1: "-"}
 
 
-class Run(store.Run):
+class Run(StoredRun):
     """A finished run, and what can be asked of it.
 
     `table`, `rows` and `sql` read the tables; the other methods answer questions. Those that need the model load the
@@ -54,7 +55,7 @@ class Run(store.Run):
     _model: Model | None = None
 
     @classmethod
-    def of(cls, run: store.Run) -> Run:
+    def of(cls, run: StoredRun) -> Run:
         """The same run with these methods."""
         return run if isinstance(run, cls) else cls(run.path, run.manifest)
 
@@ -70,7 +71,7 @@ class Run(store.Run):
 
         Whether the weights are the run's is checked by whatever uses them (`RunMismatch`).
         """
-        from mnemoscope.models import load_built
+        from mnemoscope.model.load import load_built
 
         return load_built(self, source, **loading)
 
@@ -97,7 +98,7 @@ class Run(store.Run):
 
         `QueryError` if it is no address, or out of range.
         """
-        from mnemoscope.analyses.neuron import card
+        from mnemoscope.neuron.card import card
 
         return card(self, self._address(address, neuron), examples=examples, window=window)
 
@@ -136,7 +137,7 @@ class Run(store.Run):
 
         `QueryError` for none or several questions, or one that the run cannot answer.
         """
-        from mnemoscope.analyses import search
+        from mnemoscope.neuron import find as search
 
         asked = (promotes, suppresses, trigger, pattern, tested or None)
         given = {name: ask for name, ask in zip(QUESTIONS, asked, strict=True) if ask is not None}
@@ -160,8 +161,8 @@ class Run(store.Run):
         return hits if sort is None else search.reorder(self, hits, sort, **order)
 
     def highlights(self, count: int = 6) -> Highlights:
-        """A few neurons to look at first, each chosen for a stated reason (`mnemoscope.analyses.striking`)."""
-        from mnemoscope.analyses import striking
+        """A few neurons to look at first, each chosen for a stated reason (`mnemoscope.neuron.striking`)."""
+        from mnemoscope.neuron import striking
 
         picks = striking.choose(self, count)
         return Highlights(self, picks, tuple(self.neuron(pick.id) for pick in picks))
@@ -172,11 +173,11 @@ class Run(store.Run):
 
         return gallery.write(self, path, neurons_per_layer=neurons_per_layer, progress=report)
 
-    def compare(self, other: store.Run | str | Path, *, only: str | None = None) -> StudyReport:
+    def compare(self, other: StoredRun | str | Path, *, only: str | None = None) -> StudyReport:
         """This run beside another; see `compare`."""
-        from mnemoscope.jobs.study.compare import compare
+        from mnemoscope.studies.compare import compare
 
-        return compare(self, other if isinstance(other, store.Run) else store.open_run(other), only=only)
+        return compare(self, other if isinstance(other, StoredRun) else open_stored(other), only=only)
 
     def annotate(
         self, path: str | Path, *, neurons: int = 40, prefixes: int = 25, seed: int | None = None
@@ -189,7 +190,7 @@ class Run(store.Run):
 
         `SheetError` if there is such a sheet already.
         """
-        from mnemoscope.patterns.annotation.sheet import write
+        from mnemoscope.annotation.sheet import write
 
         return write(self, Path(path), neurons=neurons, prefixes=prefixes, seed=seed)
 
@@ -199,7 +200,7 @@ class Run(store.Run):
         self, prompt: str, target: str | None = None, foils: str | Sequence[str] = (), **options: Any
     ) -> Explanation:
         """Explain a prediction of the run's model, with the triggers of this run beside it; see `explain`."""
-        from mnemoscope.jobs.explain import explain
+        from mnemoscope.prediction.explain import explain
 
         return explain(self.model, prompt, target, foils, **{"run": self} | options)
 
@@ -220,7 +221,7 @@ class Run(store.Run):
         `QueryError` for a text without two tokens or longer than the model reads, and for an address that is none.
         """
         wanted = [self._address(address) for address in addresses(neuron)]
-        from mnemoscope.jobs.trace import trace
+        from mnemoscope.tracing.trace import trace
 
         return trace(self._loaded(model), text, run=self, neurons=wanted, top=top, report=report)
 
@@ -243,7 +244,7 @@ class Run(store.Run):
 
         The model is not loaded for what the run has already. `PatternError` if the text is too small.
         """
-        from mnemoscope.jobs import patterns as job
+        from mnemoscope.trials import job
 
         settings = job.Settings(job.BUDGET if budget is None else budget, seed)
         if not job.known(self, settings):
@@ -253,8 +254,8 @@ class Run(store.Run):
 
     def pattern_report(self, *, count: int = 10, cards: int = 0) -> PatternReport:
         """What the patterns that the run has amount to; `QueryError` if it has none (see `patterns`)."""
-        from mnemoscope.analyses import labels
-        from mnemoscope.analyses.patterns import summary
+        from mnemoscope.patterns import labels
+        from mnemoscope.patterns.summary import summary
 
         check_least("showing neurons", 0, count=count, cards=cards)
         found = summary(self, count=count)
@@ -290,7 +291,7 @@ class Run(store.Run):
         address, wanted = self._address(neuron), foreign.check(parse(pattern))  # before the model is loaded
         polarity = check_sign(sign if isinstance(sign, str | None) else _SIGNS.get(sign, str(sign)))
         check_budget(budget)
-        from mnemoscope.jobs.hypothesis import test
+        from mnemoscope.trials.hypothesis import test
 
         options: dict[str, Any] = {"polarity": polarity, "budget": budget, "seed": seed, "report": report}
         return ClaimTest(address, test(self, self._loaded(model), address, wanted, **options))
@@ -312,10 +313,10 @@ class Run(store.Run):
         triggers   only the strongest of each neuron and polarity
         seed       which documents, triggers and tokens
         """
-        from mnemoscope.analyses import removal as analysis
+        from mnemoscope.studies.findings import removal as analysis
 
         check_removal(documents, per_layer, triggers)
-        from mnemoscope.jobs import removal as job
+        from mnemoscope.studies.measures import removal as job
 
         sizes = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
         job.add(self, self._loaded(model), **sizes, report=report)
@@ -336,7 +337,7 @@ class Run(store.Run):
         seed    which neurons, and which shard of the text
         """
         check_verification(sample)
-        from mnemoscope.jobs.verify import verify
+        from mnemoscope.mine.verify import verify
 
         return verify(self, self._loaded(model), sample=sample, seed=seed, report=report)
 
@@ -364,14 +365,14 @@ class Run(store.Run):
 
         The model is not loaded for what the run has already. What there is too little text for is in ``.skipped``.
         """
-        from mnemoscope.analyses.study.items import items
-        from mnemoscope.jobs.study import catalogue
+        from mnemoscope.studies import catalogue
+        from mnemoscope.studies.findings.finding import items
 
         chosen = catalogue.choose(only)
         sizes = study_sizes(fast, positions, sentences, seed, shuffled, questions)
         skipped: dict[str, str] = {}
         if any(one.measured and one.state(self, sizes) != "ready" for one in chosen):
-            from mnemoscope.jobs.study.run import measure
+            from mnemoscope.studies.run import measure
 
             def skip(one: catalogue.Measurement, error: QueryError) -> None:
                 skipped[one.name] = str(error)
@@ -399,7 +400,7 @@ def study_sizes(
     questions: Sequence[str | Path] = (),
 ) -> Sizes:
     """How much a study reads; arguments as in `Run.study`."""
-    from mnemoscope.jobs.study.positions import Sizes
+    from mnemoscope.studies.measures.positions import Sizes
 
     check_study(positions, sentences)
     sizes = Sizes(seed=seed, questions=tuple(Path(path) for path in questions), shuffled=shuffled)

@@ -1,10 +1,10 @@
-"""The command line: parse, call, print. Data goes to stdout, progress and errors to stderr."""
+"""The command line: parse, call, print. What a command answers goes to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
-from mnemoscope.cli import annotation, cache, claims, families, predictions, runs, studies, trace  # noqa: F401
+from mnemoscope.cli import claims, explain, runs, studies  # noqa: F401 - each adds its commands to `app`
 from mnemoscope.cli.door import answer
-from mnemoscope.cli.root import app
+from mnemoscope.cli.shared import app
 
 
 def main() -> None:

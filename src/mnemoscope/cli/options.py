@@ -108,7 +108,7 @@ class Reading(Bundle):
 
 def _check_device(name: str) -> None:
     if name not in ("auto", "cpu"):  # which are always there; others only torch knows
-        from mnemoscope.devices import device
+        from mnemoscope.model.devices import device
 
         device(name)
 

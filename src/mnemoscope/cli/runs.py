@@ -25,8 +25,7 @@ from mnemoscope.cli.options import (
     bundled,
 )
 from mnemoscope.cli.progress import progress_bars
-from mnemoscope.cli.root import app
-from mnemoscope.cli.shared import build_run, load, model_of, print_json, say, stdout
+from mnemoscope.cli.shared import app, build_run, load, model_of, print_json, say, stdout
 from mnemoscope.invocation import command
 
 if TYPE_CHECKING:
@@ -40,8 +39,8 @@ def demo(
 ) -> None:
     """Build a run of the sample model, and show what it found. The model and its text are fetched once."""
     from mnemoscope import api
-    from mnemoscope.corpus import load_corpus
-    from mnemoscope.store import check_place
+    from mnemoscope.run.writing import check_place
+    from mnemoscope.text.corpus import load_corpus
 
     if limit is not None:
         check_least("building a run", 1, limit=limit)
@@ -83,8 +82,8 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Run a text through a model, and keep what every neuron does: its triggers, distribution and value."""
-    from mnemoscope.corpus import load_corpus
-    from mnemoscope.store import check_place
+    from mnemoscope.run.writing import check_place
+    from mnemoscope.text.corpus import load_corpus
 
     kinds = [] if nulls == "none" else [kind.strip() for kind in nulls.split(",")]
     check_build(top, kinds, workers)
@@ -110,7 +109,7 @@ def show(
 ) -> None:
     """Show one neuron, or the highlights of a run. A neuron: triggers and value both ways, and distribution."""
     from mnemoscope.api import open_run
-    from mnemoscope.views import text
+    from mnemoscope.views import terminal as text
 
     check_least("showing a neuron", 0, triggers=triggers)
     opened = open_run(run)
@@ -213,3 +212,68 @@ def _next_steps(run: Run, page: Path) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+# -- Models: the families that are known, and whether one can be taken apart -----------------------------------
+
+families = typer.Typer(help="List the model families, or check a model.")
+
+app.add_typer(families, name="models")
+
+
+@families.callback(invoke_without_command=True, epilog="Example: mnemoscope models")
+def models(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the model families that are known, or check whether a model can be taken apart."""
+    if context.invoked_subcommand:
+        return
+    from mnemoscope import api
+    from mnemoscope.views import terminal as text
+
+    known = api.families()
+    if as_json:
+        print_json(known)
+    else:
+        stdout().print(text.families(known))
+
+
+@families.command(epilog="Example: mnemoscope models check sample:smollm2-135m")
+@bundled
+def check(
+    model: ModelName,
+    *,
+    loading: Loading,
+    as_json: AsJson = False,
+) -> None:
+    """Load a model and say what the self-check found: do its parts add up to its logits?"""
+    from mnemoscope import api
+
+    facts = api.check(load(model, loading))
+    if as_json:
+        print_json(facts.to_dict())
+    else:
+        stdout().print(facts)
+
+
+# -- What is kept on this machine between runs -----------------------------------------------------------------
+
+
+@app.command(epilog="Example: mnemoscope cache --clear --kind values")
+def cache(
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Free what is listed; all can be made again.")
+    ] = False,
+    kind: Annotated[str | None, typer.Option(help="Only this kind: model, text, gguf or values.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what is kept between runs, with its size, or free it."""
+    from mnemoscope.text import cache as kept
+    from mnemoscope.text.samples import cache_folder
+    from mnemoscope.views import terminal as text
+
+    found = kept.clear(kind) if clear else kept.entries(kind)
+    if as_json:
+        print_json(
+            {"folder": str(cache_folder()), "freed": clear, "entries": [entry.to_dict() for entry in found]}
+        )
+    else:
+        stdout().print(text.kept(found, cache_folder(), freed=clear))

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
+from mnemoscope import __version__
+from mnemoscope.cli import door
 from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import Loading, Reloading
 from mnemoscope.cli.progress import progress_bars
@@ -21,7 +24,7 @@ from mnemoscope.invocation import command
 
 if TYPE_CHECKING:
     from mnemoscope.api import Run
-    from mnemoscope.models import Model
+    from mnemoscope.model.model import Model
 
 
 def stdout() -> Console:
@@ -40,7 +43,7 @@ def print_json(data: Any) -> None:
 
 def load(name: str, loading: Loading) -> Model:
     """The model of that name, loaded and checked."""
-    from mnemoscope.models import load_model
+    from mnemoscope.model.load import load_model
 
     with _telling(name) as progress:
         return load_model(name, progress=progress, **asdict(loading))
@@ -49,8 +52,8 @@ def load(name: str, loading: Loading) -> Model:
 @contextmanager
 def kept_copies() -> Iterator[None]:
     """Say of what is done in the block what it left in the cache folder: a line for each, once it is there."""
-    from mnemoscope import cache
-    from mnemoscope.views import cards
+    from mnemoscope.text import cache
+    from mnemoscope.views import words as cards
 
     before = {entry.path for entry in cache.entries()}
     yield
@@ -105,8 +108,8 @@ def _telling(name: str) -> Iterator[Callable[[str], None]]:
 
 def build_run(model: Model, corpus: Any, out: Path, **options: Any) -> Run:
     from mnemoscope import api
-    from mnemoscope.jobs import values
-    from mnemoscope.store import is_finished
+    from mnemoscope.mine import values
+    from mnemoscope.run.writing import is_finished
 
     if (minutes := round(values.seconds(model) / 60)) and not is_finished(out):
         say(
@@ -115,3 +118,65 @@ def build_run(model: Model, corpus: Any, out: Path, **options: Any) -> Run:
         )
     with kept_copies(), keeping(out), progress_bars() as report:
         return api.build(model, corpus, out, report=report, **options)
+
+
+# -- The application that commands join, and its help: commands in the order of the work -----------------------
+
+ORDER = {
+    "Look": ("demo", "build", "show", "find", "trace", "explain"),
+    "Test": ("patterns", "test", "removal", "verify", "annotate"),
+    "Reproduce": ("study", "compare"),
+    "Manage": ("models", "cache"),
+}
+
+
+class Commands(TyperGroup):
+    """The commands under the headings of `ORDER`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments of all commands, checked once."""
+        door.check(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        with door.stopped():
+            return super().invoke(ctx)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Every command, in the order of the work."""
+        return [name for names in ORDER.values() for name in names if name in self.commands]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section of the help for each heading."""
+        for heading, names in ORDER.items():
+            known = [(name, self.commands[name]) for name in names if name in self.commands]
+            width = formatter.width - 6 - max(map(len, self.commands))
+            with formatter.section(heading):
+                formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in known])
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="mnemoscope",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mnemoscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Example: mnemoscope demo")
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The feed-forward memories of a transformer language model: mined, read and shown."""

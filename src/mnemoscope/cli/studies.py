@@ -23,18 +23,17 @@ from mnemoscope.cli.options import (
     bundled,
 )
 from mnemoscope.cli.progress import progress_bars
-from mnemoscope.cli.root import app
-from mnemoscope.cli.shared import build_run, load, model_of, print_json, say, stdout
+from mnemoscope.cli.shared import app, build_run, load, model_of, print_json, say, stdout
 from mnemoscope.errors import QueryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mnemoscope.api import Run
-    from mnemoscope.jobs.study.catalogue import Measurement
-    from mnemoscope.jobs.study.positions import Sizes
-    from mnemoscope.models import Model
+    from mnemoscope.model.model import Model
     from mnemoscope.results import StudyReport
+    from mnemoscope.studies.catalogue import Measurement
+    from mnemoscope.studies.measures.positions import Sizes
 
 
 @app.command(
@@ -85,9 +84,9 @@ def study(
 ) -> None:
     """Measure every figure of the study, and write the report. Builds the run if need be; measures what is missing."""
     from mnemoscope import api
-    from mnemoscope.jobs.study import catalogue
-    from mnemoscope.store import check_place, is_finished
-    from mnemoscope.views.study import report
+    from mnemoscope.run.writing import check_place, is_finished
+    from mnemoscope.studies import catalogue
+    from mnemoscope.views import report
 
     check_study(positions, sentences)
     check_build(1, (), workers)
@@ -112,8 +111,8 @@ def study(
         report.check(html or out / "report.html")
     loaded = None
     if found is None:
-        from mnemoscope import nulls
-        from mnemoscope.corpus import load_corpus
+        from mnemoscope.model import nulls
+        from mnemoscope.text.corpus import load_corpus
 
         if model is None or corpus is None:
             raise QueryError(f"studying: {out} holds no finished run; give MODEL and --corpus to build it")
@@ -145,7 +144,7 @@ def compare(
 ) -> None:
     """Compare two runs, figure by figure, and say how stable each neuron's triggers are."""
     from mnemoscope import api
-    from mnemoscope.views.study import report
+    from mnemoscope.views import report
 
     runs = [api.open_run(path) for path in (one, two)]
     report.check(html)
@@ -154,7 +153,7 @@ def compare(
 
 def _list(measurements: list[dict[str, Any]], as_json: bool, codes: bool) -> None:
     """What there is to measure, what it costs and whether the run has it."""
-    from mnemoscope.views.study import text
+    from mnemoscope.views import findings as text
 
     if as_json:
         print_json(measurements)
@@ -163,7 +162,7 @@ def _list(measurements: list[dict[str, Any]], as_json: bool, codes: bool) -> Non
 
 
 def _say_price(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Sizes) -> None:
-    from mnemoscope.jobs.study.run import estimate
+    from mnemoscope.studies.run import estimate
 
     seconds = estimate(run, model, chosen, sizes)
     say(f"{run.path}: measuring; this may take about {max(1, round(seconds / 60))} min")
@@ -171,7 +170,8 @@ def _say_price(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Siz
 
 def _report(result: StudyReport, page: Path, as_json: bool, *, codes: bool = False) -> None:
     """Write the page of all that there is; print the findings that were asked for."""
-    from mnemoscope.views.study import report, text
+    from mnemoscope.views import findings as text
+    from mnemoscope.views import report
 
     with progress_bars() as progress:
         result.save_page(page, report=progress)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mnemoscope.patterns.cluster import k_means
 from mnemoscope.patterns.columns import Groups
 from mnemoscope.patterns.space import Space
+from mnemoscope.patterns.topics import k_means
 
 SETS = 25  # units that are worth a null of their own, at least
 GROUPS = 24

@@ -12,7 +12,7 @@ import regex
 
 from mnemoscope.errors import PatternError
 from mnemoscope.patterns.pattern import Pattern
-from mnemoscope.patterns.text import Text
+from mnemoscope.run.text import Text
 
 ONE, ALL = 0.5, 120.0  # seconds: for one prefix, for a whole text
 

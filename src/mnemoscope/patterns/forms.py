@@ -10,7 +10,7 @@ import numpy as np
 
 from mnemoscope.errors import PatternError
 from mnemoscope.patterns.sequences import previous
-from mnemoscope.patterns.text import Text
+from mnemoscope.run.text import Text
 
 AFFIXES = (4, 3, 2)  # of those that are the same on a text, the longest stands for all
 REACH = 48  # characters before the end of a prefix that a built-in form looks at

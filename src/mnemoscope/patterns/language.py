@@ -8,10 +8,11 @@ import numpy as np
 from scipy.sparse import csc_array
 
 from mnemoscope.errors import PatternError
-from mnemoscope.patterns import foreign, forms, sequences, windows
+from mnemoscope.patterns import foreign, forms, sequences
+from mnemoscope.patterns import sequences as windows
 from mnemoscope.patterns.columns import columns, from_flags, joined
 from mnemoscope.patterns.pattern import Pattern, parse
-from mnemoscope.patterns.text import Text
+from mnemoscope.run.text import Text
 
 __all__ = ["masks", "parse", "usual"]
 

@@ -9,13 +9,14 @@ from importlib.util import find_spec
 import numpy as np
 from scipy.sparse import csc_array
 
-from mnemoscope.patterns import forms, sequences, windows
+from mnemoscope.patterns import forms, sequences
+from mnemoscope.patterns import sequences as windows
 from mnemoscope.patterns.columns import Groups, from_flags, joined
 from mnemoscope.patterns.language import masks, next_labels
 from mnemoscope.patterns.pattern import BUILTINS, WINDOWS
-from mnemoscope.patterns.text import Text
 from mnemoscope.patterns.topics import classes, topics
 from mnemoscope.records import MAIN, NEXT, POSITION
+from mnemoscope.run.text import Text
 
 Mined = tuple[list[str], csc_array, list[int]]  # specs, masks, costs (parts that would have to be named)
 

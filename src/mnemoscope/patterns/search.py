@@ -11,15 +11,14 @@ import polars as pl
 
 from mnemoscope.patterns import combine
 from mnemoscope.patterns.calibration import Null, draw, grouped
+from mnemoscope.patterns.combine import word_unions
 from mnemoscope.patterns.mined import Limits
 from mnemoscope.patterns.pattern import Pattern, conjunction, disjunction
-from mnemoscope.patterns.score import Shared, Top, best, shared
+from mnemoscope.patterns.score import MOST, Shared, Top, best, log_binomial_tail, shared
 from mnemoscope.patterns.space import BACKGROUND, Space
-from mnemoscope.patterns.split import halves
-from mnemoscope.patterns.tails import MOST, log_binomial_tail
-from mnemoscope.patterns.text import Text
-from mnemoscope.patterns.unions import word_unions
 from mnemoscope.records import MAIN, NEXT, POSITION
+from mnemoscope.run.text import Text
+from mnemoscope.text.split import halves
 
 CHUNK = 1000  # sets at a time
 BEAM = 20  # patterns of a set that compounds are made of

@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.patterns.search import Units
-from mnemoscope.patterns.text import Text
 from mnemoscope.records import NEURON
+from mnemoscope.run.text import Text
 
 if TYPE_CHECKING:
-    from mnemoscope.store import Run
+    from mnemoscope.run.reading import Run
 
 _UNIT = ("kind", "layer", "neuron", "polarity")
 

@@ -13,7 +13,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     import polars as pl
 
-    from mnemoscope.patterns.annotation.scores import Annotator, Scores
+    from mnemoscope.annotation.scores import Annotator, Scores
     from mnemoscope.records import Estimate
 
 _NULLS = {

@@ -33,13 +33,15 @@ def view_of(result: Shown) -> View:
 @cache
 def _views() -> dict[type, View]:
     """Made when something is shown for the first time: opening a run draws nothing."""
-    from mnemoscope.analyses.neuron import NeuronCard
-    from mnemoscope.analyses.removal import Removal
-    from mnemoscope.analyses.search import Found
-    from mnemoscope.analyses.traced import Trace
-    from mnemoscope.explanation import Explanation
-    from mnemoscope.patterns.annotation.scores import Scores
-    from mnemoscope.views import annotation, html, removal, text, trace
+    from mnemoscope.annotation.scores import Scores
+    from mnemoscope.neuron.card import NeuronCard
+    from mnemoscope.neuron.find import Found
+    from mnemoscope.prediction.explanation import Explanation
+    from mnemoscope.studies.findings.removal import Removal
+    from mnemoscope.tracing.traced import Trace
+    from mnemoscope.views import annotation, removal, trace
+    from mnemoscope.views import page as html
+    from mnemoscope.views import terminal as text
     from mnemoscope.views.explanation import charts, page, terminal
 
     return {
@@ -69,7 +71,7 @@ def _printed(terminal: Callable[[Any], Any], write: Write | None = None) -> View
 
 
 def _highlights(found: Highlights) -> RenderableType:
-    from mnemoscope.views import text
+    from mnemoscope.views import terminal as text
 
     parts: list[RenderableType] = [text.heading(found.run)]
     for pick, card in zip(found.picks, found.cards, strict=True):
@@ -94,19 +96,19 @@ class _Claim:
     test: ClaimTest
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from mnemoscope.views import claims_terminal
+        from mnemoscope.views import claims as claims_terminal
 
         yield from claims_terminal.verdict(self.test.claim, options.max_width, whole=True)
 
 
 def _study(found: StudyReport) -> RenderableType:
-    from mnemoscope.views.study import text
+    from mnemoscope.views import findings as text
 
     return text.findings(found.sections)
 
 
 def _write_study(found: StudyReport, path: Path, progress: Report | None) -> None:
-    from mnemoscope.views.study import report
+    from mnemoscope.views import report
 
     one, *beside = found.runs
     report.write(

@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from mnemoscope import files
-from mnemoscope.analyses import neuron, overview, patterns, striking
+from mnemoscope.neuron import card as neuron
+from mnemoscope.neuron import overview, striking
+from mnemoscope.patterns import summary as patterns
 from mnemoscope.records import NeuronId, Progress
-from mnemoscope.views import cards, html, plots
+from mnemoscope.views import charts as plots
+from mnemoscope.views import page as html
+from mnemoscope.views import words as cards
 
 if TYPE_CHECKING:
-    from mnemoscope.analyses.neuron import NeuronCard
-    from mnemoscope.analyses.overview import LayerSummary, Overview
-    from mnemoscope.analyses.striking import Pick
-    from mnemoscope.store import Run
+    from mnemoscope.neuron.card import NeuronCard
+    from mnemoscope.neuron.overview import LayerSummary, Overview
+    from mnemoscope.neuron.striking import Pick
+    from mnemoscope.run.reading import Run
 
 BEST = 6  # neurons of the whole run by each criterion, beside the neurons of each layer
 MOST = html.Most(examples=5, between=4, tokens=10)

@@ -11,15 +11,16 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from mnemoscope.analyses.labels import LabelCheck
-from mnemoscope.analyses.neuron import NeuronCard
-from mnemoscope.analyses.patterns import SHARES, Summary
 from mnemoscope.invocation import command
-from mnemoscope.patterns.claims import Share
+from mnemoscope.neuron.card import NeuronCard
+from mnemoscope.neuron.claims import Share
+from mnemoscope.patterns.labels import LabelCheck
+from mnemoscope.patterns.summary import SHARES, Summary
 from mnemoscope.records import MAIN, NEURON, NEXT, NULLS, POSITION, WHOLE, NeuronId
-from mnemoscope.views import cards, claims_terminal
-from mnemoscope.views.cards import number
+from mnemoscope.views import claims as claims_terminal
+from mnemoscope.views import words as cards
 from mnemoscope.views.claims import PRECISE, SHORT, VERDICTS, believed, decimal, interval
+from mnemoscope.views.words import number
 
 EXAMPLES = 3
 ABOUT = {

@@ -10,7 +10,8 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from mnemoscope.views import html, text
+from mnemoscope.views import page as html
+from mnemoscope.views import terminal as text
 from mnemoscope.views.explanation import terminal
 
 WIDTH = 100  # columns

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from mnemoscope.analyses.removal import Removal
     from mnemoscope.records import Estimate
+    from mnemoscope.studies.findings.removal import Removal
 
 
 class table:  # noqa: N801 - called like a function: removal.table(found)

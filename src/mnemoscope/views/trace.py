@@ -10,11 +10,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mnemoscope.analyses.traced import NeuronTrace, Reading, Trace, TracedToken, Unusual
 from mnemoscope.records import NULLS
-from mnemoscope.views import cards, html
-from mnemoscope.views.text import BLUE, ORANGE
-from mnemoscope.vocabulary import Vocabulary
+from mnemoscope.text.vocabulary import Vocabulary
+from mnemoscope.tracing.traced import NeuronTrace, Reading, Trace, TracedToken, Unusual
+from mnemoscope.views import page as html
+from mnemoscope.views import words as cards
+from mnemoscope.views.terminal import BLUE, ORANGE
 
 _BAR = 8  # cells on each side of zero
 FOLLOWED = ("", "token", "coefficient", "deviations", "tail", "gate", "up", "")

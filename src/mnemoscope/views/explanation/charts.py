@@ -1,4 +1,4 @@
-"""The figures of an explanation as Altair charts: one idea each, axes with units, in the colours of `views.plots`.
+"""The figures of an explanation as Altair charts: one idea each, axes with units, in the colours of `views.charts`.
 
 Sign is shown by direction or by a written sign besides colour, attention and FFN by panel or by shape, so that no
 figure needs colour to be read.
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
+from mnemoscope.views.charts import DIM, INK, LINE
 from mnemoscope.views.explanation.lower import sheet
 from mnemoscope.views.explanation.sheet import Against, Cargo, Grid, Point, Sheet, Step
-from mnemoscope.views.plots import DIM, INK, LINE
 from mnemoscope.views.theme import light
 
 if TYPE_CHECKING:
     import altair as alt
 
-    from mnemoscope.explanation import Explanation
+    from mnemoscope.prediction.explanation import Explanation
 
 ATTENTION, FFN, NEGATIVE, POSITIVE = map(light, ("violet", "teal", "blue", "orange"))
 _DARKEST = 0.4  # opacity of a cell: its number is read on it, light or dark

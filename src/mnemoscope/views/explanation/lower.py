@@ -9,10 +9,13 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from mnemoscope.explanation import Choice, Contrast, Explanation, foil_names
+from mnemoscope.errors import RunError
+from mnemoscope.neuron.card import NeuronCard, card
+from mnemoscope.prediction.explanation import Choice, Contrast, Explanation, foil_names
 from mnemoscope.records import NeuronId
-from mnemoscope.views import cards
-from mnemoscope.views.explanation import memories
+from mnemoscope.run.reading import open_run
+from mnemoscope.text.vocabulary import Vocabulary
+from mnemoscope.views import words as cards
 from mnemoscope.views.explanation.sheet import (
     ABLATED,
     INCREASE,
@@ -35,7 +38,34 @@ from mnemoscope.views.explanation.sheet import (
     Switched,
     Word,
 )
-from mnemoscope.vocabulary import Vocabulary
+
+TRIGGERS = 2
+WINDOW = (24, 4)  # tokens of text before and after
+
+
+def remembered(run: str | None, coefficients: Mapping[NeuronId, float]) -> tuple[dict[NeuronId, Memory], str]:
+    """Each neuron's triggers of the sign that its coefficient has here; and what went wrong, or "".
+
+    A run may have moved since the explanation was made; then there is nothing, and a note.
+    """
+    if run is None:
+        return {}, ""
+    try:
+        opened = open_run(run)
+        found = {
+            neuron: _memory(card(opened, neuron, examples=TRIGGERS, window=WINDOW), coefficient)
+            for neuron, coefficient in coefficients.items()
+        }
+    except RunError as error:
+        return {}, f"triggers are left out: {error}"
+    return found, ""
+
+
+def _memory(found: NeuronCard, coefficient: float) -> Memory:
+    side = found.positive if coefficient >= 0 else found.negative
+    own, usual = found.statistics, found.layer_median
+    return Memory(own.kurtosis, usual.kurtosis, own.max if coefficient >= 0 else own.min, side.examples)
+
 
 WIDEST = 40  # columns of the grid; further tokens share one
 TOP = 20  # what `explain` takes when it is not said
@@ -55,7 +85,7 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
     """
     one = explanation
     effects = _effects(one.ablations)
-    known, missing = memories.of(one.run, _remembered(one.neurons, rows))
+    known, missing = remembered(one.run, _remembered(one.neurons, rows))
     return Sheet(
         title=_label("".join(one.tokens["piece"]), 60),
         headline=one.headline,

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment
 from markupsafe import Markup
 
-from mnemoscope.views import html, plots
+from mnemoscope.views import charts as plots
+from mnemoscope.views import page as html
 from mnemoscope.views.explanation import charts, graph, wording
 from mnemoscope.views.explanation.lower import sheet
 from mnemoscope.views.explanation.places import Places, anchor
 from mnemoscope.views.explanation.sheet import Against, PromptToken, Sheet, Word, largest
 
 if TYPE_CHECKING:
-    from mnemoscope.explanation import Explanation
+    from mnemoscope.prediction.explanation import Explanation
 
 ROWS = 16  # of each table; what they leave out is in its closing rows
 _SHORT = 18  # characters of a token in the graph
@@ -49,7 +50,7 @@ def _render(template: str, explanation: Explanation, prefix: str = "") -> str:
 
 @cache
 def _environment() -> Environment:
-    """The templates of `views.html`, with the wording of an explanation."""
+    """The templates of `views.page`, with the wording of an explanation."""
     found = html.environment().overlay()
     found.filters = found.filters | {
         call.__name__: call

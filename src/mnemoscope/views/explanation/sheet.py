@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mnemoscope.analyses.neuron import Example
+from mnemoscope.neuron.card import Example
 
 INCREASE, LEFT_OUT, ABLATED = "increase", "leave-one-out", "ablated"
 NATS = (INCREASE, LEFT_OUT, ABLATED)  # columns that share one unit and one scale

@@ -12,14 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from mnemoscope.invocation import as_called
-from mnemoscope.views import cards
+from mnemoscope.views import words as cards
 from mnemoscope.views.explanation import wording
 from mnemoscope.views.explanation.lower import sheet
 from mnemoscope.views.explanation.sheet import NATS, Against, Ledger, Part, Sheet, Step, Switched, largest
-from mnemoscope.views.text import BLUE, ORANGE, example_line
+from mnemoscope.views.terminal import BLUE, ORANGE, example_line
 
 if TYPE_CHECKING:
-    from mnemoscope.explanation import Explanation
+    from mnemoscope.prediction.explanation import Explanation
 
 ATTENTION, FFN = "#a274c9", "#3f9b94"  # as on the page: readable on a dark and on a light ground
 _BLOCKS = " ▁▂▃▄▅▆▇█"

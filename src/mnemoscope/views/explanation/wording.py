@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mnemoscope.views import cards
+from mnemoscope.views import words as cards
 from mnemoscope.views.explanation.sheet import (
     INCREASE,
     NATS,

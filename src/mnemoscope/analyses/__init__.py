@@ -1,1 +1,0 @@
-"""One pure file per question: a run in, a frozen result out; none imports another."""

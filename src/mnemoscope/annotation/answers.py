@@ -1,0 +1,247 @@
+"""Reads a filled sheet back: proves that sheet and key belong together, and that the answers make sense.
+
+Everything is checked against the key before anything is counted: the commitment, the digest of every item, the numbers
+that answers name. `annotated` gives one neuron with all that was said of its prefixes (A28).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from mnemoscope.annotation.draw import LEAST
+from mnemoscope.annotation.key import FORMAT, Item, Key, read_key
+from mnemoscope.annotation.sheet import fingerprint, seen
+from mnemoscope.errors import RunMismatch, SheetError
+from mnemoscope.records import NeuronId
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+KINDS = ("shallow", "semantic")
+_FIELDS = {"item", "annotate", "patterns", "apply", "applies"}
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What an annotator saw in some prefixes of an item; indices are 0-based."""
+
+    description: str
+    indices: tuple[int, ...]
+    kind: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answers to one item.
+
+    patterns  None: not answered; empty: nothing was found
+    applies   0-based numbers of the prefixes of `apply`; None: not answered
+    """
+
+    patterns: tuple[Pattern, ...] | None
+    applies: frozenset[int] | None
+    annotate: tuple[str, ...]  # the prefixes as they were shown
+    apply: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """One annotator's sheet."""
+
+    path: Path
+    annotator: str
+    answers: dict[str, Answer]
+
+    @property
+    def answered(self) -> list[str]:
+        """Items with an answer, in the order of the sheet."""
+        return [name for name, answer in self.answers.items() if answer.patterns is not None]
+
+
+def read(
+    sheets: Sequence[str | Path], *, key: str | Path | None = None, run: Run | None = None
+) -> tuple[Key, list[Filled]]:
+    """Read one sheet of each annotator, and the key that all of them were written with.
+
+    key  where it is, if not beside the first sheet under its own name
+    run  when given, the sheet must be of it (`RunMismatch`)
+
+    `SheetError` naming the file and the item for whatever is not as it was written, or not as it should be filled in.
+    """
+    paths = [Path(path) for path in sheets]
+    raw = [_lines(path) for path in paths]
+    place = Path(key) if key is not None else paths[0].parent / str(raw[0][0].get("key"))
+    opened = read_key(place)
+    for path, (header, *_) in zip(paths, raw, strict=True):
+        _same_key(path, header, place, opened)
+    if run is not None and opened.run != fingerprint(run):
+        raise RunMismatch(
+            f"scoring {paths[0]}: the sheet was made from another run ({opened.model} on {opened.corpus}) than "
+            f"{run.path}; give that one, or none"
+        )
+    filled = [_filled(path, lines, opened) for path, lines in zip(paths, raw, strict=True)]
+    if not any(one.answered for one in filled):
+        raise SheetError(
+            f"scoring {paths[0]}: no item is answered; fill `patterns` of each item, with [] where there is none"
+        )
+    return opened, filled
+
+
+def annotated(key: Key, filled: Filled, neuron: tuple[int, int]) -> pl.DataFrame:
+    """All that was said of the prefixes of one neuron (A28), strongest trigger first.
+
+    Columns: rank, coefficient, context, position, prefix, patterns (descriptions, in the order of the answer), kind
+    (`none`, `shallow`, `semantic`, `both`). `SheetError` if the neuron is not on the sheet, or has no answer.
+    """
+    found = [
+        name for name, item in key.items.items() if (item.layer, item.neuron) == neuron and not item.null
+    ]
+    if not found:
+        have = ", ".join(
+            str(NeuronId(item.layer or 0, item.neuron or 0)) for item in key.items.values() if not item.null
+        )
+        raise SheetError(
+            f"exporting {NeuronId(*neuron)} from {filled.path}: it is not on the sheet, which has {have}"
+        )
+    answer, item = filled.answers[found[0]], key.items[found[0]]
+    if answer.patterns is None:
+        raise SheetError(
+            f"exporting {NeuronId(*neuron)} from {filled.path}: its item {found[0]} is not answered; fill it in"
+        )
+    labels = kinds(answer)
+    rows = [
+        {
+            "rank": prefix.rank,
+            "coefficient": prefix.coefficient,
+            "context": prefix.context,
+            "position": prefix.position,
+            "prefix": answer.annotate[at],
+            "patterns": [one.description for one in answer.patterns if at in one.indices],
+            "kind": LABELS[labels[at]],
+        }
+        for at, prefix in enumerate(item.annotate)
+    ]
+    return pl.DataFrame(rows, schema_overrides={"patterns": pl.List(pl.String)}).sort("rank")
+
+
+LABELS = ("none", "shallow", "semantic", "both")
+
+
+def kinds(answer: Answer) -> list[int]:
+    """For each prefix of `annotate` its label: a place in `LABELS`."""
+    found = [0] * len(answer.annotate)
+    for pattern in answer.patterns or ():
+        for at in pattern.indices:
+            found[at] |= 1 << KINDS.index(pattern.kind)
+    return found
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise SheetError(f"reading the sheet {path}: {why}; give a sheet of `mnemoscope annotate`") from error
+    lines = []
+    for number, row in enumerate(text.splitlines(), 1):
+        if not row.strip():
+            continue
+        try:
+            lines.append(json.loads(row))
+        except json.JSONDecodeError as error:
+            raise SheetError(
+                f"{path}, line {number}: this is not JSON ({error.msg} at character {error.colno}); fix it"
+            ) from error
+    if not lines or not all(isinstance(one, dict) for one in lines) or "commitment" not in lines[0]:
+        raise SheetError(
+            f"reading the sheet {path}: its first line is no header; give a sheet of `mnemoscope annotate`"
+        )
+    if lines[0].get("sheet") != FORMAT:
+        raise SheetError(
+            f"reading the sheet {path}: it has format {lines[0].get('sheet')!r}, and this mnemoscope reads {FORMAT}"
+        )
+    return lines
+
+
+def _same_key(path: Path, header: dict[str, Any], place: Path, key: Key) -> None:
+    if header["commitment"] != key.commitment:
+        raise SheetError(
+            f"scoring {path}: the key {place} is not the one that was sealed with this sheet, or was changed since; "
+            "give the key that was written beside it with {key}",
+            key=...,
+        )
+
+
+def _filled(path: Path, lines: list[dict[str, Any]], key: Key) -> Filled:
+    header, *rows = lines
+    names = [row.get("item") for row in rows]
+    if lost := sorted(key.items.keys() - set(names)):
+        raise SheetError(f"scoring {path}: item {lost[0]} is missing; restore its line")
+    if len(names) > len(key.items):
+        odd = next(name for at, name in enumerate(names) if name not in key.items or name in names[:at])
+        raise SheetError(f"scoring {path}: item {odd} is there twice or was never written; remove its line")
+    for row in rows:
+        if seen(row) != key.items[row["item"]].digest or row.keys() - _FIELDS:
+            raise SheetError(
+                f"scoring {path}, item {row['item']}: its texts are not those that were written; restore the line, and "
+                "change nothing but `patterns` and `applies`"
+            )
+    answers = {
+        row["item"]: _answer(f"{path}, item {row['item']}", row, key.items[row["item"]]) for row in rows
+    }
+    return Filled(path, str(header.get("annotator") or path.stem), answers)
+
+
+def _answer(where: str, row: dict[str, Any], item: Item) -> Answer:
+    given, applies = row.get("patterns"), row.get("applies")
+    if given is not None and not isinstance(given, list):
+        raise SheetError(f"{where}: `patterns` is {json.dumps(given)}; write a list, [] where there is none")
+    patterns = None if given is None else tuple(_pattern(where, one, len(item.annotate)) for one in given)
+    if applies is not None and not patterns:
+        if applies:
+            raise SheetError(
+                f"{where}: `applies` is filled, and there is no pattern to apply; describe it first"
+            )
+        applies = None
+    chosen = None if applies is None else _indices(where, "applies", applies, len(item.apply))
+    return Answer(
+        patterns,
+        None if chosen is None else frozenset(chosen),
+        tuple(row["annotate"].values()),
+        tuple(row["apply"].values()),
+    )
+
+
+def _pattern(where: str, given: Any, size: int) -> Pattern:
+    if not isinstance(given, dict) or given.keys() != {"description", "indices", "kind"}:
+        raise SheetError(
+            f'{where}: a pattern is {{"description": ..., "indices": [...], "kind": ...}}, not {json.dumps(given)[:80]}'
+        )
+    description, kind = given["description"], given["kind"]
+    if not isinstance(description, str) or not description.strip():
+        raise SheetError(f"{where}: a pattern has no description; say in words what the prefixes share")
+    if kind not in KINDS:
+        raise SheetError(
+            f"{where}: the kind of {description!r} is {json.dumps(kind)}; write one of {', '.join(KINDS)}"
+        )
+    indices = _indices(where, "indices", given["indices"], size)
+    if len(indices) < LEAST:
+        raise SheetError(
+            f"{where}: {description!r} names {len(indices)} prefixes, a pattern needs {LEAST}; name more or remove it"
+        )
+    return Pattern(description.strip(), indices, kind)
+
+
+def _indices(where: str, name: str, given: Any, size: int) -> tuple[int, ...]:
+    good = isinstance(given, list) and all(type(one) is int and 1 <= one <= size for one in given)
+    if not good or len(set(given)) < len(given):
+        raise SheetError(
+            f"{where}: `{name}` is {json.dumps(given)[:80]}; write a list of different numbers from 1 to {size}"
+        )
+    return tuple(sorted(one - 1 for one in given))

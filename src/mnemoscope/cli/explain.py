@@ -1,0 +1,157 @@
+"""One prediction taken apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mnemoscope import files
+from mnemoscope.arguments import check_explanation, check_least, check_question
+from mnemoscope.cli.options import AsJson, Loading, ModelName, Page, Reloading, bundled
+from mnemoscope.cli.progress import progress_bars
+from mnemoscope.cli.shared import app, check_run_of, load, model_of, print_json, say, stdout
+from mnemoscope.errors import QueryError
+
+if TYPE_CHECKING:
+    from mnemoscope.prediction.explanation import Explanation
+
+
+@app.command(
+    epilog='Example: mnemoscope explain gpt2 "The capital of France is" --target " Paris" --foil " London"'
+)
+@bundled
+def explain(
+    model: ModelName,
+    prompt: Annotated[str | None, typer.Argument(help="Text before the prediction.")] = None,
+    *,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Token to account for, by its text; by default the model's first choice."),
+    ] = None,
+    foil: Annotated[list[str] | None, typer.Option(help="Token to compare it with; may be repeated.")] = None,
+    target_id: Annotated[int | None, typer.Option(help="Token to account for, by its id.")] = None,
+    foil_id: Annotated[list[int] | None, typer.Option(help="Token to compare it with, by its id.")] = None,
+    position: Annotated[
+        int, typer.Option(help="Position of the prediction, from 0; negative counts from the end.")
+    ] = -1,
+    lens: Annotated[str, typer.Option(help="How vectors are read: frozen, own or raw.")] = "frozen",
+    top: Annotated[int, typer.Option(help="Parts to list for each sign and measure.")] = 20,
+    run: Annotated[Path | None, typer.Option(help="Folder of a run of this model, for triggers.")] = None,
+    ablate: Annotated[int, typer.Option(help="Neurons, and as many heads, to really take out.")] = 0,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="File of many prompts instead of one: jsonl of prompt, target, foils, label."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Table to write for --prompts.")] = None,
+    html: Page = None,
+    loading: Loading,
+    as_json: AsJson = False,
+) -> None:
+    """Take one prediction apart into heads and neurons, exactly, and say what switched those on."""
+    from mnemoscope import api
+
+    if (prompt is None) == (prompts is None) or (prompts is None) != (out is None):
+        raise QueryError("explaining: give either a prompt, or --prompts FILE.jsonl with -o TABLE.parquet")
+    check_explanation(lens, top, ablate)
+    if html is not None:
+        files.check_file(html, "writing the page")
+    opened = None if run is None else api.open_run(run)
+    if opened is not None:
+        check_run_of(opened, model)
+    options: dict[str, Any] = {"lens": lens, "top": top, "ablate": ablate, "run": opened}
+    if prompts is not None and out is not None:
+        _explain_many(model, loading, prompts, out, options)
+        return
+    check_question(prompt or "", target, foil or [], target_id)
+    loaded = load(model, loading)
+    with Console(stderr=True, highlight=False).status("explaining") as status:
+        report = lambda step: status.update(f"explaining: {step.stage}")  # noqa: E731
+        options |= {"target_id": target_id, "foil_ids": foil_id or [], "position": position}
+        found = api.explain(loaded, prompt or "", target, foil or [], report=report, **options)
+    _show_explanation(found, html, as_json)
+
+
+def _explain_many(model: str, loading: Loading, prompts: Path, out: Path, options: dict[str, Any]) -> None:
+    from mnemoscope import api
+    from mnemoscope.prediction.prompts import check_table, read_prompts
+
+    read_prompts(prompts)
+    check_table(out, prompts)
+    loaded = load(model, loading)
+    with progress_bars() as report:
+        api.explain_many(loaded, prompts, out, report=report, **options)
+    say(f"wrote {out}")
+
+
+def _show_explanation(found: Explanation, html: Path | None, as_json: bool) -> None:
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        stdout().print(found)
+    if html:  # last, so that nothing is lost if the disk filled up meanwhile
+        found.save_page(html)
+        say(f"wrote {html}")
+
+
+# -- Neurons along one's own text ------------------------------------------------------------------------------
+
+
+@app.command(epilog='Example: mnemoscope trace runs/demo "The capital of France is" --neuron L24N1005')
+@bundled
+def trace(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_MODEL", help="Folder of a finished run, or a model as in build.")
+    ],
+    text: Annotated[str, typer.Argument(help="Text that the neurons are to see.")],
+    *,
+    neuron: Annotated[
+        list[str] | None,
+        typer.Option(help="Address of a neuron to follow along the text, as L13N366; may be repeated."),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Without --neuron: neurons to list for each token.")] = 5,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the run's model is now, if it has moved since the run was built."),
+    ] = None,
+    html: Page = None,
+    loading: Loading,
+    as_json: AsJson = False,
+) -> None:
+    """See how neurons react to your own text: a given one along it, or the most unusual ones of each token."""
+    from mnemoscope import api, files
+    from mnemoscope.records import NeuronId
+    from mnemoscope.run.writing import is_finished
+
+    check_least("tracing a text", 1, top=top)
+    wanted = [NeuronId.parse(address) for address in neuron or []]
+    if html is not None:
+        files.check_file(html, "writing the page")
+    run = api.open_run(source) if is_finished(Path(source)) else None
+    if run is None and model is not None:
+        raise QueryError(f"tracing a text: {source} is no finished run, and --model is for one; leave it out")
+    if run is not None:
+        if loading.dtype != "auto" or loading.revision is not None:
+            raise QueryError(
+                f"tracing a text: {source} is a run, whose model is loaded as it was built; leave out --dtype and "
+                "--revision"
+            )
+        wanted = [run.address(*address) for address in wanted]
+        loaded = model_of(run, Reloading(model, loading.device, loading.trust_remote_code))
+    else:
+        loaded = load(source, loading)
+    with progress_bars() as report:
+        result = (
+            api.trace(loaded, text, wanted, top=top, report=report)
+            if run is None
+            else run.trace(text, wanted, top=top, model=loaded, report=report)
+        )
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        stdout().print(result)
+    if html is not None:  # last, so that nothing is lost if the disk filled up meanwhile
+        result.save_page(html)
+        say(f"wrote {html}")

@@ -1,1 +1,0 @@
-"""The measurements of the study that need the model; `catalogue` lists them, `run` does them."""

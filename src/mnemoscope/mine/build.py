@@ -1,0 +1,330 @@
+"""Build a run: one pass of a corpus through a model, kept as tables about every neuron.
+
+Stages, each resumable: plan (text to shards), mining (one pass for all neurons), values (no text needed), writing.
+All of it happens under ``.work`` in the run's folder; the manifest is written last, so a folder with a manifest is a
+finished run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedModel
+
+from mnemoscope import files
+from mnemoscope.arguments import check_build
+from mnemoscope.errors import ModelChanged, RunMismatch
+from mnemoscope.mine import kept_values, loop, values
+from mnemoscope.mine.places import HISTOGRAM_EDGES, HISTOGRAM_SHARE
+from mnemoscope.mine.units import Mined
+from mnemoscope.model.load import load_model
+from mnemoscope.model.model import Model
+from mnemoscope.model.nulls import DEFAULT, Nulls, recipe
+from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Progress
+from mnemoscope.run.reading import Run, open_run
+from mnemoscope.run.writing import RunWriter, check_place, finish_commit, is_finished
+from mnemoscope.text import corpus
+from mnemoscope.text.corpus import Corpus
+from mnemoscope.text.plan import BATCH_TOKENS, SHARD_TOKENS, Plan
+from mnemoscope.text.spelling import token_bytes
+
+TOP = 50
+_SHORT = 48  # characters of a value that are shown in a message
+EXCLUDED = ["padding", "position 0 of every context", "special tokens"]
+_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "numba", "pyarrow")
+
+
+def build(
+    model: Model | PreTrainedModel | str | Path,
+    text: Corpus | str | Path | list[str],
+    path: str | Path,
+    *,
+    top: int = TOP,
+    nulls: Sequence[str] = DEFAULT,
+    workers: int = 1,
+    report: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Build a run, or go on with one that was interrupted; returns it opened.
+
+    model    what `load_model` takes, or its result
+    text     what `load_corpus` takes, or its result
+    path     the run's folder; one that already holds this very run is opened and returned
+    top      triggers kept for each neuron and polarity
+    nulls    kinds of `mnemoscope.model.nulls.KINDS`, mined beside the neurons; () for none
+    workers  processes (CPU); the result is the same bit for bit whatever their number
+    report   called with a `Progress` after every step
+
+    Raises RunMismatch when the folder holds something built from another model, corpus or options.
+    """
+    check_build(top, nulls, workers)
+    if workers > 1:
+        loop.check_workers()  # before the folder is locked, or a process would wait for its parent
+    check_place(path)
+    model = model if isinstance(model, Model) else load_model(model)
+    model.check_tokenizer()
+    text = text if isinstance(text, Corpus) else corpus.load_corpus(text)
+    path = files.expanded(path)
+    identity = _identity(model, text, top, recipe(model, nulls))
+    if not is_finished(path):
+        # Before anything there is touched: another process may be in the middle of its commit.
+        lock = path / ".lock"
+        with loop.locked(lock, path), model.running():
+            if not (finish_commit(path) or is_finished(path)):
+                with RunWriter(path) as writer:
+                    _Build(model, text, writer, identity, workers, report or (lambda _: None)).run()
+        lock.unlink(missing_ok=True)  # whoever waits for it, or makes another, finds the run
+    run = open_run(path)
+    _compare(run.manifest.options["identity"], identity, f"{path} holds a run that was")
+    return run
+
+
+class _Build:
+    """The stages of one build, in order."""
+
+    def __init__(
+        self,
+        model: Model,
+        text: Corpus,
+        writer: RunWriter,
+        identity: dict[str, Any],
+        workers: int,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self._model, self._text, self._writer, self._identity = model, text, writer, identity
+        self._workers, self._report = workers, report
+        self._work = writer.work
+
+    def run(self) -> None:
+        try:
+            self._stages()
+        except ModelChanged:
+            # What was read before the change and after it cannot be told apart.
+            shutil.rmtree(self._work, ignore_errors=True)
+            raise
+
+    def _stages(self) -> None:
+        self._claim()
+        plan = self._plan()
+        nulls = Nulls.of(self._model, self._identity["nulls"])
+        kind = loop.StateFactory(
+            partial(Mined.of, self._model, nulls, self._identity["top"]), partial(Mined.load, nulls)
+        )
+        mined = loop.run_shards(
+            self._model, plan, kind, self._work, workers=self._workers, report=self._report
+        )
+        self._read_values()
+        self._write(plan, mined)
+        self._model.check_weights(self._identity["weights_sha256"], f"building {self._writer.path}")
+        self._writer.commit(self._manifest(plan))
+
+    def _claim(self) -> None:
+        """Say what is being built here, or check that it is what was begun, if any of that is finished."""
+        file = self._work / "identity.json"
+        if file.exists() and (self._work / "plan.json").exists():
+            begun = json.loads(file.read_text(encoding="utf-8"))
+            _compare(begun, self._identity, f"{self._writer.path} holds an unfinished run that was")
+        else:
+            files.write(file, json.dumps(self._identity, indent=1), "writing the run")
+
+    def _plan(self) -> Plan:
+        if (self._work / "plan.json").exists():
+            return Plan.load(self._work)
+        plan = corpus.write_plan(
+            self._text,
+            self._model.tokenizer,
+            self._work,
+            context_length=self._identity["context_length"],
+            report=self._report,
+        )
+        for note in plan.notes:
+            self._report(Progress("planning", plan.tokens, plan.tokens, "tokens", note))
+        return plan
+
+    def _read_values(self) -> None:
+        """One part file for each layer, so that an interruption costs one layer."""
+        total = self._model.anatomy.n_layers
+        missing = [layer for layer in range(total) if not self._part("columns", layer).exists()]
+        for layer, rows, columns in kept_values.layers(self._model, missing):
+            self._report(Progress("reading values", layer, total, "layers"))
+            _write_part(rows, self._part("values", layer))
+            _write_part(columns, self._part("columns", layer))
+        self._report(Progress("reading values", total, total, "layers"))
+
+    def _part(self, name: str, layer: int) -> Path:
+        return self._work / f"{name}-{layer:04d}.part"
+
+    def _write(self, plan: Plan, mined: Mined) -> None:
+        """All tables, layer by layer."""
+        total = self._model.anatomy.n_layers
+        for layer in range(total):
+            self._report(Progress("writing tables", layer, total, "layers"))
+            tables = mined.tables(layer)
+            columns = pq.read_table(self._part("columns", layer)).drop_columns(["layer", "neuron"])
+            for name in columns.column_names:
+                tables["neurons"] = tables["neurons"].append_column(name, columns[name])
+            tables["values"] = pq.read_table(self._part("values", layer))
+            for name, table in tables.items():
+                self._writer.append(name, table)
+        self._writer.append("shards", mined.neurons.shard_rows())
+        self._writer.append("vocabulary", self._vocabulary())
+        # Links, because the plan must stay whole until the commit.
+        self._writer.adopt("contexts", _linked(plan.contexts_file))
+        self._writer.adopt("documents", _linked(plan.documents_file))
+        self._writer.sort_values_by_token()
+        self._report(Progress("writing tables", total, total, "layers"))
+
+    def _vocabulary(self) -> pa.Table:
+        found = token_bytes(self._model.tokenizer, self._model.anatomy.vocabulary)
+        text, raw, special = zip(*found, strict=True)
+        return pa.table(
+            {
+                "token": np.arange(len(found), dtype=np.int32),
+                "text": pa.array(text, pa.string()),
+                "bytes": pa.array(raw, pa.binary()),
+                "special": pa.array(special, pa.bool_()),
+            }
+        )
+
+    def _manifest(self, plan: Plan) -> dict[str, Any]:
+        text = self._text
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "mnemoscope": version("mnemoscope"),
+            "model": self._model.entry(),
+            "corpus": CorpusEntry(
+                id=text.id,
+                sha256=plan.sha256,
+                source=text.source,
+                segment=text.segment,
+                limit=text.limit,
+                documents=plan.documents,
+                contexts=plan.contexts,
+                duplicates=plan.duplicates,
+                tokens=plan.tokens,
+                counted=plan.counted,
+                spelling=plan.corpus.get("spelling", ""),
+            ),
+            "options": {
+                "identity": self._identity,
+                "top": self._identity["top"],
+                "nulls": self._identity["nulls"],
+                "dtype": self._model.dtype,
+                "attention": str(getattr(self._model.hf.config, "_attn_implementation", None)),
+                "device": self._model.device.type,
+                "values_lens": values.LENS,
+                "shard_tokens": SHARD_TOKENS,
+                "batch_tokens": BATCH_TOKENS,
+                "special": plan.special,
+                "sampling": self._identity["sampling"],
+                "notes": list(plan.notes),
+                "histogram_share": HISTOGRAM_SHARE,
+                "histogram_edges": HISTOGRAM_EDGES[1:-1].tolist(),
+            },
+            "excluded": EXCLUDED,
+            "environment": _environment(),
+        }
+
+
+def _identity(model: Model, text: Corpus, top: int, nulls: dict[str, Any] | None) -> dict[str, Any]:
+    """What must be the same for a build to be the same build."""
+    return {
+        "model": model.id,
+        "weights_sha256": model.weights_sha256,
+        "tokenizer_sha256": model.tokenizer_sha256,
+        "dtype": model.dtype,
+        "corpus": text.id,
+        "source": text.source,
+        "segment": text.segment,
+        "limit": text.limit,
+        "sampling": text.sampling,  # not in runs from before it: they hold the first documents
+        "context_length": min(model.anatomy.context_length, corpus.CONTEXT_TOKENS),
+        "top": top,
+        "nulls": nulls,  # None also in runs from before there were any
+    }
+
+
+def _compare(found: dict[str, Any], given: dict[str, Any], holds: str) -> None:
+    # The id is a name: the same weights loaded by another name are the same model.
+    for name, value in given.items():
+        if name == "sampling" and name not in found:
+            continue
+        if name != "model" and found.get(name) != value:
+            place, before, now = _difference(name, found.get(name), value)
+            raise RunMismatch(
+                f"building a run: {holds} built with {place} = {before}, and {place} = {now} was given; give the "
+                "same, or choose another folder"
+            )
+
+
+def _difference(name: str, before: Any, now: Any) -> tuple[str, str, str]:
+    """Where two values differ, by name ("source.files[0].sha256"), and what they are there, in short."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**now, **before}:
+            if key not in before or key not in now or before[key] != now[key]:
+                return _difference(f"{name}.{key}", before.get(key), now.get(key))
+    if isinstance(before, list) and isinstance(now, list) and not _plain(before + now):
+        for index, (one, other) in enumerate(zip_longest(before, now)):
+            if one != other:
+                return _difference(f"{name}[{index}]", one, other)
+    texts = [_text(value) for value in (before, now)]
+    same = [one == other for one, other in zip(*texts, strict=False)]
+    start = next((place for place, equal in enumerate(same) if not equal), len(same))
+    return name, _around(texts[0], start), _around(texts[1], start)
+
+
+def _plain(values: list[Any]) -> bool:
+    """Whether a list is short words or numbers, which are clearer all together."""
+    return all(not isinstance(one, dict | list) for one in values) and len(json.dumps(values)) <= _SHORT
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and _plain(value):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _around(text: str, place: int) -> str:
+    """A value in short, the characters around a place if it is long."""
+    if len(text) <= _SHORT:
+        return text
+    start = max(0, min(place - 8, len(text) - _SHORT))
+    return ("…" if start else "") + text[start : start + _SHORT] + ("…" if start + _SHORT < len(text) else "")
+
+
+def _write_part(table: pa.Table, file: Path) -> None:
+    with files.replacing(file, "writing the run") as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def _linked(file: Path) -> Path:
+    """A second name for a file, or a copy where the file system has no links."""
+    link = file.with_suffix(".link")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(file, link)
+    except OSError:
+        shutil.copyfile(file, link)
+    return link
+
+
+def _environment() -> dict[str, str]:
+    found = {name: version(name) for name in _VERSIONS}
+    found["python"] = platform.python_version()
+    found["platform"] = platform.platform()
+    found["processor"] = torch.backends.cpu.get_cpu_capability()
+    return found

@@ -1,0 +1,161 @@
+"""Keeps what a model's values and keys read as, between runs of the same weights: on a CPU it takes minutes.
+
+    <cache folder>/values/<key>/about.json           which model, for people
+                                values-0003.parquet  rows of `values` of layer 3, after the hash of what follows
+                                columns-0003.parquet what it adds to `neurons`
+
+The key is a hash of everything that decides the bytes: every weight as it was loaded, the configuration, the code that
+reads them, torch and the processor (the number of threads does not: numba changes it on the way). A file is written
+beside its place and renamed, and read only if its hash is right, so that processes may share the folder and a damaged
+file is made again. A run keeps its own copy; the folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from mnemoscope.mine import values
+from mnemoscope.model import lens, parts, reading, table
+from mnemoscope.model.model import Model
+from mnemoscope.text import cache, samples
+
+MOST_BYTES = 8 << 30  # of all entries; those that were used longest ago make room
+TABLES = ("values", "columns")
+_HASH = hashlib.sha256().digest_size
+_ABOUT = "about.json"
+_NAMES = ("_name_or_path", "transformers_version")  # of a configuration: say nothing of what is computed
+
+
+def folder() -> Path:
+    """Where all entries lie; not created here."""
+    return samples.cache_folder() / "values"
+
+
+def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table, pa.Table]]:
+    """What `values.layers` gives, from the cache where it is there and to the cache where it is not."""
+    wanted = list(wanted)
+    if not wanted:
+        return
+    kept = _Kept.of(model)
+    absent = [layer for layer in wanted if not kept.has(layer)]
+    fresh = values.layers(model, absent)
+    for layer in wanted:
+        tables = None if layer in absent else kept.read(layer)
+        if tables is None:
+            source = fresh if layer in absent else values.layers(model, [layer])  # one that was damaged
+            _, *made = next(source)
+            tables = (made[0], made[1])
+            kept.write(layer, tables)
+        yield layer, *tables
+
+
+class _Kept:
+    """The entry of one model."""
+
+    def __init__(self, place: Path, about: dict[str, Any]) -> None:
+        self._place, self._about = place, about
+
+    @classmethod
+    def of(cls, model: Model) -> _Kept:
+        """The entry for these weights as they are now."""
+        entry = cls(folder() / _key(model), {"model": model.id, "dtype": model.dtype})
+        with suppress(OSError):
+            os.utime(entry._place)  # used now
+        return entry
+
+    def has(self, layer: int) -> bool:
+        """Whether there are files of a layer, whole or not."""
+        return all(self._file(name, layer).is_file() for name in TABLES)
+
+    def read(self, layer: int) -> tuple[pa.Table, pa.Table] | None:
+        """The tables of a layer; None if one is not as it was written."""
+        tables = [_read(self._file(name, layer)) for name in TABLES]
+        rows, columns = tables
+        return None if rows is None or columns is None else (rows, columns)
+
+    def write(self, layer: int, tables: tuple[pa.Table, pa.Table]) -> None:
+        """Keep the tables of a layer; where nothing can be written nothing is kept."""
+        with suppress(OSError):
+            if not (self._place / _ABOUT).exists():
+                _make_room()
+                self._place.mkdir(parents=True, exist_ok=True)
+                _put(self._place / _ABOUT, json.dumps(self._about, indent=1).encode())
+            for name, table in zip(TABLES, tables, strict=True):
+                sink = pa.BufferOutputStream()
+                pq.write_table(table, sink, compression="zstd")
+                content = sink.getvalue().to_pybytes()
+                _put(self._file(name, layer), hashlib.sha256(content).digest() + content)
+
+    def _file(self, name: str, layer: int) -> Path:
+        return self._place / f"{name}-{layer:04d}.parquet"
+
+
+def _read(file: Path) -> pa.Table | None:
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content[_HASH:]).digest() != content[:_HASH]:
+        return None
+    return pq.read_table(pa.BufferReader(content[_HASH:]))
+
+
+def _put(file: Path, content: bytes) -> None:
+    """Write beside the place, under a name of this process's own, and rename."""
+    scratch = file.with_name(f".{file.name}.{uuid4().hex}")
+    try:
+        scratch.write_bytes(content)
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _make_room() -> None:
+    """Remove entries, used longest ago first, until the others are within the bound."""
+    used, total = {}, 0
+    for entry in cache.entries("values"):
+        with suppress(OSError):
+            used[entry] = entry.path.stat().st_mtime
+    for entry in sorted(used, key=lambda entry: -used[entry]):
+        total += entry.bytes
+        if total > MOST_BYTES and time.time() - used[entry] > 3600:  # not one that is being made
+            shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _key(model: Model) -> str:
+    """Of everything that decides the bytes of the tables."""
+    config = {name: value for name, value in model.hf.config.to_dict().items() if name not in _NAMES}
+    device = model.device.type if model.device.type == "cpu" else torch.cuda.get_device_name(model.device)
+    digest = hashlib.sha256()
+    facts = {
+        "config": config,
+        "activation": type(model.anatomy.act).__qualname__,
+        "family": model.anatomy.family,
+        "vocabulary": model.anatomy.vocabulary,
+        "lens": values.LENS,
+        "kept": [values.VALUE_TOKENS, values.KEY_TOKENS],
+        "torch": torch.__version__,
+        "device": device,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    for source in (values, lens, parts, reading, table):
+        digest.update(inspect.getsource(source).encode())
+    for name, tensor in sorted(model.hf.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()[:40]

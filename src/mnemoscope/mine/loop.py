@@ -1,0 +1,294 @@
+"""The one loop that pulls batches, feeds accumulators, checkpoints and reports.
+
+A shard is the unit of work. Each worker keeps one state (the merge of the shards it has done) and writes it to a
+file of its own; what a run has done is the merge of these files. States merge in any order to the same bits, so
+neither the number of workers nor an interruption can show in a result.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from itertools import chain, groupby
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+import torch.multiprocessing as mp
+from filelock import FileLock, Timeout
+from jaxtyping import Float
+from torch import Tensor
+
+from mnemoscope import errors
+from mnemoscope.model.capture import Capture
+from mnemoscope.model.model import Model
+from mnemoscope.records import ContextBatch, Progress
+from mnemoscope.text.plan import Plan
+
+CHECKPOINT_SECONDS = 30.0
+_BLOCK = 8  # neighbouring shards that a worker takes at once when there are many: their sums fold into one
+_PATIENCE = 120.0  # seconds to wait until an orphaned worker of a killed run has noticed and left
+
+Report = Callable[[Progress], None]
+
+
+@runtime_checkable
+class State(Protocol):
+    """What the loop feeds: accumulators that know which shards they hold."""
+
+    @property
+    def shards(self) -> frozenset[int]: ...
+    def update(
+        self,
+        layer: int,
+        coefficients: Float[Tensor, "context token neuron"],
+        batch: ContextBatch,
+        gate: Float[Tensor, "context token neuron"] | None,
+        up: Float[Tensor, "context token neuron"] | None,
+        inputs: Float[Tensor, "context token width"],
+    ) -> None: ...
+    def finish_shard(self, shard: int) -> None: ...
+    def merge(self, other: Any) -> None: ...
+    def save(self, path: Path) -> None: ...
+
+
+S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True)
+class StateFactory(Generic[S]):
+    """How to start a state and how to read one back; both picklable, because workers call them."""
+
+    fresh: Callable[[], S]
+    load: Callable[[Path], S]
+
+
+def run_shards(
+    model: Model,
+    plan: Plan,
+    kind: StateFactory[S],
+    folder: Path,
+    *,
+    workers: int = 1,
+    report: Report | None = None,
+) -> S:
+    """Feed every shard of the plan to a state, resuming from the state files in the folder.
+
+    workers  processes; each holds a copy of the state, and all share one copy of the weights (CPU)
+    Raises whatever a worker raised; what was checkpointed stays.
+    """
+    for lock in folder.glob("state-*.lock"):
+        # A worker that outlived a killed run has left once its lock is free.
+        with locked(lock, folder.parent, _PATIENCE):
+            pass
+    held = {file: kind.load(file) for file in sorted(folder.glob("state-*.npz"))}
+    done = frozenset().union(*(state.shards for state in held.values()))
+    left = [shard for shard in range(plan.shards) if shard not in done]
+    tally = _Tally(plan, done, report)
+    if left:
+        workers = min(workers, len(left))
+        if workers == 1:
+            file = folder / "state-0.npz"
+            held[file] = _Worker(model, plan, kind, file, held.get(file)).run(left, tally.add)
+        else:
+            held.clear()
+            _spawn(model, plan, kind, folder, workers, left, tally)
+            held = {file: kind.load(file) for file in sorted(folder.glob("state-*.npz"))}
+    states = list(held.values()) or [kind.fresh()]
+    return reduce(_merged, states)
+
+
+def _merged(one: S, other: S) -> S:
+    one.merge(other)
+    return one
+
+
+class _Tally:
+    """Tokens done, reported after every batch."""
+
+    def __init__(self, plan: Plan, done: Iterable[int], report: Report | None) -> None:
+        self._total, self._report = plan.tokens, report
+        self._done = sum(plan.shard_tokens[shard] for shard in done)
+        self.add(0)
+
+    def add(self, tokens: int) -> None:
+        self._done += tokens
+        if self._report:
+            self._report(Progress("mining", self._done, self._total, "tokens"))
+
+
+class _Worker(Generic[S]):
+    """One process's share of the work: shards in, one state file out."""
+
+    def __init__(
+        self, model: Model, plan: Plan, kind: StateFactory[S], file: Path, state: S | None = None
+    ) -> None:
+        self._model, self._plan, self._file = model, plan, file
+        self._state = state if state is not None else kind.load(file) if file.exists() else kind.fresh()
+
+    def run(self, shards: Iterable[int], tell: Callable[[int], None]) -> S:
+        """Do the shards, checkpointing now and then, and once at the end; returns the state."""
+        saved = time.monotonic()
+        unsaved = False
+        with Capture(self._model) as capture:
+            for shard in shards:
+                for batch in self._plan.batches(shard):
+                    _stop_if_orphaned()
+                    capture.sweep(batch, self._state.update)
+                    tell(batch.n_tokens)
+                self._state.finish_shard(shard)
+                unsaved = True
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self._state.save(self._file)
+                    saved, unsaved = time.monotonic(), False
+        if unsaved:
+            _stop_if_orphaned()
+            self._state.save(self._file)
+        return self._state
+
+
+def _stop_if_orphaned() -> None:
+    """A worker whose parent was killed must not go on writing beside a resumed run."""
+    parent = parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)
+
+
+def _spawn(
+    model: Model,
+    plan: Plan,
+    kind: StateFactory[S],
+    folder: Path,
+    workers: int,
+    left: list[int],
+    tally: _Tally,
+) -> None:
+    """Run the shards in processes that take the next shard when they are free."""
+    check_workers()
+    context = mp.get_context("spawn")
+    tasks, news = context.Queue(), context.Queue()
+    for block in _blocks(left, workers):
+        tasks.put(block)
+    for _ in range(workers):
+        tasks.put(None)
+    model.hf.share_memory()
+    threads = max(1, torch.get_num_threads() // workers)
+    processes = [
+        context.Process(
+            target=_work,
+            args=(model, plan, kind, folder / f"state-{index}.npz", threads, tasks, news),
+            daemon=True,
+        )
+        for index in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        _listen(processes, news, tally)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+_GUARD = 'put the call under `if __name__ == "__main__":`, or give workers=1'
+
+
+def check_workers() -> None:
+    """RunError where no further process can be started: each begins by running the main script again."""
+    if getattr(mp.current_process(), "_inheriting", False):
+        raise errors.RunError(
+            f"mining: a worker process ran the main script again and came to the same build; {_GUARD}"
+        )
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if file is not None and not Path(file).is_file():
+        raise errors.RunError(
+            f"mining: the program is {Path(file).name}, not a file that worker processes could run; write it to a "
+            f"file and {_GUARD}"
+        )
+
+
+def _blocks(shards: list[int], workers: int) -> list[list[int]]:
+    """Shards as they are handed out: one by one, or in aligned blocks when every worker gets several of these."""
+    size = _BLOCK if len(shards) >= 4 * _BLOCK * workers else 1
+    return [list(block) for _, block in groupby(shards, lambda shard: shard // size)]
+
+
+def _listen(processes: list[Any], news: Any, tally: _Tally) -> None:
+    """Pass on what the workers tell, until each has said that it is done; raise what one raised."""
+    waiting = len(processes)
+    while waiting:
+        try:
+            kind, value = news.get(timeout=1.0)
+        except queue.Empty:
+            for process in processes:
+                if process.exitcode not in (None, 0):
+                    raise errors.RunError(_ended(process.exitcode)) from None
+            continue
+        if kind == "tokens":
+            tally.add(value)
+        elif kind == "done":
+            waiting -= 1
+        else:
+            name, message = value
+            raise getattr(errors, name, RuntimeError)(message)
+
+
+def _ended(code: int) -> str:
+    """Why a worker is gone, as far as its exit code says: a signal, or the script that it began with."""
+    kept = "nothing finished is lost: run the same command again"
+    if code < 0:
+        name = signal.Signals(-code).name
+        why = "; the system does so when memory is short" if name == "SIGKILL" else ""
+        return f"mining: a worker process was ended by {name}{why}; {kept}, with fewer workers"
+    return (
+        f"mining: a worker process stopped with exit code {code} before it had begun or while it worked, and its own "
+        f"message is above; if that is about bootstrapping or a script run again, {_GUARD}; {kept}"
+    )
+
+
+def _work(
+    model: Model, plan: Plan, kind: StateFactory[S], file: Path, threads: int, tasks: Any, news: Any
+) -> None:
+    """A worker process."""
+    torch.set_num_threads(threads)
+    try:
+        with locked(file.with_suffix(".lock"), file.parent.parent, _PATIENCE):
+            shards = chain.from_iterable(iter(tasks.get, None))
+            _Worker(model, plan, kind, file).run(shards, lambda tokens: news.put(("tokens", tokens)))
+        news.put(("done", None))
+    except errors.MnemoscopeError as error:
+        news.put(("error", (type(error).__name__, str(error))))
+    except Exception:
+        news.put(("error", ("RuntimeError", traceback.format_exc())))
+
+
+@contextmanager
+def locked(file: Path, run: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock on (part of) a run's folder, which the system releases however the process ends."""
+    lock = FileLock(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=patience)
+    except Timeout:
+        raise errors.RunError(
+            f"building a run: another process is building in {run}; wait for it, stop it, or choose another "
+            "folder"
+        ) from None
+    except OSError as error:
+        raise errors.RunError(
+            f"building a run: {run}: {error.strerror or error}; choose a folder that can be written to"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,262 @@
+"""Mean, spread, skewness and kurtosis of every neuron, its extremes, and how often it is positive (A70).
+
+Adding floating-point numbers in another order gives other bits. So inside a shard power sums are added in
+the order of its batches, and shards are added along a binary tree that is fixed by their numbers: shards 2i
+and 2i + 1 make node (1, i), and so on. Whoever has both halves of a node adds them, and the result is the
+same wherever that happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from mnemoscope.errors import RunError
+from mnemoscope.mine.reading import Reading, fields_of, nullable, set_fields
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Power sums of (coefficient - pivot) over `count` positions.
+
+    A pivot near the mean keeps what a variance is made of apart from what a mean is made of. It is the
+    first counted coefficient of the shard, so nobody need know the mean beforehand, and every order of
+    shards has the same.
+
+    pivot   f32[layer neuron]
+    powers  f64[layer 4 neuron]
+    """
+
+    count: int
+    pivot: np.ndarray
+    powers: np.ndarray
+
+    def about(self, pivot: np.ndarray) -> np.ndarray:
+        """The power sums about another pivot."""
+        d = self.pivot.astype(np.float64) - pivot
+        first, second, third, fourth = np.moveaxis(self.powers, -2, 0)
+        n = float(self.count)
+        return np.stack(
+            [
+                first + n * d,
+                second + d * (2 * first + n * d),
+                third + d * (3 * second + d * (3 * first + n * d)),
+                fourth + d * (4 * third + d * (6 * second + d * (4 * first + n * d))),
+            ],
+            axis=-2,
+        )
+
+    def plus(self, other: Sums) -> Sums:
+        """Both, about the pivot of the first that has counted anything."""
+        if not self.count:
+            return other
+        return Sums(self.count + other.count, self.pivot, self.powers + other.about(self.pivot))
+
+
+class Moments:
+    """Power sums by shard, folded along a fixed tree; extremes and positive counts.
+
+    positive          i64[layer neuron]
+    minimum, maximum  f32[layer neuron]
+    shard             i32[shard]             ascending
+    contexts, tokens  i64[shard layer]       tokens counted
+    totals            f64[shard layer 4]     sums of the first to fourth power over all neurons of the layer
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("positive", "minimum", "maximum")
+    LEDGER: ClassVar[tuple[str, ...]] = ("shard", "contexts", "tokens", "totals")
+
+    def __init__(self, layers: int, neurons: int) -> None:
+        self.positive = np.zeros((layers, neurons), np.int64)
+        self.minimum = np.full((layers, neurons), np.inf, np.float32)
+        self.maximum = np.full((layers, neurons), -np.inf, np.float32)
+        self.shard = np.zeros(0, np.int32)
+        self.contexts = np.zeros((0, layers), np.int64)
+        self.tokens = np.zeros((0, layers), np.int64)
+        self.totals = np.zeros((0, layers, 4))
+        self._nodes: dict[tuple[int, int], Sums] = {}  # by (level, index)
+        self._open()
+
+    def _open(self) -> None:
+        """Begin a shard."""
+        layers, neurons = self.positive.shape
+        self._pivot = np.zeros((layers, neurons), np.float32)
+        self._powers = np.zeros((layers, 4, neurons))
+        self._contexts = np.zeros(layers, np.int64)
+        self._tokens = np.zeros(layers, np.int64)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something was taken in since the last shard was finished."""
+        return bool(self._contexts.any())
+
+    def pivot(self, layer: int) -> np.ndarray | None:
+        """f32[neuron] that power sums of this layer are to be taken about; None when any will do."""
+        return self._pivot[layer] if self._tokens[layer] else None
+
+    def update(self, reading: Reading) -> None:
+        """Add to the shard that is being read."""
+        layer = reading.layer
+        self._contexts[layer] += len(reading.batch.contexts)
+        if not reading.counted:
+            return
+        if not self._tokens[layer]:
+            self._pivot[layer] = reading.pivot
+        assert np.array_equal(self._pivot[layer], reading.pivot), (
+            f"layer {layer}: another pivot inside a shard"
+        )
+        self._tokens[layer] += reading.counted
+        self._powers[layer] += reading.sums
+        self.positive[layer] += reading.positive
+        # Adding 0.0 makes -0.0 the same as 0.0, which a minimum may return either of.
+        smallest, largest = reading.smallest.value.min(0) + 0.0, reading.largest.value.max(0) + 0.0
+        np.minimum(self.minimum[layer], smallest, out=self.minimum[layer])
+        np.maximum(self.maximum[layer], largest, out=self.maximum[layer])
+
+    def finish_shard(self, shard: int) -> None:
+        """What was taken in since the last call was shard `shard`; RunError when that is in already."""
+        self._refuse([shard])
+        assert len(set(self._tokens.tolist())) == 1, (
+            f"shard {shard}: layers saw different tokens: {self._tokens}"
+        )
+        sums = Sums(int(self._tokens[0]), self._pivot, self._powers)
+        totals = sums.about(np.zeros_like(self._pivot)).sum(-1)
+        self._enter(
+            np.array([shard], np.int32),
+            self._contexts[None],
+            self._tokens[None],
+            totals[None],
+            {(0, shard): sums},
+        )
+        self._open()
+
+    def merge(self, other: Moments) -> None:
+        """Take in another's shards; RunError when one is in already."""
+        assert not (self.is_open or other.is_open), "finish the shard before merging"
+        self._refuse(other.shard.tolist())
+        self._enter(other.shard, other.contexts, other.tokens, other.totals, other._nodes)
+        self.positive += other.positive
+        np.minimum(self.minimum, other.minimum, out=self.minimum)
+        np.maximum(self.maximum, other.maximum, out=self.maximum)
+
+    def _refuse(self, shards: list[int]) -> None:
+        twice = sorted(set(shards) & set(self.shard.tolist()))
+        if twice:
+            raise RunError(
+                f"merging shards: shard {twice[0]} is in both states, and would count twice; "
+                "merge each shard once, or start from an empty folder"
+            )
+
+    def _enter(
+        self,
+        shard: np.ndarray,
+        contexts: np.ndarray,
+        tokens: np.ndarray,
+        totals: np.ndarray,
+        nodes: Mapping[tuple[int, int], Sums],
+    ) -> None:
+        order = np.argsort(np.concatenate([self.shard, shard]))
+        for name, more in zip(self.LEDGER, (shard, contexts, tokens, totals), strict=True):
+            setattr(self, name, np.concatenate([getattr(self, name), more])[order])
+        for place, sums in nodes.items():
+            self._place(place, sums)
+
+    def _place(self, place: tuple[int, int], sums: Sums) -> None:
+        """Put a node into the tree, and go up as long as its sibling is there too."""
+        level, index = place
+        while (sibling := self._nodes.pop((level, index ^ 1), None)) is not None:
+            sums = sibling.plus(sums) if index & 1 else sums.plus(sibling)
+            level, index = level + 1, index >> 1
+        self._nodes[level, index] = sums
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All arrays, and the nodes of the tree stacked in the order of their shards."""
+        assert not self.is_open, "finish the shard before saving"
+        nodes = self._in_order()
+        layers, neurons = self.positive.shape
+        return {
+            **fields_of(self),
+            **{name: getattr(self, name) for name in self.LEDGER},
+            "node": np.array([(*place, sums.count) for place, sums in nodes], np.int64).reshape(-1, 3),
+            "pivot": np.array([sums.pivot for _, sums in nodes], np.float32).reshape(-1, layers, neurons),
+            "powers": np.array([sums.powers for _, sums in nodes]).reshape(-1, layers, 4, neurons),
+        }
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Become what had this state."""
+        set_fields(self, state)
+        for name in self.LEDGER:
+            setattr(self, name, state[name])
+        self._nodes = {
+            (int(level), int(index)): Sums(int(count), pivot, powers)
+            for (level, index, count), pivot, powers in zip(
+                state["node"], state["pivot"], state["powers"], strict=True
+            )
+        }
+        self._open()
+
+    def _in_order(self) -> list[tuple[tuple[int, int], Sums]]:
+        return sorted(self._nodes.items(), key=lambda node: node[0][1] << node[0][0])
+
+    def result(self, layer: int) -> pa.Table:
+        """The moment columns of `neurons`, one row for each; NaN when nothing was counted.
+
+        std is the population's; skewness and kurtosis (excess) are null where std is 0.
+        """
+        assert not self.is_open, "finish the shard before asking"
+        neurons = self.positive.shape[1]
+        total = Sums(0, np.zeros(neurons, np.float32), np.zeros((4, neurons)))
+        for _, sums in self._in_order():
+            total = total.plus(Sums(sums.count, sums.pivot[layer], sums.powers[layer]))
+        constant = self.minimum[layer] == self.maximum[layer]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean, std, skewness, kurtosis = _standardised(total)
+            positive = self.positive[layer] / np.float64(total.count)
+        std = np.where(constant, 0.0, std)
+        minimum, maximum = np.where(
+            total.count > 0, [self.minimum[layer], self.maximum[layer]], np.float32(np.nan)
+        )
+        flat = ~(std > 0)
+        return pa.table(
+            {
+                "layer": np.full(neurons, layer, np.int16),
+                "neuron": np.arange(neurons, dtype=np.int32),
+                "tokens": np.full(neurons, total.count, np.int64),
+                "mean": mean,
+                "std": std,
+                "skewness": nullable(skewness, flat, pa.float64()),
+                "kurtosis": nullable(kurtosis, flat, pa.float64()),
+                "min": minimum,
+                "max": maximum,
+                "positive_fraction": positive,
+            }
+        )
+
+    def shard_rows(self) -> pa.Table:
+        """Rows of `shards`, by (shard, layer)."""
+        layers = self.positive.shape[0]
+        columns = dict(
+            zip(("sum", "sum_squares", "sum_cubes", "sum_fourths"), self.totals.reshape(-1, 4).T, strict=True)
+        )
+        return pa.table(
+            {
+                "shard": np.repeat(self.shard, layers),
+                "layer": np.tile(np.arange(layers, dtype=np.int16), len(self.shard)),
+                "contexts": self.contexts.ravel(),
+                "tokens": self.tokens.ravel(),
+                **columns,
+            }
+        )
+
+
+def _standardised(sums: Sums) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, population std, skewness and excess kurtosis, each f64[neuron]."""
+    d, second, third, fourth = sums.powers / np.float64(sums.count)
+    variance = np.maximum(second - d * d, 0.0)
+    m3 = third - d * (3 * second - 2 * d * d)
+    m4 = fourth - d * (4 * third - d * (6 * second - 3 * d * d))
+    return sums.pivot + d, np.sqrt(variance), m3 / variance**1.5, m4 / variance**2 - 3

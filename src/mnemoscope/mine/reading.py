@@ -1,0 +1,269 @@
+"""One layer of one batch, read once: what every accumulator is fed with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mnemoscope.errors import ActivationError
+from mnemoscope.mine import kernel
+from mnemoscope.mine.places import HISTOGRAM_EVERY, Places
+from mnemoscope.records import ContextBatch
+
+_ROWS = 128  # that a thread takes at a time
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The largest (or the most negative) coefficient of each context.
+
+    value     f32[context neuron]  infinite when no position of the context counts
+    position  i32[context neuron]  the first that has it; -1 when none counts
+    gate, up  [row, neuron]        pre-activations; a row is a position, or a context; None if not gated
+    """
+
+    value: np.ndarray
+    position: np.ndarray
+    gate: np.ndarray | None
+    up: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one layer of one batch amounts to.
+
+    sums      f64[4 neuron]    first to fourth powers of (coefficient - pivot) over the counted positions
+    positive  i64[neuron]      counted positions with a coefficient above 0
+    values    [row, neuron]    coefficients: float32, or the 16 bits of bfloat16
+    chosen    i64[selected]    rows of `values` that go into histograms and samples
+    """
+
+    layer: int
+    batch: ContextBatch
+    places: Places
+    pivot: np.ndarray
+    largest: Extremes
+    smallest: Extremes
+    sums: np.ndarray
+    positive: np.ndarray
+    values: np.ndarray
+    chosen: np.ndarray
+
+    @cached_property
+    def bins(self) -> np.ndarray:
+        """u8[selected neuron]: the histogram bins of the chosen rows."""
+        bins = np.empty((len(self.chosen), self.values.shape[1]), np.uint8)
+
+        def rows(first: int) -> None:
+            kernel.assign_bins(self.values, self.chosen, first, min(first + _ROWS, len(bins)), bins)
+
+        share_out(rows, range(0, len(bins), _ROWS))
+        return bins
+
+    @property
+    def counted(self) -> int:
+        """Positions that count."""
+        return len(self.places.rows)
+
+
+Coefficients = Float[Tensor, "context token neuron"]
+
+
+def scan(
+    layer: int,
+    coefficients: Coefficients,
+    batch: ContextBatch,
+    gate: Coefficients | None = None,
+    up: Coefficients | None = None,
+    *,
+    places: Places | None = None,
+    pivot: np.ndarray | None = None,
+) -> Reading:
+    """Reduce a layer's coefficients, reading each once: compiled on the CPU, with `scan_torch` elsewhere.
+
+    coefficients  fp32 or bf16 (read as they are), or another float dtype (converted to fp32 first)
+    pivot         f32[neuron], from which power sums are taken; default: the first counted coefficient
+
+    Raises ActivationError when a counted coefficient is NaN or infinite.
+    """
+    assert coefficients.shape[:2] == batch.tokens.shape, (coefficients.shape, batch.tokens.shape)
+    assert (gate is None) == (up is None)
+    places = places or Places.of(batch, HISTOGRAM_EVERY)
+    if coefficients.device.type != "cpu":
+        return scan_torch(layer, coefficients, batch, gate, up, places=places, pivot=pivot)
+    values = _matrix(coefficients)
+    (n_contexts, n_tokens), neurons = batch.tokens.shape, coefficients.shape[2]
+    pivot = _first(coefficients, places) if pivot is None else pivot
+    maximum, minimum = np.empty((2, n_contexts, neurons), np.float32)
+    maximum_at, minimum_at = np.empty((2, n_contexts, neurons), np.int32)
+    sums = np.empty((len(places.parts), 4, neurons))
+    positive = np.empty((len(places.parts), neurons), np.int64)
+
+    def part(index: int) -> None:
+        kernel.reduce_contexts(
+            values, places.rows, places.offsets, n_tokens, *places.parts[index], pivot,
+            maximum, maximum_at, minimum, minimum_at, sums[index], positive[index],
+        )  # fmt: skip
+
+    share_out(part, range(len(places.parts)))
+    gates = (None, None) if gate is None or up is None else (_matrix(gate), _matrix(up))
+    reading = Reading(
+        layer, batch, places, pivot,
+        Extremes(maximum, maximum_at, *gates), Extremes(minimum, minimum_at, *gates),
+        _added_in_order(sums), positive.sum(0), values, places.chosen,
+    )  # fmt: skip
+    _check_finite(reading)
+    return reading
+
+
+def scan_torch(
+    layer: int,
+    coefficients: Coefficients,
+    batch: ContextBatch,
+    gate: Coefficients | None = None,
+    up: Coefficients | None = None,
+    *,
+    places: Places | None = None,
+    pivot: np.ndarray | None = None,
+) -> Reading:
+    """`scan` in plain torch, for any device; equal to it but for the order in which power sums are added."""
+    places = places or Places.of(batch, HISTOGRAM_EVERY)
+    pivot = _first(coefficients, places) if pivot is None else pivot
+    device = coefficients.device
+    counted = torch.from_numpy(batch.counted).to(device)[..., None]
+    x = coefficients.detach().float()
+    none = ~counted.any(1)
+
+    def extremes(filler: float, reduce: Callable[..., Tensor]) -> Extremes:
+        filled = torch.where(counted, x, filler)
+        value = reduce(filled, 1)
+        at = ((filled == value[:, None]) & counted).to(torch.uint8).argmax(1)
+        signs = [None if part is None else _matrix(part.gather(1, at[:, None])) for part in (gate, up)]
+        position = torch.where(none, -1, at).to(torch.int32)
+        return Extremes(value.cpu().numpy(), position.cpu().numpy(), *signs)
+
+    d = torch.where(counted, x.double() - torch.from_numpy(pivot).to(device).double(), 0.0)
+    sums = torch.stack([(d**power).sum((0, 1)) for power in range(1, 5)])
+    chosen = x.flatten(0, 1)[torch.from_numpy(places.chosen).to(device)]
+    reading = Reading(
+        layer, batch, places, pivot,
+        extremes(-np.inf, torch.amax), extremes(np.inf, torch.amin),
+        sums.cpu().numpy(), ((x > 0) & counted).sum((0, 1)).cpu().numpy(),
+        chosen.cpu().numpy(), np.arange(len(places.chosen)),
+    )  # fmt: skip
+    _check_finite(reading, x)
+    return reading
+
+
+def _matrix(x: Tensor) -> np.ndarray:
+    """[row, neuron] as float32 or the bits of bfloat16; shares memory where it can."""
+    x = x.detach().flatten(0, 1).contiguous().cpu()
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().view(np.uint16)
+    return x.float().numpy()
+
+
+def _first(coefficients: Tensor, places: Places) -> np.ndarray:
+    """f32[neuron]: the first counted coefficient, 0 when none counts."""
+    if not len(places.rows):
+        return np.zeros(coefficients.shape[2], np.float32)
+    context, position = divmod(int(places.rows[0]), coefficients.shape[1])
+    return coefficients[context, position].detach().float().cpu().numpy().copy()
+
+
+def _added_in_order(parts: np.ndarray) -> np.ndarray:
+    total = np.zeros(parts.shape[1:])
+    for part in parts:
+        total += part
+    return total
+
+
+def _check_finite(reading: Reading, values: Tensor | None = None) -> None:
+    """No read is spent on this: a power sum of finite fp32 numbers is finite, and of others never."""
+    if np.isfinite(reading.sums[3]).all():
+        return
+    rows = reading.places.rows
+    x = reading.values if values is None else values.flatten(0, 1).cpu().numpy()
+    counted = x[rows] if x.dtype == np.float32 else (x[rows].astype(np.uint32) << 16).view(np.float32)
+    place, neuron = np.argwhere(~np.isfinite(counted))[0]
+    context, position = divmod(int(rows[place]), reading.batch.tokens.shape[1])
+    raise ActivationError(
+        f"reading activations: L{reading.layer}N{neuron} is {counted[place, neuron]} at position {position} of "
+        f"context {reading.batch.contexts[context]}; finite numbers are needed: load the model with dtype fp32, "
+        "or check its weights"
+    )
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads do not survive a fork, hence the process in the key."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="mnemoscope")
+
+
+def share_out(work: Callable[[int], None], pieces: Iterable[int]) -> None:
+    """Do independent pieces of work with as many threads as torch uses."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        for piece in pieces:
+            work(piece)
+    else:
+        list(_pool(os.getpid(), threads).map(work, pieces))
+
+
+# -- What an accumulator is. Its state is a few plain arrays; these save, load and compare it ------------------
+
+
+@runtime_checkable
+class Accumulator(Protocol):
+    """Something that readings are poured into, layer by layer; merging gives the same bits in any order."""
+
+    def update(self, reading: Reading) -> None:
+        """Take in one layer of one batch."""
+
+    def merge(self, other: Any) -> None:
+        """Take in what another of the same class has taken in; the other is unchanged."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All there is to know, as arrays by name; shared, not copied."""
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Become what had this state; KeyError or ValueError when it is not of this accumulator's shape."""
+
+    def result(self, layer: int) -> pa.Table:
+        """The rows of one layer."""
+
+
+@runtime_checkable
+class HasFields(Protocol):
+    """A class that lists the arrays that are its state."""
+
+    FIELDS: ClassVar[tuple[str, ...]]
+
+
+def fields_of(accumulator: HasFields) -> dict[str, np.ndarray]:
+    """The arrays that an accumulator declares."""
+    return {name: getattr(accumulator, name) for name in accumulator.FIELDS}
+
+
+def set_fields(accumulator: HasFields, state: Mapping[str, np.ndarray]) -> None:
+    """Take over the arrays that an accumulator declares; shapes and dtypes must be those it has."""
+    for name in accumulator.FIELDS:
+        mine, given = getattr(accumulator, name), state[name]
+        if (mine.shape, mine.dtype) != (given.shape, given.dtype):
+            raise ValueError(f"{name} is {given.dtype}{given.shape}, not {mine.dtype}{mine.shape}")
+        setattr(accumulator, name, np.ascontiguousarray(given))
+
+
+def nullable(values: np.ndarray, null: np.ndarray, kind: Any) -> pa.Array:
+    """A column with nulls where `null` is true."""
+    return pa.array(values, kind, mask=null)

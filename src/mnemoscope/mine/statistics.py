@@ -1,0 +1,169 @@
+"""All accumulators together: what the build loop feeds, checkpoints and merges."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+from torch import Tensor
+
+from mnemoscope import files
+from mnemoscope.errors import RunCorrupt, RunMismatch
+from mnemoscope.mine.distribution import Histograms, Samples
+from mnemoscope.mine.moments import Moments
+from mnemoscope.mine.places import HISTOGRAM_EVERY, Places
+from mnemoscope.mine.reading import Accumulator, scan
+from mnemoscope.mine.triggers import Triggers
+from mnemoscope.records import ContextBatch
+
+_FORMAT = 1
+
+T = TypeVar("T")
+
+
+class Memories:
+    """Triggers, moments, histograms and samples of all neurons, with the shards they come from.
+
+    layers, neurons  of the model; neurons in one layer
+    top              triggers kept for each neuron and polarity
+    every            one context in so many goes into histograms and samples
+    """
+
+    def __init__(self, layers: int, neurons: int, top: int, every: int = HISTOGRAM_EVERY) -> None:
+        self.layers, self.neurons, self.top, self.every = layers, neurons, top, every
+        self.moments = Moments(layers, neurons)
+        self._tables: dict[str, Accumulator] = {
+            "neurons": self.moments,
+            "histograms": Histograms(layers, neurons),
+            "triggers": Triggers(layers, neurons, top),
+            "samples": Samples(layers, neurons),
+        }
+        self._places: tuple[ContextBatch, Places] | None = None
+        self._contexts: list[np.ndarray] = []
+
+    @property
+    def shards(self) -> frozenset[int]:
+        """The shards that are finished, merged or loaded."""
+        return frozenset(self.moments.shard.tolist())
+
+    @property
+    def contexts(self) -> frozenset[int]:
+        """Ids of the contexts that `update` was given; not those that were merged or loaded."""
+        return frozenset(np.concatenate([np.zeros(0, np.int64), *self._contexts]).tolist())
+
+    def update(
+        self,
+        layer: int,
+        coefficients: Float[Tensor, "context token neuron"],
+        batch: ContextBatch,
+        gate: Float[Tensor, "context token neuron"] | None = None,
+        up: Float[Tensor, "context token neuron"] | None = None,
+    ) -> None:
+        """Take in one layer of one batch of the current shard; the tensors are not kept.
+
+        coefficients  inputs of the down projection
+        gate, up      pre-activations of a gated layer, of which triggers tell the signs
+
+        Raises ActivationError when a counted coefficient is NaN or infinite.
+        """
+        if self._places is None or self._places[0] is not batch:
+            self._places = batch, Places.of(batch, self.every)
+        if layer == 0:
+            self._contexts.append(batch.contexts)
+        places, pivot = self._places[1], self.moments.pivot(layer)
+        reading = scan(layer, coefficients, batch, gate, up, places=places, pivot=pivot)
+        for table in self._tables.values():
+            table.update(reading)
+
+    def finish_shard(self, shard: int) -> None:
+        """All batches of shard `shard` have been given; RunError when it was in already."""
+        self.moments.finish_shard(shard)
+
+    def merge(self, other: Memories) -> None:
+        """Take in another's shards; RunError when one is in both, RunMismatch when the options differ."""
+        if self._options() != other._options():
+            raise RunMismatch(
+                f"merging states: {_spelled(self._options())} and {_spelled(other._options())}; "
+                "merge states of one run only"
+            )
+        # Moments know about the shards, and refuse before anything has changed.
+        for name, table in self._tables.items():
+            table.merge(other._tables[name])
+
+    def _options(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("layers", "neurons", "top", "every")}
+
+    def results(self, layer: int) -> dict[str, pa.Table]:
+        """The rows of one layer: `neurons` (moment columns only), `histograms`, `triggers`, `samples`."""
+        return {name: table.result(layer) for name, table in self._tables.items()}
+
+    def shard_rows(self) -> pa.Table:
+        """All rows of `shards`, by (shard, layer)."""
+        return self.moments.shard_rows()
+
+    def result(self) -> dict[str, pa.Table]:
+        """All rows of all five tables; for a large model take `results` layer by layer."""
+        layers = [self.results(layer) for layer in range(self.layers)]
+        tables = {name: pa.concat_tables([tables[name] for tables in layers]) for name in self._tables}
+        return {**tables, "shards": self.shard_rows()}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All there is to know, as arrays by name. Finish the shard first."""
+        arrays = {
+            f"{table}.{name}": array
+            for table, accumulator in self._tables.items()
+            for name, array in accumulator.state().items()
+        }
+        return arrays | {"options": np.array([_FORMAT, *self._options().values()], np.int64)}
+
+    @classmethod
+    def of(cls, state: Mapping[str, np.ndarray]) -> Memories:
+        """What had this state; KeyError or ValueError when it is of another version."""
+        version, *options = state["options"].tolist()
+        if version != _FORMAT:
+            raise ValueError(f"version {version}, not {_FORMAT}")
+        memories = cls(*options)
+        for table, accumulator in memories._tables.items():
+            accumulator.restore(below(state, f"{table}."))
+        return memories
+
+    def save(self, path: Path) -> None:
+        """Write the state to one file, whole or not at all; RunError when it cannot be."""
+        save_state(path, self.state())
+
+    @classmethod
+    def load(cls, path: Path) -> Memories:
+        """Read what `save` wrote; RunCorrupt when it is not whole or of another version."""
+        return load_state(path, cls.of)
+
+
+def save_state(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays to one file, whole or not at all; RunError when it cannot be."""
+    with files.replacing(path, "saving the state") as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_state(path: Path, restore: Callable[[Mapping[str, np.ndarray]], T]) -> T:
+    """``restore(arrays)`` of what `save_state` wrote; RunCorrupt when it is not whole or of another version."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return restore(arrays)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise RunCorrupt(
+            f"loading the state {path}: it is damaged or of another version ({error}); remove it, and what "
+            "it held is done again"
+        ) from error
+
+
+def below(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, by what follows it."""
+    return {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+
+
+def _spelled(options: dict[str, int]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in options.items())

@@ -1,0 +1,115 @@
+"""The contexts in which a neuron's coefficient is largest, and those in which it is most negative (A1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from mnemoscope.mine import kernel
+from mnemoscope.mine.reading import Extremes, Reading, fields_of, nullable, set_fields, share_out
+
+POLARITIES = (1, -1)
+_BLOCK = 128  # neurons that a thread takes at a time
+_LOW = np.uint64(0xFFFFFFFF)
+
+
+class Triggers:
+    """Top-k contexts of every neuron in both polarities, each by its extreme position.
+
+    The order is total: larger |coefficient| first, then the lower context id; of equal coefficients in one
+    context the first position stands. So the k first are the same whatever the order of arrival. A
+    coefficient must be above 0 to enter the positive list and below 0 to enter the other: dead neurons have
+    empty lists.
+
+    key   u64[layer polarity neuron rank]  descending; upper half: the bits of |coefficient|, lower half:
+                                           2^32 - 1 - context; 0 where there is no trigger
+    what  u64[layer polarity neuron rank]  position << 36 | (next token + 1) << 4 | gate << 2 | up, where the
+                                           signs are 0, 1, 2 for -1, 0, 1, and 3 when the layer is not gated
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("key", "what")
+
+    def __init__(self, layers: int, neurons: int, k: int) -> None:
+        assert k >= 1, k
+        self.key = np.zeros((layers, 2, neurons, k), np.uint64)
+        self.what = np.zeros_like(self.key)
+        self._threshold = np.zeros((layers, 2, neurons), np.float32)
+
+    def update(self, reading: Reading) -> None:
+        """Enter the extremes of each context; only those that enter have their place looked up."""
+        for index, extremes in enumerate((reading.largest, reading.smallest)):
+            self._enter(reading, index, extremes)
+
+    def _enter(self, reading: Reading, index: int, extremes: Extremes) -> None:
+        key, what = self.key[reading.layer, index], self.what[reading.layer, index]
+        threshold = self._threshold[reading.layer, index]
+        following, nothing = reading.places.following, reading.values[:0]
+        gated = extremes.gate is not None
+        gate = nothing if extremes.gate is None else extremes.gate
+        up = nothing if extremes.up is None else extremes.up
+        each_position = len(gate) == following.size  # or already taken at the extremes, by scan_torch
+
+        def block(start: int) -> None:
+            kernel.rank(
+                np.float32(POLARITIES[index]), extremes.value, extremes.position, reading.batch.contexts,
+                following, gate, up, gated, each_position, start, min(start + _BLOCK, len(key)), threshold,
+                key, what,
+            )  # fmt: skip
+
+        share_out(block, range(0, len(key), _BLOCK))
+
+    def merge(self, other: Triggers) -> None:
+        """Keep the k first of both."""
+        shape = (-1, self.key.shape[-1])
+        mine = self.key.reshape(shape), self.what.reshape(shape)
+        theirs = other.key.reshape(shape), other.what.reshape(shape)
+        step = 8 * _BLOCK
+        share_out(
+            lambda start: kernel.merge_ranked(*mine, *theirs, start, min(start + step, len(mine[0]))),
+            range(0, len(mine[0]), step),
+        )
+        self._set_threshold()
+
+    def _set_threshold(self) -> None:
+        self._threshold = _coefficients(self.key[..., -1])
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The two arrays."""
+        return fields_of(self)
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Become what had this state."""
+        set_fields(self, state)
+        self._set_threshold()
+
+    def result(self, layer: int) -> pa.Table:
+        """Rows of `triggers`, by (neuron, polarity descending, rank); no row where there is no trigger."""
+        key = self.key[layer].swapaxes(0, 1)
+        neuron, index, rank = np.nonzero(key)
+        key, what = key[neuron, index, rank], self.what[layer].swapaxes(0, 1)[neuron, index, rank]
+        polarity = np.array(POLARITIES, np.int8)[index]
+        token = ((what >> np.uint64(4)) & _LOW).astype(np.int64) - 1
+        gate_sign = ((what >> np.uint64(2)) & np.uint64(3)).astype(np.int8) - 1
+        up_sign = (what & np.uint64(3)).astype(np.int8) - 1
+        return pa.table(
+            {
+                "layer": np.full(len(key), layer, np.int16),
+                "neuron": neuron.astype(np.int32),
+                "polarity": polarity,
+                "rank": rank.astype(np.int16),
+                "coefficient": _coefficients(key) * polarity.astype(np.float32),
+                "context": (_LOW - (key & _LOW)).astype(np.int64),
+                "position": (what >> np.uint64(36)).astype(np.int32),
+                "next_token": nullable(token.astype(np.int32), token < 0, pa.int32()),
+                "gate_sign": nullable(gate_sign, gate_sign == 2, pa.int8()),
+                "up_sign": nullable(up_sign, up_sign == 2, pa.int8()),
+            }
+        )
+
+
+def _coefficients(key: np.ndarray) -> np.ndarray:
+    """|coefficient| as f32, from the upper half of a key."""
+    return (key >> np.uint64(32)).astype(np.uint32).view(np.float32)

@@ -1,0 +1,198 @@
+"""Read every neuron's value, and its key, in vocabulary space (Geva et al. 2021, Section 4; A10).
+
+The value is read under the `own` lens: the final norm with the value's own statistics, then the unembedding. Post-norms
+fold their weight into the value first (G4). Probabilities are over the whole vocabulary; a value read with a
+negative coefficient promotes what is listed as suppressed.
+
+The key is read through the input embedding, as a question with an exact answer: which coefficient would the bare
+embedding of a token (no position, no attention) cause if it entered this layer? Both key rows of a gated neuron
+take part. This says what switches a neuron on only near the bottom of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from numba import njit, prange
+from torch import Tensor
+
+from mnemoscope.model.lens import Lens
+from mnemoscope.model.model import Model
+from mnemoscope.model.parts import Layer
+
+LENS = "own"
+VALUE_TOKENS = 50  # kept for each neuron and polarity
+KEY_TOKENS = 10
+_TILE = 64  # neurons read at once: their logits stay near the cache
+
+
+def seconds(model: Model) -> float:
+    """About how long reading all of a model takes, measured with the sample model on two cores; 0 on a GPU."""
+    parts = model.anatomy
+    work = parts.n_layers * parts.n_neurons * parts.width * parts.vocabulary
+    return 0.0 if model.device.type != "cpu" else work * (1.05e-10 if model.dtype == "fp32" else 0.45e-10)
+
+
+def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> tuple[pa.Table, pa.Table]:
+    """The rows of `values` for one layer, and the columns that it adds to `neurons`.
+
+    token_vectors  Float[Tensor, "vocabulary width"] from `bare_tokens`
+    """
+    part = model.anatomy.layers[layer]
+    tokens, logits, normalisers, entropies = _read_values(lens, written(part))
+    n_neurons = tokens.shape[0]
+    probabilities = np.exp(logits - normalisers[:, None, None])
+    shape = tokens.shape
+    index = np.indices(shape)
+    values = pa.table(
+        {
+            "layer": np.full(tokens.size, layer, np.int16),
+            "neuron": index[0].ravel().astype(np.int32),
+            "polarity": np.where(index[1].ravel() == 0, 1, -1).astype(np.int8),
+            "rank": index[2].ravel().astype(np.int16),
+            "token": tokens.ravel(),
+            "logit": logits.ravel(),
+            "probability": probabilities.ravel().astype(np.float32),
+        }
+    )
+    ups = part.ups()
+    columns = {
+        "layer": np.full(n_neurons, layer, np.int16),
+        "neuron": np.arange(n_neurons, dtype=np.int32),
+        "value_norm": _norms(part.values()),
+        "key_norm": _norms(part.keys()),
+        "up_norm": pa.nulls(n_neurons, pa.float32()) if ups is None else _norms(ups),
+        "value_max_probability": probabilities[:, 0, 0].astype(np.float32),
+        "value_entropy": entropies.astype(np.float32),
+    }
+    key_tokens, coefficients = _read_keys(model, part, token_vectors)
+    for side, suffix in ((0, ""), (1, "_negative")):
+        columns[f"key_tokens{suffix}"] = _lists(key_tokens[:, side], pa.int32())
+        columns[f"key_coefficients{suffix}"] = _lists(coefficients[:, side], pa.float32())
+    return values, pa.table(columns)
+
+
+def value_tokens(model: Model, layer: int, lens: Lens, neurons: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and logits [neuron, 2, rank] of some neurons of a layer."""
+    return _read_values(lens, written(model.anatomy.layers[layer])[neurons])[:2]
+
+
+def written(part: Layer) -> Float[Tensor, "neuron width"]:
+    """What each neuron adds to the stream, up to its coefficient and a scale that the own lens removes."""
+    rows = part.values().detach().float()
+    norm = part.post_ffn_norm
+    return rows if norm is None else norm.linear(rows, rows.new_ones(1))
+
+
+def bare_tokens(model: Model) -> Float[Tensor, "vocabulary width"]:
+    """Every token's embedding as it enters layer 0, without a position."""
+    with torch.inference_mode():
+        return model.anatomy.token_vectors(torch.arange(model.anatomy.vocabulary, device=model.device))
+
+
+def _read_values(
+    lens: Lens, written: Float[Tensor, "neuron width"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens and logits [neuron, 2, VALUE_TOKENS], and log-normaliser and entropy (nats) [neuron]."""
+    kept: list[tuple[np.ndarray, ...]] = []
+    with torch.inference_mode():
+        for tile in written.split(_TILE):
+            logits = lens.logits(tile)
+            top = logits.amax(1, keepdim=True)
+            # Below -80 a probability is no number that fp32 can hold; clamping spares slow denormals.
+            shifted = (logits - top).clamp_(min=-80)
+            weights = shifted.exp()
+            mass = weights.sum(1, dtype=torch.float64)
+            entropy = mass.log() - (weights * shifted).sum(1, dtype=torch.float64) / mass
+            tokens, scores = extremes(logits.cpu().numpy(), min(VALUE_TOKENS, logits.shape[1]))
+            normaliser = top[:, 0].double() + mass.log()
+            kept.append((tokens, scores, normaliser.cpu().numpy(), entropy.cpu().numpy()))
+    tokens, scores, normalisers, entropies = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    return tokens, scores, normalisers, entropies
+
+
+def _read_keys(model: Model, part: Layer, token_vectors: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and coefficients [neuron, 2, KEY_TOKENS] that bare embeddings would cause in this layer."""
+    kept = []
+    with torch.inference_mode():
+        normed = token_vectors if part.ffn_norm is None else part.ffn_norm(token_vectors)
+        normed = normed.to(token_vectors.dtype).T.contiguous()
+        for neurons in torch.arange(model.anatomy.n_neurons).split(_TILE):
+            coefficients = _coefficients(model, part, neurons, normed)
+            kept.append(extremes(coefficients.float().cpu().numpy(), min(KEY_TOKENS, normed.shape[1])))
+    found = zip(*kept, strict=True)
+    tokens, scores = (np.concatenate(parts) for parts in found)
+    return tokens, scores
+
+
+def _coefficients(model: Model, part: Layer, neurons: Tensor, normed: Tensor) -> Tensor:
+    """Coefficients [neuron, vocabulary] of some neurons for normed inputs [width, vocabulary]."""
+
+    def project(rows: Tensor, bias: Tensor | None) -> Tensor:
+        chosen = rows[neurons].to(normed.dtype) @ normed
+        return chosen if bias is None else chosen + bias[neurons, None].to(normed.dtype)
+
+    ups = part.ups()
+    active = model.anatomy.act(project(part.keys(), part.key_bias()))
+    return active if ups is None else active * project(ups, part.up_bias())
+
+
+def extremes(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k largest and k smallest columns of every row, in a total order: score, then the smaller column.
+
+    scores f32[row, column] -> columns i32[row, 2, k] and their scores f32[row, 2, k]; side 0 is the largest.
+    Library top-k routines leave the order of ties open, and equal rows of an unembedding do tie.
+    """
+    columns = np.zeros((scores.shape[0], 2, k), np.int32)
+    found = np.zeros((scores.shape[0], 2, k), np.float32)
+    _extremes(np.ascontiguousarray(scores, np.float32), columns, found)
+    return columns, found
+
+
+@njit(cache=True, parallel=True)
+def _extremes(scores, columns, found):  # type: ignore[no-untyped-def]
+    k = columns.shape[2]
+    for row in prange(scores.shape[0]):
+        for side in range(2):
+            sign = np.float32(1.0) if side == 0 else np.float32(-1.0)
+            best = np.full(k, -np.inf, np.float32)
+            where = np.zeros(k, np.int32)
+            worst = best[k - 1]
+            for column in range(scores.shape[1]):
+                score = sign * scores[row, column]
+                if score > worst:
+                    place = k - 1
+                    while place > 0 and best[place - 1] < score:
+                        best[place] = best[place - 1]
+                        where[place] = where[place - 1]
+                        place -= 1
+                    best[place] = score
+                    where[place] = column
+                    worst = best[k - 1]
+            for place in range(k):
+                columns[row, side, place] = where[place]
+                found[row, side, place] = sign * best[place]
+
+
+def _norms(rows: Tensor) -> np.ndarray:
+    return rows.detach().float().norm(dim=1).cpu().numpy()
+
+
+def _lists(rows: np.ndarray, kind: pa.DataType) -> pa.ListArray:
+    offsets = np.arange(rows.shape[0] + 1, dtype=np.int32) * rows.shape[1]
+    return pa.ListArray.from_arrays(offsets, pa.array(rows.ravel(), kind))
+
+
+def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table, pa.Table]]:
+    """The tables of the wanted layers, in turn."""
+    wanted = list(wanted)
+    if not wanted:
+        return
+    lens = Lens.of(model.anatomy, LENS)
+    vectors = bare_tokens(model)
+    for layer in wanted:
+        yield layer, *read_layer(model, layer, lens, vectors)

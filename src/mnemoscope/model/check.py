@@ -1,0 +1,202 @@
+"""The self-check: the parts of an anatomy add up to the model's own logits, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mnemoscope.errors import ModelNotSupported
+from mnemoscope.model.as_run import RunsOtherwise, check_as_run, drawn, implementation, tokens_to_check
+from mnemoscope.model.parts import Anatomy
+from mnemoscope.model.reading import candidates
+from mnemoscope.model.stream import Stream, trace
+from mnemoscope.model.watch import TOLERANCE, failed, flat, hidden, hooked, observed, plainly
+
+
+@plainly()
+def examine(hf: PreTrainedModel) -> tuple[Anatomy, float]:
+    """The anatomy whose parts add up, and its `self_check`; `ModelNotSupported` if there is none.
+
+    A family in the table has one candidate; for another decoder all fitting layouts are tried in turn. Where a
+    model under "sdpa" differs from itself under "eager" (ALiBi in Falcon), it is taken apart under "sdpa".
+    """
+    failure: ModelNotSupported | None = None
+    for anatomy in _ways(hf):
+        if anatomy.attention != "eager" and not isinstance(failure, RunsOtherwise):
+            continue
+        try:
+            return anatomy, self_check(hf, anatomy)
+        except ModelNotSupported as error:
+            failure = failure or error
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            failure = failure or _not_followed(anatomy, error)
+    assert failure is not None, "candidates() gives at least one anatomy or raises"
+    raise failure
+
+
+def _ways(hf: PreTrainedModel) -> Iterator[Anatomy]:
+    """Each layout, seen under eager attention, and then under the model's own if that can be taken apart."""
+    for anatomy in candidates(hf):
+        yield anatomy
+        if implementation(hf) == "sdpa":
+            yield replace(anatomy, attention="sdpa")
+
+
+def _not_followed(anatomy: Anatomy, error: Exception) -> ModelNotSupported:
+    """A pass that did not end: of a layout guessed for an unlisted family, or of a model that cannot be watched."""
+    reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+    doing = f"checking that the parts of a {anatomy.family!r} model add up"
+    if not anatomy.known:
+        return ModelNotSupported(
+            f"{doing}: it has no row in the table, and the generic rule could not follow it ({reason})"
+        )
+    return ModelNotSupported(
+        f"{doing}: a forward pass over a few tokens failed ({reason}); if its forward method was compiled or "
+        "replaced, give the model as it was before"
+    )
+
+
+@plainly()
+@torch.no_grad()
+def self_check(hf: PreTrainedModel, anatomy: Anatomy, *, seed: int = 0) -> float:
+    """Rebuild the logits of a short random input from all parts; the largest error as a share of their range.
+
+    In fp32: embeddings, every head x source, every neuron and every bias are summed, taken through the final
+    norm and the unembedding, and compared with the model's own logits. On the way the parts of each layer are
+    compared with what it did, and its norms, keys and activation with what the model computed, so that
+    `ModelNotSupported` names the first layer that fails, where in it, and by how much (limit `TOLERANCE`).
+    Parts are seen under eager attention; that they are also those of the model as it will be run (its own
+    attention implementation, batches, masks, a longer input) is checked last (`check_as_run`).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sample = drawn(anatomy, tokens_to_check(hf, anatomy), generator)
+    stream = trace(hf, anatomy, sample[None], upcast=True)
+    _check_embedding(stream)
+    logits = stream.logits.float()
+    if not bool(logits.isfinite().all()):
+        raise ModelNotSupported(
+            f"checking a {anatomy.family!r} model: its own logits for a short random input are not finite; "
+            "its weights are damaged, or overflow in fp32"
+        )
+    rebuilt = stream.embedding.float()
+    for index in range(anatomy.n_layers):
+        _check_attention(stream, index)
+        _check_ffn(stream, index)
+        rebuilt = rebuilt + stream.attention_update(index) + stream.ffn_update(index)
+    norm = anatomy.final_norm
+    if norm is not None:
+        rebuilt = norm.frozen(rebuilt, stream.final)
+        rebuilt = rebuilt if norm.bias is None else rebuilt + norm.bias
+    error = float((anatomy.logits(rebuilt) - logits).abs().max() / (logits.max() - logits.min()))
+    if not error <= TOLERANCE:
+        raise ModelNotSupported(
+            f"checking a {anatomy.family!r} model: every layer adds up, but the logits rebuilt from them "
+            f"differ by {error:.2g} of their range (limit {TOLERANCE:g}): final norm, head or multiplier"
+        )
+    check_as_run(stream, generator)
+    return error
+
+
+def _check_embedding(stream: Stream) -> None:
+    """What layer 0 receives beyond the token vectors must depend on positions only."""
+    anatomy, tokens = stream.anatomy, stream.tokens
+    other = tokens.flip(0)
+    with observed(stream.hf, upcast=True):
+        rests = [
+            _first_input(stream.hf, anatomy, ids) - anatomy.token_vectors(ids) for ids in (tokens, other)
+        ]
+    error = _difference(rests[0], rests[1], stream.embedding)
+    if not error <= TOLERANCE:
+        raise failed(anatomy, 0, "embedding", _off("the token vectors", error))
+
+
+def _first_input(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> Tensor:
+    handle = anatomy.layers[0].module.register_forward_pre_hook(_stop, with_kwargs=True)
+    with hooked([handle]):
+        try:
+            hf(input_ids=tokens[None], use_cache=False)
+        except _Seen as seen:
+            return seen.residual
+    raise AssertionError(f"a forward pass of {anatomy.family} ended without entering its first block")
+
+
+def _stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _Seen(hidden(args, kwargs))
+
+
+class _Seen(Exception):  # noqa: N818
+    """Ends a forward pass once its first residual is known."""
+
+    def __init__(self, residual: Tensor) -> None:
+        super().__init__()
+        self.residual = residual
+
+
+def _check_attention(stream: Stream, index: int) -> None:
+    anatomy, part, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
+    read = traced.lin.float() if part.input_norm is None else part.input_norm(traced.lin.float())
+    mixed = (traced.alpha.float() @ traced.value.float()).transpose(0, 1).reshape(traced.mixed.shape)
+    ahead = traced.alpha.float().triu(1)
+    _require(stream, index, "attention", "the input norm", read, traced.attention_input)
+    _require(stream, index, "attention", "weights looking ahead", ahead, torch.zeros_like(ahead), whole=True)
+    _require(stream, index, "attention", "weights x values", mixed, traced.mixed)
+    written = (mixed.float() @ flat(part.heads()).float()) + _or_zero(part.out_bias())
+    _require(stream, index, "attention", "heads x sources and bias", written, traced.attention_output)
+    if not anatomy.parallel:
+        after = traced.lin.float() + stream.attention_update(index)
+        _require(stream, index, "attention", "its update of the residual", after, traced.lres)
+
+
+def _check_ffn(stream: Stream, index: int) -> None:
+    anatomy, part, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
+    source = traced.lin if anatomy.parallel else traced.lres
+    read = source.float() if part.ffn_norm is None else part.ffn_norm(source.float())
+    gate = read @ part.keys().float().T + _or_zero(part.key_bias())
+    _require(stream, index, "FFN", "the input norm", read, traced.ffn_input)
+    _require(stream, index, "FFN", "the keys", gate, traced.gate)
+    coefficients = anatomy.act(traced.gate.float())
+    if traced.up is not None:
+        ups = part.ups()
+        assert ups is not None
+        _require(
+            stream, index, "FFN", "the up keys", read @ ups.float().T + _or_zero(part.up_bias()), traced.up
+        )
+        coefficients = coefficients * traced.up.float()
+    _require(stream, index, "FFN", "activation (x up)", coefficients, traced.coefficients)
+    written = traced.coefficients.float() @ part.values().float() + _or_zero(part.down_bias())
+    _require(stream, index, "FFN", "neurons and bias", written, traced.ffn_output)
+    where = "attention and FFN, which are parallel," if anatomy.parallel else "FFN"
+    before = traced.lin.float() + stream.attention_update(index) if anatomy.parallel else traced.lres.float()
+    _require(
+        stream, index, where, "its update of the residual", before + stream.ffn_update(index), traced.lout
+    )
+
+
+def _or_zero(bias: Tensor | None) -> Tensor | float:
+    return 0.0 if bias is None else bias.float()
+
+
+def _require(
+    stream: Stream, index: int, where: str, what: str, built: Tensor, seen: Tensor, *, whole: bool = False
+) -> None:
+    error = float(built.abs().max()) if whole else _difference(built, seen, seen)
+    if not error <= TOLERANCE:
+        raise failed(stream.anatomy, index, where, _off(what, error))
+
+
+def _difference(a: Tensor, b: Tensor, scale: Tensor) -> float:
+    """The largest difference of two [token, ...] tensors, relative to the token's largest entry in ``scale``.
+
+    Per token, because a first position with massive activations would hide errors everywhere else.
+    """
+    size = scale.float().abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny)
+    return float(((a.float() - b.float()).abs().amax(-1) / size).max())
+
+
+def _off(what: str, error: float) -> str:
+    return f"{what} differs from what the model computed by {error:.2g} relative (limit {TOLERANCE:g})"

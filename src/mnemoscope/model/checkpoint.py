@@ -1,0 +1,169 @@
+"""What of a checkpoint was not used: tensors that the model has no place for, or another shape, or another type."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub as hub
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+
+from mnemoscope.errors import ModelError
+
+# What transformers itself ignores for some classes, or computes: buffers that old checkpoints carry, causal masks of
+# GPT-2, GPT-Neo(X) and CodeGen, and heads that predict several tokens ahead.
+_HARMLESS = re.compile(
+    r"(^|\.)rotary_emb\.(original_)?inv_freq$"
+    r"|(^|\.)(attn|attention|self_attn|crossattention)\.(masked_)?bias$"
+    r"|(^|\.)(position_ids|mtp\..*|mtp_.*)$"
+)
+# Towers for images and sound, which text alone does not go through.
+_OTHER_SENSES = re.compile(
+    r"(^|\.)(vision|visual|image|audio|speech|video|multi_modal|mm_|img_|embed_vision|embed_audio)[a-z_0-9]*\."
+)
+_INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}
+
+
+def check_tensors(name: str, found: Mapping[str, Any], *, allow_unused: bool) -> tuple[str, ...]:
+    """What was left unused, a line for each kind; `ModelError` for what may make it another model.
+
+    found  the loading info of transformers: missing, unexpected and mismatched keys
+    """
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"loading the model {name}: its weights lack {len(missing)} tensors (the first is {missing[0]}), which "
+            "would be random; give a complete checkpoint of a causal language model"
+        )
+    if wrong := sorted(found["mismatched_keys"]):
+        first, stored, wanted = wrong[0]
+        raise ModelError(
+            f"loading the model {name}: {len(wrong)} tensors have another size than its config.json says (the first is "
+            f"{first}: {list(stored)} instead of {list(wanted)}); give weights and a config that belong together"
+        )
+    unused = sorted(one for one in found["unexpected_keys"] if not _HARMLESS.search(one))
+    senses = [one for one in unused if _OTHER_SENSES.search(one)]
+    others = [one for one in unused if not _OTHER_SENSES.search(one)]
+    if others and not allow_unused:
+        raise ModelError(
+            f"loading the model {name}: nothing reads {len(others)} tensors of its checkpoint ({_first(others)}), so "
+            "it may not be the model that was trained (scales of quantised weights, biases, parts of another class); "
+            "give a checkpoint whose config.json says what it holds, or give {allow_unused}",
+            allow_unused=True,
+        )
+    return (*_kinds(others, "not read"), *_kinds(senses, "not read: only text goes through the model"))
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _kinds(names: Iterable[str], why: str) -> list[str]:
+    """Names without their layer numbers, counted."""
+    counts = Counter(re.sub(r"\.\d+(?=\.|$)", ".*", one) for one in names)
+    if len(counts) > 8:
+        counts = Counter({f"{'.'.join(one.split('.')[:2])}.*": 0 for one in counts})
+        for one in names:
+            counts[f"{'.'.join(re.sub(r'[.][0-9]+(?=[.]|$)', '.*', one).split('.')[:2])}.*"] += 1
+    return [f"{kind} ({count}; {why})" for kind, count in sorted(counts.items())]
+
+
+def check_types(name: str, folder: Path, used: set[str]) -> None:
+    """`ModelError` if weights are stored as integers and the config says nothing of a quantisation.
+
+    folder  holds the .safetensors files that were read
+    used    names of the weights of the model
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                packed = [one for one in tensors.keys() if one in used and _is_packed(tensors, one)]  # noqa: SIM118
+        except (OSError, SafetensorError):
+            continue  # whether a file is whole was seen when it was loaded
+        if packed:
+            raise ModelError(
+                f"loading the model {name}: {len(packed)} weights are stored as integers (the first is {packed[0]}) "
+                "and its config.json has no quantization_config that says how to read them; give it as it was before "
+                "it was quantised"
+            )
+
+
+def _is_packed(tensors: Any, name: str) -> bool:
+    part = tensors.get_slice(name)
+    return len(part.get_shape()) >= 2 and part.get_dtype() in _INTEGERS
+
+
+# -- Whether a Hugging Face model can be had: one look at the cache and one at the network, both short ---------
+
+SECONDS = 5.0  # to wait for an answer
+_ELSE = "or give a local folder, a .gguf file or sample:smollm2-135m"
+
+
+def only_cached(name: str, revision: str | None, what: str = "model", file: str = "config.json") -> bool:
+    """Whether a model, or `what` else a repository holds, has to come from the cache: the network does not answer.
+
+    `ModelError` when it can be had from neither, saying what was seen. Without this look, loading would ask again
+    and again for half a minute.
+    """
+    doing = f"loading the {what} {name}"
+    try:
+        cached = isinstance(hub.try_to_load_from_cache(name, file, revision=revision), str)
+        url = hub.hf_hub_url(name, file, revision=revision)
+        hub.get_hf_file_metadata(url, token=hub.get_token(), timeout=SECONDS)
+    except HFValidationError:
+        raise ModelError(
+            f"{doing}: there is no such folder or file, and it is no Hugging Face id (OWNER/NAME); {_ELSE[3:]}"
+        ) from None
+    except GatedRepoError:
+        raise ModelError(
+            f"{doing}: its owner gives it out on request only; ask on {constants.ENDPOINT}/{name} and log in with "
+            f"`hf auth login`, {_ELSE}"
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(
+            f"{doing}: it has no revision {revision!r}; give a branch, tag or commit of it"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"{doing}: there is no such folder, and {constants.ENDPOINT} knows no such {what} (or shows it to you only "
+            f"when you are logged in); check the id, {_ELSE}"
+        ) from None
+    except EntryNotFoundError:
+        raise ModelError(
+            f"{doing}: it has no {file}, so it is no {what} of transformers (an adapter, or files of another format); "
+            f"give another id, {_ELSE}"
+        ) from None
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError, ValueError) as error:
+        if cached:
+            return True
+        raise ModelError(_unreachable(doing, error)) from error
+    except Exception as error:  # whatever the HTTP library of the day raises
+        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
+            raise
+        if cached:
+            return True
+        raise ModelError(_unreachable(doing, error)) from error
+    return False
+
+
+def _unreachable(doing: str, error: Exception) -> str:
+    offline = isinstance(error, OfflineModeIsEnabled)
+    reason = (
+        "HF_HUB_OFFLINE is set" if offline else (str(error).strip().splitlines() or [type(error).__name__])[0]
+    )
+    return (
+        f"{doing}: there is no such folder, and as a Hugging Face model it is neither in the local cache nor reachable "
+        f"({reason.rstrip('.')}); check the id and the network, {_ELSE}"
+    )

@@ -1,0 +1,316 @@
+"""Loading a model from a name or from memory, and proving its parts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
+from transformers.utils import logging as hf_logging
+
+from mnemoscope import files
+from mnemoscope.arguments import DTYPES, check_loading
+from mnemoscope.errors import ModelError, ModelNotSupported
+from mnemoscope.model import devices
+from mnemoscope.model.accepted import ACCEPTED, is_path, unwrapped
+from mnemoscope.model.check import examine
+from mnemoscope.model.checkpoint import check_tensors, check_types, only_cached
+from mnemoscope.model.model import NAMES, Model, embedding_rows, native_bf16
+from mnemoscope.text import samples
+from mnemoscope.text.tokenizer import accepted, check_rows
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+
+
+def load_model(
+    source: str | Path | PreTrainedModel | Model,
+    *,
+    tokenizer: Any = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_unused: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Model:
+    """Load a model and prove that its parts add up to its logits.
+
+    source    Hugging Face id, local folder, .gguf file, ``sample:smollm2-135m``, or a loaded PreTrainedModel, also
+              inside of torch.compile, DataParallel or a PeftModel whose adapters are merged; it is left as it was
+    tokenizer needed beside a PreTrainedModel that does not say where it came from; one of transformers or
+              `tokenizers`, or the folder or id of one
+    dtype     ``auto`` (bf16 where the processor multiplies it natively, else fp32), ``fp32``, ``bf16``, ``fp16``
+    device    ``auto`` (a CUDA device when there is one), or a torch device
+    allow_unused  accept a checkpoint with tensors that nothing reads; `Model.unused` says which
+
+    A loaded model stays in its dtype and on its device: another dtype, device or revision is refused.
+    Raises ModelError when it cannot be found or read or its tokenizer is another model's, ModelNotSupported when its
+    parts do not add up.
+    """
+    check_loading(dtype, device)
+    say = progress or (lambda _: None)
+    if isinstance(source, Model):
+        source, tokenizer = source.hf, tokenizer or source.tokenizer
+    unused: tuple[str, ...] = ()
+    path: str | None = None
+    if is_path(source):
+        name = os.fspath(source)
+        target = devices.device(device)
+        where = _Where.of(name, revision, trust_remote_code, say)
+        say("loading weights")
+        hf, unused = _weights(where, _dtype(dtype, target), allow_unused)
+        hf, path = hf.to(target).eval(), where.path
+    else:
+        hf = unwrapped(source)
+        name = str(hf.config._name_or_path or type(hf).__name__)
+        _check_applies(hf, dtype, device, revision, allow_unused)
+        where = _Where(name, name, _commit(hf), trust_remote_code)
+    if tokenizer is None or is_path(tokenizer):
+        tokenizer = _tokenizer(where if tokenizer is None else _Where.named(tokenizer, trust_remote_code))
+    tokenizer = accepted(tokenizer)
+    check_rows(tokenizer, embedding_rows(hf), name)
+    say("checking that the parts add up to the logits")
+    anatomy, error = examine(hf)
+    return Model(hf, tokenizer, anatomy, name, _commit(hf) or revision, error, unused, path)
+
+
+def load_built(run: Run, source: str | Path | PreTrainedModel | Model | None = None, **loading: Any) -> Model:
+    """Load the model that a run was built from: from where it was, or from `source` if it has moved since.
+
+    loading  as in `load_model`; dtype and revision are the run's unless given
+    Whether the weights are the run's is checked by whatever uses them (`Model.check_built`).
+    """
+    entry = run.manifest.model
+    if isinstance(source, Model):
+        return source
+    if source is None or is_path(source):
+        loading = {"dtype": run.manifest.options["dtype"], "revision": entry.revision} | loading
+        loading.setdefault("allow_unused", bool(entry.unused))
+    if source is not None:
+        return load_model(source, **loading)
+    moved = "if it has moved, say where it is with {model}"
+    if entry.path is not None and not Path(entry.path).exists():
+        raise ModelError(
+            f"loading the model of {run.path}: it was built from {entry.id}, and {entry.path} is not there; {moved}",
+            model=...,
+        )
+    try:
+        return load_model(entry.path or entry.id, **loading)
+    except ModelNotSupported:
+        raise
+    except ModelError as error:
+        raise ModelError(f"{error.message}; {moved}", **error.arguments | {"model": ...}) from error
+
+
+def _commit(hf: PreTrainedModel) -> str | None:
+    return getattr(hf.config, "_commit_hash", None)
+
+
+def _check_applies(
+    hf: PreTrainedModel, dtype: str, device: str, revision: str | None, allow_unused: bool
+) -> None:
+    """What is asked of a loaded model must be so already."""
+    weight = next(hf.parameters())
+    doing = f"loading a {type(hf).__name__} that is in memory"
+    if dtype != "auto" and _dtype(dtype, weight.device) != weight.dtype:
+        own = NAMES[str(weight.dtype).removeprefix("torch.")]
+        raise ModelError(
+            f"{doing}: dtype={dtype!r} was given and it is in {own}; convert it (hf.to(torch.{_torch(dtype)}))"
+        )
+    if device != "auto" and not _same(devices.device(device), weight.device):
+        raise ModelError(
+            f"{doing}: device={device!r} was given and it is on {weight.device}; move it (hf.to({device!r}))"
+        )
+    if revision is not None and revision != _commit(hf):
+        raise ModelError(
+            f"{doing}: revision={revision!r} was given, and its weights are loaded already; give the id instead, or "
+            "no revision"
+        )
+    if allow_unused:
+        raise ModelError(
+            f"{doing}: allow_unused=True was given, and its checkpoint was read already; leave it out"
+        )
+
+
+def _torch(dtype: str) -> str:
+    return DTYPES[NAMES[dtype]]
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else native_bf16()
+        return torch.bfloat16 if native else torch.float32
+    return getattr(torch, DTYPES[NAMES[name]])
+
+
+class _Where(NamedTuple):
+    """Where a model is loaded from."""
+
+    name: str  # as it was given
+    place: str  # folder or Hugging Face id
+    revision: str | None = None
+    trust_remote_code: bool = False
+    cached: bool = False  # from the cache only: the network does not answer
+    path: str | None = None  # of a local folder or file, absolute
+
+    @classmethod
+    def of(cls, name: str, revision: str | None, trust: bool, say: Callable[[str], None]) -> _Where:
+        """The folder or Hugging Face id of a name; ModelError when there is none."""
+        if name.startswith("sample:"):
+            return cls(
+                name, str(samples.model_folder(name.removeprefix("sample:"), progress=say)), revision, trust
+            )
+        path = files.expanded(name)
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise ModelError(f"loading a model: there is no file {name}; give the path of a .gguf file")
+            folder = str(samples.gguf_folder(path, progress=say))
+            return cls(name, folder, revision, trust, path=str(path.resolve()))
+        if path.is_dir():
+            _check_folder(path, name)
+            return cls(name, str(path), revision, trust, path=str(path.resolve()))
+        if not name or name.startswith((".", "/", "~")) or path.exists():
+            raise ModelError(
+                f"loading a model: {name or 'an empty name'} is not a model folder or a .gguf file; give {ACCEPTED}"
+            )
+        return cls(name, name, revision, trust, cached=only_cached(name, revision))
+
+    @classmethod
+    def named(cls, name: str | os.PathLike[str], trust: bool) -> _Where:
+        """Where a tokenizer is that was given by its folder or id."""
+        text = os.fspath(name)
+        folder = files.expanded(text)
+        here = folder.is_dir()
+        return cls(
+            text,
+            str(folder) if here else text,
+            trust_remote_code=trust,
+            cached=not here and only_cached(text, None, "tokenizer", "tokenizer_config.json"),
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keywords of `from_pretrained`."""
+        return {
+            "revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+            "local_files_only": self.cached,
+        }
+
+
+def _check_folder(path: Path, name: str) -> None:
+    adapter = path / "adapter_config.json"
+    if adapter.is_file():
+        try:
+            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        except (OSError, ValueError, AttributeError):
+            base = None
+        raise ModelError(
+            f"loading a model: {name} holds an adapter (adapter_config.json) for {base or 'another model'}; merge the "
+            "two with peft (AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)) "
+            "and give the result"
+        )
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"loading a model: the folder {name} has no config.json; give a folder written by save_pretrained"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _weights(
+    where: _Where, dtype: torch.dtype, allow_unused: bool
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model, and what of its checkpoint was left unused."""
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(where.place, **where.options)
+            if type(config) not in AutoModelForCausalLM._model_mapping and not hasattr(config, "auto_map"):
+                raise ModelNotSupported(
+                    f"loading the model {where.name}: {config.model_type} is not a causal language model (an encoder, "
+                    "an encoder-decoder or something else); give a decoder that predicts the next token"
+                )
+            # Weights that are pickles are never read. What does not fit is named below.
+            hf, found = AutoModelForCausalLM.from_pretrained(
+                where.place,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **where.options,
+            )
+    except _FAILURES as error:
+        raise ModelError(_unreadable(where, error), trust_remote_code=True) from error
+    unused = check_tensors(where.name, found, allow_unused=allow_unused)
+    if getattr(config, "quantization_config", None) is None and (folder := _folder(where)):
+        check_types(where.name, folder, set(hf.state_dict()))
+    return unwrapped(hf), unused
+
+
+def _folder(where: _Where) -> Path | None:
+    """Where the files are that a model was just loaded from."""
+    if Path(where.place).is_dir():
+        return Path(where.place)
+    options = {
+        "revision": where.revision,
+        "local_files_only": True,
+        "_raise_exceptions_for_missing_entries": False,
+    }
+    file = cached_file(where.place, "config.json", **options)
+    return None if file is None else Path(file).parent
+
+
+def _unreadable(where: _Where, error: Exception) -> str:
+    text = str(error)
+    reason = (text.strip().splitlines() or [type(error).__name__])[0]
+    if "trust_remote_code" in text:
+        advice = "it carries code of its own; if you trust it, give {trust_remote_code}"
+    elif isinstance(error, ImportError) or "pip install" in text:
+        advice = "install what is missing, or give it as it was before it was quantised"
+    elif Path(where.place).is_dir():
+        advice = "the folder must hold config.json, weights as .safetensors, and a tokenizer"
+    else:
+        advice = (
+            "check that it holds config.json, weights as .safetensors and a tokenizer, or give a local folder, a .gguf "
+            "file or sample:smollm2-135m"
+        )
+    return f"loading the model {where.name}: {reason.rstrip('.')}; {advice}"
+
+
+def _tokenizer(where: _Where) -> Any:
+    cure = "it must lie beside the weights (tokenizer.json); in Python it can also be given as tokenizer="
+    try:
+        with _quiet():
+            found = AutoTokenizer.from_pretrained(where.place, **where.options)
+    except _FAILURES as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:( ")
+        raise ModelError(f"loading the tokenizer of {where.name}: {reason}; {cure}") from error
+    # Where its files are missing, transformers makes one that knows nothing but its special tokens.
+    if not set(found.get_vocab().values()) - set(found.all_special_ids):
+        raise ModelError(f"loading the tokenizer of {where.name}: there is none that knows any token; {cure}")
+    return found

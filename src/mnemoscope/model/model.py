@@ -1,0 +1,228 @@
+"""A loaded model with its parts; what is known of it is looked at again where it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mnemoscope.arguments import DTYPES
+from mnemoscope.errors import ModelChanged, RunMismatch
+from mnemoscope.model.accepted import unwrapped
+from mnemoscope.model.as_run import check_traced
+from mnemoscope.model.check import examine
+from mnemoscope.model.parts import Anatomy
+from mnemoscope.model.state import Fingerprint, Mode, fingerprint, structure
+from mnemoscope.model.stream import Stream, trace
+from mnemoscope.model.watch import plainly
+from mnemoscope.records import ModelEntry
+from mnemoscope.text.tokenizer import check_rows, serialised
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+# Without this, MKL's products end in other bits when another number of threads computes them, and a run would show
+# how many workers it had. It is read at the first product, so a choice that was made before stands.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+_NOTHING = Fingerprint((), ())
+NAMES = {full: name for name, full in DTYPES.items()} | {name: name for name in DTYPES}
+
+
+@dataclass(eq=False)
+class Model:
+    """A causal language model whose parts are known and have been shown to add up to its logits.
+
+    The modules stay the caller's: they may be trained, hooked or switched to training mode at any time. `running`
+    puts them into evaluation mode for as long as they are used, and `refresh` finds the parts again when something
+    has changed.
+
+    self_check  the largest error of the rebuilt logits as a share of their range (fp32)
+    unused      what of the checkpoint was not loaded, a line for each kind
+    path        where a local model lies, absolute
+    """
+
+    hf: PreTrainedModel
+    tokenizer: Any
+    anatomy: Anatomy
+    id: str
+    revision: str | None = None
+    self_check: float = field(default=0.0)
+    unused: tuple[str, ...] = ()
+    path: str | None = None
+    _seen: Fingerprint | None = field(default=None, init=False, repr=False)
+    _mode: Mode = field(default_factory=Mode, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._seen = fingerprint(self.hf)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy or a worker's has modules of its own, which are seen when they are first used.
+        self.__dict__ |= state | {"_seen": None}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> str:
+        """``fp32``, ``bf16`` or ``fp16``: that of the coefficients."""
+        return NAMES[str(self.anatomy.layers[0].values().dtype).removeprefix("torch.")]
+
+    @property
+    def upcast(self) -> bool:
+        """Whether some weights are in half precision, so that an exact pass has to widen them."""
+        return any(one.dtype in (torch.bfloat16, torch.float16) for one in self.hf.parameters())
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Evaluation mode for the time of the block, with parts that are those of the weights as they are.
+
+        Nothing may change while the outermost such block lasts: `ModelChanged`, at the next block inside (cheap
+        enough for every batch) or at its end.
+        """
+        outermost = not self._mode.active
+        if outermost:
+            self.refresh()
+        elif structure(self.hf) != self.seen.structure:
+            raise self._changed("running it")
+        with plainly(), self._mode.evaluating(self.hf):
+            yield
+        if outermost and fingerprint(self.hf) != self.seen:
+            raise self._changed("running it")
+
+    @property
+    def seen(self) -> Fingerprint:
+        """What the model was when its parts were found."""
+        if self._seen is None:
+            self._seen = fingerprint(self.hf)
+        return self._seen
+
+    def _changed(self, doing: str) -> ModelChanged:
+        return ModelChanged(
+            f"{doing}: the weights, settings, hooks or attention of {self.id} were changed meanwhile, so what was read "
+            "is of no one model and nothing was kept; run this again, and change the model before or after"
+        )
+
+    def refresh(self) -> None:
+        """Find the parts, the self-check and the hash again if the model is no longer what was looked at.
+
+        `ModelNotSupported` when its parts no longer add up, or when it became what `load_model` would refuse (float64,
+        an adapter that is not merged).
+        """
+        now = fingerprint(self.hf)
+        if self._seen is not None and now != self._seen:
+            unwrapped(self.hf)
+            self.anatomy, self.self_check = examine(self.hf)
+            self.__dict__.pop("_hash", None)
+        self._seen = now
+
+    def traced(self, tokens: Int[Tensor, "sequence token"]) -> Stream:
+        """One sequence (tokens of shape [1, token]) taken apart, from the logits of the model as it is run.
+
+        `ModelNotSupported` when its attention is another on these tokens than on those of the check on load.
+        """
+        stream = trace(self.hf, self.anatomy, tokens, upcast=self.upcast)
+        check_traced(stream)
+        return stream
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of all weights, rounded to bf16 so that it does not depend on the dtype they were loaded in."""
+        if not self._mode.active:
+            self.refresh()
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
+        return hash_of(self.hf)
+
+    def check_weights(self, sha256: str, doing: str) -> None:
+        """`ModelChanged` if something changed since, or the weights, hashed as a whole, are not those of a hash."""
+        if fingerprint(self.hf) != self.seen or hash_of(self.hf) != sha256:
+            self._seen = (
+                _NOTHING  # the change may be too small for a fingerprint: all is found again at the next look
+            )
+            raise self._changed(doing)
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Hash of the tokenizer's own serialisation, or of its vocabulary when it has none."""
+        return hashlib.sha256(serialised(self.tokenizer).encode()).hexdigest()
+
+    def check_built(self, run: Run, doing: str) -> None:
+        """RunMismatch, in a line that begins with ``doing``, when a run was built from other weights than these."""
+        stored = run.manifest.model
+        if self.weights_sha256 != stored.weights_sha256:
+            raise RunMismatch(
+                f"{doing} {run.path}: it was built from {stored.id}, and the weights of {self.id} are others; "
+                "give the model it was built from ({model})",
+                model=...,
+            )
+
+    def check_tokenizer(self) -> None:
+        """ModelError when the tokenizer has tokens that the embedding lacks; they may have been added after loading."""
+        check_rows(self.tokenizer, embedding_rows(self.hf), self.id)
+
+    def entry(self) -> ModelEntry:
+        """What a manifest says of this model."""
+        parts = self.anatomy
+        return ModelEntry(
+            id=self.id,
+            path=self.path,
+            revision=self.revision,
+            family=parts.family,
+            weights_sha256=self.weights_sha256,
+            tokenizer_sha256=self.tokenizer_sha256,
+            layers=parts.n_layers,
+            neurons=parts.n_neurons,
+            width=parts.width,
+            vocabulary=parts.vocabulary,
+            gated=parts.gated,
+            activation=parts.activation,
+            context_length=parts.context_length,
+            self_check=self.self_check,
+            unused=list(self.unused),
+        )
+
+
+def embedding_rows(hf: PreTrainedModel) -> int:
+    """Tokens that have a row in the embedding."""
+    return len(hf.get_input_embeddings().weight)
+
+
+def hash_of(hf: PreTrainedModel) -> str:
+    """SHA-256 over names, shapes and bf16 bytes of all weights and buffers that a checkpoint holds."""
+    digest = hashlib.sha256()
+    state = hf.state_dict()
+    for name in sorted(state):
+        tensor = state[name]
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.bfloat16).view(torch.uint16)
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def native_bf16() -> bool:
+    """Whether this processor multiplies bf16 natively (AMX or AVX512_BF16; ARM with BF16)."""
+    return any(_has(feature) for feature in ("amx_tile", "avx512_bf16", "arm_bf16"))
+
+
+def tiles() -> bool:
+    """Whether there is hardware that multiplies tiles of bf16: AMX or CUDA."""
+    return torch.cuda.is_available() or _has("amx_tile")
+
+
+def _has(feature: str) -> bool:
+    return bool(getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)())

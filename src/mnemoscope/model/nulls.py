@@ -1,0 +1,273 @@
+"""Pseudo-neurons that mean nothing, so that every number can stand beside what chance gives (A78).
+
+Each kind answers a different doubt:
+
+    random    "any direction of this layer's input would do": keys drawn isotropically, as long as real ones
+    rotated   "any axis of the coefficients would do": no privileged basis
+    shuffled  "any network of these weight statistics would do": a copy of the model, its matrices shuffled
+
+Anything with keys, an activation function and a column of coefficients can enter by the same door.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from mnemoscope.arguments import DEFAULT_NULLS as DEFAULT
+from mnemoscope.arguments import NULLS as KINDS
+from mnemoscope.arguments import check_nulls
+from mnemoscope.model.capture import Capture, Coefficients
+from mnemoscope.model.model import Model
+from mnemoscope.model.parts import Projection
+from mnemoscope.records import ContextBatch
+
+COUNT = 64  # pseudo-neurons in a layer: a 99th percentile over the layers, for a few per cent of the time
+
+_BLOCK = 512  # inputs that are multiplied at once
+
+
+class Columns(NamedTuple):
+    """Coefficients of pseudo-neurons, and the pre-activations behind them where the kind has any."""
+
+    coefficients: Coefficients
+    gate: Coefficients | None = None
+    up: Coefficients | None = None
+
+
+class Source(Protocol):
+    """One kind of pseudo-neurons."""
+
+    def columns(
+        self,
+        layer: int,
+        batch: ContextBatch,
+        inputs: Float[Tensor, "context token width"],
+        coefficients: Coefficients,
+    ) -> Columns:
+        """Its coefficients in one layer of one batch."""
+
+
+def recipe(
+    model: Model, kinds: Sequence[str] = DEFAULT, count: int = COUNT, seed: int = 0
+) -> dict[str, Any] | None:
+    """All that `Nulls` depend on, as plain values for a manifest, or None for no kinds; arguments as there."""
+    check_nulls(kinds)
+    if not kinds:
+        return None
+    return {
+        "kinds": [kind for kind in KINDS if kind in kinds],
+        "count": min(count, model.anatomy.n_neurons),
+        "seed": seed,
+    }
+
+
+class Nulls:
+    """`count` pseudo-neurons of each kind in every layer; the same for the same model and recipe.
+
+    kinds  of `KINDS`, in any order; "shuffled" runs a copy of the model and so doubles time and memory
+    count  as asked, or the layer's neurons where these are fewer
+
+    Raises RunError when a kind is not known.
+    """
+
+    def __init__(
+        self, model: Model, kinds: Sequence[str] = DEFAULT, count: int = COUNT, seed: int = 0
+    ) -> None:
+        self.recipe = recipe(model, kinds, count, seed)
+        self.kinds: tuple[str, ...] = tuple(self.recipe["kinds"]) if self.recipe else ()
+        self.count: int = self.recipe["count"] if self.recipe else 0
+        self._sources: dict[str, Source] = {
+            kind: _SOURCES[kind](model, self.count, seed) for kind in self.kinds
+        }
+
+    @classmethod
+    def of(cls, model: Model, recipe: Mapping[str, Any] | None) -> Nulls:
+        """Those of a run: `recipe` is what its manifest says in ``options.get("nulls")``."""
+        return cls(model, **(recipe or {"kinds": ()}))
+
+    def columns(
+        self,
+        layer: int,
+        batch: ContextBatch,
+        inputs: Float[Tensor, "context token width"],
+        coefficients: Coefficients,
+    ) -> dict[str, Columns]:
+        """By kind, the coefficients of the pseudo-neurons, in the model's dtype; ask layer by layer.
+
+        inputs        what the layer's first projections read
+        coefficients  of the layer's neurons
+        """
+        return {
+            kind: source.columns(layer, batch, inputs, coefficients) for kind, source in self._sources.items()
+        }
+
+
+class _Random:
+    """Isotropic keys with the norms, and the biases, of neurons of the layer drawn at random.
+
+    Where a layer is gated, both keys of a pseudo-neuron take after the same neuron.
+    """
+
+    def __init__(self, model: Model, count: int, seed: int) -> None:
+        parts = model.anatomy
+        self._act, self._count = parts.act, count
+        weights, biases = [], []
+        for index, layer in enumerate(parts.layers):
+            generator = _generator(seed, "random", index)
+            like = generator.choice(parts.n_neurons, count, replace=False)
+            rows = [layer.gate] if layer.up is None else [layer.gate, layer.up]
+            weights.append(np.concatenate([_directions(part, like, generator) for part in rows]))
+            biases.append(np.concatenate([_biases(part, like) for part in rows]))
+        self._weight, self._bias = _tensor(weights, model), _tensor(biases, model)
+
+    def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, coefficients: Tensor) -> Columns:
+        """act(x.g + a) * (x.u + b), or act(x.k + a) where the layer is plain."""
+        products = _product(inputs, self._weight[layer]).add_(self._bias[layer])
+        if products.shape[-1] == self._count:
+            return Columns(self._act(products))
+        gate, up = products.split(self._count, -1)
+        return Columns(self._act(gate) * up, gate, up)
+
+
+class _Rotated:
+    """The first columns of a random rotation, uniform over all, of the layer's coefficients."""
+
+    def __init__(self, model: Model, count: int, seed: int) -> None:
+        parts = model.anatomy
+        rows = [
+            _orthonormal(_generator(seed, "rotated", layer).standard_normal((count, parts.n_neurons)))
+            for layer in range(parts.n_layers)
+        ]
+        self._weight = _tensor(rows, model)
+
+    def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, coefficients: Tensor) -> Columns:
+        """m R; it has no keys of its own, and so no gate."""
+        return Columns(_product(coefficients, self._weight[layer]))
+
+
+def shuffled_copy(model: Model, seed: int = 0) -> Model:
+    """A copy of the model in which every matrix of every block has its entries permuted.
+
+    Norms, biases and embeddings stay; a matrix that holds several projections is permuted as a whole.
+    """
+    # One call, so that the parts of the copied anatomy are the modules of the copied model.
+    hf, anatomy = copy.deepcopy((model.hf, model.anatomy))
+    for index, layer in enumerate(anatomy.layers):
+        _shuffle(layer.module, _generator(seed, "shuffled", index))
+    return replace(model, hf=hf, anatomy=anatomy)
+
+
+class _Shuffled:
+    """Neurons of a shuffled copy of the model, drawn at random.
+
+    The copy reads each batch when its first layer is asked for.
+    """
+
+    def __init__(self, model: Model, count: int, seed: int) -> None:
+        self._model = shuffled_copy(model, seed)
+        self._chosen = []
+        for layer in range(model.anatomy.n_layers):
+            drawn = _generator(seed, "shuffled", layer, 1).choice(
+                model.anatomy.n_neurons, count, replace=False
+            )
+            self._chosen.append(torch.from_numpy(np.sort(drawn)).to(model.device))
+        self._batch: ContextBatch | None = None
+        self._found: dict[int, Columns] = {}
+
+    def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, coefficients: Tensor) -> Columns:
+        """What the copy computes for the chosen neurons."""
+        if self._batch is not batch or layer not in self._found:
+            self._batch, self._found = batch, {}
+            with Capture(self._model) as capture:
+                capture.sweep(batch, self._keep)
+        return self._found.pop(layer)
+
+    def _keep(
+        self,
+        layer: int,
+        coefficients: Tensor,
+        batch: ContextBatch,
+        gate: Tensor | None,
+        up: Tensor | None,
+        inputs: Tensor,
+    ) -> None:
+        chosen = self._chosen[layer]
+        pick = [None if part is None else part[..., chosen] for part in (gate, up)]
+        self._found[layer] = Columns(coefficients[..., chosen], *pick)
+
+
+_SOURCES: dict[str, type[_Random | _Rotated | _Shuffled]] = {
+    "random": _Random,
+    "rotated": _Rotated,
+    "shuffled": _Shuffled,
+}
+
+
+def _generator(seed: int, kind: str, *place: int) -> np.random.Generator:
+    return np.random.default_rng([seed, KINDS.index(kind), *place])
+
+
+def _directions(part: Projection, like: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """f64[count width]: isotropic, as long as the rows `like` of a projection."""
+    rows = part.weight()[torch.from_numpy(like)].double().cpu().numpy()
+    drawn = generator.standard_normal(rows.shape)
+    return drawn * (_lengths(rows) / _lengths(drawn))[:, None]
+
+
+def _lengths(rows: np.ndarray) -> np.ndarray:
+    return np.sqrt((rows * rows).sum(1))
+
+
+def _biases(part: Projection, like: np.ndarray) -> np.ndarray:
+    bias = part.bias()
+    return np.zeros(len(like)) if bias is None else bias.double().cpu().numpy()[like]
+
+
+def _orthonormal(rows: np.ndarray) -> np.ndarray:
+    """Gram and Schmidt's rows, each cleared twice; of Gaussian rows they are uniform (Haar).
+
+    Not by LAPACK: its last bits depend on the number of threads, and a run's must not.
+    """
+    done = np.empty_like(rows)
+    for index, row in enumerate(rows):
+        for _ in range(2):
+            row = row - np.einsum("k,kn->n", np.einsum("kn,n->k", done[:index], row), done[:index])
+        done[index] = row / np.sqrt((row * row).sum())
+    return done
+
+
+def _tensor(layers: list[np.ndarray], model: Model) -> Tensor:
+    """One tensor for all layers: shared with workers, each tensor costs a file handle."""
+    return torch.from_numpy(np.stack(layers)).to(model.device, model.anatomy.layers[0].values().dtype)
+
+
+def _product(x: Float[Tensor, "... width"], rows: Float[Tensor, "unit width"]) -> Float[Tensor, "... unit"]:
+    """x rowsᵀ, added up block by block.
+
+    A product with many inputs and few outputs is otherwise cut along its inputs, into as many pieces as there
+    are threads, and its last bits show how many there were.
+    """
+    total = nn.functional.linear(x[..., :_BLOCK], rows[:, :_BLOCK])
+    for start in range(_BLOCK, x.shape[-1], _BLOCK):
+        block = slice(start, start + _BLOCK)
+        total += nn.functional.linear(x[..., block], rows[:, block])
+    return total
+
+
+@torch.no_grad()
+def _shuffle(block: nn.Module, generator: np.random.Generator) -> None:
+    """Permute the entries of every matrix that a block multiplies with."""
+    for module in block.modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            weight = module.weight
+            order = torch.from_numpy(generator.permutation(weight.numel())).to(weight.device)
+            weight.copy_(weight.flatten()[order].view_as(weight))

@@ -1,0 +1,333 @@
+"""Reading a model: its row of the table, or the generic rule, or a refusal with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from mnemoscope.errors import ModelNotSupported
+from mnemoscope.model.parts import Anatomy, Layer, Norm, Projection, rows_of
+from mnemoscope.model.table import (
+    ANY_FFN,
+    ANY_FINAL,
+    ANY_NORMS,
+    ANY_OUT,
+    FAMILIES,
+    Family,
+    FeedForward,
+    Norms,
+)
+
+_WRAPPERS = {  # of single parts, by the name of the class: where the part is
+    "OptimizedModule": "_orig_mod",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+
+
+def refused(family: str, reason: str) -> ModelNotSupported:
+    """The error to raise for a model that cannot be read, with the reason."""
+    return ModelNotSupported(
+        f"reading the anatomy of a {family!r} model: {reason}; decoders with one dense FFN per block are "
+        "accepted, and `mnemoscope models` lists the families known"
+    )
+
+
+def find(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at a dotted path, itself and not what wraps it, or None."""
+    for name in path.split("."):
+        module = getattr(module, name, None)  # type: ignore[assignment]
+        if module is None:
+            return None
+    return bare(module)
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """A part that was compiled or checkpointed by itself, without what wraps it."""
+    while (name := _WRAPPERS.get(type(module).__name__)) is not None and isinstance(module, nn.Module):
+        module = getattr(module, name)
+    return module
+
+
+def part_of(module: nn.Module, path: str, family: str) -> nn.Module:
+    """The module at a dotted path; `ModelNotSupported` if it is missing."""
+    found = find(module, path)
+    if found is None:
+        raise refused(family, f"{type(module).__name__} has no part {path!r}")
+    return found
+
+
+def measured_norm(owner: nn.Module, path: str | None, width: int, config: Any, family: str) -> Norm | None:
+    """The norm at a path as it behaves, None for no path; `ModelNotSupported` if it is neither RMS nor layer."""
+    if path is None:
+        return None
+    module = part_of(owner, path, family)
+    found = _measure(module, width, config)
+    if found is None:
+        raise refused(family, f"{path} ({type(module).__name__}) is no RMS or layer norm over the width")
+    return found
+
+
+@torch.no_grad()
+def _measure(module: nn.Module, width: int, config: Any) -> Norm | None:
+    """The candidate that reproduces the module's own output in fp32, on vectors of usual and of tiny size."""
+    parameters = {name: value.detach().float() for name, value in module.named_parameters()}
+    device = next((value.device for value in parameters.values()), torch.device("cpu"))
+    x = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(device)
+    x = torch.cat([x + 0.5, x * 1e-3])  # where epsilon shows
+    said = torch.func.functional_call(module, parameters, (x,))
+    if said.shape != x.shape:
+        return None
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    weights = [None] if weight is None else [weight, 1 + weight]
+    for kind, effective, eps in product(("rms", "layer"), weights, _epsilons(module, config)):
+        norm = Norm(kind, effective, bias, eps, module)
+        if torch.allclose(norm(x), said, rtol=1e-4, atol=1e-5 * float(said.abs().max())):
+            return norm
+    return None
+
+
+def _epsilons(module: nn.Module, config: Any) -> list[float]:
+    own = [getattr(module, name, None) for name in ("eps", "variance_epsilon", "epsilon")]
+    fields = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+    given = [
+        value for value in (*own, *(getattr(config, name, None) for name in fields)) if value is not None
+    ]
+    return list(dict.fromkeys([*map(float, given), 1e-5, 1e-6, float(torch.finfo(torch.float32).eps)]))
+
+
+def describe(hf: PreTrainedModel) -> Anatomy:
+    """Find the parts of a decoder: its family's row, or the first layout of known pieces that fits.
+
+    `ModelNotSupported` with the family and the reason for anything else. This only *reads*; call
+    `decompose.self_check` to know that the parts add up.
+    """
+    return next(candidates(hf))
+
+
+def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
+    """Every anatomy worth a self-check, at least one: a single one for a family in the table."""
+    config = hf.config.get_text_config()
+    family = str(config.model_type)
+    if reason := _unsupported_kind(hf):
+        raise refused(family, reason)
+    body = bare(hf.get_decoder())
+    if family in FAMILIES:
+        row = FAMILIES[family]
+        for name, accepted, reason in row.refused:
+            if getattr(config, name, accepted) != accepted:
+                raise refused(family, f"{reason} ({name} = {getattr(config, name)})")
+        yield _read(hf, body, row, family, known=True)
+        return
+    rows = list(_generic_rows(body, config))
+    if not rows:
+        raise refused(family, "it has no row in the table, and its blocks are not made of parts known here")
+    yield from (_read(hf, body, row, family, known=False) for row in rows)
+
+
+def _unsupported_kind(hf: PreTrainedModel) -> str | None:
+    config = hf.config.get_text_config()
+    if getattr(hf.config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    names = " ".join({type(module).__name__ for module in hf.modules()})
+    if any(mark in names for mark in ("Moe", "MoE", "MOE", "Experts")):
+        return "it is a mixture of experts, which is not supported yet"
+    if any(mark in names for mark in ("Mamba", "Rwkv", "SSM", "Recurrent", "LSTM", "DeltaNet")):
+        return "it is a state space or recurrent model"
+    masked = type(hf).__name__ in _class_names(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    if masked or (
+        config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    ):
+        return "it is an encoder"
+    if hf.get_output_embeddings() is None:
+        return f"{type(hf).__name__} has no language-model head (load it as a causal language model)"
+    return None
+
+
+def _class_names(mapping: dict[str, Any]) -> set[str]:
+    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return {str(name) for name in mapping.values()} - {str(name) for name in causal}
+
+
+def _generic_rows(body: nn.Module, config: Any) -> Iterator[Family]:
+    blocks = [
+        name
+        for name, child in body.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
+    ]
+    finals = [name for name in ANY_FINAL if hasattr(body, name)]
+    for block, final in product(blocks, finals):
+        first = bare(getattr(body, block)[0])
+        for out, ffn, norms in product(ANY_OUT, ANY_FFN, ANY_NORMS):
+            if _has(first, (out, *ffn)) and _uses_all_norms(first, norms):
+                yield Family(
+                    out,
+                    ffn,
+                    (norms,),
+                    blocks=block,
+                    final_norm=final,
+                    parallel=_present(config, "use_parallel_residual", "parallel_attn"),
+                    embedding_multiplier=_present(config, "embedding_multiplier"),
+                    residual_multiplier=_present(config, "residual_multiplier"),
+                    logit_multiplier=_present(config, "logit_scale"),
+                    logit_divisor=_present(config, "logits_scaling"),
+                    softcap=_present(config, "final_logit_softcapping"),
+                )
+
+
+def _present(config: Any, *names: str) -> str | None:
+    return next((name for name in names if getattr(config, name, None) is not None), None)
+
+
+def _has(module: nn.Module, paths: tuple[str | None, ...]) -> bool:
+    return all(path is None or find(module, path) is not None for path in paths)
+
+
+def _uses_all_norms(block: nn.Module, norms: Norms) -> bool:
+    present = {name for name, child in block.named_children() if "norm" in type(bare(child)).__name__.lower()}
+    return present == {name for name in norms if name is not None}
+
+
+def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, known: bool) -> Anatomy:
+    config = hf.config.get_text_config()
+    blocks = part_of(body, row.blocks, family)
+    assert isinstance(blocks, nn.ModuleList), f"{row.blocks} of a {family} model is a {type(blocks).__name__}"
+    layers = tuple(_layer(bare(block), row, config, family) for block in blocks)
+    head, embedding = bare(hf.get_output_embeddings()), bare(hf.get_input_embeddings())
+    for module in (head, embedding):
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
+            raise refused(family, f"its embeddings or its head are no plain matrix ({type(module).__name__})")
+    first = layers[0]
+    n_neurons, width = first.values().shape
+    for index, layer in enumerate(layers):
+        if layer.values().shape != first.values().shape:
+            raise refused(family, f"layer {index} has {len(layer.values())} neurons and layer 0 {n_neurons}")
+    if rows_of(head).shape[1] != width or rows_of(embedding).shape[1] != width:
+        raise refused(family, "its embeddings are projected to another width")
+    activation = _present(config, "hidden_activation", "hidden_act", "activation_function", "activation")
+    name = str(getattr(config, activation)) if activation else "gelu"
+    act = _activation(first.module, name)
+    shared = first.ffn_norm is not None and first.ffn_norm is first.input_norm
+    return Anatomy(
+        family=family,
+        known=known,
+        layers=layers,
+        n_layers=len(layers),
+        n_neurons=n_neurons,
+        width=width,
+        n_heads=first.n_heads,
+        n_kv_heads=_kv_heads(config, first.n_heads),
+        head_dim=first.heads().shape[1],
+        vocabulary=rows_of(head).shape[0],
+        context_length=_context_length(config),
+        gated=first.up is not None,
+        activation=_name_of(act, name),
+        act=act,
+        parallel=shared or hasattr(first.module, "ln_mlp") or _flag(config, row.parallel),
+        embedding_multiplier=_number(config, row.embedding_multiplier),
+        residual_multiplier=_number(config, row.residual_multiplier),
+        logit_multiplier=_number(config, row.logit_multiplier) / _number(config, row.logit_divisor),
+        softcap=getattr(config, row.softcap) if row.softcap else None,
+        embedding=embedding,
+        embedding_norm=measured_norm(body, row.embedding_norm, width, config, family),
+        # Its place is empty where the config says so (the first OPT models).
+        final_norm=None
+        if getattr(body, row.final_norm, body) is None
+        else measured_norm(body, row.final_norm, width, config, family),
+        head=head,
+        body=body,
+    )
+
+
+def _flag(config: Any, name: str | None) -> bool:
+    return bool(name and getattr(config, name))
+
+
+def _number(config: Any, name: str | None) -> float:
+    return float(getattr(config, name)) if name else 1.0
+
+
+def _layer(block: nn.Module, row: Family, config: Any, family: str) -> Layer:
+    out, down = part_of(block, row.attention_out, family), part_of(block, row.ffn.down, family)
+    for module in (out, down):
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
+            raise refused(
+                family, f"its weights are packed ({type(module).__name__}); load it without quantisation"
+            )
+    width, n_neurons = rows_of(down).shape
+    norms = next((norms for norms in row.norms if _uses_all_norms(block, norms)), None)
+    if norms is None:
+        names = [name for name, child in block.named_children() if "norm" in type(child).__name__.lower()]
+        raise refused(
+            family, f"the norms of its blocks are not those expected ({', '.join(names) or 'none'})"
+        )
+    gate, up = _first_projections(block, row.ffn, n_neurons, family)
+    input_norm = measured_norm(block, norms.input, width, config, family)
+    ffn_norm = input_norm
+    if norms.ffn != norms.input:
+        ffn_norm = measured_norm(block, norms.ffn, width, config, family)
+    return Layer(
+        module=block,
+        attention=part_of(block, row.attention_out.rpartition(".")[0], family),
+        attention_out=out,
+        down=down,
+        gate=gate,
+        up=up,
+        n_heads=config.num_attention_heads,
+        input_norm=input_norm,
+        ffn_norm=ffn_norm,
+        post_attention_norm=measured_norm(block, norms.post_attention, width, config, family),
+        post_ffn_norm=measured_norm(block, norms.post_ffn, width, config, family),
+    )
+
+
+def _first_projections(
+    block: nn.Module, ffn: FeedForward, n_neurons: int, family: str
+) -> tuple[Projection, Projection | None]:
+    gate = part_of(block, ffn.gate, family)
+    if ffn.up == ffn.gate:
+        return Projection(gate, 0, n_neurons), Projection(gate, n_neurons, 2 * n_neurons)
+    up = None if ffn.up is None else Projection(part_of(block, ffn.up, family), 0, n_neurons)
+    return Projection(gate, 0, n_neurons), up
+
+
+def _kv_heads(config: Any, n_heads: int) -> int:
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    name = _present(config, "num_key_value_heads", "num_kv_heads")
+    return int(getattr(config, name)) if name else n_heads
+
+
+def _context_length(config: Any) -> int:
+    """Positions the model was made for; 2048 where the config does not say (ALiBi models have no limit)."""
+    name = _present(config, "max_position_embeddings", "max_seq_len", "seq_length")
+    return int(getattr(config, name)) if name else 2048
+
+
+def _name_of(act: Callable[[Tensor], Tensor], said: str) -> str:
+    """What the config says of the activation, if it is that; else its class."""
+    x = torch.linspace(-4, 4, 65)
+    if said in ACT2FN and not torch.allclose(act(x), ACT2FN[said](x), atol=1e-5):
+        return str(getattr(act, "__name__", type(act).__name__)).lower()
+    return said
+
+
+def _activation(block: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
+    """The block's own activation module; the registered function of that name where it has none."""
+    for owner in (block, getattr(block, "mlp", None), getattr(block, "ffn", None)):
+        for attribute in ("act_fn", "activation_fn", "act", "gelu_impl", "activation"):
+            act = getattr(owner, attribute, None)
+            if callable(act):
+                return act
+    return ACT2FN[name]

@@ -1,0 +1,389 @@
+"""One neuron of a run as a card: everything a reader is shown of it, as frozen plain values.
+
+The terminal, the notebook and the page all draw this card and nothing else, so that the three agree.
+
+With as many triggers of either sign, the usual one is the sign whose weakest stored trigger is the stronger; of two
+that are alike, +.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from mnemoscope.display import Shown
+from mnemoscope.neuron.claims import Claim, claims, has_patterns
+from mnemoscope.records import NeuronId
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+PARTS = 10  # "in between" shows at most one example from each tenth of the range
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The numeric columns of the table `neurons`; the same fields hold the medians over a layer.
+
+    Coefficients are in the model's own unit, entropy in nats, kurtosis is in excess of the normal's;
+    None where a value is undefined (skewness and kurtosis of a constant, `up_norm` without a gate).
+    """
+
+    tokens: float | None
+    mean: float | None
+    std: float | None
+    skewness: float | None
+    kurtosis: float | None
+    min: float | None
+    max: float | None
+    positive_fraction: float | None
+    value_norm: float | None
+    key_norm: float | None
+    up_norm: float | None
+    value_max_probability: float | None
+    value_entropy: float | None
+
+
+@dataclass(frozen=True)
+class ValueToken:
+    """A token as the neuron's value scores it, read through the run's lens at coefficient +1 (A10)."""
+
+    id: int
+    text: str
+    logit: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class KeyToken:
+    """A token and the coefficient that its bare input embedding gives, as if it stood in layer 0."""
+
+    id: int
+    text: str
+    coefficient: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prefix: the coefficient at its last token (`active`), with the text on both sides.
+
+    position  0-based in the context; `offset` is the context's first token within its document
+    before, after  one string a token, line breaks and control characters made visible, cut to a window;
+                   `left_out` counts the tokens cut on each side
+    next_token  the token that follows, None at the end of the context
+    gate, up  signs of the two branches of a gated neuron, else None
+    """
+
+    coefficient: float
+    context: int
+    position: int
+    document: int
+    offset: int
+    title: str
+    before: tuple[str, ...]
+    active: str
+    after: tuple[str, ...]
+    next_token: str | None
+    left_out: tuple[int, int]
+    gate: int | None = None
+    up: int | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """The triggers of one polarity, strongest first.
+
+    stored      how many the run keeps; `examples` may show fewer
+    threshold   the weakest stored coefficient: the neuron exceeds it in no other context, if the list is full
+    quadrants   how many of the stored have gate and up (+,+), (+,-), (-,+), (-,-); None without a gate
+    """
+
+    polarity: int
+    stored: int
+    threshold: float | None
+    quadrants: tuple[int, int, int, int] | None
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between signed, logarithmically spaced edges, cut to the bins that are not empty."""
+
+    counts: tuple[int, ...]
+    edges: tuple[float, ...]  # one more than counts
+
+    @property
+    def total(self) -> int:
+        """How many coefficients were counted."""
+        return sum(self.counts)
+
+
+@dataclass(frozen=True, repr=False)
+class NeuronCard(Shown):
+    """All that a reader is shown of one neuron; see the fields of its parts for units."""
+
+    layer: int
+    neuron: int
+    model: str
+    layers: int
+    neurons: int  # per layer
+    vocabulary: int
+    gated: bool
+    activation: str
+    lens: str
+    corpus: str
+    state: str | None  # "dead", "constant", "never positive", "never negative", or None
+    statistics: Statistics
+    layer_median: Statistics
+    histogram: Histogram
+    promoted: tuple[ValueToken, ...]  # by the value itself: written when the coefficient is positive
+    suppressed: tuple[ValueToken, ...]
+    key_positive: tuple[KeyToken, ...]
+    key_negative: tuple[KeyToken, ...]
+    positive: Side
+    negative: Side
+    between: tuple[Example, ...]
+    command: str
+    claims: tuple[Claim, ...] | None = None  # tested patterns; None when none were looked for
+    spelling: str = ""  # in what the text of the run differs from the text that was read; empty if in nothing
+
+    @property
+    def id(self) -> NeuronId:
+        """The address."""
+        return NeuronId(self.layer, self.neuron)
+
+    @property
+    def previous(self) -> NeuronId | None:
+        """The neuron before it in the layer, None for the first."""
+        return NeuronId(self.layer, self.neuron - 1) if self.neuron > 0 else None
+
+    @property
+    def next(self) -> NeuronId | None:
+        """The neuron after it in the layer, None for the last."""
+        return NeuronId(self.layer, self.neuron + 1) if self.neuron + 1 < self.neurons else None
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both polarities, the leading one first: with more triggers, or of as many, with stronger ones.
+
+        Judged by the weakest stored trigger, since a lone outlier says little of what a neuron does.
+        """
+        weight = [(side.stored, abs(side.threshold or 0.0)) for side in (self.positive, self.negative)]
+        return (self.positive, self.negative) if weight[0] >= weight[1] else (self.negative, self.positive)
+
+    def writes(self, polarity: int) -> tuple[ValueToken, ...]:
+        """The tokens that a coefficient of this sign raises."""
+        return self.promoted if polarity > 0 else self.suppressed
+
+    def to_dict(self) -> dict[str, Any]:
+        """The card as JSON-ready values."""
+        return {"id": str(self.id), **asdict(self)}
+
+
+def card(
+    run: Run, address: tuple[int, int], *, examples: int = 50, window: tuple[int, int] = (64, 32)
+) -> NeuronCard:
+    """Read one neuron of a run.
+
+    address   a `NeuronId`, or (layer, neuron)
+    examples  how many triggers of each polarity to decode; `Side.stored` still counts them all
+    window    tokens of text to keep before and after the active token
+
+    `QueryError` if the layer or the neuron does not exist in the run.
+    """
+    model, options = run.manifest.model, run.manifest.options
+    layer, neuron = run.address(*address)
+    row = run.rows("neurons", layer, neuron).row(0, named=True)
+    statistics = Statistics(**{name: row[name] for name in _STATISTICS})
+    triggers = run.rows("triggers", layer, neuron)
+    positive, negative = (triggers.filter(pl.col("polarity") == sign).sort("rank") for sign in (1, -1))
+    between = _one_a_part(run.rows("samples", layer, neuron), statistics)
+    reader = _Reader(run, window, [positive.head(examples), negative.head(examples), between])
+    values = run.rows("values", layer, neuron).sort("rank")
+    return NeuronCard(
+        layer=layer,
+        neuron=neuron,
+        model=model.id,
+        layers=model.layers,
+        neurons=model.neurons,
+        vocabulary=model.vocabulary,
+        gated=model.gated,
+        activation=model.activation,
+        lens=str(options.get("values_lens", "own")),
+        corpus=run.manifest.corpus.id,
+        spelling=run.manifest.corpus.spelling,
+        state=state(statistics.min, statistics.max),
+        statistics=statistics,
+        layer_median=layer_median(run, layer),
+        histogram=_histogram(run, layer, neuron),
+        promoted=_value_tokens(run, values.filter(pl.col("polarity") == 1)),
+        suppressed=_value_tokens(run, values.filter(pl.col("polarity") == -1)),
+        key_positive=_key_tokens(run, row["key_tokens"], row["key_coefficients"]),
+        key_negative=_key_tokens(run, row["key_tokens_negative"], row["key_coefficients_negative"]),
+        positive=_side(reader, positive, 1, examples),
+        negative=_side(reader, negative, -1, examples),
+        between=reader.examples(between),
+        command=shlex.join(["mnemoscope", "show", str(run.path), str(NeuronId(layer, neuron))]),
+        claims=claims(run, layer, neuron) if has_patterns(run) else None,
+    )
+
+
+def state(low: float | None, high: float | None) -> str | None:
+    """What to call a neuron whose coefficients all lie in [low, high], if that is remarkable.
+
+    dead: every counted coefficient is 0. constant: all are equal. Else it may never leave one side of zero;
+    neurons that are exactly 0 or above (ReLU) are the rule where they occur, and are not named.
+    """
+    if low is None or high is None:
+        return "not measured"
+    if low == high:
+        return "dead" if low == 0 else "constant"
+    if high <= 0:
+        return "never positive"
+    return "never negative" if low > 0 else None
+
+
+def layer_median(run: Run, layer: int) -> Statistics:
+    """The median of every statistic over the neurons of a layer: what is usual there."""
+    frame = run.table("neurons").filter(pl.col("layer") == layer)
+    row = frame.select(pl.col(*_STATISTICS).cast(pl.Float64).median()).collect().row(0, named=True)
+    return Statistics(**row)
+
+
+_STATISTICS = tuple(field.name for field in fields(Statistics))
+
+
+def _histogram(run: Run, layer: int, neuron: int) -> Histogram:
+    counts = run.rows("histograms", layer, neuron)["counts"][0].to_list()
+    inner = run.manifest.options["histogram_edges"]
+    edges = [float("-inf"), *inner, float("inf")]  # the first and the last bin are open
+    assert len(edges) == len(counts) + 1, (len(edges), len(counts))
+    filled = [i for i, count in enumerate(counts) if count]
+    if not filled:
+        return Histogram((), ())
+    first, last = filled[0], filled[-1] + 1
+    return Histogram(tuple(counts[first:last]), tuple(edges[first : last + 1]))
+
+
+def _value_tokens(run: Run, rows: pl.DataFrame) -> tuple[ValueToken, ...]:
+    return tuple(
+        ValueToken(token, run.vocabulary.label(token), logit, probability)
+        for token, logit, probability in rows.select("token", "logit", "probability").iter_rows()
+    )
+
+
+def _key_tokens(
+    run: Run, tokens: Sequence[int] | None, coefficients: Sequence[float] | None
+) -> tuple[KeyToken, ...]:
+    pairs = zip(tokens or (), coefficients or (), strict=True)
+    return tuple(KeyToken(token, run.vocabulary.label(token), value) for token, value in pairs)
+
+
+def _side(reader: _Reader, rows: pl.DataFrame, polarity: int, examples: int) -> Side:
+    return Side(
+        polarity=polarity,
+        stored=rows.height,
+        threshold=rows["coefficient"][-1] if rows.height else None,
+        quadrants=_quadrants(rows),
+        examples=reader.examples(rows.head(examples)),
+    )
+
+
+def _quadrants(rows: pl.DataFrame) -> tuple[int, int, int, int] | None:
+    if rows.height == 0 or rows["gate_sign"].null_count() == rows.height:
+        return None
+    gate, up = pl.col("gate_sign") > 0, pl.col("up_sign") > 0
+    counts = rows.select(
+        (gate & up).sum().alias("++"),
+        (gate & ~up).sum().alias("+-"),
+        (~gate & up).sum().alias("-+"),
+        (~gate & ~up).sum().alias("--"),
+    )
+    a, b, c, d = counts.row(0)
+    return (a, b, c, d)
+
+
+def _one_a_part(samples: pl.DataFrame, statistics: Statistics) -> pl.DataFrame:
+    """Of the stored samples, the one nearest the middle of each tenth of [min, max]; largest first."""
+    low, high = statistics.min, statistics.max
+    if samples.height == 0 or low is None or high is None or low == high:
+        return samples.head(0)
+    place = (pl.col("coefficient").cast(pl.Float64) - low) / (high - low) * PARTS
+    part = place.floor().clip(0, PARTS - 1)
+    return (
+        samples.with_columns(part.alias("part"), (place - part - 0.5).abs().alias("far"))
+        .sort("part", "far", "context", "position", descending=[True, False, False, False])
+        .unique("part", keep="first", maintain_order=True)
+    )
+
+
+class _Reader:
+    """Turns rows of (context, position) into examples; asks the run once for the text of all lists."""
+
+    def __init__(self, run: Run, window: tuple[int, int], lists: Sequence[pl.DataFrame]) -> None:
+        self._words, self._window = run.vocabulary, window
+        self._contexts = run.contexts(sorted({id for rows in lists for id in rows["context"]}))
+        self._documents = run.documents(sorted({context.document for context in self._contexts.values()}))
+
+    def examples(self, rows: pl.DataFrame) -> tuple[Example, ...]:
+        return tuple(self._example(row) for row in rows.iter_rows(named=True))
+
+    def _example(self, row: dict[str, Any]) -> Example:
+        words, context, at = self._words, self._contexts[row["context"]], row["position"]
+        tokens, title = context.tokens, self._documents[context.document].title or ""
+        first, last = max(0, at - self._window[0]), min(len(tokens), at + 1 + self._window[1])
+        pieces = [words.visible(piece, edges=False) for piece in words.pieces(tokens[first:last].tolist())]
+        here = at - first
+        return Example(
+            coefficient=row["coefficient"],
+            context=row["context"],
+            position=at,
+            document=context.document,
+            offset=context.start,
+            title=words.visible(title, edges=False),
+            before=tuple(pieces[:here]),
+            active=pieces[here] or words.label(tokens[at]),  # part of a character: its bytes
+            after=tuple(pieces[here + 1 :]),
+            next_token=None if row["next_token"] is None else words.label(row["next_token"]),
+            left_out=(first, len(tokens) - last),
+            gate=row.get("gate_sign"),
+            up=row.get("up_sign"),
+        )
+
+
+# -- The signs that a neuron's coefficient takes, and the usual one: the sign at most of its triggers ----------
+
+_NEURON = ["layer", "neuron"]
+
+
+def usual_signs(run: Run, layer: int | None = None) -> pl.LazyFrame:
+    """layer, neuron, usual (+1 or -1) of every neuron of one layer or of all; +1 without triggers."""
+    neurons, triggers = run.table("neurons"), run.table("triggers")
+    if layer is not None:
+        neurons, triggers = (table.filter(pl.col("layer") == layer) for table in (neurons, triggers))
+    sides = triggers.group_by(*_NEURON, "polarity").agg(
+        stored=pl.len(), weakest=pl.col("coefficient").abs().min()
+    )
+    usual = (
+        sides.sort("stored", "weakest", "polarity", descending=True)
+        .unique(_NEURON, keep="first", maintain_order=True)
+        .select(*_NEURON, usual="polarity")
+    )
+    return (
+        neurons.select(_NEURON).join(usual, on=_NEURON, how="left").with_columns(pl.col("usual").fill_null(1))
+    )
+
+
+def taken_signs(run: Run, layer: int | None = None) -> pl.LazyFrame:
+    """layer, neuron, sign (+1 or -1), usual (bool): every sign of which a neuron has a trigger."""
+    triggers = run.table("triggers")
+    if layer is not None:
+        triggers = triggers.filter(pl.col("layer") == layer)
+    signs = triggers.select(*_NEURON, sign="polarity").unique()
+    return signs.join(usual_signs(run, layer), on=_NEURON).select(
+        *_NEURON, "sign", usual=pl.col("usual") == pl.col("sign")
+    )

@@ -1,0 +1,369 @@
+"""Find neurons by what their value writes, by the text of their triggers, by their pattern or by their statistics.
+
+Every count stands beside what would be expected if there were nothing to find (`Found.null` says how).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from mnemoscope.display import Shown
+from mnemoscope.errors import QueryError
+from mnemoscope.neuron.card import taken_signs
+from mnemoscope.neuron.claims import ORDER
+from mnemoscope.neuron.claims import tested as _tested
+from mnemoscope.neuron.striking import RULE, peaked
+from mnemoscope.neuron.twoway import NONE
+from mnemoscope.records import NEURON, NEXT, NULLS, NeuronId
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+ALL = 2**31 - 1  # as a count: every hit
+_NEURON = ["layer", "neuron"]
+_CLAIMED = ("pattern", "verdict", "f1", "purity", "coverage", "tokens")
+
+
+@dataclass(frozen=True, repr=False)
+class Found(Shown):
+    """An answer: the question, the null that its numbers are to be read against, a row per neuron found."""
+
+    question: str
+    null: str
+    rows: pl.DataFrame
+    total: int  # neurons (or neurons x signs) that fit, of which `rows` are the first
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON-ready values."""
+        return {
+            "question": self.question,
+            "null": self.null,
+            "total": self.total,
+            "rows": self.rows.to_dicts(),
+        }
+
+
+def promotes(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
+    """Neurons that promote the token `text` (spaces included) at a sign that their coefficient takes, best rank first.
+
+    Rows: neuron, sign (at which it promotes the token), usual (whether that is its usual sign, `neuron.card`), rank
+    (0-based, among what it promotes at that sign), token, logit (of the value, times the sign), probability and the
+    value's max_probability (read at a positive coefficient; null where the sign is negative). `QueryError` if the
+    vocabulary has no such token.
+    """
+    return _by_value(run, text, "promote", layer, count)
+
+
+def suppresses(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
+    """Neurons that suppress the token `text` at a sign that their coefficient takes.
+
+    Rows as `promotes`; rank 0 is the most suppressed.
+    """
+    return _by_value(run, text, "suppress", layer, count)
+
+
+def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
+    """Neurons whose triggers have `text` (exactly) ending at or overlapping the active token, most first.
+
+    Rows: neuron, sign of the coefficient, hits, expected (hits among as many random positions), triggers
+    (stored), strongest (the hit with the largest |coefficient|). `QueryError` if the corpus lacks the text.
+    """
+    places, share, aside = _occurrences(run, text)
+    hits = (
+        _within(run, "triggers", layer)
+        .with_columns(pl.len().over("layer", "neuron", "polarity").alias("triggers"))
+        .join(places.lazy(), on=["context", "position"], how="semi")
+        .group_by("layer", "neuron", "polarity")
+        .agg(
+            pl.len().alias("hits"),
+            pl.col("triggers").first(),
+            pl.col("coefficient").sort_by("rank").first().alias("strongest"),
+        )
+        .with_columns(
+            (pl.col("triggers") * share).alias("expected"),
+            _sign("polarity"),
+        )
+        .sort("hits", pl.col("strongest").abs(), "layer", "neuron", descending=[True, True, False, False])
+        .collect()
+    )
+    return Found(
+        question=f"neurons that {text!r} triggers: it ends at or overlaps the active token of some trigger "
+        f"in {hits.height:,} lists (one list for each neuron and sign)",
+        null=f"expected: as many random positions would hit it so often; it covers {places.height:,} of the "
+        f"{run.manifest.corpus.counted:,} counted positions ({share:.2g})"
+        + (f". {_UNCOUNTED}, {aside:,} of its tokens among them" if aside else "")
+        + (f". {_kept(run)}" if hits.is_empty() else ""),
+        rows=_named(hits.head(count)).select("neuron", "sign", "hits", "expected", "triggers", "strongest"),
+        total=hits.height,
+    )
+
+
+def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None, count: int = 20) -> Found:
+    """Neurons in the order of one statistic (a numeric column of `neurons`), of one layer or of all.
+
+    Rows: neuron, the statistic, its median over the neuron's layer; min, max and kurtosis for orientation.
+    Undefined values come last. By kurtosis, largest first, only neurons that count as peaked are listed
+    (`neuron.striking`). `QueryError` for an unknown statistic or layer.
+    """
+    table = run.table("neurons")
+    known = [name for name, kind in table.collect_schema().items() if kind.is_numeric()][2:]
+    if by not in known:
+        raise QueryError(f"sorting neurons by {by!r}: unknown statistic; choose one of {', '.join(known)}")
+    table = _within(run, "neurons", layer).with_columns(
+        pl.col(by).median().over("layer").alias("layer_median")
+    )
+    every = table.select(pl.len()).collect().item()
+    if by == "kurtosis" and descending:
+        table = table.join(peaked(run, layer).lazy(), on=_NEURON, how="semi")
+    ordered = table.sort(by, *_NEURON, descending=[descending, False, False], nulls_last=True)
+    total = ordered.select(pl.len()).collect().item()
+    left_out = _left_out(every - total)
+    shown = ["neuron", by, "layer_median", *(name for name in ("min", "max", "kurtosis") if name != by)]
+    place = "all layers" if layer is None else f"layer {layer}"
+    return Found(
+        question=f"neurons of {place} by {by}, {'largest' if descending else 'smallest'} first",
+        null=f"layer_median: the same statistic's median over all neurons of that layer{left_out}",
+        rows=_named(ordered.head(count).collect()).select(shown),
+        total=total,
+    )
+
+
+def reorder(
+    run: Run, hits: Found, by: str, *, descending: bool = True, layer: int | None = None, count: int = 20
+) -> Found:
+    """All hits of another search in the order of one statistic, as `sort` has it.
+
+    Rows: those of `hits`, with the statistic and its median over the neuron's layer. `QueryError` as of `sort`.
+    """
+    order = sort(run, by, descending=descending, layer=layer, count=ALL).rows
+    rows = order.select("neuron", by, "layer_median").join(
+        hits.rows, on="neuron", suffix="_active", maintain_order="left_right"
+    )
+    return Found(
+        question=f"{hits.question}; by {by}, {'largest' if descending else 'smallest'} first",
+        null=f"{hits.null}. layer_median: the median of {by} over all neurons of that layer"
+        + _left_out(hits.total - rows.height),
+        rows=rows.head(count),
+        total=rows.height,
+    )
+
+
+def _left_out(number: int) -> str:
+    """Why so many are not in an order."""
+    return f". {RULE[0].upper()}{RULE[1:]}; the other {number:,} are left out" if number else ""
+
+
+def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
+    """Neurons with a tested pattern whose name or spec contains `text` (case does not matter), believed ones first.
+
+    Rows: neuron, sign, pattern, verdict, f1, purity, coverage, tokens (active). `QueryError` if no neuron has such a
+    pattern, or none were looked for.
+    """
+    wanted = text.strip().casefold()
+    rows = _within(run, "pattern_tests", layer).with_columns(
+        pl.concat_str("name", pl.lit(" "), "spec")
+        .str.to_lowercase()
+        .str.contains(wanted, literal=True)
+        .alias("hit"),
+        (pl.col("verdict") == NONE).alias("none"),
+        (pl.col("tests") == NEXT).alias("follows"),
+    )
+    claim = ["layer", "neuron", "unit", "polarity", "follows", "name"]
+    columns = [*claim, "none", "verdict", "f1", "purity", "coverage", "active"]
+    hits = rows.filter("hit").select(columns).collect() if wanted else pl.DataFrame()
+    if len(hits):  # what triggers and the whole distribution both say is one pattern
+        hits = hits.sort("none", "f1", descending=[False, True], nulls_last=True)
+        hits = hits.unique(claim, keep="first", maintain_order=True)
+    mine = hits.filter(pl.col("unit") == "neuron") if len(hits) else hits
+    if not len(mine):
+        raise QueryError(
+            f"finding neurons by the pattern {text!r}: none has a pattern of that name; give a part of a name, such as "
+            "year, or of a spec (`mnemoscope show` prints both)"
+        )
+    nulls = len(hits) - len(mine)
+    believed = int((~mine["none"]).sum())
+    of = rows.group_by("unit").len().collect().sort(pl.col("unit") != "neuron")["len"].to_list()
+    ordered = mine.sort(
+        "none", "f1", "layer", "neuron", descending=[False, True, False, False], nulls_last=True
+    )
+    shown = ordered.head(count).with_columns(_sign("polarity"), pattern="name", tokens="active")
+    return Found(
+        question=f"neurons and signs whose tested pattern contains {text!r}: {len(mine):,}, "
+        f"{believed:,} of them with a verdict above the null",
+        null=f"{len(mine):,} of {of[0]:,} tested patterns of neurons contain it, {nulls:,} of {sum(of[1:]):,} of "
+        "pseudo-neurons",
+        rows=_named(shown).select("neuron", "sign", *_CLAIMED),
+        total=len(mine),
+    )
+
+
+def tested(run: Run, *, layer: int | None = None, count: int = 20) -> Found:
+    """Neurons with a tested pattern that has a verdict, clearest first (`neuron.claims`).
+
+    Rows: neuron, sign, about, pattern, verdict, f1, purity, coverage, tokens (active). `QueryError` if none were looked
+    for.
+    """
+    found = _tested(run, None if layer is None else run.address(layer, 0).layer)
+    counted = run.table("pattern_tests")
+    if layer is not None:
+        counted = counted.filter(pl.col("layer") == layer)
+    claims = (
+        counted.group_by("unit").agg(tests=pl.len(), verdicts=(pl.col("verdict") != NONE).sum()).collect()
+    )
+    of = {unit: f"{verdicts:,} of {tests:,}" for unit, tests, verdicts in claims.sort("unit").iter_rows()}
+    nulls = ", ".join(f"{NULLS.get(unit, unit)} {share}" for unit, share in of.items() if unit != NEURON)
+    shown = found.head(count).with_columns(_sign("polarity"), pattern="name", tokens="active")
+    return Found(
+        question=f"{found.height:,} tested patterns of {found.select('layer', 'neuron').n_unique():,} neurons have a "
+        f"verdict; {ORDER}",
+        null=f"tested patterns with a verdict: neurons {of.get(NEURON, '0')}{', ' if nulls else ''}{nulls}",
+        rows=_named(shown).select("neuron", "sign", "about", *_CLAIMED),
+        total=found.height,
+    )
+
+
+def _within(run: Run, name: str, layer: int | None) -> pl.LazyFrame:
+    """A table, or the rows of one layer of it; `QueryError` if there is no such layer."""
+    table = run.table(name)
+    if layer is None:
+        return table
+    return table.filter(pl.col("layer") == run.address(layer, 0).layer)
+
+
+def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> Found:
+    """Neurons by the list of their value that holds what they `verb` (promote or suppress) at a sign that they take."""
+    tokens, model = run.vocabulary.find(text), run.manifest.model
+    layer = None if layer is None else run.address(layer, 0).layer
+    sense = 1 if verb == "promote" else -1
+    # A list is read at the sign at which the neuron promotes what it holds, and at the other one suppresses it.
+    lists = taken_signs(run, layer).with_columns(polarity=(pl.col("sign") * sense).cast(pl.Int8)).collect()
+    address = [*_NEURON, "polarity"]
+    stored = [
+        run.by_token(token, polarity).with_columns(polarity=pl.lit(polarity, pl.Int8))
+        for token in tokens
+        for polarity in (1, -1)
+    ]
+    best = _within(run, "neurons", layer).select(*_NEURON, max_probability="value_max_probability")
+    positive = pl.when(pl.col("sign") > 0)
+    rows = (
+        pl.concat(stored)
+        .join(lists, on=address)
+        .join(best.collect(), on=_NEURON)
+        .sort("rank", pl.col("logit") * pl.col("polarity"), *_NEURON, descending=[False, True, False, False])
+        .with_columns(
+            positive.then("probability").alias("probability"),
+            positive.then("max_probability").alias("max_probability"),
+            pl.col("logit") * pl.col("sign"),
+        )
+        .with_columns(_sign("sign"))
+    )
+    shown = rows.head(count)
+    labels = pl.Series("token", [run.vocabulary.label(token) for token in shown["token"]], dtype=pl.String)
+    depth, median = _value_base_rate(run, lists.select(address), layer)
+    alike = len(tokens) * lists.height * depth / model.vocabulary
+    uniform = f"{1 / model.vocabulary:.2g}".replace("e-0", "e-")
+    neurons = rows.select(_NEURON).n_unique()
+    return Found(
+        question=f"{neurons:,} of {lists.select(_NEURON).n_unique():,} neurons have {text!r} among the {depth} tokens "
+        f"that they {verb} most at the sign beside it (usual: the sign of most of their triggers)"
+        + ("" if rows.height else "; no others are kept, so a neuron with it further down is not found"),
+        null=f"the median token of the vocabulary is in {median:g} such lists; {alike:.1f} if all {model.vocabulary:,} "
+        f"tokens were alike. A uniform value gives each token the probability {uniform}. At the "
+        f"other sign a neuron {'suppresses' if verb == 'promote' else 'promotes'} what is listed here",
+        rows=_named(shown.with_columns(labels)).select(
+            "neuron", "sign", "usual", "rank", "token", "logit", "probability", "max_probability"
+        ),
+        total=rows.height,
+    )
+
+
+def _value_base_rate(run: Run, lists: pl.DataFrame, layer: int | None) -> tuple[int, float]:
+    """Tokens kept for each value, and in how many of these lists (layer, neuron, polarity) the median token is."""
+    table = _within(run, "values", layer).join(lists.lazy(), on=[*_NEURON, "polarity"], how="semi")
+    counts = table.group_by("token").len().collect()["len"].to_numpy()
+    depth = table.select(pl.col("rank").max()).collect().item()
+    absent = run.manifest.model.vocabulary - len(counts)
+    return (0 if depth is None else depth + 1), float(np.median(np.pad(counts, (absent, 0))))
+
+
+def _sign(column: str) -> pl.Expr:
+    return pl.when(pl.col(column) > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("sign")
+
+
+def _named(rows: pl.DataFrame) -> pl.DataFrame:
+    """Replace the columns layer and neuron by one address."""
+    names = [str(NeuronId(*pair)) for pair in rows.select("layer", "neuron").iter_rows()]
+    return rows.with_columns(pl.Series("neuron", names, dtype=pl.String))
+
+
+_UNCOUNTED = "Position 0 of a context and special tokens do not count"
+
+
+def _kept(run: Run) -> str:
+    return f"Only the {run.manifest.options.get('top', 'strongest')} strongest triggers of a neuron and sign are kept"
+
+
+def _occurrences(run: Run, text: str) -> tuple[pl.DataFrame, float, int]:
+    """Where the text is: (context, position) of the counted tokens that it overlaps, their share, and how many others.
+
+    Found in the bytes of whole contexts, so a text may begin and end inside tokens.
+    """
+    if not text:
+        raise QueryError("searching triggers: the text is empty; give at least one character")
+    contexts, positions, aside, holding = [], [], 0, 0
+    for context, hit, uncounted in _hits(run, text.encode("utf-8", "replace")):
+        positions.append(hit)
+        contexts.append(np.full(len(hit), context))
+        aside += uncounted
+        holding += 1
+    if not aside and not sum(map(len, positions)):
+        raise QueryError(_nowhere(run, text))
+    if not sum(map(len, positions)):
+        raise QueryError(
+            f"searching triggers for {text!r}: it is in {holding:,} contexts, but only at position 0 or in special "
+            "tokens, which do not count, so no trigger is kept there; give a text that also stands further on"
+        )
+    places = pl.DataFrame(
+        {
+            "context": np.concatenate(contexts).astype(np.int64),
+            "position": np.concatenate(positions).astype(np.int32),
+        }
+    )
+    return places, places.height / max(run.manifest.corpus.counted, 1), aside
+
+
+def _nowhere(run: Run, text: str) -> str:
+    """The message for a text that no context has."""
+    corpus = run.manifest.corpus
+    part = f", of which {corpus.limit:,} tokens were drawn" if corpus.limit else ""
+    changed = f"; {corpus.spelling}" if corpus.spelling else ""
+    return (
+        f"searching triggers for {text!r}: the text occurs nowhere in the {corpus.contexts:,} contexts of {corpus.id}"
+        f"{part} (upper case and spaces count{changed}); try a shorter one"
+    )
+
+
+def _hits(run: Run, wanted: bytes) -> Iterator[tuple[int, np.ndarray, int]]:
+    """(context, counted tokens that an occurrence overlaps, how many others it overlaps) of contexts with the text."""
+    words = run.table("vocabulary").select("bytes", "special").collect()
+    raw = words["bytes"].to_list()
+    special = words["special"].to_numpy()
+    for context, tokens in run.table("contexts").select("context", "tokens").collect().iter_rows():
+        pieces = [raw[token] for token in tokens]
+        whole = b"".join(pieces)
+        start = whole.find(wanted)
+        if start < 0:
+            continue
+        ends = np.cumsum([len(piece) for piece in pieces])
+        touched: set[int] = set()
+        while start >= 0:
+            first, last = np.searchsorted(ends, [start, start + len(wanted) - 1], side="right")
+            touched.update(range(int(first), int(last) + 1))
+            start = whole.find(wanted, start + 1)
+        counted = [at for at in sorted(touched) if at > 0 and not special[tokens[at]]]
+        yield context, np.array(counted, np.int32), len(touched) - len(counted)

@@ -1,0 +1,245 @@
+"""What the patterns of a run amount to: how many neurons have one beyond each null, and what explains the triggers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from mnemoscope.intervals import wilson
+from mnemoscope.neuron.claims import tested
+from mnemoscope.neuron.twoway import NONE, NULL_LEVEL, VERDICTS
+from mnemoscope.records import NEURON, NeuronId
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+SHARES = ("shallow", "both", "semantic", "none")
+_ORDER = pl.col("verdict").cast(pl.Enum(VERDICTS))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Units of a kind are counted once, whichever of their polarities has the pattern.
+
+    beyond    a row for each layer, kind of unit, family of tests and null: `units`, of which `share` have a pattern
+              beyond it, with its 95 % interval (Wilson, over units: layers hold all of their neurons, so the interval
+              is about neurons like these). Nulls: `N1` (position and frequency: confirmed on held-out triggers),
+              `N2` (beyond the last token), `N3 random` ... (F1 above the layer's 99th percentile by the lower end of
+              its interval), `verdict` (any but that there is none)
+    verdicts  how many units and polarities have each, by kind of unit and family of tests
+    expected  what share of a family's verdicts of neurons would be expected if neurons were pseudo-neurons of a kind:
+              the rate of verdicts among these over the rate among neurons. Verdicts are no surer than that
+    triggers  A8: for each layer and kind of unit, the share of held-out triggers that confirmed patterns explain:
+              `shallow` only, `both`, `semantic` only (beyond the last token, N2), or `none`
+    claims    the clearest claims (rows of `tested.tested`), no pattern and no neuron twice; `silent` some neurons
+              without a verdict, drawn at random
+    path      of the run
+    """
+
+    beyond: pl.DataFrame
+    verdicts: pl.DataFrame
+    expected: pl.DataFrame
+    triggers: pl.DataFrame
+    claims: pl.DataFrame
+    silent: tuple[NeuronId, ...]
+    path: str
+
+    @property
+    def clearest(self) -> tuple[NeuronId, ...]:
+        """The neurons of `claims`."""
+        return tuple(NeuronId(*pair) for pair in self.claims.select("layer", "neuron").iter_rows())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        frames = {
+            name: getattr(self, name).to_dicts()
+            for name in ("beyond", "verdicts", "expected", "triggers", "claims")
+        }
+        return frames | {name: [str(one) for one in getattr(self, name)] for name in ("clearest", "silent")}
+
+
+def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
+    """Read the tables that `mnemoscope patterns` added; `QueryError` when they are not there."""
+    tests = run.table("pattern_tests").select(
+        "layer", "neuron", "unit", "polarity", "tests", "f1_low", "q", "verdict"
+    )
+    rows = tests.collect()
+    units = _units(run)
+    verdicts = rows.group_by("unit", "tests", "verdict").len().sort("unit", "tests", _ORDER)
+    return Summary(
+        beyond=_beyond(run, rows, units),
+        verdicts=verdicts,
+        expected=_expected(verdicts, units),
+        triggers=explained(run, units),
+        claims=clearest(run, count),
+        silent=_silent(run, rows, count, seed),
+        path=str(run.path),
+    )  # fmt: skip
+
+
+def _units(run: Run) -> pl.DataFrame:
+    """layer, unit, units (with a trigger of either polarity), sides (units and polarities with one)."""
+    parts = [run.table("triggers").select("layer", "neuron", "polarity", pl.lit(NEURON).alias("unit"))]
+    if "null_triggers" in run.manifest.tables:
+        parts.append(
+            run.table("null_triggers").select("layer", "neuron", "polarity", pl.col("kind").alias("unit"))
+        )
+    sides = pl.concat(parts).unique()
+    return (
+        sides.group_by("layer", "unit")
+        .agg(units=pl.col("neuron").n_unique().cast(pl.Int64), sides=pl.len().cast(pl.Int64))
+        .sort("layer", "unit")
+        .collect()
+    )
+
+
+def _beyond(run: Run, rows: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
+    rate = run.manifest.options["patterns"]["q"]
+    bars = _bars(run)
+    found = {"N1": pl.col("q") <= rate, "verdict": pl.col("verdict") != NONE}
+    for kind in bars["null"].unique().sort():
+        rows = rows.join(
+            bars.filter(pl.col("null") == kind).select("layer", "tests", pl.col("bar").alias(f"bar {kind}")),
+            on=["layer", "tests"], how="left",
+        )  # fmt: skip
+        found[f"N3 {kind}" if kind != "shuffled" else "N4 shuffled"] = (pl.col("q") <= rate) & (
+            pl.col("f1_low").fill_null(0) > pl.col(f"bar {kind}")
+        )
+    address = ("layer", "unit", "tests", "neuron")
+    counted = rows.group_by(address).agg(**{name: test.any() for name, test in found.items()})
+    semantic = (
+        run.table("patterns")
+        .filter((pl.col("q") <= rate) & (pl.col("token_q") <= rate) & (pl.col("kind") == "semantic"))
+        .select(*address, pl.lit(True).alias("N2"))
+        .unique()
+        .collect()
+    )
+    counted = counted.join(semantic, on=address, how="left").with_columns(pl.col("N2").fill_null(False))
+    totals = counted.group_by("layer", "unit", "tests").agg(pl.col(*found, "N2").sum().cast(pl.Int64))
+    # Where a family of tests has no claim at all, there is none beyond any null.
+    every = units.select("layer", "unit", "units").join(rows.select("tests").unique(), how="cross")
+    long = (
+        every.join(totals, on=["layer", "unit", "tests"], how="left")
+        .fill_null(0)
+        .unpivot(
+            [*found, "N2"],
+            index=["layer", "unit", "tests", "units"],
+            variable_name="null",
+            value_name="count",
+        )
+        .sort("layer", "unit", "tests", "null")
+    )
+    share, low, high = wilson(long["count"].to_numpy(), long["units"].to_numpy())
+    return long.with_columns(share=pl.Series(share), low=pl.Series(low), high=pl.Series(high))
+
+
+def _expected(verdicts: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
+    """tests, unit (a kind of null), believed (of neurons), null (of this kind), share (null without a verdict)."""
+    sides = dict(units.group_by("unit").agg(pl.col("sides").sum()).iter_rows())
+    rows = []
+    for tests in verdicts["tests"].unique().sort():
+        mine = verdicts.filter((pl.col("tests") == tests) & (pl.col("verdict") != NONE))
+        found = dict(mine.group_by("unit").agg(pl.col("len").sum()).iter_rows())
+        believed = found.get(NEURON, 0)
+        for kind in sorted(sides.keys() - {NEURON}):
+            null = found.get(kind, 0)
+            share = null / max(sides[kind], 1) * sides[NEURON] / believed if believed else None
+            rows.append((tests, kind, believed, null, share))
+    schema = (
+        ("tests", pl.String),
+        ("unit", pl.String),
+        ("believed", pl.Int64),
+        ("null", pl.Int64),
+        ("share", pl.Float64),
+    )
+    return pl.DataFrame(rows, [*schema], orient="row")
+
+
+def _bars(run: Run) -> pl.DataFrame:
+    """layer, tests, null, bar: what the lower end of F1 has to exceed."""
+    rows = run.table("calibration").filter(
+        pl.col("measure").str.starts_with("f1 of ") & (pl.col("unit") != NEURON)
+    ).collect()  # fmt: skip
+    place = rows["levels"][0].to_list().index(NULL_LEVEL) if len(rows) else 0
+    return rows.select(
+        "layer",
+        pl.col("measure").str.strip_prefix("f1 of ").alias("tests"),
+        pl.col("unit").alias("null"),
+        pl.col("values").list.get(place).alias("bar"),
+    )
+
+
+def explained(run: Run, units: pl.DataFrame) -> pl.DataFrame:
+    """A8 (Figure 2), from confirmed patterns of the prefix: layer, unit, `SHARES`, triggers.
+
+    A pattern counts as semantic if its kind is and it is beyond the last token (N2), else as shallow. Units without a
+    candidate have as many triggers as the mean of the others.
+    """
+    rate = run.manifest.options["patterns"]["q"]
+    rows = (
+        run.table("patterns")
+        .filter(pl.col("tests") == "main")
+        .select("layer", "neuron", "unit", "polarity", "kind", "q", "token_q", "test_triggers", "test_where")
+        .with_columns(semantic=(pl.col("kind") == "semantic") & (pl.col("token_q") <= rate))
+        .with_columns(
+            **{
+                name: pl.when((pl.col("q") <= rate) & which).then(pl.col("test_where")).otherwise(0)
+                for name, which in (("deep", pl.col("semantic")), ("flat", ~pl.col("semantic")))
+            }
+        )
+        .group_by("layer", "unit", "neuron", "polarity")
+        .agg(pl.col("test_triggers").first(), pl.col("deep", "flat"))
+        .sort("layer", "unit", "neuron", "polarity", descending=[False, False, False, True])
+        .collect()
+    )
+    deep, flat = (
+        np.array([_union(bits) for bits in rows[name].to_list()], np.uint64) for name in ("deep", "flat")
+    )
+    counts = {"shallow": flat & ~deep, "both": flat & deep, "semantic": deep & ~flat}
+    frame = rows.select(
+        "layer", "unit", pl.col("test_triggers").cast(pl.Int64).alias("triggers")
+    ).with_columns(
+        **{name: pl.Series(np.bitwise_count(bits).astype(np.int64)) for name, bits in counts.items()}
+    )
+    sums = frame.group_by("layer", "unit").agg(pl.col("triggers", *counts).sum(), present=pl.len())
+    joined = units.join(sums, on=["layer", "unit"], how="left").fill_null(0)
+    total = pl.col("triggers") * pl.col("sides") / pl.col("present").clip(1)
+    return (
+        joined.with_columns(triggers=total.clip(1))
+        .with_columns(pl.col(name) / pl.col("triggers") for name in counts)
+        .with_columns(none=1 - pl.sum_horizontal(*counts))
+        .select("layer", "unit", *SHARES, pl.col("triggers").round().cast(pl.Int64))
+        .sort("layer", "unit")
+    )
+
+
+def _union(bits: Sequence[int]) -> int:
+    return reduce(lambda one, other: one | other, bits, 0) & (2**64 - 1)
+
+
+def clearest(run: Run, count: int) -> pl.DataFrame:
+    """The first of `tested`, no pattern and no neuron twice."""
+    found = tested(run).unique(["name", "about"], keep="first", maintain_order=True)
+    return found.unique(["layer", "neuron"], keep="first", maintain_order=True).head(count)
+
+
+def _silent(run: Run, rows: pl.DataFrame, count: int, seed: int) -> tuple[NeuronId, ...]:
+    """Neurons of which no claim of any family holds."""
+    spoken = (
+        rows.filter((pl.col("unit") == NEURON) & (pl.col("verdict") != NONE))
+        .select("layer", "neuron")
+        .unique()
+    )
+    every = (
+        run.table("neurons")
+        .select("layer", "neuron")
+        .collect()
+        .join(spoken, on=["layer", "neuron"], how="anti")
+    )
+    some = every.sample(min(count, every.height), seed=seed).sort("layer", "neuron")
+    return tuple(NeuronId(*pair) for pair in some.iter_rows())

@@ -1,0 +1,155 @@
+"""What really happens when a neuron or a head x source is taken out of a forward pass (A79).
+
+Accounting asks what a vector did to the end of the stream with everything else as it was; ablation lets everything
+downstream react. Each row of a batch is the same prompt with one thing ablated, at one position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mnemoscope.model.model import Model
+from mnemoscope.model.stream import Stream
+from mnemoscope.model.watch import hooked, observed
+from mnemoscope.records import NeuronId
+from mnemoscope.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+BATCH_TOKENS = 512  # rows x tokens of one forward pass
+
+_SCHEMA = {
+    "kind": pl.String,
+    "layer": pl.Int32,
+    "unit": pl.Int32,
+    "source": pl.Int32,
+    "source_token": pl.String,
+    "how": pl.String,
+    "contribution": pl.Float64,
+    "leave_one_out": pl.Float64,
+    "effect": pl.Float64,
+}
+NOTHING = pl.DataFrame(schema=_SCHEMA)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One ablation at the last position.
+
+    unit    a neuron, or a head when `source` is given: what the head takes from that position becomes zero
+    value   what the neuron's coefficient becomes
+    """
+
+    layer: int
+    unit: int
+    source: int | None = None
+    value: float = 0.0
+
+
+def effects(model: Model, stream: Stream, target: int, cuts: Sequence[Cut]) -> Float[np.ndarray, " cut"]:
+    """log p(target) minus log p(target) with each cut made, at the end of the traced sequence; nats.
+
+    Row 0 of every batch is left whole, so that a difference is never one between batch sizes.
+    """
+    length = len(stream.tokens)
+    size = max(1, BATCH_TOKENS // length - 1)
+    found: list[float] = []
+    for start in range(0, len(cuts), size):
+        some = cuts[start : start + size]
+        tokens = stream.tokens.expand(len(some) + 1, -1)
+        handles = _hooks(stream, some)
+        seen = observed(model.hf, upcast=stream.upcast, attention=stream.anatomy.attention)
+        with torch.inference_mode(), hooked(handles), seen:
+            logits = model.hf(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[:, -1]
+        scores = logits.double().log_softmax(-1)[:, target]
+        found += (scores[0] - scores[1:]).tolist()
+    return np.asarray(found)
+
+
+def _hooks(stream: Stream, cuts: Sequence[Cut]) -> list[Any]:
+    by_place: dict[tuple[int, bool], list[tuple[int, Cut]]] = {}
+    for row, cut in enumerate(cuts, start=1):
+        by_place.setdefault((cut.layer, cut.source is None), []).append((row, cut))
+    handles = []
+    for (layer, is_neuron), rows in by_place.items():
+        part = stream.anatomy.layers[layer]
+        module = part.down if is_neuron else part.attention_out
+        make = _set_coefficients if is_neuron else _drop_sources
+        handles.append(module.register_forward_pre_hook(make(stream, rows)))
+    return handles
+
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+
+def _set_coefficients(stream: Stream, rows: Sequence[tuple[int, Cut]]) -> Hook:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        given = inputs[0].clone()
+        flat = given.view(-1, len(stream.tokens), given.shape[-1])  # OPT flattens contexts and tokens
+        for row, cut in rows:
+            flat[row, -1, cut.unit] = cut.value
+        return (given, *inputs[1:])
+
+    return hook
+
+
+def _drop_sources(stream: Stream, rows: Sequence[tuple[int, Cut]]) -> Hook:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        given = inputs[0].clone()
+        flat = given.view(-1, len(stream.tokens), stream.anatomy.n_heads, stream.anatomy.head_dim)
+        for row, cut in rows:
+            traced = stream.layers[cut.layer]
+            # Nothing before this layer was touched, so its weights and values are those of the trace.
+            taken = traced.alpha[cut.unit, -1, cut.source] * traced.value[cut.unit, cut.source]
+            flat[row, -1, cut.unit] -= taken.to(flat.dtype)
+        return (given, *inputs[1:])
+
+    return hook
+
+
+def top(
+    model: Model,
+    stream: Stream,
+    target: int,
+    frames: Mapping[str, pl.DataFrame],
+    words: Vocabulary,
+    count: int,
+    to: str | float,
+    run: Run | None,
+) -> pl.DataFrame:
+    """The frame `ablations`: the ``count`` neurons and heads x sources with the largest |leave_one_out|."""
+    pieces = words.pieces(stream.tokens.tolist())
+    rows: list[list[object]] = []
+    cuts: list[Cut] = []
+    best = pl.col("leave_one_out").abs()
+    for kind, unit in (("neurons", "neuron"), ("heads", "head")):
+        for row in (
+            frames[kind].sort(best, descending=True, maintain_order=True).head(count).iter_rows(named=True)
+        ):
+            source = row.get("source")
+            value, how = (0.0, "zero") if source is not None else _value(to, run, row["layer"], row["neuron"])
+            cuts.append(Cut(row["layer"], row[unit], source, value))
+            piece = None if source is None else pieces[source]
+            measured = [row["contribution"], row["leave_one_out"]]
+            rows.append([unit, row["layer"], row[unit], source, piece, how, *measured])
+    found = effects(model, stream, target, cuts)
+    return pl.DataFrame(
+        [[*row, effect] for row, effect in zip(rows, found, strict=True)], _SCHEMA, orient="row"
+    )
+
+
+def _value(to: str | float, run: Run | None, layer: int, neuron: int) -> tuple[float, str]:
+    if to == "mean":
+        assert run is not None, "a mean needs a run; explain() checks this"
+        rows = run.rows("neurons", *NeuronId(layer, neuron))
+        return float(rows["mean"][0]), "mean"
+    return (0.0, "zero") if to == "zero" else (float(to), "value")

@@ -1,0 +1,323 @@
+"""Log-probabilities of one token at some residuals, and what vectors added there do to it, exactly."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemoscope.model.lens import Lens
+
+_ROWS_AT_ONCE = 4096  # rows at once
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Lengths and spread of the rows U_j of an unembedding; each made when it is first asked for."""
+
+    unembedding: Float[Tensor, "vocabulary width"]
+
+    @cached_property
+    def squares(self) -> Float[Tensor, " vocabulary"]:
+        """|U_j|^2 of every token."""
+        return torch.cat([rows.square().sum(-1) for rows in self.unembedding.split(_ROWS_AT_ONCE)])
+
+    @cached_property
+    def longest(self) -> float:
+        """max_j |U_j|."""
+        return float(self.squares.max().sqrt())
+
+    @cached_property
+    def rounded(self) -> Float[Tensor, "vocabulary width"]:
+        """The rows in bf16."""
+        return self.unembedding.bfloat16()
+
+    @cached_property
+    def rounding(self) -> float:
+        """max_j of what that loses of a row, its length."""
+        pairs = zip(self.unembedding.split(_ROWS_AT_ONCE), self.rounded.split(_ROWS_AT_ONCE), strict=True)
+        return max(float((rows - half.float()).square().sum(-1).max().sqrt()) for rows, half in pairs)
+
+    @cached_property
+    def centre(self) -> Float[Tensor, " width"]:
+        """The mean row."""
+        return self.unembedding.mean(0)
+
+    @cached_property
+    def off_centre(self) -> Float[Tensor, " vocabulary"]:
+        """|U_j - mean U| of every token, rounded up."""
+        away = self.squares - 2 * (self.unembedding @ self.centre) + self.centre.square().sum()
+        return (away.clamp_min(0) + 1e-5 * self.squares).sqrt()
+
+    @cached_property
+    def scatter(self) -> Float[Tensor, "width width"]:
+        """sum_j (U_j - mean U)(U_j - mean U)^T."""
+        mean = self.unembedding.mean(0, dtype=torch.float64)
+        total = torch.zeros(len(mean), len(mean))
+        for rows in self.unembedding.split(_ROWS_AT_ONCE):
+            centred = rows.float() - mean.float()
+            total += centred.T @ centred
+        return total
+
+    def quotient(self, directions: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
+        """d^T scatter d / |d|^2: the same for every multiple of a direction, and 0 for none at all."""
+        size = directions.square().sum(-1)
+        return ((directions @ self.scatter) * directions).sum(-1) / size.clamp_min(1e-30)
+
+
+_TILE = 4096  # tokens at once in an exact evaluation: logits stay near the cache
+NEVER = -1e30  # nats: probability 0, without infinities
+ROWS = 1024  # vectors at once
+_FEW = 64  # vectors at once where all logits are kept
+_NEGLIGIBLE = 12.0  # nats below the largest of a sum of exponentials, where fp32 will do
+_SMALL = 40.0  # |delta| up to which exp(delta) and p exp(delta) are safe in fp32
+_NOTHING = -80.0  # nats below the largest of a sum of exponentials: 5e4 such terms are nothing in fp64
+_GONE = -0.9  # a change of the sum of probabilities after which fp32 has lost a digit of what is left
+
+
+@dataclass(frozen=True, eq=False)
+class Bases:
+    """Residuals to which vectors are added, read by a lens; one row each.
+
+    target     the token whose log-probability is followed
+    residuals  Float[Tensor, "base width"]
+    scale      of the reference residual (frozen lens only)
+    known      what only the unembedding decides, when it is at hand
+    """
+
+    lens: Lens
+    target: int
+    residuals: Float[Tensor, "base width"]
+    scale: Float[Tensor, " 1"] | None
+    known: Geometry | None = None
+
+    def following(self, target: int) -> Bases:
+        """The same residuals with another token followed; what was computed for this one serves it, too."""
+        other = copy.copy(self)
+        object.__setattr__(other, "target", target)  # nothing that is kept depends on it
+        return other
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Of the unembedding."""
+        return self.known or Geometry(self.lens.unembedding)
+
+    @cached_property
+    def raw_logits(self) -> Float[Tensor, "base vocabulary"]:
+        """Logits before a soft cap, all biases included."""
+        return raw_logits(self.lens, self.residuals, self.scale)
+
+    @cached_property
+    def log_probabilities(self) -> Float[Tensor, "base vocabulary"]:
+        """Under the lens, in nats; fp32, normalised in fp64."""
+        logits = self.lens.cap(self.raw_logits)
+        most = logits.amax(-1, keepdim=True)
+        rest = (logits - most).exp().sum(-1, dtype=torch.float64, keepdim=True).log()
+        return (logits - most) - rest.float()
+
+    @cached_property
+    def probabilities(self) -> Float[Tensor, "base vocabulary"]:
+        """Under the lens."""
+        return self.log_probabilities.exp()
+
+    @cached_property
+    def mean(self) -> Float[Tensor, "base width"]:
+        """The expected row of the unembedding, E_p[U]."""
+        return self.probabilities @ self.lens.unembedding
+
+    @cached_property
+    def spread(self) -> Float[Tensor, " base"]:
+        """E_p |U_j - E_p U|^2."""
+        return (self.probabilities @ self.geometry.squares - self.mean.square().sum(-1)).clamp_min(0)
+
+    def directions(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
+    ) -> Float[Tensor, "part width"]:
+        """dv: what each vector, added to its base, changes in what the unembedding reads."""
+        lens = self.lens
+        if lens.name != "own" or lens.norm is None:
+            return linear_directions(lens, vectors, self.scale)
+        # n(x + v) - n(x) without cancellation: (r' - r) x + r' v with r' - r from the difference of the squares.
+        norm, v = lens.norm, vectors.float()
+        x = self.residuals[base[:1] if bool((base == base[0]).all()) else base].float()
+        if norm.kind == "layer":
+            x, v = x - x.mean(-1, keepdim=True), v - v.mean(-1, keepdim=True)
+        before = x.double().square().mean(-1, keepdim=True) + norm.eps
+        more = torch.add(v, x, alpha=2).mul_(v).sum(-1, keepdim=True, dtype=torch.float64) / v.shape[-1]
+        old, new = before.rsqrt(), (before + more).clamp_min(norm.eps).rsqrt()
+        change = -more * old.square() * new.square() / (old + new)
+        moved = (v * new.float()).addcmul_(change.float(), x)
+        return moved if norm.weight is None else moved.mul_(norm.weight.float())
+
+    def contributions(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
+    ) -> Float[Tensor, " part"]:
+        """C of each vector added to its base, exactly: through the whole vocabulary, in tiles; fp64, nats."""
+        return self.measured(vectors, [Measure(base, False)])[:, 0]
+
+    def measured(
+        self, vectors: Float[Tensor, "part width"], measures: Sequence[Measure]
+    ) -> Float[Tensor, "part measure"]:
+        """Several measures of the same vectors; under a linear lens their logits are made once."""
+        out = torch.empty(len(vectors), len(measures), dtype=torch.float64)
+        for rows in torch.arange(len(vectors)).split(ROWS):
+            some = [one.rows(rows) for one in measures]
+            if self.linear:
+                out[rows] = self._exact(linear_directions(self.lens, vectors[rows], self.scale), some)
+                continue
+            for column, one in enumerate(some):
+                moved = one.sign * self.directions(one.sign * vectors[rows], one.base)
+                out[rows, column] = self._exact(moved, [one])[:, 0]
+        return out
+
+    @property
+    def linear(self) -> bool:
+        """Whether directions do not depend on the base: raw and frozen."""
+        return self.lens.name != "own" or self.lens.norm is None
+
+    def odds(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], tokens: Int[Tensor, " chosen"]
+    ) -> Float[Tensor, "part chosen"]:
+        """How much each (capped) logit of a few tokens moves when a vector is added to its base; fp64."""
+        rows = self.lens.unembedding[tokens]
+        delta = (self.directions(vectors, base) @ rows.T * self.lens.multiplier).double()
+        if self.lens.softcap is None:
+            return delta
+        before = self.raw_logits[:, tokens][base].double()
+        return self.lens.cap(before + delta) - self.lens.cap(before)
+
+    def _exact(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
+        """From directions: ``delta_w - log sum p exp(delta)`` by each measure."""
+        change, most = self._changes(moved, measures)
+        sums = change.clamp_min(_GONE).log1p()
+        # Where most of the probability went elsewhere, 1 + change has lost its digits.
+        far = ((most > _SMALL) | ~(change >= _GONE)).any(-1).nonzero()[:, 0]
+        if len(far):
+            sums[far] = self._log_sums(moved[far], [one.rows(far) for one in measures])
+        row = self.lens.unembedding[self.target].double()
+        wanted = (moved.double() @ row * self.lens.multiplier)[:, None]
+        target = slice(self.target, self.target + 1)
+        for column, one in enumerate(measures):
+            delta_w = self._capped(wanted * one.sign, one.base, target)[:, 0]
+            sums[:, column] = one.sign * (delta_w - sums[:, column])
+        return sums
+
+    def _changes(self, moved: Tensor, measures: Sequence[Measure]) -> tuple[Tensor, Tensor]:
+        """sum_j p_j (exp(delta_j) - 1), of use where no delta is large; and the largest delta."""
+        total = torch.zeros(len(moved), len(measures), dtype=torch.float64)
+        most = torch.zeros(len(moved), len(measures))
+        for tokens, plain in self._tiles(moved):
+            for column, one in enumerate(measures):
+                delta = self._capped(plain * one.sign, one.base, tokens)
+                most[:, column] = torch.maximum(most[:, column], delta.amax(-1))
+                # Not einsum: its sums run through thousands of terms one by one, and lose two digits.
+                products = delta.expm1_().mul_(self.probabilities[one.base, tokens])
+                total[:, column] += products.sum(-1)
+        return total, most
+
+    def _log_sums(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
+        """log sum_j p_j exp(delta_j) for any move; fp64.
+
+        Deltas of hundreds lose digits in fp32: those of tokens that are not negligible are made again in fp64.
+        """
+        total = torch.empty(len(moved), len(measures), dtype=torch.float64)
+        table, every = self.lens.unembedding, slice(None)
+        for rows in torch.arange(len(moved)).split(_FEW):
+            plain = moved[rows] @ table.T * self.lens.multiplier
+            for column, one in enumerate(measures):
+                base = one.base[rows]
+                scores = self._capped(plain * one.sign, base, every)
+                for some, row in runs(base):
+                    scores[some] += self.log_probabilities[row]
+                heavy = (scores > scores.amax(-1, keepdim=True) - _NEGLIGIBLE).any(0).nonzero()[:, 0]
+                delta = moved[rows].double() @ table[heavy].double().T * self.lens.multiplier
+                exact = self._capped(delta * one.sign, base, heavy)
+                exact += self.log_probabilities[base[:, None], heavy]
+                light = log_sums(scores.index_fill_(1, heavy, NEVER)).double()
+                total[rows, column] = torch.logaddexp(exact.logsumexp(-1), light)
+        return total
+
+    def _tiles(self, moved: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """What the logits of some tokens after others move, before a soft cap."""
+        for start in range(0, self.lens.unembedding.shape[0], _TILE):
+            tokens = slice(start, start + _TILE)
+            plain = moved @ self.lens.unembedding[tokens].T
+            yield tokens, plain if self.lens.multiplier == 1.0 else plain * self.lens.multiplier
+
+    def _capped(self, delta: Tensor, base: Tensor, tokens: slice | Tensor) -> Tensor:
+        """What logits move under the soft cap, if there is one, when they would move by ``delta`` without."""
+        if self.lens.softcap is None:
+            return delta
+        before = self.raw_logits[:, tokens][base].to(delta.dtype)
+        return self.lens.cap(before + delta) - self.lens.cap(before)
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """What is asked of a vector: C at a base, or the loss when it is taken from one.
+
+    base    row of `Bases` for each vector
+    remove  ``log p(w | x) - log p(w | x - v)``, which is -C(-v), instead of C(v)
+    """
+
+    base: Int[Tensor, " part"]
+    remove: bool
+
+    def rows(self, index: Int[Tensor, " chosen"]) -> Measure:
+        """The same for some of the vectors."""
+        return Measure(self.base[index], self.remove)
+
+    @property
+    def sign(self) -> float:
+        """-1 when vectors are removed."""
+        return -1.0 if self.remove else 1.0
+
+
+def linear_directions(
+    lens: Lens, vectors: Float[Tensor, "row width"], scale: Float[Tensor, " 1"] | None
+) -> Float[Tensor, "row width"]:
+    """`Lens.directions` with one scale for all rows."""
+    return lens.directions(vectors, None if scale is None else scale.expand(len(vectors), 1))
+
+
+def raw_logits(
+    lens: Lens, residuals: Float[Tensor, "base width"], scale: Float[Tensor, " 1"] | None
+) -> Float[Tensor, "base vocabulary"]:
+    """Logits of residuals before a soft cap, with the biases of the final norm and the unembedding."""
+    scores = linear_directions(lens, residuals, scale) @ lens.unembedding.T
+    if lens.name == "own":
+        scores = scores if lens.bias is None else scores + lens.bias
+        return scores * lens.multiplier
+    return scores * lens.multiplier + lens.offset
+
+
+def log_sums(scores: Float[Tensor, "row token"]) -> Float[Tensor, " row"]:
+    """log sum exp of each row, whose scores are overwritten.
+
+    What is 80 nats below the largest counts as that: `exp` takes ten times as long where its result is denormal.
+    """
+    if not scores.shape[-1]:
+        return scores.new_full(scores.shape[:1], -math.inf)
+    most = scores.amax(-1, keepdim=True)
+    return scores.sub_(most).clamp_(min=_NOTHING).exp_().sum(-1).log_() + most[:, 0]
+
+
+def runs(base: Int[Tensor, " part"]) -> Iterator[tuple[slice, int]]:
+    """Neighbours that share a base, and which it is."""
+    start = 0
+    for one, count in zip(
+        *(found.tolist() for found in base.unique_consecutive(return_counts=True)), strict=True
+    ):
+        yield slice(start, start + count), one
+        start += count
+
+
+def norms(rows: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
+    """Their lengths; torch's own norm takes five times as long where rows are columns in memory, as values are."""
+    return rows.square().sum(-1).sqrt()

@@ -1,0 +1,235 @@
+"""Certified bounds of contributions from a part of the vocabulary; the package's docstring derives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemoscope.prediction.bases import NEVER, Bases, Measure, log_sums, norms, runs
+
+_NOTHING = 2e-6  # what sums over a vocabulary of probabilities in fp32 may be off
+_SOME = 256  # tokens that cost about as much as how the others scatter, which is not asked with fewer
+_SLACK = 4e-6  # what fp32 may be off, relative to the size of delta: intervals are widened by it
+
+
+class Kind(NamedTuple):
+    """A measure before it is known of which vectors; a base of None is each group's own."""
+
+    base: int | None
+    remove: bool
+
+    def measure(self, own: Tensor) -> Measure:
+        return Measure(own if self.base is None else torch.full_like(own, self.base), self.remove)
+
+
+def kinds_of(final: int | None) -> list[Kind]:
+    return [Kind(None, False)] if final is None else [Kind(None, False), Kind(final, True)]
+
+
+class Parts(NamedTuple):
+    """Directions, and what their bounds are made of."""
+
+    moved: Tensor
+    size: Tensor  # their norms
+    target: Tensor  # what they add to the target's logit
+    centre: Tensor  # and to the mean logit
+    seen: Tensor  # and to those of the tokens that are evaluated
+    scattered: Tensor | None  # dv^T scatter dv
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """All bases with some tokens evaluated: their rows and probabilities, and moments of U over the others."""
+
+    bases: Bases
+    tokens: Int[Tensor, " chosen"]
+    rows: Float[Tensor, "chosen width"]
+    log_p: Float[Tensor, "base chosen"]
+    mass: Float[Tensor, " base"]  # of the other tokens; fp64
+    mean: Float[Tensor, "base width"]  # of U over them
+    spread: Float[Tensor, " base"]  # sum over them of p_j |U_j - E_p U|^2; fp64
+    likeliest: Float[Tensor, " base"]  # of them, its probability; fp64
+    radius: float  # max over them of |U_j - mean U|
+    scatter: Float[Tensor, "width width"] | None
+
+    @classmethod
+    def of(cls, bases: Bases, count: int) -> Seen:
+        """With the ``count`` tokens evaluated that are most probable at any base, and those furthest from the rest."""
+        probable = bases.probabilities.amax(0).topk(count, sorted=False).indices
+        tokens = torch.cat(
+            [probable, bases.geometry.off_centre.topk(count // 4, sorted=False).indices]
+        ).unique()
+        rows, p = bases.lens.unembedding[tokens], bases.probabilities[:, tokens]
+        others = bases.probabilities.index_fill(1, tokens, 0.0)
+        mass = others.sum(-1, dtype=torch.float64)
+        away = (
+            bases.geometry.squares[tokens]
+            - 2 * bases.mean @ rows.T
+            + bases.mean.square().sum(-1, keepdim=True)
+        )
+        spread = bases.spread.double()
+        left = (spread - (p * away).sum(-1, dtype=torch.float64)).clamp_min(0)
+        rest = (bases.mean - p @ rows).double() / mass.clamp_min(_NOTHING)[:, None]
+        mean = torch.where(mass[:, None] > _NOTHING, rest, bases.mean.double()).float()
+        radius = float(bases.geometry.off_centre.index_fill(0, tokens, 0.0).max())
+        left += _NOTHING * bases.geometry.longest**2
+        log_p, likeliest = bases.log_probabilities[:, tokens], others.amax(-1).double()
+        scatter = bases.geometry.scatter if count >= _SOME else None
+        return cls(bases, tokens, rows, log_p, mass, mean, left, likeliest, radius, scatter)
+
+    def intervals(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], kinds: Sequence[Kind]
+    ) -> Float[Tensor, "part measure bound"]:
+        """Bounds by each measure, for vectors and the rows of their own bases."""
+        lens = self.bases.lens
+        columns, parts = [], None
+        for kind in kinds:
+            where, sign = kind.measure(base).base, -1.0 if kind.remove else 1.0
+            if parts is None or not self.bases.linear:
+                moved = self.bases.directions(sign * vectors, where)
+                factor = lens.multiplier if self.bases.linear else sign * lens.multiplier
+                parts = self._parts(moved if factor == 1.0 else moved * factor)
+            low, high = self._bounds(parts, where, sign)
+            columns.append(torch.stack((low, high) if sign > 0 else (-high, -low), -1))
+        return torch.stack(columns, 1)
+
+    def surveyed(
+        self,
+        vectors: Float[Tensor, "part width"],
+        base: Int[Tensor, " part"],
+        quotient: Float[Tensor, " part"] | None = None,
+    ) -> Float[Tensor, "part 3"]:
+        """Bounds of the contribution, and an estimate between them.
+
+        quotient  `Geometry.quotient` of the vectors' directions, where it is known
+
+        The estimate takes delta over T for normal, with the mean that it has and a variance as if the rows of T
+        scattered like those of all tokens, ``spread / P_T * dv^T scatter dv / tr scatter``.
+        """
+        moved = self.bases.directions(vectors, base) * self.bases.lens.multiplier
+        known = self.bases.geometry.quotient(moved) if quotient is None else quotient
+        parts, total = self._parts(moved, known), float(self.bases.geometry.scatter.trace())
+        low, high = self._bounds(parts, base, 1.0)
+        scattered = parts.size.square() * known / total
+        variance = self.spread[base] / self.mass[base].clamp_min(_NOTHING) * scattered
+        rest = self.mass[base].log() + _paired(moved, self.mean, base).double() + variance / 2
+        likely = parts.target - torch.logaddexp(self._inside(parts, base, 1.0), rest)
+        return torch.stack([low, high, torch.minimum(torch.maximum(likely, low), high)], -1)
+
+    def _parts(self, moved: Tensor, quotient: Tensor | None = None) -> Parts:
+        """What bounds need to know of directions, whatever the base and the sign."""
+        both = torch.stack([self.bases.lens.unembedding[self.bases.target], self.bases.geometry.centre], 1)
+        target, centre = (moved @ both).double().unbind(-1)
+        size, spread = norms(moved).double(), None
+        if quotient is not None:
+            spread = size.square() * quotient
+        elif self.scatter is not None:
+            spread = ((moved @ self.scatter) * moved).sum(-1).double()
+        return Parts(moved, size, target, centre, moved @ self.rows.T, spread)
+
+    def _bounds(self, parts: Parts, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+        """Of C for ``sign`` times the directions."""
+        longest, mass, size = self.bases.geometry.longest, self.mass[base], parts.size
+        delta_w, expected = sign * parts.target, sign * _paired(parts.moved, self.mean, base).double()
+        inside = self._inside(parts, base, sign)
+        variance = size.square() * self.spread[base]
+        if parts.scattered is not None:
+            flat = (parts.scattered * 1.001 + 1e-6 * size.square()) * self.likeliest[base]
+            variance = torch.minimum(variance, flat)
+        nothing = mass <= _NOTHING
+        away = (self.mean - self.bases.geometry.centre).norm(dim=-1)[base]
+        doubt = _NOTHING * size * longest / mass.clamp_min(_NOTHING)  # of mean_T, a difference of fp32 sums
+        reach = size * (self.radius + away) + doubt
+        bennett = expected + doubt + (variance / mass.clamp_min(_NOTHING) * _phi(reach)).log1p()
+        ceiling = sign * parts.centre + size * self.radius  # of delta over T
+        above = mass.log() + torch.where(nothing, ceiling, torch.minimum(bennett, ceiling))
+        below = torch.where(nothing, 0.0, mass).log() + expected - doubt
+        slack = self._slack(parts)
+        return (
+            delta_w - torch.logaddexp(inside, above) - slack,
+            delta_w - torch.logaddexp(inside, below) + slack,
+        )
+
+    def _inside(self, parts: Parts, base: Tensor, sign: float) -> Tensor:
+        """log of the sum of p_j exp(delta_j) over the tokens that are seen."""
+        scores = parts.seen * sign
+        for rows, one in runs(base):
+            scores[rows] += self.log_p[one]
+        return log_sums(scores).double()
+
+    def _slack(self, parts: Parts) -> Tensor:
+        """What fp32 may be off."""
+        return _SLACK * (1 + parts.size * self.bases.geometry.longest)
+
+
+def _paired(
+    rows: Float[Tensor, "part axis"], table: Float[Tensor, "base axis"], base: Int[Tensor, " part"]
+) -> Float[Tensor, " part"]:
+    """The product of each row with its base's row of a table."""
+    if bool((base == base[0]).all()):
+        return rows @ table[base[0]]
+    return torch.einsum("pa,pa->p", rows, table[base])
+
+
+def _phi(reach: Tensor) -> Tensor:
+    """(e^R - 1 - R) / R^2, by its series where that cancels."""
+    series = 0.5 + reach / 6 + reach.square() / 24 + reach**3 / 100
+    return torch.where(reach < 1e-2, series, (reach.expm1() - reach) / reach.clamp_min(1e-30).square())
+
+
+# -- A stage between bounds and values: all tokens in bf16, certain up to what rounding can do -----------------
+
+_TILE = 4096  # tokens at once
+_OUTPUT = 2.0**-8  # relative: a result rounded to bf16 (2^-9), and as much again for sums in fp32
+
+
+class Screen(Seen):
+    """All bases; the tokens of `Seen` in fp32, the others in bf16, whose products cost a third of fp32's where native.
+
+    Rounding moves the logit of a token by at most ``|dv| |U_j - U_j'| + |dv - dv'| |U_j'|`` and what the result loses,
+    and ``log sum_T p_j exp(delta_j)`` by no more than the largest of these.
+    """
+
+    @classmethod
+    def over(cls, seen: Seen) -> Screen:
+        """The same tokens in fp32; how the others scatter is not asked any more."""
+        return cls(**{field.name: getattr(seen, field.name) for field in fields(seen)} | {"scatter": None})
+
+    @cached_property
+    def _others(self) -> Float[Tensor, "base vocabulary"]:
+        """Log-probabilities of the tokens that are not seen."""
+        return self.bases.log_probabilities.index_fill(1, self.tokens, NEVER)
+
+    def _bounds(self, parts: Parts, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+        delta_w = sign * parts.target
+        inside, rest = self._inside(parts, base, sign), self._rest(parts.moved, base, sign)
+        doubt, slack = self._doubt(parts), self._slack(parts)
+        return (
+            delta_w - torch.logaddexp(inside, rest + doubt) - slack,
+            delta_w - torch.logaddexp(inside, rest - doubt) + slack,
+        )
+
+    def _rest(self, moved: Tensor, base: Tensor, sign: float) -> Tensor:
+        """log sum_T p_j exp(delta_j) for ``sign`` times the directions, rounded."""
+        table, half = self.bases.geometry.rounded, moved.bfloat16()
+        sums = []
+        for start in range(0, len(table), _TILE):
+            tokens = slice(start, start + _TILE)
+            scores = (half @ table[tokens].T).float().mul_(sign)
+            for rows, one in runs(base):
+                scores[rows] += self._others[one, tokens]
+            sums.append(log_sums(scores))
+        return torch.stack(sums, -1).double().logsumexp(-1)
+
+    def _doubt(self, parts: Parts) -> Tensor:
+        """By how much rounding may move a logit."""
+        geometry = self.bases.geometry
+        lost = (parts.moved - parts.moved.bfloat16().float()).square().sum(-1).sqrt().double()
+        longest = geometry.longest + geometry.rounding
+        return parts.size * (geometry.rounding + _OUTPUT * longest) + lost * longest

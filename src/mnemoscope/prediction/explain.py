@@ -1,0 +1,428 @@
+"""Take one prediction apart: which heads, memories and biases made it, exactly, and what switched them on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from mnemoscope.arguments import check_explanation
+from mnemoscope.errors import QueryError
+from mnemoscope.model.lens import Lens
+from mnemoscope.model.model import Model
+from mnemoscope.model.state import Fingerprint
+from mnemoscope.model.stream import Stream
+from mnemoscope.prediction import ablate as ablation
+from mnemoscope.prediction.bases import Geometry
+from mnemoscope.prediction.explanation import Choice, Contrast, Explanation, foil_names
+from mnemoscope.prediction.questions import ask
+from mnemoscope.prediction.scene import Scene
+from mnemoscope.prediction.search import Found, League, search
+from mnemoscope.prediction.switched import attention_queries, chained, queries
+from mnemoscope.records import Progress
+from mnemoscope.text.spelling import vocabulary_of
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+KINDS = ("heads", "whole_heads", "sources", "neurons")
+PREDICTIONS = 10
+GRID = (8, 64)  # heads and tokens of the grid
+PROMOTED = 6  # tokens named for a neuron
+_MEASURES = ("contribution", "leave_one_out")
+_INTEGERS = ("layer", "head", "source", "neuron", "position", "token")
+
+
+def explain(
+    model: Model,
+    prompt: str,
+    target: str | None = None,
+    foils: str | Sequence[str] = (),
+    *,
+    position: int = -1,
+    target_id: int | None = None,
+    foil_ids: Sequence[int] = (),
+    lens: str = "frozen",
+    top: int = 20,
+    run: Run | None = None,
+    ablate: int = 0,
+    ablate_to: str | float = "zero",
+    report: Callable[[Progress], None] | None = None,
+) -> Explanation:
+    """Explain the prediction after one position of a prompt; see `Explanation` for what comes back.
+
+    target     the token to account for, by its text; the model's own first choice if None
+    foils      what it is compared with
+    position   the position whose prediction is explained, 0-based, negative from the end; tokens that the tokenizer
+               puts before the prompt count, those it puts after are left out
+    target_id  the token to account for by its id, and foil_ids foils, where a text is not read as it was meant
+    lens       raw | own | frozen (the statistics of the final residual, under which logits add up)
+    top        rows of each frame, for each sign and measure
+    run        a run of the same model; needed for ``ablate_to="mean"``
+    ablate     how many neurons and how many heads x sources to ablate in forward passes (A79)
+    ablate_to  what a coefficient is set to: ``zero``, ``mean`` (over the run) or a number
+
+    Raises QueryError for a question without an answer, RunMismatch for a run of another model.
+    """
+    _check(model, lens, top, run, ablate, ablate_to)
+    model.check_tokenizer()
+    say = _Steps(report or (lambda _: None), 3 + (ablate > 0))
+    with model.running(), torch.inference_mode(), _on(model.device):
+        traces = _Traces(model)
+        question = ask(
+            model, prompt, target, foils, position, traces.likelier, target_id=target_id, foil_ids=foil_ids
+        )
+        say.total += len(question.foils)
+        stream = traces.of(question.tokens)
+        words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
+        chosen = question.target or _own_choice(stream, words.pieces, question.foils)
+        reading = Lens.of(model.anatomy, lens)
+        others = tuple(foil.token for foil in question.foils)
+        scene = Scene(stream, reading, chosen.token, others, words, geometry_of(model, reading))
+        say("layers")
+        whole = _whole(scene, foil_names(question.foils))
+        say("heads and neurons")
+        leagues = [League(scene.groups(kind), _top_of(kind, top)) for kind in KINDS]
+        found = dict(zip(KINDS, search(scene.bases, leagues, final=scene.final), strict=True))
+        frames = {kind: _rows(scene, kind, found[kind]) for kind in KINDS}
+        frames["neurons"], frames["heads"] = chained(scene, frames["neurons"], frames["heads"])
+        contrasts = []
+        for number, foil in enumerate(question.foils):
+            say("contrast")
+            contrasts.append(_contrast(scene, number, foil, top))
+        say("upstream contributions")
+        switched = queries(scene, frames["neurons"]), attention_queries(scene)
+        extra = frames | _details(scene, frames) | whole
+        tried = ablation.NOTHING
+        if ablate:
+            say("ablations")
+            tried = ablation.top(model, stream, chosen.token, extra, words, ablate, ablate_to, run)
+        return Explanation(
+            model=model.id,
+            family=model.anatomy.family,
+            dtype=model.dtype,
+            lens=lens,
+            prompt=prompt,
+            position=question.position,
+            unread=question.unread,
+            target=chosen,
+            foils=question.foils,
+            top=top,
+            layer_count=scene.layers,
+            parallel=model.anatomy.parallel,
+            start=-math.log(model.anatomy.vocabulary),
+            **extra,
+            queries=switched[0],
+            attention_queries=switched[1],
+            predictions=_predictions(scene),
+            ablations=tried,
+            contrasts=tuple(contrasts),
+            run=None if run is None else str(run.path),
+            evaluations={kind: one.full for kind, one in found.items()}
+            | {f"{kind}_of": one.of for kind, one in found.items()},
+            notes=question.notes + _notes(model, lens),
+        )
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """New tensors are made where the model is; on the CPU they are anyway, and asking costs at every call."""
+    return nullcontext() if device.type == "cpu" else device
+
+
+_GEOMETRIES: WeakKeyDictionary[Model, tuple[Fingerprint, Geometry]] = WeakKeyDictionary()
+
+
+def geometry_of(model: Model, lens: Lens) -> Geometry:
+    """Of the unembedding, made once for a model and again when it was changed."""
+    if model not in _GEOMETRIES or _GEOMETRIES[model][0] != model.seen:
+        _GEOMETRIES[model] = (model.seen, Geometry(lens.unembedding))
+    return _GEOMETRIES[model][1]
+
+
+def _top_of(kind: str, top: int) -> int:
+    """Whole heads and sources are sums of what `heads` lists, and few: fewer rows say it."""
+    return top if kind in ("heads", "neurons") else max(1, top // 4)
+
+
+class _Steps:
+    """Counts what is done and tells the callback."""
+
+    def __init__(self, report: Callable[[Progress], None], total: int) -> None:
+        self.report, self.total, self.done = report, total, 0
+
+    def __call__(self, stage: str) -> None:
+        self.report(Progress(stage, self.done, self.total, "steps"))
+        self.done += 1
+
+
+class _Traces:
+    """Forward passes of one call, each sequence once."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.seen: dict[tuple[int, ...], Stream] = {}
+
+    def of(self, tokens: tuple[int, ...]) -> Stream:
+        if tokens not in self.seen:
+            self.seen[tokens] = self.model.traced(torch.tensor([tokens], device=self.model.device))
+        return self.seen[tokens]
+
+    def likelier(self, tokens: tuple[int, ...], ways: list[tuple[int, ...]]) -> int:
+        scores = self.of(tokens).logits[-1]
+        return max(range(len(ways)), key=lambda index: float(scores[ways[index][0]]))
+
+
+def _check(model: Model, lens: str, top: int, run: Run | None, ablate: int, ablate_to: str | float) -> None:
+    check_explanation(lens, top, ablate, ablate_to, has_run=run is not None)
+    if run is not None:
+        model.check_built(run, "explaining with the run")
+
+
+def _own_choice(stream: Stream, pieces: Callable[..., list[str]], foils: Sequence[Choice]) -> Choice:
+    token = int(stream.logits[-1].argmax())
+    piece = "".join(pieces([token]))
+    if any(foil.token == token for foil in foils):
+        raise QueryError(
+            f"explaining a prediction: the foil {piece!r} begins with the model's own prediction, which is the "
+            "target when none is given; give another foil, or a target"
+        )
+    return Choice(None, token, piece, (token,), "the model's own first choice")
+
+
+def _notes(model: Model, lens: str) -> tuple[str, ...]:
+    notes = []
+    if model.anatomy.parallel:
+        notes.append(
+            "attention and feed-forward layers run in parallel: Lres is Lin plus the attention output"
+        )
+    if model.anatomy.softcap is not None:
+        notes.append(
+            "the logits are soft-capped: logits of parts are before the cap and add up, probabilities are after"
+        )
+    if lens == "raw":
+        notes.append("under the raw lens the end of the stream is not what the model predicts")
+    return tuple(notes)
+
+
+def _frame(columns: dict[str, Sequence[object]]) -> pl.DataFrame:
+    """Whole numbers as Int32, texts as text, lists of texts as they are, everything else as Float64."""
+    kinds: dict[str, pl.DataType | type[pl.DataType]] = dict.fromkeys(_INTEGERS, pl.Int32)
+    kinds |= {"point": pl.String, "part": pl.String, "piece": pl.String, "source_token": pl.String}
+    kinds |= {"rank": pl.Int64, "promotes": pl.List(pl.String), "suppresses": pl.List(pl.String)}
+    return pl.DataFrame(
+        [pl.Series(name, list(values), kinds.get(name, pl.Float64)) for name, values in columns.items()]
+    )
+
+
+def _predictions(scene: Scene) -> pl.DataFrame:
+    logits = scene.stream.logits[-1].double()
+    scores = logits.log_softmax(-1)
+    best = logits.topk(min(PREDICTIONS, len(logits))).indices
+    return _frame(
+        {
+            "token": best.tolist(),
+            "piece": [scene.words.pieces([token])[0] for token in best.tolist()],
+            "logit": logits[best].tolist(),
+            "log_probability": scores[best].tolist(),
+            "probability": scores[best].exp().tolist(),
+        }
+    )
+
+
+def _whole(scene: Scene, foils: Sequence[str]) -> dict[str, pl.DataFrame]:
+    """The stream, what each layer added, and what neither heads nor neurons wrote."""
+    bases, layers, end = scene.bases, scene.layers, scene.final + 1
+    raw = scene.lens.cap(bases.raw_logits[:end])
+    log_p = bases.log_probabilities[:end, scene.target].double()
+    stream = _frame(
+        {
+            "point": ["Lin0", *(f"{name}{layer}" for layer in range(layers) for name in ("Lres", "Lout"))],
+            "layer": [0, *(layer for layer in range(layers) for _ in range(2))],
+            "log_probability": log_p.tolist(),
+            "probability": log_p.exp().tolist(),
+            "rank": (raw > raw[:, scene.target, None]).sum(-1).tolist(),
+            "logit": raw[:, scene.target].tolist(),
+            **{f"logit_{name}": raw[:, foil].tolist() for name, foil in zip(foils, scene.foils, strict=True)},
+        }
+    )
+    table = _frame(
+        {
+            "layer": [layer for layer in range(layers) for _ in range(2)],
+            "part": ["attention", "ffn"] * layers,
+            "contribution": log_p.diff().tolist(),
+            "leave_one_out": scene.left(scene.updates).tolist(),
+            "logit": scene.logit(scene.updates).tolist(),
+        }
+    )
+    return {"stream": stream, "layers": table, "others": _others(scene)}
+
+
+def _biases(scene: Scene) -> tuple[list[tuple[str, int | None]], Tensor, Tensor]:
+    """The embedding and all biases that are not zero: their names, vectors, and the rows they are added to."""
+    names: list[tuple[str, int | None]] = [("embedding", None)]
+    vectors, base = [scene.points[0]], [scene.nothing]
+    for layer in range(scene.layers):
+        for offset, (name, made) in enumerate(
+            (("attention", scene.stream.attention_bias), ("ffn", scene.stream.ffn_bias))
+        ):
+            vector = made(layer, scene.position)
+            if bool(vector.any()):
+                names.append((f"{name} bias", layer))
+                vectors.append(vector)
+                base.append(2 * layer + offset)
+    return names, torch.stack(vectors), torch.tensor(base)
+
+
+def _others(scene: Scene) -> pl.DataFrame:
+    names, vectors, base = _biases(scene)
+    values, logits = scene.measured(vectors, base), scene.logit(vectors)
+    rows: list[tuple[str, int | None, float, float | None, float]] = []
+    nothing = scene.bases.raw_logits[scene.nothing]
+    if bool((nothing != nothing[0]).any()):
+        alone = float(scene.bases.log_probabilities[scene.nothing, scene.target])
+        rows.append(("head bias", None, alone + math.log(len(nothing)), None, float(nothing[scene.target])))
+    for (part, layer), (added, left), logit in zip(names, values.tolist(), logits.tolist(), strict=True):
+        rows.append((part, layer, added, left, logit))
+    return _frame(dict(zip(("part", "layer", *_MEASURES, "logit"), zip(*rows, strict=True), strict=True)))
+
+
+def _rows(scene: Scene, kind: str, found: Found) -> pl.DataFrame:
+    """The frame of one kind of part, sorted by leave-one-out."""
+    columns: dict[str, Sequence[object]] = _address(scene, kind, found.group, found.index)
+    vectors = torch.cat(_vectors(scene, kind, found.group, found.index))
+    columns |= {name: found.values[:, number].tolist() for number, name in enumerate(_MEASURES)}
+    columns["logit"] = scene.logit(vectors).tolist()
+    if kind == "neurons":
+        columns |= _read(scene, vectors)
+    return _frame(columns).sort("leave_one_out", descending=True, maintain_order=True)
+
+
+def _vectors(scene: Scene, kind: str, group: Tensor, index: Tensor) -> list[Tensor]:
+    groups = scene.groups(kind)
+    return [groups[int(row)].vectors(index[group == row]) for row in group.unique()]
+
+
+def _read(scene: Scene, vectors: Tensor) -> dict[str, Sequence[object]]:
+    up, down = scene.promoted(vectors, PROMOTED)
+    return {"promotes": up, "suppresses": down}
+
+
+def _address(scene: Scene, kind: str, group: Tensor, index: Tensor) -> dict[str, Sequence[object]]:
+    """Where parts are: the columns that name them."""
+    layer, place, count = group.tolist(), index.tolist(), scene.position + 1
+    traced, at = scene.stream.layers, scene.position
+    if kind == "neurons":
+        coefficients = [float(traced[a].coefficients[at, b]) for a, b in zip(layer, place, strict=True)]
+        return {"layer": layer, "neuron": place, "coefficient": coefficients}
+    if kind == "whole_heads":
+        return {"layer": layer, "head": place}
+    source = [one % count for one in place]
+    named = {"source": source, "source_token": [_pieces(scene)[one] for one in source]}
+    if kind == "sources":
+        return {"layer": layer, **named}
+    head = [one // count for one in place]
+    weights = [float(traced[a].alpha[h, at, s]) for a, h, s in zip(layer, head, source, strict=True)]
+    return {"layer": layer, "head": head, **named, "weight": weights}
+
+
+def _pieces(scene: Scene) -> list[str]:
+    return scene.words.pieces(scene.stream.tokens.tolist())
+
+
+def _details(scene: Scene, frames: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """The grid of heads x tokens, and what all attention together brought from each token."""
+    heads = (
+        pl.concat(
+            [frames[kind].select("layer", "head", "leave_one_out") for kind in ("heads", "whole_heads")]
+        )
+        .group_by("layer", "head", maintain_order=True)
+        .agg(pl.col("leave_one_out").abs().max())
+        .sort("leave_one_out", descending=True, maintain_order=True)
+        .head(GRID[0])
+        .sort("layer", "head")
+    )
+    total = torch.stack([scene.attention(layer).sum(0) for layer in range(scene.layers)]).sum(0)
+    left = scene.left(total)
+    sources = left.abs().topk(min(GRID[1], len(left))).indices.sort().values
+    pairs = [(layer, head) for layer, head in heads.select("layer", "head").iter_rows()]
+    vectors = torch.cat([scene.attention(layer)[head][sources] for layer, head in pairs])
+    base = torch.tensor([2 * layer for layer, _ in pairs]).repeat_interleave(len(sources))
+    values = scene.measured(vectors, base)
+    pieces, source = _pieces(scene), sources.tolist() * len(pairs)
+    grid = _frame(
+        {
+            "layer": [layer for layer, _ in pairs for _ in sources],
+            "head": [head for _, head in pairs for _ in sources],
+            "source": source,
+            "source_token": [pieces[one] for one in source],
+            **{name: values[:, number].tolist() for number, name in enumerate(_MEASURES)},
+        }
+    )
+    tokens = _frame(
+        {
+            "position": range(len(pieces)),
+            "token": scene.stream.tokens.tolist(),
+            "piece": pieces,
+            "leave_one_out": left.tolist(),
+            "logit": scene.logit(total).tolist(),
+        }
+    )
+    return {"grid": grid, "tokens": tokens}
+
+
+def _contrast(scene: Scene, number: int, foil: Choice, top: int) -> Contrast:
+    """What separates the target from one foil; only two logits are needed, so every part is measured."""
+    odds = scene.point_odds[:, number]
+    one = Scene(scene.stream, scene.lens, scene.target, (foil.token,), scene.words)
+    one.__dict__.update(bases=scene.bases, _attention=scene._attention)
+
+    def measured(vectors: Tensor, base: Tensor) -> Tensor:
+        return one.odds(vectors, base)[..., 0]
+
+    def columns(values: Tensor) -> dict[str, Sequence[object]]:
+        return {name: values[:, place].tolist() for place, name in enumerate(_MEASURES)}
+
+    steps = measured(scene.updates, torch.arange(2 * scene.layers))
+    steps[:, 0] = odds.diff()
+    names, vectors, base = _biases(scene)
+    frames = {}
+    sources = torch.zeros(scene.position + 1, 2, dtype=torch.float64)
+    for kind in ("heads", "neurons"):
+        groups = scene.groups(kind)
+        values = torch.stack([measured(g.vectors(None), torch.full((g.size,), g.base)) for g in groups])
+        if kind == "heads":
+            sources = values.unflatten(1, (-1, scene.position + 1)).sum((0, 1))
+        flat = values.flatten(0, 1)
+        rows = torch.cat(
+            [flat[:, place].argsort(descending=side) for place in (0, 1) for side in (True, False)]
+        )
+        places = torch.cat([part[:top] for part in rows.split(len(flat))]).unique()
+        group, index = places // values.shape[1], places % values.shape[1]
+        table = _address(scene, kind, group, index) | columns(flat[places])
+        if kind == "neurons":
+            table |= _read(scene, torch.cat(_vectors(scene, kind, group, index)))
+        frames[kind] = _frame(table).sort("leave_one_out", descending=True, maintain_order=True)
+    layers = [layer for layer in range(scene.layers) for _ in range(2)]
+    return Contrast(
+        foil,
+        float(scene.bases.log_probabilities[scene.final, foil.token].exp()),
+        float(odds[0]),
+        float(odds[-1]),
+        _frame({"layer": layers, "part": ["attention", "ffn"] * scene.layers, **columns(steps)}),
+        _frame(
+            {
+                "part": [name for name, _ in names],
+                "layer": [layer for _, layer in names],
+                **columns(measured(vectors, base)),
+            }
+        ),
+        frames["heads"],
+        _frame({"source": range(len(sources)), "source_token": _pieces(scene), **columns(sources)}),
+        frames["neurons"],
+    )

@@ -1,0 +1,171 @@
+"""One traced prediction, ready for questions: its residuals under a lens, and its parts in groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemoscope.model.lens import Lens
+from mnemoscope.model.stream import Stream
+from mnemoscope.prediction.bases import Bases, Geometry, Measure, linear_directions, raw_logits
+from mnemoscope.prediction.search import Group
+from mnemoscope.text.vocabulary import Vocabulary
+
+_KEPT = 256 << 20  # bytes of attention parts that are kept instead of made again
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """The prediction after the last token of a traced sequence.
+
+    Rows of `bases`: the 2L+1 points of the stream, then no vector at all (`nothing`).
+    """
+
+    stream: Stream
+    lens: Lens
+    target: int
+    foils: tuple[int, ...]
+    words: Vocabulary
+    known: Geometry | None = None
+
+    @cached_property
+    def position(self) -> int:
+        """The last one."""
+        return len(self.stream.tokens) - 1
+
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        return self.stream.anatomy.n_layers
+
+    @property
+    def final(self) -> int:
+        """The row of the final residual."""
+        return 2 * self.layers
+
+    @property
+    def nothing(self) -> int:
+        """The row of no vector: what the biases of the final norm and the unembedding say alone."""
+        return 2 * self.layers + 1
+
+    @cached_property
+    def points(self) -> Float[Tensor, "point width"]:
+        """Lin0, Lres0, Lout0, ... (A30)."""
+        return self.stream.points(self.position)
+
+    @cached_property
+    def updates(self) -> Float[Tensor, "update width"]:
+        """What attention 0, FFN 0, attention 1, ... added: row i is added to point i."""
+        return self.points.diff(dim=0)
+
+    @cached_property
+    def scale(self) -> Float[Tensor, " 1"]:
+        """The frozen statistic of the final residual."""
+        return self.lens.scale(self.points[-1])
+
+    @cached_property
+    def bases(self) -> Bases:
+        """Everything that vectors are added to or taken from."""
+        rows = torch.cat([self.points, self.points[:1] * 0])
+        return Bases(self.lens, self.target, rows, self.scale, self.known)
+
+    def attention(self, layer: int) -> Float[Tensor, "head source width"]:
+        """Every head x source of a layer; kept when all of them are small."""
+        if layer in self._attention:
+            return self._attention[layer]
+        parts = self.stream.attention_parts(layer, self.position)
+        if parts.numel() * 4 * self.layers <= _KEPT:
+            self._attention[layer] = parts
+        return parts
+
+    @cached_property
+    def _attention(self) -> dict[int, Tensor]:
+        return {}
+
+    def groups(self, kind: str) -> list[Group]:
+        """One group per layer of ``heads`` (x sources), ``whole_heads``, ``sources`` or ``neurons``."""
+        sizes = {
+            "heads": self.stream.anatomy.n_heads * (self.position + 1),
+            "whole_heads": self.stream.anatomy.n_heads,
+            "sources": self.position + 1,
+            "neurons": self.stream.anatomy.n_neurons,
+        }
+        base = 1 if kind == "neurons" else 0
+        return [
+            Group(sizes[kind], 2 * layer + base, _Made(self, kind, layer)) for layer in range(self.layers)
+        ]
+
+    def measured(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
+    ) -> Float[Tensor, "part measure"]:
+        """Contribution and leave-one-out of a few vectors, exactly."""
+        final = torch.full_like(base, self.final)
+        return self.bases.measured(vectors, [Measure(base, False), Measure(final, True)])
+
+    def left(self, vectors: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
+        """Leave-one-out alone, exactly."""
+        final = torch.full((len(vectors),), self.final)
+        return self.bases.measured(vectors, [Measure(final, True)])[:, 0]
+
+    def logit(self, vectors: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
+        """What the lens reads for the target in the vectors alone, before a soft cap."""
+        row = self.lens.unembedding[self.target]
+        read = linear_directions(self.lens, vectors, self.scale) @ row
+        if self.lens.name == "own" and self.lens.bias is not None:
+            read = read + self.lens.bias[self.target]
+        return (read * self.lens.multiplier).double()
+
+    def odds(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
+    ) -> Float[Tensor, "part measure foil"]:
+        """What each vector does to log p(target) - log p(foil): added to its base, and left out of the end."""
+        tokens = torch.tensor([self.target, *self.foils])
+        added = self.bases.odds(vectors, base, tokens)
+        linear = self.bases.linear and self.lens.softcap is None
+        final = torch.full_like(base, self.final)
+        left = added if linear else -self.bases.odds(-vectors, final, tokens)
+        both = torch.stack([added, left], 1)
+        return both[..., :1] - both[..., 1:]
+
+    @cached_property
+    def point_odds(self) -> Float[Tensor, "point foil"]:
+        """log p(target) - log p(foil) at every point of the stream."""
+        scores = self.bases.log_probabilities[: self.final + 1].double()
+        return scores[:, self.target, None] - scores[:, list(self.foils)]
+
+    def promoted(
+        self, vectors: Float[Tensor, "part width"], count: int
+    ) -> tuple[list[list[str]], list[list[str]]]:
+        """The tokens that vectors raise most and lower most, under the own lens (as `values` of a run)."""
+        lens = Lens.of(self.stream.anatomy, "own")
+        up: list[list[str]] = []
+        down: list[list[str]] = []
+        for some in vectors.split(64):
+            scores = raw_logits(lens, some, None)
+            for side, largest in ((up, True), (down, False)):
+                tokens = scores.topk(min(count, scores.shape[1]), largest=largest).indices
+                side += [["".join(self.words.pieces([token])) for token in row] for row in tokens.tolist()]
+        return up, down
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Makes the vectors of one group."""
+
+    scene: Scene
+    kind: str
+    layer: int
+
+    def __call__(self, index: Tensor | None) -> Tensor:
+        scene = self.scene
+        if self.kind == "neurons":
+            return scene.stream.neuron_parts(self.layer, scene.position, index)
+        parts = scene.attention(self.layer)
+        parts = {"heads": parts.flatten(0, 1), "whole_heads": parts, "sources": parts}[self.kind]
+        if self.kind != "heads":
+            parts = parts.sum(1 if self.kind == "whole_heads" else 0)
+        return parts if index is None else parts[index]

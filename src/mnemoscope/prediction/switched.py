@@ -1,0 +1,192 @@
+"""What switched on the neurons that matter, and where the best attention sub-value got what it carries."""
+
+from __future__ import annotations
+
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mnemoscope.prediction.bases import Bases
+from mnemoscope.prediction.scene import Scene
+from mnemoscope.prediction.switching import Linear, Switches, adjoint, chain, neuron_shares, origins, switches
+
+NEURONS = (6, 2)  # explained: the largest |leave_one_out|, and the largest |contribution| besides
+ROWS = 12  # queries named for each neuron
+
+_SCHEMA = {
+    "layer": pl.Int32,
+    "neuron": pl.Int32,
+    "kind": pl.String,
+    "query_layer": pl.Int32,
+    "query_unit": pl.Int32,
+    "source": pl.Int32,
+    "source_token": pl.String,
+    "share": pl.Float64,
+    "gate": pl.Float64,
+    "up": pl.Float64,
+    "inner": pl.Float64,
+    "score": pl.Float64,
+    "contribution": pl.Float64,
+}
+
+
+def queries(scene: Scene, neurons: pl.DataFrame, most: tuple[int, int] = NEURONS) -> pl.DataFrame:
+    """The frame `queries` of an `Explanation`, for so many neurons by each measure."""
+    stream, at = scene.stream, scene.position
+    chosen = list(_important(neurons, most).iter_rows())
+    found = [switches(stream, layer, at, torch.tensor([neuron])) for layer, neuron, _ in chosen]
+    rows: list[tuple[object, ...]] = []
+    if chosen:
+        keys = torch.cat([one.share.key for one in found])
+        # One pass over the values of the model for all of them.
+        below = [
+            neuron_shares(stream, layer, at, keys) for layer in range(max(layer for layer, *_ in chosen))
+        ]
+        for column, (one, (*_, contribution)) in enumerate(zip(found, chosen, strict=True)):
+            rows += _queries_of(scene, one, [shares[:, column] for shares in below], contribution)
+    return pl.DataFrame(rows, _SCHEMA, orient="row")
+
+
+def _important(neurons: pl.DataFrame, most: tuple[int, int]) -> pl.DataFrame:
+    chosen = [
+        neurons.sort(pl.col(name).abs(), descending=True, maintain_order=True).head(count)
+        for name, count in zip(("leave_one_out", "contribution"), most, strict=True)
+    ]
+    rows = pl.concat(chosen).filter(pl.col("coefficient") != 0)  # what is off was not switched on
+    return rows.select("layer", "neuron", "contribution").unique(maintain_order=True)
+
+
+def _queries_of(
+    scene: Scene, found: Switches, below: list[Float[Tensor, " neuron"]], contribution: float
+) -> list[tuple[object, ...]]:
+    """Rows of one neuron: the largest shares, its key's bias, and what is left."""
+    stream, at, count = scene.stream, scene.position, scene.position + 1
+    pieces = scene.words.pieces(stream.tokens.tolist())
+    kinds, shares = _all_shares(scene, found, below)
+    largest = shares.abs().topk(min(ROWS, len(shares))).indices.tolist()
+    rows, shown = [], float(found.share.bias[0])
+    coefficient, sums = float(found.coefficient[0]), torch.zeros(3, dtype=torch.float64)
+
+    def row(
+        place: tuple[object, ...], share: float, gate: float, up: float, inner: float
+    ) -> tuple[object, ...]:
+        part = contribution * share / coefficient if coefficient else 0.0
+        branches = (gate, up if found.up is not None else None)
+        return found.layer, int(found.neurons[0]), *place, share, *branches, inner, inner * contribution, part
+
+    for place in (one for one in largest if shares[one] != 0):
+        start, kind, layer = next(one for one in reversed(kinds) if one[0] <= place)
+        unit = place - start
+        if kind == "head":
+            vector = scene.attention(layer).flatten(0, 1)[unit]
+            named: tuple[object, ...] = (kind, layer, unit // count, unit % count, pieces[unit % count])
+        else:
+            vector = _vector(scene, kind, layer, unit)
+            where = None if kind == "embedding" else layer
+            named = (kind, where, unit if kind == "neuron" else None, None, None)
+        values = _branches(found, vector)
+        sums += values
+        shown += float(shares[place])
+        rows.append(row(named, float(shares[place]), *values.tolist()))
+    none = (None, None, None, None)
+    bias = torch.tensor([_bias(found.gate), _bias(found.up), _bias(found.inner)], dtype=torch.float64)
+    if bool(bias.any()):
+        rows.append(row(("key bias", *none), float(found.share.bias[0]), *bias.tolist()))
+    gate = scene.stream.layers[found.layer].gate[at, found.neurons[0]]
+    whole = torch.tensor([coefficient, coefficient, float(gate)], dtype=torch.float64)
+    rows.append(row(("remainder", *none), coefficient - shown, *(whole - sums - bias).tolist()))
+    return rows
+
+
+def _bias(linear: Linear | None) -> float:
+    return 0.0 if linear is None else float(linear.bias[0])
+
+
+def _branches(found: Switches, vector: Tensor) -> Tensor:
+    """The vector's share by the gate alone, by the other branch alone, and its inner product with the key."""
+    values = [
+        0.0 if one is None else float(one.of(vector[None])) for one in (found.gate, found.up, found.inner)
+    ]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _vector(scene: Scene, kind: str, layer: int, unit: int) -> Float[Tensor, " width"]:
+    stream, at = scene.stream, scene.position
+    if kind == "embedding":
+        return scene.points[0]
+    if kind == "neuron":
+        return stream.neuron_parts(layer, at, torch.tensor([unit]))[0]
+    return stream.attention_bias(layer, at) if kind == "attention bias" else stream.ffn_bias(layer, at)
+
+
+def _all_shares(
+    scene: Scene, found: Switches, below: list[Float[Tensor, " neuron"]]
+) -> tuple[list[tuple[int, str, int]], Float[Tensor, " query"]]:
+    """Every vector below a neuron and its share; ``kinds`` says where each kind and layer begins."""
+    stream, at = scene.stream, scene.position
+    kinds, parts, size = [(0, "embedding", 0)], [found.share.of(scene.points[:1])[:, 0]], 1
+
+    def add(kind: str, layer: int, shares: Tensor) -> None:
+        nonlocal size
+        kinds.append((size, kind, layer))
+        parts.append(shares)
+        size += len(shares)
+
+    # In parallel blocks the FFN does not read the attention beside it (G5).
+    for layer in range(found.layer + (not stream.anatomy.parallel)):
+        add("head", layer, found.share.of(scene.attention(layer).flatten(0, 1))[:, 0])
+        add("attention bias", layer, found.share.of(stream.attention_bias(layer, at)[None])[:, 0])
+        if layer < found.layer:
+            add("neuron", layer, below[layer])
+            add("ffn bias", layer, found.share.of(stream.ffn_bias(layer, at)[None])[:, 0])
+    return kinds, torch.cat(parts)
+
+
+def chained(scene: Scene, neurons: pl.DataFrame, heads: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Both frames with their column ``chain``: A63 over the shown neurons, with leave-one-out as C."""
+    anatomy = scene.stream.anatomy
+    own = torch.zeros(anatomy.n_layers, anatomy.n_neurons)
+    for layer, neuron, left in neurons.select("layer", "neuron", "leave_one_out").iter_rows():
+        own[layer, neuron] = left
+    found = chain(scene.stream, scene.position, own)
+    totals = [
+        float(found.total[layer, neuron]) for layer, neuron in neurons.select("layer", "neuron").iter_rows()
+    ]
+    earned = []
+    for layer, head, source, left in heads.select("layer", "head", "source", "leave_one_out").iter_rows():
+        pull = found.pull[layer + anatomy.parallel]
+        earned.append(left + float(scene.attention(layer)[head, source] @ pull))
+    place = neurons.columns.index("promotes")
+    return (
+        neurons.insert_column(place, pl.Series("chain", totals, pl.Float64)),
+        heads.with_columns(pl.Series("chain", earned, pl.Float64)),
+    )
+
+
+def score_row(scene: Scene) -> Float[Tensor, " width"]:
+    """What a vector is multiplied with to score it for the target: its logit minus the first foil's.
+
+    Without a foil, minus the expected logit: the gradient of log p(target). With the statistic of the final residual
+    under own and frozen.
+    """
+    bases: Bases = scene.bases
+    rows = scene.lens.unembedding
+    other = rows[scene.foils[0]] if scene.foils else bases.mean[scene.final]
+    row = (rows[scene.target] - other)[None] * scene.lens.multiplier
+    if scene.lens.name != "raw" and scene.lens.norm is not None:
+        row = adjoint(scene.lens.norm, scene.scale, row)
+    return row[0]
+
+
+def attention_queries(scene: Scene) -> pl.DataFrame:
+    """The frame `attention_queries`: the sub-value with the highest score, and where it got that (A52-A54)."""
+    row = score_row(scene)
+    scores = torch.stack([scene.attention(layer).sum(0) @ row for layer in range(scene.layers)])
+    layer, source = divmod(int(scores.argmax()), scores.shape[1])
+    found = origins(scene.stream, layer, scene.position, source, lambda vector: float(vector @ row))
+    piece = scene.words.pieces(scene.stream.tokens.tolist())[source]
+    rows = [(layer, source, piece, one.point, one.recomputed, one.fixed) for one in found]
+    names = ["layer", "source", "source_token", "point", "recomputed", "fixed"]
+    kinds = [pl.Int32, pl.Int32, pl.String, pl.String, pl.Float64, pl.Float64]
+    return pl.DataFrame(rows, dict(zip(names, kinds, strict=True)), orient="row")

@@ -1,0 +1,235 @@
+"""Who switched a memory on: coefficients and attention sub-values shared among the vectors that came before.
+
+A neuron reads ``g = norm(x) . k + b`` with ``norm(x) = w * (x - [mean]) * s + c``. With the statistic ``s`` frozen at
+what it was, ``g = x . K + B`` for the norm-folded key ``K = s [centre] (w * k)`` and ``B = c . k + b`` (Yu et al. 2023,
+Eq. 22-23, A42; "variance" there is the standard deviation, and ours includes it in K, so that inner products are in
+units of the pre-activation). As x is the sum of everything written before, so is g.
+
+The activation is ``act(g) = g r(g)`` (SiLU: r is the sigmoid, GELU: the normal CDF, ReLU: a step). With r frozen a
+plain coefficient is linear in x, and a gated one, ``m = act(g) u``, is a product of two linear terms; its Shapley value
+is
+
+    m_q = (act(g) u_q + r(g) g_q u) / 2,   adding up to m over all q and the bias         (B.5)
+
+so that in either case ``m_q = q . key + bias``: one vector per neuron (`Switches.key`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemoscope.model.parts import Norm
+from mnemoscope.model.stream import Stream
+
+_TINY = 1e-4  # a pre-activation closer to 0 than this takes r(g) from here
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """Something linear in the residual: ``q . key`` for each vector q written before, and a bias; fp32."""
+
+    key: Float[Tensor, "neuron width"]
+    bias: Float[Tensor, " neuron"]
+
+    def of(self, queries: Float[Tensor, "query width"]) -> Float[Tensor, "query neuron"]:
+        """The share of each query in each neuron."""
+        return queries.float() @ self.key.T
+
+
+@dataclass(frozen=True, eq=False)
+class Switches:
+    """Neurons of one layer at one position, ready to be shared among what came before.
+
+    share  the coefficient by B.5: all queries and the bias add up to it
+    gate   all credit to the gate branch, `up` all to the other (None if plain): each adds up to it as well
+    inner  the pre-activation of the gate (the only one, if plain): inner products with the norm-folded key
+    """
+
+    layer: int
+    neurons: Int[Tensor, " neuron"]
+    coefficient: Float[Tensor, " neuron"]
+    share: Linear
+    gate: Linear
+    up: Linear | None
+    inner: Linear
+
+
+def switches(
+    stream: Stream, layer: int, position: int, neurons: Int[Tensor, " neuron"] | None = None
+) -> Switches:
+    """The linear form of some neurons (all by default) of a layer at a position."""
+    part, traced = stream.anatomy.layers[layer], stream.layers[layer]
+    if neurons is None:
+        neurons = torch.arange(stream.anatomy.n_neurons)
+    residual = (traced.lin if stream.anatomy.parallel else traced.lres)[position].float()
+    inner = folded(part.ffn_norm, residual, part.keys()[neurons], _some(part.key_bias(), neurons))
+    g = traced.gate[position][neurons].float()
+    act, rate = _activation(stream, g)
+    coefficient = traced.coefficients[position][neurons].float()
+    if traced.up is None:
+        share = _scaled(inner, rate)
+        return Switches(layer, neurons, coefficient, share, share, None, inner)
+    ups = part.ups()
+    assert ups is not None, f"layer {layer} has an up projection in its trace and none in its anatomy"
+    second = folded(part.ffn_norm, residual, ups[neurons], _some(part.up_bias(), neurons))
+    gate = _scaled(inner, rate * traced.up[position][neurons].float())
+    up = _scaled(second, act)
+    share = Linear((gate.key + up.key) / 2, (gate.bias + up.bias) / 2)
+    return Switches(layer, neurons, coefficient, share, gate, up, inner)
+
+
+def folded(
+    norm: Norm | None,
+    residual: Float[Tensor, " width"],
+    rows: Float[Tensor, "neuron width"],
+    bias: Float[Tensor, " neuron"] | None,
+) -> Linear:
+    """The norm-folded keys K and biases B of A42, with the norm's statistic frozen at a residual."""
+    rows = rows.detach().float()
+    constant = torch.zeros(len(rows)) if bias is None else bias.float()
+    if norm is None:
+        return Linear(rows, constant)
+    if norm.bias is not None:
+        constant = constant + rows @ norm.bias.float()
+    return Linear(adjoint(norm, norm.scale(residual), rows), constant)
+
+
+def adjoint(
+    norm: Norm, scale: Float[Tensor, " 1"], rows: Float[Tensor, "row width"]
+) -> Float[Tensor, "row width"]:
+    """The rows that give for v what ``rows`` give for ``norm.linear(v, scale)``."""
+    rows = rows if norm.weight is None else rows * norm.weight.float()
+    if norm.kind == "layer":
+        rows = rows - rows.mean(-1, keepdim=True)
+    return rows * scale
+
+
+def _scaled(linear: Linear, factor: Float[Tensor, " neuron"]) -> Linear:
+    return Linear(linear.key * factor[:, None], linear.bias * factor)
+
+
+def _some(bias: Tensor | None, neurons: Tensor) -> Tensor | None:
+    return None if bias is None else bias[neurons]
+
+
+def _activation(stream: Stream, g: Tensor) -> tuple[Tensor, Tensor]:
+    """act(g) and r(g) = act(g) / g."""
+    with torch.no_grad():
+        away = torch.where(g.abs() < _TINY, torch.full_like(g, _TINY).copysign(g), g)
+        return stream.anatomy.act(g), stream.anatomy.act(away) / away
+
+
+def neuron_shares(
+    stream: Stream, layer: int, position: int, keys: Float[Tensor, "key width"]
+) -> Float[Tensor, "neuron key"]:
+    """What each neuron of a layer brings to some keys above it, without making the vectors it writes."""
+    part, traced = stream.anatomy.layers[layer], stream.layers[layer]
+    norm = part.post_ffn_norm
+    if norm is not None:
+        keys = adjoint(norm, norm.scale(traced.ffn_output[position].float()), keys)
+    read = part.values().float() @ (keys.T * stream.anatomy.residual_multiplier)
+    return read * traced.coefficients[position].float()[:, None]
+
+
+def layer_queries(stream: Stream, layer: int, position: int) -> Float[Tensor, "query width"]:
+    """Lin0, ATTN0, FFN0, ATTN1, ... as the FFN of ``layer`` sees them: Eq. 21; biases are inside (A49).
+
+    2 layer + 2 vectors; 2 layer + 1 in parallel blocks, whose FFN does not read the attention beside it (G5).
+    """
+    points = stream.points(position)[: 2 * layer + (1 if stream.anatomy.parallel else 2)]
+    return torch.cat([points[:1], points.diff(dim=0)])
+
+
+def cross_layer(
+    found: Switches, queries: Float[Tensor, "query width"], contributions: Float[Tensor, " neuron"] | None
+) -> Float[Tensor, " query"]:
+    """Cr of each query vector on one FFN layer: Eq. 24, or with the neurons' contributions Eq. 25 (A58).
+
+    The inner product is that with the linear key of `Switches.share`: for an active ReLU neuron it is the paper's, up
+    to the standard deviation; for a gated one it takes both branches. Choose neurons (helpful, unhelpful, top 10)
+    when calling `switches`.
+    """
+    inner = found.share.of(queries)
+    return inner.sum(-1) if contributions is None else inner @ contributions.float()
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """The recursive score of every neuron, and what any other vector earns by switching neurons on (A63).
+
+    total  C(a) + sum_b share(a -> b) total(b), b running over the neurons above a
+    pull   row l: what a vector is multiplied with that is seen by the FFNs of layers l and above; row L is zero
+    """
+
+    total: Float[Tensor, "layer neuron"]
+    pull: Float[Tensor, "layer_plus_one width"]
+
+
+def chain(stream: Stream, position: int, contributions: Float[Tensor, "layer neuron"]) -> Chain:
+    """Method 2 of Yu et al. 2023, D.3, from the top layer down, for any contributions C (0 leaves a neuron out).
+
+    ``share(a -> b)`` is a's share of b's coefficient as a fraction of it. As shares are linear, the sum over b is one
+    inner product of what a writes with ``sum_b key_b total(b) / m_b``.
+    """
+    layers, width = stream.anatomy.n_layers, stream.anatomy.width
+    total = contributions.float().clone()
+    pull = torch.zeros(layers + 1, width)
+    for layer in reversed(range(layers)):
+        total[layer] += neuron_shares(stream, layer, position, pull[layer + 1][None])[:, 0]
+        chosen = contributions[layer].nonzero()[:, 0]
+        pull[layer] = pull[layer + 1]
+        if len(chosen):
+            found = switches(stream, layer, position, chosen)
+            weight = total[layer][chosen] / found.coefficient
+            pull[layer] = pull[layer] + torch.nan_to_num(weight, posinf=0.0, neginf=0.0) @ found.share.key
+    return Chain(total, pull)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How much an attention sub-value's score falls when one vector is taken out of its source (A53, A54).
+
+    recomputed  weights and values computed again without it (method 1); fixed  the weights kept (method 2)
+    """
+
+    point: str  # Lin0, ATTN0, FFN0, ...
+    recomputed: float
+    fixed: float
+
+
+def origins(
+    stream: Stream,
+    layer: int,
+    position: int,
+    source: int,
+    score: Callable[[Float[Tensor, " width"]], float],
+) -> Sequence[Origin]:
+    """Where the sub-value that ``layer`` takes from ``source`` (all heads) got what it scores.
+
+    The norm is computed again on what is left of the source's residual. A post-norm keeps its statistic (G4).
+    """
+    traced, part = stream.layers[layer], stream.anatomy.layers[layer]
+    heads = part.heads().float().flatten(0, 1)
+    points = stream.points(source)[: 2 * layer + 1]
+    norm, output = part.post_attention_norm, traced.attention_output[position].float()
+
+    def written(alpha: Tensor, value: Tensor) -> float:
+        weighted = alpha[:, position, source, None].float() * value[:, source].float()
+        vector = weighted.flatten() @ heads
+        vector = vector if norm is None else norm.linear(vector, norm.scale(output))
+        return score(vector * stream.anatomy.residual_multiplier)
+
+    whole = written(traced.alpha, traced.value)
+    vectors = torch.cat([points[:1], points.diff(dim=0)])
+    changed = traced.lin.float().repeat(len(vectors), 1, 1)
+    changed[:, source] -= vectors
+    found = []
+    for index, (alpha, value) in enumerate(stream.attend(layer, changed)):
+        name = "Lin0" if index == 0 else f"{('FFN', 'ATTN')[index % 2]}{(index - 1) // 2}"
+        found.append(Origin(name, whole - written(alpha, value), whole - written(traced.alpha, value)))
+    return found

@@ -1,0 +1,348 @@
+"""Opens a run directory and reads it by key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
+from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId
+from mnemoscope.run.schemas import KEYS, MANIFEST, OFFLINE, OPTIONAL, SCHEMAS, WORK, pack
+from mnemoscope.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import duckdb
+    from pyarrow.dataset import Dataset
+
+
+class StoredContext(NamedTuple):
+    """A context: its document, where it starts there (0-based, in tokens), its tokens i32[token]."""
+
+    document: int
+    start: int
+    tokens: np.ndarray
+
+
+class StoredDocument(NamedTuple):
+    """A document: its title, if the source has one, and whatever else the source says of it."""
+
+    title: str | None
+    metadata: dict[str, Any]
+
+
+class Problem(NamedTuple):
+    """What `Run.check` found wrong with one table."""
+
+    table: str
+    text: str
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _reading(name: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise _corrupt(name, path, f"cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def _corrupt(name: str, path: Path, what: str) -> RunCorrupt:
+    return RunCorrupt(
+        f"reading the run {path.parent}: table {name} {what}; restore {path.name} or build again"
+    )
+
+
+def dataset(file: Path, schema: pa.Schema | None = None) -> Dataset:
+    """One Parquet file as DuckDB is given it: as Arrow, because it takes every path for a pattern, and would read
+    another run whose name fits it."""
+    import pyarrow.dataset as ds  # here, because it imports pandas
+    from pyarrow.fs import LocalFileSystem
+
+    schema, name = schema or pq.read_schema(file), str(file.absolute())
+    return ds.FileSystemDataset.from_paths([name], schema, ds.ParquetFileFormat(), LocalFileSystem())
+
+
+class _SortedTable:
+    """One Parquet file sorted by its key; reads only the row groups that can hold what is asked for."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name, self.path, self.key = name, path, KEYS[name]
+
+    @cached_property
+    def metadata(self) -> pq.FileMetaData:
+        with _reading(self.name, self.path):
+            metadata = pq.read_metadata(self.path)
+        missing = set(SCHEMAS[self.name].names) - set(metadata.schema.to_arrow_schema().names)
+        if missing:
+            raise _corrupt(self.name, self.path, f"lacks the column {min(missing)}")
+        return metadata
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The file for DuckDB; see `dataset`."""
+        return dataset(self.path, self.metadata.schema.to_arrow_schema())
+
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """A lower bound of the first and an upper bound of the last key of each row group, both ascending.
+
+        Statistics are per column: where a group spans two layers they do not give its first and last neuron,
+        and its neighbours bound it.
+        """
+        columns = [self.metadata.schema.to_arrow_schema().get_field_index(name) for name in self.key]
+        low = np.zeros(self.metadata.num_row_groups, np.int64)
+        high, exact = low.copy(), np.ones(len(low), bool)
+        for i in range(len(low)):
+            group = self.metadata.row_group(i)
+            for depth, column in enumerate(columns):
+                statistics = group.column(column).statistics
+                low[i], high[i] = low[i] << 32 | statistics.min, high[i] << 32 | statistics.max
+                exact[i] &= depth == len(columns) - 1 or statistics.min == statistics.max
+        first, last = low.copy(), high.copy()
+        first[1:] = np.maximum(low[1:], np.where(exact[:-1], high[:-1], low[:-1]))
+        last[:-1] = np.minimum(high[:-1], np.where(exact[1:], low[1:], high[1:]))
+        return np.maximum.accumulate(first), np.minimum.accumulate(last[::-1])[::-1]
+
+    def _read(self, groups: Sequence[int]) -> pa.Table:
+        with _reading(self.name, self.path), pq.ParquetFile(self.path, metadata=self.metadata) as file:
+            return file.read_row_groups(groups, use_threads=len(groups) > 2)  # one neuron is no work to share
+
+    def find(self, *key: int) -> pa.Table:
+        """The rows with exactly this key, in file order."""
+        wanted = 0
+        for part in key:
+            wanted = wanted << 32 | part
+        first, last = self.bounds
+        groups = range(int(np.searchsorted(last, wanted)), int(np.searchsorted(first, wanted, "right")))
+        rows = self._read(groups)
+        start, stop = np.searchsorted(pack(rows, self.key), [wanted, wanted + 1])
+        return rows.slice(start, stop - start)
+
+    def pick(self, ids: Sequence[int]) -> pl.DataFrame:
+        """The rows whose (single) key is one of `ids`; `QueryError` if one is not there."""
+        wanted = np.unique(np.asarray(ids, np.int64))
+        first, last = self.bounds
+        hit = np.searchsorted(wanted, first, "left") < np.searchsorted(wanted, last, "right")
+        groups, parts = np.flatnonzero(hit).tolist(), [_frame(self._read([]))]
+        for start in range(0, len(groups), 16):  # some at a time: each call costs, and so does memory
+            rows = self._read(groups[start : start + 16])
+            parts.append(_frame(rows)[np.flatnonzero(np.isin(pack(rows, self.key), wanted))])
+        found = pl.concat(parts)
+        lost = np.setdiff1d(wanted, found[self.key[0]].to_numpy())
+        if len(lost):
+            count = self.metadata.num_rows
+            raise QueryError(
+                f"reading {self.key[0]} {lost[0]}: the run has none of that number; it has {count}"
+            )
+        return found
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a finished run, checking that every table is there with the size the manifest says.
+
+    `RunMissing` if there is none or it was never finished, `RunCorrupt` if a table is missing or short,
+    `RunError` if a newer mnemoscope wrote it. `Run.check` reads every byte.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise RunMissing(f"opening the run {path}: there is no such folder; make one with `mnemoscope build`")
+    if not (path / MANIFEST).exists():
+        if any((path / WORK / name).exists() for name in ("plan.json", MANIFEST)):
+            raise RunMissing(
+                f"opening the run {path}: it was never finished; resume it with the same `mnemoscope build`"
+            )
+        if (path / WORK).exists():
+            raise RunMissing(
+                f"opening the run {path}: a build stopped there before it had read its text; begin again with "
+                "`mnemoscope build`"
+            )
+        raise RunMissing(
+            f"opening the run {path}: the folder holds no {MANIFEST}; make a run with `mnemoscope build`"
+        )
+    run = Run(path, read_manifest(path / MANIFEST))
+    for name, entry in run.manifest.tables.items():
+        file = run.file(name)
+        if not file.exists():
+            raise _corrupt(name, file, "is missing")
+        if file.stat().st_size != entry.bytes:
+            raise _corrupt(name, file, f"has {file.stat().st_size} bytes instead of {entry.bytes}")
+    return run
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest, whose tables are those of `SCHEMAS`, with or without `OPTIONAL`; errors as in `open_run`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["schema_version"]
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise RunError(
+                f"opening the run {path.parent}: it has format {version} and this mnemoscope reads up to "
+                f"{SCHEMA_VERSION}; upgrade mnemoscope"
+            )
+        manifest = Manifest.model_validate(content)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunCorrupt(
+            f"opening the run {path.parent}: {MANIFEST} cannot be read ({reason}); restore it"
+        ) from error
+    if wrong := (manifest.tables.keys() ^ SCHEMAS.keys()) - OPTIONAL.keys():
+        odd = ", ".join(sorted(wrong))
+        raise RunCorrupt(
+            f"opening the run {path.parent}: {MANIFEST} lacks or invents tables ({odd}); restore it"
+        )
+    return manifest
+
+
+class Run:
+    """A finished run. Opened with `open_run`."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._tables = {name: _SortedTable(name, self.file(name)) for name in manifest.tables}
+        self._lock = Lock()
+
+    def __repr__(self) -> str:
+        model, corpus = self.manifest.model, self.manifest.corpus
+        size = f"{model.layers} layers of {model.neurons:,} neurons, {corpus.tokens:,} tokens"
+        return f"Run({str(self.path)!r}: {model.id} on {corpus.id}, {size})"
+
+    def file(self, name: str) -> Path:
+        """Where a table lies."""
+        return self.path / f"{name}.parquet"
+
+    def reopen(self) -> None:
+        """Read the manifest again, and with it the tables that a job has added since."""
+        self.manifest = open_run(self.path).manifest
+        self._tables = {name: _SortedTable(name, self.file(name)) for name in self.manifest.tables}
+        self.__dict__.pop("_database", None)
+
+    def check(self) -> list[Problem]:
+        """Read every byte and compare with the manifest; an empty list if all is well."""
+        problems = []
+        for name, entry in self.manifest.tables.items():
+            file = self.file(name)
+            if not file.exists():
+                problems.append(Problem(name, "is missing"))
+            elif sha256(file) != entry.sha256:
+                problems.append(Problem(name, "is not the file that was written (sha256 differs)"))
+            elif pq.read_metadata(file).num_rows != entry.rows:
+                problems.append(Problem(name, f"does not have the {entry.rows} rows that the manifest says"))
+        return problems
+
+    def _sorted(self, name: str, key: tuple[str, ...] | None = None) -> _SortedTable:
+        known = [table for table in self._tables if key is None or KEYS[table] == key]
+        if name in OPTIONAL and name not in self._tables:
+            raise QueryError(f"reading table {name!r}: the run {self.path} has none; {OPTIONAL[name]}")
+        if name not in known:
+            raise QueryError(f"reading table {name!r}: there is none such; choose one of {', '.join(known)}")
+        return self._tables[name]
+
+    def address(self, layer: int, neuron: int) -> NeuronId:
+        """Check an address against this run; `QueryError` if it is out of range."""
+        model = self.manifest.model
+        if not (0 <= layer < model.layers and 0 <= neuron < model.neurons):
+            raise QueryError(
+                f"looking up L{layer}N{neuron}: out of range; {model.id} has layers 0 to {model.layers - 1} "
+                f"and neurons 0 to {model.neurons - 1}"
+            )
+        return NeuronId(int(layer), int(neuron))
+
+    def table(self, name: str) -> pl.LazyFrame:
+        """A whole table, lazily."""
+        return pl.scan_parquet(self._sorted(name).path, glob=False)
+
+    def rows(self, name: str, layer: int, neuron: int) -> pl.DataFrame:
+        """The rows of one neuron in a table keyed by (layer, neuron), in file order; fast at any size."""
+        table = self._sorted(name, ("layer", "neuron"))
+        return _frame(table.find(*self.address(layer, neuron)))
+
+    def by_token(self, token: int, polarity: int = 1) -> pl.DataFrame:
+        """Neurons whose value promotes (+1) or suppresses (-1) a token: rows of `values`, strongest first."""
+        size = self.manifest.model.vocabulary
+        if not 0 <= token < size or polarity not in (1, -1):
+            raise QueryError(
+                f"looking up token {token} with polarity {polarity}: tokens are 0 to {size - 1}, "
+                "polarity is 1 or -1"
+            )
+        rows = self._tables["values_by_token"].find(int(token))
+        return _frame(rows).filter(pl.col("polarity") == polarity)
+
+    def contexts(self, ids: Sequence[int]) -> dict[int, StoredContext]:
+        """Contexts by id, in ascending order; `QueryError` if there is no such context."""
+        rows = self._tables["contexts"].pick(ids)
+        return {
+            context: StoredContext(document, start, tokens.to_numpy())
+            for context, document, start, tokens in zip(*rows.get_columns(), strict=True)
+        }
+
+    def documents(self, ids: Sequence[int]) -> dict[int, StoredDocument]:
+        """Documents by id, in ascending order; `QueryError` if there is no such document."""
+        rows = self._tables["documents"].pick(ids).to_dicts()
+        return {row["document"]: StoredDocument(row["title"], json.loads(row["metadata"])) for row in rows}
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer's tokens as bytes, and which of them are special."""
+        table = self._tables["vocabulary"]
+        rows = table._read(range(table.metadata.num_row_groups))
+        return Vocabulary(rows["bytes"].to_pylist(), rows["special"].to_pylist())
+
+    def sql(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pl.DataFrame:
+        """Answer one SELECT over the tables with DuckDB; no other statement, and no other file, is allowed.
+
+        `QueryError` with DuckDB's own words if the query is wrong.
+        """
+        import duckdb
+
+        try:
+            statements = duckdb.extract_statements(query)
+            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+                raise QueryError("running SQL on a run: a run is read only; give one SELECT statement")
+            return _frame(pa.table(self._cursor().sql(query, params=parameters)))
+        except duckdb.Error as error:
+            outside = isinstance(error, duckdb.PermissionException)  # a file that the query named itself
+            for name, table in self._tables.items() if not outside else ():
+                if str(table.path.resolve()) in str(error):
+                    raise _corrupt(
+                        name, table.path, f"cannot be read ({str(error).splitlines()[0]})"
+                    ) from error
+            raise QueryError(f"running SQL on a run: {' '.join(str(error).split())}") from error
+
+    def _cursor(self) -> duckdb.DuckDBPyConnection:
+        with self._lock:
+            return self._database.cursor()
+
+    @cached_property
+    def _database(self) -> duckdb.DuckDBPyConnection:
+        import duckdb
+
+        database = duckdb.connect(config=OFFLINE)
+        for option in ("enable_external_access", "python_enable_replacements"):
+            database.execute(f"set {option} = false")
+        for name, table in self._tables.items():
+            database.from_arrow(table.dataset).create_view(name)
+        database.execute("set lock_configuration = true")
+        return database
+
+
+def _frame(rows: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(rows)
+    assert isinstance(frame, pl.DataFrame)
+    return frame

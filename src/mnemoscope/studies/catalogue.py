@@ -1,0 +1,212 @@
+"""The measurements of the study: what each answers, adds to a run and costs. Importing it imports no torch.
+
+An *analysis* is `findings(run) -> list[Finding]`, pure. What it needs besides the tables of every run is measured by a
+job of the same name in `jobs.study.run`, or added by another command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mnemoscope.errors import QueryError
+from mnemoscope.run.schemas import CASES, CONTRIBUTIONS, OPTIONAL
+from mnemoscope.studies.findings import (
+    cases,
+    composition,
+    contributions,
+    crosslayer,
+    distributions,
+    glance,
+    keys,
+    refinement,
+    value_ranks,
+    values,
+)
+from mnemoscope.studies.findings import questions as ranks
+from mnemoscope.studies.findings import removal as tokens_removed
+from mnemoscope.studies.findings.finding import Finding, Section
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+    from mnemoscope.studies.measures.positions import Sizes
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One family of questions.
+
+    tables    tables of the run that the analysis reads besides those that every run has
+    measured  whether a job of the study measures them; else another command or the build does
+    uses      which of the sizes its job depends on
+    passes    forwarded tokens that an example costs, relative to its length; 0 when nothing is forwarded
+    minutes   what it costs besides, on two cores with the sample model and the whole sample text
+    seconds   what an example costs besides, likewise
+    """
+
+    name: str
+    title: str
+    items: tuple[str, ...]
+    analysis: Callable[[Run], list[Finding]]
+    tables: tuple[str, ...] = ()
+    measured: bool = False
+    uses: tuple[str, ...] = ()
+    passes: float = 0.0
+    minutes: float = 0.0
+    seconds: float = 0.0
+
+    def state(self, run: Run | None, sizes: Sizes) -> str:
+        """`ready`, `to measure`, or `other sizes` when the tables are there from other sizes."""
+        if run is None or not set(self.tables) <= run.manifest.tables.keys():
+            return "to measure"
+        known = run.manifest.options.get(self.key)  # None for tables that another command added
+        return "ready" if not self.measured or known in (None, self.sizes(sizes)) else "other sizes"
+
+    @property
+    def key(self) -> str:
+        """Where the manifest's options say with which sizes it was measured."""
+        return f"study_{self.name}"
+
+    def sizes(self, sizes: Sizes) -> dict[str, Any]:
+        """Those that its job depends on."""
+        return {name: value for name, value in sizes.to_dict().items() if name in self.uses}
+
+    def section(self, run: Run) -> Section:
+        """Its findings; without its tables, what is missing."""
+        if lost := [name for name in self.tables if name not in run.manifest.tables]:
+            return Section(self.name, self.title, (), f"the run has no table {lost[0]}; {OPTIONAL[lost[0]]}")
+        try:
+            found: list[Finding] = self.analysis(run)
+        except QueryError as error:  # too little text for one question is no reason to answer none
+            return Section(self.name, self.title, (), str(error))
+        return Section(self.name, self.title, tuple(found))
+
+
+CATALOGUE = (
+    Measurement(
+        "glance",
+        "Model and text",
+        ("A2", "A3", "A26"),
+        glance.findings,
+        ("parameters",),
+        measured=True,
+    ),
+    Measurement(
+        "keys",
+        "Keys: patterns in triggers",
+        ("A4", "A7", "A8", "A73", "A74", "A77", "A78"),
+        keys.findings,
+        ("patterns", "pattern_tests"),
+        measured=True,
+        uses=("tokens", "seed"),
+        minutes=8,
+    ),
+    Measurement(
+        "removal",
+        "Keys: triggers without one token",
+        ("A9",),
+        tokens_removed.findings,
+        ("removal",),
+        measured=True,
+        uses=("seed", "positions"),
+        minutes=1,
+    ),
+    Measurement(
+        "values",
+        "Values",
+        ("A10", "A11", "A14", "A15", "A75"),
+        values.findings,
+    ),
+    Measurement(
+        "value_ranks",
+        "Values: ranks and probabilities",
+        ("A12", "A13"),
+        value_ranks.findings,
+        ("value_ranks",),
+        measured=True,
+        uses=("seed",),
+        minutes=1,
+    ),
+    Measurement(
+        "composition",
+        "Within a layer: memories and what they add up to",
+        ("A16", "A18", "A19", "A27", "A29"),
+        composition.findings,
+        ("refinement", "refinement_examples"),
+    ),
+    Measurement(
+        "refinement",
+        "From layer to layer: how a prediction is refined",
+        ("A20", "A21", "A22", "A23", "A24", "A25"),
+        refinement.findings,
+        ("refinement", "refinement_examples"),
+        measured=True,
+        uses=("positions", "longest", "seed", "shuffled"),
+        passes=1,
+        minutes=1,
+        seconds=0.1,
+    ),
+    Measurement(
+        "contributions",
+        "Contributions to predictions",
+        ("A36", "A37", "A38", "A39", "A40", "A41", "A44", "A45", "A46", "A47", "A48", "A65"),
+        contributions.findings,
+        CONTRIBUTIONS,
+        measured=True,
+        uses=("seed", "sentences", "longest"),
+        minutes=1,
+        seconds=2,
+    ),
+    Measurement(
+        "crosslayer",
+        "What switches neurons on",
+        ("A43", "A49", "A58", "A59", "A60", "A61", "A62", "A63", "A64"),
+        crosslayer.findings,
+        CONTRIBUTIONS,
+    ),
+    Measurement(
+        "questions",
+        "The rank of the answer",
+        ("A66", "A76"),
+        ranks.findings,
+        ("question_ranks",),
+        measured=True,
+        uses=("seed", "questions"),
+        minutes=1,
+    ),
+    Measurement(
+        "cases",
+        "Cases: what tells the answer from its neighbours",
+        ("A50", "A51", "A52", "A53", "A54", "A55", "A56", "A57", "A79"),
+        cases.findings,
+        CASES,
+        measured=True,
+        uses=("seed", "questions", "cases"),
+        minutes=0.5,
+        seconds=4,
+    ),
+    Measurement(
+        "distributions",
+        "Whole distributions",
+        ("A69", "A70", "A71", "A72"),
+        distributions.findings,
+    ),
+)
+
+
+def choose(names: str | None) -> tuple[Measurement, ...]:
+    """Measurements by their names, separated by commas, and those that measure their tables; all if None.
+
+    `QueryError` if there is none such.
+    """
+    if names is None:
+        return CATALOGUE
+    known = {one.name: one for one in CATALOGUE}
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if odd := [name for name in wanted if name not in known] or ([""] if not wanted else []):
+        raise QueryError(f"choosing measurements: there is no {odd[0]!r}; choose among {', '.join(known)}")
+    tables = {table for name in wanted for table in known[name].tables}
+    return tuple(
+        one for one in CATALOGUE if one.name in wanted or (one.measured and tables & set(one.tables))
+    )

@@ -1,0 +1,307 @@
+"""Within a layer: how many memories are active, and whether any of them alone says what the layer says (A16-A19, A29).
+
+Geva et al. 2021, Section 5.1. In a gated model a coefficient is hardly ever 0, so "active" needs a rule: every figure
+shows several. The null of an agreement is another example's target, permuted so that tokens stay as frequent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from mnemoscope.studies.findings.finding import Figure, Finding
+from mnemoscope.studies.findings.statistics import Layers, load, percent, series
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+# Articles, pronouns, prepositions, conjunctions, auxiliaries, particles; no punctuation, and no words with content.
+STOP_WORDS = frozenset(
+    """
+    a about above after again against all also am an and any are as at be because been before being below between
+    both but by can could did do does doing down during each either few for from further had has have having he her
+    here hers herself him himself his how i if in into is it its itself just may me might more most must my myself
+    neither no nor not now of off on once only or other our ours ourselves out over own same shall she should since
+    so some such than that the their theirs them themselves then there these they this those though through to too
+    under until up upon us very was we were what when where whether which while who whom whose why will with within
+    without would yet you your yours yourself
+    """.split()  # noqa: SIM905 - a list of 150 strings reads worse
+)
+
+
+def kind(text: str) -> str:
+    """`stop word`, `punctuation` (no letter, no digit) or `other`, for a token's text, case and spaces aside."""
+    word = text.strip().casefold()
+    if word in STOP_WORDS:
+        return "stop word"
+    return "other" if any(letter.isalnum() for letter in word) else "punctuation"
+
+
+RULES = {
+    "m > 0": "active",
+    "at least 1 % of the largest": "active_1",
+    "at least 10 % of the largest": "active_10",
+    "at least half of the largest": "active_50",
+    "participation ratio": "participation",
+}
+MASSES = {"the 10 strongest": "mass_10", "the 100 strongest": "mass_100"}
+THRESHOLDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of |m||v|, as a share of the layer's largest
+SHORT = 5  # tokens; a prefix with fewer is short (A19)
+HEAD = 10  # tokens of the layer's reading among which a memory's word is heard (A29)
+_STRONG = 0.1
+_PERMUTED = "another example's target, permuted so that tokens stay as frequent"
+_DOCUMENTS = "documents"
+
+
+def findings(run: Run) -> list[Finding]:
+    """Everything that the table `refinement` says about memories in one layer."""
+    units = load(run)
+    main = next(found for (unit, _), found in units.items() if unit == "model")
+    copy = units.get(("shuffled", main.lens))
+    others = [found for (unit, lens), found in units.items() if unit == "model" and lens != main.lens]
+    return [
+        _active(run, main, copy),
+        _mass(main, copy),
+        _zero_agreement(run, main, others),
+        _sweep(main),
+        _who_agrees(run, main),
+        _suppressed(main),
+    ]
+
+
+def _line(title: str, color: str, facet: str | None = None, null: bool = True) -> Figure:
+    bands = ("null", "null_low", "null_high") if null else (None, None, None)
+    return Figure(
+        "line", "layer", "value", "layer", title, color=color, low="low", high="high", null=bands[0],
+        null_low=bands[1], null_high=bands[2], facet=facet, share=True,
+    )  # fmt: skip
+
+
+def _active(run: Run, found: Layers, copy: Layers | None) -> Finding:
+    """A16: active memories, by several rules."""
+    size, frames = run.manifest.model.neurons, []
+    for rule, column in RULES.items():
+        null = None if copy is None else copy.share(copy.grid(column) / size)
+        frames.append(series(found.share(found.grid(column) / size), null, rule=rule))
+    positive, strong = (found.overall(found.grid(RULES[rule]) / size) for rule in list(RULES)[:3:2])
+    number = size * float(strong.value)
+    return Finding(
+        id="figure-7-active-memories",
+        items=("A16", "A72"),
+        title="How many memories of a layer are active (Geva Figure 7)",
+        says=f"{percent(positive)} of memories have a positive coefficient, and {percent(strong)} "
+        f"(about {number:,.0f}) write at least a tenth as strongly as the strongest of their layer.",
+        frame=pl.concat(frames),
+        figure=_line("memories of the layer (%)", "rule", null=copy is not None),
+        paper="40-50 % in layers 1-5 of 16, 10-15 % at layer 10, 15-20 % in 11-16; ReLU, so active is m > 0",
+        null="" if copy is None else "a copy of the model with shuffled weights",
+        resampled=_DOCUMENTS,
+        notes=("strength is |m||v|; the participation ratio is (sum |m||v|)^2 / sum (|m||v|)^2",),
+    )
+
+
+def _mass(found: Layers, copy: Layers | None) -> Finding:
+    """A16: how much of what is written the strongest write."""
+    frames = [
+        series(
+            found.share(found.grid(column)),
+            None if copy is None else copy.share(copy.grid(column)),
+            memories=label,
+        )
+        for label, column in MASSES.items()
+    ]
+    ten = found.overall(found.grid("mass_10"))
+    return Finding(
+        id="mass-of-the-strongest",
+        items=("A16",),
+        title="How much of a layer's output the strongest memories write",
+        says=f"The ten strongest memories of a layer have {percent(ten)} of the sum of |m||v|.",
+        frame=pl.concat(frames),
+        figure=_line("share of the sum of |m||v| (%)", "memories", null=copy is not None),
+        null="" if copy is None else "a copy of the model with shuffled weights",
+        resampled=_DOCUMENTS,
+    )
+
+
+def _silent(found: Layers, suffix: str = "") -> dict[str, np.ndarray]:
+    """f64[example, layer] by rule: 1 where no active memory says the target, NaN where there is no target."""
+    grids = {
+        name: found.grid(f"{name}{suffix}") for name in ("agree", "agree_positive", "agree_all", "strongest")
+    }
+    return {
+        "m other than 0": np.where(np.isnan(grids["agree"]), np.nan, grids["agree"] == 0),
+        "m > 0": np.where(np.isnan(grids["agree_positive"]), np.nan, grids["agree_positive"] == 0),
+        "at least 10 % of the largest": np.where(
+            np.isnan(grids["strongest"]), np.nan, grids["strongest"] < _STRONG
+        ),
+        "all, active or not": np.where(np.isnan(grids["agree_all"]), np.nan, grids["agree_all"] == 0),
+    }
+
+
+def _different(silent: dict[str, np.ndarray]) -> list[str]:
+    """Rules, without those that come to the same as one before them: in a gated model all memories are active."""
+    kept: list[str] = []
+    for rule, values in silent.items():
+        if not any(np.array_equal(values, silent[other]) for other in kept):
+            kept.append(rule)
+    return kept
+
+
+def _zero_agreement(run: Run, found: Layers, others: list[Layers]) -> Finding:
+    """A18: examples in which no memory says what the layer says."""
+    silent, null = _silent(found), _silent(found, "_permuted")
+    targets = {
+        "the layer's own first token": silent,
+        "the output's first token": _silent(found, "_output"),
+        "the layer's own, said by values of another layer": _silent(found, "_other"),
+    }
+    frames = []
+    for rule in _different(silent):
+        for target, quiet in targets.items():
+            band = found.share(null[rule]) if quiet is silent else None
+            frames.append(series(found.share(quiet[rule]), band, target=target, active=rule))
+    rule = "m other than 0" if run.manifest.model.gated else "m > 0"
+    here, chance, strong = (
+        found.overall(silent[rule]),
+        found.overall(null[rule]),
+        found.overall(silent["at least 10 % of the largest"]),
+    )
+    return Finding(
+        id="figure-8-zero-agreement",
+        items=("A18",),
+        title="How often no memory alone says what its layer says (Geva Figure 8)",
+        says=f"In {percent(here)} of cases no active memory ({rule}) has the layer's first token as its own, in "
+        f"{percent(strong)} no memory a tenth as strong as the strongest; for another example's token "
+        f"{percent(chance)}.",
+        frame=pl.concat(frames),
+        figure=_line("prefixes without an agreeing memory (%)", "target", "active"),
+        paper="at least 68 % everywhere, 85-90 % around layers 5-9, 68-80 % at the ends",
+        null=_PERMUTED,
+        resampled=_DOCUMENTS,
+        notes=(
+            f"memories are read under the {found.lens} lens, with the sign of their coefficient",
+            *(
+                f"{other.lens} lens, {rule}: {percent(other.overall(_silent(other)[rule]))}"
+                for other in others
+            ),
+        ),
+    )
+
+
+def _sweep(found: Layers) -> Finding:
+    """A18, A72: the same, by how strong a memory must be to count."""
+    strongest, null = found.grid("strongest"), found.grid("strongest_permuted")
+    rows = []
+    for least in THRESHOLDS:
+        share = found.overall((strongest < least).astype(float))
+        chance = found.overall((null < least).astype(float), found.known())
+        rows.append((least, *(float(part) for part in (*share, *chance))))
+    columns = ["threshold", "value", "low", "high", "null", "null_low", "null_high"]
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.Float64), orient="row").fill_nan(None)
+    first, last = frame.row(0, named=True), frame.row(-1, named=True)
+    return Finding(
+        id="zero-agreement-by-strength",
+        items=("A18", "A72"),
+        title="Zero agreement, by how strong a memory must be to count",
+        says=f"Counting memories from a thousandth of the strongest on, none agrees in {100 * first['value']:.1f} % "
+        f"of cases; counting the strongest alone, in {100 * last['value']:.1f} %.",
+        frame=frame,
+        figure=Figure(
+            "line", "threshold", "value", "least strength, as a share of the layer's strongest",
+            "cases without an agreeing memory (%)", low="low", high="high", null="null", null_low="null_low",
+            null_high="null_high", log_x=True, share=True,
+        ),
+        null=_PERMUTED,
+        resampled=_DOCUMENTS,
+    )  # fmt: skip
+
+
+def lengths(run: Run, found: Layers) -> np.ndarray:
+    """i64[example]: tokens of each prefix that are not special (A27)."""
+    special = run.manifest.options.get("special", [])
+    texts = run.contexts(found.examples["context"].to_list())
+    places = found.examples.select("context", "position").iter_rows()
+    return np.array([(~np.isin(texts[context].tokens[: at + 1], special)).sum() for context, at in places])
+
+
+def _who_agrees(run: Run, found: Layers) -> Finding:
+    """A19: what is said, and after how much, where a memory alone says it."""
+    kinds = np.array([kind("".join(run.vocabulary.pieces([token]))) for token in range(len(run.vocabulary))])
+    target = kinds[found.grid("ffn").astype(np.int64)]
+    short = np.broadcast_to(lengths(run, found)[:, None] < SHORT, target.shape)
+    asked = {
+        "the token is a stop word": target == "stop word",
+        "the token is punctuation": target == "punctuation",
+        f"the prefix has fewer than {SHORT} tokens": short,
+    }
+    groups = {
+        "any memory agrees": found.grid("agree") > 0,
+        "a strong memory agrees": found.grid("strongest") >= _STRONG,
+        "none agrees": found.grid("agree") == 0,
+    }
+    rows = []
+    for question, hits in asked.items():
+        base = found.overall(hits.astype(float))
+        for group, among in groups.items():
+            share = found.overall(hits.astype(float), among)
+            rows.append((question, group, int(among.sum()), *(float(part) for part in (*share, base.value))))
+    schema = {"question": pl.String, "cases": pl.String, "n": pl.Int64} | dict.fromkeys(
+        ("value", "low", "high", "base"), pl.Float64
+    )
+    frame = pl.DataFrame(rows, schema=schema, orient="row").fill_nan(None)
+    strong = [found.overall(hits.astype(float), groups["a strong memory agrees"]) for hits in asked.values()]
+    return Finding(
+        id="cases-of-agreement",
+        items=("A19", "A27"),
+        title="Where one memory says what the layer says",
+        says=f"Where a memory a tenth as strong as the strongest agrees, the token is a stop word in "
+        f"{percent(strong[0])} and the prefix shorter than {SHORT} tokens in {percent(strong[2])}; over all cases "
+        f"{100 * frame['base'][0]:.1f} % and {100 * frame['base'][-1]:.1f} %.",
+        frame=frame,
+        figure=Figure(
+            "bar",
+            "question",
+            "value",
+            "",
+            "cases (%)",
+            color="cases",
+            low="low",
+            high="high",
+            null="base",
+            share=True,
+        ),
+        paper="where a memory agrees: a stop word in 60 %, a prefix of fewer than 5 tokens in 43 %",
+        null="all cases",
+        resampled=_DOCUMENTS,
+        notes=(
+            "stop words: the pinned list in studies/findings/composition.py, case aside",
+            "lengths are in tokens, special ones aside",
+            "how short prefixes are depends on how positions were sampled: compare with all cases",
+        ),
+    )
+
+
+def _suppressed(found: Layers) -> Finding:
+    """A29: is what the strongest memory says still heard in what the layer says?"""
+    ranks, null = found.grid("ffn_rank_memory"), found.grid("ffn_rank_memory_permuted")
+    frames, words = [], []
+    for label, most in {"first": 1, f"among the first {HEAD}": HEAD}.items():
+        heard, chance = (ranks < most).astype(float), (null < most).astype(float)
+        frames.append(series(found.share(heard), found.share(chance, found.known()), word=label))
+        words.append((found.overall(heard), found.overall(chance, found.known())))
+    lost = found.overall((ranks >= HEAD).astype(float))
+    return Finding(
+        id="suppressed-memories",
+        items=("A29",),
+        title="Is the strongest memory heard?",
+        says=f"What the strongest memory says is the layer's first token in {percent(words[0][0])} of cases and not "
+        f"among its first {HEAD} in {percent(lost)}: identified, but suppressed. Another example's strongest "
+        f"memory would be first in {percent(words[0][1])}.",
+        frame=pl.concat(frames),
+        figure=_line("prefixes (%)", "word"),
+        paper="suggested as a use: patterns that a memory identifies and the layer does not act on",
+        null="what the strongest memory of another example says",
+        resampled=_DOCUMENTS,
+    )

@@ -1,0 +1,419 @@
+"""Whole distributions of coefficients, not only their tops: shape, mass at zero, thresholds, the range (A69-A72)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from scipy.stats import norm
+
+from mnemoscope.intervals import Interval, wilson
+from mnemoscope.neuron.striking import RULE, peaked
+from mnemoscope.studies.findings.finding import Figure, Finding
+from mnemoscope.studies.findings.statistics import share_by_group
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+NEAR = 0.1  # standard deviations: what is called near zero
+COLUMNS = 60  # of an example histogram
+PARTS = 10  # of a neuron's range
+REACH = 1000  # neurons whose samples are followed down the range
+RULES = ("> 0", "|m| > 1 % of its largest", "|m| > 10 % of its largest", "|m| > 50 % of its largest")
+_BOX = {"low": 0.05, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "high": 0.95}
+_BAND = {"null": "null", "null_low": "null_low", "null_high": "null_high"}
+_BOXES = "boxes: quartiles over neurons; whiskers: 5th to 95th percentile"
+
+
+def findings(run: Run) -> list[Finding]:
+    """From `neurons`, `histograms`, `samples`, and their nulls where the run has them."""
+    return [
+        _examples(run),
+        _kurtosis(run),
+        _mode(run),
+        _boxes(run, "positive-share", ("A16", "A70"), "Share of positive coefficients", pl.col("positive_fraction"),
+               "tokens with a coefficient > 0 (%)", share=True),
+        _boxes(run, "reach", ("A72",), "How far neurons reach",
+               pl.max_horizontal(-pl.col("min"), pl.col("max")).cast(pl.Float64), "largest |coefficient|", log=True),
+        _thresholds(run),
+        _down_the_range(run),
+    ]  # fmt: skip
+
+
+# -- examples ----------------------------------------------------------------------------------------------------
+
+
+def _examples(run: Run) -> Finding:
+    """A69: the distribution of a few neurons, each chosen for a reason."""
+    live = run.table("neurons").filter(pl.col("kurtosis").is_not_null()).collect()
+    shaped = peaked(run).select("layer", "neuron").join(live, on=["layer", "neuron"], how="left")
+    middle = live.with_columns(off=(pl.col("kurtosis") - pl.col("kurtosis").median()).abs()).sort("off")
+    picks = {
+        "most peaked": shaped,
+        "median kurtosis": middle,
+        "least peaked": live.sort("kurtosis"),
+        "most skewed to the negative": live.sort("skewness"),
+    }
+    edges, frames = _edges(run), []
+    for reason, ranked in picks.items():
+        if ranked.height == 0:
+            continue
+        one = ranked.row(0, named=True)
+        counts = np.array(run.rows("histograms", one["layer"], one["neuron"])["counts"][0].to_list())
+        frame = even_columns(counts, edges, one["min"], one["max"])
+        frames.append(
+            frame.select(pl.lit(f"L{one['layer']}N{one['neuron']}: {reason}").alias("neuron"), pl.all())
+        )
+    return Finding(
+        id="example-histograms",
+        items=("A69",),
+        title="Whole distributions of a few neurons",
+        says=f"{_most_peaked(shaped)}; the median neuron has an excess kurtosis of {_median(live['kurtosis']):.1f}, "
+        f"the least peaked {live['kurtosis'].to_numpy().min():.2f} (a normal distribution has 0).",
+        frame=pl.concat(frames),
+        figure=Figure(
+            "histogram", "left", "tokens", "coefficient", "tokens (logarithmic)", x2="right", facet="neuron", free=True,
+            log_y=True,
+        ),
+        paper="one neuron of OLMo-7B (L32N2500) over 10,000 sentences: extremely leptokurtic, mostly dormant",
+        notes=("chosen from all neurons for the reason given", RULE,
+               f"histograms are over {_share(run)} of the contexts"),
+    )  # fmt: skip
+
+
+def _most_peaked(shaped: pl.DataFrame) -> str:
+    if shaped.height == 0:
+        return "No neuron has more than a few tokens far from its mean"
+    best = shaped.row(0, named=True)
+    name = f"L{best['layer']}N{best['neuron']}"
+    return f"The most peaked neuron, {name}, has an excess kurtosis of {best['kurtosis']:,.0f}"
+
+
+def _share(run: Run) -> str:
+    return f"a random {run.manifest.options.get('histogram_share', 1):.3g}"
+
+
+def _edges(run: Run) -> np.ndarray:
+    return np.array(run.manifest.options["histogram_edges"], float)
+
+
+def even_columns(counts: np.ndarray, edges: np.ndarray, low: float, high: float) -> pl.DataFrame:
+    """Bins redrawn as COLUMNS of equal width from low to high; what a bin holds is spread evenly over it."""
+    low, high = (low, high) if low < high else (low - 0.5, high + 0.5)
+    inner = np.clip(edges, low, high)
+    left, right = np.concatenate([[low], inner]), np.concatenate([inner, [high]])
+    mass = np.concatenate([[0.0], np.cumsum(counts)])
+    # The bins inside the range have positive width, and only those; the mass up to a place is linear in between.
+    keep = (right > left) | (counts > 0)
+    places = np.concatenate([left[keep], [high]])
+    heights = np.concatenate([mass[:-1][keep], [mass[-1]]])
+    ends = np.linspace(low, high, COLUMNS + 1)
+    tokens = np.diff(np.interp(ends, places, heights))
+    return pl.DataFrame({"left": ends[:-1], "right": ends[1:], "tokens": tokens})
+
+
+def _counts(rows: pl.DataFrame) -> np.ndarray:
+    """f64[row, bin]."""
+    return rows["counts"].explode().to_numpy().reshape(rows.height, -1).astype(float)
+
+
+def _median(values: pl.Series) -> float:
+    return float(np.median(values.to_numpy()))
+
+
+# -- by layer ----------------------------------------------------------------------------------------------------
+
+
+def _kurtosis(run: Run) -> Finding:
+    """A70: excess kurtosis by layer, with that of random directions."""
+    neurons = run.table("neurons").select("layer", "kurtosis").drop_nulls().collect()
+    value, y_title = pl.col("kurtosis"), "excess kurtosis (normal: 0)"
+    finding = _boxes(run, "kurtosis", ("A70",), "Excess kurtosis by layer", value, y_title, log=True)
+    heavy = int((neurons["kurtosis"] > 0).sum())
+    share = wilson(np.array(heavy), np.array(neurons.height))
+    nulls = _null(run, pl.col("kurtosis"))
+    beyond = "" if nulls is None else _beyond(neurons, nulls)
+    says = (
+        f"{float(share.value):.2%} of {neurons.height:,} neurons have heavier tails than a normal distribution; the "
+        "median "
+        f"excess kurtosis is {_median(neurons['kurtosis']):.2f}{beyond}."
+    )
+    return Finding(
+        **{**finding.__dict__, "says": says, "paper": "extremely leptokurtic (one neuron of OLMo-7B)"}
+    )
+
+
+def _beyond(neurons: pl.DataFrame, nulls: pl.DataFrame) -> str:
+    joined = neurons.join(nulls, on="layer", how="inner")
+    share = float((joined["kurtosis"] > joined["null_high"]).to_numpy().mean())
+    median = _median(nulls["null"])
+    return (
+        f", of random directions {median:.2f}; {share:.0%} lie above the 95th percentile of random directions of "
+        "their layer"
+    )
+
+
+def _null(run: Run, value: pl.Expr) -> pl.DataFrame | None:
+    """Median and 5th to 95th percentile of random directions by layer; None if the run has no nulls."""
+    if "null_neurons" not in run.manifest.tables:
+        return None
+    found = (
+        run.table("null_neurons")
+        .filter(pl.col("kind") == "random")
+        .group_by("layer")
+        .agg(null=value.median(), null_low=value.quantile(0.05), null_high=value.quantile(0.95))
+        .sort("layer")
+        .collect()
+    )
+    return found if found.height else None
+
+
+def _boxes(
+    run: Run,
+    id: str,
+    items: tuple[str, ...],
+    title: str,
+    value: pl.Expr,
+    y_title: str,
+    *,
+    share: bool = False,
+    log: bool = False,
+) -> Finding:
+    """Quantiles over the neurons of each layer, with the band of random directions."""
+    frame = (
+        run.table("neurons")
+        .group_by("layer")
+        .agg(*(value.quantile(level).alias(name) for name, level in _BOX.items()), neurons=pl.len())
+        .sort("layer")
+        .collect()
+    )
+    nulls = _null(run, value)
+    if nulls is not None:
+        frame = frame.join(nulls, on="layer", how="left")
+    first, last = frame.row(0, named=True), frame.row(-1, named=True)
+    written = (lambda x: f"{x:.1%}") if share else (lambda x: f"{x:.3g}")
+    chance = (
+        "" if nulls is None else f"; random directions {written(first['null'])} and {written(last['null'])}"
+    )
+    band: dict[str, Any] = {} if nulls is None else _BAND
+    return Finding(
+        id=id,
+        items=items,
+        title=title,
+        says=f"Median over neurons: {written(first['median'])} in layer {first['layer']}, {written(last['median'])} "
+        f"in layer {last['layer']}{chance}.",
+        frame=frame,
+        figure=Figure(
+            "box", "layer", "median", "layer", y_title, low="quarter", high="three_quarters", whisker_low="low",
+            whisker_high="high", share=share, log_y=log, **band,
+        ),
+        null="" if nulls is None else "random directions with the layer's key norms: median, 5th to 95th percentile",
+        notes=(_BOXES,),
+    )  # fmt: skip
+
+
+def _mode(run: Run) -> Finding:
+    """A70: how much of a distribution lies near zero, compared with a normal one of the same spread."""
+    usual = float(2 * norm.cdf(NEAR) - 1)
+    parts = [_near(run, "histograms", "neurons", None)]
+    if "null_histograms" in run.manifest.tables:
+        parts.append(_near(run, "null_histograms", "null_neurons", "random"))
+    frame = parts[0].with_columns(normal=pl.lit(usual))
+    chance = ""
+    band: dict[str, Any] = {"null": "normal"}
+    if len(parts) == 2 and parts[1].height:
+        nulls = parts[1].select("layer", null="median", null_low="low", null_high="high")
+        frame = frame.join(nulls, on="layer", how="left")
+        band = _BAND
+        chance = f" and random directions {_median(nulls['null']):.0%}"
+    middle = _median(frame["median"])
+    return Finding(
+        id="mass-near-zero",
+        items=("A70", "A72"),
+        title="Mass near zero",
+        says=f"In the median layer the median neuron spends {middle:.0%} of the tokens within {NEAR} standard "
+        "deviations of "
+        f"zero, where a normal distribution has {usual:.0%}{chance}.",
+        frame=frame,
+        figure=Figure(
+            "box", "layer", "median", "layer", f"tokens with |m| < {NEAR} standard deviations (%)", low="quarter",
+            high="three_quarters", whisker_low="low", whisker_high="high", share=True, **band,
+        ),
+        paper="mostly dormant",
+        null="random directions: median, 5th to 95th percentile" if chance else f"a normal distribution, {usual:.1%}",
+        notes=(_BOXES, "from histograms; what a bin holds is spread evenly over it"),
+    )  # fmt: skip
+
+
+def _near(run: Run, histograms: str, neurons: str, kind: str | None) -> pl.DataFrame:
+    counts = run.table(histograms).collect()
+    scale = run.table(neurons).collect()
+    if kind is not None:
+        counts, scale = (frame.filter(pl.col("kind") == kind) for frame in (counts, scale))
+    rows = counts.join(scale.select("layer", "neuron", "std"), on=["layer", "neuron"], how="left")
+    rows = rows.filter(pl.col("std") > 0)
+    if rows.height == 0:
+        return pl.DataFrame(schema={"layer": pl.Int16, **dict.fromkeys(_BOX, pl.Float64)})
+    table = _counts(rows)
+    inside = within(table, _edges(run), NEAR * rows["std"].to_numpy())
+    shares = rows.select("layer").with_columns(share=pl.Series(inside))
+    quantiles = [pl.col("share").quantile(level).alias(name) for name, level in _BOX.items()]
+    return shares.group_by("layer").agg(*quantiles).sort("layer")
+
+
+def within(counts: np.ndarray, edges: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """f64[row]: share of counts f64[row, bin] within `reach` f64[row] of zero; bins are taken as even inside.
+
+    The outermost bins are open, and count as beyond.
+    """
+    left, right = edges[:-1], edges[1:]
+    inner = counts[:, 1:-1]
+    reach = reach[:, None]
+    overlap = np.clip(np.minimum(right, reach) - np.maximum(left, -reach), 0, None) / (right - left)
+    return np.asarray((inner * overlap).sum(1) / np.maximum(counts.sum(1), 1))
+
+
+# -- thresholds --------------------------------------------------------------------------------------------------
+
+
+def _thresholds(run: Run) -> Finding:
+    """A72: how many memories are active depends on what active means."""
+    counts = run.table("histograms").collect()
+    scale = run.table("neurons").select("layer", "neuron", "min", "max", "positive_fraction").collect()
+    rows = counts.join(scale, on=["layer", "neuron"], how="left")
+    table = _counts(rows)
+    top = np.maximum(-rows["min"].to_numpy(), rows["max"].to_numpy()).astype(float)
+    shares = [rows["positive_fraction"].to_numpy()]
+    shares += [
+        np.where(top > 0, 1 - within(table, _edges(run), part * top), 0.0) for part in (0.01, 0.1, 0.5)
+    ]
+    frame = pl.concat(
+        [
+            rows.select("layer")
+            .with_columns(rule=pl.lit(rule), share=pl.Series(share))
+            .group_by("layer", "rule")
+            .agg(pl.col("share").mean())
+            .sort("layer")
+            for rule, share in zip(RULES, shares, strict=True)
+        ]
+    )
+    means = {rule: float(share.mean()) for rule, share in zip(RULES, shares, strict=True)}
+    return Finding(
+        id="what-active-means",
+        items=("A72", "A16"),
+        title="How many memories are active, by what active means",
+        says="Of neurons x tokens, "
+        + ", ".join(f"{share:.1%} are active by the rule {rule}" for rule, share in means.items())
+        + ".",
+        frame=frame,
+        figure=Figure(
+            "line",
+            "layer",
+            "share",
+            "layer",
+            "active neurons x tokens (%)",
+            color="rule",
+            share=True,
+            order=RULES,
+        ),
+        paper="10-50 % active by > 0, after a ReLU",
+        notes=(
+            "the largest is each neuron's own, over the whole text; a signed coefficient is active either way",
+        ),
+    )
+
+
+# -- down the range ----------------------------------------------------------------------------------------------
+
+
+def _down_the_range(run: Run) -> Finding:
+    """A71: is the token that marks a neuron's top triggers still there further down its range?"""
+    rows = _samples(run)
+    share, null = _persistence(rows)
+    frame = pl.DataFrame(
+        {
+            "part": np.arange(PARTS) / PARTS + 0.5 / PARTS,
+            "samples": np.bincount(rows["part"].to_numpy(), minlength=PARTS),
+            "share": share.value,
+            "low": share.low,
+            "high": share.high,
+            "null": null,
+        }
+    ).with_columns(pl.selectors.float().fill_nan(None))
+    known = frame.filter(pl.col("share").is_not_null())
+    top, low = known.row(-1, named=True), known.row(0, named=True)
+    return Finding(
+        id="down-the-range",
+        items=("A71",),
+        title="What the top shows, further down the range",
+        says=f"The commonest last token of a neuron's triggers is there in {top['share']:.1%} [{top['low']:.1%}, "
+        f"{top['high']:.1%}] of samples from the top tenth of its range and in {low['share']:.1%} from the lowest, "
+        "where "
+        f"chance gives {low['null']:.1%}.",
+        frame=frame,
+        figure=Figure(
+            "line", "part", "share", "coefficient, as a share of the neuron's largest", "samples with that token (%)",
+            low="low", high="high", null="null", share=True,
+        ),
+        null="the same samples with the tokens of other neurons of the layer (expectation)",
+        resampled="documents of the samples",
+        notes=(
+            f"the {REACH:,} neurons in which one token is commonest among the positive triggers",
+            "chosen by their top, so that regression to the mean is part of the fall",
+        ),
+    )  # fmt: skip
+
+
+def _samples(run: Run) -> pl.DataFrame:
+    """Samples with a positive coefficient: layer, mark (the token expected), token (found), part, document."""
+    contexts = run.table("contexts").select("context", "document", "tokens").collect()
+    size = run.manifest.model.neurons
+    cell = (pl.col("layer").cast(pl.Int64) * size + pl.col("neuron")).alias("cell")
+    ends = run.table("triggers").filter(pl.col("polarity") == 1).select(cell, "context", "position").collect()
+    known, marks, often = _commonest(_with_token(ends, contexts), run.manifest.model.vocabulary)
+    chosen = np.lexsort((known, -often))[:REACH]
+    mark = np.full(run.manifest.model.layers * size, -1, np.int64)
+    mark[known[chosen]] = marks[chosen]
+    top = run.table("neurons").select("max").collect()["max"].to_numpy()
+    samples = run.table("samples").filter(pl.col("coefficient") > 0)
+    rows = samples.select("layer", cell, "coefficient", "context", "position").collect()
+    place = rows["cell"].to_numpy()
+    rows = rows.with_columns(mark=pl.Series(mark[place]), max=pl.Series(top[place])).filter(
+        pl.col("mark") >= 0
+    )
+    part = (pl.col("coefficient") / pl.col("max") * PARTS).floor().clip(0, PARTS - 1).cast(pl.Int64)
+    return _with_token(rows, contexts).with_columns(part=part)
+
+
+def _commonest(rows: pl.DataFrame, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each cell once, ascending, its commonest token (of several the last) and how often that occurs."""
+    key = np.sort(rows["cell"].to_numpy() * size + rows["token"].to_numpy())
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    count = np.diff(first, append=len(key))
+    cells, start = np.unique(key[first] // size, return_index=True)
+    best = np.maximum.reduceat(count * size + key[first] % size, start) if len(cells) else cells
+    return cells, best % size, best // size
+
+
+def _with_token(rows: pl.DataFrame, contexts: pl.DataFrame) -> pl.DataFrame:
+    sizes = contexts["tokens"].list.len().to_numpy().astype(np.int64)
+    starts = np.cumsum(sizes) - sizes
+    which = np.searchsorted(contexts["context"].to_numpy(), rows["context"].to_numpy())
+    token = contexts["tokens"].explode().to_numpy()[starts[which] + rows["position"].to_numpy()]
+    return rows.with_columns(
+        token=pl.Series(token), document=pl.Series(contexts["document"].to_numpy()[which])
+    )
+
+
+def _persistence(rows: pl.DataFrame) -> tuple[Interval, np.ndarray]:
+    """By part of the range, the share of samples with the marking token, and what other marks of the layer give."""
+    part, mark, token, layer = (rows[name].to_numpy() for name in ("part", "mark", "token", "layer"))
+    share = share_by_group((mark == token).astype(float), part, PARTS, rows["document"].to_numpy())
+    chance = np.zeros(len(token))
+    for one in np.unique(layer):
+        mine = layer == one
+        size = int(max(mark[mine].max(), token[mine].max())) + 1
+        chance[mine] = np.bincount(mark[mine], minlength=size)[token[mine]] / mine.sum()
+    total = np.bincount(part, minlength=PARTS)
+    return share, np.where(total > 0, np.bincount(part, chance, PARTS) / np.maximum(total, 1), np.nan)

@@ -1,0 +1,162 @@
+"""What an analysis of the study hands to its views: a sentence, the numbers behind it, and how to draw them."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import polars as pl
+
+STATES = ("done", "not applicable")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One analysis of the papers or of the objections to them.
+
+    state    done, or not applicable
+    command  how to get it, of RUN (a folder) and MODEL (a name); empty if not applicable
+    test     the test file that holds it to its definition; empty if not applicable
+    why      why it is not applicable, or what is different here; may be empty
+    """
+
+    id: str
+    title: str
+    state: str
+    command: str
+    test: str
+    why: str
+
+
+def items() -> tuple[Item, ...]:
+    """All of them, A1 to A80."""
+    text = (files("mnemoscope.studies.findings") / "items.jsonl").read_text(encoding="utf-8")
+    return tuple(Item(**json.loads(line)) for line in text.splitlines())
+
+
+KINDS = ("line", "bar", "stack", "box", "scatter", "heat", "histogram")
+_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_ITEM = re.compile(r"A([1-9]|[1-7][0-9]|80)")
+_COLUMNS = (
+    "x", "x2", "y", "color", "low", "high", "whisker_low", "whisker_high", "null", "null_low", "null_high", "facet",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How to draw a frame in long form; everything named is one of its columns unless said otherwise.
+
+    kind       line, bar, stack (bars that add up), box, scatter, heat, or histogram (bars from x to x2)
+    x, y       what stands on the axes; in a box y is the median
+    x_title    with the unit, and likewise y_title (text, not columns)
+    color      the series; in a heat map the number that is shaded
+    low, high  interval of y; in a box the quartiles, and the whiskers are whisker_low and whisker_high
+    null       the base line of each point, null_low to null_high its band
+    facet      one panel for each value; `free` panels have y scales of their own
+    share      y (in a heat map the colour) is a share of 1, shown in percent
+    order      series from first to last (text); the order of their first rows if empty
+    rest       the series (text) that is what the others leave, drawn in grey; empty if there is none
+    """
+
+    kind: str
+    x: str
+    y: str
+    x_title: str
+    y_title: str
+    color: str | None = None
+    low: str | None = None
+    high: str | None = None
+    null: str | None = None
+    null_low: str | None = None
+    null_high: str | None = None
+    whisker_low: str | None = None
+    whisker_high: str | None = None
+    x2: str | None = None
+    facet: str | None = None
+    free: bool = False
+    log_x: bool = False
+    log_y: bool = False
+    share: bool = False
+    order: tuple[str, ...] = ()
+    rest: str = ""
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it reads."""
+        return tuple(dict.fromkeys(name for field in _COLUMNS if (name := getattr(self, field)) is not None))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One answer of the study.
+
+    id         names the files of its figure and table: lower case, with hyphens
+    items      which analyses it answers: `A21`, ...
+    says       one sentence, computed from the data, with the figure that matters and its interval
+    frame      the long table behind the figure, without nested columns
+    paper      what the paper printed, for its own model; empty if nothing
+    null       what the base line or the band is; empty if there is none
+    resampled  what the intervals are over: `documents`, `neurons (Wilson)`, ...; empty if there are none
+    notes      what a reader must know besides
+    """
+
+    id: str
+    items: tuple[str, ...]
+    title: str
+    says: str
+    frame: pl.DataFrame
+    figure: Figure | None = None
+    paper: str = ""
+    null: str = ""
+    resampled: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert _SLUG.fullmatch(self.id), self.id
+        assert self.items and all(_ITEM.fullmatch(item) for item in self.items), self.items
+        assert self.says and "\n" not in self.says, self.says
+        nested = [name for name, kind in self.frame.schema.items() if kind.is_nested()]
+        assert not nested, (self.id, nested)
+        if self.figure is not None:
+            assert self.figure.kind in KINDS, self.figure.kind
+            missing = set(self.figure.columns()) - set(self.frame.columns)
+            assert not missing, (self.id, missing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; the frame as rows."""
+        plain = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("frame", "figure", "items", "notes")
+        }
+        return {**plain, "items": list(self.items), "notes": list(self.notes), "rows": self.frame.to_dicts()}
+
+
+def chance(value: float) -> str:
+    """A probability in two digits: 0.46, 0.0012, 2e-5."""
+    return f"{value:.2g}".replace("e-0", "e-")
+
+
+def went(start: float, stop: float) -> str:
+    """What a number did on its way: rises, falls or stays."""
+    return "rises" if stop > start else "falls" if stop < start else "stays"
+
+
+def slug(name: str) -> str:
+    """A name as a part of an `id`."""
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split()) or "set"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Findings of one measurement, under one heading.
+
+    missing  why there are none, and how to come by them; empty if there are
+    """
+
+    name: str
+    title: str
+    findings: tuple[Finding, ...]
+    missing: str = ""

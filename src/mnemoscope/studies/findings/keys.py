@@ -1,0 +1,305 @@
+"""Keys as detectors: patterns in triggers, shallow or semantic, both directions of a claim (A4, A7, A8, A74, A77).
+
+A pattern counts when it was confirmed on triggers of the test half. It is *semantic* when its kind is and it is
+confirmed beyond what the last tokens of the triggers explain; every other confirmed pattern is *shallow*.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from mnemoscope.intervals import Interval, wilson
+from mnemoscope.records import MAIN, NEURON, NULLS, WHOLE
+from mnemoscope.studies.findings.finding import Figure, Finding
+from mnemoscope.studies.findings.statistics import ratio_of_sums, share_of_sums
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+NULL = "random"
+ORDINARY = "ordinary prefixes (N1)"
+LEAST = 3  # triggers that make a pattern, as in the paper
+CASES = ("shallow", "shallow and semantic", "semantic", "not covered")
+VERDICTS = ("iff", "active -> pattern", "pattern -> active", "neither", "no pattern above the null")
+_FLAT, _DEEP = ("shallow", "shallow and semantic"), ("semantic", "shallow and semantic")
+_UNIT = ["layer", "neuron", "polarity"]
+_NAMES = {NEURON: "neurons", **NULLS}
+
+
+def findings(run: Run) -> list[Finding]:
+    """From the tables `patterns` and `pattern_tests`."""
+    units = _units(run)
+    found = [_covered(units), _boundary(units), _number(units), _verdicts(run, MAIN), _verdicts(run, WHOLE)]
+    return [one for one in found if one is not None]
+
+
+def _units(run: Run) -> pl.DataFrame:
+    """One row per unit (a neuron or a pseudo-neuron, with a sign) that has a trigger: its address, how many `patterns`
+    it has, its `triggers` of the test half, how many of these fall in each of CASES, and how many `ordinary ...` ones
+    would.
+
+    A unit without a candidate has as many triggers as the mean of the others of its layer and kind.
+    """
+    rate = run.manifest.options.get("patterns", {}).get("q", 0.05)
+    rows = (
+        run.table("patterns")
+        .filter(pl.col("tests") == MAIN)
+        .sort("unit", *_UNIT, maintain_order=True)
+        .select("unit", *_UNIT, "kind", "q", "token_q", "test_base_rate", "test_triggers", "test_where")
+        .collect()
+    )
+    joined = _everyone(run).join(cases(rows, rate), on=["unit", *_UNIT], how="left", maintain_order="left")
+    usual = pl.col("triggers").mean().over("unit", "layer").fill_null(1.0)
+    triggers = pl.col("triggers").cast(pl.Float64).fill_null(usual)
+    found = joined.with_columns(triggers=triggers, patterns=pl.col("patterns").fill_null(0))
+    return found.with_columns(
+        pl.col(f"{which}{case}").fill_null(0 if case != CASES[-1] else pl.col("triggers"))
+        for case in CASES
+        for which in ("", "ordinary ")
+    )
+
+
+def cases(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
+    """Per unit of consecutive rows of `patterns`: how many triggers show a shallow, both, a semantic, or no confirmed
+    pattern (A8), and how many `patterns` there are (A7): confirmed at this false discovery rate, with at least `LEAST`
+    triggers that no better one shows. Candidates are also other readings of the same triggers, which are none.
+
+    `ordinary ...` is how many of as many prefixes at the same positions, with last tokens as frequent (N1), are
+    expected in each case: by the base rates of the patterns that count, taken as independent.
+
+    Bit i of `test_where` is the i-th trigger.
+    """
+    units = rows.select("unit", *_UNIT).unique(maintain_order=True)
+    if rows.height == 0:
+        names = ("patterns", "triggers", *CASES, *(f"ordinary {case}" for case in CASES))
+        return units.with_columns(pl.lit(0).alias(name) for name in names)
+    first = np.flatnonzero(
+        rows.select(pl.struct("unit", *_UNIT).rle_id().alias("id"))["id"].diff().fill_null(1)
+    )
+    confirmed = (rows["q"] <= rate).to_numpy()
+    semantic = ((rows["kind"] == "semantic") & (rows["token_q"] <= rate)).to_numpy()
+    where = rows["test_where"].to_numpy().view(np.uint64)
+    none = np.zeros_like(where)
+    flat = np.bitwise_or.reduceat(np.where(confirmed & ~semantic, where, none), first)
+    deep = np.bitwise_or.reduceat(np.where(confirmed & semantic, where, none), first)
+    shown = [np.bitwise_count(bits).astype(np.int64) for bits in (flat & ~deep, flat & deep, deep & ~flat)]
+    triggers = rows["test_triggers"].to_numpy()[first].astype(np.int64)
+    counts = dict(zip(CASES, [*shown, triggers - sum(shown)], strict=True))
+    counted = _distinct(np.where(confirmed, where, none), first)
+    absent = [
+        np.multiply.reduceat(np.where(counted & which, 1 - rows["test_base_rate"].to_numpy(), 1.0), first)
+        for which in (~semantic, semantic)
+    ]
+    for case, share in zip(CASES, _independent(*absent), strict=True):
+        counts[f"ordinary {case}"] = share * triggers
+    return units.with_columns(
+        patterns=pl.Series(np.add.reduceat(counted.astype(np.int64), first)),
+        triggers=pl.Series(triggers),
+        **{case: pl.Series(count) for case, count in counts.items()},
+    )
+
+
+def _independent(flat: np.ndarray, deep: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Shares of CASES where no shallow pattern is with chance `flat`, and no semantic one with chance `deep`."""
+    return (1 - flat) * deep, (1 - flat) * (1 - deep), flat * (1 - deep), flat * deep
+
+
+def _distinct(where: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """bool[pattern]: whether it shows `LEAST` triggers that those before it, of the same unit and which count, do not.
+
+    where  u64[pattern]: which triggers show it; unit by unit, the best first
+    first  i64[unit]: where each unit begins
+    """
+    sizes = np.diff(first, append=len(where))
+    counted, covered = np.zeros(len(where), bool), np.zeros(len(first), np.uint64)
+    for place in range(sizes.max(initial=0)):
+        unit = np.flatnonzero(sizes > place)
+        shown = where[first[unit] + place]
+        more = np.bitwise_count(shown & ~covered[unit]) >= LEAST
+        counted[first[unit[more]] + place] = True
+        covered[unit[more]] |= shown[more]
+    return counted
+
+
+def _everyone(run: Run) -> pl.DataFrame:
+    """Every unit that has a trigger: neurons, and pseudo-neurons if the run has them."""
+    parts = [run.table("triggers").select(pl.lit("neuron").alias("unit"), *map(pl.col, _UNIT))]
+    if "null_triggers" in run.manifest.tables:
+        parts.append(run.table("null_triggers").select(pl.col("kind").alias("unit"), *map(pl.col, _UNIT)))
+    return pl.concat([part.unique().collect() for part in parts]).sort("unit", *_UNIT)
+
+
+def _mean(units: pl.DataFrame, *columns: str, per: str = "triggers") -> tuple[pl.DataFrame, Interval]:
+    """Layers of the units, and by layer the sum of some columns over the sum of `per`, resampled over units."""
+    layers, group = np.unique(units["layer"].to_numpy(), return_inverse=True)
+    above = units.select(pl.sum_horizontal(pl.col(*columns).cast(pl.Float64)))[columns[0]].to_numpy()
+    below = np.ones(len(above)) if per == "" else units[per].to_numpy()
+    sums = np.zeros((2, len(group), len(layers)))
+    sums[:, np.arange(len(group)), group] = above, below
+    resampled = share_of_sums if per else ratio_of_sums
+    return pl.DataFrame({"layer": layers}), resampled(sums[0], sums[1], np.arange(len(group)), n=200)
+
+
+def _share(units: pl.DataFrame, *columns: str) -> float:
+    """Of all triggers of the units, those in some cases."""
+    return float(units.select(pl.sum_horizontal(*columns)).sum().item() / units["triggers"].sum())
+
+
+def _kinds(units: pl.DataFrame) -> list[str]:
+    return [kind for kind in _NAMES if kind in units["unit"].unique().to_list()]
+
+
+def _covered(units: pl.DataFrame) -> Finding:
+    """A8, Figure 2: what share of triggers each kind of pattern covers, beside what ordinary prefixes and
+    pseudo-neurons have."""
+    parts, chance = [], ""
+    bars = [(_NAMES[kind], kind, "") for kind in _kinds(units)]
+    for name, kind, which in [bars[0], (ORDINARY, bars[0][1], "ordinary "), *bars[1:]]:
+        some = units.filter(pl.col("unit") == kind)
+        for case in CASES:
+            layers, mean = _mean(some, which + case)
+            parts.append(
+                layers.with_columns(
+                    units=pl.lit(name), case=pl.lit(case), share=pl.Series(mean.value),
+                    low=pl.Series(mean.low), high=pl.Series(mean.high),
+                )
+            )  # fmt: skip
+        if name != bars[0][0]:
+            chance += f", {1 - _share(some, which + CASES[-1]):.1%} of {name}"
+    frame = pl.concat(parts)
+    neurons = units.filter(pl.col("unit") == "neuron")
+    return Finding(
+        id="figure-2-covered",
+        items=("A8", "A4"),
+        title="Shallow and semantic patterns by layer (Geva Figure 2)",
+        says=f"Confirmed patterns cover {1 - _share(neurons, CASES[-1]):.1%} of the neurons' triggers of the test half"
+        f"{chance}; semantic ones, beyond what the last token explains, {_share(neurons, *_DEEP):.1%}.",
+        frame=frame,
+        figure=Figure(
+            "stack", "layer", "share", "layer", "triggers (%)", color="case", facet="units", share=True, order=CASES,
+            rest=CASES[-1],
+        ),
+        paper="65-80 % covered; shallow patterns prevail in layers 1-9 of 16, semantic ones in 10-16",
+        null="for the neurons' own patterns, prefixes at the same positions whose last tokens are as frequent (N1)"
+        + ("; pseudo-neurons, searched and tested in the same way (N3, N4)" if len(bars) > 1 else ""),
+        resampled="units (in the table)",
+        notes=(
+            "a unit is a neuron with a sign; patterns are found by search, not by annotators",
+            "N1 takes the patterns that count (three triggers that no better one shows) as independent",
+        ),
+    )  # fmt: skip
+
+
+def _boundary(units: pl.DataFrame) -> Finding:
+    """A77: is there a layer above which semantic patterns prevail? Measured, not assumed."""
+    neurons = units.filter(pl.col("unit") == "neuron")
+    parts, means = [], {}
+    for name, columns in (("shallow", _FLAT), ("semantic", _DEEP)):
+        layers, mean = _mean(neurons, *columns)
+        means[name] = mean
+        parts.append(
+            layers.with_columns(
+                kind=pl.lit(name),
+                share=pl.Series(mean.value),
+                low=pl.Series(mean.low),
+                high=pl.Series(mean.high),
+            )
+        )
+    frame = pl.concat(parts)
+    above = frame["layer"].to_numpy()[: len(means["shallow"].value)][
+        means["semantic"].low > means["shallow"].high
+    ]
+    says = (
+        f"Semantic patterns cover more triggers than shallow ones, beyond the intervals, in layers "
+        f"{', '.join(map(str, above.tolist()))}."
+        if len(above)
+        else "In no layer do semantic patterns cover more triggers than shallow ones beyond the intervals."
+    )
+    return Finding(
+        id="shallow-semantic-boundary",
+        items=("A77", "A8"),
+        title="Where shallow ends and semantic begins",
+        says=says,
+        frame=frame,
+        figure=Figure(
+            "line", "layer", "share", "layer", "triggers covered (%)", color="kind", low="low", high="high", share=True
+        ),
+        paper="assumed a boundary between layers 9 and 10 of 16",
+        resampled="units",
+    )  # fmt: skip
+
+
+def _number(units: pl.DataFrame) -> Finding:
+    """A7: patterns per key."""
+    neurons, null = (units.filter(pl.col("unit") == kind) for kind in ("neuron", NULL))
+    layers, mean = _mean(neurons, "patterns", per="")
+    frame = layers.with_columns(
+        patterns=pl.Series(mean.value), low=pl.Series(mean.low), high=pl.Series(mean.high)
+    )
+    band = {}
+    if null.height:
+        usual = null.group_by("layer").agg(null=pl.col("patterns").mean())
+        frame, band = frame.join(usual, on="layer", how="left"), {"null": "null"}
+    some = wilson(np.array((neurons["patterns"] > 0).sum()), np.array(neurons.height))
+    chance = f", of random directions {(null['patterns'] > 0).to_numpy().mean():.1%}" if null.height else ""
+    usual_number = f" and {null['patterns'].to_numpy().mean():.2f}" if null.height else ""
+    return Finding(
+        id="patterns-per-key",
+        items=("A7", "A73", "A78"),
+        title="Patterns per key",
+        says=f"{float(some.value):.1%} [{float(some.low):.1%}, {float(some.high):.1%}] of neurons (with a sign) "
+        "have a confirmed "
+        f"pattern{chance}; the mean is {neurons['patterns'].to_numpy().mean():.2f} patterns{usual_number}.",
+        frame=frame,
+        figure=Figure(
+            "line", "layer", "patterns", "layer", "patterns per unit (mean)", low="low", high="high",
+            null=band.get("null"),
+        ),
+        paper="at least 1 for every key, 3.6 on average, by experts",
+        null="random directions" if band else "",
+        resampled="units",
+        notes=("a pattern counts with three triggers that no better one of the unit shows",),
+    )  # fmt: skip
+
+
+def _verdicts(run: Run, tests: str) -> Finding | None:
+    """A74: how often active means the pattern, and the pattern active, by triggers or by the whole distribution."""
+    rows = run.table("pattern_tests").filter(pl.col("tests") == tests).collect()
+    kinds = [kind for kind in _NAMES if kind in rows["unit"].unique().to_list()]
+    if not kinds:
+        return None
+    rows = rows.filter(pl.col("unit").is_in(kinds))
+    frame = (
+        rows.group_by("unit", "layer", "verdict")
+        .agg(units=pl.len())
+        .with_columns(share=pl.col("units") / pl.col("units").sum().over("unit", "layer"))
+        .with_columns(pl.col("unit").replace_strict(_NAMES))
+        .sort("unit", "layer", "verdict")
+    )
+    told_apart = frame.filter(pl.col("verdict") != VERDICTS[-1])
+    mine = rows.filter(pl.col("unit") == "neuron")
+    told = ", ".join(f"{(mine['verdict'] == one).to_numpy().mean():.1%} {one}" for one in VERDICTS[:3])
+    passed = {
+        _NAMES[kind]: rows.filter(pl.col("unit") == kind)["verdict"].is_in(VERDICTS[:3]).to_numpy().mean()
+        for kind in kinds[1:]
+    }
+    chance = "".join(f", {share:.1%} of {name}" for name, share in passed.items())
+    chance = f"; in either direction pass{chance.removeprefix(',')}" if chance else ""
+    return Finding(
+        id="two-way-verdicts" if tests == MAIN else "two-way-whole",
+        items=("A74", "A78"),
+        title="Does active mean the pattern, and the pattern active?"
+        if tests == MAIN
+        else "The same of common patterns and unions of words, by the whole distribution",
+        says=f"Of {mine.height:,} neurons (with a sign) that have a pattern to test: {told}{chance}.",
+        frame=told_apart if told_apart.height else frame,
+        figure=Figure(
+            "stack", "layer", "share", "layer", "units with a pattern (%)", color="verdict", facet="unit", share=True,
+            order=VERDICTS,
+        ),
+        null="pseudo-neurons with their own best pattern" if chance else "",
+        notes=("on text of the test half that was used for nothing else", f"all others: {VERDICTS[-1]}"),
+    )  # fmt: skip

@@ -1,0 +1,255 @@
+"""Which token of a trigger matters: the coefficient with and without it, layer by layer (A9, Geva et al. 2021, Fig. 3).
+
+Triggers are extremes, so anything done to them brings the coefficient down: regression to the mean. The same removals
+from prefixes that were not chosen, for the same neurons at the same positions, say how much of it there is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from mnemoscope.display import Shown
+from mnemoscope.records import Estimate
+from mnemoscope.studies.findings.finding import Figure, Finding
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+KINDS = ("trigger", "random")
+REMOVED = ("first", "last", "random")
+MEASURES = ("relative", "ratio", "difference", "retained")
+# A quotient of a coefficient below this share of its neuron's standard deviation says nothing.
+LEAST = 0.1
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What removing one token did to the coefficient `m` (`m'` without it), over the prefixes of a layer.
+
+    layer       None: the mean over layers, each counting the same
+    kind        `trigger`, or `random` for the null
+    removed     `first`, `last` or `random`
+    relative    mean of (m' - m) / m, where |m| is at least a tenth of the neuron's standard deviation
+    ratio       sum of sign(m) (m' - m) over sum of |m|: large coefficients count more, small ones cannot blow it up
+    difference  mean of sign(m) (m' - m) in standard deviations of the neuron
+    retained    slope of m' over m, both measured from the neuron's mean in its standard deviations: the share
+                of what was out of the ordinary that is left
+    """
+
+    layer: int | None
+    kind: str
+    removed: str
+    prefixes: int
+    relative: Estimate
+    ratio: Estimate
+    difference: Estimate
+    retained: Estimate
+
+
+@dataclass(frozen=True, repr=False)
+class Removal(Shown):
+    """Effects by layer and over all layers, and what they are compared by.
+
+    last_against_random  by layer, `ratio` without the last less `ratio` without a random token: below 0, the last
+                         matters more
+    trend                by removed token, how much `ratio` rises from the lowest to the highest layer along the
+                         fitted line
+    beyond_null          by removed token, `retained` of triggers less `retained` of the null, over all layers
+    """
+
+    effects: tuple[Effect, ...]
+    last_against_random: tuple[Estimate, ...]
+    trend: dict[str, Estimate]
+    beyond_null: dict[str, Estimate]
+    documents: int
+    neurons: int
+
+    def of(self, layer: int | None, kind: str, removed: str) -> Effect:
+        """One effect."""
+        wanted = (layer, kind, removed)
+        return next(one for one in self.effects if (one.layer, one.kind, one.removed) == wanted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def removal(run: Run, *, samples: int = 1000, seed: int = 0) -> Removal:
+    """The effects stored in table `removal` of a run; `QueryError` when it has none."""
+    rows = run.table("removal").collect()
+    scales = run.table("neurons").select("layer", "neuron", "mean", "std").collect()
+    return effects(rows, scales, samples=samples, seed=seed)
+
+
+def effects(rows: pl.DataFrame, scales: pl.DataFrame, *, samples: int = 1000, seed: int = 0) -> Removal:
+    """Summarise rows of the table `removal`.
+
+    scales   layer, neuron, mean, std: one row a neuron
+    samples  resamplings of the documents behind each interval
+    """
+    layers = int(rows["layer"].max()) + 1  # type: ignore[arg-type]
+    sums = _sums(rows.join(scales, on=["layer", "neuron"], how="left"), layers)
+    draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), samples)
+    weights = np.concatenate([np.ones((1, len(sums))), draws])  # the first is the estimate itself
+    table = _measures(np.tensordot(weights, sums, 1))  # [sample, layer, kind, removed, measure]
+    with_mean = np.concatenate([table, _mean(table)[:, None]], axis=1)
+    counts = sums.sum(0)[..., 0].astype(int)
+    counts = np.concatenate([counts, counts.sum(0, keepdims=True)])
+    ratio, retained = table[..., MEASURES.index("ratio")], with_mean[:, -1, ..., MEASURES.index("retained")]
+    line = np.linspace(-1, 1, layers) if layers > 1 else np.zeros(1)
+    rise = 2 * np.einsum("l,slr->sr", line, ratio[:, :, 0]) / max(float(line @ line), 1e-300)
+    return Removal(
+        effects=tuple(
+            Effect(
+                None if layer == layers else layer,
+                kind,
+                removed,
+                int(counts[layer, k, r]),
+                *(Estimate.of(with_mean[:, layer, k, r, m]) for m in range(len(MEASURES))),
+            )
+            for layer in range(layers + 1)
+            for k, kind in enumerate(KINDS)
+            for r, removed in enumerate(REMOVED)
+        ),
+        last_against_random=tuple(
+            Estimate.of(ratio[:, layer, 0, 1] - ratio[:, layer, 0, 2]) for layer in range(layers)
+        ),
+        trend={removed: Estimate.of(rise[:, r]) for r, removed in enumerate(REMOVED)},
+        beyond_null={
+            removed: Estimate.of(retained[:, 0, r] - retained[:, 1, r]) for r, removed in enumerate(REMOVED)
+        },
+        documents=len(sums),
+        neurons=rows.select("layer", "neuron").unique().height,
+    )
+
+
+def _sums(rows: pl.DataFrame, layers: int) -> np.ndarray:
+    """f64[document, layer, kind, removed, sum]: everything the measures are made of, additive over documents."""
+    documents, place = np.unique(rows["document"].to_numpy(), return_inverse=True)
+    kind = rows["kind"].replace_strict(KINDS, range(2), return_dtype=pl.Int64).to_numpy()
+    removed = rows["removed"].replace_strict(REMOVED, range(3), return_dtype=pl.Int64).to_numpy()
+    whole, without = (rows[name].cast(pl.Float64).to_numpy() for name in ("whole", "without"))
+    mean, std = rows["mean"].to_numpy(), rows["std"].to_numpy()
+    drop, varies = np.sign(whole) * (without - whole), std > 0
+    scale = np.where(varies, std, 1.0)
+    clear = varies & (np.abs(whole) >= LEAST * std)
+    before, after = (np.where(varies, (values - mean) / scale, 0.0) for values in (whole, without))
+    parts = np.stack(
+        [
+            np.ones_like(whole),
+            clear,
+            np.where(clear, drop / np.where(clear, np.abs(whole), 1.0), 0.0),
+            np.abs(whole),
+            drop,
+            varies,
+            np.where(varies, drop / scale, 0.0),
+            before * before,
+            before * after,
+        ],
+        axis=1,
+    )
+    shape = (len(documents), layers, len(KINDS), len(REMOVED))
+    cell = np.ravel_multi_index((place, rows["layer"].to_numpy().astype(int), kind, removed), shape)
+    sums = [np.bincount(cell, part, np.prod(shape)).reshape(shape) for part in parts.T]
+    return np.stack(sums, axis=-1)
+
+
+def _measures(sums: np.ndarray) -> np.ndarray:
+    """f64[..., measure] from sums f64[..., sum]; NaN where nothing was measured."""
+    _, clear, relative, size, drop, varies, standard, before, together = np.moveaxis(sums, -1, 0)
+    pairs = ((relative, clear), (drop, size), (standard, varies), (together, before))
+    return np.stack(
+        [np.divide(a, b, out=np.full_like(a, np.nan), where=b > 0) for a, b in pairs],
+        axis=-1,
+    )
+
+
+def _mean(table: np.ndarray) -> np.ndarray:
+    """The mean over layers, leaving out those where nothing was measured."""
+    known = ~np.isnan(table)
+    count = known.sum(1)
+    total = np.where(known, table, 0).sum(1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+# -- Which token of a trigger matters, as findings of the study (A9); measured by `mnemoscope removal` ---------
+
+
+def findings(run: Run) -> list[Finding]:
+    """From the table `removal`."""
+    found = removal(run)
+    return [_relative(found), _retained(found)]
+
+
+def _rows(found: Removal, kind: str, measure: str) -> pl.DataFrame:
+    rows = []
+    for one in found.effects:
+        if one.kind == kind and one.layer is not None:
+            estimate: Estimate = getattr(one, measure)
+            rows.append((one.layer, f"without the {one.removed}", one.prefixes, *_numbers(estimate)))
+    names = {"layer": pl.Int64, "token": pl.String, "prefixes": pl.Int64}
+    schema = {**names, **dict.fromkeys((measure, "low", "high"), pl.Float64)}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _numbers(one: Estimate) -> tuple[float | None, float | None, float | None]:
+    return one.value, one.low, one.high
+
+
+def _told(one: Estimate) -> str:
+    if one.value is None or one.low is None or one.high is None:
+        return "not defined"
+    return f"{one.value:+.1%} [{one.low:+.1%}, {one.high:+.1%}]"
+
+
+def _relative(found: Removal) -> Finding:
+    """Figure 3: the change of the coefficient, weighted by its size."""
+    mean = {removed: found.of(None, "trigger", removed).ratio for removed in REMOVED}
+    more = sum(1 for one in found.last_against_random if one.high is not None and one.high < 0)
+    known = sum(1 for one in found.last_against_random if one.value is not None)
+    return Finding(
+        id="figure-3-token-removal",
+        items=("A9",),
+        title="Triggers without one of their tokens (Geva Figure 3)",
+        says="Over all layers the coefficient changes by "
+        + ", ".join(f"{_told(one)} without the {removed}" for removed, one in mean.items())
+        + f" token; the last matters more than a random one in {more} of {known} layers.",
+        frame=_rows(found, "trigger", "ratio"),
+        figure=Figure(
+            "line", "layer", "ratio", "layer", "change of the coefficient (%)", color="token", low="low", high="high",
+            share=True,
+        ),
+        paper="first about -10 to -15 %, random -15 to -20 %, last -65 % in layer 1 rising to -20 % in layer 16",
+        resampled="documents",
+        notes=("sum of changes over sum of |m|: single small coefficients cannot blow it up",),
+    )  # fmt: skip
+
+
+def _retained(found: Removal) -> Finding:
+    """Beside prefixes that were not chosen: how much of what is out of the ordinary is left."""
+    frame = _rows(found, "trigger", "retained").rename({"retained": "share"})
+    null = _rows(found, "random", "retained").select(
+        "layer", "token", null="retained", null_low="low", null_high="high"
+    )
+    frame = frame.join(null, on=["layer", "token"], how="left")
+    last: Effect = found.of(None, "trigger", "last")
+    usual = found.of(None, "random", "last").retained
+    return Finding(
+        id="token-removal-null",
+        items=("A9",),
+        title="What is left of a trigger, beside ordinary prefixes",
+        says=f"Without the last token {_told(last.retained)} of what was out of the ordinary is left in triggers and "
+        f"{_told(usual)} in ordinary prefixes of the same neurons.",
+        frame=frame,
+        figure=Figure(
+            "line", "layer", "share", "layer", "left of the deviation from the neuron's mean (%)", low="low",
+            high="high", null="null", null_low="null_low", null_high="null_high", facet="token", share=True,
+        ),
+        null="the same removal from prefixes that are no triggers, same neurons and positions",
+        resampled="documents",
+        notes=("triggers are extremes, and fall back whatever is done to them; this slope does not",),
+    )  # fmt: skip

@@ -1,0 +1,244 @@
+"""Two runs of the same neurons: do they have the same triggers? And the figures of both side by side.
+
+Where most contexts of the runs coincide, triggers in those can be the same text and position; where they do not (two
+halves of a corpus, or one text cut differently), only of the same kind: their last tokens are compared as multisets.
+The null compares each neuron with another one of its layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from mnemoscope.errors import QueryError
+from mnemoscope.studies.findings.finding import Figure, Finding
+from mnemoscope.studies.findings.statistics import share_by_group
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+
+SHARED = 0.5  # of the contexts of the smaller run, at least, to compare triggers as texts: else most could not coincide
+_SIDE = ["layer", "neuron", "polarity"]
+
+
+def comparable(one: Run, two: Run) -> None:
+    """`QueryError` unless neurons and tokens of the two runs correspond."""
+    a, b = one.manifest.model, two.manifest.model
+    if (a.layers, a.neurons, a.tokenizer_sha256) != (b.layers, b.neurons, b.tokenizer_sha256):
+        raise QueryError(
+            f"comparing the triggers of {one.path} and {two.path}: the models ({a.id}: {a.layers} x {a.neurons}, "
+            f"{b.id}: {b.layers} x {b.neurons}) do not have the same neurons and tokens; give runs of one model, or "
+            "of "
+            "its checkpoints"
+        )
+
+
+def findings(one: Run, two: Run, *, seed: int = 0) -> list[Finding]:
+    """Overlap of triggers with its null; of statistics; of values where the weights differ."""
+    comparable(one, two)
+    return [_overlap(one, two, shared_contexts(one, two), seed), _statistics(one, two)]
+
+
+class Shared(NamedTuple):
+    """What two runs have in common.
+
+    share  of the contexts of the smaller run, those that the other one has too
+    texts  for each run context -> a number that equal texts share, of the contexts that both have
+    """
+
+    share: float
+    texts: tuple[pl.DataFrame, pl.DataFrame]
+
+    @property
+    def enough(self) -> bool:
+        """Whether triggers can be compared as texts."""
+        return self.share >= SHARED
+
+
+def shared_contexts(one: Run, two: Run) -> Shared:
+    """The contexts that two runs have in common, by their tokens."""
+    frames = [run.table("contexts").select("context", "tokens").collect() for run in (one, two)]
+    texts = [[tuple(tokens) for tokens in frame["tokens"].to_list()] for frame in frames]
+    numbers = {text: number for number, text in enumerate(set(texts[0]) & set(texts[1]))}
+    first, second = (
+        pl.DataFrame(
+            {"context": frame["context"], "text": [numbers.get(text) for text in some]},
+            schema_overrides={"text": pl.Int64},
+        ).drop_nulls()
+        for frame, some in zip(frames, texts, strict=True)
+    )
+    return Shared(len(numbers) / max(min(map(len, texts)), 1), (first, second))
+
+
+def _kinds(run: Run, texts: pl.DataFrame | None) -> pl.DataFrame:
+    """Per side and kind of trigger its share of the side's triggers: of those in contexts that both runs have, by text
+    and position; or of all, by last token."""
+    rows = run.table("triggers").select(*_SIDE, "context", "position").collect()
+    if texts is not None:
+        rows = rows.join(texts, on="context", how="inner")
+        kind = pl.col("text") * 1_000_000 + pl.col("position")
+    else:
+        contexts = run.table("contexts").select("context", "tokens").collect()
+        sizes = contexts["tokens"].list.len().to_numpy().astype(np.int64)
+        starts = np.cumsum(sizes) - sizes
+        place = starts[np.searchsorted(contexts["context"].to_numpy(), rows["context"].to_numpy())]
+        token = contexts["tokens"].explode().to_numpy()[place + rows["position"].to_numpy()]
+        rows, kind = rows.with_columns(token=pl.Series(token)), pl.col("token").cast(pl.Int64)
+    neurons = run.manifest.model.neurons
+    side = (pl.col("layer").cast(pl.Int64) * neurons + pl.col("neuron")) * 2 + (pl.col("polarity") < 0)
+    counts = rows.select(side=side, kind=kind).group_by("side", "kind").len()
+    return counts.with_columns(share=pl.col("len") / pl.col("len").sum().over("side")).drop("len")
+
+
+def common(one: pl.DataFrame, two: pl.DataFrame, count: int) -> np.ndarray:
+    """f64[side]: how much of two distributions over kinds is common: the sum of the smaller shares; NaN without one.
+
+    one, two  side, kind, share
+    """
+    both = one.join(two, on=["side", "kind"], how="inner", suffix="_two")
+    least = both.select("side", least=pl.min_horizontal("share", "share_two"))
+    total = np.bincount(least["side"].to_numpy(), least["least"].to_numpy(), count)
+    known = np.zeros((2, count), bool)
+    for row, frame in zip(known, (one, two), strict=True):
+        row[frame["side"].unique().to_numpy()] = True
+    return np.where(known.all(0), total, np.nan)
+
+
+def _overlap(one: Run, two: Run, shared: Shared, seed: int) -> Finding:
+    model = one.manifest.model
+    first, second = (
+        _kinds(run, shared.texts[number] if shared.enough else None) for number, run in enumerate((one, two))
+    )
+    count = 2 * model.layers * model.neurons
+    found = common(first, second, count)
+    null = common(first, _dealt(second, model.layers, model.neurons, seed), count)
+    layer = np.arange(count) // (2 * model.neurons)
+    known = ~np.isnan(found) & ~np.isnan(null)
+    share, chance = (
+        share_by_group(values[known], layer[known], model.layers, np.arange(known.sum()), n=100)
+        for values in (found, null)
+    )
+    limits = [np.quantile(null[known & (layer == at)], 0.95) if (known & (layer == at)).any() else np.nan
+              for at in range(model.layers)]  # fmt: skip
+    above = float((found[known] > np.array(limits)[layer[known]]).mean())
+    frame = pl.DataFrame(
+        {
+            "layer": np.arange(model.layers), "overlap": share.value, "low": share.low, "high": share.high,
+            "null": chance.value, "null_high": np.array(limits), "null_low": np.zeros(model.layers),
+        }
+    ).with_columns(pl.selectors.float().fill_nan(None))  # fmt: skip
+    what = "triggers (text and position)" if shared.enough else "last tokens of triggers"
+    of_both = (
+        f" in the contexts of both runs ({shared.share:.0%} of the smaller one's)" if shared.enough else ""
+    )
+    return Finding(
+        id="trigger-stability",
+        items=("A4",),
+        title="Do neurons keep their triggers?",
+        says=f"On average {found[known].mean():.1%} of the {what}{of_both} of a neuron (with its sign) are common "
+        f"to both runs, of different neurons {null[known].mean():.1%}; {above:.0%} of the neurons have more in common "
+        "than 95 % of pairs of different neurons of their layer.",
+        frame=frame,
+        figure=Figure(
+            "line", "layer", "overlap", "layer", f"common {what} (%)", low="low", high="high", null="null",
+            null_low="null_low", null_high="null_high", share=True,
+        ),
+        null="each neuron against another one of its layer: mean, and up to the 95th percentile",
+        resampled="neurons",
+        notes=() if shared.enough else (_apart(shared.share),),
+    )  # fmt: skip
+
+
+def _apart(share: float) -> str:
+    """Why triggers are not compared as texts."""
+    some = "no context is" if share == 0 else f"only {share:.1%} of the contexts of the smaller run are"
+    return f"{some} in both runs (other text, or cut differently): triggers are compared by their last tokens"
+
+
+def _dealt(rows: pl.DataFrame, layers: int, neurons: int, seed: int) -> pl.DataFrame:
+    """The sides dealt out anew among the neurons of their layer, signs kept."""
+    generator = np.random.default_rng(seed)
+    cell = np.concatenate([layer * neurons + _moved(neurons, generator) for layer in range(layers)])
+    side = rows["side"].to_numpy()
+    return rows.with_columns(side=pl.Series(2 * cell[side // 2] + side % 2))
+
+
+def _moved(count: int, generator: np.random.Generator) -> np.ndarray:
+    """A random cyclic order: nobody keeps their place, unless alone."""
+    order = generator.permutation(count)
+    out = np.empty(count, np.int64)
+    out[order] = np.roll(order, 1)
+    return out
+
+
+def _statistics(one: Run, two: Run) -> Finding:
+    """How well the statistics of neurons agree, by layer (Spearman)."""
+    names = ("mean", "std", "kurtosis", "positive_fraction")
+    key = ["layer", "neuron"]
+    a, b = (run.table("neurons").select(*key, *names).collect() for run in (one, two))
+    both = a.join(b, on=key, how="inner", suffix="_two").drop_nulls()
+    rows = [
+        both.group_by("layer")
+        .agg(statistic=pl.lit(name).first(), correlation=pl.corr(name, f"{name}_two", method="spearman"))
+        .sort("layer")
+        for name in names
+    ]
+    frame = pl.concat(rows).with_columns(pl.col("correlation").fill_nan(None))
+    middle = {name: _middle(frame.filter(pl.col("statistic") == name)["correlation"]) for name in names}
+    return Finding(
+        id="statistics-stability",
+        items=("A70",),
+        title="Do neurons keep their distributions?",
+        says="Median rank correlation over layers: "
+        + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in middle.items())
+        + ".",
+        frame=frame,
+        figure=Figure(
+            "line", "layer", "correlation", "layer", "rank correlation over neurons", color="statistic"
+        ),
+        notes=("kurtosis depends on the rarest tokens, and so on the length of the text",),
+    )
+
+
+def _middle(values: pl.Series) -> float:
+    known = values.drop_nulls().to_numpy()
+    return float(np.median(known)) if len(known) else float("nan")
+
+
+def side_by_side(names: Sequence[str], found: Sequence[Sequence[Finding]]) -> list[Finding]:
+    """Findings that both runs have, each as one with a panel for each run."""
+    second = {one.id: one for one in found[1]}
+    return [_joined(names, one, second[one.id]) for one in found[0] if one.id in second]
+
+
+def _joined(names: Sequence[str], one: Finding, two: Finding) -> Finding:
+    facet = None if one.figure is None else one.figure.facet
+    frames = [_named(finding.frame, name, facet) for name, finding in zip(names, (one, two), strict=True)]
+    frame = pl.concat(frames, how="diagonal_relaxed")
+    if facet is not None:  # panels of the two runs in turn
+        order = [label for pair in zip(*(_panels(part) for part in frames), strict=False) for label in pair]
+        place = pl.col("run").replace_strict(order, range(len(order)), default=len(order))
+        frame = frame.sort(place, maintain_order=True)
+    return replace(
+        one,
+        says=f"{names[0]}: {one.says} {names[1]}: {two.says}",
+        frame=frame,
+        figure=None if one.figure is None else replace(one.figure, facet="run"),
+        notes=tuple(dict.fromkeys((*one.notes, *two.notes))),
+    )
+
+
+def _named(frame: pl.DataFrame, name: str, facet: str | None) -> pl.DataFrame:
+    """The frame behind a column that says which run it is of, and which panel it was."""
+    panel = (
+        pl.lit(name) if facet is None else pl.format("{} · {}", pl.col(facet).cast(pl.String), pl.lit(name))
+    )
+    return frame.select(panel.alias("run"), *map(pl.col, frame.columns))
+
+
+def _panels(frame: pl.DataFrame) -> list[str]:
+    return frame["run"].unique(maintain_order=True).to_list()

@@ -1,0 +1,295 @@
+"""What tells an answer from its neighbours: questions taken apart with two foils each (Yu et al. 2023, 5; A50-A57).
+
+The near foil is the answer of another question of the label, the far one of another label. Everything about parts is
+what `explain` says. The null of the stream is a partner: the same words at the prompt of another question, which has
+another answer; the null of the neurons is as many drawn at random from the same layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mnemoscope.errors import QueryError
+from mnemoscope.model.lens import Lens, ranks
+from mnemoscope.model.model import Model
+from mnemoscope.prediction.bases import raw_logits
+from mnemoscope.prediction.explain import PROMOTED, explain, geometry_of
+from mnemoscope.prediction.explanation import Contrast, Explanation
+from mnemoscope.prediction.questions import ask
+from mnemoscope.prediction.scene import Scene
+from mnemoscope.prediction.switched import queries
+from mnemoscope.prediction.switching import chain
+from mnemoscope.records import Progress
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.studies.measures.positions import Sizes, in_shards
+from mnemoscope.studies.measures.questions import Asked, ask_all
+from mnemoscope.text.spelling import vocabulary_of
+
+TOP = 25  # rows of each sign and measure: enough for the ablated
+ABLATED = 50  # neurons, and heads x sources
+NEURONS = 10  # with the largest contribution, and as many drawn
+WORDS = ("answer", "near", "far")
+
+Frames = dict[str, pl.DataFrame]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question with those whose answers are its foils, and the one at whose prompt its words are read, too."""
+
+    asked: Asked
+    near: Asked
+    far: Asked
+    partner: Asked
+
+    @property
+    def words(self) -> tuple[int, int, int]:
+        """Tokens of WORDS."""
+        return self.asked.token, self.near.token, self.far.token
+
+
+def measure(
+    run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]
+) -> Mapping[str, Iterable[pa.Table]]:
+    """The tables `case_*` (docs/format.md); `QueryError` when no question has two foils."""
+    cases = chosen(model, ask_all(model, sizes, report), sizes)
+
+    def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
+        (number,) = numbers.tolist()
+        found = taken_apart(model, cases[number], np.random.default_rng([sizes.seed, number]))
+        return {name: _table(name, number, frame) for name, frame in found.items()}
+
+    return in_shards(folder, cases, shard, "cases", report, size=1)
+
+
+def chosen(model: Model, asked: Sequence[Asked], sizes: Sizes) -> list[Case]:
+    """The first `sizes.cases` of each set that have foils, in an order drawn with the seed."""
+    found = []
+    for name in dict.fromkeys(one.question.set for one in asked):
+        some = [one for one in asked if one.question.set == name]
+        dealt = (case for case in deal(some, sizes.seed) if _fits(model, case))
+        found += [case for case, _ in zip(dealt, range(sizes.cases), strict=False)]
+    if not found:
+        raise QueryError(
+            "taking questions apart: none has foils; a set needs two labels, and two answers of a label that begin "
+            "with different tokens"
+        )
+    return found
+
+
+def deal(asked: Sequence[Asked], seed: int) -> Iterable[Case]:
+    """The questions of one set that have a near and a far foil, with foils and a partner drawn."""
+    for place in np.random.default_rng(seed).permutation(len(asked)).tolist():
+        one, generator = asked[place], np.random.default_rng([seed, place])
+        label = one.question.label
+        near = _drawn(asked, generator, {one.token}, lambda two: two.question.label == label)  # noqa: B023
+        if near is None:
+            continue
+        words = {one.token, near.token}
+        far = _drawn(asked, generator, words, lambda two: two.question.label != label)  # noqa: B023
+        if far is None:
+            continue
+        partner = _drawn(asked, generator, {*words, far.token}) or _drawn(asked, generator, {one.token})
+        assert partner is not None, "the near foil's question is one"
+        yield Case(one, near, far, partner)
+
+
+def _drawn(
+    asked: Sequence[Asked],
+    generator: np.random.Generator,
+    without: set[int],
+    among: Callable[[Asked], bool] = lambda _: True,
+) -> Asked | None:
+    found = [one for one in asked if one.token not in without and among(one)]
+    return found[int(generator.integers(len(found)))] if found else None
+
+
+def _text(one: Asked) -> str:
+    """The answer so that it is read as it was."""
+    return " " + one.question.answer if one.spaced else one.question.answer
+
+
+def _fits(model: Model, case: Case) -> bool:
+    """Whether behind this prompt, too, the foils begin with the tokens that they have behind their own."""
+    lens = Lens.of(model.anatomy, "own")
+    scores = lens.logits(case.asked.stream[-1:])[0]
+
+    def likelier(_: tuple[int, ...], ways: list[tuple[int, ...]]) -> int:
+        return max(range(len(ways)), key=lambda way: float(scores[ways[way][0]]))
+
+    foils = [_text(case.near), _text(case.far)]
+    try:
+        found = ask(model, case.asked.question.prompt, _text(case.asked), foils, -1, likelier)
+    except QueryError:
+        return False
+    assert found.target is not None
+    return (found.target.token, *(foil.token for foil in found.foils)) == case.words
+
+
+def taken_apart(model: Model, case: Case, generator: np.random.Generator) -> Frames:
+    """Every table of one question, without its number."""
+    foils = [_text(case.near), _text(case.far)]
+    found = explain(model, case.asked.question.prompt, _text(case.asked), foils, top=TOP, ablate=ABLATED)
+    with torch.inference_mode():
+        scene = _scene(model, case.asked, case.words)
+        near = found.contrasts[0]
+        pieces = near.sources["source_token"].to_list()
+        named = pl.DataFrame(
+            {"source": range(len(pieces)), "class": classes(pieces, case.asked.question.subject)},
+            {"source": pl.Int32, "class": pl.String},
+        )
+        return {
+            "case_questions": _about(case, found),
+            "case_stream": _stream(scene, _scene(model, case.partner, case.words), case),
+            "case_sources": near.sources.join(named, on="source", how="left", maintain_order="left"),
+            "case_origins": found.attention_queries.join(
+                named, on="source", how="left", maintain_order="left"
+            ).with_row_index("vector"),
+            "case_neurons": _neurons(scene, near, generator),
+            "case_ablations": found.ablations,
+        }
+
+
+def _scene(model: Model, asked: Asked, words: tuple[int, int, int]) -> Scene:
+    """The end of a prompt, asked for the words of a case."""
+    tokens = torch.tensor([asked.tokens], device=model.device)
+    stream = model.traced(tokens)
+    lens = Lens.of(model.anatomy, "frozen")
+    pieces = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
+    return Scene(stream, lens, words[0], words[1:], pieces, geometry_of(model, lens))
+
+
+def _about(case: Case, found: Explanation) -> pl.DataFrame:
+    question = case.asked.question
+    return pl.DataFrame(
+        {
+            **{name: [getattr(question, name)] for name in ("set", "subject", "prompt", "answer", "label")},
+            "near": [case.near.question.answer],
+            "far": [case.far.question.answer],
+            **dict(zip(("token", "near_token", "far_token"), ([one] for one in case.words), strict=True)),
+            "rank": [found.stream["rank"][-1]],
+            "partner": [case.partner.question.prompt],
+        }
+    )
+
+
+def _stream(scene: Scene, partner: Scene, case: Case) -> pl.DataFrame:
+    """Logits of the three words at every point, before a soft cap, here and at the partner's prompt (A50, A51)."""
+    words = list(case.words)
+    own, null = (
+        raw_logits(one.lens, one.points, one.scale)[:, words].T.flatten().cpu().numpy()
+        for one in (scene, partner)
+    )
+    count = len(scene.points)
+    return pl.DataFrame(
+        {
+            "word": np.repeat(WORDS, count),
+            "point": np.tile(np.arange(count), len(WORDS)),
+            "logit": own,
+            "null": null,
+        }
+    )
+
+
+def classes(pieces: Sequence[str], subject: str) -> list[str | None]:
+    """Where each token of a prompt stands: subject, before, after or last; None if the subject is not in it."""
+    ends = np.cumsum([len(piece) for piece in pieces])
+    start = "".join(pieces).find(subject) if subject else -1
+    if start < 0:
+        return [None] * len(pieces)
+    begin, end = ends - [len(piece) for piece in pieces], start + len(subject)
+    found = np.where(ends <= start, "before", np.where(begin >= end, "after", "subject")).astype(object)
+    if found[-1] != "subject":
+        found[-1] = "last"
+    return list(found)
+
+
+def _neurons(scene: Scene, near: Contrast, generator: np.random.Generator) -> pl.DataFrame:
+    """The neurons that tell the answer from the near foil best, and as many of the same layers (A55-A57)."""
+    place = ["layer", "neuron"]
+    best = near.neurons.sort("contribution", descending=True, maintain_order=True).head(NEURONS)
+    mine = list(best.select(place).iter_rows())
+    both = mine + _others(scene, mine, generator)
+    layer, neuron = torch.tensor(both).T
+    vectors = torch.cat([scene.stream.neuron_parts(a, scene.position, torch.tensor([b])) for a, b in both])
+    coefficient = [float(scene.stream.layers[a].coefficients[scene.position, b]) for a, b in both]
+    moved = scene.odds(vectors, 2 * layer + 1)[..., 0]
+    chains = _chains(scene, near)[layer, neuron]
+    scores = raw_logits(Lens.of(scene.stream.anatomy, "own"), vectors, None)
+    words = torch.tensor([[scene.target, scene.foils[0]]]).expand(len(both), 2)
+    first, last = ranks(scores, words), ranks(-scores, words)
+    promotes, suppresses = scene.promoted(vectors, PROMOTED)
+    frame = pl.DataFrame(
+        {
+            "drawn": np.arange(len(both)) >= len(mine),
+            "rank": [*range(len(mine)), *range(len(both) - len(mine))],
+            "layer": layer.numpy(),
+            "neuron": neuron.numpy(),
+            "coefficient": coefficient,
+            "difference": moved[:, 0].cpu().numpy(),
+            "chain": chains.cpu().numpy(),
+            "answer_rank": first[:, 0].cpu().numpy(),
+            "near_rank": first[:, 1].cpu().numpy(),
+            "answer_last_rank": last[:, 0].cpu().numpy(),
+            "near_last_rank": last[:, 1].cpu().numpy(),
+            "promotes": promotes,
+            "suppresses": suppresses,
+        }
+    ).with_columns(pl.col(place).cast(pl.Int32))
+    asked = frame.select(*place, "coefficient", contribution="difference", leave_one_out="difference")
+    return frame.join(_first(scene, asked), on=place, how="left", maintain_order="left")
+
+
+def _others(
+    scene: Scene, mine: Sequence[tuple[int, int]], generator: np.random.Generator
+) -> list[tuple[int, int]]:
+    """For each neuron another one of its layer that is on; none twice."""
+    taken, found = set(mine), []
+    for layer, _ in mine:
+        on = scene.stream.layers[layer].coefficients[scene.position].nonzero()[:, 0].tolist()
+        if left := [one for one in on if (layer, one) not in taken]:
+            found.append((layer, int(generator.choice(left))))
+            taken.add(found[-1])
+    return found
+
+
+def _chains(scene: Scene, near: Contrast) -> Float[Tensor, "layer neuron"]:
+    """What each neuron does to answer minus near foil by switching on those above it that the contrast shows (A63)."""
+    anatomy = scene.stream.anatomy
+    own = torch.zeros(anatomy.n_layers, anatomy.n_neurons)
+    for layer, neuron, value in near.neurons.select("layer", "neuron", "contribution").iter_rows():
+        own[layer, neuron] = value
+    return chain(scene.stream, scene.position, own).total - own
+
+
+def _first(scene: Scene, neurons: pl.DataFrame) -> pl.DataFrame:
+    """By neuron: the earlier vector with the largest share of its coefficient, and that share as a fraction of it."""
+    found = queries(scene, neurons, (neurons.height, 0))
+    parts = found.filter(~pl.col("kind").is_in(["key bias", "remainder"]))
+    first = parts.group_by("layer", "neuron", maintain_order=True).first()
+    joined = first.join(neurons.select("layer", "neuron", "coefficient"), on=["layer", "neuron"])
+    return joined.select(
+        "layer",
+        "neuron",
+        query_kind="kind",
+        query_layer="query_layer",
+        query_unit="query_unit",
+        query_source="source_token",
+        query_share=pl.col("share") / pl.col("coefficient"),
+    )
+
+
+def _table(name: str, number: int, frame: pl.DataFrame) -> pa.Table:
+    schema = SCHEMAS[name]
+    rows = frame.with_columns(question=pl.lit(number)).select(schema.names)
+    return rows.to_arrow().cast(schema)

@@ -1,0 +1,401 @@
+"""Who makes a prediction, in nats, over many sentences (Yu et al. 2023, 4.1-4.4 and D; A36-A49, A58-A65).
+
+Each prefix is traced once. Its target is what the model predicts. Beside it stands a null: another token, about as
+frequent in the corpus, asked of the same residuals and neurons: some neurons help any token, and ten chosen for it
+raise it. Sub-values of the prediction's neurons are surveyed (`contributions.Survey`): exact where they are among the
+ten most helpful or unhelpful of a layer, and certified intervals with an estimate for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mnemoscope.mine.values import written
+from mnemoscope.model.lens import LENSES, Lens
+from mnemoscope.model.model import Model
+from mnemoscope.prediction.bases import Bases, Geometry, linear_directions, raw_logits
+from mnemoscope.prediction.scene import Scene
+from mnemoscope.prediction.search import Intervals, Survey
+from mnemoscope.records import Progress
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.studies.measures.crosslayer import Columns, Ranked, crosslayer
+from mnemoscope.studies.measures.positions import Examples, Sizes, in_shards, sample
+from mnemoscope.studies.measures.reductions import log_sums
+from mnemoscope.studies.measures.value_ranks import Order
+from mnemoscope.text.vocabulary import Vocabulary
+
+TARGETS = ("model", "null")  # and `gold`, the token that really follows, on request
+TOP = 10  # most helpful, most unhelpful neurons of a layer; neurons in each row of Table 1
+CHOICES = ("contribution", "coefficient", "weight", "rank")  # ways of choosing them (A44)
+
+_STEPS = 16  # sums of helpful neurons, from the least helpful on (A40)
+_SUMMED = 6  # layers in which they are taken
+_NEAR = 10  # places in the order of frequency within which a null token is drawn
+_EXAMPLES = 16  # of a shard
+_TABLES = (
+    "contribution_examples",
+    "contribution_points",
+    "contribution_layers",
+    "contribution_neurons",
+    "contribution_sums",
+    "cross_queries",
+    "cross_layers",
+)
+
+Rows = dict[str, list[Columns]]
+
+
+def measure(
+    run: Run,
+    model: Model,
+    sizes: Sizes,
+    folder: Path,
+    report: Callable[[Progress], None],
+    *,
+    lens: str = "frozen",
+    targets: Sequence[str] = TARGETS,
+) -> Mapping[str, Iterable[pa.Table]]:
+    """The tables `contribution_*` and `cross_*` (docs/format.md) of one position of each of some contexts.
+
+    lens     under which contributions are taken; the stream is read under all three
+    targets  `model` first; `null` and `gold` are asked the same
+    """
+    examples = sample(run, sizes.sentences, longest=sizes.longest, seed=sizes.seed)
+    desk = Desk.of(model, run.vocabulary, lens, sizes.sentences // 10, folder, report)
+    others = Frequencies.of(run)
+
+    def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
+        rows: Rows = {name: [] for name in _TABLES}
+        for number in numbers.tolist():
+            followed = {"gold": int(examples.targets[number])}
+            found = desk.example(
+                examples.prefixes[number], followed, targets, others.near(sizes.seed, number)
+            )
+            for name, parts in found.items():
+                rows[name] += [_of(examples, number, name, part) for part in parts]
+        return {name: _table(name, parts) for name, parts in rows.items()}
+
+    with torch.inference_mode():
+        return in_shards(folder, examples, shard, "contributions", report, size=_EXAMPLES)
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """Tokens in the order of how often the corpus has them.
+
+    tokens  i64[place], rarest first; special tokens and those that never occur left out
+    """
+
+    tokens: np.ndarray
+
+    @classmethod
+    def of(cls, run: Run) -> Frequencies:
+        """Of all contexts."""
+        special = run.manifest.options.get("special", [])
+        counts = (
+            run.table("contexts")
+            .select(pl.col("tokens").explode().alias("token"))
+            .group_by("token")
+            .len()
+            .filter(~pl.col("token").is_in(special))
+            .sort("len", "token")
+            .collect()
+        )
+        return cls(counts["token"].to_numpy().astype(np.int64))
+
+    def near(self, seed: int, example: int) -> Callable[[int], int]:
+        """A token drawn among those about as frequent as a given one, and another."""
+
+        def other(token: int) -> int:
+            found = np.flatnonzero(self.tokens == token)
+            place = int(found[0]) if len(found) else 0
+            low = max(0, min(place - _NEAR, len(self.tokens) - 2 * _NEAR - 1))
+            near = self.tokens[low : low + 2 * _NEAR + 1]
+            return int(np.random.default_rng([seed, example]).choice(near[near != token]))
+
+        return other
+
+
+@dataclass(frozen=True, eq=False)
+class Desk:
+    """A model and what is known of it before any sentence.
+
+    orders     of the layers in which neurons are chosen by rank: reading a layer's values costs as much as some
+               sentences
+    quotients  `Geometry.quotient` of every layer's values, where a neuron's direction is always its value's
+    """
+
+    model: Model
+    lens: Lens
+    lenses: Sequence[Lens]
+    words: Vocabulary
+    geometry: Geometry
+    orders: Mapping[int, Order]
+    quotients: Sequence[Tensor] | None
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        words: Vocabulary,
+        lens: str,
+        most: int,
+        folder: Path,
+        report: Callable[[Progress], None] = lambda _: None,
+    ) -> Desk:
+        """With the values of at most so many layers (and at least four) read for their ranks, kept in the folder."""
+        main, orders = Lens.of(model.anatomy, lens), {}
+        layers = spread(model.anatomy.n_layers, max(4, most))
+        with torch.inference_mode():
+            for done, layer in enumerate(layers):
+                report(Progress("ordering values", done, len(layers), "layers"))
+                orders[layer] = Order.of(main, model.anatomy.layers[layer], folder / f"order-{layer}.npy")
+            geometry = Geometry(main.unembedding)
+            known = quotients(model, main, geometry)
+        lenses = [Lens.of(model.anatomy, name) for name in LENSES]
+        return cls(model, main, lenses, words, geometry, orders, known)
+
+    def example(
+        self,
+        prefix: np.ndarray,
+        followed: Mapping[str, int],
+        targets: Sequence[str],
+        other: Callable[[int], int],
+    ) -> Rows:
+        """Columns of every table, without those that say which example it is.
+
+        followed  the tokens of targets that the model does not decide; `other` gives the null's from the model's
+        """
+        tokens = torch.from_numpy(prefix.astype(np.int64))[None].to(self.model.device)
+        stream = self.model.traced(tokens)
+        predicted = int(stream.logits[-1].argmax())
+        wanted = {"model": predicted, "null": other(predicted), **followed}
+        wanted = {name: wanted[name] for name in ("model", *(one for one in targets if one != "model"))}
+        scene = Scene(stream, self.lens, predicted, (), self.words, self.geometry)
+        names = np.array(list(wanted))
+        rows: Rows = {name: [] for name in _TABLES}
+        rows["contribution_examples"] = [{"target": names, "token": np.array(list(wanted.values()))}]
+        rows["contribution_points"] = self._points(scene, wanted)
+        ranked = self._layers(scene, wanted, rows)
+        queries, layers, neurons = crosslayer(stream, scene.position, ranked)
+        rows["cross_queries"], rows["cross_layers"] = [queries], [layers]
+        for part, more in zip(rows["contribution_neurons"], neurons, strict=True):
+            part |= more
+        return rows
+
+    def _points(self, scene: Scene, wanted: Mapping[str, int]) -> list[Columns]:
+        """Every point of the stream under every lens: the target's logit, and all others' as one (A36, A46)."""
+        found: dict[str, list[Columns]] = {name: [] for name in wanted}
+        for lens in self.lenses:
+            logits = lens.cap(raw_logits(lens, scene.points, lens.scale(scene.points[-1])))
+            for name, token in wanted.items():
+                own = logits[:, token].clone()
+                logits[:, token] = -torch.inf
+                others = log_sums(logits)
+                logits[:, token] = own
+                own = own.double()
+                columns = {
+                    "logit": own,
+                    "others": others,
+                    "log_probability": own - torch.logaddexp(own, others),
+                }
+                fixed = {"target": name, "lens": lens.name}
+                found[name].append(_columns(fixed, point=torch.arange(len(own)), **columns))
+        return [part for parts in found.values() for part in parts]
+
+    def _layers(self, scene: Scene, wanted: Mapping[str, int], rows: Rows) -> list[Ranked]:
+        """Neurons of every layer: counts, sums, choices; and the ranking of the model's target."""
+        surveyed = Survey(scene.bases, TOP)(scene.groups("neurons"), self.quotients)
+        bases = {name: scene.bases.following(token) for name, token in wanted.items()}
+        sums: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        counts: dict[str, list[dict[str, int | float]]] = {name: [] for name in wanted}
+        summed = spread(scene.layers, _SUMMED)
+        ranked = []
+        for layer in range(scene.layers):
+            neurons = _Neurons.of(scene, layer)
+            found = surveyed[layer]
+            for name, token in wanted.items():
+                mine = found if name == "model" else found.moved(neurons.odds(scene.bases, token))
+                one = rank(mine)
+                counts[name].append(neurons.counts(one))
+                sums[name].append(neurons.sums(one, self.orders.get(layer), token))
+                if name == "model":
+                    ranked.append(one)
+                    rows["contribution_neurons"].append(neurons.top(one))
+                    if layer in summed:
+                        rows["contribution_sums"].append(neurons.cumulated(one, scene.bases))
+        for name in wanted:
+            scores = _scores(bases[name], sums[name])
+            rows["contribution_layers"].append(_layer_columns(scene, bases[name], name, counts[name], scores))
+        return ranked
+
+
+def quotients(model: Model, lens: Lens, geometry: Geometry) -> list[Float[Tensor, " neuron"]] | None:
+    """What `Desk` keeps of values; None under a lens that is not linear."""
+    if lens.softcap is not None or (lens.name == "own" and lens.norm is not None):
+        return None
+    one = torch.ones(1, device=model.device)
+    return [geometry.quotient(linear_directions(lens, written(part), one)) for part in model.anatomy.layers]
+
+
+def spread(layers: int, most: int) -> list[int]:
+    """At most so many layers, first and last among them, evenly apart."""
+    return np.unique(np.linspace(0, layers - 1, min(layers, most)).round().astype(int)).tolist()
+
+
+def rank(found: Intervals) -> Ranked:
+    """A surveyed layer in order; ties go to the lower number."""
+    likely = found.likely
+    down, up = (torch.argsort(sign * likely, stable=True)[:TOP] for sign in (-1, 1))
+    return Ranked(likely, found.signs, down[likely[down] > 0], up[likely[up] < 0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Neurons:
+    """The neurons of one layer in one sentence; `vectors` are what they write, added to row `base`."""
+
+    layer: int
+    base: int
+    vectors: Float[Tensor, "neuron width"]
+    coefficient: Float[Tensor, " neuron"]
+
+    @classmethod
+    def of(cls, scene: Scene, layer: int) -> _Neurons:
+        coefficient = scene.stream.layers[layer].coefficients[scene.position].float()
+        vectors = scene.stream.neuron_parts(layer, scene.position)
+        return cls(layer, 2 * layer + 1, vectors, coefficient)
+
+    def odds(self, bases: Bases, token: int) -> Float[Tensor, " neuron"]:
+        """How much more each moves another token's logit than the target's."""
+        base = torch.full((len(self.vectors),), self.base)
+        both = bases.odds(self.vectors, base, torch.tensor([bases.target, token]))
+        return both[:, 1] - both[:, 0]
+
+    def counts(self, one: Ranked) -> dict[str, int | float]:
+        """How many help and how many do not (A47), of both kinds those with a negative coefficient (A37)."""
+        negative, active = self.coefficient < 0, self.coefficient != 0
+        columns: dict[str, int | float] = {"active": int(active.sum())}
+        for name, sign in (("helpful", 1), ("unhelpful", -1)):
+            mine = one.signs == sign
+            size = (sign * one.contribution).clamp_min(0)
+            columns[name] = int(mine.sum())
+            columns[f"{name}_negative"] = int((mine & negative).sum())
+            # So many equally strong would be as concentrated; in a gated model hardly any neuron has C = 0.
+            columns[f"{name}_effective"] = float(size.sum() ** 2 / size.square().sum().clamp_min(1e-300))
+        columns["undecided"] = int((active & (one.signs == 0)).sum())
+        return columns
+
+    def sums(self, one: Ranked, order: Order | None, token: int) -> Float[Tensor, "sum width"]:
+        """All helpful together, their top, both of the unhelpful (A48); and ten chosen in each way (A44)."""
+        masks = [one.signs > 0, self._mask(one.helpful), one.signs < 0, self._mask(one.unhelpful)]
+        length = self.vectors.square().sum(-1).sqrt()
+        best = [-one.contribution, -self.coefficient.abs(), -length]
+        if order is not None:
+            best.append(order.rank(self.vectors, self.coefficient < 0, token))
+        idle = self.coefficient == 0
+        for score in best:
+            chosen = torch.argsort(score.double().masked_fill(idle, torch.inf), stable=True)[:TOP]
+            masks.append(self._mask(chosen) & ~idle)
+        summed = torch.stack(masks).float() @ self.vectors
+        missing = torch.full((4 + len(CHOICES) - len(summed), summed.shape[1]), torch.nan)
+        return torch.cat([summed, missing])
+
+    def cumulated(self, one: Ranked, bases: Bases) -> Columns:
+        """Helpful neurons together, from the least helpful on, and the sum of what each does alone (A40)."""
+        order = torch.argsort(one.contribution, stable=True)
+        order = order[one.signs[order] > 0]
+        ends = torch.arange(1, _STEPS + 1, dtype=torch.float64) * len(order) / _STEPS
+        ends = ends.ceil().long().unique()
+        ends = ends[ends > 0]
+        mask = torch.arange(len(order))[None] < ends[:, None]
+        together = mask.float() @ self.vectors[order]
+        alone = one.contribution[order].cumsum(0)[ends - 1]
+        found = alone
+        if len(ends):
+            found = bases.contributions(together, torch.full((len(ends),), self.base))
+        return _columns({"layer": self.layer}, neurons=ends, separate=alone, together=found)
+
+    def top(self, one: Ranked) -> Columns:
+        """The ten most helpful, then the ten most unhelpful."""
+        sides = torch.tensor([1] * len(one.helpful) + [-1] * len(one.unhelpful))
+        places = torch.cat([torch.arange(len(one.helpful)), torch.arange(len(one.unhelpful))])
+        return _columns(
+            {"layer": self.layer}, neuron=one.top, side=sides, rank=places,
+            coefficient=self.coefficient[one.top], contribution=one.contribution[one.top],
+        )  # fmt: skip
+
+    def _mask(self, chosen: Tensor) -> Tensor:
+        mask = torch.zeros(len(self.vectors), dtype=torch.bool)
+        mask[chosen] = True
+        return mask
+
+
+def _scores(bases: Bases, sums: Sequence[Tensor]) -> Float[Tensor, "layer sum"]:
+    """What each sum does to log p where its layer adds it."""
+    vectors = torch.stack(list(sums))
+    known = ~vectors[..., :1].isnan()[..., 0]
+    base = 2 * torch.arange(len(vectors))[:, None].expand(known.shape) + 1
+    scores = torch.full(known.shape, torch.nan, dtype=torch.float64)
+    scores[known] = bases.contributions(vectors[known], base[known])
+    return scores
+
+
+def _layer_columns(
+    scene: Scene, bases: Bases, name: str, counts: Sequence[Mapping[str, int | float]], scores: Tensor
+) -> Columns:
+    steps = bases.log_probabilities[: scene.final + 1, bases.target].double().diff()
+    names = [
+        "helpful_all",
+        "helpful_top",
+        "unhelpful_all",
+        "unhelpful_top",
+        *(f"by_{one}" for one in CHOICES),
+    ]
+    return _columns(
+        {"target": name},
+        layer=torch.arange(scene.layers),
+        attention=steps[0::2],
+        ffn=steps[1::2],
+        **{key: torch.tensor([one[key] for one in counts]) for key in counts[0]},
+        **{key: scores[:, at] for at, key in enumerate(names)},
+    )
+
+
+def _columns(fixed: Mapping[str, object], **columns: Tensor) -> Columns:
+    size = len(next(iter(columns.values())))
+    same = {name: np.full(size, value) for name, value in fixed.items()}
+    return same | {name: column.cpu().numpy() for name, column in columns.items()}
+
+
+def _of(examples: Examples, number: int, name: str, part: Columns) -> Columns:
+    """With the columns that say which example it is."""
+    size = len(next(iter(part.values())))
+    which = {"example": number}
+    if name == "contribution_examples":
+        which |= {
+            "document": int(examples.documents[number]),
+            "context": int(examples.contexts[number]),
+            "position": int(examples.positions[number]),
+            "next_token": int(examples.targets[number]),
+        }
+    return {key: np.full(size, value) for key, value in which.items()} | part
+
+
+def _table(name: str, parts: Sequence[Columns]) -> pa.Table:
+    schema = SCHEMAS[name]
+    arrays = []
+    for field in schema:
+        values = np.concatenate([part[field.name] for part in parts])
+        lost = np.isnan(values) if field.nullable else None
+        arrays.append(pa.array(values, mask=lost).cast(field.type, safe=False))
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -1,0 +1,202 @@
+"""The rank of an answer in every residual of the last token of its prompt (A66, A76).
+
+The built-in set asks in which country a city is; a user's set is jsonl of `subject`, `prompt`, `answer` and `label`. Of
+an answer of several tokens the first is followed; one without a leading space is tried with one, too, and what the
+model finds more probable is taken (`prediction/questions.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from mnemoscope.errors import QueryError
+from mnemoscope.model.capture import residuals
+from mnemoscope.model.lens import Lens, ranks
+from mnemoscope.model.model import Model
+from mnemoscope.prediction.questions import ask
+from mnemoscope.records import Progress
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.studies.measures.positions import Sizes
+
+BUILT_IN = "city_in_country"
+LENSES = ("own", "raw")
+_FIELDS = ("subject", "prompt", "answer", "label")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One line of a set."""
+
+    set: str
+    subject: str
+    prompt: str
+    answer: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with the token that is followed, and the stream f32[point, width] at the last token of its prompt."""
+
+    question: Question
+    tokens: tuple[int, ...]
+    token: int
+    spaced: bool
+    pieces: int
+    stream: Tensor
+
+
+def built_in() -> list[Question]:
+    """The set of our own writing: cities of the whole world, labelled by continent."""
+    text = (files("mnemoscope.studies.measures") / f"{BUILT_IN}.jsonl").read_text(encoding="utf-8")
+    return [_question(BUILT_IN, number, line) for number, line in enumerate(text.splitlines(), 1)]
+
+
+def read(path: Path) -> list[Question]:
+    """A user's set; `QueryError` with the number of the line that is no question."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QueryError(f"reading questions: {path} cannot be read ({error}); give a jsonl file") from error
+    found = [_question(path.stem, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise QueryError(f"reading questions: {path} has none; each line is {_example()}")
+    return found
+
+
+def _example() -> str:
+    return '{"subject": "Lyon", "prompt": "Lyon is in", "answer": " France", "label": "Europe"}'
+
+
+def _question(name: str, number: int, line: str) -> Question:
+    try:
+        row: Any = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not {"prompt", "answer"} <= row.keys() <= {*_FIELDS}:
+        raise QueryError(
+            f"reading questions: line {number} of {name} is none; each line is like {_example()}"
+        )
+    texts = {field: row.get(field) or "" for field in _FIELDS}
+    if not all(isinstance(text, str) for text in texts.values()) or not (texts["prompt"] and texts["answer"]):
+        raise QueryError(
+            f"reading questions: line {number} of {name} lacks a text for prompt or answer; it is like {_example()}"
+        )
+    return Question(name, **texts)
+
+
+def measure(
+    run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]
+) -> Mapping[str, list[pa.Table]]:
+    """The table `question_ranks` for the built-in set and the sets in `sizes.questions`."""
+    return {"question_ranks": [table(model, ask_all(model, sizes, report), sizes.seed)]}
+
+
+def ask_all(model: Model, sizes: Sizes, report: Callable[[Progress], None]) -> list[Asked]:
+    """The built-in set and the sets in `sizes.questions`, each question put to the model once."""
+    asked = []
+    questions = [*built_in(), *(one for path in sizes.questions for one in read(path))]
+    for index, question in enumerate(questions):
+        report(Progress("asking", index, len(questions), "questions"))
+        asked.append(_ask(model, question))
+    report(Progress("asking", len(questions), len(questions), "questions"))
+    return asked
+
+
+def _ask(model: Model, question: Question) -> Asked:
+    streams: dict[tuple[int, ...], Tensor] = {}
+    lens = Lens.of(model.anatomy, "own")
+
+    def likelier(tokens: tuple[int, ...], ways: list[tuple[int, ...]]) -> int:
+        streams[tokens] = _stream(model, tokens)
+        scores = lens.logits(streams[tokens][-1:])[0]
+        return max(range(len(ways)), key=lambda way: float(scores[ways[way][0]]))
+
+    try:
+        found = ask(model, question.prompt, question.answer, [], -1, likelier)
+    except QueryError as error:
+        raise QueryError(f"{question.set}, {question.subject or question.prompt!r}: {error}") from error
+    assert found.target is not None
+    tokens = found.tokens
+    stream = streams[tokens] if tokens in streams else _stream(model, tokens)
+    spaced = found.target.read != question.answer
+    return Asked(question, tokens, found.target.token, spaced, len(found.target.tokens), stream)
+
+
+def _stream(model: Model, tokens: tuple[int, ...]) -> Tensor:
+    """f32[2 layer + 1, width]: Lin0, then Lres and Lout of every layer, at the last token (A30)."""
+    points = residuals(model, torch.tensor([tokens]))
+    last = {name: value[:, 0, -1].float() for name, value in points.items()}
+    pairs = torch.stack([last["Lres"], last["Lout"]], dim=1).flatten(0, 1)
+    return torch.cat([last["Lin"][:1], pairs])
+
+
+def table(model: Model, asked: list[Asked], seed: int) -> pa.Table:
+    """The rows of `question_ranks`."""
+    others = _others(asked, np.random.default_rng(seed))
+    lenses = [Lens.of(model.anatomy, name) for name in LENSES]
+    parts = []
+    for index, (one, other) in enumerate(zip(asked, others, strict=True)):
+        wanted = torch.tensor([one.token, max(other, 0)], device=one.stream.device)
+        for lens in lenses:
+            parts.append(_rows(index, one, other, lens, wanted))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    lost = columns["null_rank"] < 0
+    schema = SCHEMAS["question_ranks"]
+    arrays = [
+        pa.array(columns[field.name], field.type, mask=lost if field.name == "null_rank" else None)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _rows(index: int, one: Asked, other: int, lens: Lens, wanted: Tensor) -> dict[str, np.ndarray]:
+    with torch.inference_mode():
+        logits = lens.logits(one.stream)
+        if lens.name == "raw":
+            logits = lens.cap(logits)
+        place = ranks(logits, wanted.expand(len(logits), 2)).int().cpu().numpy()
+        log_p = (logits[:, one.token].double() - logits.double().logsumexp(1)).float().cpu().numpy()
+    count = len(log_p)
+    point = np.arange(count)
+    fixed = {
+        "question": index, "set": one.question.set, "subject": one.question.subject, "prompt": one.question.prompt,
+        "answer": one.question.answer, "label": one.question.label, "token": one.token, "spaced": one.spaced,
+        "pieces": one.pieces, "lens": lens.name,
+    }  # fmt: skip
+    return {
+        **{name: np.full(count, value) for name, value in fixed.items()},
+        "point": point,
+        "layer": (point + 1) // 2 - 1,
+        "part": np.where(point == 0, "embedding", np.where(point % 2 == 1, "attention", "ffn")),
+        "rank": place[:, 0],
+        "log_probability": log_p,
+        "null_rank": place[:, 1] if other >= 0 else np.full(count, -1),
+    }
+
+
+def _others(asked: list[Asked], generator: np.random.Generator) -> list[int]:
+    """The answer of another question of the set and label (of the set, where the label has but one); -1 if none."""
+    found = []
+    for one in asked:
+        near = [two.token for two in asked if two.question.set == one.question.set and two.token != one.token]
+        same = [
+            two.token
+            for two in asked
+            if (two.question.set, two.question.label) == (one.question.set, one.question.label)
+            and two.token != one.token
+        ]
+        choice = same or near
+        found.append(int(generator.choice(choice)) if choice else -1)
+    return found

@@ -1,0 +1,382 @@
+"""What each layer makes of a prediction: residual, feed-forward output and their sum, read as tokens (A16-A27, A29).
+
+One forward pass over prefixes cut where they are looked at; then, layer by layer, r, y and o = r + y go through the
+whole vocabulary, and every memory is asked whether it alone would have said what the layer says.
+
+Each prefix has a *partner*, an example of another document of its shard, whose feed-forward output, targets and
+strongest memory stand in for its own: permuted among the same examples, they are as frequent as the true ones. As
+another null, memories say the top tokens of values half the model away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemoscope.mine.values import written
+from mnemoscope.model.model import Model
+from mnemoscope.model.nulls import shuffled_copy
+from mnemoscope.records import Progress
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.studies.measures.lenses import Reader, value_tops
+from mnemoscope.studies.measures.points import Points, points
+from mnemoscope.studies.measures.positions import SHARD, Examples, Sizes, in_shards, sample
+from mnemoscope.studies.measures.reductions import first_largest, log_sums, moments, ranks
+
+LENSES = ("own", "raw")
+ACTIVE = (
+    0.01,
+    0.1,
+    0.5,
+)  # shares of the layer's largest |m||v| from which a memory may be called active (A16)
+HEAVIEST = (10, 100)  # memories whose share of the sum of |m||v| is kept
+
+_CELLS = 1 << 23  # logits of one kind at once
+_NEAR = 1 << 17  # and where they are read again and again, in the cache
+
+_PROBABILITIES = ("p_output", "p_output_permuted", "p_final", "p_residual", "p_final_permuted")
+_WRITTEN = ("ffn_rank_residual", "ffn_rank_memory", "ffn_rank_memory_permuted")
+
+Columns = dict[str, Tensor]  # by name; one value for each example, unless a function says more
+
+
+def measure(
+    run: Run,
+    model: Model,
+    sizes: Sizes,
+    folder: Path,
+    report: Callable[[Progress], None],
+    *,
+    lenses: Sequence[str] = LENSES,
+) -> Mapping[str, Iterable[pa.Table]]:
+    """The tables `refinement` and `refinement_examples` (docs/format.md) of one position of each of some contexts.
+
+    lenses  under which r, y, o and the values are read
+
+    If the sizes say so, the same of a copy of the model whose matrices are shuffled, beside it.
+    """
+    examples = sample(run, sizes.positions, longest=sizes.longest, seed=sizes.seed)
+    units = [_Unit.of("model", model, lenses, run, folder)]
+    if sizes.shuffled:
+        units.append(_Unit.of("shuffled", shuffled_copy(model, sizes.seed), lenses, None, folder))
+
+    def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
+        blocks = _blocks(examples.documents[numbers], model.anatomy.vocabulary)
+        found = [unit.shard(examples, numbers, blocks) for unit in units]
+        names = [unit.name for unit in units]
+        return {
+            "refinement": _rows([layers for layers, _ in found], names, lenses, numbers, blocks),
+            "refinement_examples": _examples([ends for _, ends in found], names, examples, numbers, blocks),
+        }
+
+    with torch.inference_mode():
+        return in_shards(folder, examples, shard, "refinement", report)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Examples of a shard that are read together; the partner of each is `shift` places further on, in a circle."""
+
+    rows: np.ndarray  # i64[example], in the shard
+    shift: int  # 0 for an example that is alone
+
+    def partner(self, values: Tensor) -> Tensor:
+        """The partners' values, of those of the block."""
+        return values.roll(-self.shift, 0)
+
+
+def _blocks(documents: np.ndarray, vocabulary: int) -> list[_Block]:
+    """A shard in as few blocks as memory allows, partners of another document wherever there is one."""
+    count = -(-len(documents) // max(2, min(SHARD, _CELLS // vocabulary)))
+    blocks = []
+    for first in range(count):
+        rows = np.arange(first, len(documents), count)
+        others = [
+            int((documents[rows] != np.roll(documents[rows], -shift)).sum()) for shift in range(len(rows))
+        ]
+        middle = len(rows) // 2
+        blocks.append(
+            _Block(rows, max(range(len(rows)), key=lambda shift: (others[shift], -abs(shift - middle))))
+        )
+    return blocks
+
+
+@dataclass(frozen=True, eq=False)
+class _Unit:
+    """A model and what is known of its memories: which token each says under each lens, and how long its value is."""
+
+    name: str
+    model: Model
+    readers: Sequence[Reader]
+    tops: Sequence[Int[Tensor, "layer neuron side"]]
+    lengths: Float[Tensor, "layer neuron"]
+    own: Reader
+
+    @classmethod
+    def of(cls, name: str, model: Model, lenses: Sequence[str], run: Run | None, folder: Path) -> _Unit:
+        """Values are looked up in the run, if one is given, and else read."""
+        kept = folder / name
+        kept.mkdir(exist_ok=True)
+        readers = [Reader(model, lens) for lens in lenses]
+        tops = [value_tops(run, model, reader, kept) for reader in readers]
+        lengths = [written(part).square().sum(-1).sqrt() for part in model.anatomy.layers]
+        return cls(name, model, readers, tops, torch.stack(lengths), Reader(model, "own"))
+
+    def shard(
+        self, examples: Examples, numbers: np.ndarray, blocks: Sequence[_Block]
+    ) -> tuple[Columns, Columns]:
+        """Columns [example layer lens], and those of the examples alone."""
+        batches = [(some, points(self.model, batch)) for some, batch in examples.batches(numbers)]
+        order = np.argsort(np.concatenate([some for some, _ in batches]), kind="stable")
+        seen = Points.joined([found for _, found in batches], order)
+        layers, ends = [], []
+        for block in blocks:
+            rows = torch.from_numpy(block.rows).to(seen.ffn.device)
+            mine = Points(seen.residual[rows], seen.ffn[rows], seen.coefficients[rows])
+            ends.append(self._end(mine))
+            layers.append(self._block(mine, ends[-1]["prediction"], block))
+        back = torch.from_numpy(np.argsort(np.concatenate([block.rows for block in blocks])))
+        return _joined(layers, back), _joined(ends, back)
+
+    def _end(self, seen: Points) -> Columns:
+        """What the model itself says next, and how surely."""
+        final = seen.output[:, -1]
+        logits = self.own.point(self.own.linear(final), self.own.scale(final, final))
+        best, prediction = logits.max(-1)
+        return {"prediction": prediction, "p_prediction": (best - logits.logsumexp(-1)).exp()}
+
+    def _block(self, seen: Points, prediction: Tensor, block: _Block) -> Columns:
+        """Columns [example layer lens]."""
+        layers = []
+        for layer in range(self.model.anatomy.n_layers):
+            memories = _Memories.of(seen.coefficients[:, layer], self.lengths[layer])
+            r, y = seen.residual[:, layer], seen.ffn[:, layer]
+            found = []
+            for reader, tops in zip(self.readers, self.tops, strict=True):
+                said = memories.say(tops[layer])
+                other = memories.say(tops[(layer + len(tops) // 2) % len(tops)])
+                read = _Read.of(reader, r, y, seen.output[:, -1], block)
+                columns = read.columns(prediction, memories.heaviest(said))
+                found.append(columns | memories.active | memories.agreement(said, other, columns, block))
+            layers.append({name: torch.stack([one[name] for one in found], -1) for name in found[0]})
+        return {name: torch.stack([one[name] for one in layers], 1) for name in layers[0]}
+
+
+def _joined(parts: Sequence[Columns], order: Tensor) -> Columns:
+    return {name: torch.cat([part[name] for part in parts]).cpu()[order] for name in parts[0]}
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """One layer of a block of examples, through the vocabulary: A r and A y, and by what they are scaled.
+
+    `permuted` is the scale of r with the partner's y.
+    """
+
+    reader: Reader
+    block: _Block
+    of_r: Float[Tensor, "example vocabulary"]
+    of_y: Float[Tensor, "example vocabulary"]
+    residual: Float[Tensor, "example 1"]
+    ffn: Float[Tensor, "example 1"]
+    output: Float[Tensor, "example 1"]
+    permuted: Float[Tensor, "example 1"]
+
+    @classmethod
+    def of(cls, reader: Reader, r: Tensor, y: Tensor, final: Tensor, block: _Block) -> _Read:
+        """From vectors [example width]; `final` are the last outputs, for the frozen lens."""
+        vectors = (r, y, r + y, r + block.partner(y))
+        scales = (reader.scale(one, final) for one in vectors)
+        return cls(reader, block, *reader.linear(torch.cat([r, y])).chunk(2), *scales)
+
+    def columns(self, prediction: Int[Tensor, " example"], memory: Int[Tensor, " example"]) -> Columns:
+        """Top tokens, probabilities, ranks (A21-A25); where y puts what the strongest memory says (A29)."""
+        partner = self.block.partner
+        asked = torch.stack([prediction, partner(prediction), memory, partner(memory)], -1)
+        rows = torch.arange(len(asked), device=asked.device)
+        step = max(1, _NEAR // self.of_r.shape[1])
+        pairs = zip(rows.split(step), partner(rows).split(step), strict=True)
+        parts = [self._some(mine, theirs, asked[mine]) for mine, theirs in pairs]
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        mean, std = found.pop("ffn_mean"), found.pop("ffn_std").clamp_min(1e-30)
+        found["ffn_z_residual"] = (found["ffn_z_residual"] - mean) / std
+        found["ffn_z_residual_permuted"] = (found["ffn_z_residual_permuted"] - partner(mean)) / partner(std)
+        residual, output = found["residual"], found["output"]
+        return found | {
+            "memory": memory,
+            "similarity": self._similarity(residual, output),
+            "similarity_permuted": self._similarity(residual, partner(output)),
+        }
+
+    def _some(
+        self, rows: Int[Tensor, " some"], theirs: Int[Tensor, " some"], asked: Int[Tensor, "some token"]
+    ) -> Columns:
+        """`columns` of a few examples and their partners, whose logits stay in the cache; z not yet standardised."""
+        reader, of_r, of_y, of_other = self.reader, self.of_r[rows], self.of_y[rows], self.of_y[theirs]
+        before = reader.point(of_r, self.residual[rows])
+        written = reader.part(of_y, self.ffn[rows])
+        other = reader.part(of_other, self.ffn[theirs])
+        after = reader.point(of_r + of_y, self.output[rows])
+        permuted = first_largest(reader.point(of_r + of_other, self.permuted[rows]))
+        residual, ffn, output = (first_largest(logits) for logits in (before, written, after))
+        prediction, their_prediction, memory, their_memory = asked.unbind(-1)
+
+        tokens = torch.stack([output, permuted, prediction, residual, their_prediction], -1)
+        p = (before.gather(-1, tokens) - log_sums(before)[:, None].float()).exp().unbind(-1)
+        in_before = ranks(before, tokens[:, :3]).unbind(-1)
+        in_written = ranks(written, torch.stack([residual, memory, their_memory], -1)).unbind(-1)
+        mean, std = moments(written)
+        return {
+            "residual": residual,
+            "ffn": ffn,
+            "output": output,
+            "permuted": permuted,
+            **dict(zip(_PROBABILITIES, p, strict=True)),
+            **dict(zip(("rank_output", "rank_output_permuted", "rank_final"), in_before, strict=True)),
+            "output_rank_final": ranks(after, prediction[:, None])[:, 0],
+            **dict(zip(_WRITTEN, in_written, strict=True)),
+            "ffn_rank_residual_permuted": ranks(other, residual[:, None])[:, 0],
+            "ffn_z_residual": _at(written, residual),
+            "ffn_z_residual_permuted": _at(other, residual),
+            "ffn_mean": mean.float(),
+            "ffn_std": std.float(),
+        }
+
+    def _similarity(self, one: Tensor, other: Tensor) -> Tensor:
+        """Cosine of two tokens' rows of the unembedding."""
+        rows = self.reader.lens.unembedding
+        return torch.cosine_similarity(rows[one], rows[other], dim=-1)
+
+
+def _at(logits: Tensor, tokens: Tensor) -> Tensor:
+    return logits.gather(-1, tokens[:, None])[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Memories:
+    """The memories of one layer: coefficients, and |m||v| as a share of the largest there (0 where none is active)."""
+
+    coefficients: Float[Tensor, "example neuron"]
+    share: Float[Tensor, "example neuron"]
+    active: Columns  # how many there are, by several rules (A16)
+
+    @classmethod
+    def of(cls, coefficients: Tensor, lengths: Float[Tensor, " neuron"]) -> _Memories:
+        """From coefficients and the lengths of what is written."""
+        weight = coefficients.abs() * lengths
+        share = weight / weight.amax(-1, keepdim=True).clamp_min(1e-30)
+        total = share.sum(-1)
+        counts = {"active": (coefficients > 0).sum(-1), "nonzero": (coefficients != 0).sum(-1)}
+        for least in ACTIVE:
+            counts[f"active_{round(100 * least)}"] = (share >= least).sum(-1)
+        counts["participation"] = total.square() / share.square().sum(-1).clamp_min(1e-30)
+        for most in HEAVIEST:
+            heaviest = share.topk(min(most, share.shape[-1])).values.sum(-1)
+            counts[f"mass_{most}"] = heaviest / total.clamp_min(1e-30)
+        return cls(coefficients, share, counts)
+
+    def say(self, tops: Int[Tensor, "neuron side"]) -> Int[Tensor, "example neuron"]:
+        """The token that each says with the coefficient it has."""
+        return torch.where(self.coefficients >= 0, tops[:, 0], tops[:, 1]).long()
+
+    def heaviest(self, said: Int[Tensor, "example neuron"]) -> Int[Tensor, " example"]:
+        """What the strongest says."""
+        return _at(said, self.share.argmax(-1))
+
+    def agreement(self, said: Tensor, other: Tensor, tops: Columns, block: _Block) -> Columns:
+        """How many memories say what the layer says, and how strong the strongest of them is (A18).
+
+        said, other  what memories say by their own values, and by those of another layer
+        tops         what is compared with: columns `ffn` and `output`
+        """
+        ffn, theirs = tops["ffn"], block.partner(tops["ffn"])
+        asked = {
+            "": (said, ffn),
+            "_output": (said, tops["output"]),
+            "_permuted": (said, theirs),
+            "_other": (other, ffn),
+        }
+        columns = {}
+        for suffix, (words, target) in asked.items():
+            same = words == target[:, None]
+            mine = same & (self.coefficients != 0)
+            columns[f"agree{suffix}"] = mine.sum(-1)
+            columns[f"agree_positive{suffix}"] = (same & (self.coefficients > 0)).sum(-1)
+            columns[f"agree_all{suffix}"] = same.sum(-1)
+            columns[f"strongest{suffix}"] = (self.share * mine).amax(-1)
+        return columns
+
+
+def _rows(
+    units: Sequence[Columns],
+    names: Sequence[str],
+    lenses: Sequence[str],
+    numbers: np.ndarray,
+    blocks: Sequence[_Block],
+) -> pa.Table:
+    """Rows of `refinement`, from columns [example layer lens] of each unit."""
+    columns = {name: torch.stack([unit[name] for unit in units], 2).numpy() for name in units[0]}
+    example, layer, unit, lens = np.indices(next(iter(columns.values())).shape)
+    alone = np.broadcast_to(_alone(numbers, blocks)[:, None, None, None], example.shape)
+    found = {
+        "example": numbers[example],
+        "layer": layer,
+        "unit": np.array(names)[unit],
+        "lens": np.array(lenses)[lens],
+        **columns,
+    }
+    return _table("refinement", found, alone)
+
+
+def _examples(
+    units: Sequence[Columns],
+    names: Sequence[str],
+    examples: Examples,
+    numbers: np.ndarray,
+    blocks: Sequence[_Block],
+) -> pa.Table:
+    """Rows of `refinement_examples`."""
+    partner = np.empty(len(numbers), np.int64)
+    for block in blocks:
+        partner[block.rows] = numbers[np.roll(block.rows, -block.shift)]
+    columns = {name: torch.stack([unit[name] for unit in units], 1).numpy() for name in units[0]}
+    example, unit = np.indices((len(numbers), len(units)))
+    found = {
+        "example": numbers[example],
+        "unit": np.array(names)[unit],
+        "document": examples.documents[numbers][example],
+        "context": examples.contexts[numbers][example],
+        "position": examples.positions[numbers][example],
+        "next_token": examples.targets[numbers][example],
+        "partner": partner[example],
+        **columns,
+    }
+    return _table(
+        "refinement_examples", found, np.broadcast_to(_alone(numbers, blocks)[:, None], example.shape)
+    )
+
+
+def _alone(numbers: np.ndarray, blocks: Sequence[_Block]) -> np.ndarray:
+    """bool[example]: it has no partner, and so no null."""
+    alone = np.zeros(len(numbers), bool)
+    for block in blocks:
+        alone[block.rows] = block.shift == 0
+    return alone
+
+
+def _table(name: str, columns: Mapping[str, np.ndarray], alone: np.ndarray) -> pa.Table:
+    """In the columns of the schema; what may be null there is, where an example is alone."""
+    schema = SCHEMAS[name]
+    arrays = []
+    for field in schema:
+        values = columns[field.name].ravel()
+        arrays.append(pa.array(values, mask=alone.ravel() if field.nullable else None).cast(field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -1,0 +1,204 @@
+"""The rank of what follows a neuron's strongest trigger, in the whole vocabulary as its value orders it (A12, A13).
+
+The value is read with the sign of the coefficient. A rank is how many tokens score higher. Beside the next token stand
+the trigger's last token (A75) and two nulls: the next token of another neuron of the layer, and of the same neuron
+number half of the layers away.
+
+A value's logits are sorted once and looked at in a few places (*marks*): ranks near both ends, then further and further
+apart. The logit of any token falls between two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemoscope import files
+from mnemoscope.mine.reading import share_out
+from mnemoscope.mine.values import LENS, written
+from mnemoscope.model.lens import Lens
+from mnemoscope.model.model import Model
+from mnemoscope.model.parts import Layer
+from mnemoscope.records import Progress
+from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.studies.measures import reductions as scores
+from mnemoscope.studies.measures.positions import Sizes
+
+_TILE = 64  # values read at once
+_ASKED = ("rank", "last_rank", "permuted_rank", "other_rank")
+
+
+def measure(
+    run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]
+) -> Mapping[str, Iterator[pa.Table]]:
+    """The table `value_ranks`: a row for each neuron and polarity whose strongest trigger is followed by a token."""
+    return {"value_ranks": _layers(run, model, sizes.seed, report)}
+
+
+def _layers(run: Run, model: Model, seed: int, report: Callable[[Progress], None]) -> Iterator[pa.Table]:
+    rows = _targets(run)
+    generator = np.random.default_rng(seed)
+    lens = Lens.of(model.anatomy, LENS)
+    total = model.anatomy.n_layers
+    for layer, part in enumerate(model.anatomy.layers):
+        report(Progress("ranking values", layer, total, "layers"))
+        mine = rows.filter(pl.col("layer") == layer)
+        asked = _asked(rows, mine, total, generator)
+        if mine.height:
+            yield _read(lens, part, mine, asked)
+    report(Progress("ranking values", total, total, "layers"))
+
+
+def _targets(run: Run) -> pl.DataFrame:
+    """layer, neuron, polarity, token, last_token of every strongest trigger that is followed by a token."""
+    first = (
+        run.table("triggers")
+        .filter(pl.col("rank") == 0, pl.col("next_token").is_not_null())
+        .select("layer", "neuron", "polarity", "context", "position", token="next_token")
+        .collect()
+    )
+    if not run.manifest.model.gated:
+        first = first.filter(pl.col("polarity") == 1)
+    contexts = run.table("contexts").select("context", "tokens").collect()
+    rows = first.join(contexts, on="context", how="left", maintain_order="left")
+    return rows.with_columns(last_token=pl.col("tokens").list.get(pl.col("position"))).drop(
+        "tokens", "context", "position"
+    )
+
+
+def _asked(rows: pl.DataFrame, mine: pl.DataFrame, layers: int, generator: np.random.Generator) -> np.ndarray:
+    """i64[row, 4]: tokens whose ranks are wanted; -1 where there is none."""
+    token = mine["token"].to_numpy().astype(np.int64)
+    permuted = token.copy()
+    side = mine["polarity"].to_numpy()
+    for one in (1, -1):
+        permuted[side == one] = generator.permutation(token[side == one])
+    far = mine.select(
+        pl.lit((int(mine["layer"][0]) + layers // 2) % layers if mine.height else 0, pl.Int16).alias("layer"),
+        "neuron",
+        "polarity",
+    )
+    other = far.join(rows, on=["layer", "neuron", "polarity"], how="left", maintain_order="left")["token"]
+    columns = (token, mine["last_token"].to_numpy(), permuted, other.fill_null(-1).to_numpy())
+    return np.stack([column.astype(np.int64) for column in columns], axis=1)
+
+
+def _read(lens: Lens, part: Layer, mine: pl.DataFrame, asked: np.ndarray) -> pa.Table:
+    values = written(part)
+    neuron = torch.from_numpy(mine["neuron"].to_numpy().astype(np.int64))
+    sign = torch.from_numpy(mine["polarity"].to_numpy().astype(np.float32))
+    parts = []
+    with torch.inference_mode():
+        for index in torch.arange(mine.height).split(_TILE):
+            vectors = values[neuron[index].to(values.device)] * sign[index, None].to(values.device)
+            parts.append(_rank(lens, vectors, torch.from_numpy(asked[index.numpy()])))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    absent = asked < 0
+    frame = mine.with_columns(**{name: pl.Series(column) for name, column in columns.items()})
+    frame = frame.with_columns(
+        pl.when(~pl.Series(absent[:, place])).then(pl.col(name)).alias(name)
+        for place, name in enumerate(_ASKED)
+    )
+    schema = SCHEMAS["value_ranks"]
+    return frame.select(schema.names).to_arrow().cast(schema)
+
+
+def _rank(lens: Lens, vectors: Tensor, asked: Tensor) -> dict[str, np.ndarray]:
+    """Ranks of the asked tokens, and what the value is surest of."""
+    logits = lens.logits(vectors)
+    tokens = asked.to(logits.device).clamp(min=0)
+    place = scores.ranks(logits, tokens).int().cpu().numpy()
+    mass, top = scores.log_sums(logits), scores.first_largest(logits)
+    best, first = (logits.gather(1, token[:, None])[:, 0] for token in (top, tokens[:, 0]))
+    return {
+        **{name: place[:, column] for column, name in enumerate(_ASKED)},
+        "probability": (first - mass).exp().float().cpu().numpy(),
+        "top_token": top.int().cpu().numpy(),
+        "top_probability": (best - mass).exp().float().cpu().numpy(),
+    }
+
+
+# -- Where a token stands in every value of a layer, without reading the layer's values again for each token (A44) ---
+
+EVERY = 64  # ranks from either end that are all marked
+_STEP = 1.1  # of ranks beyond: they are known to within a tenth
+_VALUES_AT_ONCE = 64  # values read at once
+_NOTHING = 1e-6  # by how much the same logit may differ between two sums in fp32, relative to the largest
+
+
+def marked(vocabulary: int) -> np.ndarray:
+    """i64[mark], ascending: ranks that are marked, as many from below as from above."""
+    if vocabulary <= EVERY:
+        return np.arange(vocabulary)
+    near = [*range(EVERY)]
+    while near[-1] * _STEP < vocabulary / 2:
+        near.append(int(np.ceil(near[-1] * _STEP)))
+    near.append(vocabulary // 2)
+    return np.unique([*near, *(vocabulary - 1 - rank for rank in near)])
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """The values of one layer, each of unit length under the lens and without its biases.
+
+    marks  logits at the ranks `marked`, descending
+    """
+
+    lens: Lens
+    marks: Float[Tensor, "neuron mark"]
+    ranks: Int[Tensor, " mark"]
+
+    @classmethod
+    def of(cls, lens: Lens, part: Layer, file: Path) -> Order:
+        """Read once and kept in the file."""
+        places = marked(lens.unembedding.shape[0])
+        if not file.exists():
+            with files.replacing(file, "reading values: writing") as partial, partial.open("wb") as stream:
+                np.save(stream, _sorted(lens, part, places))
+        return cls(lens, torch.from_numpy(np.load(file)), torch.from_numpy(places))
+
+    def rank(
+        self, vectors: Float[Tensor, "neuron width"], negative: Tensor, token: int
+    ) -> Float[Tensor, " neuron"]:
+        """How many tokens score higher than this one under what each neuron writes; between marks, about so many.
+
+        vectors   what every neuron of the layer writes; nothing gives no rank (infinity)
+        negative  bool[neuron]: with a coefficient below 0, that is its value upside down
+        """
+        unit = _unit(self.lens, vectors)
+        score = unit @ self.lens.unembedding[token]
+        marks = torch.where(negative[:, None], -self.marks.flip(-1), self.marks)
+        slack = _NOTHING * self.marks.abs().amax(-1)
+        above = (marks > (score + slack)[:, None]).sum(-1).clamp(max=len(self.ranks) - 1)
+        right, left = self.ranks[above].float(), self.ranks[(above - 1).clamp_min(0)].float()
+        high, low = (marks.gather(-1, place[:, None])[:, 0] for place in ((above - 1).clamp_min(0), above))
+        part = ((high - score) / (high - low).clamp_min(1e-30)).clamp(0, 1)
+        between = torch.where(right - left <= 1, right, left + part * (right - left))
+        return torch.where(unit.abs().amax(-1) > 0, between, torch.inf)
+
+
+def _sorted(lens: Lens, part: Layer, places: np.ndarray) -> np.ndarray:
+    """f32[neuron, mark]"""
+    found = []
+    for tile in _unit(lens, written(part)).split(_VALUES_AT_ONCE):
+        scores = (tile @ lens.unembedding.T).cpu().numpy()
+        share_out(lambda row: scores[row].sort(), range(len(scores)))  # noqa: B023
+        found.append(scores[:, scores.shape[1] - 1 - places])
+    return np.concatenate(found)
+
+
+def _unit(lens: Lens, vectors: Tensor) -> Tensor:
+    """As the unembedding reads them, up to the lens's scale: ranks need no more."""
+    if lens.name != "raw" and lens.norm is not None:
+        vectors = lens.norm.linear(vectors, vectors.new_ones(1))
+    sign = -1.0 if lens.multiplier < 0 else 1.0
+    return vectors * (sign / vectors.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-30))

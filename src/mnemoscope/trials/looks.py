@@ -1,0 +1,399 @@
+"""Coefficients against patterns, counted in one pass: what the two-way test is made of.
+
+A `Tally` is a state of the loop (`mine.loop`). It hands each layer of each batch to its parts, one for the neurons and
+one for each kind of null: a `WholeLook` in the discovery half, from which candidates come, a `FirstLook` there, where
+every candidate is counted and the best and its threshold are chosen, and a `SecondLook` in the test half, which counts
+everything about the one that was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from mnemoscope.errors import RunError
+from mnemoscope.mine import kernel
+from mnemoscope.mine.kernel import BINS
+from mnemoscope.mine.reading import fields_of, set_fields, share_out
+from mnemoscope.mine.statistics import below, load_state, save_state
+from mnemoscope.model.capture import Coefficients, Inputs
+from mnemoscope.model.nulls import Columns, Nulls
+from mnemoscope.records import NEURON, ContextBatch
+from mnemoscope.trials import counting
+from mnemoscope.trials.ground import Ground, Here
+
+MIDDLE = BINS // 2
+SIDE = BINS - MIDDLE  # bins of the positive scores, and one for all others
+
+_BLOCK = 128  # units, or claims, that a thread takes at a time
+_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Units and the columns that are claimed of them, sorted by layer; i64[claim] each."""
+
+    layer: np.ndarray
+    unit: np.ndarray
+    polarity: np.ndarray
+    column: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def of(self, layer: int) -> slice:
+        """The claims of one layer."""
+        first, last = np.searchsorted(self.layer, [layer, layer + 1])
+        return slice(int(first), int(last))
+
+
+@dataclass(frozen=True)
+class Look:
+    """One layer of one batch for one kind of unit.
+
+    values    f32[position unit]
+    gate, up  f32[position unit], None if not gated
+    """
+
+    here: Here
+    values: np.ndarray
+    gate: np.ndarray | None
+    up: np.ndarray | None
+
+    @classmethod
+    def of(cls, found: Columns, here: Here) -> Look:
+        """Coefficients in any dtype, on any device."""
+        gate, up = (None if part is None else _matrix(part) for part in (found.gate, found.up))
+        return cls(here, _matrix(found.coefficients), gate, up)
+
+    @cached_property
+    def bins(self) -> np.ndarray:
+        """u8[row unit]: bins of the counted positions."""
+        bins = np.empty((len(self.here.rows), self.values.shape[1]), np.uint8)
+        _share(
+            lambda first, last: kernel.assign_bins(self.values, self.here.rows, first, last, bins),
+            len(bins), _ROWS,
+        )  # fmt: skip
+        return bins
+
+    @cached_property
+    def quadrant(self) -> np.ndarray:
+        """u8[row unit]: sign quadrants of gate and up; empty if not gated."""
+        gate, up = self.gate, self.up
+        if gate is None or up is None:
+            return np.zeros((0, 0), np.uint8)
+        quadrant = np.empty(self.bins.shape, np.uint8)
+        _share(
+            lambda first, last: counting.quarters(gate, up, self.here.rows, first, last, quadrant),
+            len(quadrant), _ROWS,
+        )  # fmt: skip
+        return quadrant
+
+
+def _matrix(x: Tensor) -> np.ndarray:
+    return x.detach().flatten(0, 1).float().contiguous().cpu().numpy()
+
+
+def _share(work: Callable[[int, int], None], size: int, block: int = _BLOCK) -> None:
+    """Work on ranges of `size`, in as many threads as torch has."""
+    share_out(lambda first: work(first, min(first + block, size)), range(0, size, block))
+
+
+class Part(Protocol):
+    """What is counted of one kind of unit."""
+
+    FIELDS: ClassVar[tuple[str, ...]]
+
+    def update(self, layer: int, look: Look) -> None:
+        """Take in one layer of one batch."""
+
+
+class WholeLook:
+    """Every unit against every column, active at its largest scores of either sign.
+
+    both       u16[layer 2 unit column]   active where the pattern is, by polarity (+1 first)
+    by_stratum u16[layer 2 unit stratum]  active by position and token frequency
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("both", "by_stratum")
+
+    def __init__(self, ground: Ground, columns: int, threshold: np.ndarray) -> None:
+        """`threshold` i64[layer 2 unit] is the score from which a unit is active, by polarity; `BINS` is never."""
+        layers, _, units = threshold.shape
+        count = np.uint16 if ground.tokens < 2**16 else np.uint32
+        self.both = np.zeros((layers, 2, units, columns), count)
+        self.by_stratum = np.zeros((layers, 2, units, ground.strata), count)
+        self._above, self._below = threshold[:, 0], BINS - 1 - threshold[:, 1]
+
+    def update(self, layer: int, look: Look) -> None:
+        """Count the counted positions."""
+        here = look.here
+        indptr, indices = (part.astype(np.int64) for part in (here.patterns.indptr, here.patterns.indices))
+        arrays = look.bins, indptr, indices, here.strata, self._above[layer], self._below[layer]
+        _share(
+            lambda start, stop: counting.crossed(
+                *arrays, start, stop, self.both[layer], self.by_stratum[layer]
+            ),
+            look.bins.shape[1], 32,
+        )  # fmt: skip
+
+
+class FirstLook:
+    """Every candidate in the discovery half.
+
+    totals           i32[layer unit bin]      histogram of the coefficient
+    highest, lowest  u8[layer group unit]     bins of the extremes of each group of documents
+    counts           u32[claim SIDE]          histogram of the positive scores where the pattern is
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("totals", "highest", "lowest", "counts")
+
+    def __init__(self, layers: int, units: int, groups: int, claims: Claims) -> None:
+        self._claims = claims
+        self.totals = np.zeros((layers, units, BINS), np.int32)
+        self.highest = np.zeros((layers, groups, units), np.uint8)
+        self.lowest = np.full((layers, groups, units), BINS - 1, np.uint8)
+        self.counts = np.zeros((len(claims), SIDE), np.uint32)
+
+    def update(self, layer: int, look: Look) -> None:
+        """Count the counted positions."""
+        here, claims, mine = look.here, self._claims, self._claims.of(layer)
+        bins, totals = look.bins, self.totals[layer]
+        unit, polarity, column = claims.unit[mine], claims.polarity[mine], claims.column[mine]
+
+        def units(start: int, stop: int) -> None:
+            kernel.count(bins, start, stop, totals)
+            counting.peaks(bins, here.groups, start, stop, self.highest[layer], self.lowest[layer])
+
+        def some(first: int, last: int) -> None:
+            counting.present(
+                bins,
+                here.indptr,
+                here.indices,
+                unit,
+                polarity,
+                column,
+                MIDDLE,
+                first,
+                last,
+                self.counts[mine],
+            )
+
+        _share(units, bins.shape[1])
+        _share(some, len(unit))
+
+    def sides(self, claims: slice) -> np.ndarray:
+        """i64[claim SIDE]: histogram of the positive scores of the units of some claims, all text."""
+        claim = self._claims
+        totals = self.totals[claim.layer[claims], claim.unit[claims]].astype(np.int64)
+        totals = np.where(claim.polarity[claims, None] > 0, totals, totals[:, ::-1])
+        side = totals[:, MIDDLE:].copy()
+        side[:, 0] += totals[:, :MIDDLE].sum(1)
+        return side
+
+    def documents(self, claims: slice) -> np.ndarray:
+        """i64[claim SIDE]: groups of documents in which the unit reaches each of these scores."""
+        claim = self._claims
+        layer, unit, positive = claim.layer[claims], claim.unit[claims], claim.polarity[claims] > 0
+        out = np.zeros((len(layer), SIDE), np.int64)
+        for index in np.unique(layer):
+            here = np.flatnonzero(layer == index)
+            high, low = (part[index][:, unit[here]] for part in (self.highest, self.lowest))
+            peak = np.where(positive[here], high, BINS - 1 - low.astype(np.int64)) - MIDDLE
+            place = np.maximum(peak, 0) + SIDE * np.arange(len(here))
+            counts = np.bincount(place.ravel(), minlength=SIDE * len(here)).reshape(-1, SIDE)
+            out[here] = np.cumsum(counts[:, ::-1], 1)[:, ::-1]
+        return out
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The claims that are tested, and what they are compared with.
+
+    threshold        i64[claim]      score at which active begins
+    starts, columns  i64[claim + 1], i64[...]  disjoint columns of the baseline table of each claim
+    other            i64[claim]      the column of another unit's claim, or -1
+    """
+
+    claims: Claims
+    threshold: np.ndarray
+    starts: np.ndarray
+    columns: np.ndarray
+    other: np.ndarray
+
+
+class SecondLook:
+    """Everything about the chosen claims in the test half.
+
+    totals             i32[layer unit bin]     histogram of the coefficient
+    total, squares     f64[layer unit]         sums of the coefficient and of its square
+    counts             u32[claim bin]          histogram of the coefficient where the pattern is
+    among              f64[claim]              sum of the coefficient there
+    both, active       u16[claim group]        active where the pattern is, and anywhere
+    quadrants_both, quadrants_active  i64[claim 4]  the same two by sign quadrant
+    table, table_both  i64[claim]              positions in the baseline table, and active
+    other, other_both  i64[claim]              positions of the other unit's pattern, and active
+    sums               f32[pattern unit]       sum of the coefficient where each pattern of the layer is
+    expected           f32[expecting group]    shares of the pattern at the position and frequency of active tokens
+    gated              bool[1]                 whether there were signs of gate and up to count
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        "totals", "total", "squares", "counts", "among", "both", "active", "quadrants_both", "quadrants_active",
+        "table", "table_both", "other", "other_both", "sums", "expected", "gated",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        layers: int,
+        units: int,
+        ground: Ground,
+        chosen: Chosen,
+        patterns: tuple[np.ndarray, ...],
+        expecting: np.ndarray | None = None,
+    ) -> None:
+        """`patterns` are the columns i64[...] of each layer that every unit of the layer is measured against,
+        `expecting` i64[...] the claims (ascending) of which is asked what chance would give."""
+        self.expecting = np.zeros(0, np.int64) if expecting is None else expecting
+        self.chosen, self._patterns = chosen, patterns
+        self._offsets = np.concatenate([[0], np.cumsum([len(columns) for columns in patterns])])
+        claims, groups = chosen.claims, ground.groups
+        largest = int(np.bincount(ground.group, minlength=1).max())
+        count = np.uint16 if largest < 2**16 else np.uint32
+        self.totals = np.zeros((layers, units, BINS), np.int32)
+        self.total, self.squares = np.zeros((2, layers, units))
+        self.counts = np.zeros((len(claims), BINS), np.uint32)
+        self.among = np.zeros(len(claims))
+        self.both, self.active = np.zeros((2, len(claims), groups), count)
+        self.quadrants_both, self.quadrants_active = np.zeros((2, len(claims), 4), np.int64)
+        self.table, self.table_both, self.other, self.other_both = np.zeros((4, len(claims)), np.int64)
+        self.sums = np.zeros((int(self._offsets[-1]), units), np.float32)
+        self.gated = np.zeros(1, bool)
+        positive = claims.polarity > 0
+        columns, self._place = np.unique(claims.column[self.expecting], return_inverse=True)
+        self._rates = ground.rates(columns)
+        self.expected = np.zeros((len(self.expecting), groups), np.float32)
+        self._low = np.where(positive, chosen.threshold, 0).astype(np.uint8)
+        self._high = np.where(positive, BINS - 1, BINS - 1 - chosen.threshold).astype(np.uint8)
+
+    def patterns(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """The columns i64[pattern] of a layer, and the sums f32[pattern unit] over them."""
+        return self._patterns[layer], self.sums[self._offsets[layer] : self._offsets[layer + 1]]
+
+    def update(self, layer: int, look: Look) -> None:
+        """Count the counted positions."""
+        here, chosen, mine = look.here, self.chosen, self.chosen.claims.of(layer)
+        bins, quadrant, gated = look.bins, look.quadrant, look.gate is not None
+        self.gated[0] |= gated
+        claims, threshold = chosen.claims, chosen.threshold[mine]
+        unit, polarity, column = claims.unit[mine], claims.polarity[mine], claims.column[mine]
+        starts, other = chosen.starts[mine.start : mine.stop + 1], chosen.other[mine]
+        # Without another unit there are no columns to compare with.
+        others, other_starts = other[other >= 0], np.concatenate([[0], np.cumsum(other >= 0)])
+        columns, sums = self.patterns(layer)
+
+        def units(start: int, stop: int) -> None:
+            kernel.count(bins, start, stop, self.totals[layer])
+            counting.powers(look.values, here.rows, start, stop, self.total[layer], self.squares[layer])
+
+        def some(first: int, last: int) -> None:
+            counting.active(
+                bins, quadrant, gated, here.groups, unit, self._low[mine], self._high[mine], first, last,
+                self.active[mine], self.quadrants_active[mine],
+            )  # fmt: skip
+            counting.together(
+                bins, look.values, here.rows, quadrant, gated, here.groups, here.indptr, here.indices,
+                unit, polarity, column, threshold, first, last,
+                self.counts[mine], self.among[mine], self.both[mine], self.quadrants_both[mine],
+            )  # fmt: skip
+            for begins, compared, shown, both in (
+                (starts, chosen.columns, self.table, self.table_both),
+                (other_starts, others, self.other, self.other_both),
+            ):
+                counting.overlaps(
+                    bins, here.indptr, here.indices, unit, polarity, threshold, begins, compared, first, last,
+                    shown[mine], both[mine],
+                )  # fmt: skip
+
+        def add(first: int, last: int) -> None:
+            counting.add_rows(look.values, here.rows, here.indptr, here.indices, columns, first, last, sums)
+
+        asked = slice(*np.searchsorted(self.expecting, [mine.start, mine.stop]).tolist())
+        which = self.expecting[asked]
+
+        def chance(first: int, last: int) -> None:
+            counting.expected(
+                bins, here.groups, here.strata, self._rates, claims.unit[which], self._low[which], self._high[which],
+                self._place[asked], first, last, self.expected[asked],
+            )  # fmt: skip
+
+        _share(units, bins.shape[1])
+        _share(some, len(unit))
+        _share(add, len(columns), _ROWS)
+        _share(chance, len(which))
+
+
+class Tally:
+    """A state of the loop: the parts by kind of unit, and the shards that they hold."""
+
+    def __init__(self, ground: Ground, nulls: Nulls | None, parts: Mapping[str, Part]) -> None:
+        self.parts, self._ground, self._nulls = dict(parts), ground, nulls
+        self._shards: set[int] = set()
+
+    @property
+    def shards(self) -> frozenset[int]:
+        """The shards that are finished or loaded."""
+        return frozenset(self._shards)
+
+    def update(
+        self,
+        layer: int,
+        coefficients: Coefficients,
+        batch: ContextBatch,
+        gate: Coefficients | None,
+        up: Coefficients | None,
+        inputs: Inputs,
+    ) -> None:
+        """Take in one layer of one batch: a `Receiver`."""
+        here = self._ground.here(batch)
+        found = {NEURON: Columns(coefficients, gate, up)}
+        if self._nulls is not None:
+            found |= self._nulls.columns(layer, batch, inputs, coefficients)
+        for kind, part in self.parts.items():
+            part.update(layer, Look.of(found[kind], here))
+
+    def finish_shard(self, shard: int) -> None:
+        """All batches of a shard have been given; RunError when it was in already."""
+        if shard in self._shards:
+            raise RunError(f"counting patterns: shard {shard} was counted before")
+        self._shards.add(shard)
+
+    def merge(self, other: Any) -> None:
+        """One process counts: its sums are of floats, and stay in the order of the text."""
+        raise RunError("counting patterns: tallies are not merged; use one process")
+
+    def save(self, path: Path) -> None:
+        """Write everything to one file, whole or not at all."""
+        arrays = {
+            f"{kind}/{name}": array
+            for kind, part in self.parts.items()
+            for name, array in fields_of(part).items()
+        }
+        save_state(path, arrays | {"shards": np.array(sorted(self._shards), np.int64)})
+
+    def restore(self, path: Path) -> Tally:
+        """Become what was saved; RunCorrupt when the file is not whole or of another shape."""
+
+        def read(state: Mapping[str, np.ndarray]) -> Tally:
+            for kind, part in self.parts.items():
+                set_fields(part, below(state, f"{kind}/"))
+            self._shards = set(state["shards"].tolist())
+            return self
+
+        return load_state(path, read)

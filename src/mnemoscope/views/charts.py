@@ -1,0 +1,134 @@
+"""Figures: altair to SVG through vl-convert, in one visual language.
+
+Every figure uses the colours of `views.theme` and no other: `svg` refuses one that would stay as it is in the dark.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import escape
+
+from mnemoscope.views.theme import CHARTS, light
+
+if TYPE_CHECKING:
+    from mnemoscope.neuron.overview import Overview
+
+INK, DIM, LINE, PANEL = map(light, ("ink", "dim", "line", "panel"))
+SIZE = light("teal")  # the sequential scale is this one colour at rising opacity
+_PANEL = (150, 104)
+_KURTOSIS_TICKS = (0, 10, 100, 1_000, 10_000, 100_000)
+
+
+def strips(overview: Overview) -> Iterator[str]:
+    """SVG of each layer's neurons: largest |coefficient| against excess kurtosis, shaded by number.
+
+    Both axes are logarithmic (kurtosis counted from -3) and the same for all layers of the overview; the
+    line is the normal distribution's kurtosis.
+    """
+    spec = _strip(overview)  # validated once; only its rows differ between layers
+    for layer in overview.layers:
+        rows = [
+            {"x": c.x, "x2": c.x2, "y": c.y + 3, "y2": c.y2 + 3, "neurons": c.neurons} for c in layer.cells
+        ]
+        drawn = {**spec, "datasets": {"cells": rows, "normal": [{"y": 3}]}}
+        yield svg(
+            drawn,
+            f"layer {layer.layer}: excess kurtosis against largest |coefficient|, {layer.neurons:,} neurons",
+        )
+
+
+def _strip(overview: Overview) -> dict[str, Any]:
+    import altair as alt
+
+    top = max(overview.kurtosis[1] + 3, 4.0)
+    x = alt.Scale(type="log", domain=list(overview.reach), nice=False)
+    y = alt.Scale(type="log", domain=[min(overview.kurtosis[0] + 3, 2.5), top], nice=False)
+    ticks = alt.Axis(
+        values=[tick + 3 for tick in _KURTOSIS_TICKS if tick + 3 <= top],
+        labelExpr="format(datum.value - 3, '~s')",
+        title=None,
+    )
+    most = max((cell.neurons for layer in overview.layers for cell in layer.cells), default=1)
+    shade = alt.Scale(type="log", domain=[1, max(most, 2)], range=[0.22, 1])
+    cells = (
+        alt.Chart(alt.NamedData("cells"))
+        .mark_rect(color=SIZE, aria=False)
+        .encode(
+            x=alt.X("x:Q", scale=x, axis=alt.Axis(values=_powers(overview.reach), format="~s", title=None)),
+            x2="x2:Q",
+            y=alt.Y("y:Q", scale=y, axis=ticks),
+            y2="y2:Q",
+            opacity=alt.Opacity("neurons:Q", scale=shade, legend=None),
+        )
+    )
+    normal = (
+        alt.Chart(alt.NamedData("normal"))
+        .mark_rule(color=INK, strokeWidth=0.75, aria=False)
+        .encode(y=alt.Y("y:Q", scale=y))
+    )
+    return alt.layer(cells, normal).properties(width=_PANEL[0], height=_PANEL[1]).to_dict()
+
+
+def svg(spec: dict[str, Any], said: str) -> str:
+    """A Vega-Lite specification as an SVG element to put into a page: the common look, no outside address.
+
+    said  what the picture shows, for those who do not see it
+    """
+    import vl_convert
+
+    text = vl_convert.vegalite_to_svg({**spec, "config": LOOK})
+    return _TAG.sub(_plain, text).replace("<svg", f'<svg role="img" aria-label="{escape(said)}"', 1)
+
+
+# Labels are text: what stands between tags is left alone.
+_TAG = re.compile(r"""<(?:[^"'>]|"[^"]*"|'[^']*')*>""")
+# An SVG inside a page needs no namespaces, and so the page names no address at all.
+_LEFT_OUT = re.compile(r"""\s(xmlns(:xlink)?|aria-[a-z]+|role|pointer-events|font-family)="[^"]*\"""")
+_COLOUR = re.compile(r'(fill|stroke)="(?!none"|transparent"|url)([^"]*)"')
+_VARIABLES = {shade: name for name, (shade, _) in CHARTS.items()}
+
+
+def _plain(tag: re.Match[str]) -> str:
+    """A tag without what a page does not need, its numbers in hundredths, its colours those of the page."""
+    kept = _COLOUR.sub(_variable, _LEFT_OUT.sub("", tag[0]))
+    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", kept)
+
+
+def _variable(colour: re.Match[str]) -> str:
+    attribute, value = colour.groups()
+    assert value in _VARIABLES, f"{value} is no colour of the theme"
+    return f'{attribute}="var(--{_VARIABLES[value]})"'
+
+
+def _powers(ends: tuple[float, float]) -> list[float]:
+    """The powers of ten between two ends, or of two where fewer than two of ten fit."""
+    for base in (10.0, 2.0):
+        found = [base**n for n in range(-40, 41) if ends[0] <= base**n <= ends[1]]
+        if len(found) > 1:
+            return found
+    return []
+
+
+_TITLE = {"titleColor": DIM, "titleFontSize": 10, "titleFontWeight": "normal"}
+LOOK = {
+    "background": None,
+    "view": {"stroke": None},
+    "title": {"color": INK, "subtitleColor": DIM},
+    "legend": {"labelColor": INK, "labelFontSize": 10, "symbolStrokeColor": DIM, **_TITLE},
+    "header": {"labelColor": INK, "titleColor": DIM},
+    "text": {"color": INK},
+    "axis": {
+        "labelColor": DIM,
+        "labelFontSize": 9,
+        "tickColor": LINE,
+        "domainColor": LINE,
+        "gridColor": LINE,
+        "grid": False,
+        "tickSize": 3,
+        "labelPadding": 2,
+        **_TITLE,
+    },
+}

@@ -1,0 +1,113 @@
+"""Cards as HTML: a fragment for notebooks, a page of one neuron. Escaped in one place, the templates."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mnemoscope.views import claims, theme
+from mnemoscope.views import words as cards
+
+if TYPE_CHECKING:
+    from mnemoscope.neuron.card import Example, NeuronCard, ValueToken
+    from mnemoscope.neuron.claims import Claim
+
+_COLUMNS = 72  # of the distribution: a pixel-wide outlier is still seen at this width
+
+
+@dataclass(frozen=True)
+class Most:
+    """How much of a card to show: triggers of each polarity, examples in between, tokens of a list."""
+
+    examples: int = 12
+    between: int = 10
+    tokens: int = 12
+
+
+def fragment(card: NeuronCard) -> str:
+    """A card with its style, to be put into another page: what a notebook displays."""
+    return environment().get_template("fragment.html").render(card=card, most=Most())
+
+
+def page(card: NeuronCard) -> str:
+    """A card as a whole page that needs nothing else, with every trigger that the card holds."""
+    most = Most(examples=len(card.positive.examples) + len(card.negative.examples), tokens=20)
+    return environment().get_template("neuron.html").render(card=card, most=most)
+
+
+@cache
+def environment() -> Environment:
+    """The templates, with escaping on, and the wording of `views.words` as filters."""
+    found = Environment(
+        loader=PackageLoader("mnemoscope.views"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    wording = (
+        cards.active, cards.corpus_line, cards.details, cards.facts, cards.following, cards.histogram_note,
+        cards.layer_line, cards.lens_note, cards.model_line, cards.number, cards.quadrants, cards.readings,
+        cards.readings_note, cards.reason, cards.share, cards.side_title, cards.source, cards.state_note,
+        cards.threshold_note, cards.where, claims.active_means, claims.bands, claims.baselines, claims.believed,
+        claims.definition, claims.doubted, claims.evidence, claims.family, claims.figures,
+        claims.meaning, claims.sampled, claims.specificity, claims.verdict_words,
+        claims.where_active,
+    )  # fmt: skip
+    found.filters |= {call.__name__: call for call in wording}
+    found.filters |= {
+        "clearest": clearest, "columns": _columns, "direction": _direction, "leading": _leading, "scored": scored,
+        "strength": _strength, "spaces": _spaces,
+    }  # fmt: skip
+    found.globals |= {
+        "colours": theme.COLOURS,
+        "key_note": cards.KEY_NOTE,
+        "key_title": cards.KEY_TITLE,
+        "definition_names": claims.DEFINITIONS,
+        "doubted_names": claims.DOUBTED,
+        "no_pattern": claims.NONE,
+        "resampled_note": claims.RESAMPLED,
+    }
+    return found
+
+
+def clearest(card: NeuronCard) -> Claim | None:
+    """The first of a neuron's tested patterns that has a verdict."""
+    return next((claim for claim in card.claims or () if claims.believed(claim)), None)
+
+
+def scored(token: ValueToken, polarity: int) -> str:
+    """What a coefficient of +1 or -1 does to a token; the run keeps probabilities of the value itself, at +1."""
+    logit = f"logit {cards.number(polarity * token.logit, sign=True)} at coefficient {polarity:+d}"
+    return f"{logit}, probability {cards.number(token.probability)}" if polarity > 0 else logit
+
+
+def _leading(card: NeuronCard) -> int:
+    return card.sides[0].polarity
+
+
+def _columns(card: NeuronCard) -> cards.Columns | None:
+    return cards.columns(card, _COLUMNS)
+
+
+def _direction(example: Example) -> str:
+    """Which way the text of an example runs, by its active token or else what stands before it."""
+    nearest = "".join([example.active, *reversed(example.before)])
+    return "rtl" if cards.is_right_to_left(nearest) else "ltr"
+
+
+def _strength(card: NeuronCard, coefficient: float) -> str:
+    """How strongly to shade a token: by its share of the neuron's largest |coefficient|."""
+    reach = max(abs(card.statistics.min or 0.0), abs(card.statistics.max or 0.0))
+    return f"{0.08 + 0.4 * min(abs(coefficient) / reach, 1.0) if reach else 0.08:.2f}"
+
+
+def _spaces(text: str) -> tuple[str, str]:
+    """The visible spaces that a label begins with, and the rest."""
+    found = re.match(r"·*", text)
+    end = found.end() if found else 0
+    return text[:end], text[end:]

@@ -1,0 +1,188 @@
+"""The report of a study: one page that opens from disk, and beside it every figure and table as files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
+
+from mnemoscope import files
+from mnemoscope.records import Progress
+from mnemoscope.studies.findings.finding import Item
+from mnemoscope.views import figures
+from mnemoscope.views import page as html
+from mnemoscope.views import words as cards
+
+if TYPE_CHECKING:
+    from mnemoscope.run.reading import Run
+    from mnemoscope.studies.findings.finding import Finding, Section
+
+_DOING = "writing the report"
+ROWS = 12  # of a table that are on the page; the files hold all
+ROWS_BARE = 40  # of a table without a figure
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A finding made ready for the page: its figure, the first rows of its table, its files."""
+
+    finding: Finding
+    picture: Markup | None
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: tuple[bool, ...]  # columns of numbers
+    left: int  # rows that are not on the page
+    files: tuple[tuple[str, str], ...]  # kind, address from the page
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An item of the papers: what this page shows of it, or else how it stands, and the command for this run."""
+
+    id: str
+    title: str
+    why: str
+    findings: tuple[Finding, ...]
+    state: str
+    command: str
+
+
+def write(
+    run: Run,
+    sections: Sequence[Section],
+    path: str | Path,
+    *,
+    beside: Run | None = None,
+    title: str = "",
+    items: Sequence[Item] = (),
+    progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Write the report of a run, or of two that are compared (`beside`), to an .html file, and figures (SVG, PDF) and
+    tables (CSV, Parquet) to a folder beside it.
+
+    The folder is named like the file, with `_files` for `.html`. RunError if they cannot be written.
+    """
+    path = Path(path)
+    check(path)
+    folder = folder_of(path)
+    with files.refusals(f"{_DOING} {path}"):
+        folder.mkdir(exist_ok=True)
+        text = render(run, sections, folder, beside=beside, title=title, items=items, progress=progress)
+    files.write(path, text, _DOING)
+    return path
+
+
+def folder_of(path: Path) -> Path:
+    """Where the figures and tables of a report go: beside the page, and named like it."""
+    return path.with_name(f"{path.stem}_files")
+
+
+def check(path: Path) -> None:
+    """Make the folder of a report, and raise RunError if the page or what lies beside it cannot be written there."""
+    files.make_folder_of(path, _DOING)
+    files.check_file(path, _DOING)
+    files.check_folder(folder_of(path), _DOING)
+
+
+def render(
+    run: Run,
+    sections: Sequence[Section],
+    folder: Path | None = None,
+    *,
+    beside: Run | None = None,
+    title: str = "",
+    items: Sequence[Item] = (),
+    progress: Callable[[Progress], None] | None = None,
+) -> str:
+    """The page as text; with a folder, its figures and tables are saved there."""
+    report = progress or (lambda _: None)
+    total, done, drawn = sum(len(section.findings) for section in sections), 0, []
+    for section in sections:
+        shown = []
+        for finding in section.findings:
+            report(Progress("drawing figures", done, total, "figures"))
+            shown.append(_show(finding, folder))
+            done += 1
+        drawn.append((section, shown))
+    report(Progress("drawing figures", total, total, "figures"))
+    answers = _answers(run, [one for section in sections for one in section.findings], items)
+    runs = [run] if beside is None else [run, beside]
+    environment = html.environment().overlay()
+    environment.filters = environment.filters | {"typed": _typed}
+    page = environment.get_template("study.html")
+    return page.render(runs=runs, title=title, sections=drawn, items=answers)
+
+
+def _answers(run: Run, findings: Sequence[Finding], items: Sequence[Item]) -> list[Answer]:
+    where: dict[str, list[Finding]] = {}
+    for finding in findings:
+        for item in finding.items:
+            where.setdefault(item, []).append(finding)
+    return [
+        Answer(one.id, one.title, one.why, tuple(where.get(one.id, ())), *_standing(run, one))
+        for one in items
+    ]
+
+
+def _standing(run: Run, item: Item) -> tuple[str, str]:
+    """How an item stands without a figure here, and what is to be typed for this run."""
+    words = {"RUN": str(run.path), "MODEL": run.manifest.model.id}
+    command = _WORDS.sub(lambda word: shlex.quote(words[word[0]]), item.command)
+    if item.command.startswith("mnemoscope build"):
+        return "measured: it is the run", f"mnemoscope show {shlex.quote(str(run.path))}"
+    if item.command.startswith("mnemoscope study"):
+        return "not measured", command
+    return (
+        "for one neuron, prediction or sheet" if command.startswith("mnemoscope") else "nothing to measure"
+    ), command
+
+
+def _typed(text: str, path: Path) -> Markup:
+    """A sentence in which what stands between backticks is a command for this run."""
+    plain = [escape(part) for part in _WORDS.sub(lambda word: shlex.quote(str(path)), text).split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if k % 2 else part for k, part in enumerate(plain)
+    )
+
+
+_WORDS = re.compile(r"\b(RUN|MODEL)\b")
+
+
+def _show(finding: Finding, folder: Path | None) -> Shown:
+    drawn = figures.chart(finding)
+    head = finding.frame.head(ROWS if drawn is not None else ROWS_BARE)
+    return Shown(
+        finding,
+        None if drawn is None else Markup(figures.svg(drawn, f"{finding.title}. {finding.says}")),
+        tuple(name.replace("_", " ") for name in head.columns),
+        tuple(tuple(_cell(value) for value in row) for row in head.iter_rows()),
+        tuple(kind.is_numeric() for kind in head.schema.values()),
+        finding.frame.height - head.height,
+        () if folder is None else tuple(_save(finding, drawn, folder)),
+    )
+
+
+def _save(finding: Finding, drawn: Any, folder: Path) -> list[tuple[str, str]]:
+    names = [("CSV", "csv"), ("Parquet", "parquet")]
+    finding.frame.write_csv(folder / f"{finding.id}.csv")
+    finding.frame.write_parquet(folder / f"{finding.id}.parquet")
+    if drawn is not None:
+        for kind in ("svg", "pdf"):
+            (folder / f"{finding.id}.{kind}").write_bytes(figures.saved(drawn, kind))
+        names = [("SVG", "svg"), ("PDF", "pdf"), *names]
+    return [(name, f"{folder.name}/{finding.id}.{kind}") for name, kind in names]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return cards.number(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)

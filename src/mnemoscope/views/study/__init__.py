@@ -1,1 +1,0 @@
-"""Findings of the study as figures and one page."""
