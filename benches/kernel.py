@@ -20,7 +20,7 @@ from mnemoscope.mine.distribution import Histograms, Samples
 from mnemoscope.mine.moments import Moments
 from mnemoscope.mine.places import HISTOGRAM_EVERY, Places
 from mnemoscope.mine.reading import scan
-from mnemoscope.mine.statistics import Memories
+from mnemoscope.mine.statistics import NeuronStatistics
 from mnemoscope.mine.triggers import Triggers
 from mnemoscope.records import ContextBatch
 
@@ -54,7 +54,7 @@ def activations(dtype: torch.dtype) -> Iterator[tuple[torch.Tensor, torch.Tensor
 def compile_all(dtype: torch.dtype) -> float:
     """Processor seconds until everything is compiled, or read from the cache."""
     before = time.process_time()
-    states = [Memories(1, 8, 2, 1) for _ in range(2)]
+    states = [NeuronStatistics(1, 8, 2, 1) for _ in range(2)]
     for shard, state in enumerate(states):
         x = torch.randn(CONTEXTS, TOKENS, 8).to(dtype)
         state.update(0, x, batch(0), x, x)

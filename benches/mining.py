@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from mnemoscope import load_corpus, load_model
-from mnemoscope.mine.units import Mined
+from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model, native_bf16
 from mnemoscope.model.nulls import Nulls
@@ -44,8 +44,8 @@ def timed(work: Callable[[], object]) -> float:
 def measure(model: Model, plan: Plan) -> dict[str, float]:
     """Seconds spent in each way over all batches of the plan but the first few."""
     states = {
-        "mining": Mined.of(model, Nulls(model, ()), 50),
-        "nulls": Mined.of(model, Nulls(model), 50),
+        "mining": RunStatistics.of(model, Nulls(model, ()), 50),
+        "nulls": RunStatistics.of(model, Nulls(model), 50),
     }
     spent = {"plain": 0.0, "floor": 0.0, "mining": 0.0, "nulls": 0.0}
     seen = 0

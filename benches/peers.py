@@ -25,7 +25,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from mnemoscope import load_corpus, load_model
-from mnemoscope.mine.units import Mined
+from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.capture import Capture, residuals
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import Nulls
@@ -118,7 +118,7 @@ def nnsight_way(model: Model, moments: bool) -> Callable[[ContextBatch], None]:
 
 def mnemoscope_way(model: Model) -> Callable[[ContextBatch], None]:
     """Everything that a build keeps of the neurons."""
-    mined = Mined.of(model, Nulls(model, ()), TOP)
+    mined = RunStatistics.of(model, Nulls(model, ()), TOP)
 
     def run(batch: ContextBatch) -> None:
         with Capture(model) as capture:

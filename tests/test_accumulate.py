@@ -27,7 +27,7 @@ from mnemoscope.mine.places import (
     unmix,
 )
 from mnemoscope.mine.reading import scan, scan_torch
-from mnemoscope.mine.statistics import Memories
+from mnemoscope.mine.statistics import NeuronStatistics, load_state, save_state
 from mnemoscope.records import ContextBatch
 
 EXACT = ["histograms", "triggers", "samples"]
@@ -96,14 +96,14 @@ def tensors(contexts: Sequence[Context], layer: int, dtype: torch.dtype) -> list
 
 
 def feed(
-    memories: Memories, contexts: Sequence[Context], size: int, dtype: torch.dtype = torch.float32
+    statistics: NeuronStatistics, contexts: Sequence[Context], size: int, dtype: torch.dtype = torch.float32
 ) -> None:
     """All layers of the contexts, in batches of `size`."""
     for chunk in _chunks(contexts, size):
         batch = batch_of(chunk)
-        for layer in range(memories.layers):
+        for layer in range(statistics.layers):
             coefficients, gates, ups = tensors(chunk, layer, dtype)
-            memories.update(layer, coefficients, batch, gates, ups)
+            statistics.update(layer, coefficients, batch, gates, ups)
 
 
 def _chunks(contexts: Sequence[Context], size: int) -> Iterator[Sequence[Context]]:
@@ -111,18 +111,25 @@ def _chunks(contexts: Sequence[Context], size: int) -> Iterator[Sequence[Context
         yield contexts[start : start + size]
 
 
-def fresh(contexts: Sequence[Context], top: int = 4) -> Memories:
+def fresh(contexts: Sequence[Context], top: int = 4) -> NeuronStatistics:
     """An empty state of the shape of these contexts."""
     layers, _, neurons = contexts[0].coefficients.shape
-    return Memories(layers, neurons, top, EVERY)
+    return NeuronStatistics(layers, neurons, top, EVERY)
 
 
-def mined(contexts: Sequence[Context], size: int = 3, top: int = 4, shard: int = 0) -> Memories:
+def mined(contexts: Sequence[Context], size: int = 3, top: int = 4, shard: int = 0) -> NeuronStatistics:
     """A state that has seen these contexts as one shard."""
-    memories = fresh(contexts, top)
-    feed(memories, contexts, size)
-    memories.finish_shard(shard)
-    return memories
+    statistics = fresh(contexts, top)
+    feed(statistics, contexts, size)
+    statistics.finish_shard(shard)
+    return statistics
+
+
+def tables_of(statistics: NeuronStatistics) -> dict[str, pa.Table]:
+    """All rows of all five tables."""
+    layers = [statistics.results(layer) for layer in range(statistics.layers)]
+    tables = {name: pa.concat_tables([tables[name] for tables in layers]) for name in layers[0]}
+    return {**tables, "shards": statistics.shard_rows()}
 
 
 def counted(contexts: Sequence[Context], layer: int, neuron: int) -> list[tuple[float, Context, int]]:
@@ -173,7 +180,7 @@ def test_triggers_are_the_first_k_of_a_full_sort(contexts: list[Context], k: int
                 (layer, neuron, polarity, rank, m, c.id, position, next_token(c, position), *signs)
             )
             rank += 1
-    table = mined(contexts, top=k).result()["triggers"]
+    table = tables_of(mined(contexts, top=k))["triggers"]
     assert list(zip(*table.to_pydict().values(), strict=True)) == expected
 
 
@@ -181,7 +188,7 @@ def test_triggers_are_the_first_k_of_a_full_sort(contexts: list[Context], k: int
 @given(corpora)
 def test_histograms_count_the_selected_contexts(contexts: list[Context]) -> None:
     """Each selected, counted coefficient in its bin, and no other."""
-    table = mined(contexts).result()["histograms"]
+    table = tables_of(mined(contexts))["histograms"]
     chosen = [c for c in contexts if selected(np.array([c.id]), EVERY)[0]]
     for row in table.to_pylist():
         values = np.array([m for m, _, _ in counted(chosen, row["layer"], row["neuron"])])
@@ -194,7 +201,7 @@ def test_histograms_count_the_selected_contexts(contexts: list[Context]) -> None
 def test_samples_are_places_of_their_bin(contexts: list[Context]) -> None:
     """Every part of the range that has a selected coefficient has one sample, and it is truly there."""
     chosen = [c for c in contexts if selected(np.array([c.id]), EVERY)[0]]
-    rows = mined(contexts).result()["samples"].to_pylist()
+    rows = tables_of(mined(contexts))["samples"].to_pylist()
     found = {(row["layer"], row["neuron"], row["bin"]) for row in rows}
     layers, _, neurons = contexts[0].coefficients.shape
     expected = {
@@ -217,7 +224,7 @@ def test_samples_are_places_of_their_bin(contexts: list[Context]) -> None:
 @given(corpora)
 def test_moments_are_those_of_a_two_pass_computation(contexts: list[Context]) -> None:
     """Mean and std to 1e-5 relative, skewness and kurtosis to 1e-3; null for constants, NaN without tokens."""
-    for row in mined(contexts).result()["neurons"].to_pylist():
+    for row in tables_of(mined(contexts))["neurons"].to_pylist():
         x = np.array([m for m, _, _ in counted(contexts, row["layer"], row["neuron"])])
         assert row["tokens"] == len(x)
         if len(x):
@@ -252,11 +259,11 @@ def test_a_mean_far_from_zero_costs_no_precision(ratio: float, outlier: bool) ->
     if outlier:
         first = next(c for c in contexts if c.counted.any())
         first.coefficients[0, np.flatnonzero(first.counted)[0]] = ratio + 60
-    memories = fresh(contexts)
+    statistics = fresh(contexts)
     for shard, chunk in enumerate(_chunks(contexts, 10)):
-        feed(memories, chunk, 4)
-        memories.finish_shard(shard)
-    for row in memories.result()["neurons"].to_pylist():
+        feed(statistics, chunk, 4)
+        statistics.finish_shard(shard)
+    for row in tables_of(statistics)["neurons"].to_pylist():
         check_moments(row, np.array([m for m, _, _ in counted(contexts, 0, row["neuron"])]))
 
 
@@ -264,14 +271,14 @@ def test_a_mean_far_from_zero_costs_no_precision(ratio: float, outlier: bool) ->
 @given(corpora, st.integers(1, 5))
 def test_shard_rows_are_raw_power_sums_of_each_shard(contexts: list[Context], size: int) -> None:
     """Contexts, counted tokens, and sums over all neurons of the layer."""
-    memories = fresh(contexts)
+    statistics = fresh(contexts)
     chunks = list(_chunks(contexts, size))
     for shard, chunk in enumerate(chunks):
-        feed(memories, chunk, 2)
-        memories.finish_shard(shard)
-    rows = memories.shard_rows().to_pylist()
+        feed(statistics, chunk, 2)
+        statistics.finish_shard(shard)
+    rows = statistics.shard_rows().to_pylist()
     assert [(row["shard"], row["layer"]) for row in rows] == list(
-        itertools.product(range(len(chunks)), range(memories.layers))
+        itertools.product(range(len(chunks)), range(statistics.layers))
     )
     for row in rows:
         chunk = chunks[row["shard"]]
@@ -306,13 +313,13 @@ def equal(one: dict[str, pa.Table], other: dict[str, pa.Table], names: Sequence[
 @given(corpora, st.integers(1, 24), st.integers(1, 24), st.randoms(use_true_random=False))
 def test_any_chunking_gives_the_same(contexts: list[Context], size: int, shard_size: int, random) -> None:  # type: ignore[no-untyped-def]
     """Batches of any size in any order, shards of any size: all but the moments' last bits."""
-    expected = mined(contexts, 3).result()
+    expected = tables_of(mined(contexts, 3))
     shuffled = random.sample(contexts, len(contexts))
-    memories = fresh(contexts)
+    statistics = fresh(contexts)
     for shard, chunk in enumerate(_chunks(shuffled, shard_size)):
-        feed(memories, chunk, size)
-        memories.finish_shard(shard)
-    found = memories.result()
+        feed(statistics, chunk, size)
+        statistics.finish_shard(shard)
+    found = tables_of(statistics)
     equal(expected, found, EXACT)
     for name in ("tokens", "min", "max", "positive_fraction"):
         assert np.array_equal(expected["neurons"][name], found["neurons"][name], equal_nan=True), name
@@ -344,7 +351,7 @@ def test_shards_merge_to_the_same_bits_whoever_did_them(  # type: ignore[no-unty
     while len(states) > 1:
         states[0].merge(states.pop(random.randrange(1, len(states))))
     assert states[0].shards == alone.shards == frozenset(range(len(shards)))
-    equal(alone.result(), states[0].result())
+    equal(tables_of(alone), tables_of(states[0]))
 
 
 @few
@@ -354,38 +361,38 @@ def test_saving_and_loading_in_the_middle_changes_nothing(
 ) -> None:
     """Interrupted after any shard and continued from the file: every bit of every table, and of the file."""
     file = tmp_path_factory.mktemp("state") / "state.npz"
-    whole, memories = fresh(contexts), fresh(contexts)
+    whole, statistics = fresh(contexts), fresh(contexts)
     for shard, chunk in enumerate(_chunks(contexts, 2)):
         if shard == cut:
-            memories.save(file)
-            memories = Memories.load(file)
-        for state in (whole, memories):
+            save_state(file, statistics.state())
+            statistics = load_state(file, NeuronStatistics.of)
+        for state in (whole, statistics):
             feed(state, chunk, 2)
             state.finish_shard(shard)
-    equal(whole.result(), memories.result())
-    assert whole.shards == memories.shards
+    equal(tables_of(whole), tables_of(statistics))
+    assert whole.shards == statistics.shards
 
 
 @few
 @given(corpora)
 def test_bf16_is_read_as_it_is(contexts: list[Context]) -> None:
     """The same numbers in bf16 and in fp32 give every bit the same."""
-    expected = mined(contexts).result()
+    expected = tables_of(mined(contexts))
     half = fresh(contexts)
     feed(half, contexts, 3, torch.bfloat16)
     half.finish_shard(0)
-    equal(expected, half.result())
+    equal(expected, tables_of(half))
 
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_nothing(threads: int) -> None:
     """One thread or several: every bit of every table."""
     contexts = corpus(1, 60, layers=1, neurons=300, longest=30)
-    alone = mined(contexts, 20).result()
+    alone = tables_of(mined(contexts, 20))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        shared = mined(contexts, 20).result()
+        shared = tables_of(mined(contexts, 20))
     finally:
         torch.set_num_threads(before)
     equal(alone, shared)
@@ -417,18 +424,18 @@ def test_the_compiled_scan_is_the_plain_one(contexts: list[Context], gated: bool
 def test_the_plain_scan_feeds_all_accumulators(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device without the compiled path the tables are the same, gate and up signs included."""
     contexts = corpus(5, 20)
-    expected = mined(contexts).result()
+    expected = tables_of(mined(contexts))
     monkeypatch.setattr("mnemoscope.mine.statistics.scan", scan_torch)
-    equal(expected, mined(contexts).result(), EXACT)
+    equal(expected, tables_of(mined(contexts)), EXACT)
 
 
 def test_layers_without_a_gate_have_no_signs() -> None:
     """Both sign columns are null."""
     contexts = corpus(0, 10, layers=1)
-    memories = fresh(contexts)
-    memories.update(0, tensors(contexts, 0, torch.float32)[0], batch_of(contexts))
-    memories.finish_shard(0)
-    table = memories.result()["triggers"]
+    statistics = fresh(contexts)
+    statistics.update(0, tensors(contexts, 0, torch.float32)[0], batch_of(contexts))
+    statistics.finish_shard(0)
+    table = tables_of(statistics)["triggers"]
     assert table.num_rows > 0
     assert table["gate_sign"].null_count == table["up_sign"].null_count == table.num_rows
 
@@ -439,7 +446,7 @@ def test_fp16_is_read_through_fp32() -> None:
     half = fresh(contexts)
     feed(half, contexts, 3, torch.float16)
     half.finish_shard(0)
-    equal(mined(contexts).result(), half.result())
+    equal(tables_of(mined(contexts)), tables_of(half))
 
 
 # -- bins, selection and draws ----------------------------------------------------------------------------------
@@ -496,10 +503,10 @@ def test_samples_are_drawn_uniformly(seed: int) -> None:
     )
     batch = batch_of([c])
     x = torch.full((1, length, neurons), 1.5)
-    memories = Memories(1, neurons, 1, every=1)
-    memories.update(0, x, batch)
-    memories.finish_shard(0)
-    table = memories.results(0)["samples"]
+    statistics = NeuronStatistics(1, neurons, 1, every=1)
+    statistics.update(0, x, batch)
+    statistics.finish_shard(0)
+    table = statistics.results(0)["samples"]
     assert table.num_rows == neurons
     positions = np.bincount(table["position"], minlength=length)[1:]
     assert positions.sum() == neurons
@@ -531,10 +538,10 @@ def test_the_same_shard_twice_is_refused() -> None:
     """Merging or finishing it again; the state is as it was."""
     contexts = corpus(0, 8)
     one, other = mined(contexts, shard=4), mined(contexts, shard=4)
-    before = one.result()
+    before = tables_of(one)
     with pytest.raises(RunError, match="shard 4"):
         one.merge(other)
-    equal(before, one.result())
+    equal(before, tables_of(one))
     other.moments._contexts[:] = 1
     with pytest.raises(RunError, match="shard 4"):
         other.finish_shard(4)
@@ -550,12 +557,12 @@ def test_states_of_different_options_do_not_merge() -> None:
 def test_an_unfinished_shard_is_neither_saved_nor_merged_nor_read(tmp_path: Path) -> None:
     """Its sums are not in the tree yet."""
     contexts = corpus(0, 4)
-    memories = fresh(contexts)
-    feed(memories, contexts, 2)
+    statistics = fresh(contexts)
+    feed(statistics, contexts, 2)
     for forbidden in (
-        lambda: memories.save(tmp_path / "state.npz"),
-        lambda: memories.merge(fresh(contexts)),
-        memories.result,
+        lambda: save_state(tmp_path / "state.npz", statistics.state()),
+        lambda: statistics.merge(fresh(contexts)),
+        lambda: tables_of(statistics),
     ):
         with pytest.raises(AssertionError, match="finish the shard"):
             forbidden()
@@ -565,17 +572,17 @@ def test_an_unfinished_shard_is_neither_saved_nor_merged_nor_read(tmp_path: Path
 def test_a_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
     """Cut short anywhere, or with a byte turned, or not a state at all."""
     file = tmp_path / "state.npz"
-    mined(corpus(0, 8)).save(file)
+    save_state(file, mined(corpus(0, 8)).state())
     whole = file.read_bytes()
     middle = len(whole) // 2
     turned = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
     for damaged in (b"", whole[:10], whole[:middle], whole[:-1], turned, b"text"):
         file.write_bytes(damaged)
         with pytest.raises(RunCorrupt, match="loading the state"):
-            Memories.load(file)
+            load_state(file, NeuronStatistics.of)
     np.savez(file, options=np.array([1, 2, 3, 4, 5]))
     with pytest.raises(RunCorrupt, match="loading the state"):
-        Memories.load(file)
+        load_state(file, NeuronStatistics.of)
 
 
 def test_a_state_that_cannot_be_written_leaves_the_earlier_one(
@@ -583,8 +590,8 @@ def test_a_state_that_cannot_be_written_leaves_the_earlier_one(
 ) -> None:
     """A full disk: one clear error, the old file whole, nothing half-written."""
     file = tmp_path / "state.npz"
-    memories = mined(corpus(0, 8))
-    memories.save(file)
+    statistics = mined(corpus(0, 8))
+    save_state(file, statistics.state())
     before = file.read_bytes()
 
     def full(*_: object, **__: object) -> None:
@@ -592,7 +599,7 @@ def test_a_state_that_cannot_be_written_leaves_the_earlier_one(
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(RunError, match="the disk is full"):
-        memories.save(file)
+        save_state(file, statistics.state())
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mnemoscope import build, load_model
 from mnemoscope.errors import ActivationError, QueryError, RunCorrupt, RunError, RunMismatch
-from mnemoscope.mine.units import Mined
+from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.mine.verify import verify
 from mnemoscope.model import nulls
 from mnemoscope.model.capture import Capture
@@ -236,9 +236,9 @@ def test_the_number_of_threads_does_not_show(width: int) -> None:
 # -- how they are mined --------------------------------------------------------------------------------------
 
 
-def mined(model: Model, units: Nulls, batches: list[ContextBatch], shards: list[int]) -> Mined:
+def mined(model: Model, units: Nulls, batches: list[ContextBatch], shards: list[int]) -> RunStatistics:
     """A state that was given one batch for each of these shards."""
-    state = Mined.of(model, units, 4)
+    state = RunStatistics.of(model, units, 4)
     with Capture(model) as capture:
         for shard in shards:
             capture.sweep(batches[shard], state.update)
@@ -246,7 +246,7 @@ def mined(model: Model, units: Nulls, batches: list[ContextBatch], shards: list[
     return state
 
 
-def rows_of(state: Mined) -> list[dict[str, list[dict[str, object]]]]:
+def rows_of(state: RunStatistics) -> list[dict[str, list[dict[str, object]]]]:
     """All tables of all layers, as plain rows."""
     return [
         {name: table.to_pylist() for name, table in state.tables(layer).items()}
@@ -273,7 +273,7 @@ def test_any_split_and_order_gives_the_same_rows(data: st.DataObject) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         parts[0].save(Path(folder) / "state.npz")
-        parts[0] = Mined.load(units, Path(folder) / "state.npz")
+        parts[0] = RunStatistics.load(units, Path(folder) / "state.npz")
     first, second = parts if data.draw(st.booleans()) else parts[::-1]
     first.merge(second)
     assert first.shards == frozenset(range(5))
@@ -292,7 +292,7 @@ def test_states_of_other_nulls_do_not_mix(model: Model, tmp_path: Path) -> None:
         one.merge(mined(model, Nulls(model, ["random"], 5), batches, [0]))
     one.save(tmp_path / "state.npz")
     with pytest.raises(RunCorrupt):
-        Mined.load(Nulls(model), tmp_path / "state.npz")
+        RunStatistics.load(Nulls(model), tmp_path / "state.npz")
 
 
 def test_a_null_that_is_not_finite_is_said_to_be_one(model: Model) -> None:
@@ -308,7 +308,7 @@ def test_a_null_that_is_not_finite_is_said_to_be_one(model: Model) -> None:
         pytest.raises(ActivationError, match=r"null units of kind rotated, .*L0N0"),
         Capture(model) as capture,
     ):
-        capture.sweep(padded([4]), Mined.of(model, units, 3).update)
+        capture.sweep(padded([4]), RunStatistics.of(model, units, 3).update)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

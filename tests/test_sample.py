@@ -14,8 +14,7 @@ import torch
 from mnemoscope import load_corpus
 from mnemoscope.mine import loop, values
 from mnemoscope.mine.places import bin_of, selected
-from mnemoscope.mine.statistics import Memories
-from mnemoscope.mine.units import Mined
+from mnemoscope.mine.statistics import NeuronStatistics, RunStatistics
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import Nulls
@@ -40,13 +39,15 @@ def both_cores() -> object:
 @pytest.fixture(scope="module")
 def mined(
     sample_model: Model, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Memories, pl.DataFrame, list[int]]:
+) -> tuple[NeuronStatistics, pl.DataFrame, list[int]]:
     """What the build keeps of the first three hundred documents, their contexts, and the special ids."""
     folder = tmp_path_factory.mktemp("plan")
     documents = list(islice(load_corpus("sample:wikipedia").documents, DOCUMENTS))
     plan = write_plan(load_corpus(documents), sample_model.tokenizer, folder, context_length=2048)
     nulls = Nulls(sample_model, ())
-    kind = loop.StateFactory(partial(Mined.of, sample_model, nulls, TOP), partial(Mined.load, nulls))
+    kind = loop.StateFactory(
+        partial(RunStatistics.of, sample_model, nulls, TOP), partial(RunStatistics.load, nulls)
+    )
     memories = loop.run_shards(sample_model, plan, kind, folder).neurons
     return memories, pl.read_parquet(plan.contexts_file), plan.special
 
@@ -62,7 +63,7 @@ def chosen(sample_model: Model) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def slow(
-    sample_model: Model, mined: tuple[Memories, pl.DataFrame, list[int]], chosen: np.ndarray
+    sample_model: Model, mined: tuple[NeuronStatistics, pl.DataFrame, list[int]], chosen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Contexts, positions and coefficients [position, chosen] with plain hooks, one document at a time."""
     _, contexts, special = mined
@@ -93,7 +94,7 @@ def slow(
 
 
 def test_triggers_equal_a_brute_force_recomputation(
-    mined: tuple[Memories, pl.DataFrame, list[int]],
+    mined: tuple[NeuronStatistics, pl.DataFrame, list[int]],
     slow: tuple[np.ndarray, np.ndarray, np.ndarray],
     chosen: np.ndarray,
 ) -> None:
@@ -127,7 +128,7 @@ def test_triggers_equal_a_brute_force_recomputation(
 
 
 def test_moments_equal_their_definition(
-    mined: tuple[Memories, pl.DataFrame, list[int]],
+    mined: tuple[NeuronStatistics, pl.DataFrame, list[int]],
     slow: tuple[np.ndarray, np.ndarray, np.ndarray],
     chosen: np.ndarray,
 ) -> None:
@@ -146,7 +147,7 @@ def test_moments_equal_their_definition(
 
 
 def test_histograms_count_the_same_coefficients(
-    mined: tuple[Memories, pl.DataFrame, list[int]],
+    mined: tuple[NeuronStatistics, pl.DataFrame, list[int]],
     slow: tuple[np.ndarray, np.ndarray, np.ndarray],
     chosen: np.ndarray,
 ) -> None:

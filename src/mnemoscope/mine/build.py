@@ -30,7 +30,7 @@ from mnemoscope.arguments import check_build
 from mnemoscope.errors import ModelChanged, RunMismatch
 from mnemoscope.mine import kept_values, loop, values
 from mnemoscope.mine.places import HISTOGRAM_EDGES, HISTOGRAM_SHARE
-from mnemoscope.mine.units import Mined
+from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.load import load_model
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import DEFAULT, Nulls, recipe
@@ -121,7 +121,8 @@ class _Build:
         plan = self._plan()
         nulls = Nulls.of(self._model, self._identity["nulls"])
         kind = loop.StateFactory(
-            partial(Mined.of, self._model, nulls, self._identity["top"]), partial(Mined.load, nulls)
+            partial(RunStatistics.of, self._model, nulls, self._identity["top"]),
+            partial(RunStatistics.load, nulls),
         )
         mined = loop.run_shards(
             self._model, plan, kind, self._work, workers=self._workers, report=self._report
@@ -167,7 +168,7 @@ class _Build:
     def _part(self, name: str, layer: int) -> Path:
         return self._work / f"{name}-{layer:04d}.part"
 
-    def _write(self, plan: Plan, mined: Mined) -> None:
+    def _write(self, plan: Plan, mined: RunStatistics) -> None:
         """All tables, layer by layer."""
         total = self._model.anatomy.n_layers
         for layer in range(total):

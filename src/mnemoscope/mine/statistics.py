@@ -1,32 +1,35 @@
-"""All accumulators together: what the build loop feeds, checkpoints and merges."""
+"""All accumulators together, for the neurons and for the null units beside them: what the loop feeds and merges."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
-from torch import Tensor
 
 from mnemoscope import files
-from mnemoscope.errors import RunCorrupt, RunMismatch
+from mnemoscope.errors import ActivationError, RunCorrupt, RunMismatch
 from mnemoscope.mine.distribution import Histograms, Samples
 from mnemoscope.mine.moments import Moments
 from mnemoscope.mine.places import HISTOGRAM_EVERY, Places
 from mnemoscope.mine.reading import Accumulator, scan
 from mnemoscope.mine.triggers import Triggers
+from mnemoscope.model.capture import Coefficients, Inputs
+from mnemoscope.model.model import Model
+from mnemoscope.model.nulls import Nulls
 from mnemoscope.records import ContextBatch
 
 _FORMAT = 1
+_NEURONS = "neurons"
 
 T = TypeVar("T")
 
 
-class Memories:
+class NeuronStatistics:
     """Triggers, moments, histograms and samples of all neurons, with the shards they come from.
 
     layers, neurons  of the model; neurons in one layer
@@ -59,10 +62,10 @@ class Memories:
     def update(
         self,
         layer: int,
-        coefficients: Float[Tensor, "context token neuron"],
+        coefficients: Coefficients,
         batch: ContextBatch,
-        gate: Float[Tensor, "context token neuron"] | None = None,
-        up: Float[Tensor, "context token neuron"] | None = None,
+        gate: Coefficients | None = None,
+        up: Coefficients | None = None,
     ) -> None:
         """Take in one layer of one batch of the current shard; the tensors are not kept.
 
@@ -84,7 +87,7 @@ class Memories:
         """All batches of shard `shard` have been given; RunError when it was in already."""
         self.moments.finish_shard(shard)
 
-    def merge(self, other: Memories) -> None:
+    def merge(self, other: NeuronStatistics) -> None:
         """Take in another's shards; RunError when one is in both, RunMismatch when the options differ."""
         if self._options() != other._options():
             raise RunMismatch(
@@ -106,12 +109,6 @@ class Memories:
         """All rows of `shards`, by (shard, layer)."""
         return self.moments.shard_rows()
 
-    def result(self) -> dict[str, pa.Table]:
-        """All rows of all five tables; for a large model take `results` layer by layer."""
-        layers = [self.results(layer) for layer in range(self.layers)]
-        tables = {name: pa.concat_tables([tables[name] for tables in layers]) for name in self._tables}
-        return {**tables, "shards": self.shard_rows()}
-
     def state(self) -> dict[str, np.ndarray]:
         """All there is to know, as arrays by name. Finish the shard first."""
         arrays = {
@@ -122,24 +119,106 @@ class Memories:
         return arrays | {"options": np.array([_FORMAT, *self._options().values()], np.int64)}
 
     @classmethod
-    def of(cls, state: Mapping[str, np.ndarray]) -> Memories:
+    def of(cls, state: Mapping[str, np.ndarray]) -> NeuronStatistics:
         """What had this state; KeyError or ValueError when it is of another version."""
         version, *options = state["options"].tolist()
         if version != _FORMAT:
             raise ValueError(f"version {version}, not {_FORMAT}")
-        memories = cls(*options)
-        for table, accumulator in memories._tables.items():
+        statistics = cls(*options)
+        for table, accumulator in statistics._tables.items():
             accumulator.restore(below(state, f"{table}."))
-        return memories
+        return statistics
 
-    def save(self, path: Path) -> None:
-        """Write the state to one file, whole or not at all; RunError when it cannot be."""
-        save_state(path, self.state())
+
+class RunStatistics:
+    """A `State` of the loop: one `NeuronStatistics` for the neurons, and one for each kind of null.
+
+    All are fed in the same pass, and what is a law of `NeuronStatistics` is one of this.
+    """
+
+    def __init__(self, nulls: Nulls, by_kind: dict[str, NeuronStatistics]) -> None:
+        self._nulls, self._by_kind = nulls, by_kind
 
     @classmethod
-    def load(cls, path: Path) -> Memories:
-        """Read what `save` wrote; RunCorrupt when it is not whole or of another version."""
-        return load_state(path, cls.of)
+    def of(cls, model: Model, nulls: Nulls, top: int) -> RunStatistics:
+        """An empty one, of a model's shape, that keeps `top` triggers."""
+        sizes = {_NEURONS: model.anatomy.n_neurons} | dict.fromkeys(nulls.kinds, nulls.count)
+        return cls(
+            nulls, {name: NeuronStatistics(model.anatomy.n_layers, size, top) for name, size in sizes.items()}
+        )
+
+    @property
+    def neurons(self) -> NeuronStatistics:
+        """Those of the model's own neurons."""
+        return self._by_kind[_NEURONS]
+
+    @property
+    def shards(self) -> frozenset[int]:
+        """The shards that are finished, merged or loaded."""
+        return self.neurons.shards
+
+    def update(
+        self,
+        layer: int,
+        coefficients: Coefficients,
+        batch: ContextBatch,
+        gate: Coefficients | None,
+        up: Coefficients | None,
+        inputs: Inputs,
+    ) -> None:
+        """Take in one layer of one batch: a `Receiver`. ActivationError when something counted is not finite."""
+        self.neurons.update(layer, coefficients, batch, gate, up)
+        for kind, columns in self._nulls.columns(layer, batch, inputs, coefficients).items():
+            try:
+                self._by_kind[kind].update(layer, columns.coefficients, batch, columns.gate, columns.up)
+            except ActivationError as error:
+                raise ActivationError(f"in the null units of kind {kind}, {error}") from error
+
+    def finish_shard(self, shard: int) -> None:
+        """All batches of shard `shard` have been given; RunError when it was in already."""
+        for statistics in self._by_kind.values():
+            statistics.finish_shard(shard)
+
+    def merge(self, other: RunStatistics) -> None:
+        """Take in another's shards; RunError when one is in both, RunMismatch when the nulls differ."""
+        if self._nulls.recipe != other._nulls.recipe:
+            raise RunMismatch(
+                f"merging states: their nulls are {self._nulls.recipe} and {other._nulls.recipe}; merge states "
+                "of one run only"
+            )
+        for name, statistics in self._by_kind.items():
+            statistics.merge(other._by_kind[name])
+
+    def save(self, path: Path) -> None:
+        """Write everything to one file, whole or not at all; RunError when it cannot be."""
+        states = {name: statistics.state() for name, statistics in self._by_kind.items()}
+        save_state(
+            path, {f"{name}/{key}": array for name, state in states.items() for key, array in state.items()}
+        )
+
+    @classmethod
+    def load(cls, nulls: Nulls, path: Path) -> RunStatistics:
+        """Read what `save` wrote; RunCorrupt when it is not whole, of another version or without these nulls."""
+
+        def restored(state: Mapping[str, np.ndarray]) -> RunStatistics:
+            names = (_NEURONS, *nulls.kinds)
+            return cls(nulls, {name: NeuronStatistics.of(below(state, f"{name}/")) for name in names})
+
+        return load_state(path, restored)
+
+    def tables(self, layer: int) -> dict[str, pa.Table]:
+        """The rows of one layer: `neurons` (moment columns only), `histograms` ..., and the same as `null_...`."""
+        return self.neurons.results(layer) | dict(self._null_tables(layer))
+
+    def _null_tables(self, layer: int) -> Iterator[tuple[str, pa.Table]]:
+        """By (neuron, kind), and within these as they were."""
+        by_kind = {kind: self._by_kind[kind].results(layer) for kind in self._nulls.kinds}
+        for name in dict.fromkeys(chain.from_iterable(by_kind.values())):
+            rows = pa.concat_tables(
+                tables[name].add_column(0, "kind", pa.repeat(pa.scalar(kind), tables[name].num_rows))
+                for kind, tables in by_kind.items()
+            )
+            yield f"null_{name}", rows.take(np.argsort(rows["neuron"].to_numpy(), kind="stable"))
 
 
 def save_state(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -43,7 +43,7 @@ def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> t
     token_vectors  Float[Tensor, "vocabulary width"] from `bare_tokens`
     """
     part = model.anatomy.layers[layer]
-    tokens, logits, normalisers, entropies = _read_values(lens, written(part))
+    tokens, logits, normalisers, entropies = _read_values(lens, value_vectors(part))
     n_neurons = tokens.shape[0]
     probabilities = np.exp(logits - normalisers[:, None, None])
     shape = tokens.shape
@@ -78,10 +78,10 @@ def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> t
 
 def value_tokens(model: Model, layer: int, lens: Lens, neurons: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and logits [neuron, 2, rank] of some neurons of a layer."""
-    return _read_values(lens, written(model.anatomy.layers[layer])[neurons])[:2]
+    return _read_values(lens, value_vectors(model.anatomy.layers[layer])[neurons])[:2]
 
 
-def written(part: Layer) -> Float[Tensor, "neuron width"]:
+def value_vectors(part: Layer) -> Float[Tensor, "neuron width"]:
     """What each neuron adds to the stream, up to its coefficient and a scale that the own lens removes."""
     rows = part.values().detach().float()
     norm = part.post_ffn_norm

@@ -23,7 +23,7 @@ import torch
 
 from mnemoscope.arguments import check_verification
 from mnemoscope.mine import values
-from mnemoscope.mine.units import Mined
+from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
@@ -72,11 +72,11 @@ def verify(
     return Verification(str(run.path), shard, seed, tolerance, checks)
 
 
-def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]) -> Mined:
+def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]) -> RunStatistics:
     special = run.manifest.options["special"]
     work = list(batches(run.file("contexts"), shard, special))
     options = run.manifest.options
-    mined = Mined.of(model, Nulls.of(model, options.get("nulls")), options["top"])
+    mined = RunStatistics.of(model, Nulls.of(model, options.get("nulls")), options["top"])
     total, done = sum(batch.n_tokens for batch in work), 0
     with Capture(model) as capture:
         for batch in work:
@@ -87,7 +87,7 @@ def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]
     return mined
 
 
-def _frame(again: Mined, name: str) -> pl.DataFrame:
+def _frame(again: RunStatistics, name: str) -> pl.DataFrame:
     tables = [again.tables(layer)[name] for layer in range(again.neurons.layers)]
     return pl.concat([pl.DataFrame(pl.from_arrow(table)) for table in tables])
 
@@ -112,7 +112,7 @@ def _name(text: str, table: str) -> str:
     return text if table == "triggers" else f"{text} (null units)"
 
 
-def _triggers(run: Run, again: Mined, table: str, tolerance: float) -> Check:
+def _triggers(run: Run, again: RunStatistics, table: str, tolerance: float) -> Check:
     """Stored triggers of the shard's contexts against the shard's own top list, which must hold them all."""
     contexts = pl.Series("context", sorted(again.neurons.contexts), dtype=pl.Int64)
     stored = run.table(table).filter(pl.col("context").is_in(contexts.implode())).collect()
@@ -125,7 +125,7 @@ def _triggers(run: Run, again: Mined, table: str, tolerance: float) -> Check:
     )
 
 
-def _missing(run: Run, again: Mined, table: str, tolerance: float) -> Check:
+def _missing(run: Run, again: RunStatistics, table: str, tolerance: float) -> Check:
     """Triggers of the shard that beat the weakest that is stored, and are not stored."""
     top, place = run.manifest.options["top"], _PLACES[table]
     weakest = (
@@ -147,7 +147,7 @@ def _missing(run: Run, again: Mined, table: str, tolerance: float) -> Check:
     return Check(_name("no trigger is missing", table), absent.collect().height, wrong.height, 0.0)
 
 
-def _moments(run: Run, again: Mined, shard: int, tolerance: float) -> Check:
+def _moments(run: Run, again: RunStatistics, shard: int, tolerance: float) -> Check:
     names = ["tokens", "sum", "sum_squares", "sum_cubes", "sum_fourths"]
     stored = run.table("shards").filter(pl.col("shard") == shard).sort("layer").collect()
     fresh = pl.DataFrame(pl.from_arrow(again.neurons.shard_rows())).sort("layer")
@@ -161,7 +161,7 @@ def _moments(run: Run, again: Mined, shard: int, tolerance: float) -> Check:
     )
 
 
-def _ranges(run: Run, again: Mined, tolerance: float) -> Check:
+def _ranges(run: Run, again: RunStatistics, tolerance: float) -> Check:
     fresh = _frame(again, "neurons")
     stored = run.table("neurons").select("min", "max").collect()
     slack = tolerance * np.maximum(stored["max"].abs().to_numpy(), stored["min"].abs().to_numpy())

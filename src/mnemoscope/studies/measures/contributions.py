@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.mine.values import written
+from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import LENSES, Lens
 from mnemoscope.model.model import Model
 from mnemoscope.prediction.bases import Bases, Geometry, linear_directions, raw_logits
@@ -245,7 +245,9 @@ def quotients(model: Model, lens: Lens, geometry: Geometry) -> list[Float[Tensor
     if lens.softcap is not None or (lens.name == "own" and lens.norm is not None):
         return None
     one = torch.ones(1, device=model.device)
-    return [geometry.quotient(linear_directions(lens, written(part), one)) for part in model.anatomy.layers]
+    return [
+        geometry.quotient(linear_directions(lens, value_vectors(part), one)) for part in model.anatomy.layers
+    ]
 
 
 def spread(layers: int, most: int) -> list[int]:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mnemoscope import files
-from mnemoscope.mine.values import written
+from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.run.reading import Run
@@ -82,7 +82,7 @@ class Reader:
         found = []
         with torch.inference_mode():
             for part in model.anatomy.layers:
-                tokens = [self._both(tile) for tile in written(part).split(_TILE)]
+                tokens = [self._both(tile) for tile in value_vectors(part).split(_TILE)]
                 found.append(torch.cat(tokens))
         return torch.stack(found).to(torch.int32)
 

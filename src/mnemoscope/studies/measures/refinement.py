@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope.mine.values import written
+from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import shuffled_copy
 from mnemoscope.records import Progress
@@ -127,7 +127,7 @@ class _Unit:
         kept.mkdir(exist_ok=True)
         readers = [Reader(model, lens) for lens in lenses]
         tops = [value_tops(run, model, reader, kept) for reader in readers]
-        lengths = [written(part).square().sum(-1).sqrt() for part in model.anatomy.layers]
+        lengths = [value_vectors(part).square().sum(-1).sqrt() for part in model.anatomy.layers]
         return cls(name, model, readers, tops, torch.stack(lengths), Reader(model, "own"))
 
     def shard(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mnemoscope import files
 from mnemoscope.mine.reading import share_out
-from mnemoscope.mine.values import LENS, written
+from mnemoscope.mine.values import LENS, value_vectors
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
@@ -93,7 +93,7 @@ def _asked(rows: pl.DataFrame, mine: pl.DataFrame, layers: int, generator: np.ra
 
 
 def _read(lens: Lens, part: Layer, mine: pl.DataFrame, asked: np.ndarray) -> pa.Table:
-    values = written(part)
+    values = value_vectors(part)
     neuron = torch.from_numpy(mine["neuron"].to_numpy().astype(np.int64))
     sign = torch.from_numpy(mine["polarity"].to_numpy().astype(np.float32))
     parts = []
@@ -189,7 +189,7 @@ class Order:
 def _sorted(lens: Lens, part: Layer, places: np.ndarray) -> np.ndarray:
     """f32[neuron, mark]"""
     found = []
-    for tile in _unit(lens, written(part)).split(_VALUES_AT_ONCE):
+    for tile in _unit(lens, value_vectors(part)).split(_VALUES_AT_ONCE):
         scores = (tile @ lens.unembedding.T).cpu().numpy()
         share_out(lambda row: scores[row].sort(), range(len(scores)))  # noqa: B023
         found.append(scores[:, scores.shape[1] - 1 - places])
