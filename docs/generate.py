@@ -1,4 +1,5 @@
-"""Write docs/cli.md from the commands' own help and docs/analyses.md from the list of analyses.
+"""Write docs/cli.md from the commands' own help, docs/analyses.md from the list of analyses, and the tables of
+docs/format.md from src/mnemoscope/run/tables.txt.
 
 With --check, fail if a page on disk is another. With --shown RUN, write docs/shown.md from a run with a study, too.
 """
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from mnemoscope.cli import app
 from mnemoscope.run.reading import Run, open_run
+from mnemoscope.run.schemas import TABLES, Table
 from mnemoscope.studies.catalogue import choose
 from mnemoscope.studies.findings.finding import Finding, items
 
@@ -35,6 +37,9 @@ the two papers and of the objections to them. docs/methods.md has their formulas
 | | what | state | how to get it | test | note |
 |---|---|---|---|---|---|
 """
+
+TABLES_START = "<!-- Written by `make docs` from src/mnemoscope/run/tables.txt; do not edit. -->\n"
+TABLES_END = "<!-- The end of what `make docs` writes. -->\n"
 
 SHOWN = """# What the sample model showed
 
@@ -71,6 +76,26 @@ def analyses() -> str:
     return ANALYSES + "\n".join(rows).replace("``", "") + "\n"
 
 
+def run_format() -> str:
+    """The page of the run directory: its prose as it stands, its tables as the package describes them."""
+    page = (FOLDER / "format.md").read_text(encoding="utf-8")
+    before, rest = page.split(TABLES_START)
+    after = rest.split(TABLES_END)[1]
+    return "".join((before, TABLES_START, *map(_table, TABLES.values()), TABLES_END, after))
+
+
+def _table(table: Table) -> str:
+    order = f"Sorted by {', '.join(table.key)}{', then ' if table.then else ''}{table.then}."
+    presence = [f"Not in every run: {table.added}."] if table.added else []
+    head = "| column | dtype | unit | null | meaning |\n|---|---|---|---|---|"
+    columns = (
+        f"| `{column.name}` | {' | '.join(cell.replace('|', chr(92) + '|') for cell in column[1:])} |"
+        for column in table.columns
+    )
+    prose = (table.meaning, *table.notes, " ".join((order, *presence)))
+    return "\n".join((f"### `{table.name}`", *prose, "", head, *columns, "", ""))
+
+
 def shown(run: Run) -> str:
     """Every analysis with what the report of a run says of it."""
     model, corpus = run.manifest.model, run.manifest.corpus
@@ -101,7 +126,8 @@ def main() -> None:
     if "--shown" in sys.argv:
         run = open_run(Path(sys.argv[sys.argv.index("--shown") + 1]))
         (FOLDER / "shown.md").write_text(shown(run), encoding="utf-8")
-    for name, text in {"cli.md": commands(), "analyses.md": analyses()}.items():
+    pages = {"cli.md": commands(), "analyses.md": analyses(), "format.md": run_format()}
+    for name, text in pages.items():
         page = FOLDER / name
         if "--check" not in sys.argv:
             page.write_text(text, encoding="utf-8")

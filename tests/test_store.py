@@ -31,7 +31,7 @@ from synthetic import HISTOGRAM_EDGES, make_run
 
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
 from mnemoscope.run.reading import Run, _SortedTable, open_run
-from mnemoscope.run.schemas import ADDING, KEYS, MANIFEST, OPTIONAL, SCHEMAS, WORK
+from mnemoscope.run.schemas import ADDING, KEYS, MANIFEST, OPTIONAL, SCHEMAS, TABLES, WORK
 from mnemoscope.run.writing import RunWriter, add_tables, finish_commit
 
 HERE = Path(__file__).parent
@@ -95,6 +95,17 @@ def test_format_page_lists_every_column() -> None:
         name: [(column, dtype, null != "never") for column, dtype, null in rows]
         for name, rows in documented.items()
     } == declared
+
+
+def test_every_column_is_described() -> None:
+    """Each table has a sentence, each column a unit and a meaning, and each is found by its name in tables.txt."""
+    text = (HERE.parent / "src" / "mnemoscope" / "run" / "tables.txt").read_text(encoding="utf-8")
+    found = re.findall(r"^(\w+) +\| ", text, re.M)
+    assert found == [column.name for table in TABLES.values() for column in table.columns]
+    for table in TABLES.values():
+        assert table.meaning.endswith(".") and set(table.key) <= set(SCHEMAS[table.name].names), table.name
+        assert len(set(SCHEMAS[table.name].names)) == len(table.columns), table.name
+        assert not [column for column in table.columns if not all(column)], table.name
 
 
 def _cell(field: pa.Field) -> st.SearchStrategy:

@@ -9,7 +9,8 @@
     run = open_run("runs/gpt2")
     run.rows("triggers", 13, 366)                       # one neuron, a few KB of the file
 
-A folder is a run if and only if it holds `manifest.json`. docs/format.md describes every column.
+A folder is a run if and only if it holds `manifest.json`. tables.txt describes every table and column; schemas.py reads
+it, and docs/format.md is generated from it.
 
 A `Run` may be shared between threads: it holds no open file, every read opens its own, what it caches is computed from
 files that no longer change, and each `sql` has a cursor of its own.
