@@ -24,8 +24,8 @@ from mnemoscope.model.lens import LENSES, Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.stream import trace
 from mnemoscope.prediction.explain import geometry_of
-from mnemoscope.prediction.scene import Scene
-from mnemoscope.prediction.search import STAGES, Found, Group, League, certified, exhaustive, search
+from mnemoscope.prediction.search import STAGES, ExtremeParts, Parts, TopK, certified, exhaustive, search
+from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.text.spelling import vocabulary_of
 
 TOP = 100
@@ -73,20 +73,20 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - begin, result
 
 
-def scene_of(model: Model, prompt: str, lens: str) -> Scene:
+def prediction_of(model: Model, prompt: str, lens: str) -> TracedPrediction:
     """The model's own prediction after a prompt."""
     tokens = torch.tensor([model.tokenizer(prompt)["input_ids"]])
     stream = trace(model.hf, model.anatomy, tokens)
     words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
     reading = Lens.of(model.anatomy, lens)
     target = int(stream.logits[-1].argmax())
-    return Scene(stream, reading, target, (), words, geometry_of(model, reading))
+    return TracedPrediction(stream, reading, target, (), words, geometry_of(model, reading))
 
 
-def thinned(group: Group) -> Group:
+def thinned(group: Parts) -> Parts:
     """One in so many of its vectors."""
     kept = torch.arange(0, group.size, EVERY)
-    return Group(len(kept), group.base, lambda index: group.vectors(kept if index is None else kept[index]))
+    return Parts(len(kept), group.base, lambda index: group.vectors(kept if index is None else kept[index]))
 
 
 def outside(values: torch.Tensor, bounds: torch.Tensor) -> int:
@@ -94,7 +94,7 @@ def outside(values: torch.Tensor, bounds: torch.Tensor) -> int:
     return int(((bounds[:, 0] > values + 1e-6) | (bounds[:, 1] < values - 1e-6)).sum())
 
 
-def differences(scene: Scene, found: Found, every: torch.Tensor) -> dict[str, Any]:
+def differences(prediction: TracedPrediction, found: ExtremeParts, every: torch.Tensor) -> dict[str, Any]:
     """Whether the search found what brute force found, and whether the bounds hold."""
     flat = every.flatten()
     order = flat.argsort()
@@ -108,15 +108,15 @@ def differences(scene: Scene, found: Found, every: torch.Tensor) -> dict[str, An
         .abs()
         .max()
     )
-    groups = scene.groups("neurons")
+    groups = prediction.groups("neurons")
     broken = 0
     for count in (0, *STAGES[:-1]):
-        bounds = certified(scene.bases, groups, count)[:, 0]
+        bounds = certified(prediction.bases, groups, count)[:, 0]
         broken += outside(flat, bounds)
     # More tokens, or all in bf16, take as long as half of brute force: a part of the neurons must do.
     some, few = every[:, ::EVERY].flatten(), [thinned(group) for group in groups]
     for count, screen in ((STAGES[-1], False), (STAGES[-2], True)):
-        broken += outside(some, certified(scene.bases, few, count, screen=screen)[:, 0])
+        broken += outside(some, certified(prediction.bases, few, count, screen=screen)[:, 0])
     return {
         "same_neurons": len({*place.tolist()} & {*wanted.tolist()}),
         "largest_difference": max(apart, sets),
@@ -129,12 +129,12 @@ def against_brute_force(model: Model, prompts: list[str], lenses: list[str]) -> 
     rows = []
     for prompt in prompts:
         for lens in lenses:
-            scene = scene_of(model, prompt, lens)
-            groups = scene.groups("neurons")
-            league = [League(groups, TOP)]
-            _ = scene.bases.probabilities  # of the residuals: both need them
-            searching, (found,) = timed(lambda s=scene, one=league: search(s.bases, one))
-            brute, parts = timed(lambda s=scene, all_of=groups: [exhaustive(s.bases, g) for g in all_of])
+            prediction = prediction_of(model, prompt, lens)
+            groups = prediction.groups("neurons")
+            ranking = [TopK(groups, TOP)]
+            _ = prediction.bases.probabilities  # of the residuals: both need them
+            searching, (found,) = timed(lambda s=prediction, one=ranking: search(s.bases, one))
+            brute, parts = timed(lambda s=prediction, all_of=groups: [exhaustive(s.bases, g) for g in all_of])
             rows.append(
                 {
                     "prompt": prompt,
@@ -144,7 +144,7 @@ def against_brute_force(model: Model, prompts: list[str], lenses: list[str]) -> 
                     "evaluations": found.full,
                     "partial_evaluations": found.partly,
                     "neurons": found.of,
-                    **differences(scene, found, torch.stack(parts)[..., 0]),
+                    **differences(prediction, found, torch.stack(parts)[..., 0]),
                 }
             )
     return rows

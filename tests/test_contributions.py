@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mnemoscope.model.lens import LENSES, Lens
 from mnemoscope.model.reading import describe
-from mnemoscope.prediction.bases import Bases, Geometry
-from mnemoscope.prediction.search import Group, League, certified, exhaustive, search
+from mnemoscope.prediction.bases import Geometry, ResidualBases
+from mnemoscope.prediction.search import Parts, TopK, certified, exhaustive, search
 
 WIDTH, VOCABULARY = 12, 2200
 
@@ -24,8 +24,8 @@ def _lens(unembedding: Tensor, name: str = "raw") -> Lens:
     return Lens(name, None, unembedding, None, 1.0, None)
 
 
-def _bases(unembedding: Tensor, residual: Tensor, target: int) -> Bases:
-    return Bases(_lens(unembedding), target, residual[None], None)
+def _bases(unembedding: Tensor, residual: Tensor, target: int) -> ResidualBases:
+    return ResidualBases(_lens(unembedding), target, residual[None], None)
 
 
 @cache
@@ -66,7 +66,7 @@ def test_the_formula_is_the_difference_of_two_log_probabilities(family: str, len
     x, final = torch.randn(2, reading.unembedding.shape[1], generator=generator)
     v = size * torch.randn(7, len(x), generator=generator)
     scale = reading.scale(final)
-    bases = Bases(reading, 11, torch.stack([x, final]), scale)
+    bases = ResidualBases(reading, 11, torch.stack([x, final]), scale)
     base = torch.tensor([0, 1, 0, 1, 0, 1, 0])
     found = bases.contributions(v, base)
     exact = partial(_log_p, reading, scale=scale.double())
@@ -85,7 +85,7 @@ def _log_p(lens: Lens, x: Tensor, *, scale: Tensor) -> Tensor:
     return (logits if lens.softcap is None else lens.softcap * (logits / lens.softcap).tanh()).log_softmax(-1)
 
 
-def _problem(seed: int, spread: float, length: float) -> tuple[Bases, list[Group]]:
+def _problem(seed: int, spread: float, length: float) -> tuple[ResidualBases, list[Parts]]:
     """A vocabulary, four residuals and three groups of vectors of very different lengths."""
     generator = torch.Generator().manual_seed(seed)
     unembedding = torch.randn(VOCABULARY, WIDTH, generator=generator) + 0.5
@@ -94,8 +94,8 @@ def _problem(seed: int, spread: float, length: float) -> tuple[Bases, list[Group
     for base in range(3):
         vectors = torch.randn(200, WIDTH, generator=generator)
         vectors *= length * torch.randn(200, 1, generator=generator).exp()
-        groups.append(Group(200, base, lambda index, v=vectors: v if index is None else v[index]))
-    return Bases(_lens(unembedding), 5, residuals, None), groups
+        groups.append(Parts(200, base, lambda index, v=vectors: v if index is None else v[index]))
+    return ResidualBases(_lens(unembedding), 5, residuals, None), groups
 
 
 @settings(max_examples=16)
@@ -108,7 +108,7 @@ def test_the_search_finds_what_brute_force_finds(
     final = None if screen else 3  # the screen is for one measure
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules[search.__module__], "native_bf16", lambda: screen)
-        (found,) = search(bases, [League(groups, k)], final=final)
+        (found,) = search(bases, [TopK(groups, k)], final=final)
     every = torch.cat([exhaustive(bases, group, final=final) for group in groups])
     place = (found.group * 200 + found.index).tolist()
     assert torch.allclose(found.values, every[place], atol=1e-6)
@@ -139,9 +139,9 @@ def test_families_agree_with_brute_force(family: str, lens: str) -> None:
     width = reading.unembedding.shape[1]
     residuals = torch.randn(3, width, generator=generator)
     vectors = torch.randn(300, width, generator=generator) * torch.rand(300, 1, generator=generator) ** 3
-    bases = Bases(reading, 2, residuals, reading.scale(residuals[-1]), Geometry(reading.unembedding))
-    groups = [Group(300, base, lambda index: vectors if index is None else vectors[index]) for base in (0, 1)]
-    (found,) = search(bases, [League(groups, 10)], final=2)
+    bases = ResidualBases(reading, 2, residuals, reading.scale(residuals[-1]), Geometry(reading.unembedding))
+    groups = [Parts(300, base, lambda index: vectors if index is None else vectors[index]) for base in (0, 1)]
+    (found,) = search(bases, [TopK(groups, 10)], final=2)
     every = torch.cat([exhaustive(bases, group, final=2) for group in groups])
     place = (found.group * 300 + found.index).tolist()
     assert torch.allclose(found.values, every[place], atol=1e-5)
@@ -153,8 +153,8 @@ def test_families_agree_with_brute_force(family: str, lens: str) -> None:
 def test_leagues_do_not_mix() -> None:
     """Parts that are ranked apart are found apart, whatever their sizes."""
     bases, groups = _problem(0, 1.0, 0.3)
-    small, large = search(bases, [League(groups[:1], 3), League(groups[1:], 5)], final=3)
-    (alone,) = search(bases, [League(groups[:1], 3)], final=3)
+    small, large = search(bases, [TopK(groups[:1], 3), TopK(groups[1:], 5)], final=3)
+    (alone,) = search(bases, [TopK(groups[:1], 3)], final=3)
     assert torch.equal(small.index, alone.index)
     assert int(small.group.max()) == 0
     assert int(large.group.max()) <= 1
@@ -171,5 +171,5 @@ def test_a_screen_is_tight() -> None:
 def test_the_search_saves_evaluations() -> None:
     """With vectors of ordinary lengths it takes a small part of them through the whole vocabulary."""
     bases, groups = _problem(0, 1.0, 0.02)
-    (found,) = search(bases, [League(groups, 5)], final=3)
+    (found,) = search(bases, [TopK(groups, 5)], final=3)
     assert found.full < 100 < found.of

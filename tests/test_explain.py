@@ -22,8 +22,8 @@ from mnemoscope.prediction.ablate import Cut, effects
 from mnemoscope.prediction.explain import KINDS
 from mnemoscope.prediction.explain import explain as job
 from mnemoscope.prediction.explanation import Choice, Explanation
-from mnemoscope.prediction.scene import Scene
-from mnemoscope.prediction.search import Group, exhaustive
+from mnemoscope.prediction.search import Parts, exhaustive
+from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.text.spelling import vocabulary_of
 
 PROMPT = " the capital of France is"
@@ -48,8 +48,8 @@ def _explained(name: str, lens: str = "frozen") -> Explanation:
     return explain(_model(name), PROMPT, " Paris", [" London", " Berlin"], lens=lens, top=5)
 
 
-def _scene(name: str, lens: str) -> Scene:
-    """The scene behind `_explained`, for brute force."""
+def _prediction(name: str, lens: str) -> TracedPrediction:
+    """The prediction behind `_explained`, for brute force."""
     from mnemoscope.model.stream import trace
 
     model = _model(name)
@@ -58,7 +58,7 @@ def _scene(name: str, lens: str) -> Scene:
     words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
     reading = Lens.of(model.anatomy, lens)
     target, foil = (words.find(text)[0] for text in (" Paris", " London"))
-    return Scene(stream, reading, target, (foil,), words)
+    return TracedPrediction(stream, reading, target, (foil,), words)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,7 +96,7 @@ def test_logits_of_all_parts_add_up_under_the_frozen_lens(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox", "olmo2", "granite"])
 def test_the_frames_hold_the_extremes_of_everything(name: str, lens: str) -> None:
     """Heads x sources, whole heads, sources and neurons agree with brute force over all of them."""
-    found, scene = _explained(name, lens), _scene(name, lens)
+    found, prediction = _explained(name, lens), _prediction(name, lens)
     keys = {
         "heads": ["layer", "head", "source"],
         "whole_heads": ["layer", "head"],
@@ -104,12 +104,12 @@ def test_the_frames_hold_the_extremes_of_everything(name: str, lens: str) -> Non
         "neurons": ["layer", "neuron"],
     }
     for kind in KINDS:
-        groups: list[Group] = scene.groups(kind)
-        every = torch.stack([exhaustive(scene.bases, group, final=scene.final) for group in groups])
+        groups: list[Parts] = prediction.groups(kind)
+        every = torch.stack([exhaustive(prediction.bases, group, final=prediction.final) for group in groups])
         frame = getattr(found, kind)
         index = frame[keys[kind][1]].to_numpy()
         if kind == "heads":
-            index = index * (scene.position + 1) + frame["source"].to_numpy()
+            index = index * (prediction.position + 1) + frame["source"].to_numpy()
         layer = frame["layer"].to_numpy()
         shown = torch.tensor(np.array(frame.select("contribution", "leave_one_out").to_numpy()))
         assert torch.allclose(shown, every[layer.tolist(), index.tolist()], atol=1e-5)
@@ -170,23 +170,25 @@ def test_everything_goes_to_json() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt_neox", "gemma2", "bloom"])
 def test_ablation_is_a_forward_pass_without_it(name: str) -> None:
     """Nothing downstream reacts to a neuron of the last layer: its effect is its leave-one-out."""
-    model, scene = _model(name), _scene(name, "own")
-    layer, parallel = scene.layers - 1, model.anatomy.parallel
+    model, prediction = _model(name), _prediction(name, "own")
+    layer, parallel = prediction.layers - 1, model.anatomy.parallel
     neurons = [0, 7, 21]
     cuts = [Cut(layer, neuron) for neuron in neurons] + [Cut(0, 3), Cut(1, 2, 1), Cut(layer, 0, 2)]
-    found = effects(model, scene.stream, scene.target, cuts)
-    group = scene.groups("neurons")[layer]
+    found = effects(model, prediction.stream, prediction.target, cuts)
+    group = prediction.groups("neurons")[layer]
     if model.anatomy.layers[layer].post_ffn_norm is None:
-        expected = exhaustive(scene.bases, group, final=scene.final)[neurons, 1]
+        expected = exhaustive(prediction.bases, group, final=prediction.final)[neurons, 1]
         assert np.allclose(found[:3], expected, atol=1e-4)
     if parallel:
-        expected = exhaustive(scene.bases, scene.groups("heads")[layer], final=scene.final)[2, 1]
+        expected = exhaustive(prediction.bases, prediction.groups("heads")[layer], final=prediction.final)[
+            2, 1
+        ]
         assert found[-1] == pytest.approx(float(expected), abs=1e-4)
     assert bool((np.abs(found[4:]) > 1e-9).all())
-    coefficient = float(scene.stream.layers[1].coefficients[-1, 4])
-    assert effects(model, scene.stream, scene.target, [Cut(1, 4, None, coefficient)])[0] == pytest.approx(
-        0, abs=1e-5
-    )
+    coefficient = float(prediction.stream.layers[1].coefficients[-1, 4])
+    assert effects(model, prediction.stream, prediction.target, [Cut(1, 4, None, coefficient)])[
+        0
+    ] == pytest.approx(0, abs=1e-5)
 
 
 def test_ablations_stand_beside_contributions() -> None:

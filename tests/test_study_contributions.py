@@ -24,8 +24,9 @@ from mnemoscope.model.lens import LENSES, Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.reading import describe
 from mnemoscope.model.stream import trace
-from mnemoscope.prediction.bases import Bases, Geometry
-from mnemoscope.prediction.search import Group, Intervals, Survey, exhaustive
+from mnemoscope.prediction.bases import Geometry, ResidualBases
+from mnemoscope.prediction.search import Parts, exhaustive
+from mnemoscope.prediction.survey import Intervals, IntervalSurvey
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import CONTRIBUTIONS, SCHEMAS
 from mnemoscope.run.writing import add_tables
@@ -37,7 +38,7 @@ from mnemoscope.studies.findings.finding import Finding
 from mnemoscope.studies.measures import contributions
 from mnemoscope.studies.measures.contributions import (
     TOP,
-    Desk,
+    ContributionSurvey,
     Frequencies,
     Rows,
     measure,
@@ -54,23 +55,23 @@ NAMES = ("llama", "opt_no_final_norm", "gpt2", "gptj", "olmo2", "gemma2", "grani
 OTHER = 40  # the null's token
 
 
-class Exact(Survey):
+class Exact(IntervalSurvey):
     """Everything through the whole vocabulary: what a survey would say if it had all the time."""
 
-    def __call__(self, groups: Sequence[Group], quotients: object = None) -> list[Intervals]:
+    def __call__(self, groups: Sequence[Parts], quotients: object = None) -> list[Intervals]:
         values = [exhaustive(self._bases, group)[:, 0] for group in groups]
         return [Intervals(one, one, one) for one in values]
 
 
 @cache
 def read(name: str, lens: str, folder: Path) -> Rows:
-    """One prefix at the desk, every neuron measured whole."""
+    """One prefix at the survey, every neuron measured whole."""
     kept = folder / f"{name}-{lens}"
     kept.mkdir(exist_ok=True)
-    desk = Desk.of(wrapped(name), Vocabulary([], []), lens, 10, kept)
+    survey = ContributionSurvey.of(wrapped(name), Vocabulary([], []), lens, 10, kept)
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contributions, "Survey", Exact)
-        return desk.example(PREFIX, {"gold": 9}, ("model", "null", "gold"), lambda _: OTHER)
+        patch.setattr(contributions, "IntervalSurvey", Exact)
+        return survey.example(PREFIX, {"gold": 9}, ("model", "null", "gold"), lambda _: OTHER)
 
 
 CASES = [("llama", "frozen"), ("opt_no_final_norm", "frozen")]
@@ -182,18 +183,20 @@ def test_a_survey_holds_every_contribution_and_is_exact_at_the_ends(name: str, l
     model, words = wrapped(name), Vocabulary([], [])
     with torch.inference_mode():
         stream = trace(model.hf, model.anatomy, torch.from_numpy(PREFIX.astype(np.int64))[None])
-        scene = contributions.Scene(stream, Lens.of(model.anatomy, lens), 11, (), words)
-        known = quotients(model, scene.lens, Geometry(scene.lens.unembedding))
-        surveyed = Survey(scene.bases, 3)(scene.groups("neurons"), known)
-        for one, other in zip(surveyed, Survey(scene.bases, 3)(scene.groups("neurons")), strict=True):
+        prediction = contributions.TracedPrediction(stream, Lens.of(model.anatomy, lens), 11, (), words)
+        known = quotients(model, prediction.lens, Geometry(prediction.lens.unembedding))
+        surveyed = IntervalSurvey(prediction.bases, 3)(prediction.groups("neurons"), known)
+        for one, other in zip(
+            surveyed, IntervalSurvey(prediction.bases, 3)(prediction.groups("neurons")), strict=True
+        ):
             assert torch.allclose(one.likely, other.likely, atol=1e-6, rtol=1e-5)
         for layer, found in enumerate(surveyed):
-            neurons = contributions._Neurons.of(scene, layer)
-            group = Group(len(neurons.vectors), neurons.base, lambda _, all=neurons.vectors: all)
+            neurons = contributions._Neurons.of(prediction, layer)
+            group = Parts(len(neurons.vectors), neurons.base, lambda _, all=neurons.vectors: all)
             for token in (11, OTHER):
-                bases = scene.bases.following(token)
+                bases = prediction.bases.following(token)
                 exact = exhaustive(bases, group)[:, 0]
-                mine = found.moved(neurons.odds(scene.bases, token))
+                mine = found.moved(neurons.odds(prediction.bases, token))
                 assert bool((mine.low <= exact + 2e-6).all())
                 assert bool((mine.high >= exact - 2e-6).all())
                 assert bool((mine.signs * exact >= 0).all())
@@ -213,9 +216,9 @@ def test_a_survey_of_many_tokens_decides_most_signs() -> None:
     lens = Lens("raw", None, unembedding, None, 1.0, None)
     vectors = 0.03 * torch.randn(400, 12, generator=generator)
     vectors[5] = 0
-    bases = Bases(lens, 5, torch.randn(1, 12, generator=generator), None)
-    group = Group(400, 0, lambda some: vectors if some is None else vectors[some])
-    (found,) = Survey(bases, 4)([group])
+    bases = ResidualBases(lens, 5, torch.randn(1, 12, generator=generator), None)
+    group = Parts(400, 0, lambda some: vectors if some is None else vectors[some])
+    (found,) = IntervalSurvey(bases, 4)([group])
     exact = exhaustive(bases, group)[:, 0]
     assert bool(((found.low <= exact + 1e-7) & (exact <= found.high + 1e-7)).all())
     assert bool((found.signs * exact >= 0).all())
@@ -316,14 +319,14 @@ def test_an_interrupted_measurement_ends_in_the_same_tables(
     """Killed in the second shard and begun again, it gives the very same rows."""
     run, model = case
     whole = tables(run, model, tmp_path / "whole")
-    example, calls = Desk.example, iter(range(17))
+    example, calls = ContributionSurvey.example, iter(range(17))
 
     def fails(*some: Any) -> Rows:
         next(calls)
         return example(*some)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Desk, "example", fails)
+        patch.setattr(ContributionSurvey, "example", fails)
         with pytest.raises(StopIteration):
             tables(run, model, tmp_path / "cut")
     resumed = tables(run, model, tmp_path / "cut")

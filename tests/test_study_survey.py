@@ -13,8 +13,9 @@ from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.stream import trace
 from mnemoscope.prediction.bases import Geometry
-from mnemoscope.prediction.scene import Scene
-from mnemoscope.prediction.search import Intervals, Survey, exhaustive
+from mnemoscope.prediction.search import exhaustive
+from mnemoscope.prediction.survey import Intervals, IntervalSurvey
+from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.studies.measures.contributions import TOP, _Neurons, rank, spread
 from mnemoscope.studies.measures.crosslayer import Ranked
 from mnemoscope.text.vocabulary import Vocabulary
@@ -27,51 +28,51 @@ OFF = 0.02  # what docs/methods.md (A39) promises of columns that add up estimat
 
 
 @pytest.fixture(scope="module")
-def scene(sample_model: Model) -> Scene:
+def prediction(sample_model: Model) -> TracedPrediction:
     """One traced sentence under the study's lens."""
     tokens = sample_model.tokenizer(TEXT, return_tensors="pt")["input_ids"]
     lens = Lens.of(sample_model.anatomy, "frozen")
     with torch.inference_mode():
         stream = trace(sample_model.hf, sample_model.anatomy, tokens, upcast=sample_model.dtype != "fp32")
         target = int(stream.logits[-1].argmax())
-        return Scene(stream, lens, target, (), Vocabulary([], []), Geometry(lens.unembedding))
+        return TracedPrediction(stream, lens, target, (), Vocabulary([], []), Geometry(lens.unembedding))
 
 
 @cache
-def both(scene: Scene) -> dict[int, tuple[_Neurons, Intervals, Intervals]]:
+def both(prediction: TracedPrediction) -> dict[int, tuple[_Neurons, Intervals, Intervals]]:
     """The neurons of some layers, surveyed and evaluated one by one."""
     with torch.inference_mode():
-        groups = scene.groups("neurons")
-        surveyed = Survey(scene.bases, TOP)(groups)
+        groups = prediction.groups("neurons")
+        surveyed = IntervalSurvey(prediction.bases, TOP)(groups)
         found = {}
         for layer in LAYERS:
-            exact = exhaustive(scene.bases, groups[layer])[:, 0]
-            found[layer] = _Neurons.of(scene, layer), surveyed[layer], Intervals(exact, exact, exact)
+            exact = exhaustive(prediction.bases, groups[layer])[:, 0]
+            found[layer] = _Neurons.of(prediction, layer), surveyed[layer], Intervals(exact, exact, exact)
         return found
 
 
 @cache
-def other(scene: Scene) -> int:
+def other(prediction: TracedPrediction) -> int:
     """A token that the model does not predict."""
-    return int(scene.stream.logits[-1].topk(50).indices[-1])
+    return int(prediction.stream.logits[-1].topk(50).indices[-1])
 
 
-def ranked(scene: Scene, layer: int, null: bool) -> tuple[_Neurons, Ranked, Ranked]:
+def ranked(prediction: TracedPrediction, layer: int, null: bool) -> tuple[_Neurons, Ranked, Ranked]:
     """A layer in order for the prediction or for another token, surveyed and exact."""
-    neurons, surveyed, exact = both(scene)[layer]
+    neurons, surveyed, exact = both(prediction)[layer]
     if null:
-        odds = neurons.odds(scene.bases, other(scene))
+        odds = neurons.odds(prediction.bases, other(prediction))
         surveyed, exact = surveyed.moved(odds), exact.moved(odds)
     return neurons, rank(surveyed), rank(exact)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_intervals_hold_what_is_exact(scene: Scene, layer: int) -> None:
+def test_intervals_hold_what_is_exact(prediction: TracedPrediction, layer: int) -> None:
     """To what fp32 may be off; the ten of each side are exact."""
-    _, surveyed, exact = both(scene)[layer]
+    _, surveyed, exact = both(prediction)[layer]
     slack = 1e-6 + 1e-5 * exact.low.abs()
     assert bool(((surveyed.low <= exact.low + slack) & (exact.low <= surveyed.high + slack)).all())
-    _, mine, theirs = ranked(scene, layer, null=False)
+    _, mine, theirs = ranked(prediction, layer, null=False)
     assert torch.equal(mine.top, theirs.top)
     assert torch.allclose(mine.contribution[mine.top], theirs.contribution[mine.top], atol=1e-6, rtol=1e-5)
     assert bool((surveyed.low == surveyed.high)[mine.top].all())
@@ -79,9 +80,11 @@ def test_intervals_hold_what_is_exact(scene: Scene, layer: int) -> None:
 
 @pytest.mark.parametrize("null", [False, True])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_counts_are_certain_and_what_is_undecided_is_little(scene: Scene, layer: int, null: bool) -> None:
+def test_counts_are_certain_and_what_is_undecided_is_little(
+    prediction: TracedPrediction, layer: int, null: bool
+) -> None:
     """Signs are right where they are given; so many neurons as are counted undecided may be missing on a side."""
-    neurons, mine, theirs = ranked(scene, layer, null)
+    neurons, mine, theirs = ranked(prediction, layer, null)
     assert bool((mine.signs * theirs.signs >= 0).all())
     found, exact = neurons.counts(mine), neurons.counts(theirs)
     for side in ("helpful", "unhelpful"):
@@ -93,21 +96,21 @@ def test_counts_are_certain_and_what_is_undecided_is_little(scene: Scene, layer:
 
 @pytest.mark.parametrize("null", [False, True])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_how_concentrated_a_layer_is(scene: Scene, layer: int, null: bool) -> None:
+def test_how_concentrated_a_layer_is(prediction: TracedPrediction, layer: int, null: bool) -> None:
     """(sum C)^2 / sum C^2 of estimates."""
-    neurons, mine, theirs = ranked(scene, layer, null)
+    neurons, mine, theirs = ranked(prediction, layer, null)
     found, exact = neurons.counts(mine), neurons.counts(theirs)
     for side in ("helpful_effective", "unhelpful_effective"):
         assert found[side] == pytest.approx(exact[side], rel=OFF)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_sums_of_helpful_neurons(scene: Scene, layer: int) -> None:
+def test_sums_of_helpful_neurons(prediction: TracedPrediction, layer: int) -> None:
     """The certainly helpful, from the least helpful on: each alone, added up, and together (A40)."""
-    neurons, mine, theirs = ranked(scene, layer, null=False)
+    neurons, mine, theirs = ranked(prediction, layer, null=False)
     theirs = replace(theirs, signs=mine.signs)
     with torch.inference_mode():
-        found, exact = (neurons.cumulated(one, scene.bases) for one in (mine, theirs))
+        found, exact = (neurons.cumulated(one, prediction.bases) for one in (mine, theirs))
     for column in ("separate", "together"):
         most = float(np.abs(exact[column]).max())
         assert found[column] == pytest.approx(exact[column], abs=OFF * most)
@@ -115,9 +118,9 @@ def test_sums_of_helpful_neurons(scene: Scene, layer: int) -> None:
 
 @pytest.mark.parametrize("null", [False, True])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_sums_weighted_with_contributions(scene: Scene, layer: int, null: bool) -> None:
+def test_sums_weighted_with_contributions(prediction: TracedPrediction, layer: int, null: bool) -> None:
     """Sums of |C| over the neurons of a side, which weight queries (A49), and over all (A63)."""
-    _, mine, theirs = ranked(scene, layer, null)
+    _, mine, theirs = ranked(prediction, layer, null)
     for some in (mine.signs > 0, mine.signs < 0, mine.signs < 2):
         sums = [float(one.contribution[some].abs().sum()) for one in (mine, theirs)]
         assert sums[0] == pytest.approx(sums[1], rel=OFF)

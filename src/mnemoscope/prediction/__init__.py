@@ -1,11 +1,18 @@
-"""One prediction taken apart, exactly, in nats.
+"""One prediction is taken apart, exactly, in nats.
 
-    bases, bounds, search      what vectors do to a log-probability, and the largest without evaluating all
-    scene, explain, switching, switched, ablate   a traced prediction, its parts, and who switched on what
-    questions, prompts, batch  from texts to tokens; many prompts as one table
-    explanation, headline      the result, as frames and as a sentence (no torch)
+1. Ask: texts become the tokens of prompt, target and foils (`questions`; many prompts at once: `prompts`, `batch`).
+2. Trace: one forward pass, whose residuals are the sums of what heads, neurons and biases wrote (`traced`).
+3. Rank: what each part does to log p(target) is computed exactly for the parts that matter, and the others are shown
+   by certified bounds not to (`bases` values, `bounds` bounds, `search` the extremes, `survey` every part).
+4. Tell: `explain` makes frames and contrasts of it, `switching` and `switched` say what switched a neuron on, `ablate`
+   really takes parts out, and `explanation` and `headline` hold and say the result (without torch).
 
-What vectors do to the log-probability of one token, exactly, and the largest of them without evaluating all.
+Example: SmolLM2-135M, "The capital of France is", target " Paris", frozen lens. At the embedding log p is -10.71, at
+the end -0.26 (p = .77): 60 updates, attention and feed-forward in 30 layers, add up to the 10.45 nats between them.
+Head 4 of layer 23 reads " France" with attention .90; its vector raises log p(" Paris") by 2.98 nats where it is added,
+and without it the last log p would be 1.68 lower. To name the 20 best and 20 worst of 46,080 neurons by both measures,
+146 are taken through the whole vocabulary. Neuron 1005 of layer 24 has the coefficient -19.2, of which -3.1 came from
+neuron 916 of layer 22.
 
 With x fixed, adding v moves the logits by ``delta`` and the log-probability of the target w by
 
@@ -13,19 +20,21 @@ With x fixed, adding v moves the logits by ``delta`` and the log-probability of 
 
 (Yu et al. 2023, Eq. 19; A38, A39). Under every lens ``delta = multiplier * U dv`` for a direction ``dv``: v after the
 lens's norm (raw, frozen), or what v changes in the normalised x (own). Hence one set of bounds for the three lenses.
-With S the tokens that were evaluated (none at first), T the rest, P_T its probability and mean_T, var_T over p on T,
+Only delta_w knows the target: what is known for one token holds for any other, moved by the part's logit difference.
 
-    P_T exp(mean_T) <= sum_T p_j exp(delta_j) <= P_T exp(mean_T) (1 + var_T phi(R)),   phi(R) = (e^R - 1 - R) / R^2
-
-by Jensen on the left and Bennett (R >= delta_j - mean_T for all j in T) on the right. ``mean_T`` is one dot product,
-``var_T <= |dv|^2 sum_T p_j |U_j - mean|^2 / P_T`` and R follow from |dv|, so that the first interval costs a matrix
-product with one vector per layer. `search` keeps what can still be among the k largest or k smallest and evaluates it
-on more and more tokens, the most probable first; then ``var_T <= max_T p_j dv^T (scatter of U) dv / P_T`` holds as
-well, and is tight where p is flat. Where bf16 is native, a `Screen` then takes T in bf16, certain
-up to rounding. What is left is evaluated on all tokens.
-
-`Survey` asks less and says more: the interval of every part, narrow where its sign is open, the extremes exact. As only
-delta_w knows the target, what it says of one token holds for any other, moved by what a part does between their logits.
-
-A soft cap makes delta non-linear in v; then every vector is evaluated (`search` does so by itself).
+Glossary
+    target, foil    the token that is accounted for, and one that it is compared with
+    lens            how a residual is read as logits: raw, own (its own norm), frozen (the norm of the final residual)
+    part            a vector that is added to the stream: a head x source, a neuron's value x coefficient, a bias
+    group (`Parts`) parts that are added to the same residual: the neurons of one layer, say
+    base            a residual to which vectors are added; `ResidualBases` has a row for each
+    direction       what a vector changes in what the unembedding reads
+    contribution    C(v) at the residual that the part was added to
+    leave_one_out   log p(target) at the end minus the same without v, nothing reacting; `effect`: all reacting
+    odds            log p(target) - log p(foil); only two logits enter
+    ranking (`TopK`)  groups of which the k largest and k smallest are wanted; found, they are `ExtremeParts`
+    bounds          an interval in which C(v) certainly lies, from a part of the vocabulary
+    share           what a vector below a neuron gave to its coefficient; shares and bias add up
+    chain           a part's own contribution and what it earns by switching neurons on (A63)
+    point           Lin0, Lres0, Lout0, ...: the stream before and after each update
 """

@@ -82,7 +82,7 @@ _GONE = -0.9  # a change of the sum of probabilities after which fp32 has lost a
 
 
 @dataclass(frozen=True, eq=False)
-class Bases:
+class ResidualBases:
     """Residuals to which vectors are added, read by a lens; one row each.
 
     target     the token whose log-probability is followed
@@ -97,7 +97,7 @@ class Bases:
     scale: Float[Tensor, " 1"] | None
     known: Geometry | None = None
 
-    def following(self, target: int) -> Bases:
+    def following(self, target: int) -> ResidualBases:
         """The same residuals with another token followed; what was computed for this one serves it, too."""
         other = copy.copy(self)
         object.__setattr__(other, "target", target)  # nothing that is kept depends on it
@@ -262,7 +262,7 @@ class Bases:
 class Measure:
     """What is asked of a vector: C at a base, or the loss when it is taken from one.
 
-    base    row of `Bases` for each vector
+    base    row of `ResidualBases` for each vector
     remove  ``log p(w | x) - log p(w | x - v)``, which is -C(-v), instead of C(v)
     """
 

@@ -1,4 +1,16 @@
-"""Certified bounds of contributions from a part of the vocabulary; the package's docstring derives them."""
+"""Certified bounds of contributions from a part of the vocabulary (partial evaluations).
+
+With S the tokens that were evaluated (none at first), T the rest, P_T its probability and mean_T, var_T over p on T,
+
+    P_T exp(mean_T) <= sum_T p_j exp(delta_j) <= P_T exp(mean_T) (1 + var_T phi(R)),   phi(R) = (e^R - 1 - R) / R^2
+
+by Jensen on the left and Bennett (R >= delta_j - mean_T for all j in T) on the right. ``mean_T`` is one dot product,
+``var_T <= |dv|^2 sum_T p_j |U_j - mean|^2 / P_T`` and R follow from |dv|, so that the first interval costs a matrix
+product with one vector per layer. When many tokens are evaluated, ``var_T <= max_T p_j dv^T (scatter of U) dv / P_T``
+holds as well, and is tight where p is flat. `Bf16Vocabulary` takes T in bf16, certain up to rounding.
+
+A soft cap makes delta non-linear in v; then there are no bounds, and every vector is evaluated.
+"""
 
 from __future__ import annotations
 
@@ -11,43 +23,45 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope.prediction.bases import NEVER, Bases, Measure, log_sums, norms, runs
+from mnemoscope.prediction.bases import NEVER, Measure, ResidualBases, log_sums, norms, runs
 
 _NOTHING = 2e-6  # what sums over a vocabulary of probabilities in fp32 may be off
 _SOME = 256  # tokens that cost about as much as how the others scatter, which is not asked with fewer
 _SLACK = 4e-6  # what fp32 may be off, relative to the size of delta: intervals are widened by it
 
 
-class Kind(NamedTuple):
-    """A measure before it is known of which vectors; a base of None is each group's own."""
+class MeasureKind(NamedTuple):
+    """A measure for any vectors; a base of None is each group's own."""
 
     base: int | None
     remove: bool
 
-    def measure(self, own: Tensor) -> Measure:
-        return Measure(own if self.base is None else torch.full_like(own, self.base), self.remove)
+    def measure(self, group_base: Tensor) -> Measure:
+        base = group_base if self.base is None else torch.full_like(group_base, self.base)
+        return Measure(base, self.remove)
 
 
-def kinds_of(final: int | None) -> list[Kind]:
-    return [Kind(None, False)] if final is None else [Kind(None, False), Kind(final, True)]
+def kinds_of(final: int | None) -> list[MeasureKind]:
+    contribution = MeasureKind(None, False)
+    return [contribution] if final is None else [contribution, MeasureKind(final, True)]
 
 
-class Parts(NamedTuple):
-    """Directions, and what their bounds are made of."""
+class _BoundTerms(NamedTuple):
+    """Directions, and the terms that their bounds are made of."""
 
     moved: Tensor
     size: Tensor  # their norms
     target: Tensor  # what they add to the target's logit
     centre: Tensor  # and to the mean logit
-    seen: Tensor  # and to those of the tokens that are evaluated
+    evaluated: Tensor  # and to the logits of the tokens that are evaluated
     scattered: Tensor | None  # dv^T scatter dv
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """All bases with some tokens evaluated: their rows and probabilities, and moments of U over the others."""
+class PartialVocabulary:
+    """Some tokens of the vocabulary, evaluated at all bases: rows and probabilities; of the others, moments of U."""
 
-    bases: Bases
+    bases: ResidualBases
     tokens: Int[Tensor, " chosen"]
     rows: Float[Tensor, "chosen width"]
     log_p: Float[Tensor, "base chosen"]
@@ -59,8 +73,8 @@ class Seen:
     scatter: Float[Tensor, "width width"] | None
 
     @classmethod
-    def of(cls, bases: Bases, count: int) -> Seen:
-        """With the ``count`` tokens evaluated that are most probable at any base, and those furthest from the rest."""
+    def of(cls, bases: ResidualBases, count: int) -> PartialVocabulary:
+        """The ``count`` tokens that are most probable at any base, and those furthest from the rest."""
         probable = bases.probabilities.amax(0).topk(count, sorted=False).indices
         tokens = torch.cat(
             [probable, bases.geometry.off_centre.topk(count // 4, sorted=False).indices]
@@ -84,18 +98,18 @@ class Seen:
         return cls(bases, tokens, rows, log_p, mass, mean, left, likeliest, radius, scatter)
 
     def intervals(
-        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], kinds: Sequence[Kind]
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], kinds: Sequence[MeasureKind]
     ) -> Float[Tensor, "part measure bound"]:
         """Bounds by each measure, for vectors and the rows of their own bases."""
         lens = self.bases.lens
-        columns, parts = [], None
+        columns, terms = [], None
         for kind in kinds:
-            where, sign = kind.measure(base).base, -1.0 if kind.remove else 1.0
-            if parts is None or not self.bases.linear:
-                moved = self.bases.directions(sign * vectors, where)
+            rows, sign = kind.measure(base).base, -1.0 if kind.remove else 1.0
+            if terms is None or not self.bases.linear:
+                moved = self.bases.directions(sign * vectors, rows)
                 factor = lens.multiplier if self.bases.linear else sign * lens.multiplier
-                parts = self._parts(moved if factor == 1.0 else moved * factor)
-            low, high = self._bounds(parts, where, sign)
+                terms = self._terms(moved if factor == 1.0 else moved * factor)
+            low, high = self._bounds(terms, rows, sign)
             columns.append(torch.stack((low, high) if sign > 0 else (-high, -low), -1))
         return torch.stack(columns, 1)
 
@@ -114,15 +128,15 @@ class Seen:
         """
         moved = self.bases.directions(vectors, base) * self.bases.lens.multiplier
         known = self.bases.geometry.quotient(moved) if quotient is None else quotient
-        parts, total = self._parts(moved, known), float(self.bases.geometry.scatter.trace())
-        low, high = self._bounds(parts, base, 1.0)
-        scattered = parts.size.square() * known / total
+        terms, total = self._terms(moved, known), float(self.bases.geometry.scatter.trace())
+        low, high = self._bounds(terms, base, 1.0)
+        scattered = terms.size.square() * known / total
         variance = self.spread[base] / self.mass[base].clamp_min(_NOTHING) * scattered
         rest = self.mass[base].log() + _paired(moved, self.mean, base).double() + variance / 2
-        likely = parts.target - torch.logaddexp(self._inside(parts, base, 1.0), rest)
+        likely = terms.target - torch.logaddexp(self._inside(terms, base, 1.0), rest)
         return torch.stack([low, high, torch.minimum(torch.maximum(likely, low), high)], -1)
 
-    def _parts(self, moved: Tensor, quotient: Tensor | None = None) -> Parts:
+    def _terms(self, moved: Tensor, quotient: Tensor | None = None) -> _BoundTerms:
         """What bounds need to know of directions, whatever the base and the sign."""
         both = torch.stack([self.bases.lens.unembedding[self.bases.target], self.bases.geometry.centre], 1)
         target, centre = (moved @ both).double().unbind(-1)
@@ -131,41 +145,41 @@ class Seen:
             spread = size.square() * quotient
         elif self.scatter is not None:
             spread = ((moved @ self.scatter) * moved).sum(-1).double()
-        return Parts(moved, size, target, centre, moved @ self.rows.T, spread)
+        return _BoundTerms(moved, size, target, centre, moved @ self.rows.T, spread)
 
-    def _bounds(self, parts: Parts, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
-        """Of C for ``sign`` times the directions."""
-        longest, mass, size = self.bases.geometry.longest, self.mass[base], parts.size
-        delta_w, expected = sign * parts.target, sign * _paired(parts.moved, self.mean, base).double()
-        inside = self._inside(parts, base, sign)
+    def _bounds(self, terms: _BoundTerms, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+        """Bounds of C for ``sign`` times the directions."""
+        longest, mass, size = self.bases.geometry.longest, self.mass[base], terms.size
+        delta_w, expected = sign * terms.target, sign * _paired(terms.moved, self.mean, base).double()
+        inside = self._inside(terms, base, sign)
         variance = size.square() * self.spread[base]
-        if parts.scattered is not None:
-            flat = (parts.scattered * 1.001 + 1e-6 * size.square()) * self.likeliest[base]
+        if terms.scattered is not None:
+            flat = (terms.scattered * 1.001 + 1e-6 * size.square()) * self.likeliest[base]
             variance = torch.minimum(variance, flat)
         nothing = mass <= _NOTHING
         away = (self.mean - self.bases.geometry.centre).norm(dim=-1)[base]
         doubt = _NOTHING * size * longest / mass.clamp_min(_NOTHING)  # of mean_T, a difference of fp32 sums
         reach = size * (self.radius + away) + doubt
         bennett = expected + doubt + (variance / mass.clamp_min(_NOTHING) * _phi(reach)).log1p()
-        ceiling = sign * parts.centre + size * self.radius  # of delta over T
+        ceiling = sign * terms.centre + size * self.radius  # of delta over T
         above = mass.log() + torch.where(nothing, ceiling, torch.minimum(bennett, ceiling))
         below = torch.where(nothing, 0.0, mass).log() + expected - doubt
-        slack = self._slack(parts)
+        slack = self._slack(terms)
         return (
             delta_w - torch.logaddexp(inside, above) - slack,
             delta_w - torch.logaddexp(inside, below) + slack,
         )
 
-    def _inside(self, parts: Parts, base: Tensor, sign: float) -> Tensor:
-        """log of the sum of p_j exp(delta_j) over the tokens that are seen."""
-        scores = parts.seen * sign
-        for rows, one in runs(base):
-            scores[rows] += self.log_p[one]
+    def _inside(self, terms: _BoundTerms, base: Tensor, sign: float) -> Tensor:
+        """log of the sum of p_j exp(delta_j) over the tokens that are evaluated."""
+        scores = terms.evaluated * sign
+        for rows, row in runs(base):
+            scores[rows] += self.log_p[row]
         return log_sums(scores).double()
 
-    def _slack(self, parts: Parts) -> Tensor:
-        """What fp32 may be off."""
-        return _SLACK * (1 + parts.size * self.bases.geometry.longest)
+    def _slack(self, terms: _BoundTerms) -> Tensor:
+        """By how much fp32 may be off."""
+        return _SLACK * (1 + terms.size * self.bases.geometry.longest)
 
 
 def _paired(
@@ -189,27 +203,27 @@ _TILE = 4096  # tokens at once
 _OUTPUT = 2.0**-8  # relative: a result rounded to bf16 (2^-9), and as much again for sums in fp32
 
 
-class Screen(Seen):
-    """All bases; the tokens of `Seen` in fp32, the others in bf16, whose products cost a third of fp32's where native.
+class Bf16Vocabulary(PartialVocabulary):
+    """The tokens of a `PartialVocabulary` in fp32, the others in bf16, whose products cost a third where native.
 
     Rounding moves the logit of a token by at most ``|dv| |U_j - U_j'| + |dv - dv'| |U_j'|`` and what the result loses,
     and ``log sum_T p_j exp(delta_j)`` by no more than the largest of these.
     """
 
     @classmethod
-    def over(cls, seen: Seen) -> Screen:
+    def over(cls, exact: PartialVocabulary) -> Bf16Vocabulary:
         """The same tokens in fp32; how the others scatter is not asked any more."""
-        return cls(**{field.name: getattr(seen, field.name) for field in fields(seen)} | {"scatter": None})
+        return cls(**{field.name: getattr(exact, field.name) for field in fields(exact)} | {"scatter": None})
 
     @cached_property
     def _others(self) -> Float[Tensor, "base vocabulary"]:
-        """Log-probabilities of the tokens that are not seen."""
+        """Log-probabilities of the tokens that are not evaluated in fp32."""
         return self.bases.log_probabilities.index_fill(1, self.tokens, NEVER)
 
-    def _bounds(self, parts: Parts, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
-        delta_w = sign * parts.target
-        inside, rest = self._inside(parts, base, sign), self._rest(parts.moved, base, sign)
-        doubt, slack = self._doubt(parts), self._slack(parts)
+    def _bounds(self, terms: _BoundTerms, base: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+        delta_w = sign * terms.target
+        inside, rest = self._inside(terms, base, sign), self._rest(terms.moved, base, sign)
+        doubt, slack = self._doubt(terms), self._slack(terms)
         return (
             delta_w - torch.logaddexp(inside, rest + doubt) - slack,
             delta_w - torch.logaddexp(inside, rest - doubt) + slack,
@@ -222,14 +236,14 @@ class Screen(Seen):
         for start in range(0, len(table), _TILE):
             tokens = slice(start, start + _TILE)
             scores = (half @ table[tokens].T).float().mul_(sign)
-            for rows, one in runs(base):
-                scores[rows] += self._others[one, tokens]
+            for rows, row in runs(base):
+                scores[rows] += self._others[row, tokens]
             sums.append(log_sums(scores))
         return torch.stack(sums, -1).double().logsumexp(-1)
 
-    def _doubt(self, parts: Parts) -> Tensor:
+    def _doubt(self, terms: _BoundTerms) -> Tensor:
         """By how much rounding may move a logit."""
         geometry = self.bases.geometry
-        lost = (parts.moved - parts.moved.bfloat16().float()).square().sum(-1).sqrt().double()
+        lost = (terms.moved - terms.moved.bfloat16().float()).square().sum(-1).sqrt().double()
         longest = geometry.longest + geometry.rounding
-        return parts.size * (geometry.rounding + _OUTPUT * longest) + lost * longest
+        return terms.size * (geometry.rounding + _OUTPUT * longest) + lost * longest

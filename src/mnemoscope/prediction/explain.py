@@ -22,9 +22,9 @@ from mnemoscope.prediction import ablate as ablation
 from mnemoscope.prediction.bases import Geometry
 from mnemoscope.prediction.explanation import Choice, Contrast, Explanation, foil_names
 from mnemoscope.prediction.questions import ask
-from mnemoscope.prediction.scene import Scene
-from mnemoscope.prediction.search import Found, League, search
+from mnemoscope.prediction.search import ExtremeParts, TopK, search
 from mnemoscope.prediction.switched import attention_queries, chained, queries
+from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import Progress
 from mnemoscope.text.spelling import vocabulary_of
 
@@ -84,21 +84,23 @@ def explain(
         chosen = question.target or _own_choice(stream, words.pieces, question.foils)
         reading = Lens.of(model.anatomy, lens)
         others = tuple(foil.token for foil in question.foils)
-        scene = Scene(stream, reading, chosen.token, others, words, geometry_of(model, reading))
+        prediction = TracedPrediction(
+            stream, reading, chosen.token, others, words, geometry_of(model, reading)
+        )
         say("layers")
-        whole = _whole(scene, foil_names(question.foils))
+        whole = _whole(prediction, foil_names(question.foils))
         say("heads and neurons")
-        leagues = [League(scene.groups(kind), _top_of(kind, top)) for kind in KINDS]
-        found = dict(zip(KINDS, search(scene.bases, leagues, final=scene.final), strict=True))
-        frames = {kind: _rows(scene, kind, found[kind]) for kind in KINDS}
-        frames["neurons"], frames["heads"] = chained(scene, frames["neurons"], frames["heads"])
+        rankings = [TopK(prediction.groups(kind), _top_of(kind, top)) for kind in KINDS]
+        found = dict(zip(KINDS, search(prediction.bases, rankings, final=prediction.final), strict=True))
+        frames = {kind: _rows(prediction, kind, found[kind]) for kind in KINDS}
+        frames["neurons"], frames["heads"] = chained(prediction, frames["neurons"], frames["heads"])
         contrasts = []
         for number, foil in enumerate(question.foils):
             say("contrast")
-            contrasts.append(_contrast(scene, number, foil, top))
+            contrasts.append(_contrast(prediction, number, foil, top))
         say("upstream contributions")
-        switched = queries(scene, frames["neurons"]), attention_queries(scene)
-        extra = frames | _details(scene, frames) | whole
+        switched = queries(prediction, frames["neurons"]), attention_queries(prediction)
+        extra = frames | _details(prediction, frames) | whole
         tried = ablation.NOTHING
         if ablate:
             say("ablations")
@@ -114,13 +116,13 @@ def explain(
             target=chosen,
             foils=question.foils,
             top=top,
-            layer_count=scene.layers,
+            layer_count=prediction.layers,
             parallel=model.anatomy.parallel,
             start=-math.log(model.anatomy.vocabulary),
             **extra,
             queries=switched[0],
             attention_queries=switched[1],
-            predictions=_predictions(scene),
+            predictions=_predictions(prediction),
             ablations=tried,
             contrasts=tuple(contrasts),
             run=None if run is None else str(run.path),
@@ -220,14 +222,14 @@ def _frame(columns: dict[str, Sequence[object]]) -> pl.DataFrame:
     )
 
 
-def _predictions(scene: Scene) -> pl.DataFrame:
-    logits = scene.stream.logits[-1].double()
+def _predictions(prediction: TracedPrediction) -> pl.DataFrame:
+    logits = prediction.stream.logits[-1].double()
     scores = logits.log_softmax(-1)
     best = logits.topk(min(PREDICTIONS, len(logits))).indices
     return _frame(
         {
             "token": best.tolist(),
-            "piece": [scene.words.pieces([token])[0] for token in best.tolist()],
+            "piece": [prediction.words.pieces([token])[0] for token in best.tolist()],
             "logit": logits[best].tolist(),
             "log_probability": scores[best].tolist(),
             "probability": scores[best].exp().tolist(),
@@ -235,20 +237,23 @@ def _predictions(scene: Scene) -> pl.DataFrame:
     )
 
 
-def _whole(scene: Scene, foils: Sequence[str]) -> dict[str, pl.DataFrame]:
+def _whole(prediction: TracedPrediction, foils: Sequence[str]) -> dict[str, pl.DataFrame]:
     """The stream, what each layer added, and what neither heads nor neurons wrote."""
-    bases, layers, end = scene.bases, scene.layers, scene.final + 1
-    raw = scene.lens.cap(bases.raw_logits[:end])
-    log_p = bases.log_probabilities[:end, scene.target].double()
+    bases, layers, end = prediction.bases, prediction.layers, prediction.final + 1
+    raw = prediction.lens.cap(bases.raw_logits[:end])
+    log_p = bases.log_probabilities[:end, prediction.target].double()
     stream = _frame(
         {
             "point": ["Lin0", *(f"{name}{layer}" for layer in range(layers) for name in ("Lres", "Lout"))],
             "layer": [0, *(layer for layer in range(layers) for _ in range(2))],
             "log_probability": log_p.tolist(),
             "probability": log_p.exp().tolist(),
-            "rank": (raw > raw[:, scene.target, None]).sum(-1).tolist(),
-            "logit": raw[:, scene.target].tolist(),
-            **{f"logit_{name}": raw[:, foil].tolist() for name, foil in zip(foils, scene.foils, strict=True)},
+            "rank": (raw > raw[:, prediction.target, None]).sum(-1).tolist(),
+            "logit": raw[:, prediction.target].tolist(),
+            **{
+                f"logit_{name}": raw[:, foil].tolist()
+                for name, foil in zip(foils, prediction.foils, strict=True)
+            },
         }
     )
     table = _frame(
@@ -256,22 +261,22 @@ def _whole(scene: Scene, foils: Sequence[str]) -> dict[str, pl.DataFrame]:
             "layer": [layer for layer in range(layers) for _ in range(2)],
             "part": ["attention", "ffn"] * layers,
             "contribution": log_p.diff().tolist(),
-            "leave_one_out": scene.left(scene.updates).tolist(),
-            "logit": scene.logit(scene.updates).tolist(),
+            "leave_one_out": prediction.left(prediction.updates).tolist(),
+            "logit": prediction.logit(prediction.updates).tolist(),
         }
     )
-    return {"stream": stream, "layers": table, "others": _others(scene)}
+    return {"stream": stream, "layers": table, "others": _others(prediction)}
 
 
-def _biases(scene: Scene) -> tuple[list[tuple[str, int | None]], Tensor, Tensor]:
+def _biases(prediction: TracedPrediction) -> tuple[list[tuple[str, int | None]], Tensor, Tensor]:
     """The embedding and all biases that are not zero: their names, vectors, and the rows they are added to."""
     names: list[tuple[str, int | None]] = [("embedding", None)]
-    vectors, base = [scene.points[0]], [scene.nothing]
-    for layer in range(scene.layers):
+    vectors, base = [prediction.points[0]], [prediction.nothing]
+    for layer in range(prediction.layers):
         for offset, (name, made) in enumerate(
-            (("attention", scene.stream.attention_bias), ("ffn", scene.stream.ffn_bias))
+            (("attention", prediction.stream.attention_bias), ("ffn", prediction.stream.ffn_bias))
         ):
-            vector = made(layer, scene.position)
+            vector = made(layer, prediction.position)
             if bool(vector.any()):
                 names.append((f"{name} bias", layer))
                 vectors.append(vector)
@@ -279,51 +284,55 @@ def _biases(scene: Scene) -> tuple[list[tuple[str, int | None]], Tensor, Tensor]
     return names, torch.stack(vectors), torch.tensor(base)
 
 
-def _others(scene: Scene) -> pl.DataFrame:
-    names, vectors, base = _biases(scene)
-    values, logits = scene.measured(vectors, base), scene.logit(vectors)
+def _others(prediction: TracedPrediction) -> pl.DataFrame:
+    names, vectors, base = _biases(prediction)
+    values, logits = prediction.measured(vectors, base), prediction.logit(vectors)
     rows: list[tuple[str, int | None, float, float | None, float]] = []
-    nothing = scene.bases.raw_logits[scene.nothing]
+    nothing = prediction.bases.raw_logits[prediction.nothing]
     if bool((nothing != nothing[0]).any()):
-        alone = float(scene.bases.log_probabilities[scene.nothing, scene.target])
-        rows.append(("head bias", None, alone + math.log(len(nothing)), None, float(nothing[scene.target])))
+        alone = float(prediction.bases.log_probabilities[prediction.nothing, prediction.target])
+        rows.append(
+            ("head bias", None, alone + math.log(len(nothing)), None, float(nothing[prediction.target]))
+        )
     for (part, layer), (added, left), logit in zip(names, values.tolist(), logits.tolist(), strict=True):
         rows.append((part, layer, added, left, logit))
     return _frame(dict(zip(("part", "layer", *_MEASURES, "logit"), zip(*rows, strict=True), strict=True)))
 
 
-def _rows(scene: Scene, kind: str, found: Found) -> pl.DataFrame:
+def _rows(prediction: TracedPrediction, kind: str, found: ExtremeParts) -> pl.DataFrame:
     """The frame of one kind of part, sorted by leave-one-out."""
-    columns: dict[str, Sequence[object]] = _address(scene, kind, found.group, found.index)
-    vectors = torch.cat(_vectors(scene, kind, found.group, found.index))
+    columns: dict[str, Sequence[object]] = _address(prediction, kind, found.group, found.index)
+    vectors = torch.cat(_vectors(prediction, kind, found.group, found.index))
     columns |= {name: found.values[:, number].tolist() for number, name in enumerate(_MEASURES)}
-    columns["logit"] = scene.logit(vectors).tolist()
+    columns["logit"] = prediction.logit(vectors).tolist()
     if kind == "neurons":
-        columns |= _read(scene, vectors)
+        columns |= _read(prediction, vectors)
     return _frame(columns).sort("leave_one_out", descending=True, maintain_order=True)
 
 
-def _vectors(scene: Scene, kind: str, group: Tensor, index: Tensor) -> list[Tensor]:
-    groups = scene.groups(kind)
+def _vectors(prediction: TracedPrediction, kind: str, group: Tensor, index: Tensor) -> list[Tensor]:
+    groups = prediction.groups(kind)
     return [groups[int(row)].vectors(index[group == row]) for row in group.unique()]
 
 
-def _read(scene: Scene, vectors: Tensor) -> dict[str, Sequence[object]]:
-    up, down = scene.promoted(vectors, PROMOTED)
+def _read(prediction: TracedPrediction, vectors: Tensor) -> dict[str, Sequence[object]]:
+    up, down = prediction.promoted(vectors, PROMOTED)
     return {"promotes": up, "suppresses": down}
 
 
-def _address(scene: Scene, kind: str, group: Tensor, index: Tensor) -> dict[str, Sequence[object]]:
+def _address(
+    prediction: TracedPrediction, kind: str, group: Tensor, index: Tensor
+) -> dict[str, Sequence[object]]:
     """Where parts are: the columns that name them."""
-    layer, place, count = group.tolist(), index.tolist(), scene.position + 1
-    traced, at = scene.stream.layers, scene.position
+    layer, place, count = group.tolist(), index.tolist(), prediction.position + 1
+    traced, at = prediction.stream.layers, prediction.position
     if kind == "neurons":
         coefficients = [float(traced[a].coefficients[at, b]) for a, b in zip(layer, place, strict=True)]
         return {"layer": layer, "neuron": place, "coefficient": coefficients}
     if kind == "whole_heads":
         return {"layer": layer, "head": place}
     source = [one % count for one in place]
-    named = {"source": source, "source_token": [_pieces(scene)[one] for one in source]}
+    named = {"source": source, "source_token": [_pieces(prediction)[one] for one in source]}
     if kind == "sources":
         return {"layer": layer, **named}
     head = [one // count for one in place]
@@ -331,11 +340,11 @@ def _address(scene: Scene, kind: str, group: Tensor, index: Tensor) -> dict[str,
     return {"layer": layer, "head": head, **named, "weight": weights}
 
 
-def _pieces(scene: Scene) -> list[str]:
-    return scene.words.pieces(scene.stream.tokens.tolist())
+def _pieces(prediction: TracedPrediction) -> list[str]:
+    return prediction.words.pieces(prediction.stream.tokens.tolist())
 
 
-def _details(scene: Scene, frames: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+def _details(prediction: TracedPrediction, frames: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
     """The grid of heads x tokens, and what all attention together brought from each token."""
     heads = (
         pl.concat(
@@ -347,14 +356,14 @@ def _details(scene: Scene, frames: dict[str, pl.DataFrame]) -> dict[str, pl.Data
         .head(GRID[0])
         .sort("layer", "head")
     )
-    total = torch.stack([scene.attention(layer).sum(0) for layer in range(scene.layers)]).sum(0)
-    left = scene.left(total)
+    total = torch.stack([prediction.attention(layer).sum(0) for layer in range(prediction.layers)]).sum(0)
+    left = prediction.left(total)
     sources = left.abs().topk(min(GRID[1], len(left))).indices.sort().values
     pairs = [(layer, head) for layer, head in heads.select("layer", "head").iter_rows()]
-    vectors = torch.cat([scene.attention(layer)[head][sources] for layer, head in pairs])
+    vectors = torch.cat([prediction.attention(layer)[head][sources] for layer, head in pairs])
     base = torch.tensor([2 * layer for layer, _ in pairs]).repeat_interleave(len(sources))
-    values = scene.measured(vectors, base)
-    pieces, source = _pieces(scene), sources.tolist() * len(pairs)
+    values = prediction.measured(vectors, base)
+    pieces, source = _pieces(prediction), sources.tolist() * len(pairs)
     grid = _frame(
         {
             "layer": [layer for layer, _ in pairs for _ in sources],
@@ -367,20 +376,22 @@ def _details(scene: Scene, frames: dict[str, pl.DataFrame]) -> dict[str, pl.Data
     tokens = _frame(
         {
             "position": range(len(pieces)),
-            "token": scene.stream.tokens.tolist(),
+            "token": prediction.stream.tokens.tolist(),
             "piece": pieces,
             "leave_one_out": left.tolist(),
-            "logit": scene.logit(total).tolist(),
+            "logit": prediction.logit(total).tolist(),
         }
     )
     return {"grid": grid, "tokens": tokens}
 
 
-def _contrast(scene: Scene, number: int, foil: Choice, top: int) -> Contrast:
+def _contrast(prediction: TracedPrediction, number: int, foil: Choice, top: int) -> Contrast:
     """What separates the target from one foil; only two logits are needed, so every part is measured."""
-    odds = scene.point_odds[:, number]
-    one = Scene(scene.stream, scene.lens, scene.target, (foil.token,), scene.words)
-    one.__dict__.update(bases=scene.bases, _attention=scene._attention)
+    odds = prediction.point_odds[:, number]
+    one = TracedPrediction(
+        prediction.stream, prediction.lens, prediction.target, (foil.token,), prediction.words
+    )
+    one.__dict__.update(bases=prediction.bases, _attention=prediction._attention)
 
     def measured(vectors: Tensor, base: Tensor) -> Tensor:
         return one.odds(vectors, base)[..., 0]
@@ -388,33 +399,33 @@ def _contrast(scene: Scene, number: int, foil: Choice, top: int) -> Contrast:
     def columns(values: Tensor) -> dict[str, Sequence[object]]:
         return {name: values[:, place].tolist() for place, name in enumerate(_MEASURES)}
 
-    steps = measured(scene.updates, torch.arange(2 * scene.layers))
+    steps = measured(prediction.updates, torch.arange(2 * prediction.layers))
     steps[:, 0] = odds.diff()
-    names, vectors, base = _biases(scene)
+    names, vectors, base = _biases(prediction)
     frames = {}
-    sources = torch.zeros(scene.position + 1, 2, dtype=torch.float64)
+    sources = torch.zeros(prediction.position + 1, 2, dtype=torch.float64)
     for kind in ("heads", "neurons"):
-        groups = scene.groups(kind)
+        groups = prediction.groups(kind)
         values = torch.stack([measured(g.vectors(None), torch.full((g.size,), g.base)) for g in groups])
         if kind == "heads":
-            sources = values.unflatten(1, (-1, scene.position + 1)).sum((0, 1))
+            sources = values.unflatten(1, (-1, prediction.position + 1)).sum((0, 1))
         flat = values.flatten(0, 1)
         rows = torch.cat(
             [flat[:, place].argsort(descending=side) for place in (0, 1) for side in (True, False)]
         )
         places = torch.cat([part[:top] for part in rows.split(len(flat))]).unique()
         group, index = places // values.shape[1], places % values.shape[1]
-        table = _address(scene, kind, group, index) | columns(flat[places])
+        table = _address(prediction, kind, group, index) | columns(flat[places])
         if kind == "neurons":
-            table |= _read(scene, torch.cat(_vectors(scene, kind, group, index)))
+            table |= _read(prediction, torch.cat(_vectors(prediction, kind, group, index)))
         frames[kind] = _frame(table).sort("leave_one_out", descending=True, maintain_order=True)
-    layers = [layer for layer in range(scene.layers) for _ in range(2)]
+    layers = [layer for layer in range(prediction.layers) for _ in range(2)]
     return Contrast(
         foil,
-        float(scene.bases.log_probabilities[scene.final, foil.token].exp()),
+        float(prediction.bases.log_probabilities[prediction.final, foil.token].exp()),
         float(odds[0]),
         float(odds[-1]),
-        _frame({"layer": layers, "part": ["attention", "ffn"] * scene.layers, **columns(steps)}),
+        _frame({"layer": layers, "part": ["attention", "ffn"] * prediction.layers, **columns(steps)}),
         _frame(
             {
                 "part": [name for name, _ in names],
@@ -423,6 +434,6 @@ def _contrast(scene: Scene, number: int, foil: Choice, top: int) -> Contrast:
             }
         ),
         frames["heads"],
-        _frame({"source": range(len(sources)), "source_token": _pieces(scene), **columns(sources)}),
+        _frame({"source": range(len(sources)), "source_token": _pieces(prediction), **columns(sources)}),
         frames["neurons"],
     )

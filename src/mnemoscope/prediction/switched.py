@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.prediction.bases import Bases
-from mnemoscope.prediction.scene import Scene
+from mnemoscope.prediction.bases import ResidualBases
 from mnemoscope.prediction.switching import Linear, Switches, adjoint, chain, neuron_shares, origins, switches
+from mnemoscope.prediction.traced import TracedPrediction
 
 NEURONS = (6, 2)  # explained: the largest |leave_one_out|, and the largest |contribution| besides
 ROWS = 12  # queries named for each neuron
@@ -31,9 +31,11 @@ _SCHEMA = {
 }
 
 
-def queries(scene: Scene, neurons: pl.DataFrame, most: tuple[int, int] = NEURONS) -> pl.DataFrame:
+def queries(
+    prediction: TracedPrediction, neurons: pl.DataFrame, most: tuple[int, int] = NEURONS
+) -> pl.DataFrame:
     """The frame `queries` of an `Explanation`, for so many neurons by each measure."""
-    stream, at = scene.stream, scene.position
+    stream, at = prediction.stream, prediction.position
     chosen = list(_important(neurons, most).iter_rows())
     found = [switches(stream, layer, at, torch.tensor([neuron])) for layer, neuron, _ in chosen]
     rows: list[tuple[object, ...]] = []
@@ -44,7 +46,7 @@ def queries(scene: Scene, neurons: pl.DataFrame, most: tuple[int, int] = NEURONS
             neuron_shares(stream, layer, at, keys) for layer in range(max(layer for layer, *_ in chosen))
         ]
         for column, (one, (*_, contribution)) in enumerate(zip(found, chosen, strict=True)):
-            rows += _queries_of(scene, one, [shares[:, column] for shares in below], contribution)
+            rows += _queries_of(prediction, one, [shares[:, column] for shares in below], contribution)
     return pl.DataFrame(rows, _SCHEMA, orient="row")
 
 
@@ -58,12 +60,12 @@ def _important(neurons: pl.DataFrame, most: tuple[int, int]) -> pl.DataFrame:
 
 
 def _queries_of(
-    scene: Scene, found: Switches, below: list[Float[Tensor, " neuron"]], contribution: float
+    prediction: TracedPrediction, found: Switches, below: list[Float[Tensor, " neuron"]], contribution: float
 ) -> list[tuple[object, ...]]:
     """Rows of one neuron: the largest shares, its key's bias, and what is left."""
-    stream, at, count = scene.stream, scene.position, scene.position + 1
-    pieces = scene.words.pieces(stream.tokens.tolist())
-    kinds, shares = _all_shares(scene, found, below)
+    stream, at, count = prediction.stream, prediction.position, prediction.position + 1
+    pieces = prediction.words.pieces(stream.tokens.tolist())
+    kinds, shares = _all_shares(prediction, found, below)
     largest = shares.abs().topk(min(ROWS, len(shares))).indices.tolist()
     rows, shown = [], float(found.share.bias[0])
     coefficient, sums = float(found.coefficient[0]), torch.zeros(3, dtype=torch.float64)
@@ -79,10 +81,10 @@ def _queries_of(
         start, kind, layer = next(one for one in reversed(kinds) if one[0] <= place)
         unit = place - start
         if kind == "head":
-            vector = scene.attention(layer).flatten(0, 1)[unit]
+            vector = prediction.attention(layer).flatten(0, 1)[unit]
             named: tuple[object, ...] = (kind, layer, unit // count, unit % count, pieces[unit % count])
         else:
-            vector = _vector(scene, kind, layer, unit)
+            vector = _vector(prediction, kind, layer, unit)
             where = None if kind == "embedding" else layer
             named = (kind, where, unit if kind == "neuron" else None, None, None)
         values = _branches(found, vector)
@@ -93,7 +95,7 @@ def _queries_of(
     bias = torch.tensor([_bias(found.gate), _bias(found.up), _bias(found.inner)], dtype=torch.float64)
     if bool(bias.any()):
         rows.append(row(("key bias", *none), float(found.share.bias[0]), *bias.tolist()))
-    gate = scene.stream.layers[found.layer].gate[at, found.neurons[0]]
+    gate = prediction.stream.layers[found.layer].gate[at, found.neurons[0]]
     whole = torch.tensor([coefficient, coefficient, float(gate)], dtype=torch.float64)
     rows.append(row(("remainder", *none), coefficient - shown, *(whole - sums - bias).tolist()))
     return rows
@@ -111,21 +113,21 @@ def _branches(found: Switches, vector: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _vector(scene: Scene, kind: str, layer: int, unit: int) -> Float[Tensor, " width"]:
-    stream, at = scene.stream, scene.position
+def _vector(prediction: TracedPrediction, kind: str, layer: int, unit: int) -> Float[Tensor, " width"]:
+    stream, at = prediction.stream, prediction.position
     if kind == "embedding":
-        return scene.points[0]
+        return prediction.points[0]
     if kind == "neuron":
         return stream.neuron_parts(layer, at, torch.tensor([unit]))[0]
     return stream.attention_bias(layer, at) if kind == "attention bias" else stream.ffn_bias(layer, at)
 
 
 def _all_shares(
-    scene: Scene, found: Switches, below: list[Float[Tensor, " neuron"]]
+    prediction: TracedPrediction, found: Switches, below: list[Float[Tensor, " neuron"]]
 ) -> tuple[list[tuple[int, str, int]], Float[Tensor, " query"]]:
     """Every vector below a neuron and its share; ``kinds`` says where each kind and layer begins."""
-    stream, at = scene.stream, scene.position
-    kinds, parts, size = [(0, "embedding", 0)], [found.share.of(scene.points[:1])[:, 0]], 1
+    stream, at = prediction.stream, prediction.position
+    kinds, parts, size = [(0, "embedding", 0)], [found.share.of(prediction.points[:1])[:, 0]], 1
 
     def add(kind: str, layer: int, shares: Tensor) -> None:
         nonlocal size
@@ -135,7 +137,7 @@ def _all_shares(
 
     # In parallel blocks the FFN does not read the attention beside it (G5).
     for layer in range(found.layer + (not stream.anatomy.parallel)):
-        add("head", layer, found.share.of(scene.attention(layer).flatten(0, 1))[:, 0])
+        add("head", layer, found.share.of(prediction.attention(layer).flatten(0, 1))[:, 0])
         add("attention bias", layer, found.share.of(stream.attention_bias(layer, at)[None])[:, 0])
         if layer < found.layer:
             add("neuron", layer, below[layer])
@@ -143,20 +145,22 @@ def _all_shares(
     return kinds, torch.cat(parts)
 
 
-def chained(scene: Scene, neurons: pl.DataFrame, heads: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def chained(
+    prediction: TracedPrediction, neurons: pl.DataFrame, heads: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Both frames with their column ``chain``: A63 over the shown neurons, with leave-one-out as C."""
-    anatomy = scene.stream.anatomy
+    anatomy = prediction.stream.anatomy
     own = torch.zeros(anatomy.n_layers, anatomy.n_neurons)
     for layer, neuron, left in neurons.select("layer", "neuron", "leave_one_out").iter_rows():
         own[layer, neuron] = left
-    found = chain(scene.stream, scene.position, own)
+    found = chain(prediction.stream, prediction.position, own)
     totals = [
         float(found.total[layer, neuron]) for layer, neuron in neurons.select("layer", "neuron").iter_rows()
     ]
     earned = []
     for layer, head, source, left in heads.select("layer", "head", "source", "leave_one_out").iter_rows():
         pull = found.pull[layer + anatomy.parallel]
-        earned.append(left + float(scene.attention(layer)[head, source] @ pull))
+        earned.append(left + float(prediction.attention(layer)[head, source] @ pull))
     place = neurons.columns.index("promotes")
     return (
         neurons.insert_column(place, pl.Series("chain", totals, pl.Float64)),
@@ -164,28 +168,28 @@ def chained(scene: Scene, neurons: pl.DataFrame, heads: pl.DataFrame) -> tuple[p
     )
 
 
-def score_row(scene: Scene) -> Float[Tensor, " width"]:
+def score_row(prediction: TracedPrediction) -> Float[Tensor, " width"]:
     """What a vector is multiplied with to score it for the target: its logit minus the first foil's.
 
     Without a foil, minus the expected logit: the gradient of log p(target). With the statistic of the final residual
     under own and frozen.
     """
-    bases: Bases = scene.bases
-    rows = scene.lens.unembedding
-    other = rows[scene.foils[0]] if scene.foils else bases.mean[scene.final]
-    row = (rows[scene.target] - other)[None] * scene.lens.multiplier
-    if scene.lens.name != "raw" and scene.lens.norm is not None:
-        row = adjoint(scene.lens.norm, scene.scale, row)
+    bases: ResidualBases = prediction.bases
+    rows = prediction.lens.unembedding
+    other = rows[prediction.foils[0]] if prediction.foils else bases.mean[prediction.final]
+    row = (rows[prediction.target] - other)[None] * prediction.lens.multiplier
+    if prediction.lens.name != "raw" and prediction.lens.norm is not None:
+        row = adjoint(prediction.lens.norm, prediction.scale, row)
     return row[0]
 
 
-def attention_queries(scene: Scene) -> pl.DataFrame:
+def attention_queries(prediction: TracedPrediction) -> pl.DataFrame:
     """The frame `attention_queries`: the sub-value with the highest score, and where it got that (A52-A54)."""
-    row = score_row(scene)
-    scores = torch.stack([scene.attention(layer).sum(0) @ row for layer in range(scene.layers)])
+    row = score_row(prediction)
+    scores = torch.stack([prediction.attention(layer).sum(0) @ row for layer in range(prediction.layers)])
     layer, source = divmod(int(scores.argmax()), scores.shape[1])
-    found = origins(scene.stream, layer, scene.position, source, lambda vector: float(vector @ row))
-    piece = scene.words.pieces(scene.stream.tokens.tolist())[source]
+    found = origins(prediction.stream, layer, prediction.position, source, lambda vector: float(vector @ row))
+    piece = prediction.words.pieces(prediction.stream.tokens.tolist())[source]
     rows = [(layer, source, piece, one.point, one.recomputed, one.fixed) for one in found]
     names = ["layer", "source", "source_token", "point", "recomputed", "fixed"]
     kinds = [pl.Int32, pl.Int32, pl.String, pl.String, pl.Float64, pl.Float64]

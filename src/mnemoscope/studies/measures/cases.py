@@ -25,9 +25,9 @@ from mnemoscope.prediction.bases import raw_logits
 from mnemoscope.prediction.explain import PROMOTED, explain, geometry_of
 from mnemoscope.prediction.explanation import Contrast, Explanation
 from mnemoscope.prediction.questions import ask
-from mnemoscope.prediction.scene import Scene
 from mnemoscope.prediction.switched import queries
 from mnemoscope.prediction.switching import chain
+from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS
@@ -141,7 +141,7 @@ def taken_apart(model: Model, case: Case, generator: np.random.Generator) -> Fra
     foils = [_text(case.near), _text(case.far)]
     found = explain(model, case.asked.question.prompt, _text(case.asked), foils, top=TOP, ablate=ABLATED)
     with torch.inference_mode():
-        scene = _scene(model, case.asked, case.words)
+        prediction = _prediction(model, case.asked, case.words)
         near = found.contrasts[0]
         pieces = near.sources["source_token"].to_list()
         named = pl.DataFrame(
@@ -150,23 +150,23 @@ def taken_apart(model: Model, case: Case, generator: np.random.Generator) -> Fra
         )
         return {
             "case_questions": _about(case, found),
-            "case_stream": _stream(scene, _scene(model, case.partner, case.words), case),
+            "case_stream": _stream(prediction, _prediction(model, case.partner, case.words), case),
             "case_sources": near.sources.join(named, on="source", how="left", maintain_order="left"),
             "case_origins": found.attention_queries.join(
                 named, on="source", how="left", maintain_order="left"
             ).with_row_index("vector"),
-            "case_neurons": _neurons(scene, near, generator),
+            "case_neurons": _neurons(prediction, near, generator),
             "case_ablations": found.ablations,
         }
 
 
-def _scene(model: Model, asked: Asked, words: tuple[int, int, int]) -> Scene:
+def _prediction(model: Model, asked: Asked, words: tuple[int, int, int]) -> TracedPrediction:
     """The end of a prompt, asked for the words of a case."""
     tokens = torch.tensor([asked.tokens], device=model.device)
     stream = model.traced(tokens)
     lens = Lens.of(model.anatomy, "frozen")
     pieces = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
-    return Scene(stream, lens, words[0], words[1:], pieces, geometry_of(model, lens))
+    return TracedPrediction(stream, lens, words[0], words[1:], pieces, geometry_of(model, lens))
 
 
 def _about(case: Case, found: Explanation) -> pl.DataFrame:
@@ -183,14 +183,14 @@ def _about(case: Case, found: Explanation) -> pl.DataFrame:
     )
 
 
-def _stream(scene: Scene, partner: Scene, case: Case) -> pl.DataFrame:
+def _stream(prediction: TracedPrediction, partner: TracedPrediction, case: Case) -> pl.DataFrame:
     """Logits of the three words at every point, before a soft cap, here and at the partner's prompt (A50, A51)."""
     words = list(case.words)
     own, null = (
         raw_logits(one.lens, one.points, one.scale)[:, words].T.flatten().cpu().numpy()
-        for one in (scene, partner)
+        for one in (prediction, partner)
     )
-    count = len(scene.points)
+    count = len(prediction.points)
     return pl.DataFrame(
         {
             "word": np.repeat(WORDS, count),
@@ -214,21 +214,23 @@ def classes(pieces: Sequence[str], subject: str) -> list[str | None]:
     return list(found)
 
 
-def _neurons(scene: Scene, near: Contrast, generator: np.random.Generator) -> pl.DataFrame:
+def _neurons(prediction: TracedPrediction, near: Contrast, generator: np.random.Generator) -> pl.DataFrame:
     """The neurons that tell the answer from the near foil best, and as many of the same layers (A55-A57)."""
     place = ["layer", "neuron"]
     best = near.neurons.sort("contribution", descending=True, maintain_order=True).head(NEURONS)
     mine = list(best.select(place).iter_rows())
-    both = mine + _others(scene, mine, generator)
+    both = mine + _others(prediction, mine, generator)
     layer, neuron = torch.tensor(both).T
-    vectors = torch.cat([scene.stream.neuron_parts(a, scene.position, torch.tensor([b])) for a, b in both])
-    coefficient = [float(scene.stream.layers[a].coefficients[scene.position, b]) for a, b in both]
-    moved = scene.odds(vectors, 2 * layer + 1)[..., 0]
-    chains = _chains(scene, near)[layer, neuron]
-    scores = raw_logits(Lens.of(scene.stream.anatomy, "own"), vectors, None)
-    words = torch.tensor([[scene.target, scene.foils[0]]]).expand(len(both), 2)
+    vectors = torch.cat(
+        [prediction.stream.neuron_parts(a, prediction.position, torch.tensor([b])) for a, b in both]
+    )
+    coefficient = [float(prediction.stream.layers[a].coefficients[prediction.position, b]) for a, b in both]
+    moved = prediction.odds(vectors, 2 * layer + 1)[..., 0]
+    chains = _chains(prediction, near)[layer, neuron]
+    scores = raw_logits(Lens.of(prediction.stream.anatomy, "own"), vectors, None)
+    words = torch.tensor([[prediction.target, prediction.foils[0]]]).expand(len(both), 2)
     first, last = ranks(scores, words), ranks(-scores, words)
-    promotes, suppresses = scene.promoted(vectors, PROMOTED)
+    promotes, suppresses = prediction.promoted(vectors, PROMOTED)
     frame = pl.DataFrame(
         {
             "drawn": np.arange(len(both)) >= len(mine),
@@ -247,34 +249,34 @@ def _neurons(scene: Scene, near: Contrast, generator: np.random.Generator) -> pl
         }
     ).with_columns(pl.col(place).cast(pl.Int32))
     asked = frame.select(*place, "coefficient", contribution="difference", leave_one_out="difference")
-    return frame.join(_first(scene, asked), on=place, how="left", maintain_order="left")
+    return frame.join(_first(prediction, asked), on=place, how="left", maintain_order="left")
 
 
 def _others(
-    scene: Scene, mine: Sequence[tuple[int, int]], generator: np.random.Generator
+    prediction: TracedPrediction, mine: Sequence[tuple[int, int]], generator: np.random.Generator
 ) -> list[tuple[int, int]]:
     """For each neuron another one of its layer that is on; none twice."""
     taken, found = set(mine), []
     for layer, _ in mine:
-        on = scene.stream.layers[layer].coefficients[scene.position].nonzero()[:, 0].tolist()
+        on = prediction.stream.layers[layer].coefficients[prediction.position].nonzero()[:, 0].tolist()
         if left := [one for one in on if (layer, one) not in taken]:
             found.append((layer, int(generator.choice(left))))
             taken.add(found[-1])
     return found
 
 
-def _chains(scene: Scene, near: Contrast) -> Float[Tensor, "layer neuron"]:
+def _chains(prediction: TracedPrediction, near: Contrast) -> Float[Tensor, "layer neuron"]:
     """What each neuron does to answer minus near foil by switching on those above it that the contrast shows (A63)."""
-    anatomy = scene.stream.anatomy
+    anatomy = prediction.stream.anatomy
     own = torch.zeros(anatomy.n_layers, anatomy.n_neurons)
     for layer, neuron, value in near.neurons.select("layer", "neuron", "contribution").iter_rows():
         own[layer, neuron] = value
-    return chain(scene.stream, scene.position, own).total - own
+    return chain(prediction.stream, prediction.position, own).total - own
 
 
-def _first(scene: Scene, neurons: pl.DataFrame) -> pl.DataFrame:
+def _first(prediction: TracedPrediction, neurons: pl.DataFrame) -> pl.DataFrame:
     """By neuron: the earlier vector with the largest share of its coefficient, and that share as a fraction of it."""
-    found = queries(scene, neurons, (neurons.height, 0))
+    found = queries(prediction, neurons, (neurons.height, 0))
     parts = found.filter(~pl.col("kind").is_in(["key bias", "remainder"]))
     first = parts.group_by("layer", "neuron", maintain_order=True).first()
     joined = first.join(neurons.select("layer", "neuron", "coefficient"), on=["layer", "neuron"])

@@ -2,7 +2,7 @@
 
 Each prefix is traced once. Its target is what the model predicts. Beside it stands a null: another token, about as
 frequent in the corpus, asked of the same residuals and neurons: some neurons help any token, and ten chosen for it
-raise it. Sub-values of the prediction's neurons are surveyed (`contributions.Survey`): exact where they are among the
+raise it. Sub-values of the prediction's neurons are surveyed (`IntervalSurvey`): exact where they are among the
 ten most helpful or unhelpful of a layer, and certified intervals with an estimate for the rest.
 """
 
@@ -22,9 +22,9 @@ from torch import Tensor
 from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import LENSES, Lens
 from mnemoscope.model.model import Model
-from mnemoscope.prediction.bases import Bases, Geometry, linear_directions, raw_logits
-from mnemoscope.prediction.scene import Scene
-from mnemoscope.prediction.search import Intervals, Survey
+from mnemoscope.prediction.bases import Geometry, ResidualBases, linear_directions, raw_logits
+from mnemoscope.prediction.survey import Intervals, IntervalSurvey
+from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS
@@ -71,14 +71,14 @@ def measure(
     targets  `model` first; `null` and `gold` are asked the same
     """
     examples = sample(run, sizes.sentences, longest=sizes.longest, seed=sizes.seed)
-    desk = Desk.of(model, run.vocabulary, lens, sizes.sentences // 10, folder, report)
+    survey = ContributionSurvey.of(model, run.vocabulary, lens, sizes.sentences // 10, folder, report)
     others = Frequencies.of(run)
 
     def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
         rows: Rows = {name: [] for name in _TABLES}
         for number in numbers.tolist():
             followed = {"gold": int(examples.targets[number])}
-            found = desk.example(
+            found = survey.example(
                 examples.prefixes[number], followed, targets, others.near(sizes.seed, number)
             )
             for name, parts in found.items():
@@ -127,7 +127,7 @@ class Frequencies:
 
 
 @dataclass(frozen=True, eq=False)
-class Desk:
+class ContributionSurvey:
     """A model and what is known of it before any sentence.
 
     orders     of the layers in which neurons are chosen by rank: reading a layer's values costs as much as some
@@ -152,7 +152,7 @@ class Desk:
         most: int,
         folder: Path,
         report: Callable[[Progress], None] = lambda _: None,
-    ) -> Desk:
+    ) -> ContributionSurvey:
         """With the values of at most so many layers (and at least four) read for their ranks, kept in the folder."""
         main, orders = Lens.of(model.anatomy, lens), {}
         layers = spread(model.anatomy.n_layers, max(4, most))
@@ -181,23 +181,23 @@ class Desk:
         predicted = int(stream.logits[-1].argmax())
         wanted = {"model": predicted, "null": other(predicted), **followed}
         wanted = {name: wanted[name] for name in ("model", *(one for one in targets if one != "model"))}
-        scene = Scene(stream, self.lens, predicted, (), self.words, self.geometry)
+        prediction = TracedPrediction(stream, self.lens, predicted, (), self.words, self.geometry)
         names = np.array(list(wanted))
         rows: Rows = {name: [] for name in _TABLES}
         rows["contribution_examples"] = [{"target": names, "token": np.array(list(wanted.values()))}]
-        rows["contribution_points"] = self._points(scene, wanted)
-        ranked = self._layers(scene, wanted, rows)
-        queries, layers, neurons = crosslayer(stream, scene.position, ranked)
+        rows["contribution_points"] = self._points(prediction, wanted)
+        ranked = self._layers(prediction, wanted, rows)
+        queries, layers, neurons = crosslayer(stream, prediction.position, ranked)
         rows["cross_queries"], rows["cross_layers"] = [queries], [layers]
         for part, more in zip(rows["contribution_neurons"], neurons, strict=True):
             part |= more
         return rows
 
-    def _points(self, scene: Scene, wanted: Mapping[str, int]) -> list[Columns]:
+    def _points(self, prediction: TracedPrediction, wanted: Mapping[str, int]) -> list[Columns]:
         """Every point of the stream under every lens: the target's logit, and all others' as one (A36, A46)."""
         found: dict[str, list[Columns]] = {name: [] for name in wanted}
         for lens in self.lenses:
-            logits = lens.cap(raw_logits(lens, scene.points, lens.scale(scene.points[-1])))
+            logits = lens.cap(raw_logits(lens, prediction.points, lens.scale(prediction.points[-1])))
             for name, token in wanted.items():
                 own = logits[:, token].clone()
                 logits[:, token] = -torch.inf
@@ -213,19 +213,19 @@ class Desk:
                 found[name].append(_columns(fixed, point=torch.arange(len(own)), **columns))
         return [part for parts in found.values() for part in parts]
 
-    def _layers(self, scene: Scene, wanted: Mapping[str, int], rows: Rows) -> list[Ranked]:
+    def _layers(self, prediction: TracedPrediction, wanted: Mapping[str, int], rows: Rows) -> list[Ranked]:
         """Neurons of every layer: counts, sums, choices; and the ranking of the model's target."""
-        surveyed = Survey(scene.bases, TOP)(scene.groups("neurons"), self.quotients)
-        bases = {name: scene.bases.following(token) for name, token in wanted.items()}
+        surveyed = IntervalSurvey(prediction.bases, TOP)(prediction.groups("neurons"), self.quotients)
+        bases = {name: prediction.bases.following(token) for name, token in wanted.items()}
         sums: dict[str, list[Tensor]] = {name: [] for name in wanted}
         counts: dict[str, list[dict[str, int | float]]] = {name: [] for name in wanted}
-        summed = spread(scene.layers, _SUMMED)
+        summed = spread(prediction.layers, _SUMMED)
         ranked = []
-        for layer in range(scene.layers):
-            neurons = _Neurons.of(scene, layer)
+        for layer in range(prediction.layers):
+            neurons = _Neurons.of(prediction, layer)
             found = surveyed[layer]
             for name, token in wanted.items():
-                mine = found if name == "model" else found.moved(neurons.odds(scene.bases, token))
+                mine = found if name == "model" else found.moved(neurons.odds(prediction.bases, token))
                 one = rank(mine)
                 counts[name].append(neurons.counts(one))
                 sums[name].append(neurons.sums(one, self.orders.get(layer), token))
@@ -233,15 +233,17 @@ class Desk:
                     ranked.append(one)
                     rows["contribution_neurons"].append(neurons.top(one))
                     if layer in summed:
-                        rows["contribution_sums"].append(neurons.cumulated(one, scene.bases))
+                        rows["contribution_sums"].append(neurons.cumulated(one, prediction.bases))
         for name in wanted:
             scores = _scores(bases[name], sums[name])
-            rows["contribution_layers"].append(_layer_columns(scene, bases[name], name, counts[name], scores))
+            rows["contribution_layers"].append(
+                _layer_columns(prediction, bases[name], name, counts[name], scores)
+            )
         return ranked
 
 
 def quotients(model: Model, lens: Lens, geometry: Geometry) -> list[Float[Tensor, " neuron"]] | None:
-    """What `Desk` keeps of values; None under a lens that is not linear."""
+    """What `ContributionSurvey` keeps of values; None under a lens that is not linear."""
     if lens.softcap is not None or (lens.name == "own" and lens.norm is not None):
         return None
     one = torch.ones(1, device=model.device)
@@ -272,12 +274,12 @@ class _Neurons:
     coefficient: Float[Tensor, " neuron"]
 
     @classmethod
-    def of(cls, scene: Scene, layer: int) -> _Neurons:
-        coefficient = scene.stream.layers[layer].coefficients[scene.position].float()
-        vectors = scene.stream.neuron_parts(layer, scene.position)
+    def of(cls, prediction: TracedPrediction, layer: int) -> _Neurons:
+        coefficient = prediction.stream.layers[layer].coefficients[prediction.position].float()
+        vectors = prediction.stream.neuron_parts(layer, prediction.position)
         return cls(layer, 2 * layer + 1, vectors, coefficient)
 
-    def odds(self, bases: Bases, token: int) -> Float[Tensor, " neuron"]:
+    def odds(self, bases: ResidualBases, token: int) -> Float[Tensor, " neuron"]:
         """How much more each moves another token's logit than the target's."""
         base = torch.full((len(self.vectors),), self.base)
         both = bases.odds(self.vectors, base, torch.tensor([bases.target, token]))
@@ -312,7 +314,7 @@ class _Neurons:
         missing = torch.full((4 + len(CHOICES) - len(summed), summed.shape[1]), torch.nan)
         return torch.cat([summed, missing])
 
-    def cumulated(self, one: Ranked, bases: Bases) -> Columns:
+    def cumulated(self, one: Ranked, bases: ResidualBases) -> Columns:
         """Helpful neurons together, from the least helpful on, and the sum of what each does alone (A40)."""
         order = torch.argsort(one.contribution, stable=True)
         order = order[one.signs[order] > 0]
@@ -342,7 +344,7 @@ class _Neurons:
         return mask
 
 
-def _scores(bases: Bases, sums: Sequence[Tensor]) -> Float[Tensor, "layer sum"]:
+def _scores(bases: ResidualBases, sums: Sequence[Tensor]) -> Float[Tensor, "layer sum"]:
     """What each sum does to log p where its layer adds it."""
     vectors = torch.stack(list(sums))
     known = ~vectors[..., :1].isnan()[..., 0]
@@ -353,9 +355,13 @@ def _scores(bases: Bases, sums: Sequence[Tensor]) -> Float[Tensor, "layer sum"]:
 
 
 def _layer_columns(
-    scene: Scene, bases: Bases, name: str, counts: Sequence[Mapping[str, int | float]], scores: Tensor
+    prediction: TracedPrediction,
+    bases: ResidualBases,
+    name: str,
+    counts: Sequence[Mapping[str, int | float]],
+    scores: Tensor,
 ) -> Columns:
-    steps = bases.log_probabilities[: scene.final + 1, bases.target].double().diff()
+    steps = bases.log_probabilities[: prediction.final + 1, bases.target].double().diff()
     names = [
         "helpful_all",
         "helpful_top",
@@ -365,7 +371,7 @@ def _layer_columns(
     ]
     return _columns(
         {"target": name},
-        layer=torch.arange(scene.layers),
+        layer=torch.arange(prediction.layers),
         attention=steps[0::2],
         ffn=steps[1::2],
         **{key: torch.tensor([one[key] for one in counts]) for key in counts[0]},

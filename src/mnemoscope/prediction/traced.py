@@ -1,4 +1,4 @@
-"""One traced prediction, ready for questions: its residuals under a lens, and its parts in groups."""
+"""A traced prediction answers questions about its parts: residuals under a lens, and parts in groups."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.stream import Stream
-from mnemoscope.prediction.bases import Bases, Geometry, Measure, linear_directions, raw_logits
-from mnemoscope.prediction.search import Group
+from mnemoscope.prediction.bases import Geometry, Measure, ResidualBases, linear_directions, raw_logits
+from mnemoscope.prediction.search import Parts
 from mnemoscope.text.vocabulary import Vocabulary
 
 _KEPT = 256 << 20  # bytes of attention parts that are kept instead of made again
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class TracedPrediction:
     """The prediction after the last token of a traced sequence.
 
     Rows of `bases`: the 2L+1 points of the stream, then no vector at all (`nothing`).
@@ -68,10 +68,10 @@ class Scene:
         return self.lens.scale(self.points[-1])
 
     @cached_property
-    def bases(self) -> Bases:
+    def bases(self) -> ResidualBases:
         """Everything that vectors are added to or taken from."""
         rows = torch.cat([self.points, self.points[:1] * 0])
-        return Bases(self.lens, self.target, rows, self.scale, self.known)
+        return ResidualBases(self.lens, self.target, rows, self.scale, self.known)
 
     def attention(self, layer: int) -> Float[Tensor, "head source width"]:
         """Every head x source of a layer; kept when all of them are small."""
@@ -86,7 +86,7 @@ class Scene:
     def _attention(self) -> dict[int, Tensor]:
         return {}
 
-    def groups(self, kind: str) -> list[Group]:
+    def groups(self, kind: str) -> list[Parts]:
         """One group per layer of ``heads`` (x sources), ``whole_heads``, ``sources`` or ``neurons``."""
         sizes = {
             "heads": self.stream.anatomy.n_heads * (self.position + 1),
@@ -96,7 +96,7 @@ class Scene:
         }
         base = 1 if kind == "neurons" else 0
         return [
-            Group(sizes[kind], 2 * layer + base, _Made(self, kind, layer)) for layer in range(self.layers)
+            Parts(sizes[kind], 2 * layer + base, _Made(self, kind, layer)) for layer in range(self.layers)
         ]
 
     def measured(
@@ -156,15 +156,15 @@ class Scene:
 class _Made:
     """Makes the vectors of one group."""
 
-    scene: Scene
+    prediction: TracedPrediction
     kind: str
     layer: int
 
     def __call__(self, index: Tensor | None) -> Tensor:
-        scene = self.scene
+        prediction = self.prediction
         if self.kind == "neurons":
-            return scene.stream.neuron_parts(self.layer, scene.position, index)
-        parts = scene.attention(self.layer)
+            return prediction.stream.neuron_parts(self.layer, prediction.position, index)
+        parts = prediction.attention(self.layer)
         parts = {"heads": parts.flatten(0, 1), "whole_heads": parts, "sources": parts}[self.kind]
         if self.kind != "heads":
             parts = parts.sum(1 if self.kind == "whole_heads" else 0)
