@@ -69,26 +69,26 @@ def search(bases: ResidualBases, rankings: Sequence[TopK], *, final: int | None 
     """
     kinds = kinds_of(final)
     groups = [group for ranking in rankings for group in ranking.groups]
-    candidates = _Candidates.all_of(rankings)
-    sizes = candidates.ranking.bincount(minlength=len(rankings))
+    contenders = _Contenders.all_of(rankings)
+    sizes = contenders.ranking.bincount(minlength=len(rankings))
     partly = torch.zeros(len(rankings))
     ends = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64).expand(
-        len(candidates.ranking), len(kinds), 2
+        len(contenders.ranking), len(kinds), 2
     )
     if bases.lens.softcap is None:
         for vocabulary, cost in _stages(bases, len(kinds)):
-            partly += candidates.ranking.bincount(minlength=len(rankings)) * cost
-            ends = _intervals(vocabulary, groups, candidates, kinds)
-            undecided = _open(ends, candidates.ranking, rankings, contested)
-            candidates, ends = candidates.keep(undecided), ends[undecided]
-    values, known = _evaluated(bases, rankings, groups, candidates, ends, kinds)
+            partly += contenders.ranking.bincount(minlength=len(rankings)) * cost
+            ends = _intervals(vocabulary, groups, contenders, kinds)
+            undecided = _open(ends, contenders.ranking, rankings, contested)
+            contenders, ends = contenders.keep(undecided), ends[undecided]
+    values, known = _evaluated(bases, rankings, groups, contenders, ends, kinds)
     extremes, first = [], 0
     for number, ranking in enumerate(rankings):
-        evaluated = ((candidates.ranking == number) & known).nonzero()[:, 0]
+        evaluated = ((contenders.ranking == number) & known).nonzero()[:, 0]
         exact = values[evaluated]
         best = torch.stack([_extreme(exact[:, column], ranking.k) for column in range(len(kinds))]).any(0)
         rows, size = evaluated[best], int(sizes[number])
-        group, index = candidates.group[rows] - first, candidates.index[rows]
+        group, index = contenders.group[rows] - first, contenders.index[rows]
         extremes.append(ExtremeParts(group, index, exact[best], len(evaluated), size, float(partly[number])))
         first += len(ranking.groups)
     return extremes
@@ -115,7 +115,7 @@ def _evaluated(
     bases: ResidualBases,
     rankings: Sequence[TopK],
     groups: Sequence[Parts],
-    candidates: _Candidates,
+    contenders: _Contenders,
     ends: Float[Tensor, "part measure bound"],
     kinds: Sequence[MeasureKind],
 ) -> tuple[Float[Tensor, "part measure"], Bool[Tensor, " part"]]:
@@ -124,10 +124,10 @@ def _evaluated(
     Each round evaluates those whose bounds are among the k furthest out, and those without any, or all if that leaves
     few. What is then known moves the k-th place outwards, and what cannot reach it any more is never evaluated.
     """
-    vectors, base = candidates.vectors(groups)
+    vectors, base = contenders.vectors(groups)
     ends, known = ends.clone(), torch.zeros(len(base), dtype=torch.bool)
-    while bool((undecided := _open(ends, candidates.ranking, rankings, contested) & ~known).any()):
-        leading = _open(ends, candidates.ranking, rankings, _leading) | ends.isinf().any((1, 2))
+    while bool((undecided := _open(ends, contenders.ranking, rankings, contested) & ~known).any()):
+        leading = _open(ends, contenders.ranking, rankings, _leading) | ends.isinf().any((1, 2))
         first = undecided & leading
         rows = (first if 0 < int(first.sum()) < int(undecided.sum()) - _FEW else undecided).nonzero()[:, 0]
         values = bases.measured(vectors[rows], [kind.measure(base[rows]) for kind in kinds])
@@ -147,9 +147,9 @@ def certified(
 
     screen  whether the other tokens were, too, in bf16
     """
-    candidates, vocabulary = _Candidates.all_of([TopK(groups, 1)]), PartialVocabulary.of(bases, count)
+    contenders, vocabulary = _Contenders.all_of([TopK(groups, 1)]), PartialVocabulary.of(bases, count)
     chosen = Bf16Vocabulary.over(vocabulary) if screen else vocabulary
-    return _intervals(chosen, groups, candidates, kinds_of(final))
+    return _intervals(chosen, groups, contenders, kinds_of(final))
 
 
 def exhaustive(
@@ -161,7 +161,7 @@ def exhaustive(
 
 
 @dataclass(frozen=True)
-class _Candidates:
+class _Contenders:
     """Parts that are still in the running, sorted by group; groups are counted through all rankings."""
 
     ranking: Tensor
@@ -169,14 +169,14 @@ class _Candidates:
     index: Tensor
 
     @classmethod
-    def all_of(cls, rankings: Sequence[TopK]) -> _Candidates:
+    def all_of(cls, rankings: Sequence[TopK]) -> _Contenders:
         sizes = [group.size for ranking in rankings for group in ranking.groups]
         owners = [number for number, ranking in enumerate(rankings) for _ in ranking.groups]
         group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
         return cls(torch.tensor(owners)[group], group, torch.cat([torch.arange(size) for size in sizes]))
 
-    def keep(self, mask: Bool[Tensor, " part"]) -> _Candidates:
-        return _Candidates(self.ranking[mask], self.group[mask], self.index[mask])
+    def keep(self, mask: Bool[Tensor, " part"]) -> _Contenders:
+        return _Contenders(self.ranking[mask], self.group[mask], self.index[mask])
 
     def by_group(self, groups: Sequence[Parts]) -> Iterator[tuple[Parts, Tensor]]:
         """Each group with its vectors, in order."""
@@ -199,7 +199,7 @@ class _Candidates:
             yield _joined(held)
 
     def vectors(self, groups: Sequence[Parts]) -> tuple[Tensor, Tensor]:
-        """The vectors of all candidates, in order, and the bases they are added to."""
+        """The vectors of all contenders, in order, and the bases they are added to."""
         return _joined(list(self.by_group(groups)))
 
 
@@ -253,9 +253,9 @@ def _leading(intervals: Float[Tensor, "part measure bound"], k: int) -> Bool[Ten
 def _intervals(
     vocabulary: PartialVocabulary,
     groups: Sequence[Parts],
-    candidates: _Candidates,
+    contenders: _Contenders,
     kinds: Sequence[MeasureKind],
 ) -> Float[Tensor, "part measure bound"]:
-    """Certified bounds of every measure for all candidates."""
-    chunks = candidates.chunks(groups)
+    """Certified bounds of every measure for all contenders."""
+    chunks = contenders.chunks(groups)
     return torch.cat([vocabulary.intervals(vectors, base, kinds) for vectors, base in chunks])
