@@ -18,7 +18,7 @@ import torch
 
 from mnemoscope.mine.distribution import Histograms, Samples
 from mnemoscope.mine.moments import Moments
-from mnemoscope.mine.places import HISTOGRAM_EVERY, Places
+from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
 from mnemoscope.mine.reading import scan
 from mnemoscope.mine.statistics import NeuronStatistics
 from mnemoscope.mine.triggers import Triggers
@@ -82,7 +82,7 @@ def measure(dtype: torch.dtype) -> dict[str, float]:
     counted = 0
     for index, (x, gate, up) in enumerate(activations(dtype)):
         given = batch(index)
-        places: Places = clock("places", lambda b=given: Places.of(b, HISTOGRAM_EVERY))  # type: ignore[assignment]
+        places: CountedPlaces = clock("places", lambda b=given: CountedPlaces.of(b, HISTOGRAM_EVERY))  # type: ignore[assignment]
         pivot = tables["moments"].pivot(0)  # type: ignore[attr-defined]
         reading = clock(
             "scan",

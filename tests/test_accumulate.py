@@ -18,17 +18,17 @@ from mnemoscope.errors import ActivationError, RunCorrupt, RunError, RunMismatch
 from mnemoscope.mine.places import (
     HISTOGRAM_EDGES,
     HISTOGRAM_EVERY,
-    Places,
+    CountedPlaces,
     address_of,
     bin_of,
     coarse_bin_of,
-    mix,
     selected,
     unmix,
 )
 from mnemoscope.mine.reading import scan, scan_torch
 from mnemoscope.mine.statistics import NeuronStatistics, load_state, save_state
 from mnemoscope.records import ContextBatch
+from mnemoscope.text.split import splitmix64
 
 EXACT = ["histograms", "triggers", "samples"]
 EVERY = 2  # so that small corpora have selected contexts
@@ -404,7 +404,7 @@ def test_the_compiled_scan_is_the_plain_one(contexts: list[Context], gated: bool
     """All that `scan` says, `scan_torch` says; sums to 1e-12 of the sum of absolute powers."""
     batch = batch_of(contexts)
     x, gate, up = tensors(contexts, 0, dtype)
-    places = Places.of(batch, EVERY)
+    places = CountedPlaces.of(batch, EVERY)
     extra = (gate, up) if gated else (None, None)
     one, other = scan(0, x, batch, *extra, places=places), scan_torch(0, x, batch, *extra, places=places)
     for name in ("largest", "smallest"):
@@ -488,8 +488,8 @@ def test_selection_takes_one_context_of_every_few() -> None:
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**21 - 1))
 def test_a_hash_tells_context_and_position(x: int, context: int, position: int) -> None:
     """The mixing function can be undone."""
-    assert int(unmix(mix(np.array([x], np.uint64)))[0]) == x
-    found = address_of(mix(np.array([context << 21 | position], np.uint64)))
+    assert int(unmix(splitmix64(np.array([x], np.uint64)))[0]) == x
+    found = address_of(splitmix64(np.array([context << 21 | position], np.uint64)))
     assert (int(found[0][0]), int(found[1][0])) == (context, position)
 
 
@@ -609,7 +609,7 @@ def test_position_0_must_not_count() -> None:
     batch = batch_of(corpus(0, 3))
     batch.counted[0, 0] = True
     with pytest.raises(AssertionError, match="position 0"):
-        Places.of(batch, 1)
+        CountedPlaces.of(batch, 1)
 
 
 def test_contexts_are_those_that_were_given() -> None:

@@ -27,8 +27,10 @@ from mnemoscope.errors import CorpusError, RunCorrupt, RunError, RunMissing
 from mnemoscope.records import Progress
 from mnemoscope.text import plan as plans
 from mnemoscope.text import sampling
-from mnemoscope.text.corpus import BATCH_TOKENS, SHARD_TOKENS, Document, Plan, load_corpus, write_plan
+from mnemoscope.text.corpus import load_corpus, write_plan
+from mnemoscope.text.plan import BATCH_TOKENS, SHARD_TOKENS, Plan
 from mnemoscope.text.segment import sentences, windows
+from mnemoscope.text.tabular import Document
 
 BOS, EOS = 0, 1
 

@@ -29,17 +29,14 @@ DOUBLES = {
     *(
         "Answer",
         "Choice",
-        "Columns",
-        "Drawn",
         "Found",
         "Interval",
         "Item",
         "Null",
         "Part",
         "Pattern",
-        "Places",
     ),
-    *("Point", "Question", "Reading", "Run", "Section", "Shared", "Shown", "Source", "_Strict", "_Text"),
+    *("Point", "Question", "Reading", "Run", "Section", "Shared", "Shown", "_Strict", "_Text"),
 }
 
 

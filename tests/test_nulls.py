@@ -23,7 +23,7 @@ from mnemoscope.mine.verify import verify
 from mnemoscope.model import nulls
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model
-from mnemoscope.model.nulls import KINDS, Columns, Nulls, shuffled_copy
+from mnemoscope.model.nulls import KINDS, NullColumns, Nulls, shuffled_copy
 from mnemoscope.records import ContextBatch
 from mnemoscope.run.reading import open_run
 
@@ -116,7 +116,7 @@ def test_random_directions_are_isotropic() -> None:
 
 
 def test_rotated_columns_are_orthonormal_and_keep_all_that_there_is() -> None:
-    """Columns are orthonormal; as many as there are neurons make a rotation, which keeps every length."""
+    """NullColumns are orthonormal; as many as there are neurons make a rotation, which keeps every length."""
     model = wrapped(FAMILIES["gpt2"]())
     for found in seen(model, Nulls(model, ["rotated"], model.anatomy.n_neurons), padded([8, 3])):
         torch.testing.assert_close(
@@ -178,7 +178,7 @@ def test_shuffled_units_are_neurons_of_the_shuffled_copy(model: Model) -> None:
     expected = seen(copied, Nulls(copied, ()), batch)
     for again in (batch, batch, ContextBatch(batch.contexts, batch.tokens, batch.lengths, batch.counted)):
         for layer, found in enumerate(seen(model, units, again)):  # each time anew
-            columns = Columns(*found["shuffled"])
+            columns = NullColumns(*found["shuffled"])
             assert torch.equal(columns.coefficients, expected[layer]["model"][1][..., chosen[layer]])
             assert columns.gate is not None and columns.up is not None
             torch.testing.assert_close(
@@ -299,8 +299,8 @@ def test_a_null_that_is_not_finite_is_said_to_be_one(model: Model) -> None:
     """The message names the kind, so that nobody looks for a fault in a neuron."""
 
     class Broken:
-        def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, m: Tensor) -> Columns:
-            return Columns(torch.full((*m.shape[:2], 40), float("inf")))
+        def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, m: Tensor) -> NullColumns:
+            return NullColumns(torch.full((*m.shape[:2], 40), float("inf")))
 
     units = Nulls(model, ["rotated"])
     units._sources["rotated"] = Broken()

@@ -25,7 +25,8 @@ from test_corpus import refused
 from test_files import NAMES
 
 from mnemoscope.errors import CorpusError
-from mnemoscope.text.corpus import Document, load_corpus
+from mnemoscope.text.corpus import load_corpus
+from mnemoscope.text.tabular import Document
 
 TEXTS = ["the king of France", "the river, in flood", "a “queen”\nof the north"]
 

@@ -120,15 +120,15 @@ class _Build:
         self._claim()
         plan = self._plan()
         nulls = Nulls.of(self._model, self._identity["nulls"])
-        kind = loop.StateFactory(
+        factory = loop.StateFactory(
             partial(RunStatistics.of, self._model, nulls, self._identity["top"]),
             partial(RunStatistics.load, nulls),
         )
-        mined = loop.run_shards(
-            self._model, plan, kind, self._work, workers=self._workers, report=self._report
+        statistics = loop.run_shards(
+            self._model, plan, factory, self._work, workers=self._workers, report=self._report
         )
         self._read_values()
-        self._write(plan, mined)
+        self._write(plan, statistics)
         self._model.check_weights(self._identity["weights_sha256"], f"building {self._writer.path}")
         self._writer.commit(self._manifest(plan))
 
@@ -168,19 +168,19 @@ class _Build:
     def _part(self, name: str, layer: int) -> Path:
         return self._work / f"{name}-{layer:04d}.part"
 
-    def _write(self, plan: Plan, mined: RunStatistics) -> None:
+    def _write(self, plan: Plan, statistics: RunStatistics) -> None:
         """All tables, layer by layer."""
         total = self._model.anatomy.n_layers
         for layer in range(total):
             self._report(Progress("writing tables", layer, total, "layers"))
-            tables = mined.tables(layer)
+            tables = statistics.tables(layer)
             columns = pq.read_table(self._part("columns", layer)).drop_columns(["layer", "neuron"])
             for name in columns.column_names:
                 tables["neurons"] = tables["neurons"].append_column(name, columns[name])
             tables["values"] = pq.read_table(self._part("values", layer))
             for name, table in tables.items():
                 self._writer.append(name, table)
-        self._writer.append("shards", mined.neurons.shard_rows())
+        self._writer.append("shards", statistics.neurons.shard_rows())
         self._writer.append("vocabulary", self._vocabulary())
         # Links, because the plan must stay whole until the commit.
         self._writer.adopt("contexts", _linked(plan.contexts_file))
@@ -189,11 +189,11 @@ class _Build:
         self._report(Progress("writing tables", total, total, "layers"))
 
     def _vocabulary(self) -> pa.Table:
-        found = token_bytes(self._model.tokenizer, self._model.anatomy.vocabulary)
-        text, raw, special = zip(*found, strict=True)
+        spelled = token_bytes(self._model.tokenizer, self._model.anatomy.vocabulary)
+        text, raw, special = zip(*spelled, strict=True)
         return pa.table(
             {
-                "token": np.arange(len(found), dtype=np.int32),
+                "token": np.arange(len(spelled), dtype=np.int32),
                 "text": pa.array(text, pa.string()),
                 "bytes": pa.array(raw, pa.binary()),
                 "special": pa.array(special, pa.bool_()),
@@ -259,15 +259,15 @@ def _identity(model: Model, text: Corpus, top: int, nulls: dict[str, Any] | None
     }
 
 
-def _compare(found: dict[str, Any], given: dict[str, Any], holds: str) -> None:
+def _compare(held: dict[str, Any], asked: dict[str, Any], holds: str) -> None:
     # The id is a name: the same weights loaded by another name are the same model.
-    for name, value in given.items():
-        if name == "sampling" and name not in found:
+    for name, value in asked.items():
+        if name == "sampling" and name not in held:
             continue
-        if name != "model" and found.get(name) != value:
-            place, before, now = _difference(name, found.get(name), value)
+        if name != "model" and held.get(name) != value:
+            path, before, now = _difference(name, held.get(name), value)
             raise RunMismatch(
-                f"building a run: {holds} built with {place} = {before}, and {place} = {now} was given; give the "
+                f"building a run: {holds} built with {path} = {before}, and {path} = {now} was given; give the "
                 "same, or choose another folder"
             )
 
@@ -279,18 +279,18 @@ def _difference(name: str, before: Any, now: Any) -> tuple[str, str, str]:
             if key not in before or key not in now or before[key] != now[key]:
                 return _difference(f"{name}.{key}", before.get(key), now.get(key))
     if isinstance(before, list) and isinstance(now, list) and not _plain(before + now):
-        for index, (one, other) in enumerate(zip_longest(before, now)):
-            if one != other:
-                return _difference(f"{name}[{index}]", one, other)
+        for index, (item, other) in enumerate(zip_longest(before, now)):
+            if item != other:
+                return _difference(f"{name}[{index}]", item, other)
     texts = [_text(value) for value in (before, now)]
-    same = [one == other for one, other in zip(*texts, strict=False)]
-    start = next((place for place, equal in enumerate(same) if not equal), len(same))
+    same = [character == other for character, other in zip(*texts, strict=False)]
+    start = next((index for index, equal in enumerate(same) if not equal), len(same))
     return name, _around(texts[0], start), _around(texts[1], start)
 
 
 def _plain(values: list[Any]) -> bool:
     """Whether a list is short words or numbers, which are clearer all together."""
-    return all(not isinstance(one, dict | list) for one in values) and len(json.dumps(values)) <= _SHORT
+    return all(not isinstance(value, dict | list) for value in values) and len(json.dumps(values)) <= _SHORT
 
 
 def _text(value: Any) -> str:
@@ -299,11 +299,11 @@ def _text(value: Any) -> str:
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def _around(text: str, place: int) -> str:
-    """A value in short, the characters around a place if it is long."""
+def _around(text: str, index: int) -> str:
+    """A value in short, the characters around an index if it is long."""
     if len(text) <= _SHORT:
         return text
-    start = max(0, min(place - 8, len(text) - _SHORT))
+    start = max(0, min(index - 8, len(text) - _SHORT))
     return ("…" if start else "") + text[start : start + _SHORT] + ("…" if start + _SHORT < len(text) else "")
 
 
@@ -324,8 +324,8 @@ def _linked(file: Path) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    found = {name: version(name) for name in _VERSIONS}
-    found["python"] = platform.python_version()
-    found["platform"] = platform.platform()
-    found["processor"] = torch.backends.cpu.get_cpu_capability()
-    return found
+    return {name: version(name) for name in _VERSIONS} | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from mnemoscope.mine import kernel
 from mnemoscope.mine.kernel import BINS, COARSE_BINS, EMPTY, SPREADER
-from mnemoscope.mine.places import address_of, mix
-from mnemoscope.mine.reading import Reading, fields_of, nullable, set_fields, share_out
+from mnemoscope.mine.places import address_of
+from mnemoscope.mine.reading import LayerReading, fields_of, nullable, set_fields, share_out
+from mnemoscope.text.split import splitmix64
 
 _BLOCK = 128  # neurons that a thread takes at a time
 _UNSPREADER = np.uint64(pow(int(SPREADER), -1, 2**64))
@@ -28,7 +29,7 @@ class Histograms:
     def __init__(self, layers: int, neurons: int) -> None:
         self.counts = np.zeros((layers, neurons, BINS), np.int32)
 
-    def update(self, reading: Reading) -> None:
+    def update(self, reading: LayerReading) -> None:
         """Count the selected positions."""
         counts, bins = self.counts[reading.layer], reading.bins
 
@@ -38,7 +39,7 @@ class Histograms:
         share_out(block, range(0, len(counts), _BLOCK))
 
     def merge(self, other: Histograms) -> None:
-        """Add."""
+        """Add the counts of another state."""
         self.counts += other.counts
 
     def state(self) -> dict[str, np.ndarray]:
@@ -82,9 +83,9 @@ class Samples:
         self.key = np.full(shape, EMPTY)
         self.coefficient = np.zeros(shape, np.float32)
         self.next_token = np.zeros(shape, np.int32)
-        self._salt = mix(np.arange(1, layers * neurons + 1)).reshape(layers, neurons)
+        self._salt = splitmix64(np.arange(1, layers * neurons + 1)).reshape(layers, neurons)
 
-    def update(self, reading: Reading) -> None:
+    def update(self, reading: LayerReading) -> None:
         """Let the selected positions compete."""
         layer, places, bins = reading.layer, reading.places, reading.bins
         following = places.following.ravel()[places.chosen]
@@ -100,7 +101,7 @@ class Samples:
         share_out(block, range(0, self.key.shape[1], _BLOCK))
 
     def merge(self, other: Samples) -> None:
-        """Keep the least of both."""
+        """Keep the least key of both in every bin."""
         wins = other.key < self.key
         for name in self.FIELDS:
             np.copyto(getattr(self, name), getattr(other, name), where=wins)
@@ -115,15 +116,15 @@ class Samples:
 
     def result(self, layer: int) -> pa.Table:
         """Rows of `samples`, by (neuron, bin); no row where a bin is empty."""
-        neuron, place = np.nonzero(self.key[layer] != EMPTY)
-        key, token = self.key[layer][neuron, place], self.next_token[layer][neuron, place]
+        neuron, bin_ = np.nonzero(self.key[layer] != EMPTY)
+        key, token = self.key[layer][neuron, bin_], self.next_token[layer][neuron, bin_]
         context, position = address_of((key * _UNSPREADER) ^ self._salt[layer][neuron])
         return pa.table(
             {
                 "layer": np.full(len(key), layer, np.int16),
                 "neuron": neuron.astype(np.int32),
-                "bin": place.astype(np.int16),
-                "coefficient": self.coefficient[layer][neuron, place],
+                "bin": bin_.astype(np.int16),
+                "coefficient": self.coefficient[layer][neuron, bin_],
                 "context": context,
                 "position": position,
                 "next_token": nullable(token, token < 0, pa.int32()),

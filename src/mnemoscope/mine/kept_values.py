@@ -50,31 +50,31 @@ def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table,
     wanted = list(wanted)
     if not wanted:
         return
-    kept = _Kept.of(model)
-    absent = [layer for layer in wanted if not kept.has(layer)]
+    entry = _Entry.of(model)
+    absent = [layer for layer in wanted if not entry.has(layer)]
     fresh = values.layers(model, absent)
     for layer in wanted:
-        tables = None if layer in absent else kept.read(layer)
+        tables = None if layer in absent else entry.read(layer)
         if tables is None:
             source = fresh if layer in absent else values.layers(model, [layer])  # one that was damaged
             _, *made = next(source)
             tables = (made[0], made[1])
-            kept.write(layer, tables)
+            entry.write(layer, tables)
         yield layer, *tables
 
 
-class _Kept:
+class _Entry:
     """The entry of one model."""
 
-    def __init__(self, place: Path, about: dict[str, Any]) -> None:
-        self._place, self._about = place, about
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self._folder, self._about = folder, about
 
     @classmethod
-    def of(cls, model: Model) -> _Kept:
+    def of(cls, model: Model) -> _Entry:
         """The entry for these weights as they are now."""
         entry = cls(folder() / _key(model), {"model": model.id, "dtype": model.dtype})
         with suppress(OSError):
-            os.utime(entry._place)  # used now
+            os.utime(entry._folder)  # used now
         return entry
 
     def has(self, layer: int) -> bool:
@@ -90,10 +90,10 @@ class _Kept:
     def write(self, layer: int, tables: tuple[pa.Table, pa.Table]) -> None:
         """Keep the tables of a layer; where nothing can be written nothing is kept."""
         with suppress(OSError):
-            if not (self._place / _ABOUT).exists():
+            if not (self._folder / _ABOUT).exists():
                 _make_room()
-                self._place.mkdir(parents=True, exist_ok=True)
-                _put(self._place / _ABOUT, json.dumps(self._about, indent=1).encode())
+                self._folder.mkdir(parents=True, exist_ok=True)
+                _put(self._folder / _ABOUT, json.dumps(self._about, indent=1).encode())
             for name, table in zip(TABLES, tables, strict=True):
                 sink = pa.BufferOutputStream()
                 pq.write_table(table, sink, compression="zstd")
@@ -101,7 +101,7 @@ class _Kept:
                 _put(self._file(name, layer), hashlib.sha256(content).digest() + content)
 
     def _file(self, name: str, layer: int) -> Path:
-        return self._place / f"{name}-{layer:04d}.parquet"
+        return self._folder / f"{name}-{layer:04d}.parquet"
 
 
 def _read(file: Path) -> pa.Table | None:
@@ -137,7 +137,7 @@ def _make_room() -> None:
 
 
 def _key(model: Model) -> str:
-    """Of everything that decides the bytes of the tables."""
+    """A hash of everything that decides the bytes of the tables."""
     config = {name: value for name, value in model.hf.config.to_dict().items() if name not in _NAMES}
     device = model.device.type if model.device.type == "cpu" else torch.cuda.get_device_name(model.device)
     digest = hashlib.sha256()

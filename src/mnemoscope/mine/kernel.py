@@ -1,4 +1,4 @@
-"""Compiled loops over coefficients; each is told slowly in the tests, and `accumulate` is the only caller.
+"""Compiled loops over coefficients; each is told slowly in the tests, and this package is the only caller.
 
 All take coefficients as a matrix ``[row, neuron]``, a row being one position of one context of a batch:
 float32, or bfloat16 as its 16 bits. They release the GIL, so that a few threads can each take a part of the
@@ -224,9 +224,9 @@ def count(bins, start, stop, counts):  # type: ignore[no-untyped-def]
     for first in range(0, len(bins), _TILE):
         tile = bins[first : first + _TILE, start:stop]
         for j in range(stop - start):
-            mine = counts[start + j]
+            histogram = counts[start + j]
             for i in range(len(tile)):
-                mine[tile[i, j]] += 1
+                histogram[tile[i, j]] += 1
 
 
 @_compiled
@@ -244,14 +244,14 @@ def sample(values, rows, bins, hashes, following, start, stop, salt, key, coeffi
     for first in range(0, len(rows), _TILE):
         tile, mixed = bins[first : first + _TILE, start:stop], hashes[first : first + _TILE]
         for j in range(stop - start):
-            least, own = key[start + j], salt[start + j]
+            least, neuron_salt = key[start + j], salt[start + j]
             for i in range(len(tile)):
-                place = _COARSE[tile[i, j]]
-                mine = (mixed[i] ^ own) * SPREADER
-                if mine < least[place]:
-                    least[place] = mine
-                    coefficient[start + j, place] = widen(values[rows[first + i], start + j])
-                    next_token[start + j, place] = following[first + i]
+                coarse = _COARSE[tile[i, j]]
+                candidate = (mixed[i] ^ neuron_salt) * SPREADER
+                if candidate < least[coarse]:
+                    least[coarse] = candidate
+                    coefficient[start + j, coarse] = widen(values[rows[first + i], start + j])
+                    next_token[start + j, coarse] = following[first + i]
 
 
 @_compiled
@@ -296,19 +296,19 @@ def rank(  # type: ignore[no-untyped-def]
     gate, up   [row, neuron]        pre-activations, unread unless `gated`; one row for each position if
                                     `each_position`, else one for each context, taken at its extremes
     threshold  f32[neuron]          in, out: |coefficients| below do not enter, nor does 0
-    key, what  u64[neuron rank]     in, out: descending; see `accumulate.Triggers`
+    key, what  u64[neuron rank]     in, out: descending; see `triggers.Triggers`
     """
-    found, payloads = np.empty(stop - start, np.int64), np.empty(stop - start, np.uint64)
+    entering, payloads = np.empty(stop - start, np.int64), np.empty(stop - start, np.uint64)
     for c in range(len(contexts)):
         hits = 0
         for j in range(start, stop):
             x = extreme[c, j] * polarity
             if x > 0 and x >= threshold[j]:
-                found[hits] = j
+                entering[hits] = j
                 hits += 1
         # All places are looked up before anything is entered, so that the processor can wait for many at a time.
         for i in range(hits):
-            j = found[i]
+            j = entering[i]
             position = at[c, j]
             signs = np.uint64(15)
             if gated:
@@ -318,7 +318,7 @@ def rank(  # type: ignore[no-untyped-def]
             payloads[i] = (np.uint64(position) << np.uint64(36)) | (token << np.uint64(4)) | signs
         low = np.uint64(0xFFFFFFFF) - np.uint64(contexts[c])
         for i in range(hits):
-            j = found[i]
+            j = entering[i]
             # Positive floats are in the order of their bits.
             bits = np.float32(extreme[c, j] * polarity).view(np.uint32)
             word = (np.uint64(bits) << np.uint64(32)) | low
@@ -335,12 +335,12 @@ def merge_ranked(key, what, other_key, other_what, start, stop):  # type: ignore
     for j in range(start, stop):
         if other_key[j, 0] <= key[j, places - 1]:
             continue
-        mine, theirs = 0, 0
+        first, second = 0, 0
         for i in range(places):
-            if key[j, mine] >= other_key[j, theirs]:
-                keys[i], whats[i] = key[j, mine], what[j, mine]
-                mine += 1
+            if key[j, first] >= other_key[j, second]:
+                keys[i], whats[i] = key[j, first], what[j, first]
+                first += 1
             else:
-                keys[i], whats[i] = other_key[j, theirs], other_what[j, theirs]
-                theirs += 1
+                keys[i], whats[i] = other_key[j, second], other_what[j, second]
+                second += 1
         key[j], what[j] = keys, whats

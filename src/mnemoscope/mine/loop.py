@@ -75,7 +75,7 @@ class StateFactory(Generic[S]):
 def run_shards(
     model: Model,
     plan: Plan,
-    kind: StateFactory[S],
+    factory: StateFactory[S],
     folder: Path,
     *,
     workers: int = 1,
@@ -90,7 +90,7 @@ def run_shards(
         # A worker that outlived a killed run has left once its lock is free.
         with locked(lock, folder.parent, _PATIENCE):
             pass
-    held = {file: kind.load(file) for file in sorted(folder.glob("state-*.npz"))}
+    held = {file: factory.load(file) for file in sorted(folder.glob("state-*.npz"))}
     done = frozenset().union(*(state.shards for state in held.values()))
     left = [shard for shard in range(plan.shards) if shard not in done]
     tally = _Tally(plan, done, report)
@@ -98,18 +98,18 @@ def run_shards(
         workers = min(workers, len(left))
         if workers == 1:
             file = folder / "state-0.npz"
-            held[file] = _Worker(model, plan, kind, file, held.get(file)).run(left, tally.add)
+            held[file] = _Worker(model, plan, factory, file, held.get(file)).run(left, tally.add)
         else:
             held.clear()
-            _spawn(model, plan, kind, folder, workers, left, tally)
-            held = {file: kind.load(file) for file in sorted(folder.glob("state-*.npz"))}
-    states = list(held.values()) or [kind.fresh()]
+            _spawn(model, plan, factory, folder, workers, left, tally)
+            held = {file: factory.load(file) for file in sorted(folder.glob("state-*.npz"))}
+    states = list(held.values()) or [factory.fresh()]
     return reduce(_merged, states)
 
 
-def _merged(one: S, other: S) -> S:
-    one.merge(other)
-    return one
+def _merged(state: S, other: S) -> S:
+    state.merge(other)
+    return state
 
 
 class _Tally:
@@ -130,10 +130,10 @@ class _Worker(Generic[S]):
     """One process's share of the work: shards in, one state file out."""
 
     def __init__(
-        self, model: Model, plan: Plan, kind: StateFactory[S], file: Path, state: S | None = None
+        self, model: Model, plan: Plan, factory: StateFactory[S], file: Path, state: S | None = None
     ) -> None:
         self._model, self._plan, self._file = model, plan, file
-        self._state = state if state is not None else kind.load(file) if file.exists() else kind.fresh()
+        self._state = state if state is not None else factory.load(file) if file.exists() else factory.fresh()
 
     def run(self, shards: Iterable[int], tell: Callable[[int], None]) -> S:
         """Do the shards, checkpointing now and then, and once at the end; returns the state."""
@@ -166,7 +166,7 @@ def _stop_if_orphaned() -> None:
 def _spawn(
     model: Model,
     plan: Plan,
-    kind: StateFactory[S],
+    factory: StateFactory[S],
     folder: Path,
     workers: int,
     left: list[int],
@@ -185,7 +185,7 @@ def _spawn(
     processes = [
         context.Process(
             target=_work,
-            args=(model, plan, kind, folder / f"state-{index}.npz", threads, tasks, news),
+            args=(model, plan, factory, folder / f"state-{index}.npz", threads, tasks, news),
             daemon=True,
         )
         for index in range(workers)
@@ -257,14 +257,14 @@ def _ended(code: int) -> str:
 
 
 def _work(
-    model: Model, plan: Plan, kind: StateFactory[S], file: Path, threads: int, tasks: Any, news: Any
+    model: Model, plan: Plan, factory: StateFactory[S], file: Path, threads: int, tasks: Any, news: Any
 ) -> None:
     """A worker process."""
     torch.set_num_threads(threads)
     try:
         with locked(file.with_suffix(".lock"), file.parent.parent, _PATIENCE):
             shards = chain.from_iterable(iter(tasks.get, None))
-            _Worker(model, plan, kind, file).run(shards, lambda tokens: news.put(("tokens", tokens)))
+            _Worker(model, plan, factory, file).run(shards, lambda tokens: news.put(("tokens", tokens)))
         news.put(("done", None))
     except errors.MnemoscopeError as error:
         news.put(("error", (type(error).__name__, str(error))))

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from mnemoscope.errors import RunError
-from mnemoscope.mine.reading import Reading, fields_of, nullable, set_fields
+from mnemoscope.mine.reading import LayerReading, fields_of, nullable, set_fields
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Sums:
         )
 
     def plus(self, other: Sums) -> Sums:
-        """Both, about the pivot of the first that has counted anything."""
+        """The sums of both, about the pivot of the first that has counted anything."""
         if not self.count:
             return other
         return Sums(self.count + other.count, self.pivot, self.powers + other.about(self.pivot))
@@ -98,7 +98,7 @@ class Moments:
         """f32[neuron] that power sums of this layer are to be taken about; None when any will do."""
         return self._pivot[layer] if self._tokens[layer] else None
 
-    def update(self, reading: Reading) -> None:
+    def update(self, reading: LayerReading) -> None:
         """Add to the shard that is being read."""
         layer = reading.layer
         self._contexts[layer] += len(reading.batch.contexts)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from mnemoscope.mine.kernel import BINS, COARSE_BINS, COARSE_OCTAVES, OCTAVES, SUB_BINS, ZERO_EXPONENT
 from mnemoscope.records import ContextBatch
+from mnemoscope.text.split import splitmix64
 
 HISTOGRAM_EVERY = 8  # one context in so many is counted into histograms and samples
 HISTOGRAM_SHARE = 1 / HISTOGRAM_EVERY
@@ -26,17 +26,8 @@ _PARTS = 8  # of a batch, reduced apart by as many threads as there are, so that
 _POSITION_BITS = np.uint64(21)
 
 
-def mix(x: Any) -> np.ndarray:
-    """A bijection of 64-bit integers that leaves no visible order (SplitMix64; Steele et al. 2014)."""
-    z = np.asarray(x).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
 def unmix(x: np.ndarray) -> np.ndarray:
-    """The inverse of `mix`."""
+    """The inverse of `splitmix64`."""
     z = x ^ (x >> np.uint64(31)) ^ (x >> np.uint64(62))
     with np.errstate(over="ignore"):
         z = z * np.uint64(pow(0x94D049BB133111EB, -1, 2**64))
@@ -49,12 +40,12 @@ def selected(contexts: np.ndarray, every: int = HISTOGRAM_EVERY) -> np.ndarray:
 
     Every context is as likely as any other, and which are taken depends on nothing but their ids.
     """
-    group, place = np.divmod(contexts, every)
-    return (mix(group) % np.uint64(every)).astype(np.int64) == place
+    group, member = np.divmod(contexts, every)
+    return (splitmix64(group) % np.uint64(every)).astype(np.int64) == member
 
 
 @dataclass(frozen=True)
-class Places:
+class CountedPlaces:
     """Where the counted positions of a batch are; the same for all layers.
 
     rows       i64[counted]          context * tokens + position, ascending
@@ -73,8 +64,8 @@ class Places:
     hashes: np.ndarray
 
     @classmethod
-    def of(cls, batch: ContextBatch, every: int) -> Places:
-        """Work them out."""
+    def of(cls, batch: ContextBatch, every: int) -> CountedPlaces:
+        """The places that count in a batch; one context in `every` goes into histograms and samples."""
         n_contexts, n_tokens = batch.tokens.shape
         assert not batch.counted[:, 0].any(), "position 0 must not count"
         assert ((batch.contexts >= 0) & (batch.contexts < 2**32)).all(), "context ids fill 32 bits"
@@ -88,14 +79,14 @@ class Places:
         following[:, :-1] = np.where(inside, batch.tokens[:, 1:], -1)
         chosen = np.flatnonzero(batch.counted & selected(batch.contexts, every)[:, None])
         context, position = np.divmod(chosen, n_tokens)
-        hashes = mix(
+        hashes = splitmix64(
             (batch.contexts[context].astype(np.uint64) << _POSITION_BITS) | position.astype(np.uint64)
         )
         return cls(rows, offsets, list(pairwise(bounds)), following, chosen, hashes)
 
 
 def address_of(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Context i64 and position i32 from `Places.hashes`: a bijection can be undone."""
+    """Context i64 and position i32 from `CountedPlaces.hashes`: a bijection can be undone."""
     address = unmix(hashes)
     position = address & ((np.uint64(1) << _POSITION_BITS) - np.uint64(1))
     return (address >> _POSITION_BITS).astype(np.int64), position.astype(np.int32)

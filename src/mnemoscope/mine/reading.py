@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mnemoscope.errors import ActivationError
 from mnemoscope.mine import kernel
-from mnemoscope.mine.places import HISTOGRAM_EVERY, Places
+from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
 from mnemoscope.records import ContextBatch
 
 _ROWS = 128  # that a thread takes at a time
@@ -39,7 +39,7 @@ class Extremes:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LayerReading:
     """What one layer of one batch amounts to.
 
     sums      f64[4 neuron]    first to fourth powers of (coefficient - pivot) over the counted positions
@@ -50,7 +50,7 @@ class Reading:
 
     layer: int
     batch: ContextBatch
-    places: Places
+    places: CountedPlaces
     pivot: np.ndarray
     largest: Extremes
     smallest: Extremes
@@ -86,9 +86,9 @@ def scan(
     gate: Coefficients | None = None,
     up: Coefficients | None = None,
     *,
-    places: Places | None = None,
+    places: CountedPlaces | None = None,
     pivot: np.ndarray | None = None,
-) -> Reading:
+) -> LayerReading:
     """Reduce a layer's coefficients, reading each once: compiled on the CPU, with `scan_torch` elsewhere.
 
     coefficients  fp32 or bf16 (read as they are), or another float dtype (converted to fp32 first)
@@ -98,7 +98,7 @@ def scan(
     """
     assert coefficients.shape[:2] == batch.tokens.shape, (coefficients.shape, batch.tokens.shape)
     assert (gate is None) == (up is None)
-    places = places or Places.of(batch, HISTOGRAM_EVERY)
+    places = places or CountedPlaces.of(batch, HISTOGRAM_EVERY)
     if coefficients.device.type != "cpu":
         return scan_torch(layer, coefficients, batch, gate, up, places=places, pivot=pivot)
     values = _matrix(coefficients)
@@ -109,15 +109,15 @@ def scan(
     sums = np.empty((len(places.parts), 4, neurons))
     positive = np.empty((len(places.parts), neurons), np.int64)
 
-    def part(index: int) -> None:
+    def reduce_range(index: int) -> None:
         kernel.reduce_contexts(
             values, places.rows, places.offsets, n_tokens, *places.parts[index], pivot,
             maximum, maximum_at, minimum, minimum_at, sums[index], positive[index],
         )  # fmt: skip
 
-    share_out(part, range(len(places.parts)))
+    share_out(reduce_range, range(len(places.parts)))
     gates = (None, None) if gate is None or up is None else (_matrix(gate), _matrix(up))
-    reading = Reading(
+    reading = LayerReading(
         layer, batch, places, pivot,
         Extremes(maximum, maximum_at, *gates), Extremes(minimum, minimum_at, *gates),
         _added_in_order(sums), positive.sum(0), values, places.chosen,
@@ -133,11 +133,11 @@ def scan_torch(
     gate: Coefficients | None = None,
     up: Coefficients | None = None,
     *,
-    places: Places | None = None,
+    places: CountedPlaces | None = None,
     pivot: np.ndarray | None = None,
-) -> Reading:
+) -> LayerReading:
     """`scan` in plain torch, for any device; equal to it but for the order in which power sums are added."""
-    places = places or Places.of(batch, HISTOGRAM_EVERY)
+    places = places or CountedPlaces.of(batch, HISTOGRAM_EVERY)
     pivot = _first(coefficients, places) if pivot is None else pivot
     device = coefficients.device
     counted = torch.from_numpy(batch.counted).to(device)[..., None]
@@ -148,14 +148,14 @@ def scan_torch(
         filled = torch.where(counted, x, filler)
         value = reduce(filled, 1)
         at = ((filled == value[:, None]) & counted).to(torch.uint8).argmax(1)
-        signs = [None if part is None else _matrix(part.gather(1, at[:, None])) for part in (gate, up)]
+        signs = [None if branch is None else _matrix(branch.gather(1, at[:, None])) for branch in (gate, up)]
         position = torch.where(none, -1, at).to(torch.int32)
         return Extremes(value.cpu().numpy(), position.cpu().numpy(), *signs)
 
     d = torch.where(counted, x.double() - torch.from_numpy(pivot).to(device).double(), 0.0)
     sums = torch.stack([(d**power).sum((0, 1)) for power in range(1, 5)])
     chosen = x.flatten(0, 1)[torch.from_numpy(places.chosen).to(device)]
-    reading = Reading(
+    reading = LayerReading(
         layer, batch, places, pivot,
         extremes(-np.inf, torch.amax), extremes(np.inf, torch.amin),
         sums.cpu().numpy(), ((x > 0) & counted).sum((0, 1)).cpu().numpy(),
@@ -173,7 +173,7 @@ def _matrix(x: Tensor) -> np.ndarray:
     return x.float().numpy()
 
 
-def _first(coefficients: Tensor, places: Places) -> np.ndarray:
+def _first(coefficients: Tensor, places: CountedPlaces) -> np.ndarray:
     """f32[neuron]: the first counted coefficient, 0 when none counts."""
     if not len(places.rows):
         return np.zeros(coefficients.shape[2], np.float32)
@@ -183,22 +183,22 @@ def _first(coefficients: Tensor, places: Places) -> np.ndarray:
 
 def _added_in_order(parts: np.ndarray) -> np.ndarray:
     total = np.zeros(parts.shape[1:])
-    for part in parts:
-        total += part
+    for partial_sums in parts:
+        total += partial_sums
     return total
 
 
-def _check_finite(reading: Reading, values: Tensor | None = None) -> None:
+def _check_finite(reading: LayerReading, values: Tensor | None = None) -> None:
     """No read is spent on this: a power sum of finite fp32 numbers is finite, and of others never."""
     if np.isfinite(reading.sums[3]).all():
         return
     rows = reading.places.rows
     x = reading.values if values is None else values.flatten(0, 1).cpu().numpy()
     counted = x[rows] if x.dtype == np.float32 else (x[rows].astype(np.uint32) << 16).view(np.float32)
-    place, neuron = np.argwhere(~np.isfinite(counted))[0]
-    context, position = divmod(int(rows[place]), reading.batch.tokens.shape[1])
+    row, neuron = np.argwhere(~np.isfinite(counted))[0]
+    context, position = divmod(int(rows[row]), reading.batch.tokens.shape[1])
     raise ActivationError(
-        f"reading activations: L{reading.layer}N{neuron} is {counted[place, neuron]} at position {position} of "
+        f"reading activations: L{reading.layer}N{neuron} is {counted[row, neuron]} at position {position} of "
         f"context {reading.batch.contexts[context]}; finite numbers are needed: load the model with dtype fp32, "
         "or check its weights"
     )
@@ -227,7 +227,7 @@ def share_out(work: Callable[[int], None], pieces: Iterable[int]) -> None:
 class Accumulator(Protocol):
     """Something that readings are poured into, layer by layer; merging gives the same bits in any order."""
 
-    def update(self, reading: Reading) -> None:
+    def update(self, reading: LayerReading) -> None:
         """Take in one layer of one batch."""
 
     def merge(self, other: Any) -> None:
@@ -258,10 +258,10 @@ def fields_of(accumulator: HasFields) -> dict[str, np.ndarray]:
 def set_fields(accumulator: HasFields, state: Mapping[str, np.ndarray]) -> None:
     """Take over the arrays that an accumulator declares; shapes and dtypes must be those it has."""
     for name in accumulator.FIELDS:
-        mine, given = getattr(accumulator, name), state[name]
-        if (mine.shape, mine.dtype) != (given.shape, given.dtype):
-            raise ValueError(f"{name} is {given.dtype}{given.shape}, not {mine.dtype}{mine.shape}")
-        setattr(accumulator, name, np.ascontiguousarray(given))
+        held, saved = getattr(accumulator, name), state[name]
+        if (held.shape, held.dtype) != (saved.shape, saved.dtype):
+            raise ValueError(f"{name} is {saved.dtype}{saved.shape}, not {held.dtype}{held.shape}")
+        setattr(accumulator, name, np.ascontiguousarray(saved))
 
 
 def nullable(values: np.ndarray, null: np.ndarray, kind: Any) -> pa.Array:

@@ -15,7 +15,7 @@ from mnemoscope import files
 from mnemoscope.errors import ActivationError, RunCorrupt, RunMismatch
 from mnemoscope.mine.distribution import Histograms, Samples
 from mnemoscope.mine.moments import Moments
-from mnemoscope.mine.places import HISTOGRAM_EVERY, Places
+from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
 from mnemoscope.mine.reading import Accumulator, scan
 from mnemoscope.mine.triggers import Triggers
 from mnemoscope.model.capture import Coefficients, Inputs
@@ -46,7 +46,7 @@ class NeuronStatistics:
             "triggers": Triggers(layers, neurons, top),
             "samples": Samples(layers, neurons),
         }
-        self._places: tuple[ContextBatch, Places] | None = None
+        self._places: tuple[ContextBatch, CountedPlaces] | None = None
         self._contexts: list[np.ndarray] = []
 
     @property
@@ -75,7 +75,7 @@ class NeuronStatistics:
         Raises ActivationError when a counted coefficient is NaN or infinite.
         """
         if self._places is None or self._places[0] is not batch:
-            self._places = batch, Places.of(batch, self.every)
+            self._places = batch, CountedPlaces.of(batch, self.every)
         if layer == 0:
             self._contexts.append(batch.contexts)
         places, pivot = self._places[1], self.moments.pivot(layer)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from mnemoscope.mine import kernel
-from mnemoscope.mine.reading import Extremes, Reading, fields_of, nullable, set_fields, share_out
+from mnemoscope.mine.reading import Extremes, LayerReading, fields_of, nullable, set_fields, share_out
 
 POLARITIES = (1, -1)
 _BLOCK = 128  # neurons that a thread takes at a time
@@ -38,12 +38,12 @@ class Triggers:
         self.what = np.zeros_like(self.key)
         self._threshold = np.zeros((layers, 2, neurons), np.float32)
 
-    def update(self, reading: Reading) -> None:
+    def update(self, reading: LayerReading) -> None:
         """Enter the extremes of each context; only those that enter have their place looked up."""
         for index, extremes in enumerate((reading.largest, reading.smallest)):
             self._enter(reading, index, extremes)
 
-    def _enter(self, reading: Reading, index: int, extremes: Extremes) -> None:
+    def _enter(self, reading: LayerReading, index: int, extremes: Extremes) -> None:
         key, what = self.key[reading.layer, index], self.what[reading.layer, index]
         threshold = self._threshold[reading.layer, index]
         following, nothing = reading.places.following, reading.values[:0]
@@ -62,14 +62,14 @@ class Triggers:
         share_out(block, range(0, len(key), _BLOCK))
 
     def merge(self, other: Triggers) -> None:
-        """Keep the k first of both."""
+        """Keep the k first triggers of both."""
         shape = (-1, self.key.shape[-1])
-        mine = self.key.reshape(shape), self.what.reshape(shape)
-        theirs = other.key.reshape(shape), other.what.reshape(shape)
+        kept = self.key.reshape(shape), self.what.reshape(shape)
+        others = other.key.reshape(shape), other.what.reshape(shape)
         step = 8 * _BLOCK
         share_out(
-            lambda start: kernel.merge_ranked(*mine, *theirs, start, min(start + step, len(mine[0]))),
-            range(0, len(mine[0]), step),
+            lambda start: kernel.merge_ranked(*kept, *others, start, min(start + step, len(kept[0]))),
+            range(0, len(kept[0]), step),
         )
         self._set_threshold()
 

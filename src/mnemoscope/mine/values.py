@@ -6,7 +6,7 @@ negative coefficient promotes what is listed as suppressed.
 
 The key is read through the input embedding, as a question with an exact answer: which coefficient would the bare
 embedding of a token (no position, no attention) cause if it entered this layer? Both key rows of a gated neuron
-take part. This says what switches a neuron on only near the bottom of the model.
+take block. This says what switches a neuron on only near the bottom of the model.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> t
 
     token_vectors  Float[Tensor, "vocabulary width"] from `bare_tokens`
     """
-    part = model.anatomy.layers[layer]
-    tokens, logits, normalisers, entropies = _read_values(lens, value_vectors(part))
+    block = model.anatomy.layers[layer]
+    tokens, logits, normalisers, entropies = _read_values(lens, value_vectors(block))
     n_neurons = tokens.shape[0]
     probabilities = np.exp(logits - normalisers[:, None, None])
     shape = tokens.shape
@@ -59,17 +59,17 @@ def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> t
             "probability": probabilities.ravel().astype(np.float32),
         }
     )
-    ups = part.ups()
+    ups = block.ups()
     columns = {
         "layer": np.full(n_neurons, layer, np.int16),
         "neuron": np.arange(n_neurons, dtype=np.int32),
-        "value_norm": _norms(part.values()),
-        "key_norm": _norms(part.keys()),
+        "value_norm": _norms(block.values()),
+        "key_norm": _norms(block.keys()),
         "up_norm": pa.nulls(n_neurons, pa.float32()) if ups is None else _norms(ups),
         "value_max_probability": probabilities[:, 0, 0].astype(np.float32),
         "value_entropy": entropies.astype(np.float32),
     }
-    key_tokens, coefficients = _read_keys(model, part, token_vectors)
+    key_tokens, coefficients = _read_keys(model, block, token_vectors)
     for side, suffix in ((0, ""), (1, "_negative")):
         columns[f"key_tokens{suffix}"] = _lists(key_tokens[:, side], pa.int32())
         columns[f"key_coefficients{suffix}"] = _lists(coefficients[:, side], pa.float32())
@@ -81,10 +81,10 @@ def value_tokens(model: Model, layer: int, lens: Lens, neurons: Tensor) -> tuple
     return _read_values(lens, value_vectors(model.anatomy.layers[layer])[neurons])[:2]
 
 
-def value_vectors(part: Layer) -> Float[Tensor, "neuron width"]:
+def value_vectors(block: Layer) -> Float[Tensor, "neuron width"]:
     """What each neuron adds to the stream, up to its coefficient and a scale that the own lens removes."""
-    rows = part.values().detach().float()
-    norm = part.post_ffn_norm
+    rows = block.values().detach().float()
+    norm = block.post_ffn_norm
     return rows if norm is None else norm.linear(rows, rows.new_ones(1))
 
 
@@ -95,12 +95,12 @@ def bare_tokens(model: Model) -> Float[Tensor, "vocabulary width"]:
 
 
 def _read_values(
-    lens: Lens, written: Float[Tensor, "neuron width"]
+    lens: Lens, vectors: Float[Tensor, "neuron width"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Tokens and logits [neuron, 2, VALUE_TOKENS], and log-normaliser and entropy (nats) [neuron]."""
     kept: list[tuple[np.ndarray, ...]] = []
     with torch.inference_mode():
-        for tile in written.split(_TILE):
+        for tile in vectors.split(_TILE):
             logits = lens.logits(tile)
             top = logits.amax(1, keepdim=True)
             # Below -80 a probability is no number that fp32 can hold; clamping spares slow denormals.
@@ -115,30 +115,29 @@ def _read_values(
     return tokens, scores, normalisers, entropies
 
 
-def _read_keys(model: Model, part: Layer, token_vectors: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _read_keys(model: Model, block: Layer, token_vectors: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and coefficients [neuron, 2, KEY_TOKENS] that bare embeddings would cause in this layer."""
     kept = []
     with torch.inference_mode():
-        normed = token_vectors if part.ffn_norm is None else part.ffn_norm(token_vectors)
+        normed = token_vectors if block.ffn_norm is None else block.ffn_norm(token_vectors)
         normed = normed.to(token_vectors.dtype).T.contiguous()
         for neurons in torch.arange(model.anatomy.n_neurons).split(_TILE):
-            coefficients = _coefficients(model, part, neurons, normed)
+            coefficients = _coefficients(model, block, neurons, normed)
             kept.append(extremes(coefficients.float().cpu().numpy(), min(KEY_TOKENS, normed.shape[1])))
-    found = zip(*kept, strict=True)
-    tokens, scores = (np.concatenate(parts) for parts in found)
+    tokens, scores = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     return tokens, scores
 
 
-def _coefficients(model: Model, part: Layer, neurons: Tensor, normed: Tensor) -> Tensor:
+def _coefficients(model: Model, block: Layer, neurons: Tensor, normed: Tensor) -> Tensor:
     """Coefficients [neuron, vocabulary] of some neurons for normed inputs [width, vocabulary]."""
 
     def project(rows: Tensor, bias: Tensor | None) -> Tensor:
         chosen = rows[neurons].to(normed.dtype) @ normed
         return chosen if bias is None else chosen + bias[neurons, None].to(normed.dtype)
 
-    ups = part.ups()
-    active = model.anatomy.act(project(part.keys(), part.key_bias()))
-    return active if ups is None else active * project(ups, part.up_bias())
+    ups = block.ups()
+    active = model.anatomy.act(project(block.keys(), block.key_bias()))
+    return active if ups is None else active * project(ups, block.up_bias())
 
 
 def extremes(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,13 +147,13 @@ def extremes(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     Library top-k routines leave the order of ties open, and equal rows of an unembedding do tie.
     """
     columns = np.zeros((scores.shape[0], 2, k), np.int32)
-    found = np.zeros((scores.shape[0], 2, k), np.float32)
-    _extremes(np.ascontiguousarray(scores, np.float32), columns, found)
-    return columns, found
+    kept = np.zeros((scores.shape[0], 2, k), np.float32)
+    _extremes(np.ascontiguousarray(scores, np.float32), columns, kept)
+    return columns, kept
 
 
 @njit(cache=True, parallel=True)
-def _extremes(scores, columns, found):  # type: ignore[no-untyped-def]
+def _extremes(scores, columns, kept):  # type: ignore[no-untyped-def]
     k = columns.shape[2]
     for row in prange(scores.shape[0]):
         for side in range(2):
@@ -165,17 +164,17 @@ def _extremes(scores, columns, found):  # type: ignore[no-untyped-def]
             for column in range(scores.shape[1]):
                 score = sign * scores[row, column]
                 if score > worst:
-                    place = k - 1
-                    while place > 0 and best[place - 1] < score:
-                        best[place] = best[place - 1]
-                        where[place] = where[place - 1]
-                        place -= 1
-                    best[place] = score
-                    where[place] = column
+                    rank = k - 1
+                    while rank > 0 and best[rank - 1] < score:
+                        best[rank] = best[rank - 1]
+                        where[rank] = where[rank - 1]
+                        rank -= 1
+                    best[rank] = score
+                    where[rank] = column
                     worst = best[k - 1]
-            for place in range(k):
-                columns[row, side, place] = where[place]
-                found[row, side, place] = sign * best[place]
+            for rank in range(k):
+                columns[row, side, rank] = where[rank]
+                kept[row, side, rank] = sign * best[rank]
 
 
 def _norms(rows: Tensor) -> np.ndarray:

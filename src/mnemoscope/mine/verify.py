@@ -1,6 +1,6 @@
 """Recompute what a run says from the model, and say what differs.
 
-One shard, chosen by a seed, is mined again with the very batches of the plan, so on the machine that built the run
+One shard, chosen by a seed, is statistics again with the very batches of the plan, so on the machine that built the run
 every number must come out the same bit for bit; elsewhere, within the tolerance of the dtype. From that shard follow
 
     coefficients  every stored trigger whose context lies in the shard, and no stronger one that is missing;
@@ -34,7 +34,7 @@ from mnemoscope.run.reading import Run
 from mnemoscope.text.plan import batches
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}  # relative, between machines
-_PLACES = {
+_KEYS = {
     "triggers": ["layer", "neuron", "polarity", "context"],
     "null_triggers": ["kind", "layer", "neuron", "polarity", "context"],
 }
@@ -58,13 +58,13 @@ def verify(
     shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1
     shard = int(generator.integers(shards))
     tolerance = TOLERANCE[model.dtype]
-    again = _mine(run, model, shard, report or (lambda _: None))
-    tables = [table for table in _PLACES if table in run.manifest.tables]
+    recomputed = _mine(run, model, shard, report or (lambda _: None))
+    tables = [table for table in _KEYS if table in run.manifest.tables]
     checks = (
         _files(run),
-        *(check(run, again, table, tolerance) for table in tables for check in (_triggers, _missing)),
-        _moments(run, again, shard, tolerance),
-        _ranges(run, again, tolerance),
+        *(check(run, recomputed, table, tolerance) for table in tables for check in (_triggers, _missing)),
+        _moments(run, recomputed, shard, tolerance),
+        _ranges(run, recomputed, tolerance),
         _totals(run),
         _values(run, model, generator, sample),
         _by_token(run),
@@ -76,27 +76,27 @@ def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]
     special = run.manifest.options["special"]
     work = list(batches(run.file("contexts"), shard, special))
     options = run.manifest.options
-    mined = RunStatistics.of(model, Nulls.of(model, options.get("nulls")), options["top"])
+    statistics = RunStatistics.of(model, Nulls.of(model, options.get("nulls")), options["top"])
     total, done = sum(batch.n_tokens for batch in work), 0
     with Capture(model) as capture:
         for batch in work:
-            capture.sweep(batch, mined.update)
+            capture.sweep(batch, statistics.update)
             done += batch.n_tokens
             report(Progress("mining again", done, total, "tokens"))
-    mined.finish_shard(shard)
-    return mined
+    statistics.finish_shard(shard)
+    return statistics
 
 
-def _frame(again: RunStatistics, name: str) -> pl.DataFrame:
-    tables = [again.tables(layer)[name] for layer in range(again.neurons.layers)]
+def _frame(recomputed: RunStatistics, name: str) -> pl.DataFrame:
+    tables = [recomputed.tables(layer)[name] for layer in range(recomputed.neurons.layers)]
     return pl.concat([pl.DataFrame(pl.from_arrow(table)) for table in tables])
 
 
-def _compare(name: str, stored: np.ndarray, found: np.ndarray, tolerance: float, note: str = "") -> Check:
+def _compare(name: str, stored: np.ndarray, fresh: np.ndarray, tolerance: float, note: str = "") -> Check:
     """Relative difference, where nothing counts as smaller than a thousandth of the largest."""
     scale = np.maximum(np.abs(stored), np.abs(stored).max(initial=0.0) * 1e-3)
     with np.errstate(invalid="ignore"):
-        difference = np.abs(stored - found) / np.where(scale > 0, scale, 1.0)
+        difference = np.abs(stored - fresh) / np.where(scale > 0, scale, 1.0)
     difference = np.where(np.isnan(difference), np.inf, difference)
     differing = int((difference > tolerance).sum())
     return Check(name, stored.size, differing, float(difference.max(initial=0.0)), note)
@@ -112,32 +112,32 @@ def _name(text: str, table: str) -> str:
     return text if table == "triggers" else f"{text} (null units)"
 
 
-def _triggers(run: Run, again: RunStatistics, table: str, tolerance: float) -> Check:
+def _triggers(run: Run, recomputed: RunStatistics, table: str, tolerance: float) -> Check:
     """Stored triggers of the shard's contexts against the shard's own top list, which must hold them all."""
-    contexts = pl.Series("context", sorted(again.neurons.contexts), dtype=pl.Int64)
+    contexts = pl.Series("context", sorted(recomputed.neurons.contexts), dtype=pl.Int64)
     stored = run.table(table).filter(pl.col("context").is_in(contexts.implode())).collect()
-    joined = stored.join(_frame(again, table), on=_PLACES[table], how="left", suffix="_again")
-    found = joined["coefficient_again"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    joined = stored.join(_frame(recomputed, table), on=_KEYS[table], how="left", suffix="_again")
+    fresh = joined["coefficient_again"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     moved = joined.filter(pl.col("position") != pl.col("position_again")).height
     coefficients = joined["coefficient"].cast(pl.Float64).to_numpy()
     return _compare(
-        _name("coefficients", table), coefficients, found, tolerance, f"{moved} at another position"
+        _name("coefficients", table), coefficients, fresh, tolerance, f"{moved} at another position"
     )
 
 
-def _missing(run: Run, again: RunStatistics, table: str, tolerance: float) -> Check:
+def _missing(run: Run, recomputed: RunStatistics, table: str, tolerance: float) -> Check:
     """Triggers of the shard that beat the weakest that is stored, and are not stored."""
-    top, place = run.manifest.options["top"], _PLACES[table]
+    top, key = run.manifest.options["top"], _KEYS[table]
     weakest = (
         run.table(table)
         .filter(pl.col("rank") == top - 1)
-        .select(*place[:-1], pl.col("coefficient").alias("weakest"))
+        .select(*key[:-1], pl.col("coefficient").alias("weakest"))
     )
     absent = (
-        _frame(again, table)
+        _frame(recomputed, table)
         .lazy()
-        .join(run.table(table).select(place), on=place, how="anti")
-        .join(weakest, on=place[:-1], how="left")
+        .join(run.table(table).select(key), on=key, how="anti")
+        .join(weakest, on=key[:-1], how="left")
         .with_columns(strength=pl.col("coefficient").abs(), bar=pl.col("weakest").abs())
     )
     # A list that is not full has no weakest: everything belongs in it.
@@ -147,10 +147,10 @@ def _missing(run: Run, again: RunStatistics, table: str, tolerance: float) -> Ch
     return Check(_name("no trigger is missing", table), absent.collect().height, wrong.height, 0.0)
 
 
-def _moments(run: Run, again: RunStatistics, shard: int, tolerance: float) -> Check:
+def _moments(run: Run, recomputed: RunStatistics, shard: int, tolerance: float) -> Check:
     names = ["tokens", "sum", "sum_squares", "sum_cubes", "sum_fourths"]
     stored = run.table("shards").filter(pl.col("shard") == shard).sort("layer").collect()
-    fresh = pl.DataFrame(pl.from_arrow(again.neurons.shard_rows())).sort("layer")
+    fresh = pl.DataFrame(pl.from_arrow(recomputed.neurons.shard_rows())).sort("layer")
     note = f"shard {shard}: {int(stored['tokens'][0]):,} tokens x all neurons"
     return _compare(
         "moments",
@@ -161,17 +161,17 @@ def _moments(run: Run, again: RunStatistics, shard: int, tolerance: float) -> Ch
     )
 
 
-def _ranges(run: Run, again: RunStatistics, tolerance: float) -> Check:
-    fresh = _frame(again, "neurons")
+def _ranges(run: Run, recomputed: RunStatistics, tolerance: float) -> Check:
+    fresh = _frame(recomputed, "neurons")
     stored = run.table("neurons").select("min", "max").collect()
     slack = tolerance * np.maximum(stored["max"].abs().to_numpy(), stored["min"].abs().to_numpy())
     outside = (fresh["max"].to_numpy() > stored["max"].to_numpy() + slack) | (
         fresh["min"].to_numpy() < stored["min"].to_numpy() - slack
     )
     counts = run.table("histograms").select("counts").collect()["counts"].to_list()
-    partial = _frame(again, "histograms")["counts"].to_list()
+    counts_again = _frame(recomputed, "histograms")["counts"].to_list()
     sizes = np.asarray(counts).sum(1)
-    more = np.asarray(partial).sum(1) > sizes
+    more = np.asarray(counts_again).sum(1) > sizes
     wrong = int(outside.sum() + more.sum() + (sizes != sizes[0]).sum())
     return Check("ranges and histograms", fresh.height, wrong, 0.0)
 
@@ -201,31 +201,31 @@ def _values(run: Run, model: Model, generator: np.random.Generator, sample: int)
     sample = min(sample, parts.n_layers * parts.n_neurons)
     chosen = np.sort(generator.choice(parts.n_layers * parts.n_neurons, sample, replace=False))
     lens = Lens.of(parts, values.LENS)
-    stored_logits, found_logits, wrong = [], [], 0
+    stored_logits, fresh_logits, wrong = [], [], 0
     for layer in np.unique(chosen // parts.n_neurons):
         neurons = chosen[chosen // parts.n_neurons == layer] % parts.n_neurons
         tokens, logits = values.value_tokens(model, int(layer), lens, torch.from_numpy(neurons))
-        for place, neuron in enumerate(neurons):
+        for row, neuron in enumerate(neurons):
             stored = run.rows("values", int(layer), int(neuron))
             stored_logits.append(stored["logit"].cast(pl.Float64).to_numpy())
-            found_logits.append(logits[place].ravel().astype(np.float64))
-            wrong += int((stored["token"].to_numpy() != tokens[place].ravel()).sum())
-    check = _compare("values", np.concatenate(stored_logits), np.concatenate(found_logits), 1e-4)
+            fresh_logits.append(logits[row].ravel().astype(np.float64))
+            wrong += int((stored["token"].to_numpy() != tokens[row].ravel()).sum())
+    check = _compare("values", np.concatenate(stored_logits), np.concatenate(fresh_logits), 1e-4)
     note = f"{sample} neurons; {wrong} tokens at another rank"
     return Check(check.name, check.compared, check.differing, check.largest, note)
 
 
 def _by_token(run: Run) -> Check:
     """`values_by_token` against `values`: the same rows, in the order in which tokens are looked up."""
-    place, said = ["layer", "neuron", "polarity", "rank"], ["token", "logit", "probability"]
-    rows, ordered = (run.table(name).select(place + said) for name in ("values", "values_by_token"))
+    key, read = ["layer", "neuron", "polarity", "rank"], ["token", "logit", "probability"]
+    rows, ordered = (run.table(name).select(key + read) for name in ("values", "values_by_token"))
     first, second = (
         frame.select(pl.struct(pl.all()).hash().sum()).collect().item() for frame in (rows, ordered)
     )
     wrong = 0
     if first != second:  # else no need to bring every row together with itself
-        joined = rows.join(ordered, on=place, how="full", suffix="_ordered")
-        other = pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_ordered")) for name in said)
+        joined = rows.join(ordered, on=key, how="full", suffix="_ordered")
+        other = pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_ordered")) for name in read)
         wrong = joined.select(other.sum()).collect().item()
     wrong += ordered.select((pl.col("token").diff() < 0).sum()).collect().item()
     return Check("values by token", run.manifest.tables["values"].rows, wrong, 0.0)

@@ -115,25 +115,25 @@ def _check_weights(hf: PreTrainedModel) -> None:
     """All in memory, on one device, in a dtype that is computed in."""
     weights = dict(hf.named_parameters()) | dict(hf.named_buffers())
     doing = f"loading a {type(hf).__name__}"
-    if away := [name for name, one in weights.items() if one.is_meta]:
+    if away := [name for name, weight in weights.items() if weight.is_meta]:
         raise ModelNotSupported(
             f"{doing}: {len(away)} of its {len(weights)} tensors (the first is {away[0]}) are on the meta device, "
             "either offloaded or never loaded; load it whole on one device (no device_map, no cpu_offload)"
         )
-    devices = sorted({str(one.device) for one in weights.values()})
+    devices = sorted({str(weight.device) for weight in weights.values()})
     if len(devices) > 1:
         raise ModelNotSupported(
             f"{doing}: its weights are on several devices ({', '.join(devices)}); load it on one (hf.to(device))"
         )
-    spread = next((name for name, one in weights.items() if type(one).__name__ == "DTensor"), None)
+    spread = next((name for name, weight in weights.items() if type(weight).__name__ == "DTensor"), None)
     if spread is not None:
         raise ModelNotSupported(
             f"{doing}: its weights are spread over processes ({spread} is a DTensor); load it whole in one"
         )
-    for name, one in hf.named_parameters():
-        if one.is_floating_point() and not _computed_in(one):
+    for name, weight in hf.named_parameters():
+        if weight.is_floating_point() and not _computed_in(weight):
             raise ModelNotSupported(
-                f"{doing}: {name} is in {str(one.dtype).removeprefix('torch.')}; float32, bfloat16 and float16 are "
+                f"{doing}: {name} is in {str(weight.dtype).removeprefix('torch.')}; float32, bfloat16 and float16 are "
                 "accepted: convert a copy (copy.deepcopy(hf).float()), or load it without quantisation"
             )
 

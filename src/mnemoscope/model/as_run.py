@@ -76,14 +76,14 @@ def _compare(hf: PreTrainedModel, anatomy: Anatomy, inputs: list[Tensor], truth:
     """Each input's logits as the model will be run, against those that were taken apart."""
     try:
         with observed(hf, upcast=True, attention=None):
-            found = dict(_as_run(hf, inputs))
+            logits_by_way = dict(_as_run(hf, inputs))
         allowed = TOLERANCE
     except (ImportError, RuntimeError, TypeError, ValueError) as first:
         with _or_refused(hf, anatomy, first), observed(hf, upcast=False, attention=None):
-            found = dict(_as_run(hf, inputs))
+            logits_by_way = dict(_as_run(hf, inputs))
         with observed(hf, upcast=False, attention=anatomy.attention):
             allowed = SLACK * max(_error(logits, truth) for _, logits in _as_run(hf, inputs))
-    for how, logits in found.items():
+    for how, logits in logits_by_way.items():
         error = _error(logits, truth)
         if not error <= allowed:
             raise _differs(hf, anatomy, how, error, allowed)
@@ -91,7 +91,7 @@ def _compare(hf: PreTrainedModel, anatomy: Anatomy, inputs: list[Tensor], truth:
 
 def _check_dtypes(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> None:
     """A model with weights in several dtypes must also run as it is: in fp32 they are all alike."""
-    dtypes = sorted({str(one.dtype).removeprefix("torch.") for one in hf.parameters()})
+    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in hf.parameters()})
     if len(dtypes) == 1:
         return
     try:
@@ -123,9 +123,9 @@ def tokens_to_check(hf: PreTrainedModel, anatomy: Anatomy) -> int:
     return min(max([LENGTH, *(window + 4 for window in small)]), anatomy.context_length)
 
 
-def _error(found: list[Tensor], truth: list[Tensor]) -> float:
+def _error(logits: list[Tensor], truth: list[Tensor]) -> float:
     """The largest difference as a share of the range of the logits."""
-    pairs = list(zip(found, truth, strict=True))
+    pairs = list(zip(logits, truth, strict=True))
     return max(float((a - b).abs().max() / (b.max() - b.min())) for a, b in pairs)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mnemoscope.errors import ModelNotSupported
@@ -15,7 +16,7 @@ from mnemoscope.model.as_run import RunsOtherwise, check_as_run, drawn, implemen
 from mnemoscope.model.parts import Anatomy
 from mnemoscope.model.reading import candidates
 from mnemoscope.model.stream import Stream, trace
-from mnemoscope.model.watch import TOLERANCE, failed, flat, hidden, hooked, observed, plainly
+from mnemoscope.model.watch import TOLERANCE, EndOfPass, failed, flat, hooked, observed, plainly, watch
 
 
 @plainly()
@@ -116,36 +117,27 @@ def _check_embedding(stream: Stream) -> None:
 
 
 def _first_input(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> Tensor:
-    handle = anatomy.layers[0].module.register_forward_pre_hook(_stop, with_kwargs=True)
-    with hooked([handle]):
-        try:
-            hf(input_ids=tokens[None], use_cache=False)
-        except _Seen as seen:
-            return seen.residual
-    raise AssertionError(f"a forward pass of {anatomy.family} ended without entering its first block")
+    residuals: list[Tensor] = []
 
+    def stop(_: str, residual: Tensor) -> NoReturn:
+        residuals.append(flat(residual))
+        raise EndOfPass
 
-def _stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    raise _Seen(hidden(args, kwargs))
-
-
-class _Seen(Exception):  # noqa: N818
-    """Ends a forward pass once its first residual is known."""
-
-    def __init__(self, residual: Tensor) -> None:
-        super().__init__()
-        self.residual = residual
+    with hooked(watch(anatomy.layers[0], ("lin",), stop)), suppress(EndOfPass):
+        hf(input_ids=tokens[None], use_cache=False)
+    assert residuals, f"a forward pass of {anatomy.family} ended without entering its first block"
+    return residuals[0]
 
 
 def _check_attention(stream: Stream, index: int) -> None:
-    anatomy, part, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
-    read = traced.lin.float() if part.input_norm is None else part.input_norm(traced.lin.float())
+    anatomy, block, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
+    read = traced.lin.float() if block.input_norm is None else block.input_norm(traced.lin.float())
     mixed = (traced.alpha.float() @ traced.value.float()).transpose(0, 1).reshape(traced.mixed.shape)
     ahead = traced.alpha.float().triu(1)
     _require(stream, index, "attention", "the input norm", read, traced.attention_input)
     _require(stream, index, "attention", "weights looking ahead", ahead, torch.zeros_like(ahead), whole=True)
     _require(stream, index, "attention", "weights x values", mixed, traced.mixed)
-    written = (mixed.float() @ flat(part.heads()).float()) + _or_zero(part.out_bias())
+    written = (mixed.float() @ flat(block.heads()).float()) + _or_zero(block.out_bias())
     _require(stream, index, "attention", "heads x sources and bias", written, traced.attention_output)
     if not anatomy.parallel:
         after = traced.lin.float() + stream.attention_update(index)
@@ -153,22 +145,22 @@ def _check_attention(stream: Stream, index: int) -> None:
 
 
 def _check_ffn(stream: Stream, index: int) -> None:
-    anatomy, part, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
+    anatomy, block, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
     source = traced.lin if anatomy.parallel else traced.lres
-    read = source.float() if part.ffn_norm is None else part.ffn_norm(source.float())
-    gate = read @ part.keys().float().T + _or_zero(part.key_bias())
+    read = source.float() if block.ffn_norm is None else block.ffn_norm(source.float())
+    gate = read @ block.keys().float().T + _or_zero(block.key_bias())
     _require(stream, index, "FFN", "the input norm", read, traced.ffn_input)
     _require(stream, index, "FFN", "the keys", gate, traced.gate)
     coefficients = anatomy.act(traced.gate.float())
     if traced.up is not None:
-        ups = part.ups()
+        ups = block.ups()
         assert ups is not None
         _require(
-            stream, index, "FFN", "the up keys", read @ ups.float().T + _or_zero(part.up_bias()), traced.up
+            stream, index, "FFN", "the up keys", read @ ups.float().T + _or_zero(block.up_bias()), traced.up
         )
         coefficients = coefficients * traced.up.float()
     _require(stream, index, "FFN", "activation (x up)", coefficients, traced.coefficients)
-    written = traced.coefficients.float() @ part.values().float() + _or_zero(part.down_bias())
+    written = traced.coefficients.float() @ block.values().float() + _or_zero(block.down_bias())
     _require(stream, index, "FFN", "neurons and bias", written, traced.ffn_output)
     where = "attention and FFN, which are parallel," if anatomy.parallel else "FFN"
     before = traced.lin.float() + stream.attention_update(index) if anatomy.parallel else traced.lres.float()

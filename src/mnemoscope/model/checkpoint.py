@@ -37,25 +37,25 @@ _OTHER_SENSES = re.compile(
 _INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}
 
 
-def check_tensors(name: str, found: Mapping[str, Any], *, allow_unused: bool) -> tuple[str, ...]:
+def check_tensors(name: str, info: Mapping[str, Any], *, allow_unused: bool) -> tuple[str, ...]:
     """What was left unused, a line for each kind; `ModelError` for what may make it another model.
 
-    found  the loading info of transformers: missing, unexpected and mismatched keys
+    info  the loading info of transformers: missing, unexpected and mismatched keys
     """
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"loading the model {name}: its weights lack {len(missing)} tensors (the first is {missing[0]}), which "
             "would be random; give a complete checkpoint of a causal language model"
         )
-    if wrong := sorted(found["mismatched_keys"]):
+    if wrong := sorted(info["mismatched_keys"]):
         first, stored, wanted = wrong[0]
         raise ModelError(
             f"loading the model {name}: {len(wrong)} tensors have another size than its config.json says (the first is "
             f"{first}: {list(stored)} instead of {list(wanted)}); give weights and a config that belong together"
         )
-    unused = sorted(one for one in found["unexpected_keys"] if not _HARMLESS.search(one))
-    senses = [one for one in unused if _OTHER_SENSES.search(one)]
-    others = [one for one in unused if not _OTHER_SENSES.search(one)]
+    unused = sorted(key for key in info["unexpected_keys"] if not _HARMLESS.search(key))
+    senses = [key for key in unused if _OTHER_SENSES.search(key)]
+    others = [key for key in unused if not _OTHER_SENSES.search(key)]
     if others and not allow_unused:
         raise ModelError(
             f"loading the model {name}: nothing reads {len(others)} tensors of its checkpoint ({_first(others)}), so "
@@ -72,11 +72,11 @@ def _first(names: list[str]) -> str:
 
 def _kinds(names: Iterable[str], why: str) -> list[str]:
     """Names without their layer numbers, counted."""
-    counts = Counter(re.sub(r"\.\d+(?=\.|$)", ".*", one) for one in names)
+    counts = Counter(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names)
     if len(counts) > 8:
-        counts = Counter({f"{'.'.join(one.split('.')[:2])}.*": 0 for one in counts})
-        for one in names:
-            counts[f"{'.'.join(re.sub(r'[.][0-9]+(?=[.]|$)', '.*', one).split('.')[:2])}.*"] += 1
+        counts = Counter({f"{'.'.join(kind.split('.')[:2])}.*": 0 for kind in counts})
+        for name in names:
+            counts[f"{'.'.join(re.sub(r'[.][0-9]+(?=[.]|$)', '.*', name).split('.')[:2])}.*"] += 1
     return [f"{kind} ({count}; {why})" for kind, count in sorted(counts.items())]
 
 
@@ -89,7 +89,7 @@ def check_types(name: str, folder: Path, used: set[str]) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="numpy") as tensors:
-                packed = [one for one in tensors.keys() if one in used and _is_packed(tensors, one)]  # noqa: SIM118
+                packed = [key for key in tensors.keys() if key in used and _is_packed(tensors, key)]  # noqa: SIM118
         except (OSError, SafetensorError):
             continue  # whether a file is whole was seen when it was loaded
         if packed:
@@ -101,8 +101,8 @@ def check_types(name: str, folder: Path, used: set[str]) -> None:
 
 
 def _is_packed(tensors: Any, name: str) -> bool:
-    part = tensors.get_slice(name)
-    return len(part.get_shape()) >= 2 and part.get_dtype() in _INTEGERS
+    weight = tensors.get_slice(name)
+    return len(weight.get_shape()) >= 2 and weight.get_dtype() in _INTEGERS
 
 
 # -- Whether a Hugging Face model can be had: one look at the cache and one at the network, both short ---------

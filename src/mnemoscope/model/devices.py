@@ -14,11 +14,11 @@ def device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
+        wanted = torch.device(name)
+        torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError):  # which tell of builds and of dozens of other devices
         raise ModelError(
             "loading a model: {device} is not there, or this build of torch cannot use it; give auto or cpu",
             device=name,
         ) from None
-    return found
+    return wanted

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
-from transformers.utils import logging as hf_logging
 
 from mnemoscope import files
 from mnemoscope.arguments import DTYPES, check_loading
@@ -123,9 +121,9 @@ def _check_applies(
     weight = next(hf.parameters())
     doing = f"loading a {type(hf).__name__} that is in memory"
     if dtype != "auto" and _dtype(dtype, weight.device) != weight.dtype:
-        own = NAMES[str(weight.dtype).removeprefix("torch.")]
+        held = NAMES[str(weight.dtype).removeprefix("torch.")]
         raise ModelError(
-            f"{doing}: dtype={dtype!r} was given and it is in {own}; convert it (hf.to(torch.{_torch(dtype)}))"
+            f"{doing}: dtype={dtype!r} was given and it is in {held}; convert it (hf.to(torch.{DTYPES[NAMES[dtype]]}))"
         )
     if device != "auto" and not _same(devices.device(device), weight.device):
         raise ModelError(
@@ -142,12 +140,8 @@ def _check_applies(
         )
 
 
-def _torch(dtype: str) -> str:
-    return DTYPES[NAMES[dtype]]
-
-
-def _same(one: torch.device, other: torch.device) -> bool:
-    return one.type == other.type and (one.index or 0) == (other.index or 0)
+def _same(device: torch.device, other: torch.device) -> bool:
+    return device.type == other.type and (device.index or 0) == (other.index or 0)
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -230,25 +224,12 @@ def _check_folder(path: Path, name: str) -> None:
         )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
 def _weights(
     where: _Where, dtype: torch.dtype, allow_unused: bool
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model, and what of its checkpoint was left unused."""
     try:
-        with _quiet():
+        with samples.quiet_transformers():
             config = AutoConfig.from_pretrained(where.place, **where.options)
             if type(config) not in AutoModelForCausalLM._model_mapping and not hasattr(config, "auto_map"):
                 raise ModelNotSupported(
@@ -256,7 +237,7 @@ def _weights(
                     "an encoder-decoder or something else); give a decoder that predicts the next token"
                 )
             # Weights that are pickles are never read. What does not fit is named below.
-            hf, found = AutoModelForCausalLM.from_pretrained(
+            hf, info = AutoModelForCausalLM.from_pretrained(
                 where.place,
                 dtype=dtype,
                 use_safetensors=True,
@@ -266,7 +247,7 @@ def _weights(
             )
     except _FAILURES as error:
         raise ModelError(_unreadable(where, error), trust_remote_code=True) from error
-    unused = check_tensors(where.name, found, allow_unused=allow_unused)
+    unused = check_tensors(where.name, info, allow_unused=allow_unused)
     if getattr(config, "quantization_config", None) is None and (folder := _folder(where)):
         check_types(where.name, folder, set(hf.state_dict()))
     return unwrapped(hf), unused
@@ -305,12 +286,12 @@ def _unreadable(where: _Where, error: Exception) -> str:
 def _tokenizer(where: _Where) -> Any:
     cure = "it must lie beside the weights (tokenizer.json); in Python it can also be given as tokenizer="
     try:
-        with _quiet():
-            found = AutoTokenizer.from_pretrained(where.place, **where.options)
+        with samples.quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(where.place, **where.options)
     except _FAILURES as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:( ")
         raise ModelError(f"loading the tokenizer of {where.name}: {reason}; {cure}") from error
     # Where its files are missing, transformers makes one that knows nothing but its special tokens.
-    if not set(found.get_vocab().values()) - set(found.all_special_ids):
+    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
         raise ModelError(f"loading the tokenizer of {where.name}: there is none that knows any token; {cure}")
-    return found
+    return tokenizer

@@ -82,7 +82,7 @@ class Model:
     @property
     def upcast(self) -> bool:
         """Whether some weights are in half precision, so that an exact pass has to widen them."""
-        return any(one.dtype in (torch.bfloat16, torch.float16) for one in self.hf.parameters())
+        return any(weight.dtype in (torch.bfloat16, torch.float16) for weight in self.hf.parameters())
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -150,9 +150,8 @@ class Model:
     def check_weights(self, sha256: str, doing: str) -> None:
         """`ModelChanged` if something changed since, or the weights, hashed as a whole, are not those of a hash."""
         if fingerprint(self.hf) != self.seen or hash_of(self.hf) != sha256:
-            self._seen = (
-                _NOTHING  # the change may be too small for a fingerprint: all is found again at the next look
-            )
+            # The change may be too small for a fingerprint: all is found again at the next look.
+            self._seen = _NOTHING
             raise self._changed(doing)
 
     @property

@@ -35,7 +35,7 @@ COUNT = 64  # pseudo-neurons in a layer: a 99th percentile over the layers, for 
 _BLOCK = 512  # inputs that are multiplied at once
 
 
-class Columns(NamedTuple):
+class NullColumns(NamedTuple):
     """Coefficients of pseudo-neurons, and the pre-activations behind them where the kind has any."""
 
     coefficients: Coefficients
@@ -43,7 +43,7 @@ class Columns(NamedTuple):
     up: Coefficients | None = None
 
 
-class Source(Protocol):
+class NullSource(Protocol):
     """One kind of pseudo-neurons."""
 
     def columns(
@@ -52,8 +52,8 @@ class Source(Protocol):
         batch: ContextBatch,
         inputs: Float[Tensor, "context token width"],
         coefficients: Coefficients,
-    ) -> Columns:
-        """Its coefficients in one layer of one batch."""
+    ) -> NullColumns:
+        """The coefficients of its pseudo-neurons in one layer of one batch."""
 
 
 def recipe(
@@ -85,13 +85,13 @@ class Nulls:
         self.recipe = recipe(model, kinds, count, seed)
         self.kinds: tuple[str, ...] = tuple(self.recipe["kinds"]) if self.recipe else ()
         self.count: int = self.recipe["count"] if self.recipe else 0
-        self._sources: dict[str, Source] = {
+        self._sources: dict[str, NullSource] = {
             kind: _SOURCES[kind](model, self.count, seed) for kind in self.kinds
         }
 
     @classmethod
     def of(cls, model: Model, recipe: Mapping[str, Any] | None) -> Nulls:
-        """Those of a run: `recipe` is what its manifest says in ``options.get("nulls")``."""
+        """The nulls of a run: `recipe` is what its manifest says in ``options.get("nulls")``."""
         return cls(model, **(recipe or {"kinds": ()}))
 
     def columns(
@@ -100,7 +100,7 @@ class Nulls:
         batch: ContextBatch,
         inputs: Float[Tensor, "context token width"],
         coefficients: Coefficients,
-    ) -> dict[str, Columns]:
+    ) -> dict[str, NullColumns]:
         """By kind, the coefficients of the pseudo-neurons, in the model's dtype; ask layer by layer.
 
         inputs        what the layer's first projections read
@@ -125,17 +125,17 @@ class _Random:
             generator = _generator(seed, "random", index)
             like = generator.choice(parts.n_neurons, count, replace=False)
             rows = [layer.gate] if layer.up is None else [layer.gate, layer.up]
-            weights.append(np.concatenate([_directions(part, like, generator) for part in rows]))
-            biases.append(np.concatenate([_biases(part, like) for part in rows]))
+            weights.append(np.concatenate([_directions(projection, like, generator) for projection in rows]))
+            biases.append(np.concatenate([_biases(projection, like) for projection in rows]))
         self._weight, self._bias = _tensor(weights, model), _tensor(biases, model)
 
-    def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, coefficients: Tensor) -> Columns:
+    def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, coefficients: Tensor) -> NullColumns:
         """act(x.g + a) * (x.u + b), or act(x.k + a) where the layer is plain."""
         products = _product(inputs, self._weight[layer]).add_(self._bias[layer])
         if products.shape[-1] == self._count:
-            return Columns(self._act(products))
+            return NullColumns(self._act(products))
         gate, up = products.split(self._count, -1)
-        return Columns(self._act(gate) * up, gate, up)
+        return NullColumns(self._act(gate) * up, gate, up)
 
 
 class _Rotated:
@@ -149,9 +149,9 @@ class _Rotated:
         ]
         self._weight = _tensor(rows, model)
 
-    def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, coefficients: Tensor) -> Columns:
+    def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, coefficients: Tensor) -> NullColumns:
         """m R; it has no keys of its own, and so no gate."""
-        return Columns(_product(coefficients, self._weight[layer]))
+        return NullColumns(_product(coefficients, self._weight[layer]))
 
 
 def shuffled_copy(model: Model, seed: int = 0) -> Model:
@@ -181,15 +181,15 @@ class _Shuffled:
             )
             self._chosen.append(torch.from_numpy(np.sort(drawn)).to(model.device))
         self._batch: ContextBatch | None = None
-        self._found: dict[int, Columns] = {}
+        self._columns: dict[int, NullColumns] = {}
 
-    def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, coefficients: Tensor) -> Columns:
+    def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, coefficients: Tensor) -> NullColumns:
         """What the copy computes for the chosen neurons."""
-        if self._batch is not batch or layer not in self._found:
-            self._batch, self._found = batch, {}
+        if self._batch is not batch or layer not in self._columns:
+            self._batch, self._columns = batch, {}
             with Capture(self._model) as capture:
                 capture.sweep(batch, self._keep)
-        return self._found.pop(layer)
+        return self._columns.pop(layer)
 
     def _keep(
         self,
@@ -201,8 +201,8 @@ class _Shuffled:
         inputs: Tensor,
     ) -> None:
         chosen = self._chosen[layer]
-        pick = [None if part is None else part[..., chosen] for part in (gate, up)]
-        self._found[layer] = Columns(coefficients[..., chosen], *pick)
+        branches = [None if branch is None else branch[..., chosen] for branch in (gate, up)]
+        self._columns[layer] = NullColumns(coefficients[..., chosen], *branches)
 
 
 _SOURCES: dict[str, type[_Random | _Rotated | _Shuffled]] = {
@@ -212,13 +212,13 @@ _SOURCES: dict[str, type[_Random | _Rotated | _Shuffled]] = {
 }
 
 
-def _generator(seed: int, kind: str, *place: int) -> np.random.Generator:
-    return np.random.default_rng([seed, KINDS.index(kind), *place])
+def _generator(seed: int, kind: str, *address: int) -> np.random.Generator:
+    return np.random.default_rng([seed, KINDS.index(kind), *address])
 
 
-def _directions(part: Projection, like: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _directions(projection: Projection, like: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """f64[count width]: isotropic, as long as the rows `like` of a projection."""
-    rows = part.weight()[torch.from_numpy(like)].double().cpu().numpy()
+    rows = projection.weight()[torch.from_numpy(like)].double().cpu().numpy()
     drawn = generator.standard_normal(rows.shape)
     return drawn * (_lengths(rows) / _lengths(drawn))[:, None]
 
@@ -227,8 +227,8 @@ def _lengths(rows: np.ndarray) -> np.ndarray:
     return np.sqrt((rows * rows).sum(1))
 
 
-def _biases(part: Projection, like: np.ndarray) -> np.ndarray:
-    bias = part.bias()
+def _biases(projection: Projection, like: np.ndarray) -> np.ndarray:
+    bias = projection.bias()
     return np.zeros(len(like)) if bias is None else bias.double().cpu().numpy()[like]
 
 

@@ -60,10 +60,10 @@ def bare(module: nn.Module) -> nn.Module:
 
 def part_of(module: nn.Module, path: str, family: str) -> nn.Module:
     """The module at a dotted path; `ModelNotSupported` if it is missing."""
-    found = find(module, path)
-    if found is None:
+    part = find(module, path)
+    if part is None:
         raise refused(family, f"{type(module).__name__} has no part {path!r}")
-    return found
+    return part
 
 
 def measured_norm(owner: nn.Module, path: str | None, width: int, config: Any, family: str) -> Norm | None:
@@ -71,10 +71,10 @@ def measured_norm(owner: nn.Module, path: str | None, width: int, config: Any, f
     if path is None:
         return None
     module = part_of(owner, path, family)
-    found = _measure(module, width, config)
-    if found is None:
+    norm = _measure(module, width, config)
+    if norm is None:
         raise refused(family, f"{path} ({type(module).__name__}) is no RMS or layer norm over the width")
-    return found
+    return norm
 
 
 @torch.no_grad()
@@ -84,32 +84,34 @@ def _measure(module: nn.Module, width: int, config: Any) -> Norm | None:
     device = next((value.device for value in parameters.values()), torch.device("cpu"))
     x = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(device)
     x = torch.cat([x + 0.5, x * 1e-3])  # where epsilon shows
-    said = torch.func.functional_call(module, parameters, (x,))
-    if said.shape != x.shape:
+    output = torch.func.functional_call(module, parameters, (x,))
+    if output.shape != x.shape:
         return None
     weight, bias = parameters.get("weight"), parameters.get("bias")
     weights = [None] if weight is None else [weight, 1 + weight]
     for kind, effective, eps in product(("rms", "layer"), weights, _epsilons(module, config)):
         norm = Norm(kind, effective, bias, eps, module)
-        if torch.allclose(norm(x), said, rtol=1e-4, atol=1e-5 * float(said.abs().max())):
+        if torch.allclose(norm(x), output, rtol=1e-4, atol=1e-5 * float(output.abs().max())):
             return norm
     return None
 
 
 def _epsilons(module: nn.Module, config: Any) -> list[float]:
-    own = [getattr(module, name, None) for name in ("eps", "variance_epsilon", "epsilon")]
+    attributes = [getattr(module, name, None) for name in ("eps", "variance_epsilon", "epsilon")]
     fields = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
-    given = [
-        value for value in (*own, *(getattr(config, name, None) for name in fields)) if value is not None
+    stated = [
+        value
+        for value in (*attributes, *(getattr(config, name, None) for name in fields))
+        if value is not None
     ]
-    return list(dict.fromkeys([*map(float, given), 1e-5, 1e-6, float(torch.finfo(torch.float32).eps)]))
+    return list(dict.fromkeys([*map(float, stated), 1e-5, 1e-6, float(torch.finfo(torch.float32).eps)]))
 
 
 def describe(hf: PreTrainedModel) -> Anatomy:
     """Find the parts of a decoder: its family's row, or the first layout of known pieces that fits.
 
     `ModelNotSupported` with the family and the reason for anything else. This only *reads*; call
-    `decompose.self_check` to know that the parts add up.
+    `check.self_check` to know that the parts add up.
     """
     return next(candidates(hf))
 

@@ -21,17 +21,15 @@ SAMPLED = 64  # entries of a matrix that are looked at; of a vector, all
 class Fingerprint(NamedTuple):
     """What changes when a model does, short of a few entries of a matrix that are written behind autograd's back."""
 
-    structure: tuple[
-        Any, ...
-    ]  # modules, their code, hooks, attention, and how often autograd saw each weight written
-    sums: tuple[
-        float, ...
-    ]  # of each vector and of sampled entries of each matrix, for writes that it did not see
+    # Modules, their code, hooks, attention, and how often autograd saw each weight written.
+    structure: tuple[Any, ...]
+    # Of each vector and of sampled entries of each matrix, for writes that it did not see.
+    sums: tuple[float, ...]
     settings: tuple[Any, ...] = ()  # numbers that modules compute with: epsilons, multipliers, caps
 
 
 def fingerprint(hf: nn.Module) -> Fingerprint:
-    """Of all weights and buffers; milliseconds."""
+    """The fingerprint of all weights and buffers, in milliseconds."""
     return Fingerprint(structure(hf), _sums(hf), _settings(hf))
 
 
@@ -40,7 +38,9 @@ def structure(hf: nn.Module) -> tuple[Any, ...]:
     modules = tuple(
         (id(module), _code(module), *_hooks(module), _attention(module)) for module in hf.modules()
     )
-    weights = tuple((id(one), tuple(one.shape), one.dtype, _version(one)) for one in hf.parameters())
+    weights = tuple(
+        (id(weight), tuple(weight.shape), weight.dtype, _version(weight)) for weight in hf.parameters()
+    )
     return modules, weights
 
 
@@ -73,7 +73,9 @@ def _version(parameter: Tensor) -> int:
 def _settings(hf: nn.Module) -> tuple[Any, ...]:
     """Fractions only: whole numbers, words and flags are also counters and caches of the forward pass."""
     configs = {
-        id(one): one for module in hf.modules() if (one := getattr(module, "config", None)) is not None
+        id(config): config
+        for module in hf.modules()
+        if (config := getattr(module, "config", None)) is not None
     }
     owners = [*hf.modules(), *configs.values()]
     return tuple(
@@ -84,8 +86,12 @@ def _settings(hf: nn.Module) -> tuple[Any, ...]:
 
 @torch.no_grad()
 def _sums(hf: nn.Module) -> tuple[float, ...]:
-    sums = [_sampled(one).double().sum() for one in (*hf.parameters(), *_kept(hf)) if not one.is_meta]
-    return tuple(torch.stack([one.to(sums[0].device) for one in sums]).nan_to_num().tolist()) if sums else ()
+    sums = [
+        _sampled(weight).double().sum() for weight in (*hf.parameters(), *_kept(hf)) if not weight.is_meta
+    ]
+    return (
+        tuple(torch.stack([total.to(sums[0].device) for total in sums]).nan_to_num().tolist()) if sums else ()
+    )
 
 
 def _kept(hf: nn.Module) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mnemoscope.model.parts import Anatomy, Norm
-from mnemoscope.model.watch import LayerTrace, Products, Witness, heads_of, hooked, observed
+from mnemoscope.model.watch import LayerTrace, Products, Witness, heads_of, hooked, observed, watch
 
 
 @dataclass(eq=False)
@@ -49,65 +49,65 @@ class Stream:
 
     def attention_parts(self, layer: int, position: int) -> Float[Tensor, "head source width"]:
         """What each head writes from each source up to ``position`` (A32)."""
-        traced, part = self.layers[layer], self.anatomy.layers[layer]
+        traced, block = self.layers[layer], self.anatomy.layers[layer]
         alpha = traced.alpha[:, position, : position + 1].float()
-        written = (alpha[..., None] * traced.value[:, : position + 1].float()) @ part.heads().float()
-        return self._folded(written, part.post_attention_norm, traced.attention_output[position])
+        written = (alpha[..., None] * traced.value[:, : position + 1].float()) @ block.heads().float()
+        return self._folded(written, block.post_attention_norm, traced.attention_output[position])
 
     def attention_bias(self, layer: int, position: int) -> Float[Tensor, " width"]:
         """What the attention of a layer writes whatever it attends to."""
-        traced, part = self.layers[layer], self.anatomy.layers[layer]
-        return self._bias(part.out_bias(), part.post_attention_norm, traced.attention_output[position])
+        traced, block = self.layers[layer], self.anatomy.layers[layer]
+        return self._bias(block.out_bias(), block.post_attention_norm, traced.attention_output[position])
 
     def neuron_parts(
         self, layer: int, position: int, neurons: Int[Tensor, " neuron"] | None = None
     ) -> Float[Tensor, "neuron width"]:
         """What each neuron writes, coefficient times value (A33); all neurons of the layer by default."""
-        traced, part = self.layers[layer], self.anatomy.layers[layer]
-        coefficients, values = traced.coefficients[position], part.values()
+        traced, block = self.layers[layer], self.anatomy.layers[layer]
+        coefficients, values = traced.coefficients[position], block.values()
         if neurons is not None:
             coefficients, values = coefficients[neurons], values[neurons]
         written = coefficients.float()[:, None] * values.float()
-        return self._folded(written, part.post_ffn_norm, traced.ffn_output[position])
+        return self._folded(written, block.post_ffn_norm, traced.ffn_output[position])
 
     def ffn_bias(self, layer: int, position: int) -> Float[Tensor, " width"]:
         """What the FFN of a layer writes whatever it detects."""
-        traced, part = self.layers[layer], self.anatomy.layers[layer]
-        return self._bias(part.down_bias(), part.post_ffn_norm, traced.ffn_output[position])
+        traced, block = self.layers[layer], self.anatomy.layers[layer]
+        return self._bias(block.down_bias(), block.post_ffn_norm, traced.ffn_output[position])
 
     def attention_update(self, layer: int) -> Float[Tensor, "token width"]:
         """The sum of all heads x sources and the bias, at every position, from weights and values."""
-        traced, part = self.layers[layer], self.anatomy.layers[layer]
+        traced, block = self.layers[layer], self.anatomy.layers[layer]
         mixed = traced.alpha.float() @ traced.value.float()
-        written = (mixed @ part.heads().float()).sum(0)
-        bias = self._bias(part.out_bias(), part.post_attention_norm, traced.attention_output)
-        return self._folded(written, part.post_attention_norm, traced.attention_output) + bias
+        written = (mixed @ block.heads().float()).sum(0)
+        bias = self._bias(block.out_bias(), block.post_attention_norm, traced.attention_output)
+        return self._folded(written, block.post_attention_norm, traced.attention_output) + bias
 
     def ffn_update(self, layer: int) -> Float[Tensor, "token width"]:
         """The sum of all neurons and the bias, at every position, from coefficients and values."""
-        traced, part = self.layers[layer], self.anatomy.layers[layer]
-        written = traced.coefficients.float() @ part.values().float()
-        bias = self._bias(part.down_bias(), part.post_ffn_norm, traced.ffn_output)
-        return self._folded(written, part.post_ffn_norm, traced.ffn_output) + bias
+        traced, block = self.layers[layer], self.anatomy.layers[layer]
+        written = traced.coefficients.float() @ block.values().float()
+        bias = self._bias(block.down_bias(), block.post_ffn_norm, traced.ffn_output)
+        return self._folded(written, block.post_ffn_norm, traced.ffn_output) + bias
 
     def attend(
         self, layer: int, lins: Float[Tensor, "case token width"]
     ) -> Iterator[tuple[Float[Tensor, "head token source"], Float[Tensor, "head source dimension"]]]:
         """Attention weights and value vectors if the residual entering ``layer`` were each of ``lins`` (A53, A54)."""
-        part, (args, kwargs) = self.anatomy.layers[layer], self.layers[layer].call
-        witness = Witness(part, Products())
-        handle = part.attention_out.register_forward_pre_hook(witness.mix)
-        seen = observed(self.hf, upcast=self.upcast, attention=self.anatomy.attention)
-        with torch.no_grad(), hooked([handle]), seen, witness.recorder:
+        block, (args, kwargs) = self.anatomy.layers[layer], self.layers[layer].call
+        witness = Witness(block, Products())
+        handles = watch(block, ("mixed",), witness.see)
+        watched = observed(self.hf, upcast=self.upcast, attention=self.anatomy.attention)
+        with torch.no_grad(), hooked(handles), watched, witness.recorder:
             for lin in lins:
                 x = lin.to(self.embedding.dtype)[None]
-                if part.input_norm is not None and part.input_norm.module is not None:
-                    x = part.input_norm.module(x)
+                if block.input_norm is not None and block.input_norm.module is not None:
+                    x = block.input_norm.module(x)
                 if args:
-                    part.attention(x, *args[1:], **kwargs)
+                    block.attention(x, *args[1:], **kwargs)
                 else:
-                    part.attention(**{**kwargs, "hidden_states": x})
-                yield heads_of(witness.product, part.n_heads)
+                    block.attention(**{**kwargs, "hidden_states": x})
+                yield heads_of(witness.product, block.n_heads)
 
     def _folded(self, written: Tensor, norm: Norm | None, output: Tensor) -> Tensor:
         """``written`` through the post-norm frozen at its output, and the residual multiplier (G4)."""
@@ -130,14 +130,14 @@ class Stream:
 def trace(
     hf: PreTrainedModel, anatomy: Anatomy, tokens: Int[Tensor, "1 token"], *, upcast: bool = False
 ) -> Stream:
-    """Run the whole model once on one sequence, without a cache, and keep what every part did.
+    """Run the whole model once on one sequence, without a cache, and keep what every block did.
 
     Keeps O(layers x token x (neurons + head x token)) numbers. ``upcast`` runs a bf16 or fp16 model in
     fp32, by widening one module's weights at a time while it runs: the most extra memory is its largest
     single weight. The model's mode, attention implementation and weights are put back, also after an error.
     """
     recorder = Products()
-    witnesses = [Witness(part, recorder) for part in anatomy.layers]
+    witnesses = [Witness(layer, recorder) for layer in anatomy.layers]
     handles = [handle for witness in witnesses for handle in witness.handles()]
     with hooked(handles), observed(hf, upcast=upcast, attention=anatomy.attention), recorder:
         logits = hf(input_ids=tokens, use_cache=False).logits[0]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from mnemoscope.errors import ModelNotSupported
-from mnemoscope.model.parts import Anatomy, Layer
+from mnemoscope.model.parts import Anatomy, Layer, Projection
 
 TOLERANCE = 1e-4  # of the logit range for logits, of the largest entry of the vector for everything else
 _HALF = (torch.bfloat16, torch.float16)
@@ -87,7 +86,7 @@ def _inside_sdpa(
 ) -> tuple[Tensor, Tensor]:
     """Weights [batch head token source] and values of a call of `torch.nn.functional.scaled_dot_product_attention`."""
     shared = query.shape[1] // key.shape[1]
-    key, value = (part.repeat_interleave(shared, 1) for part in (key, value))
+    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -109,64 +108,80 @@ def heads_of(operands: tuple[Tensor, Tensor] | None, n_heads: int) -> tuple[Tens
     return alpha, value.expand(n_heads, -1, -1)
 
 
-class Witness:
-    """What one block was seen to do; its methods are the hooks."""
+class EndOfPass(Exception):  # noqa: N818 - control flow, not an error
+    """Ends a forward pass once what was wanted has been seen."""
 
-    def __init__(self, part: Layer, recorder: Products) -> None:
-        self.part, self.recorder = part, recorder
+
+def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None]) -> list[Any]:
+    """Hooks that call ``see(point, tensor)`` with what passes the points of a layer; `hooked` removes them.
+
+    lin, lout                            the residual that enters and leaves the block
+    attention_input, ffn_norm_input      what the attention and the norm before the FFN read
+    mixed, attention_output              what the attention output projection reads and writes
+    ffn_input, gate, up                  what the first FFN projections read, and their pre-activations
+    coefficients, ffn_output             what the down projection reads and writes
+
+    The tensors are the model's own; Falcon adds to its FFN's output in place. A point that a layer lacks is left out.
+    """
+    norm = layer.ffn_norm
+    before: dict[str, nn.Module | None] = {
+        "lin": layer.module,
+        "attention_input": layer.attention,
+        "mixed": layer.attention_out,
+        "ffn_norm_input": None if norm is None else norm.module,
+        "ffn_input": layer.gate.module,
+        "coefficients": layer.down,
+    }
+    after = {"lout": layer.module, "attention_output": layer.attention_out, "ffn_output": layer.down}
+    handles = []
+    for point in points:
+        if (module := before.get(point)) is not None:
+            handles.append(module.register_forward_pre_hook(_reading(point, see), with_kwargs=True))
+        elif point in after:
+            handles.append(after[point].register_forward_hook(_writing(point, see)))
+        elif (projection := {"gate": layer.gate, "up": layer.up}.get(point)) is not None:
+            handles.append(projection.module.register_forward_hook(_projecting(point, projection, see)))
+    return handles
+
+
+def _reading(point: str, see: Callable[[str, Tensor], None]) -> Callable[..., None]:
+    return lambda _, args, kwargs: see(point, args[0] if args else kwargs["hidden_states"])
+
+
+def _writing(point: str, see: Callable[[str, Tensor], None]) -> Callable[..., None]:
+    return lambda _, args, output: see(point, output[0] if isinstance(output, tuple) else output)
+
+
+def _projecting(
+    point: str, projection: Projection, see: Callable[[str, Tensor], None]
+) -> Callable[..., None]:
+    return lambda _, args, output: see(point, projection.of(output))
+
+
+class Witness:
+    """What one block was seen to do in one pass."""
+
+    def __init__(self, layer: Layer, recorder: Products) -> None:
+        self.layer, self.recorder = layer, recorder
         self.seen: dict[str, Tensor] = {}
         self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.product: tuple[Tensor, Tensor] | None = None
 
     def handles(self) -> list[Any]:
         """Register all hooks; the caller removes them (`hooked`)."""
-        part, norm = self.part, self.part.ffn_norm
-        handles = [
-            part.module.register_forward_pre_hook(self.enter, with_kwargs=True),
-            part.module.register_forward_hook(self.leave),
-            part.attention.register_forward_pre_hook(self.attend, with_kwargs=True),
-            part.attention_out.register_forward_pre_hook(self.mix),
-            part.attention_out.register_forward_hook(partial(self.keep, "attention_output")),
-            part.gate.module.register_forward_hook(self.detect),
-            part.down.register_forward_pre_hook(partial(self.read, "coefficients")),
-            part.down.register_forward_hook(partial(self.keep, "ffn_output")),
-        ]
-        if part.up is not None and part.up.module is not part.gate.module:
-            handles.append(part.up.module.register_forward_hook(self.detect_up))
-        if norm is not None and norm.module is not None:
-            handles.append(norm.module.register_forward_pre_hook(partial(self.read, "ffn_norm_input")))
-        return handles
-
-    def enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.seen["lin"] = hidden(args, kwargs)
-
-    def leave(self, _: nn.Module, __: Any, output: Any) -> None:
-        self.seen["lout"] = flat(output[0] if isinstance(output, tuple) else output)
+        attend = self.layer.attention.register_forward_pre_hook(self.attend, with_kwargs=True)
+        return [attend, *watch(self.layer, _POINTS, self.see)]
 
     def attend(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.call = (args, kwargs)
-        self.seen["attention_input"] = hidden(args, kwargs)
 
-    def mix(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        self.product = self.recorder.settle()
-        self.seen["mixed"] = flat(args[0])
-
-    def detect(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self.seen["ffn_input"] = flat(args[0])
-        self.seen["gate"] = flat(self.part.gate.of(output))
-        if self.part.up is not None and self.part.up.module is self.part.gate.module:
-            self.seen["up"] = flat(self.part.up.of(output))
-
-    def detect_up(self, _: nn.Module, __: Any, output: Tensor) -> None:
-        assert self.part.up is not None
-        self.seen["up"] = flat(self.part.up.of(output))
-
-    def read(self, name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
-        self.seen[name] = flat(args[0])
-
-    def keep(self, name: str, _: nn.Module, __: Any, output: Tensor) -> None:
+    def see(self, point: str, tensor: Tensor) -> None:
+        if point == "mixed":
+            self.product = self.recorder.settle()
         # A copy, because Falcon adds to its FFN's output in place.
-        self.seen[name] = flat(output).clone()
+        self.seen[point] = (
+            flat(tensor).clone() if point in ("attention_output", "ffn_output") else flat(tensor)
+        )
 
     def trace(self, index: int, anatomy: Anatomy) -> LayerTrace:
         """What was seen, once the pass has ended; `ModelNotSupported` if a part was never called."""
@@ -175,27 +190,35 @@ class Witness:
             if name not in seen:
                 raise failed(anatomy, index, "layer", f"its {what} was never called")
         read = seen.pop("ffn_norm_input", seen["ffn_input"])
-        alpha, value = heads_of(self.product, self.part.n_heads)
+        alpha, value = heads_of(self.product, self.layer.n_heads)
         seen["lres"] = self._after_attention(anatomy.residual_multiplier) if anatomy.parallel else read
         return LayerTrace(alpha=alpha, value=value, up=seen.pop("up", None), call=self.call, **seen)
 
     def _after_attention(self, multiplier: float) -> Tensor:
-        output, norm = self.seen["attention_output"].float(), self.part.post_attention_norm
+        output, norm = self.seen["attention_output"].float(), self.layer.post_attention_norm
         update = (output if norm is None else norm(output)) * multiplier
         return (self.seen["lin"] + update).to(self.seen["lin"].dtype)
 
 
+_POINTS = (
+    "lin",
+    "lout",
+    "attention_input",
+    "mixed",
+    "attention_output",
+    "ffn_norm_input",
+    "ffn_input",
+    "gate",
+    "up",
+    "coefficients",
+    "ffn_output",
+)
 _NEEDED = {
     "lin": "block",
     "mixed": "attention output projection",
     "gate": "first FFN projection",
     "coefficients": "down projection",
 }
-
-
-def hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Float[Tensor, "token width"]:
-    """The residual among the arguments of a block or of its attention."""
-    return flat(args[0] if args else kwargs["hidden_states"])
 
 
 def flat(x: Float[Tensor, "... width"]) -> Float[Tensor, "token width"]:

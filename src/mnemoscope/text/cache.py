@@ -27,8 +27,8 @@ def entries(kind: str | None = None) -> list[Kept]:
             f"listing the cache: {{kind}} is not a kind of what is kept; give one of {', '.join(KINDS)}",
             kind=kind,
         )
-    found = [entry for entry in _all(cache_folder()) if kind in (None, entry.kind)]
-    return sorted(found, key=lambda entry: (-entry.bytes, str(entry.path)))
+    kept = [entry for entry in _all(cache_folder()) if kind in (None, entry.kind)]
+    return sorted(kept, key=lambda entry: (-entry.bytes, str(entry.path)))
 
 
 def clear(kind: str | None = None) -> list[Kept]:

@@ -21,23 +21,12 @@ from mnemoscope import files
 from mnemoscope.errors import CorpusError
 from mnemoscope.records import Progress
 from mnemoscope.text import sampling
-from mnemoscope.text import segment as cut
-from mnemoscope.text.plan import BATCH_TOKENS, SHARD_TOKENS, Plan, PlanWriter, Units
+from mnemoscope.text.plan import BATCH_TOKENS, Plan, PlanWriter, Units
+from mnemoscope.text.segment import Splitter, sentences, spacy_sentences, windows
 from mnemoscope.text.sources import SHUFFLE, resolve
 from mnemoscope.text.spelling import Fidelity
 from mnemoscope.text.tabular import Document
 from mnemoscope.text.tokenizer import changes_text, encode, frame, special_ids
-
-__all__ = [
-    "BATCH_TOKENS",
-    "CONTEXT_TOKENS",
-    "SHARD_TOKENS",
-    "Corpus",
-    "Document",
-    "Plan",
-    "load_corpus",
-    "write_plan",
-]
 
 CONTEXT_TOKENS = BATCH_TOKENS  # a context is no longer than a batch, however much a model could take
 WINDOW = 256  # tokens of a context with segment="window"
@@ -115,13 +104,20 @@ def load_corpus(
             limit=limit,
         )
     _check_segment(segment)
-    given = resolve(source, text)
+    resolved = resolve(source, text)
     corpus = Corpus(
-        given.id, segment, limit, given.column, given.open, given.identify, given.drawn, given.notes
+        resolved.id,
+        segment,
+        limit,
+        resolved.column,
+        resolved.open,
+        resolved.identify,
+        resolved.drawn,
+        resolved.notes,
     )
     if next(corpus.documents, None) is None:
         raise CorpusError(
-            f"loading the corpus {given.id}: it holds no text; give one with at least one document"
+            f"loading the corpus {resolved.id}: it holds no text; give one with at least one document"
         )
     return corpus
 
@@ -138,7 +134,7 @@ def _check_segment(segment: str) -> None:
             f"loading a corpus: {{segment}} is not known; accepted are {_SEGMENTS}", segment=segment
         )
     if segment == "sentence:spacy":
-        cut.spacy_sentences()
+        spacy_sentences()
 
 
 def write_plan(
@@ -183,12 +179,12 @@ def write_plan(
                     [
                         (start + left, [*before, *unit[left:right], *after])
                         for start, unit in units
-                        for left, right in cut.windows(len(unit), max(room, 3))
+                        for left, right in windows(len(unit), max(room, 3))
                     ],
                 )
 
-        for document, found in _limited(corpus, contexts):
-            more = writer.add(document.title, document.metadata, found, corpus.limit)
+        for document, units in _limited(corpus, contexts):
+            more = writer.add(document.title, document.metadata, units, corpus.limit)
             if report is not None:
                 report(Progress("planning", writer.tokens, corpus.limit or 0, "tokens"))
             if not more:
@@ -211,13 +207,13 @@ def _limited(corpus: Corpus, contexts: _Contexts) -> Iterator[tuple[Document, Un
     if corpus.limit is None:
         yield from contexts(corpus.documents, True)
     elif (stream := corpus.shuffled) is not None:
-        for document, found in contexts(stream, True):
-            yield document, found[: sampling.within(_lengths(found), corpus.limit // sampling.LEAST)]
+        for document, units in contexts(stream, True):
+            yield document, units[: sampling.within(_lengths(units), corpus.limit // sampling.LEAST)]
     else:
         counts = _drawn(corpus, corpus.limit, contexts)
         places = sorted(counts)
-        for place, (document, found) in zip(places, contexts(_at(corpus, places), True), strict=True):
-            yield document, found[: counts[place]]
+        for place, (document, units) in zip(places, contexts(_at(corpus, places), True), strict=True):
+            yield document, units[: counts[place]]
 
 
 def _drawn(corpus: Corpus, limit: int, contexts: _Contexts) -> dict[int, int]:
@@ -226,9 +222,9 @@ def _drawn(corpus: Corpus, limit: int, contexts: _Contexts) -> dict[int, int]:
     while True:
         drawn = sampling.draw(corpus.documents, characters)
         places = sorted(drawn.places)
-        found = contexts(_at(corpus, places), False)
-        held = {place: _lengths(units) for place, (_, units) in zip(places, found, strict=True)}
-        lengths = [held[place] for place in drawn.places]
+        counted = contexts(_at(corpus, places), False)
+        by_place = {place: _lengths(units) for place, (_, units) in zip(places, counted, strict=True)}
+        lengths = [by_place[place] for place in drawn.places]
         if drawn.complete or sampling.wished(lengths, limit) >= limit:
             break
         characters *= 4  # tokens are longer than was guessed
@@ -254,26 +250,13 @@ def _at(corpus: Corpus, places: Sequence[int]) -> Iterator[Document]:
             place = next(wanted, None)
 
 
-def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Special tokens that the tokenizer puts before and after a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a", add_special_tokens=True)["input_ids"]
-    for at in range(len(full) - len(bare) + 1):
-        if full[at : at + len(bare)] == bare:
-            return list(full[:at]), list(full[at + len(bare) :])
-    raise CorpusError(
-        f"tokenizing with {type(tokenizer).__name__}: it changes the text when it adds its special tokens; "
-        "give a tokenizer that only puts them around it"
-    )
-
-
 def _tokenized(
     corpus: Corpus, documents: Iterable[Document], tokenizer: Any, fidelity: Fidelity | None
 ) -> Iterator[tuple[Document, Units]]:
     """Each document with its units (the document, or its sentences): (tokens before it, its tokens)."""
-    split: cut.Splitter = {"sentence": cut.sentences}.get(corpus.segment, lambda text: [text])
+    split: Splitter = {"sentence": sentences}.get(corpus.segment, lambda text: [text])
     if corpus.segment == "sentence:spacy":
-        split = cut.spacy_sentences()
+        split = spacy_sentences()
     for chunk in _chunked(documents):
         texts = [split(document.text) for document in chunk]
         flat = [text for units in texts for text in units]

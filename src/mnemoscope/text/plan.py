@@ -83,12 +83,12 @@ class Plan:
                 f"opening the plan in {folder}: plan.json is damaged ({error}); build it again"
             ) from error
         try:
-            found = pq.read_metadata(plan.contexts_file)
+            metadata = pq.read_metadata(plan.contexts_file)
         except (OSError, pa.ArrowException) as error:
             raise RunCorrupt(
                 f"opening the plan in {folder}: contexts.parquet is damaged; build it again"
             ) from error
-        if (found.num_row_groups, found.num_rows) != (plan.shards, plan.contexts):
+        if (metadata.num_row_groups, metadata.num_rows) != (plan.shards, plan.contexts):
             raise RunCorrupt(
                 f"opening the plan in {folder}: contexts.parquet is not of this plan; build it again"
             )
@@ -97,8 +97,8 @@ class Plan:
     @cached_property
     def shard_tokens(self) -> tuple[int, ...]:
         """Tokens in each shard."""
-        found = pq.read_metadata(self.contexts_file)
-        return tuple(found.row_group(shard).column(3).num_values for shard in range(self.shards))
+        metadata = pq.read_metadata(self.contexts_file)
+        return tuple(metadata.row_group(shard).column(3).num_values for shard in range(self.shards))
 
     def batches(self, shard: int) -> Iterator[ContextBatch]:
         """The batches of a shard."""

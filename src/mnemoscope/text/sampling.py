@@ -21,14 +21,14 @@ class _HasText(Protocol):
     def text(self) -> str: ...
 
 
-class Drawn(NamedTuple):
+class DrawnDocuments(NamedTuple):
     """Documents in a drawn order: their places in the text, and whether that is all of them."""
 
     places: list[int]
     complete: bool
 
 
-def draw(documents: Iterable[_HasText], characters: int) -> Drawn:
+def draw(documents: Iterable[_HasText], characters: int) -> DrawnDocuments:
     """The documents of the smallest hashes of place and text, until they hold so many characters.
 
     A document counts as `characters` / LEAST at most, so that there are as many of long ones. Memory grows with what
@@ -43,7 +43,7 @@ def draw(documents: Iterable[_HasText], characters: int) -> Drawn:
         while total - heap[0][2] >= characters:
             total -= heapq.heappop(heap)[2]
             complete = False
-    return Drawn([place for _, place, _ in sorted(heap, reverse=True)], complete)
+    return DrawnDocuments([place for _, place, _ in sorted(heap, reverse=True)], complete)
 
 
 def _hash(place: int, text: str) -> int:

@@ -66,10 +66,10 @@ def sentences(text: str) -> list[str]:
 def spans(text: str) -> Iterator[tuple[int, int]]:
     """(start, end) of each sentence in `text`, in characters."""
     start = 0
-    for found in _STOP.finditer(text):
-        if _ends(text, start, found):
-            yield from _trimmed(text, start, found.end())
-            start = found.end()
+    for stop in _STOP.finditer(text):
+        if _ends(text, start, stop):
+            yield from _trimmed(text, start, stop.end())
+            start = stop.end()
     yield from _trimmed(text, start, len(text))
 
 
@@ -80,20 +80,20 @@ def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         yield start + lead, start + len(piece.rstrip())
 
 
-def _ends(text: str, start: int, found: re.Match[str]) -> bool:
+def _ends(text: str, start: int, stop: re.Match[str]) -> bool:
     """Whether the sentence that began at `start` ends with this stop."""
-    if found["wide"]:
+    if stop["wide"]:
         return True
-    if found["line"]:
-        return _line_ends(text, found)
-    following = text[found.end() : found.end() + 40].lstrip().lstrip(_OPENING)
+    if stop["line"]:
+        return _line_ends(text, stop)
+    following = text[stop.end() : stop.end() + 40].lstrip().lstrip(_OPENING)
     if following[:1].islower():
         return False
-    if found["stop"] != ".":
+    if stop["stop"] != ".":
         return True
-    words = text[max(start, found.start() - 24) : found.start()].split()
+    words = text[max(start, stop.start() - 24) : stop.start()].split()
     word = words[-1].lstrip(_OPENING) if words else ""
-    if word.casefold() in _TITLES or (word.isdigit() and text[start : found.start()].strip() == word):
+    if word.casefold() in _TITLES or (word.isdigit() and text[start : stop.start()].strip() == word):
         return False  # "Dr. Who", and the mark of a list: "1. First"
     if word.casefold() in _NUMBERED:
         return not following[:1].isdigit()
@@ -103,12 +103,12 @@ def _ends(text: str, start: int, found: re.Match[str]) -> bool:
     return True
 
 
-def _line_ends(text: str, found: re.Match[str]) -> bool:
+def _line_ends(text: str, stop: re.Match[str]) -> bool:
     """A line end is a sentence's end, unless the line was only broken to fit a page."""
-    if found[0].count("\n") > 1:
+    if stop[0].count("\n") > 1:
         return True
-    line = text[text.rfind("\n", 0, found.start()) + 1 : found.start()]
-    following = text[found.end() : found.end() + 1]
+    line = text[text.rfind("\n", 0, stop.start()) + 1 : stop.start()]
+    following = text[stop.end() : stop.end() + 1]
     return not following.islower() and len(line) not in _WRAPPED
 
 

@@ -129,15 +129,15 @@ def _below(file: Path, base: Path) -> str:
 def _matching(path: Path, note: Note) -> tuple[Path, list[Path]]:
     """(folder they are named from, sorted files) of a file, folder or glob."""
     if path.is_dir():
-        if not (found := files_in(path, note)):
+        if not (paths := files_in(path, note)):
             raise CorpusError(
                 f"reading the folder {_named(path)}: no file in it can be read; accepted are {accepted()}"
             )
-        return path, found
+        return path, paths
     if path.exists():
         base, paths = path.parent, [path]
     else:
-        fixed = next((n for n, part in enumerate(path.parts) if any(mark in part for mark in _GLOB)), None)
+        fixed = next((n for n, name in enumerate(path.parts) if any(mark in name for mark in _GLOB)), None)
         if fixed is None:
             raise _missing(str(path))
         base = Path(*path.parts[:fixed])
@@ -185,31 +185,31 @@ def _stdin(column: str) -> Source:
 # -- what a program holds ----------------------------------------------------------------------------------
 
 
-def _held(given: Any, column: str) -> Source:
+def _held(holder: Any, column: str) -> Source:
     """Texts, or a table that has them in a column. What can be read only once, or holds several texts, is refused."""
-    kind = type(given).__name__
-    if isinstance(given, Mapping):
-        names = ", ".join(repr(str(name)) for name in list(given)[:6])
-        several = any(hasattr(value, "column_names") for value in given.values())
+    kind = type(holder).__name__
+    if isinstance(holder, Mapping):
+        names = ", ".join(repr(str(name)) for name in list(holder)[:6])
+        several = any(hasattr(value, "column_names") for value in holder.values())
         cure = (
             f"give one of its splits: {names}"
             if several
             else f"give a list of its texts, those of one of its columns: {names}"
         )
         raise CorpusError(f"loading a corpus: {_of_type(kind)} is not one text; {cure}")
-    if (table := _table(given)) is not None:
+    if (table := _table(holder)) is not None:
         return _of_table(table, kind, column)
     refusal = {
-        "bytes": (isinstance(given, bytes | bytearray | memoryview), "decode it, and put the text into a list"),
-        "set": (isinstance(given, set | frozenset), "it has no order; give sorted(...) of it"),
-        "file": (hasattr(given, "readable"), "give the path of the file"),
-        "stream": (hasattr(given, "__next__") or hasattr(given, "_ex_iterable"), "it can be read only once, or is "
+        "bytes": (isinstance(holder, bytes | bytearray | memoryview), "decode it, and put the text into a list"),
+        "set": (isinstance(holder, set | frozenset), "it has no order; give sorted(...) of it"),
+        "file": (hasattr(holder, "readable"), "give the path of the file"),
+        "stream": (hasattr(holder, "__next__") or hasattr(holder, "_ex_iterable"), "it can be read only once, or is "
                    "streamed; give a list of it, a Dataset, or the id of the data set"),
     }  # fmt: skip
     for refused, cure in refusal.values():
         if refused:
             raise CorpusError(f"loading a corpus: {_of_type(kind)} is not a text; {cure}")
-    return _texts(given, column)
+    return _texts(holder, column)
 
 
 def _of_type(kind: str) -> str:
@@ -254,21 +254,21 @@ def _digest(documents: Iterable[Document]) -> str:
     return digest.hexdigest()
 
 
-def _table(given: Any) -> Any | None:
+def _table(holder: Any) -> Any | None:
     """A table of Arrow, pandas, polars or datasets, as one of Arrow or of datasets; None for anything else."""
     import pyarrow as pa
 
-    module = type(given).__module__.partition(".")[0]
-    if isinstance(given, pa.Table):
-        return given
-    if isinstance(given, pa.RecordBatch):
-        return pa.table(given)
-    if module == "pandas" and hasattr(given, "columns"):
-        return _of_pandas(given)
-    if module == "polars" and hasattr(given, "collect_schema"):
-        return given.lazy().collect().to_arrow()
-    if module == "datasets" and hasattr(given, "with_format") and hasattr(given, "num_rows"):
-        return given.with_format("arrow")
+    module = type(holder).__module__.partition(".")[0]
+    if isinstance(holder, pa.Table):
+        return holder
+    if isinstance(holder, pa.RecordBatch):
+        return pa.table(holder)
+    if module == "pandas" and hasattr(holder, "columns"):
+        return _of_pandas(holder)
+    if module == "polars" and hasattr(holder, "collect_schema"):
+        return holder.lazy().collect().to_arrow()
+    if module == "datasets" and hasattr(holder, "with_format") and hasattr(holder, "num_rows"):
+        return holder.with_format("arrow")
     return None
 
 
@@ -295,7 +295,7 @@ def _of_table(table: Any, kind: str, column: str) -> Source:
     def documents() -> Iterator[Document]:
         chosen = table.select_columns(columns) if saved else table.select(columns)
         batches = (
-            (batch for part in chosen.iter(_ROWS) for batch in part.to_batches())
+            (batch for rows in chosen.iter(_ROWS) for batch in rows.to_batches())
             if saved
             else iter(chosen.to_batches(max_chunksize=_ROWS))
         )

@@ -111,8 +111,8 @@ _CONVENTIONS: tuple[_Speller, ...] = (_byte_level, _sentencepiece, _word_ends, s
 
 def _convention(tokenizer: Any, names: Sequence[str]) -> _Speller:
     """The convention in which most texts of three tokens are spelled by the tokens that the tokenizer reads in them."""
-    some = sorted(names, key=str.isascii)[:_ROUNDS] + list(names[:: max(1, len(names) // (2 * _ROUNDS))])
-    triples = list(zip(*[iter(some[: 3 * _ROUNDS])] * 3, strict=False)) or [tuple(some)]
+    sample = sorted(names, key=str.isascii)[:_ROUNDS] + list(names[:: max(1, len(names) // (2 * _ROUNDS))])
+    triples = list(zip(*[iter(sample[: 3 * _ROUNDS])] * 3, strict=False)) or [tuple(sample)]
     vocabulary = {int(token): name for name, token in tokenizer.get_vocab().items()}
 
     def kept(spell: _Speller) -> int:
@@ -120,7 +120,7 @@ def _convention(tokenizer: Any, names: Sequence[str]) -> _Speller:
         texts = [text.decode("utf-8", "ignore") for text in raw]
         read = encode(tokenizer, texts)
         back = [b"".join(_encoded(spell(vocabulary.get(token, ""))) for token in tokens) for tokens in read]
-        return sum(bool(one) and one == other for one, other in zip(raw, back, strict=True))
+        return sum(bool(text) and text == other for text, other in zip(raw, back, strict=True))
 
     best = max(_CONVENTIONS, key=kept)
     return best if kept(best) else _marked(names)
@@ -159,8 +159,8 @@ def _decoder(tokenizer: Any) -> tuple[str, Callable[[list[str]], str] | None]:
 
 def _between(decode: Callable[[list[str]], str], names: Sequence[str]) -> _Speller:
     """What a decoder adds for a token that stands between two others."""
-    some = names[:: max(1, len(names) // _COMPARED)]
-    words = [name for name in some if decode([name]).strip().isalnum()] or list(some)
+    sample = names[:: max(1, len(names) // _COMPARED)]
+    words = [name for name in sample if decode([name]).strip().isalnum()] or list(sample)
     pairs = list(itertools.pairwise(words[: _ANCHORS + 1])) or [(words[0], words[0])]
     cuts = [(left, right, at) for left, right in pairs for at in range(1, len(decode([left, right])))]
 
@@ -245,4 +245,4 @@ def _without_spaces(text: str) -> str:
 def _normalised(text: str) -> str:
     """Compatibility forms decomposed, without accents, controls and spaces."""
     letters = unicodedata.normalize("NFKD", text)
-    return "".join(one for one in letters if unicodedata.category(one)[0] not in "MCZ")
+    return "".join(letter for letter in letters if unicodedata.category(letter)[0] not in "MCZ")

@@ -6,6 +6,8 @@ run, whatever was asked before (testing on examples used for discovery certifies
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mnemoscope.errors import PatternError
@@ -18,14 +20,20 @@ def half(documents: np.ndarray, seed: int = 0) -> np.ndarray:
     return (mixed(documents, seed) >> np.uint64(63)).astype(bool)
 
 
-def mixed(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """u64[...]: integers scattered over 64 bits, one to one (the finaliser of splitmix64, Steele et al. 2014)."""
+def splitmix64(values: Any) -> np.ndarray:
+    """u64[...]: a bijection of 64-bit integers that leaves no visible order (SplitMix64; Steele et al. 2014)."""
+    bits = np.asarray(values).astype(np.uint64)
     with np.errstate(over="ignore"):
-        bits = np.asarray(values).astype(np.int64).view(np.uint64)
-        bits = bits + np.uint64(0x9E3779B97F4A7C15) * np.uint64(2 * seed + 1)
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(bits ^ (bits >> np.uint64(31)))
+    return bits ^ (bits >> np.uint64(31))
+
+
+def mixed(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """u64[...]: integers scattered over 64 bits, one to one, another way for each seed."""
+    with np.errstate(over="ignore"):
+        bits = np.asarray(values).astype(np.int64).view(np.uint64)
+        return splitmix64(bits + np.uint64(0x9E3779B97F4A7C15) * np.uint64(2 * seed + 1))
 
 
 def halves(documents: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ class Continuation(NamedTuple):
 
 
 def accepted(given: Any) -> Any:
-    """`given` as a Hugging Face tokenizer; `ModelError` in one line if it is none.
+    """An object as a Hugging Face tokenizer; `ModelError` in one line if it is none.
 
     A `tokenizers.Tokenizer`, or one of that library's ready-made classes, is wrapped, and a multimodal processor gives
     the tokenizer that it holds.
@@ -52,9 +52,10 @@ def accepted(given: Any) -> Any:
     if isinstance(raw, Tokenizer):
         return PreTrainedTokenizerFast(tokenizer_object=raw)
     held = getattr(given, "tokenizer", None)
-    for one in (given, held):
-        if one is not None and not isinstance(one, type) and all(hasattr(one, name) for name in _INTERFACE):
-            return one
+    for tokenizer in (given, held):
+        whole = all(hasattr(tokenizer, name) for name in _INTERFACE)
+        if tokenizer is not None and not isinstance(tokenizer, type) and whole:
+            return tokenizer
     raise ModelError(
         f"loading a tokenizer: a {type(given).__name__} is no tokenizer with a vocabulary; give one from transformers "
         "(AutoTokenizer.from_pretrained) or a tokenizers.Tokenizer, with which any vocabulary can be described"
@@ -79,9 +80,8 @@ def serialised(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    if (
-        backend.truncation is not None or backend.padding is not None
-    ):  # left behind by any call that asked for them
+    # Left behind by any call that asked for them.
+    if backend.truncation is not None or backend.padding is not None:
         backend = type(backend).from_str(backend.to_str())
         backend.no_truncation()
         backend.no_padding()
@@ -104,7 +104,7 @@ def encode(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> li
         return []
     options = {"truncation": False, "padding": False, "verbose": False}
     try:
-        found = tokenizer(list(texts), add_special_tokens=special, **options)["input_ids"]
+        encoded = tokenizer(list(texts), add_special_tokens=special, **options)["input_ids"]
     except Exception as error:
         if type(error) is not Exception:  # what the tokenizers library raises is nothing more special
             raise
@@ -113,7 +113,7 @@ def encode(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> li
             f"tokenizing with {type(tokenizer).__name__}: {reason}; give texts that its vocabulary can spell, or a "
             "tokenizer with an unknown token"
         ) from error
-    return [[int(token) for token in tokens] for tokens in found]
+    return [[int(token) for token in tokens] for tokens in encoded]
 
 
 def frame(tokenizer: Any) -> Frame:
@@ -141,9 +141,9 @@ def changes_text(tokenizer: Any) -> ModelError:
 def _splits(bare: Sequence[int], full: Sequence[int]) -> set[Frame]:
     size = len(bare)
     return {
-        Frame(tuple(full[:at]), tuple(full[at + size :]))
-        for at in range(len(full) - size + 1)
-        if list(full[at : at + size]) == list(bare)
+        Frame(tuple(full[:start]), tuple(full[start + size :]))
+        for start in range(len(full) - size + 1)
+        if list(full[start : start + size]) == list(bare)
     }
 
 
@@ -153,8 +153,8 @@ def _probes(tokenizer: Any) -> Iterator[str]:
     clean: list[str] = []
     rest: list[str] = []
     texts = pieces(tokenizer)
-    while len(clean) < _PROBES and (some := list(islice(texts, _PROBES))):
-        for text in some:
+    while len(clean) < _PROBES and (candidates := list(islice(texts, _PROBES))):
+        for text in candidates:
             if tokens := _read(tokenizer, text):
                 (rest if avoided & set(tokens) else clean).append(text)
     chosen = (clean or rest)[:_PROBES]
@@ -188,8 +188,8 @@ def special_ids(tokenizer: Any) -> list[int]:
     """
     around = frame(tokenizer)
     unknown = unknown_id(tokenizer)
-    found = {*_listed_special(tokenizer), *around.before, *around.after}
-    return sorted(found if unknown is None else found | {unknown})
+    special = {*_listed_special(tokenizer), *around.before, *around.after}
+    return sorted(special if unknown is None else special | {unknown})
 
 
 def _listed_special(tokenizer: Any) -> set[int]:
@@ -200,16 +200,15 @@ def _listed_special(tokenizer: Any) -> set[int]:
 
 def unknown_id(tokenizer: Any) -> int | None:
     """Id of the token that stands for what the vocabulary lacks; None if there is none."""
-    given = getattr(tokenizer, "unk_token_id", None)
+    token = getattr(tokenizer, "unk_token_id", None)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if given is not None or backend is None:
-        return given
+    if token is not None or backend is None:
+        return token
     name = getattr(backend.model, "unk_token", None)
     if name is not None:
         return backend.token_to_id(name)
     if type(backend.model).__name__ == "Unigram":
-        found: int | None = json.loads(backend.to_str())["model"].get("unk_id")
-        return found
+        return json.loads(backend.to_str())["model"].get("unk_id")
     return None
 
 
@@ -223,9 +222,7 @@ def prompt_tokens(tokenizer: Any, text: str) -> tuple[tuple[int, ...], int]:
     (full,) = encode(tokenizer, [text], special=True)
     if full == [*before, *bare, *after]:
         return (*before, *bare), len(before)
-    if (
-        full == [*bare, *after] and tuple(bare[: len(before)]) == before
-    ):  # written out in the text, not doubled
+    if full == [*bare, *after] and tuple(bare[: len(before)]) == before:  # written out, not doubled
         return tuple(bare), 0
     raise changes_text(tokenizer)
 
@@ -234,9 +231,9 @@ def beginning(tokenizer: Any, text: str, tokens: Sequence[int]) -> str | None:
     """How much of a text has exactly these tokens of its own; None if the last of them ends inside a character."""
     ends = range(len(text) + 1)
     first = bisect_left(ends, len(tokens), key=lambda end: len(encode(tokenizer, [text[:end]])[0]))
-    some = [text[:end] for end in range(first, min(first + _AHEAD, len(text)) + 1)]
-    read = encode(tokenizer, some)
-    return next((part for part, found in zip(some, read, strict=True) if found == list(tokens)), None)
+    starts = [text[:end] for end in range(first, min(first + _AHEAD, len(text)) + 1)]
+    read = encode(tokenizer, starts)
+    return next((start for start, ids in zip(starts, read, strict=True) if ids == list(tokens)), None)
 
 
 def continuation(tokenizer: Any, before: str | None, text: str) -> Continuation:
@@ -250,7 +247,7 @@ def continuation(tokenizer: Any, before: str | None, text: str) -> Continuation:
     if both[: len(start)] == start:
         return Continuation(tuple(both[len(start) :]))
     same = next(
-        (at for at, pair in enumerate(zip(start, both, strict=False)) if pair[0] != pair[1]), len(both)
+        (index for index, pair in enumerate(zip(start, both, strict=False)) if pair[0] != pair[1]), len(both)
     )
     return Continuation(_inside(tokenizer, text), tuple(both[same:]))
 

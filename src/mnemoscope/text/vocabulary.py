@@ -87,9 +87,8 @@ class Vocabulary:
 
     def find(self, text: str) -> list[int]:
         """Ids of the tokens that are exactly `text`, spaces included; else `QueryError` with the nearest."""
-        found = self.ids(text)
-        if found:
-            return found
+        if ids := self.ids(text):
+            return ids
         near = ", ".join(json.dumps(name, ensure_ascii=False) for name in self._nearest(text)[:6])
         raise QueryError(
             f"looking for the token {json.dumps(text, ensure_ascii=False)}: the vocabulary has no such token "

@@ -107,9 +107,9 @@ def align(text: Text) -> Words:
     start = rows - depth
     hashes = chain(np.zeros(len(text), np.uint64), tokens.places)
     for step in range(1, int(depth.max(initial=0)) + 1):
-        here = np.flatnonzero(depth == step)
-        hashes[here] = chain(hashes[here - 1], tokens.places[here])
-    _, sample, place = np.unique(hashes, return_index=True, return_inverse=True)
+        deep = np.flatnonzero(depth == step)
+        hashes[deep] = chain(hashes[deep - 1], tokens.places[deep])
+    _, sample, form_of = np.unique(hashes, return_index=True, return_inverse=True)
     pieces = [
         "".join(tokens.texts[piece] for piece in tokens.places[start[row] : row + 1].tolist()).strip()
         for row in sample.tolist()
@@ -118,7 +118,7 @@ def align(text: Text) -> Words:
     fold, folded = _numbered([word.casefold() for word in forms])
     ends = np.ones(len(text), bool)
     ends[:-1] = ~goes_on[1:]
-    return Words(tokens, form[place], start, ends, forms, fold, folded)
+    return Words(tokens, form[form_of], start, ends, forms, fold, folded)
 
 
 def _inner(character: str) -> bool:

@@ -23,7 +23,7 @@ from mnemoscope.mine.kernel import BINS
 from mnemoscope.mine.reading import fields_of, set_fields, share_out
 from mnemoscope.mine.statistics import below, load_state, save_state
 from mnemoscope.model.capture import Coefficients, Inputs
-from mnemoscope.model.nulls import Columns, Nulls
+from mnemoscope.model.nulls import NullColumns, Nulls
 from mnemoscope.records import NEURON, ContextBatch
 from mnemoscope.trials import counting
 from mnemoscope.trials.ground import Ground, Here
@@ -67,7 +67,7 @@ class Look:
     up: np.ndarray | None
 
     @classmethod
-    def of(cls, found: Columns, here: Here) -> Look:
+    def of(cls, found: NullColumns, here: Here) -> Look:
         """Coefficients in any dtype, on any device."""
         gate, up = (None if part is None else _matrix(part) for part in (found.gate, found.up))
         return cls(here, _matrix(found.coefficients), gate, up)
@@ -362,7 +362,7 @@ class Tally:
     ) -> None:
         """Take in one layer of one batch: a `Receiver`."""
         here = self._ground.here(batch)
-        found = {NEURON: Columns(coefficients, gate, up)}
+        found = {NEURON: NullColumns(coefficients, gate, up)}
         if self._nulls is not None:
             found |= self._nulls.columns(layer, batch, inputs, coefficients)
         for kind, part in self.parts.items():

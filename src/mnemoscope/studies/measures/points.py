@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +11,10 @@ from torch import Tensor
 
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Norm
-from mnemoscope.model.watch import hooked
+from mnemoscope.model.watch import hooked, watch
 from mnemoscope.records import ContextBatch
+
+_POINTS = ("lin", "attention_output", "coefficients", "ffn_output")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,57 +45,25 @@ class Points:
 
 def points(model: Model, batch: ContextBatch) -> Points:
     """One forward pass over right-padded prefixes, looked at where each ends."""
-    watch = _Watch(model, batch)
-    tokens = torch.from_numpy(batch.tokens).to(model.device, torch.int64)
-    with model.running(), hooked(watch.handles()), torch.inference_mode():
-        model.anatomy.body(input_ids=tokens, use_cache=False)
-        residual, ffn = [], []
-        for index, part in enumerate(model.anatomy.layers):
-            attended = watch.added("attention", index, part.post_attention_norm)
-            residual.append(watch.seen["stream", index] + attended)
-            ffn.append(watch.added("ffn", index, part.post_ffn_norm))
-        coefficients = [watch.seen["coefficients", index] for index in range(model.anatomy.n_layers)]
-        return Points(*(torch.stack(rows, 1) for rows in (residual, ffn, coefficients)))
+    parts, shape = model.anatomy, batch.tokens.shape
+    rows = torch.arange(len(batch.lengths), device=model.device)
+    ends = torch.from_numpy(batch.lengths.astype(np.int64) - 1).to(model.device)
+    seen: dict[str, list[Float[Tensor, "context width"]]] = {point: [] for point in _POINTS}
 
-
-class _Watch:
-    """Keeps the last position of what passes by."""
-
-    def __init__(self, model: Model, batch: ContextBatch) -> None:
-        self._parts, self._shape = model.anatomy, batch.tokens.shape
-        self._rows = torch.arange(len(batch.lengths), device=model.device)
-        self._ends = torch.from_numpy(batch.lengths.astype(np.int64) - 1).to(model.device)
-        self.seen: dict[tuple[str, int], Float[Tensor, "context width"]] = {}
-
-    def handles(self) -> list[Any]:
-        """Register the hooks; the caller removes them."""
-        handles = []
-        for index, layer in enumerate(self._parts.layers):
-            handles += [
-                layer.module.register_forward_pre_hook(self._enter(index), with_kwargs=True),
-                layer.attention_out.register_forward_hook(self._after("attention", index)),
-                layer.down.register_forward_pre_hook(self._before("coefficients", index)),
-                layer.down.register_forward_hook(self._after("ffn", index)),
-            ]
-        return handles
-
-    def added(self, name: str, index: int, norm: Norm | None) -> Float[Tensor, "context width"]:
-        """What a projection wrote, as it is added to the stream."""
-        written = self.seen[name, index]
-        return (written if norm is None else norm(written)) * self._parts.residual_multiplier
-
-    def _keep(self, name: str, index: int, x: Tensor) -> None:
+    def keep(point: str, x: Tensor) -> None:
         # OPT flattens contexts and tokens into one axis; indexing copies, and Falcon adds to its FFN's output in place.
-        self.seen[name, index] = x.detach().reshape(*self._shape, -1)[self._rows, self._ends].float()
+        seen[point].append(x.detach().reshape(*shape, -1)[rows, ends].float())
 
-    def _enter(self, index: int) -> Callable[..., None]:
-        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._keep("stream", index, args[0] if args else kwargs["hidden_states"])
+    def added(outputs: list[Tensor], norms: list[Norm | None]) -> list[Float[Tensor, "context width"]]:
+        """What a projection wrote in each layer, as it is added to the stream."""
+        normed = (x if norm is None else norm(x) for x, norm in zip(outputs, norms, strict=True))
+        return [x * parts.residual_multiplier for x in normed]
 
-        return hook
-
-    def _before(self, name: str, index: int) -> Callable[..., None]:
-        return lambda _, args: self._keep(name, index, args[0])
-
-    def _after(self, name: str, index: int) -> Callable[..., None]:
-        return lambda _, args, output: self._keep(name, index, output)
+    tokens = torch.from_numpy(batch.tokens).to(model.device, torch.int64)
+    handles = [handle for layer in parts.layers for handle in watch(layer, _POINTS, keep)]
+    with model.running(), hooked(handles), torch.inference_mode():
+        parts.body(input_ids=tokens, use_cache=False)
+        attended = added(seen["attention_output"], [layer.post_attention_norm for layer in parts.layers])
+        residual = [stream + update for stream, update in zip(seen["lin"], attended, strict=True)]
+        ffn = added(seen["ffn_output"], [layer.post_ffn_norm for layer in parts.layers])
+        return Points(*(torch.stack(by_layer, 1) for by_layer in (residual, ffn, seen["coefficients"])))
