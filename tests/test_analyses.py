@@ -450,10 +450,10 @@ def test_shares_of_triggers_equal_counting(
 
 def test_handful_is_distinct_spread_and_repeatable(run: Run) -> None:
     """A handful holds different neurons, from every layer that it can, and is the same each time."""
-    picks = striking.choose(run, 6)
+    picks = striking.Striking(run).handful(6)
     assert len({pick.id for pick in picks}) == 6
     assert {pick.id.layer for pick in picks} == {0, 1, 2}
-    assert picks == striking.choose(run, 6)
+    assert picks == striking.Striking(run).handful(6)
     assert {"token", "peaked", "sides", "quiet", "chance"} <= {pick.criterion for pick in picks}
 
 

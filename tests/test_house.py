@@ -30,13 +30,11 @@ DOUBLES = {
         "Answer",
         "Choice",
         "Found",
-        "Interval",
         "Item",
-        "Null",
         "Part",
         "Pattern",
     ),
-    *("Point", "Question", "Reading", "Run", "Section", "Shared", "Shown", "_Strict", "_Text"),
+    *("Question", "Reading", "Run", "Section", "Shared", "Shown", "_Strict", "_Text"),
 }
 
 

@@ -288,7 +288,7 @@ def test_direction_is_that_of_the_first_letter(sample: str, expected: bool) -> N
 
 def test_every_reason_has_its_null(run: Run) -> None:
     """Each number that a neuron was chosen for stands beside a layer median or an expected count."""
-    for pick in striking.choose(run, 6):
+    for pick in striking.Striking(run).handful(6):
         said = cards.reason(pick)
         assert pick.criterion == "chance" or "layer median" in said or "expected" in said
 

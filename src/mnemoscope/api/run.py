@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mnemoscope.annotation.sheet import Written
     from mnemoscope.model.model import Model
     from mnemoscope.neuron.card import NeuronCard
-    from mnemoscope.neuron.find import Found
+    from mnemoscope.neuron.find import Hits
     from mnemoscope.patterns.pattern import Pattern
     from mnemoscope.prediction.explanation import Explanation
     from mnemoscope.studies.findings.removal import Removal
@@ -123,7 +123,7 @@ class Run(StoredRun):
         ascending: bool = False,
         layer: int | None = None,
         count: int = 20,
-    ) -> Found:
+    ) -> Hits:
         """Neurons by one question, with what chance would find beside them; ``.rows`` is a polars frame.
 
         promotes, suppresses  a token (spaces count) among those that the value raises or lowers most
@@ -157,14 +157,14 @@ class Run(StoredRun):
             return search.sort(self, str(sort), **order)
         ((name, ask),) = given.items()
         most = count if sort is None else search.ALL
-        hits: Found = getattr(search, name)(self, *(() if ask is True else (ask,)), layer=layer, count=most)
+        hits: Hits = getattr(search, name)(self, *(() if ask is True else (ask,)), layer=layer, count=most)
         return hits if sort is None else search.reorder(self, hits, sort, **order)
 
     def highlights(self, count: int = 6) -> Highlights:
         """A few neurons to look at first, each chosen for a stated reason (`mnemoscope.neuron.striking`)."""
         from mnemoscope.neuron import striking
 
-        picks = striking.choose(self, count)
+        picks = striking.Striking(self).handful(count)
         return Highlights(self, picks, tuple(self.neuron(pick.id) for pick in picks))
 
     def gallery(self, path: str | Path, *, neurons_per_layer: int = 6, report: Report | None = None) -> Path:

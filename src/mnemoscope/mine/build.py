@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -92,104 +93,104 @@ def build(
     return run
 
 
+@dataclass(frozen=True)
 class _Build:
     """The stages of one build, in order."""
 
-    def __init__(
-        self,
-        model: Model,
-        text: Corpus,
-        writer: RunWriter,
-        identity: dict[str, Any],
-        workers: int,
-        report: Callable[[Progress], None],
-    ) -> None:
-        self._model, self._text, self._writer, self._identity = model, text, writer, identity
-        self._workers, self._report = workers, report
-        self._work = writer.work
+    model: Model
+    text: Corpus
+    writer: RunWriter
+    identity: dict[str, Any]
+    workers: int
+    report: Callable[[Progress], None]
+
+    @property
+    def work(self) -> Path:
+        """The folder in which the run is made."""
+        return self.writer.work
 
     def run(self) -> None:
         try:
             self._stages()
         except ModelChanged:
             # What was read before the change and after it cannot be told apart.
-            shutil.rmtree(self._work, ignore_errors=True)
+            shutil.rmtree(self.work, ignore_errors=True)
             raise
 
     def _stages(self) -> None:
         self._claim()
         plan = self._plan()
-        nulls = Nulls.of(self._model, self._identity["nulls"])
+        nulls = Nulls.of(self.model, self.identity["nulls"])
         factory = loop.StateFactory(
-            partial(RunStatistics.of, self._model, nulls, self._identity["top"]),
+            partial(RunStatistics.of, self.model, nulls, self.identity["top"]),
             partial(RunStatistics.load, nulls),
         )
         statistics = loop.run_shards(
-            self._model, plan, factory, self._work, workers=self._workers, report=self._report
+            self.model, plan, factory, self.work, workers=self.workers, report=self.report
         )
         self._read_values()
         self._write(plan, statistics)
-        self._model.check_weights(self._identity["weights_sha256"], f"building {self._writer.path}")
-        self._writer.commit(self._manifest(plan))
+        self.model.check_weights(self.identity["weights_sha256"], f"building {self.writer.path}")
+        self.writer.commit(self._manifest(plan))
 
     def _claim(self) -> None:
         """Say what is being built here, or check that it is what was begun, if any of that is finished."""
-        file = self._work / "identity.json"
-        if file.exists() and (self._work / "plan.json").exists():
+        file = self.work / "identity.json"
+        if file.exists() and (self.work / "plan.json").exists():
             begun = json.loads(file.read_text(encoding="utf-8"))
-            _compare(begun, self._identity, f"{self._writer.path} holds an unfinished run that was")
+            _compare(begun, self.identity, f"{self.writer.path} holds an unfinished run that was")
         else:
-            files.write(file, json.dumps(self._identity, indent=1), "writing the run")
+            files.write(file, json.dumps(self.identity, indent=1), "writing the run")
 
     def _plan(self) -> Plan:
-        if (self._work / "plan.json").exists():
-            return Plan.load(self._work)
+        if (self.work / "plan.json").exists():
+            return Plan.load(self.work)
         plan = corpus.write_plan(
-            self._text,
-            self._model.tokenizer,
-            self._work,
-            context_length=self._identity["context_length"],
-            report=self._report,
+            self.text,
+            self.model.tokenizer,
+            self.work,
+            context_length=self.identity["context_length"],
+            report=self.report,
         )
         for note in plan.notes:
-            self._report(Progress("planning", plan.tokens, plan.tokens, "tokens", note))
+            self.report(Progress("planning", plan.tokens, plan.tokens, "tokens", note))
         return plan
 
     def _read_values(self) -> None:
         """One part file for each layer, so that an interruption costs one layer."""
-        total = self._model.anatomy.n_layers
+        total = self.model.anatomy.n_layers
         missing = [layer for layer in range(total) if not self._part("columns", layer).exists()]
-        for layer, rows, columns in kept_values.layers(self._model, missing):
-            self._report(Progress("reading values", layer, total, "layers"))
+        for layer, rows, columns in kept_values.layers(self.model, missing):
+            self.report(Progress("reading values", layer, total, "layers"))
             _write_part(rows, self._part("values", layer))
             _write_part(columns, self._part("columns", layer))
-        self._report(Progress("reading values", total, total, "layers"))
+        self.report(Progress("reading values", total, total, "layers"))
 
     def _part(self, name: str, layer: int) -> Path:
-        return self._work / f"{name}-{layer:04d}.part"
+        return self.work / f"{name}-{layer:04d}.part"
 
     def _write(self, plan: Plan, statistics: RunStatistics) -> None:
         """All tables, layer by layer."""
-        total = self._model.anatomy.n_layers
+        total = self.model.anatomy.n_layers
         for layer in range(total):
-            self._report(Progress("writing tables", layer, total, "layers"))
+            self.report(Progress("writing tables", layer, total, "layers"))
             tables = statistics.tables(layer)
             columns = pq.read_table(self._part("columns", layer)).drop_columns(["layer", "neuron"])
             for name in columns.column_names:
                 tables["neurons"] = tables["neurons"].append_column(name, columns[name])
             tables["values"] = pq.read_table(self._part("values", layer))
             for name, table in tables.items():
-                self._writer.append(name, table)
-        self._writer.append("shards", statistics.neurons.shard_rows())
-        self._writer.append("vocabulary", self._vocabulary())
+                self.writer.append(name, table)
+        self.writer.append("shards", statistics.neurons.shard_rows())
+        self.writer.append("vocabulary", self._vocabulary())
         # Links, because the plan must stay whole until the commit.
-        self._writer.adopt("contexts", _linked(plan.contexts_file))
-        self._writer.adopt("documents", _linked(plan.documents_file))
-        self._writer.sort_values_by_token()
-        self._report(Progress("writing tables", total, total, "layers"))
+        self.writer.adopt("contexts", _linked(plan.contexts_file))
+        self.writer.adopt("documents", _linked(plan.documents_file))
+        self.writer.sort_values_by_token()
+        self.report(Progress("writing tables", total, total, "layers"))
 
     def _vocabulary(self) -> pa.Table:
-        spelled = token_bytes(self._model.tokenizer, self._model.anatomy.vocabulary)
+        spelled = token_bytes(self.model.tokenizer, self.model.anatomy.vocabulary)
         text, raw, special = zip(*spelled, strict=True)
         return pa.table(
             {
@@ -201,12 +202,12 @@ class _Build:
         )
 
     def _manifest(self, plan: Plan) -> dict[str, Any]:
-        text = self._text
+        text = self.text
         return {
             "schema_version": SCHEMA_VERSION,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "mnemoscope": version("mnemoscope"),
-            "model": self._model.entry(),
+            "model": self.model.entry(),
             "corpus": CorpusEntry(
                 id=text.id,
                 sha256=plan.sha256,
@@ -221,17 +222,17 @@ class _Build:
                 spelling=plan.corpus.get("spelling", ""),
             ),
             "options": {
-                "identity": self._identity,
-                "top": self._identity["top"],
-                "nulls": self._identity["nulls"],
-                "dtype": self._model.dtype,
-                "attention": str(getattr(self._model.hf.config, "_attn_implementation", None)),
-                "device": self._model.device.type,
+                "identity": self.identity,
+                "top": self.identity["top"],
+                "nulls": self.identity["nulls"],
+                "dtype": self.model.dtype,
+                "attention": str(getattr(self.model.hf.config, "_attn_implementation", None)),
+                "device": self.model.device.type,
                 "values_lens": values.LENS,
                 "shard_tokens": SHARD_TOKENS,
                 "batch_tokens": BATCH_TOKENS,
                 "special": plan.special,
-                "sampling": self._identity["sampling"],
+                "sampling": self.identity["sampling"],
                 "notes": list(plan.notes),
                 "histogram_share": HISTOGRAM_SHARE,
                 "histogram_edges": HISTOGRAM_EDGES[1:-1].tolist(),

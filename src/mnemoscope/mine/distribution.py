@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -11,14 +10,14 @@ import pyarrow as pa
 from mnemoscope.mine import kernel
 from mnemoscope.mine.kernel import BINS, COARSE_BINS, EMPTY, SPREADER
 from mnemoscope.mine.places import address_of
-from mnemoscope.mine.reading import LayerReading, fields_of, nullable, set_fields, share_out
+from mnemoscope.mine.reading import Fields, LayerReading, nullable, share_out
 from mnemoscope.text.split import splitmix64
 
 _BLOCK = 128  # neurons that a thread takes at a time
 _UNSPREADER = np.uint64(pow(int(SPREADER), -1, 2**64))
 
 
-class Histograms:
+class Histograms(Fields):
     """Counts of every neuron over the bins of `HISTOGRAM_EDGES`, in the selected contexts.
 
     counts  i32[layer neuron bin]  enough for 2^31 selected tokens
@@ -42,14 +41,6 @@ class Histograms:
         """Add the counts of another state."""
         self.counts += other.counts
 
-    def state(self) -> dict[str, np.ndarray]:
-        """The counts."""
-        return fields_of(self)
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Become what had this state."""
-        set_fields(self, state)
-
     def result(self, layer: int) -> pa.Table:
         """Rows of `histograms`: one for each neuron."""
         counts = self.counts[layer]
@@ -63,7 +54,7 @@ class Histograms:
         )
 
 
-class Samples:
+class Samples(Fields):
     """One position drawn uniformly from each part of every neuron's range, among the selected contexts (A71).
 
     Of all positions whose coefficient falls into a coarse bin, the one with the least key is kept: a
@@ -105,14 +96,6 @@ class Samples:
         wins = other.key < self.key
         for name in self.FIELDS:
             np.copyto(getattr(self, name), getattr(other, name), where=wins)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """The three arrays."""
-        return fields_of(self)
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Become what had this state."""
-        set_fields(self, state)
 
     def result(self, layer: int) -> pa.Table:
         """Rows of `samples`, by (neuron, bin); no row where a bin is empty."""

@@ -264,6 +264,20 @@ def set_fields(accumulator: HasFields, state: Mapping[str, np.ndarray]) -> None:
         setattr(accumulator, name, np.ascontiguousarray(saved))
 
 
+class Fields:
+    """An accumulator whose state is the arrays that it declares, and nothing else."""
+
+    FIELDS: ClassVar[tuple[str, ...]]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The declared arrays; shared, not copied."""
+        return fields_of(self)
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Become what had this state."""
+        set_fields(self, state)
+
+
 def nullable(values: np.ndarray, null: np.ndarray, kind: Any) -> pa.Array:
     """A column with nulls where `null` is true."""
     return pa.array(values, kind, mask=null)

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from mnemoscope.mine import kernel
-from mnemoscope.mine.reading import Extremes, LayerReading, fields_of, nullable, set_fields, share_out
+from mnemoscope.mine.reading import Extremes, Fields, LayerReading, nullable, share_out
 
 POLARITIES = (1, -1)
 _BLOCK = 128  # neurons that a thread takes at a time
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-class Triggers:
+class Triggers(Fields):
     """Top-k contexts of every neuron in both polarities, each by its extreme position.
 
     The order is total: larger |coefficient| first, then the lower context id; of equal coefficients in one
@@ -76,13 +76,9 @@ class Triggers:
     def _set_threshold(self) -> None:
         self._threshold = _coefficients(self.key[..., -1])
 
-    def state(self) -> dict[str, np.ndarray]:
-        """The two arrays."""
-        return fields_of(self)
-
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Become what had this state."""
-        set_fields(self, state)
+        super().restore(state)
         self._set_threshold()
 
     def result(self, layer: int) -> pa.Table:

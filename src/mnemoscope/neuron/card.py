@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from mnemoscope.display import Shown
-from mnemoscope.neuron.claims import Claim, claims, has_patterns
+from mnemoscope.neuron.claims import ADDRESS, Claim, claims, has_patterns, within
 from mnemoscope.records import NeuronId
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def card(
     triggers = run.rows("triggers", layer, neuron)
     positive, negative = (triggers.filter(pl.col("polarity") == sign).sort("rank") for sign in (1, -1))
     between = _one_a_part(run.rows("samples", layer, neuron), statistics)
-    reader = _Reader(run, window, [positive.head(examples), negative.head(examples), between])
+    reader = _ExampleReader(run, window, [positive.head(examples), negative.head(examples), between])
     values = run.rows("values", layer, neuron).sort("rank")
     return NeuronCard(
         layer=layer,
@@ -283,7 +283,7 @@ def _key_tokens(
     return tuple(KeyToken(token, run.vocabulary.label(token), value) for token, value in pairs)
 
 
-def _side(reader: _Reader, rows: pl.DataFrame, polarity: int, examples: int) -> Side:
+def _side(reader: _ExampleReader, rows: pl.DataFrame, polarity: int, examples: int) -> Side:
     return Side(
         polarity=polarity,
         stored=rows.height,
@@ -313,15 +313,15 @@ def _one_a_part(samples: pl.DataFrame, statistics: Statistics) -> pl.DataFrame:
     if samples.height == 0 or low is None or high is None or low == high:
         return samples.head(0)
     place = (pl.col("coefficient").cast(pl.Float64) - low) / (high - low) * PARTS
-    part = place.floor().clip(0, PARTS - 1)
+    tenth = place.floor().clip(0, PARTS - 1)
     return (
-        samples.with_columns(part.alias("part"), (place - part - 0.5).abs().alias("far"))
+        samples.with_columns(tenth.alias("part"), (place - tenth - 0.5).abs().alias("far"))
         .sort("part", "far", "context", "position", descending=[True, False, False, False])
         .unique("part", keep="first", maintain_order=True)
     )
 
 
-class _Reader:
+class _ExampleReader:
     """Turns rows of (context, position) into examples; asks the run once for the text of all lists."""
 
     def __init__(self, run: Run, window: tuple[int, int], lists: Sequence[pl.DataFrame]) -> None:
@@ -333,21 +333,22 @@ class _Reader:
         return tuple(self._example(row) for row in rows.iter_rows(named=True))
 
     def _example(self, row: dict[str, Any]) -> Example:
-        words, context, at = self._words, self._contexts[row["context"]], row["position"]
+        words, context, position = self._words, self._contexts[row["context"]], row["position"]
         tokens, title = context.tokens, self._documents[context.document].title or ""
-        first, last = max(0, at - self._window[0]), min(len(tokens), at + 1 + self._window[1])
+        first = max(0, position - self._window[0])
+        last = min(len(tokens), position + 1 + self._window[1])
         pieces = [words.visible(piece, edges=False) for piece in words.pieces(tokens[first:last].tolist())]
-        here = at - first
+        active = position - first
         return Example(
             coefficient=row["coefficient"],
             context=row["context"],
-            position=at,
+            position=position,
             document=context.document,
             offset=context.start,
             title=words.visible(title, edges=False),
-            before=tuple(pieces[:here]),
-            active=pieces[here] or words.label(tokens[at]),  # part of a character: its bytes
-            after=tuple(pieces[here + 1 :]),
+            before=tuple(pieces[:active]),
+            active=pieces[active] or words.label(tokens[position]),  # part of a character: its bytes
+            after=tuple(pieces[active + 1 :]),
             next_token=None if row["next_token"] is None else words.label(row["next_token"]),
             left_out=(first, len(tokens) - last),
             gate=row.get("gate_sign"),
@@ -357,33 +358,26 @@ class _Reader:
 
 # -- The signs that a neuron's coefficient takes, and the usual one: the sign at most of its triggers ----------
 
-_NEURON = ["layer", "neuron"]
-
 
 def usual_signs(run: Run, layer: int | None = None) -> pl.LazyFrame:
     """layer, neuron, usual (+1 or -1) of every neuron of one layer or of all; +1 without triggers."""
-    neurons, triggers = run.table("neurons"), run.table("triggers")
-    if layer is not None:
-        neurons, triggers = (table.filter(pl.col("layer") == layer) for table in (neurons, triggers))
-    sides = triggers.group_by(*_NEURON, "polarity").agg(
+    neurons, triggers = within(run, "neurons", layer), within(run, "triggers", layer)
+    sides = triggers.group_by(*ADDRESS, "polarity").agg(
         stored=pl.len(), weakest=pl.col("coefficient").abs().min()
     )
     usual = (
         sides.sort("stored", "weakest", "polarity", descending=True)
-        .unique(_NEURON, keep="first", maintain_order=True)
-        .select(*_NEURON, usual="polarity")
+        .unique(ADDRESS, keep="first", maintain_order=True)
+        .select(*ADDRESS, usual="polarity")
     )
     return (
-        neurons.select(_NEURON).join(usual, on=_NEURON, how="left").with_columns(pl.col("usual").fill_null(1))
+        neurons.select(ADDRESS).join(usual, on=ADDRESS, how="left").with_columns(pl.col("usual").fill_null(1))
     )
 
 
 def taken_signs(run: Run, layer: int | None = None) -> pl.LazyFrame:
     """layer, neuron, sign (+1 or -1), usual (bool): every sign of which a neuron has a trigger."""
-    triggers = run.table("triggers")
-    if layer is not None:
-        triggers = triggers.filter(pl.col("layer") == layer)
-    signs = triggers.select(*_NEURON, sign="polarity").unique()
-    return signs.join(usual_signs(run, layer), on=_NEURON).select(
-        *_NEURON, "sign", usual=pl.col("usual") == pl.col("sign")
+    signs = within(run, "triggers", layer).select(*ADDRESS, sign="polarity").unique()
+    return signs.join(usual_signs(run, layer), on=ADDRESS).select(
+        *ADDRESS, "sign", usual=pl.col("usual") == pl.col("sign")
     )

@@ -19,6 +19,7 @@ from mnemoscope.records import MAIN, NEURON, NEXT, POSITION, WHOLE
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
+ADDRESS = ["layer", "neuron"]
 BANDS = (0.001, 0.01, 0.1, 0.5, 1.0)  # of the tokens, from the largest scores down (A71)
 WRITE = 0.99  # quantile of |m| |v| over a layer that counts as a large write
 PREFIX = (MAIN, WHOLE)  # families of tests of the prefix
@@ -35,7 +36,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Null:
+class LayerNull:
     """F1 of the pseudo-neurons of a layer, each with the best pattern that it has; 0 where it has none."""
 
     kind: str
@@ -45,7 +46,7 @@ class Null:
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """A place on the curve: where active begins (a magnitude), the share of tokens beyond, and what follows."""
 
     threshold: float
@@ -112,10 +113,16 @@ class Claim:
     neurons: int
     q: float
     verdict: str
-    nulls: tuple[Null, ...]
-    curve: tuple[Point, ...]
+    nulls: tuple[LayerNull, ...]
+    curve: tuple[CurvePoint, ...]
     bands: tuple[Band, ...]
     definitions: tuple[Definition, ...]
+
+
+def within(run: Run, name: str, layer: int | None) -> pl.LazyFrame:
+    """A table of a run, or the rows of one layer of it; `QueryError` if there is no such layer."""
+    table = run.table(name)
+    return table if layer is None else table.filter(pl.col("layer") == run.address(layer, 0).layer)
 
 
 def has_patterns(run: Run) -> bool:
@@ -134,12 +141,12 @@ def claims(run: Run, layer: int, neuron: int) -> tuple[Claim, ...]:
         return ()
     calibration = run.table("calibration").filter(pl.col("layer") == layer).collect()
     statistics = run.rows("neurons", layer, neuron).row(0, named=True)
-    found = [of_row(run, row, calibration, statistics) for row in rows.iter_rows(named=True)]
-    found.sort(key=lambda claim: (_order(claim), claim.verdict == twoway.NONE, -(claim.f1.value or 0)))
-    said: dict[tuple[object, ...], Claim] = {}
-    for claim in found:
-        said.setdefault((claim.polarity, claim.spec, _order(claim)), claim)
-    return tuple(said.values())
+    tested = [of_row(run, row, calibration, statistics) for row in rows.iter_rows(named=True)]
+    tested.sort(key=lambda claim: (_order(claim), claim.verdict == twoway.NONE, -(claim.f1.value or 0)))
+    distinct: dict[tuple[object, ...], Claim] = {}
+    for claim in tested:
+        distinct.setdefault((claim.polarity, claim.spec, _order(claim)), claim)
+    return tuple(distinct.values())
 
 
 def _order(claim: Claim) -> tuple[bool, str]:
@@ -159,8 +166,8 @@ def of_row(
     rule = Rule(asked["least"], asked["q"])
     edges = np.array([-np.inf, *options["histogram_edges"], np.inf])
     polarity, nulls = row["polarity"], nulls_of(calibration, row["tests"])
-    counts = [np.array(row[f"counts_{part}"], np.int64) for part in ("present", "absent")]
-    curve = Curve(*(twoway.oriented(part, polarity) for part in counts))
+    counts = [np.array(row[f"counts_{presence}"], np.int64) for presence in ("present", "absent")]
+    curve = Curve(*(twoway.oriented(bins, polarity) for bins in counts))
     level = max((null.high for null in nulls), default=0.0)
     judge = _Judge(Curve(*counts), curve, edges[:-1], polarity, level, row["q"], rule)
     write = calibration.filter((pl.col("measure") == "write") & (pl.col("unit") == NEURON))
@@ -184,13 +191,13 @@ def of_row(
     )  # fmt: skip
 
 
-def nulls_of(calibration: pl.DataFrame, tests: str) -> tuple[Null, ...]:
+def nulls_of(calibration: pl.DataFrame, tests: str) -> tuple[LayerNull, ...]:
     """The nulls of one layer and family of tests."""
     rows = calibration.filter((pl.col("measure") == f"f1 of {tests}") & (pl.col("unit") != NEURON)).sort(
         "unit"
     )
     return tuple(
-        Null(
+        LayerNull(
             row["unit"],
             row["count"],
             row["values"][row["levels"].index(0.5)],
@@ -200,19 +207,19 @@ def nulls_of(calibration: pl.DataFrame, tests: str) -> tuple[Null, ...]:
     )
 
 
-def _points(curve: Curve, edges: np.ndarray) -> tuple[Point, ...]:
+def _points(curve: Curve, edges: np.ndarray) -> tuple[CurvePoint, ...]:
     """Positive thresholds that some token reaches, each once where nothing changes between."""
     places = np.arange(len(edges) // 2 + 1, len(edges))
     active = curve.active[places]
     places = places[(active > 0) & (np.diff(active, append=0) != 0)]
     shares = curve.active / np.maximum(curve.tokens, 1)
-    columns = [part[places] for part in (edges, shares, curve.purity, curve.coverage, curve.f1)]
-    return tuple(Point(*map(float, np.nan_to_num(point))) for point in zip(*columns, strict=True))
+    columns = [column[places] for column in (edges, shares, curve.purity, curve.coverage, curve.f1)]
+    return tuple(CurvePoint(*map(float, np.nan_to_num(point))) for point in zip(*columns, strict=True))
 
 
 def _bands(curve: Curve) -> tuple[Band, ...]:
     """Presence between quantiles of the score, as far as bins can tell them apart."""
-    found, last, both = [], 0, 0
+    bands, last, both = [], 0, 0
     names = ["top 0.1 %", "0.1 to 1 %", "1 to 10 %", "10 to 50 %", "the rest"]
     for name, share in zip(names, BANDS, strict=True):
         place = int(np.argmax(curve.active <= share * curve.tokens)) if share < 1 else 0
@@ -220,9 +227,9 @@ def _bands(curve: Curve) -> tuple[Band, ...]:
             continue
         tokens, shown = int(curve.active[place]) - last, int(curve.both[place]) - both
         if tokens > 0:
-            found.append(Band(name, tokens, shown / tokens))
+            bands.append(Band(name, tokens, shown / tokens))
             last, both = last + tokens, both + shown
-    return tuple(found)
+    return tuple(bands)
 
 
 class _Judge(NamedTuple):
@@ -281,7 +288,7 @@ def _definitions(
 ) -> list[Definition]:
     """The sweep of A72."""
     chosen = (row["threshold"], row["active"], row["both"])
-    found = [
+    definitions = [
         judge.say("chosen", *chosen),
         judge.at("above 0 (2⁻¹²)", 2.0**-12),
         *(judge.at(f"top {100 * share:g} % of tokens", judge.quantile(share)) for share in BANDS[2::-1]),
@@ -291,30 +298,30 @@ def _definitions(
     if len(write) and norm > 0:
         levels, values = write["levels"][0].to_list(), write["values"][0].to_list()
         name = f"|m|·|v| top {100 * (1 - WRITE):g} %"  # of the layer
-        found.append(judge.at(name, values[levels.index(WRITE)] / norm))
-    found.append(judge.either("either sign", abs(row["threshold"])))
+        definitions.append(judge.at(name, values[levels.index(WRITE)] / norm))
+    definitions.append(judge.either("either sign", abs(row["threshold"])))
     if row["quadrants_active"] is not None:
         pairs = zip(QUADRANTS, row["quadrants_active"], row["quadrants_both"], strict=True)
-        found += [judge.say(f"chosen, {name}", row["threshold"], *pair) for name, *pair in pairs if pair[0]]
-    return [one for one in found if one is not None]
+        definitions += [
+            judge.say(f"chosen, {name}", row["threshold"], *pair) for name, *pair in pairs if pair[0]
+        ]
+    return [definition for definition in definitions if definition is not None]
 
 
 # -- Neurons with a verdict, clearest first: one order for `patterns`, `find --tested` and cards -------------------
 
 ORDER = "clearest first: by the lower end of the interval of F1"
 ABOUT = {NEXT: "the next token", POSITION: "the position"}  # else the text up to the token
-_CLAIM = ["layer", "neuron", "polarity", "spec"]
+_CLAIM = [*ADDRESS, "polarity", "spec"]
 
 
-def tested(run: Run, layer: int | None = None) -> pl.DataFrame:
+def rows_with_verdict(run: Run, layer: int | None = None) -> pl.DataFrame:
     """Rows of `pattern_tests` (without curves) of neurons with a verdict, in one layer or in all, clearest first.
 
     What triggers and the whole distribution both say of a neuron is there once. `QueryError` if the run has no
     patterns.
     """
-    table = run.table("pattern_tests")
-    if layer is not None:
-        table = table.filter(pl.col("layer") == layer)
+    table = within(run, "pattern_tests", layer)
     ends = [f"{side}{end}" for side in ("purity", "coverage", "f1") for end in ("", "_low", "_high")]
     return (
         table.filter((pl.col("unit") == NEURON) & (pl.col("verdict") != NONE))

@@ -1,6 +1,6 @@
 """Find neurons by what their value writes, by the text of their triggers, by their pattern or by their statistics.
 
-Every count stands beside what would be expected if there were nothing to find (`Found.null` says how).
+Every count stands beside what would be expected if there were nothing to find (`Hits.null` says how).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import polars as pl
 from mnemoscope.display import Shown
 from mnemoscope.errors import QueryError
 from mnemoscope.neuron.card import taken_signs
-from mnemoscope.neuron.claims import ORDER
-from mnemoscope.neuron.claims import tested as _tested
+from mnemoscope.neuron.claims import ADDRESS, ORDER, rows_with_verdict, within
 from mnemoscope.neuron.striking import RULE, peaked
 from mnemoscope.neuron.twoway import NONE
 from mnemoscope.records import NEURON, NEXT, NULLS, NeuronId
@@ -25,13 +24,12 @@ if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
 ALL = 2**31 - 1  # as a count: every hit
-_NEURON = ["layer", "neuron"]
 _CLAIMED = ("pattern", "verdict", "f1", "purity", "coverage", "tokens")
 
 
 @dataclass(frozen=True, repr=False)
-class Found(Shown):
-    """An answer: the question, the null that its numbers are to be read against, a row per neuron found."""
+class Hits(Shown):
+    """The answer to a search: the question, the null to read its numbers against, and a row per neuron found."""
 
     question: str
     null: str
@@ -48,7 +46,7 @@ class Found(Shown):
         }
 
 
-def promotes(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
+def promotes(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Hits:
     """Neurons that promote the token `text` (spaces included) at a sign that their coefficient takes, best rank first.
 
     Rows: neuron, sign (at which it promotes the token), usual (whether that is its usual sign, `neuron.card`), rank
@@ -59,7 +57,7 @@ def promotes(run: Run, text: str, *, layer: int | None = None, count: int = 20) 
     return _by_value(run, text, "promote", layer, count)
 
 
-def suppresses(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
+def suppresses(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Hits:
     """Neurons that suppress the token `text` at a sign that their coefficient takes.
 
     Rows as `promotes`; rank 0 is the most suppressed.
@@ -67,7 +65,7 @@ def suppresses(run: Run, text: str, *, layer: int | None = None, count: int = 20
     return _by_value(run, text, "suppress", layer, count)
 
 
-def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
+def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Hits:
     """Neurons whose triggers have `text` (exactly) ending at or overlapping the active token, most first.
 
     Rows: neuron, sign of the coefficient, hits, expected (hits among as many random positions), triggers
@@ -75,7 +73,7 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
     """
     places, share, aside = _occurrences(run, text)
     hits = (
-        _within(run, "triggers", layer)
+        within(run, "triggers", layer)
         .with_columns(pl.len().over("layer", "neuron", "polarity").alias("triggers"))
         .join(places.lazy(), on=["context", "position"], how="semi")
         .group_by("layer", "neuron", "polarity")
@@ -91,7 +89,7 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         .sort("hits", pl.col("strongest").abs(), "layer", "neuron", descending=[True, True, False, False])
         .collect()
     )
-    return Found(
+    return Hits(
         question=f"neurons that {text!r} triggers: it ends at or overlaps the active token of some trigger "
         f"in {hits.height:,} lists (one list for each neuron and sign)",
         null=f"expected: as many random positions would hit it so often; it covers {places.height:,} of the "
@@ -103,7 +101,7 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
     )
 
 
-def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None, count: int = 20) -> Found:
+def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None, count: int = 20) -> Hits:
     """Neurons in the order of one statistic (a numeric column of `neurons`), of one layer or of all.
 
     Rows: neuron, the statistic, its median over the neuron's layer; min, max and kurtosis for orientation.
@@ -114,18 +112,18 @@ def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None
     known = [name for name, kind in table.collect_schema().items() if kind.is_numeric()][2:]
     if by not in known:
         raise QueryError(f"sorting neurons by {by!r}: unknown statistic; choose one of {', '.join(known)}")
-    table = _within(run, "neurons", layer).with_columns(
+    table = within(run, "neurons", layer).with_columns(
         pl.col(by).median().over("layer").alias("layer_median")
     )
     every = table.select(pl.len()).collect().item()
     if by == "kurtosis" and descending:
-        table = table.join(peaked(run, layer).lazy(), on=_NEURON, how="semi")
-    ordered = table.sort(by, *_NEURON, descending=[descending, False, False], nulls_last=True)
+        table = table.join(peaked(run, layer).lazy(), on=ADDRESS, how="semi")
+    ordered = table.sort(by, *ADDRESS, descending=[descending, False, False], nulls_last=True)
     total = ordered.select(pl.len()).collect().item()
     left_out = _left_out(every - total)
     shown = ["neuron", by, "layer_median", *(name for name in ("min", "max", "kurtosis") if name != by)]
     place = "all layers" if layer is None else f"layer {layer}"
-    return Found(
+    return Hits(
         question=f"neurons of {place} by {by}, {'largest' if descending else 'smallest'} first",
         null=f"layer_median: the same statistic's median over all neurons of that layer{left_out}",
         rows=_named(ordered.head(count).collect()).select(shown),
@@ -134,8 +132,8 @@ def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None
 
 
 def reorder(
-    run: Run, hits: Found, by: str, *, descending: bool = True, layer: int | None = None, count: int = 20
-) -> Found:
+    run: Run, hits: Hits, by: str, *, descending: bool = True, layer: int | None = None, count: int = 20
+) -> Hits:
     """All hits of another search in the order of one statistic, as `sort` has it.
 
     Rows: those of `hits`, with the statistic and its median over the neuron's layer. `QueryError` as of `sort`.
@@ -144,7 +142,7 @@ def reorder(
     rows = order.select("neuron", by, "layer_median").join(
         hits.rows, on="neuron", suffix="_active", maintain_order="left_right"
     )
-    return Found(
+    return Hits(
         question=f"{hits.question}; by {by}, {'largest' if descending else 'smallest'} first",
         null=f"{hits.null}. layer_median: the median of {by} over all neurons of that layer"
         + _left_out(hits.total - rows.height),
@@ -158,14 +156,14 @@ def _left_out(number: int) -> str:
     return f". {RULE[0].upper()}{RULE[1:]}; the other {number:,} are left out" if number else ""
 
 
-def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Found:
+def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Hits:
     """Neurons with a tested pattern whose name or spec contains `text` (case does not matter), believed ones first.
 
     Rows: neuron, sign, pattern, verdict, f1, purity, coverage, tokens (active). `QueryError` if no neuron has such a
     pattern, or none were looked for.
     """
     wanted = text.strip().casefold()
-    rows = _within(run, "pattern_tests", layer).with_columns(
+    rows = within(run, "pattern_tests", layer).with_columns(
         pl.concat_str("name", pl.lit(" "), "spec")
         .str.to_lowercase()
         .str.contains(wanted, literal=True)
@@ -179,82 +177,69 @@ def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
     if len(hits):  # what triggers and the whole distribution both say is one pattern
         hits = hits.sort("none", "f1", descending=[False, True], nulls_last=True)
         hits = hits.unique(claim, keep="first", maintain_order=True)
-    mine = hits.filter(pl.col("unit") == "neuron") if len(hits) else hits
-    if not len(mine):
+    of_neurons = hits.filter(pl.col("unit") == "neuron") if len(hits) else hits
+    if not len(of_neurons):
         raise QueryError(
             f"finding neurons by the pattern {text!r}: none has a pattern of that name; give a part of a name, such as "
             "year, or of a spec (`mnemoscope show` prints both)"
         )
-    nulls = len(hits) - len(mine)
-    believed = int((~mine["none"]).sum())
-    of = rows.group_by("unit").len().collect().sort(pl.col("unit") != "neuron")["len"].to_list()
-    ordered = mine.sort(
+    nulls = len(hits) - len(of_neurons)
+    believed = int((~of_neurons["none"]).sum())
+    tests = rows.group_by("unit").len().collect().sort(pl.col("unit") != "neuron")["len"].to_list()
+    ordered = of_neurons.sort(
         "none", "f1", "layer", "neuron", descending=[False, True, False, False], nulls_last=True
     )
     shown = ordered.head(count).with_columns(_sign("polarity"), pattern="name", tokens="active")
-    return Found(
-        question=f"neurons and signs whose tested pattern contains {text!r}: {len(mine):,}, "
+    return Hits(
+        question=f"neurons and signs whose tested pattern contains {text!r}: {len(of_neurons):,}, "
         f"{believed:,} of them with a verdict above the null",
-        null=f"{len(mine):,} of {of[0]:,} tested patterns of neurons contain it, {nulls:,} of {sum(of[1:]):,} of "
-        "pseudo-neurons",
+        null=f"{len(of_neurons):,} of {tests[0]:,} tested patterns of neurons contain it, {nulls:,} of "
+        f"{sum(tests[1:]):,} of pseudo-neurons",
         rows=_named(shown).select("neuron", "sign", *_CLAIMED),
-        total=len(mine),
+        total=len(of_neurons),
     )
 
 
-def tested(run: Run, *, layer: int | None = None, count: int = 20) -> Found:
+def tested(run: Run, *, layer: int | None = None, count: int = 20) -> Hits:
     """Neurons with a tested pattern that has a verdict, clearest first (`neuron.claims`).
 
     Rows: neuron, sign, about, pattern, verdict, f1, purity, coverage, tokens (active). `QueryError` if none were looked
     for.
     """
-    found = _tested(run, None if layer is None else run.address(layer, 0).layer)
-    counted = run.table("pattern_tests")
-    if layer is not None:
-        counted = counted.filter(pl.col("layer") == layer)
-    claims = (
-        counted.group_by("unit").agg(tests=pl.len(), verdicts=(pl.col("verdict") != NONE).sum()).collect()
-    )
+    believed = rows_with_verdict(run, layer)
+    by_unit = within(run, "pattern_tests", layer).group_by("unit")
+    claims = by_unit.agg(tests=pl.len(), verdicts=(pl.col("verdict") != NONE).sum()).collect()
     of = {unit: f"{verdicts:,} of {tests:,}" for unit, tests, verdicts in claims.sort("unit").iter_rows()}
     nulls = ", ".join(f"{NULLS.get(unit, unit)} {share}" for unit, share in of.items() if unit != NEURON)
-    shown = found.head(count).with_columns(_sign("polarity"), pattern="name", tokens="active")
-    return Found(
-        question=f"{found.height:,} tested patterns of {found.select('layer', 'neuron').n_unique():,} neurons have a "
+    shown = believed.head(count).with_columns(_sign("polarity"), pattern="name", tokens="active")
+    return Hits(
+        question=f"{believed.height:,} tested patterns of {believed.select(ADDRESS).n_unique():,} neurons have a "
         f"verdict; {ORDER}",
         null=f"tested patterns with a verdict: neurons {of.get(NEURON, '0')}{', ' if nulls else ''}{nulls}",
         rows=_named(shown).select("neuron", "sign", "about", *_CLAIMED),
-        total=found.height,
+        total=believed.height,
     )
 
 
-def _within(run: Run, name: str, layer: int | None) -> pl.LazyFrame:
-    """A table, or the rows of one layer of it; `QueryError` if there is no such layer."""
-    table = run.table(name)
-    if layer is None:
-        return table
-    return table.filter(pl.col("layer") == run.address(layer, 0).layer)
-
-
-def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> Found:
+def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> Hits:
     """Neurons by the list of their value that holds what they `verb` (promote or suppress) at a sign that they take."""
     tokens, model = run.vocabulary.find(text), run.manifest.model
-    layer = None if layer is None else run.address(layer, 0).layer
     sense = 1 if verb == "promote" else -1
     # A list is read at the sign at which the neuron promotes what it holds, and at the other one suppresses it.
     lists = taken_signs(run, layer).with_columns(polarity=(pl.col("sign") * sense).cast(pl.Int8)).collect()
-    address = [*_NEURON, "polarity"]
+    address = [*ADDRESS, "polarity"]
     stored = [
         run.by_token(token, polarity).with_columns(polarity=pl.lit(polarity, pl.Int8))
         for token in tokens
         for polarity in (1, -1)
     ]
-    best = _within(run, "neurons", layer).select(*_NEURON, max_probability="value_max_probability")
+    best = within(run, "neurons", layer).select(*ADDRESS, max_probability="value_max_probability")
     positive = pl.when(pl.col("sign") > 0)
     rows = (
         pl.concat(stored)
         .join(lists, on=address)
-        .join(best.collect(), on=_NEURON)
-        .sort("rank", pl.col("logit") * pl.col("polarity"), *_NEURON, descending=[False, True, False, False])
+        .join(best.collect(), on=ADDRESS)
+        .sort("rank", pl.col("logit") * pl.col("polarity"), *ADDRESS, descending=[False, True, False, False])
         .with_columns(
             positive.then("probability").alias("probability"),
             positive.then("max_probability").alias("max_probability"),
@@ -267,9 +252,9 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
     depth, median = _value_base_rate(run, lists.select(address), layer)
     alike = len(tokens) * lists.height * depth / model.vocabulary
     uniform = f"{1 / model.vocabulary:.2g}".replace("e-0", "e-")
-    neurons = rows.select(_NEURON).n_unique()
-    return Found(
-        question=f"{neurons:,} of {lists.select(_NEURON).n_unique():,} neurons have {text!r} among the {depth} tokens "
+    neurons = rows.select(ADDRESS).n_unique()
+    return Hits(
+        question=f"{neurons:,} of {lists.select(ADDRESS).n_unique():,} neurons have {text!r} among the {depth} tokens "
         f"that they {verb} most at the sign beside it (usual: the sign of most of their triggers)"
         + ("" if rows.height else "; no others are kept, so a neuron with it further down is not found"),
         null=f"the median token of the vocabulary is in {median:g} such lists; {alike:.1f} if all {model.vocabulary:,} "
@@ -284,7 +269,7 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
 
 def _value_base_rate(run: Run, lists: pl.DataFrame, layer: int | None) -> tuple[int, float]:
     """Tokens kept for each value, and in how many of these lists (layer, neuron, polarity) the median token is."""
-    table = _within(run, "values", layer).join(lists.lazy(), on=[*_NEURON, "polarity"], how="semi")
+    table = within(run, "values", layer).join(lists.lazy(), on=[*ADDRESS, "polarity"], how="semi")
     counts = table.group_by("token").len().collect()["len"].to_numpy()
     depth = table.select(pl.col("rank").max()).collect().item()
     absent = run.manifest.model.vocabulary - len(counts)
@@ -340,11 +325,11 @@ def _occurrences(run: Run, text: str) -> tuple[pl.DataFrame, float, int]:
 def _nowhere(run: Run, text: str) -> str:
     """The message for a text that no context has."""
     corpus = run.manifest.corpus
-    part = f", of which {corpus.limit:,} tokens were drawn" if corpus.limit else ""
+    drawn = f", of which {corpus.limit:,} tokens were drawn" if corpus.limit else ""
     changed = f"; {corpus.spelling}" if corpus.spelling else ""
     return (
         f"searching triggers for {text!r}: the text occurs nowhere in the {corpus.contexts:,} contexts of {corpus.id}"
-        f"{part} (upper case and spaces count{changed}); try a shorter one"
+        f"{drawn} (upper case and spaces count{changed}); try a shorter one"
     )
 
 

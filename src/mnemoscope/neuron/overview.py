@@ -75,7 +75,7 @@ def overview(run: Run) -> Overview:
         pl.max_horizontal(-pl.col("min"), pl.col("max")).cast(pl.Float64).alias("reach")
     )
     drawn = neurons.filter(pl.col("kurtosis").is_not_null(), pl.col("reach") > 0)
-    grid = _Grid(drawn["reach"].to_numpy(), drawn["kurtosis"].to_numpy())
+    grid = _LogGrid(drawn["reach"].to_numpy(), drawn["kurtosis"].to_numpy())
     layers = [
         _summary(layer, neurons.filter(pl.col("layer") == layer), grid)
         for layer in range(run.manifest.model.layers)
@@ -83,7 +83,7 @@ def overview(run: Run) -> Overview:
     return Overview(tuple(layers), grid.reach, grid.kurtosis)
 
 
-class _Grid:
+class _LogGrid:
     """Logarithmic bins over reach and over kurtosis + 3 (the standardised fourth moment, at least 1)."""
 
     def __init__(self, reach: np.ndarray, kurtosis: np.ndarray) -> None:
@@ -108,7 +108,7 @@ def _log_edges(values: np.ndarray, bins: int) -> np.ndarray:
     return np.geomspace(values.min() * (1 - 1e-6), values.max() * (1 + 1e-6), bins + 1)
 
 
-def _summary(layer: int, rows: pl.DataFrame, grid: _Grid) -> LayerSummary:
+def _summary(layer: int, rows: pl.DataFrame, grid: _LogGrid) -> LayerSummary:
     low, high = pl.col("min"), pl.col("max")
     count = rows.select(
         ((low == 0) & (high == 0)).sum().alias("dead"),

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from mnemoscope.neuron.claims import ADDRESS, within
 from mnemoscope.records import NeuronId
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ RULE = (
     f"most peaked: the largest excess kurtosis among neurons with {LEAST} triggers of one sign further than {FAR:g} "
     "standard deviations from their mean (a single outlier makes a large kurtosis too)"
 )
-_NEURON = ["layer", "neuron"]
 
 
 def peaked(run: Run, layer: int | None = None) -> pl.DataFrame:
@@ -49,18 +49,16 @@ def peaked(run: Run, layer: int | None = None) -> pl.DataFrame:
     A run that keeps fewer triggers than `LEAST` is asked for all that it keeps.
     """
     least = min(LEAST, int(run.manifest.options.get("top", LEAST)))
-    neurons, triggers = run.table("neurons"), run.table("triggers")
-    if layer is not None:
-        neurons, triggers = (table.filter(pl.col("layer") == layer) for table in (neurons, triggers))
-    weakest = triggers.filter(pl.col("rank") == least - 1).select(*_NEURON, "coefficient", "polarity")
+    neurons, triggers = within(run, "neurons", layer), within(run, "triggers", layer)
+    weakest = triggers.filter(pl.col("rank") == least - 1).select(*ADDRESS, "coefficient", "polarity")
     distance = (pl.col("coefficient").cast(pl.Float64) - pl.col("mean")) * pl.col("polarity")
     return (
-        neurons.select(*_NEURON, "mean", "std", "kurtosis")
-        .join(weakest, on=_NEURON, how="inner")
+        neurons.select(*ADDRESS, "mean", "std", "kurtosis")
+        .join(weakest, on=ADDRESS, how="inner")
         .filter(pl.col("kurtosis").is_not_null() & (distance > FAR * pl.col("std")))
-        .select(*_NEURON, "kurtosis")
-        .unique(_NEURON)
-        .sort("kurtosis", *_NEURON, descending=[True, False, False])
+        .select(*ADDRESS, "kurtosis")
+        .unique(ADDRESS)
+        .sort("kurtosis", *ADDRESS, descending=[True, False, False])
         .collect()
     )
 
@@ -69,7 +67,6 @@ CRITERIA = ("next", "token", "peaked", "sides", "quiet", "chance")
 DIFFERENT = 3
 SEED = 0
 _ENOUGH = 300  # candidates by each criterion, to choose different layers among
-_BY_NEURON = ["layer", "neuron"]
 
 
 @dataclass(frozen=True)
@@ -184,7 +181,7 @@ def _statistics(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
         .sort("cell")
         .select(
             "cell",
-            *_BY_NEURON,
+            *ADDRESS,
             pl.col("kurtosis").alias("peaked"),
             pl.when(pl.col("std") > 0).then(pl.col("near") / pl.col("std")).alias("sides"),
             (reach * pl.col("value_norm")).cast(pl.Float64).alias("quiet"),
@@ -194,12 +191,9 @@ def _statistics(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
         pl.col(name).median().over("layer").alias(f"{name}_usual") for name in ("peaked", "sides", "quiet")
     ]
     chance = pl.Series("chance", np.random.default_rng(SEED).random(scores.height))
-    shaped = peaked(run).select(*_BY_NEURON, peaked="kurtosis")
+    shaped = peaked(run).select(*ADDRESS, peaked="kurtosis")
     return (
-        scores.with_columns(*medians, chance)
-        .drop("peaked")
-        .join(shaped, on=_BY_NEURON, how="left")
-        .sort("cell")
+        scores.with_columns(*medians, chance).drop("peaked").join(shaped, on=ADDRESS, how="left").sort("cell")
     )
 
 
@@ -250,10 +244,10 @@ def _token(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
     size = run.manifest.model.vocabulary
     share = np.bincount(flat, minlength=size) / len(flat)
     side, common, hits = _commonest(triggers["side"].to_numpy(), active, size)
-    found = pl.DataFrame({"side": side, "active": common, "hits": hits, "token_usual": share[common]})
+    commonest = pl.DataFrame({"side": side, "active": common, "hits": hits, "token_usual": share[common]})
     return (
         _stored(triggers)
-        .join(found, on="side")
+        .join(commonest, on="side")
         .with_columns(token_share=pl.col("hits") / pl.col("stored"))
         .with_columns(token=pl.col("token_share") - pl.col("token_usual"))
         .drop("hits")
@@ -274,8 +268,3 @@ def _commonest(side: np.ndarray, token: np.ndarray, size: int) -> tuple[np.ndarr
 
 def _stored(triggers: pl.DataFrame) -> pl.DataFrame:
     return triggers.group_by("side").len("stored").filter(pl.col("stored") >= LEAST)
-
-
-def choose(run: Run, n: int = 6) -> tuple[Pick, ...]:
-    """A handful of neurons of a run: `Striking.handful`."""
-    return Striking(run).handful(n)

@@ -161,8 +161,8 @@ def pearson(
         variance = squares / tokens - mean**2
         # What is left of a variance after cancellation is no variance.
         varies = (variance > 1e-12 * squares / tokens) & (share > 0) & (share < 1)
-        found = (among / tokens - mean * share) / np.sqrt(variance * share * (1 - share))
-    return np.where(varies, np.clip(found, -1, 1), np.nan)
+        correlation = (among / tokens - mean * share) / np.sqrt(variance * share * (1 - share))
+    return np.where(varies, np.clip(correlation, -1, 1), np.nan)
 
 
 def choose(
@@ -175,9 +175,9 @@ def choose(
     """
     allowed = documents >= least
     allowed[..., 0] = False
-    found = np.where(allowed, np.maximum(curve.beyond_chance, 0.0), -1.0)
-    best = found.shape[-1] - 1 - np.argmax(np.flip(found, -1), -1)  # of equals the highest
-    value = np.take_along_axis(found, best[..., None], -1)[..., 0]
+    beyond = np.where(allowed, np.maximum(curve.beyond_chance, 0.0), -1.0)
+    best = beyond.shape[-1] - 1 - np.argmax(np.flip(beyond, -1), -1)  # of equals the highest
+    value = np.take_along_axis(beyond, best[..., None], -1)[..., 0]
     return np.where(value < 0, -1, best), np.maximum(value, 0.0)
 
 
@@ -188,7 +188,7 @@ def plainest(values: np.ndarray, complexity: np.ndarray) -> int:
     return int(near[np.lexsort((near, -values[near], complexity[near]))[0]])
 
 
-class Interval(NamedTuple):
+class Resampled(NamedTuple):
     """The 2.5th and 97.5th percentile over resamples, f64[...] each."""
 
     low: np.ndarray
@@ -203,7 +203,7 @@ def draws(documents: int, count: int = RESAMPLES, seed: int = 0) -> np.ndarray:
 
 def resampled(
     active: np.ndarray, both: np.ndarray, present: np.ndarray, weights: np.ndarray
-) -> dict[str, Interval]:
+) -> dict[str, Resampled]:
     """Intervals of `purity`, `coverage` and `f1` by drawing documents again (tokens of one document are no
     independent witnesses).
 
@@ -215,37 +215,37 @@ def resampled(
     """
     # Exact in float32 as long as no sum exceeds 2 ** 24.
     largest = max(
-        (float(part.sum(1, dtype=np.float64).max(initial=0)) for part in (active, present)), default=0
+        (float(counts.sum(1, dtype=np.float64).max(initial=0)) for counts in (active, present)), default=0
     )
     kind = np.float32 if largest * float(weights.max(initial=1)) < 2**24 else np.float64
-    a, b, p = (weights.astype(kind) @ part.T.astype(kind) for part in (active, both, present))
+    a, b, p = (weights.astype(kind) @ counts.T.astype(kind) for counts in (active, both, present))
     pairs = {"purity": (b, a), "coverage": (b, p), "f1": (2 * b, a + p)}
     seen, shown = active > 0, present > 0
     witnesses = {"purity": seen, "coverage": shown, "f1": seen | shown}
-    hits, *whole = (part.sum(1, dtype=np.int64) for part in (both, active, present))
+    hits, *whole = (counts.sum(1, dtype=np.int64) for counts in (both, active, present))
     all_hits = {"purity": hits == whole[0], "coverage": hits == whole[1], "f1": 2 * hits == sum(whole)}
     return {
         name: _excluded(
-            _ends(np.divide(part, of, out=np.zeros_like(part), where=of > 0)),
+            _ends(np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)),
             all_hits[name], hits == 0, witnesses[name].sum(1),
         )
-        for name, (part, of) in pairs.items()
+        for name, (numerator, denominator) in pairs.items()
     }  # fmt: skip
 
 
-def _excluded(drawn: Interval, every: np.ndarray, none: np.ndarray, documents: np.ndarray) -> Interval:
+def _excluded(drawn: Resampled, every: np.ndarray, none: np.ndarray, documents: np.ndarray) -> Resampled:
     """An interval with the exact ends where all of its documents, or none, are hits."""
     sure = unanimous(documents)
-    some = documents > 0
-    low = np.where(every & some, np.minimum(drawn.low, sure), drawn.low)
-    return Interval(low, np.where(none & some, np.maximum(drawn.high, 1 - sure), drawn.high))
+    seen = documents > 0
+    low = np.where(every & seen, np.minimum(drawn.low, sure), drawn.low)
+    return Resampled(low, np.where(none & seen, np.maximum(drawn.high, 1 - sure), drawn.high))
 
 
-def _ends(values: np.ndarray) -> Interval:
+def _ends(values: np.ndarray) -> Resampled:
     last = len(values) - 1
     low, high = round(0.025 * last), round(0.975 * last)
     values.partition((low, high), axis=0)
-    return Interval(values[low].astype(np.float64), values[high].astype(np.float64))
+    return Resampled(values[low].astype(np.float64), values[high].astype(np.float64))
 
 
 def random_f1(active: np.ndarray, present: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.intervals import wilson
-from mnemoscope.neuron.claims import tested
+from mnemoscope.neuron.claims import rows_with_verdict
 from mnemoscope.neuron.twoway import NONE, NULL_LEVEL, VERDICTS
 from mnemoscope.records import NEURON, NeuronId
 
@@ -36,8 +36,8 @@ class Summary:
               the rate of verdicts among these over the rate among neurons. Verdicts are no surer than that
     triggers  A8: for each layer and kind of unit, the share of held-out triggers that confirmed patterns explain:
               `shallow` only, `both`, `semantic` only (beyond the last token, N2), or `none`
-    claims    the clearest claims (rows of `tested.tested`), no pattern and no neuron twice; `silent` some neurons
-              without a verdict, drawn at random
+    claims    the clearest claims (`neuron.claims.rows_with_verdict`), no pattern and no neuron twice; `silent` some
+              neurons without a verdict, drawn at random
     path      of the run
     """
 
@@ -223,8 +223,8 @@ def _union(bits: Sequence[int]) -> int:
 
 
 def clearest(run: Run, count: int) -> pl.DataFrame:
-    """The first of `tested`, no pattern and no neuron twice."""
-    found = tested(run).unique(["name", "about"], keep="first", maintain_order=True)
+    """The first rows with a verdict, no pattern and no neuron twice."""
+    found = rows_with_verdict(run).unique(["name", "about"], keep="first", maintain_order=True)
     return found.unique(["layer", "neuron"], keep="first", maintain_order=True).head(count)
 
 

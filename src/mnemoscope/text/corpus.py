@@ -23,7 +23,7 @@ from mnemoscope.records import Progress
 from mnemoscope.text import sampling
 from mnemoscope.text.plan import BATCH_TOKENS, Plan, PlanWriter, Units
 from mnemoscope.text.segment import Splitter, sentences, spacy_sentences, windows
-from mnemoscope.text.sources import SHUFFLE, resolve
+from mnemoscope.text.sources import SHUFFLE, Source, resolve
 from mnemoscope.text.spelling import Fidelity
 from mnemoscope.text.tabular import Document
 from mnemoscope.text.tokenizer import changes_text, encode, frame, special_ids
@@ -45,20 +45,17 @@ class Corpus:
     segment: str
     limit: int | None  # tokens, in whole documents
     text_column: str
-    _open: Callable[[], Iterator[Document]] = field(repr=False)
-    _identify: Callable[[], dict[str, Any]] = field(repr=False)
-    _drawn: Callable[[], Iterator[Document]] | None = field(default=None, repr=False)
-    notes: Sequence[str] = field(default=(), repr=False, compare=False)  # what was left out so far
+    _source: Source = field(repr=False)
 
     @property
     def documents(self) -> Iterator[Document]:
         """All documents that hold any text, in order; a fresh iterator every time."""
-        return _with_text(self._open())
+        return _with_text(self._source.open())
 
     @property
     def shuffled(self) -> Iterator[Document] | None:
         """Documents of a stream in a drawn order, fixed by a seed; None for what can be counted first."""
-        return None if self._drawn is None else _with_text(self._drawn())
+        return None if self._source.drawn is None else _with_text(self._source.drawn())
 
     @property
     def sampling(self) -> str | None:
@@ -67,7 +64,7 @@ class Corpus:
             return None
         return (
             "documents by hash of place and text"
-            if self._drawn is None
+            if self._source.drawn is None
             else (
                 f"first documents of a shuffled stream (seed {SHUFFLE['seed']}, buffer {SHUFFLE['buffer']})"
             )
@@ -76,7 +73,12 @@ class Corpus:
     @cached_property
     def source(self) -> dict[str, Any]:
         """What identifies the text: files with their sha256, a data set with its revision, or a hash."""
-        return self._identify()
+        return self._source.identify()
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was left out so far, in sentences."""
+        return self._source.notes
 
 
 def load_corpus(
@@ -105,16 +107,7 @@ def load_corpus(
         )
     _check_segment(segment)
     resolved = resolve(source, text)
-    corpus = Corpus(
-        resolved.id,
-        segment,
-        limit,
-        resolved.column,
-        resolved.open,
-        resolved.identify,
-        resolved.drawn,
-        resolved.notes,
-    )
+    corpus = Corpus(resolved.id, segment, limit, resolved.column, resolved)
     if next(corpus.documents, None) is None:
         raise CorpusError(
             f"loading the corpus {resolved.id}: it holds no text; give one with at least one document"

@@ -25,6 +25,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -207,35 +208,38 @@ def _read_rows(path: Path, column: str, delimiter: str) -> Iterator[Document]:
 
 
 def _read_parquet(path: Path, column: str, note: Note) -> Iterator[Document]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     name = whole(str(path))
-    try:
-        # By handle, because pyarrow takes no name that is not UTF-8.
-        with path.open("rb") as handle, pq.ParquetFile(handle) as file:
-            columns = wanted(file.schema_arrow, column, name, note)
-            batches = file.iter_batches(batch_size=_ROWS, columns=columns)
-            yield from table_documents(batches, column, name, _name(path), note)
-    except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CorpusError(f"reading {name}: not a whole Parquet file ({reason}); write it again") from error
+    with _opened(path, "Parquet") as handle, pq.ParquetFile(handle) as file:
+        columns = wanted(file.schema_arrow, column, name, note)
+        batches = file.iter_batches(batch_size=_ROWS, columns=columns)
+        yield from table_documents(batches, column, name, _name(path), note)
 
 
 def _read_arrow(path: Path, column: str, note: Note) -> Iterator[Document]:
     """The stream that `datasets` writes, or a file of Feather's second version."""
+    name = whole(str(path))
+    with _opened(path, "Arrow") as handle:
+        table = _arrow_batches(handle)
+        columns = wanted(table.schema, column, name, note)
+        batches = (batch.select(columns) for batch in _parts(table))
+        yield from table_documents(batches, column, name, _name(path), note)
+
+
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[IO[bytes]]:
+    """A file of tables, open; by handle, because pyarrow takes no name that is not UTF-8."""
     import pyarrow as pa
 
-    name = whole(str(path))
     try:
         with path.open("rb") as handle:
-            table = _arrow_batches(handle)
-            columns = wanted(table.schema, column, name, note)
-            batches = (batch.select(columns) for batch in _parts(table))
-            yield from table_documents(batches, column, name, _name(path), note)
+            yield handle
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CorpusError(f"reading {name}: not a whole Arrow file ({reason}); write it again") from error
+        raise CorpusError(
+            f"reading {whole(str(path))}: not a whole {kind} file ({reason}); write it again"
+        ) from error
 
 
 def _arrow_batches(handle: IO[bytes]) -> Any:

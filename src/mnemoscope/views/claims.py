@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mnemoscope.neuron.claims import Claim, Definition, Null, Point, Share
+from mnemoscope.neuron.claims import Claim, CurvePoint, Definition, LayerNull, Share
 from mnemoscope.neuron.twoway import ACTIVE_PATTERN, IFF, NEITHER, NONE, PATTERN_ACTIVE
 from mnemoscope.records import NULLS
 from mnemoscope.views.words import SIGN, number, share
@@ -85,7 +85,7 @@ def evidence(claim: Claim) -> str:
     return f"(precision {interval(claim.purity)}, recall {interval(claim.coverage)}, F1 {interval(claim.f1)}; {nulls})"
 
 
-def null_line(null: Null) -> str:
+def null_line(null: LayerNull) -> str:
     """What one kind of null reaches."""
     where = "" if null.kind == "shuffled" else " of this layer"
     return (
@@ -193,7 +193,7 @@ def doubted(claim: Claim) -> tuple[str, str, str, str, str, str]:
     )
 
 
-def sampled(claim: Claim, most: int) -> list[Point]:
+def sampled(claim: Claim, most: int) -> list[CurvePoint]:
     """At most so many points of the curve, evenly over its places, both ends among them."""
     points = list(claim.curve)
     if len(points) <= most:

@@ -35,7 +35,7 @@ def _views() -> dict[type, View]:
     """Made when something is shown for the first time: opening a run draws nothing."""
     from mnemoscope.annotation.scores import Scores
     from mnemoscope.neuron.card import NeuronCard
-    from mnemoscope.neuron.find import Found
+    from mnemoscope.neuron.find import Hits
     from mnemoscope.prediction.explanation import Explanation
     from mnemoscope.studies.findings.removal import Removal
     from mnemoscope.tracing.traced import Trace
@@ -47,7 +47,7 @@ def _views() -> dict[type, View]:
     return {
         NeuronCard: View(text.card, html.fragment, html.page),
         Explanation: View(terminal.report, page.fragment, page.page, plots=charts.charts),
-        Found: _printed(text.found),
+        Hits: _printed(text.found),
         Trace: View(trace.terminal, trace.fragment, trace.page),
         Verification: _printed(text.verification),
         Removal: _printed(removal.table),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mnemoscope.neuron.card import Example, KeyToken, NeuronCard, Side
-    from mnemoscope.neuron.find import Found
+    from mnemoscope.neuron.find import Hits
     from mnemoscope.neuron.striking import Pick
     from mnemoscope.records import Kept
     from mnemoscope.results import Verification
@@ -74,7 +74,7 @@ def plain(renderable: RenderableType, width: int = 80) -> str:
     return "\n".join(line.rstrip() for line in out.get().splitlines()) + "\n"
 
 
-def found(result: Found) -> RenderableType:
+def found(result: Hits) -> RenderableType:
     """What a search found: the question, the null it is to be read against, and a table."""
     grid = Table.grid()
     grid.add_row(Text(result.question, style="bold"))
