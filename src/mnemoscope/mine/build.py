@@ -157,7 +157,7 @@ class _Build:
         return plan
 
     def _read_values(self) -> None:
-        """One part file for each layer, so that an interruption costs one layer."""
+        """Write one part file for each layer, so that an interruption costs one layer."""
         total = self.model.anatomy.n_layers
         missing = [layer for layer in range(total) if not self._part("columns", layer).exists()]
         for layer, rows, columns in kept_values.layers(self.model, missing):
@@ -170,7 +170,7 @@ class _Build:
         return self.work / f"{name}-{layer:04d}.part"
 
     def _write(self, plan: Plan, statistics: RunStatistics) -> None:
-        """All tables, layer by layer."""
+        """Write all tables, layer by layer."""
         total = self.model.anatomy.n_layers
         for layer in range(total):
             self.report(Progress("writing tables", layer, total, "layers"))
@@ -274,7 +274,7 @@ def _compare(held: dict[str, Any], asked: dict[str, Any], holds: str) -> None:
 
 
 def _difference(name: str, before: Any, now: Any) -> tuple[str, str, str]:
-    """Where two values differ, by name ("source.files[0].sha256"), and what they are there, in short."""
+    """The place where two values differ, by name ("source.files[0].sha256"), and what they are there, in short."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**now, **before}:
             if key not in before or key not in now or before[key] != now[key]:

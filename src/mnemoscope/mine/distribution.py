@@ -55,7 +55,7 @@ class Histograms(Fields):
 
 
 class Samples(Fields):
-    """One position drawn uniformly from each part of every neuron's range, among the selected contexts (A71).
+    """Examples: a position drawn uniformly from each part of every neuron's range, in the selected contexts (A71).
 
     Of all positions whose coefficient falls into a coarse bin, the one with the least key is kept: a
     uniform draw that does not depend on the order of arrival (bottom-k sampling, Cohen and Kaplan 2007,

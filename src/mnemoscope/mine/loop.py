@@ -259,7 +259,7 @@ def _ended(code: int) -> str:
 def _work(
     model: Model, plan: Plan, factory: StateFactory[S], file: Path, threads: int, tasks: Any, news: Any
 ) -> None:
-    """A worker process."""
+    """What a worker process runs."""
     torch.set_num_threads(threads)
     try:
         with locked(file.with_suffix(".lock"), file.parent.parent, _PATIENCE):

@@ -162,26 +162,26 @@ class Moments:
         order = np.argsort(np.concatenate([self.shard, shard]))
         for name, more in zip(self.LEDGER, (shard, contexts, tokens, totals), strict=True):
             setattr(self, name, np.concatenate([getattr(self, name), more])[order])
-        for place, sums in nodes.items():
-            self._place(place, sums)
+        for address, sums in nodes.items():
+            self._place(address, sums)
 
-    def _place(self, place: tuple[int, int], sums: Sums) -> None:
+    def _place(self, address: tuple[int, int], sums: Sums) -> None:
         """Put a node into the tree, and go up as long as its sibling is there too."""
-        level, index = place
+        level, index = address
         while (sibling := self._nodes.pop((level, index ^ 1), None)) is not None:
             sums = sibling.plus(sums) if index & 1 else sums.plus(sibling)
             level, index = level + 1, index >> 1
         self._nodes[level, index] = sums
 
     def state(self) -> dict[str, np.ndarray]:
-        """All arrays, and the nodes of the tree stacked in the order of their shards."""
+        """The arrays, and the nodes of the tree stacked in the order of their shards."""
         assert not self.is_open, "finish the shard before saving"
         nodes = self._in_order()
         layers, neurons = self.positive.shape
         return {
             **fields_of(self),
             **{name: getattr(self, name) for name in self.LEDGER},
-            "node": np.array([(*place, sums.count) for place, sums in nodes], np.int64).reshape(-1, 3),
+            "node": np.array([(*address, sums.count) for address, sums in nodes], np.int64).reshape(-1, 3),
             "pivot": np.array([sums.pivot for _, sums in nodes], np.float32).reshape(-1, layers, neurons),
             "powers": np.array([sums.powers for _, sums in nodes]).reshape(-1, layers, 4, neurons),
         }

@@ -72,7 +72,7 @@ class LayerReading:
 
     @property
     def counted(self) -> int:
-        """Positions that count."""
+        """How many positions count."""
         return len(self.places.rows)
 
 
@@ -147,9 +147,11 @@ def scan_torch(
     def extremes(filler: float, reduce: Callable[..., Tensor]) -> Extremes:
         filled = torch.where(counted, x, filler)
         value = reduce(filled, 1)
-        at = ((filled == value[:, None]) & counted).to(torch.uint8).argmax(1)
-        signs = [None if branch is None else _matrix(branch.gather(1, at[:, None])) for branch in (gate, up)]
-        position = torch.where(none, -1, at).to(torch.int32)
+        first = ((filled == value[:, None]) & counted).to(torch.uint8).argmax(1)
+        signs = [
+            None if branch is None else _matrix(branch.gather(1, first[:, None])) for branch in (gate, up)
+        ]
+        position = torch.where(none, -1, first).to(torch.int32)
         return Extremes(value.cpu().numpy(), position.cpu().numpy(), *signs)
 
     d = torch.where(counted, x.double() - torch.from_numpy(pivot).to(device).double(), 0.0)

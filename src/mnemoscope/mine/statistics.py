@@ -106,7 +106,7 @@ class NeuronStatistics:
         return {name: table.result(layer) for name, table in self._tables.items()}
 
     def shard_rows(self) -> pa.Table:
-        """All rows of `shards`, by (shard, layer)."""
+        """The rows of `shards`, by (shard, layer)."""
         return self.moments.shard_rows()
 
     def state(self) -> dict[str, np.ndarray]:
@@ -149,7 +149,7 @@ class RunStatistics:
 
     @property
     def neurons(self) -> NeuronStatistics:
-        """Those of the model's own neurons."""
+        """The statistics of the model's own neurons."""
         return self._by_kind[_NEURONS]
 
     @property
@@ -211,7 +211,7 @@ class RunStatistics:
         return self.neurons.results(layer) | dict(self._null_tables(layer))
 
     def _null_tables(self, layer: int) -> Iterator[tuple[str, pa.Table]]:
-        """By (neuron, kind), and within these as they were."""
+        """The rows of all kinds by (neuron, kind), and within these as they were."""
         by_kind = {kind: self._by_kind[kind].results(layer) for kind in self._nulls.kinds}
         for name in dict.fromkeys(chain.from_iterable(by_kind.values())):
             rows = pa.concat_tables(

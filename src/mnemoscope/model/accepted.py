@@ -103,7 +103,7 @@ def _held(module: Any) -> set[str]:
 
 
 def _check_precision(hf: PreTrainedModel) -> None:
-    """No autocast of its own: `Accelerator.prepare` puts one around forward under mixed precision."""
+    """`ModelNotSupported` if accelerate put an autocast around its forward method (mixed precision)."""
     if "_original_forward" in vars(hf):
         raise ModelNotSupported(
             f"loading a {type(hf).__name__}: accelerate runs it in mixed precision, so it computes in another dtype "
@@ -112,7 +112,7 @@ def _check_precision(hf: PreTrainedModel) -> None:
 
 
 def _check_weights(hf: PreTrainedModel) -> None:
-    """All in memory, on one device, in a dtype that is computed in."""
+    """`ModelNotSupported` unless all weights are in memory, on one device, in a dtype that is computed in."""
     weights = dict(hf.named_parameters()) | dict(hf.named_buffers())
     doing = f"loading a {type(hf).__name__}"
     if away := [name for name, weight in weights.items() if weight.is_meta]:

@@ -73,7 +73,7 @@ def check_traced(stream: Stream) -> None:
 
 
 def _compare(hf: PreTrainedModel, anatomy: Anatomy, inputs: list[Tensor], truth: list[Tensor]) -> None:
-    """Each input's logits as the model will be run, against those that were taken apart."""
+    """Compare each input's logits as the model will be run with those that were taken apart."""
     try:
         with observed(hf, upcast=True, attention=None):
             logits_by_way = dict(_as_run(hf, inputs))
@@ -152,8 +152,8 @@ class RunsOtherwise(ModelNotSupported):
 
 def _differs(hf: PreTrainedModel, anatomy: Anatomy, how: str, error: float, allowed: float) -> RunsOtherwise:
     size = f"by {error:.1e} of their range (limit {allowed:.1g})"
-    own = implementation(hf)
-    if own == anatomy.attention:
+    running = implementation(hf)
+    if running == anatomy.attention:
         return RunsOtherwise(
             f"checking a {anatomy.family!r} model as it is run: {how} its logits differ {size} from those of each "
             "input alone, so what is read in batches would be another model; remove what depends on the batch, "
@@ -161,5 +161,5 @@ def _differs(hf: PreTrainedModel, anatomy: Anatomy, how: str, error: float, allo
         )
     return RunsOtherwise(
         f"checking a {anatomy.family!r} model as it is run: {how} its logits under the attention implementation "
-        f"{own!r} differ {size} from those under {anatomy.attention!r}, in which its parts are seen; {_ADVICE}"
+        f"{running!r} differ {size} from those under {anatomy.attention!r}, in which its parts are seen; {_ADVICE}"
     )

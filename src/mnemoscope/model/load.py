@@ -152,10 +152,10 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 class _Where(NamedTuple):
-    """Where a model is loaded from."""
+    """The folder or Hugging Face id that a model or a tokenizer is loaded from."""
 
     name: str  # as it was given
-    place: str  # folder or Hugging Face id
+    source: str  # folder or Hugging Face id
     revision: str | None = None
     trust_remote_code: bool = False
     cached: bool = False  # from the cache only: the network does not answer
@@ -185,15 +185,15 @@ class _Where(NamedTuple):
 
     @classmethod
     def named(cls, name: str | os.PathLike[str], trust: bool) -> _Where:
-        """Where a tokenizer is that was given by its folder or id."""
+        """The place of a tokenizer that was given by its folder or id."""
         text = os.fspath(name)
         folder = files.expanded(text)
-        here = folder.is_dir()
+        is_local = folder.is_dir()
         return cls(
             text,
-            str(folder) if here else text,
+            str(folder) if is_local else text,
             trust_remote_code=trust,
-            cached=not here and only_cached(text, None, "tokenizer", "tokenizer_config.json"),
+            cached=not is_local and only_cached(text, None, "tokenizer", "tokenizer_config.json"),
         )
 
     @property
@@ -230,7 +230,7 @@ def _weights(
     """The model, and what of its checkpoint was left unused."""
     try:
         with samples.quiet_transformers():
-            config = AutoConfig.from_pretrained(where.place, **where.options)
+            config = AutoConfig.from_pretrained(where.source, **where.options)
             if type(config) not in AutoModelForCausalLM._model_mapping and not hasattr(config, "auto_map"):
                 raise ModelNotSupported(
                     f"loading the model {where.name}: {config.model_type} is not a causal language model (an encoder, "
@@ -238,7 +238,7 @@ def _weights(
                 )
             # Weights that are pickles are never read. What does not fit is named below.
             hf, info = AutoModelForCausalLM.from_pretrained(
-                where.place,
+                where.source,
                 dtype=dtype,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -254,15 +254,15 @@ def _weights(
 
 
 def _folder(where: _Where) -> Path | None:
-    """Where the files are that a model was just loaded from."""
-    if Path(where.place).is_dir():
-        return Path(where.place)
+    """The folder of the files that a model was just loaded from."""
+    if Path(where.source).is_dir():
+        return Path(where.source)
     options = {
         "revision": where.revision,
         "local_files_only": True,
         "_raise_exceptions_for_missing_entries": False,
     }
-    file = cached_file(where.place, "config.json", **options)
+    file = cached_file(where.source, "config.json", **options)
     return None if file is None else Path(file).parent
 
 
@@ -273,7 +273,7 @@ def _unreadable(where: _Where, error: Exception) -> str:
         advice = "it carries code of its own; if you trust it, give {trust_remote_code}"
     elif isinstance(error, ImportError) or "pip install" in text:
         advice = "install what is missing, or give it as it was before it was quantised"
-    elif Path(where.place).is_dir():
+    elif Path(where.source).is_dir():
         advice = "the folder must hold config.json, weights as .safetensors, and a tokenizer"
     else:
         advice = (
@@ -287,7 +287,7 @@ def _tokenizer(where: _Where) -> Any:
     cure = "it must lie beside the weights (tokenizer.json); in Python it can also be given as tokenizer="
     try:
         with samples.quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(where.place, **where.options)
+            tokenizer = AutoTokenizer.from_pretrained(where.source, **where.options)
     except _FAILURES as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:( ")
         raise ModelError(f"loading the tokenizer of {where.name}: {reason}; {cure}") from error

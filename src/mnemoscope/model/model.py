@@ -71,7 +71,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that holds the weights."""
         return next(self.hf.parameters()).device
 
     @property
@@ -103,7 +103,7 @@ class Model:
 
     @property
     def seen(self) -> Fingerprint:
-        """What the model was when its parts were found."""
+        """The fingerprint of the model when its parts were found."""
         if self._seen is None:
             self._seen = fingerprint(self.hf)
         return self._seen
@@ -174,7 +174,7 @@ class Model:
         check_rows(self.tokenizer, embedding_rows(self.hf), self.id)
 
     def entry(self) -> ModelEntry:
-        """What a manifest says of this model."""
+        """The entry of this model in a manifest."""
         parts = self.anatomy
         return ModelEntry(
             id=self.id,

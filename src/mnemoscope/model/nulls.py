@@ -59,7 +59,7 @@ class NullSource(Protocol):
 def recipe(
     model: Model, kinds: Sequence[str] = DEFAULT, count: int = COUNT, seed: int = 0
 ) -> dict[str, Any] | None:
-    """All that `Nulls` depend on, as plain values for a manifest, or None for no kinds; arguments as there."""
+    """What `Nulls` depend on, as plain values for a manifest, or None for no kinds; arguments as there."""
     check_nulls(kinds)
     if not kinds:
         return None
@@ -101,7 +101,7 @@ class Nulls:
         inputs: Float[Tensor, "context token width"],
         coefficients: Coefficients,
     ) -> dict[str, NullColumns]:
-        """By kind, the coefficients of the pseudo-neurons, in the model's dtype; ask layer by layer.
+        """The coefficients of the pseudo-neurons by kind, in the model's dtype; ask layer by layer.
 
         inputs        what the layer's first projections read
         coefficients  of the layer's neurons

@@ -317,12 +317,12 @@ def _context_length(config: Any) -> int:
     return int(getattr(config, name)) if name else 2048
 
 
-def _name_of(act: Callable[[Tensor], Tensor], said: str) -> str:
+def _name_of(act: Callable[[Tensor], Tensor], name: str) -> str:
     """What the config says of the activation, if it is that; else its class."""
     x = torch.linspace(-4, 4, 65)
-    if said in ACT2FN and not torch.allclose(act(x), ACT2FN[said](x), atol=1e-5):
+    if name in ACT2FN and not torch.allclose(act(x), ACT2FN[name](x), atol=1e-5):
         return str(getattr(act, "__name__", type(act).__name__)).lower()
-    return said
+    return name
 
 
 def _activation(block: nn.Module, name: str) -> Callable[[Tensor], Tensor]:

@@ -45,7 +45,7 @@ def structure(hf: nn.Module) -> tuple[Any, ...]:
 
 
 def _code(module: nn.Module) -> int:
-    """Its forward method, which may have been replaced in the module or in its class."""
+    """The identity of its forward method, which may have been replaced in the module or in its class."""
     forward: Any = module.forward
     return id(getattr(forward, "__func__", forward))  # a bound method is another object at every look
 
@@ -126,7 +126,7 @@ class Mode:
 
     @contextmanager
     def evaluating(self, hf: nn.Module) -> Iterator[None]:
-        """Everything in evaluation mode; blocks may lie inside one another and in several threads."""
+        """Put everything into evaluation mode; blocks may lie inside one another and in several threads."""
         with self._lock:
             self._depth += 1
             training = [module for module in hf.modules() if module.training]

@@ -270,8 +270,8 @@ def observed(hf: PreTrainedModel, *, upcast: bool, attention: str | None = "eage
     with plainly(), _widened(hf) if upcast else nullcontext():
         try:
             hf.eval()
-            for config, own in before:
-                config._attn_implementation_internal = attention or own
+            for config, implementation in before:
+                config._attn_implementation_internal = attention or implementation
             yield
         finally:
             for config, implementation in before:
@@ -285,8 +285,8 @@ def _widened(hf: PreTrainedModel) -> Iterator[None]:
     """While a module runs, its half-precision weights are fp32; outside of its call they are as stored."""
     handles: list[Any] = []
     for module in hf.modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if any(tensor.dtype in _HALF for tensor in own):
+        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if any(tensor.dtype in _HALF for tensor in tensors):
             widener = _Widener()
             handles.append(module.register_forward_pre_hook(widener.widen, prepend=True))
             handles.append(module.register_forward_hook(widener.restore, always_call=True))

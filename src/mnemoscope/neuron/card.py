@@ -153,7 +153,7 @@ class NeuronCard(Shown):
 
     @property
     def id(self) -> NeuronId:
-        """The address."""
+        """The address of the neuron."""
         return NeuronId(self.layer, self.neuron)
 
     @property
@@ -308,14 +308,14 @@ def _quadrants(rows: pl.DataFrame) -> tuple[int, int, int, int] | None:
 
 
 def _one_a_part(samples: pl.DataFrame, statistics: Statistics) -> pl.DataFrame:
-    """Of the stored samples, the one nearest the middle of each tenth of [min, max]; largest first."""
+    """The stored sample nearest the middle of each tenth of [min, max]; largest first."""
     low, high = statistics.min, statistics.max
     if samples.height == 0 or low is None or high is None or low == high:
         return samples.head(0)
-    place = (pl.col("coefficient").cast(pl.Float64) - low) / (high - low) * PARTS
-    tenth = place.floor().clip(0, PARTS - 1)
+    depth = (pl.col("coefficient").cast(pl.Float64) - low) / (high - low) * PARTS
+    tenth = depth.floor().clip(0, PARTS - 1)
     return (
-        samples.with_columns(tenth.alias("part"), (place - tenth - 0.5).abs().alias("far"))
+        samples.with_columns(tenth.alias("part"), (depth - tenth - 0.5).abs().alias("far"))
         .sort("part", "far", "context", "position", descending=[True, False, False, False])
         .unique("part", keep="first", maintain_order=True)
     )

@@ -286,7 +286,7 @@ class _Judge(NamedTuple):
 def _definitions(
     judge: _Judge, row: Mapping[str, Any], reach: float, norm: float, write: pl.DataFrame
 ) -> list[Definition]:
-    """The sweep of A72."""
+    """The verdict under each meaning of "active": the sweep of A72."""
     chosen = (row["threshold"], row["active"], row["both"])
     definitions = [
         judge.say("chosen", *chosen),

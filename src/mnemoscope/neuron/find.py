@@ -122,9 +122,9 @@ def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None
     total = ordered.select(pl.len()).collect().item()
     left_out = _left_out(every - total)
     shown = ["neuron", by, "layer_median", *(name for name in ("min", "max", "kurtosis") if name != by)]
-    place = "all layers" if layer is None else f"layer {layer}"
+    layers = "all layers" if layer is None else f"layer {layer}"
     return Hits(
-        question=f"neurons of {place} by {by}, {'largest' if descending else 'smallest'} first",
+        question=f"neurons of {layers} by {by}, {'largest' if descending else 'smallest'} first",
         null=f"layer_median: the same statistic's median over all neurons of that layer{left_out}",
         rows=_named(ordered.head(count).collect()).select(shown),
         total=total,
@@ -350,5 +350,5 @@ def _hits(run: Run, wanted: bytes) -> Iterator[tuple[int, np.ndarray, int]]:
             first, last = np.searchsorted(ends, [start, start + len(wanted) - 1], side="right")
             touched.update(range(int(first), int(last) + 1))
             start = whole.find(wanted, start + 1)
-        counted = [at for at in sorted(touched) if at > 0 and not special[tokens[at]]]
+        counted = [index for index in sorted(touched) if index > 0 and not special[tokens[index]]]
         yield context, np.array(counted, np.int32), len(touched) - len(counted)

@@ -85,7 +85,7 @@ class Curve:
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """[...]: all tokens."""
+        """[...]: how many tokens there are."""
         return self.present.sum(-1) + self.absent.sum(-1)
 
     @property

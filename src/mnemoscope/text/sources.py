@@ -48,7 +48,7 @@ class Source:
 
 
 class _Notes(list[str]):
-    """Sentences, each once."""
+    """Sentences that say what was left out, each once."""
 
     def __call__(self, sentence: str) -> None:
         if sentence not in self:
@@ -277,8 +277,8 @@ def _of_pandas(frame: Any) -> Any:
     import pyarrow as pa
 
     columns = {}
-    for place, name in enumerate(map(str, frame.columns)):
-        series = frame.iloc[:, place]
+    for index, name in enumerate(map(str, frame.columns)):
+        series = frame.iloc[:, index]
         try:
             columns[name] = pa.Array.from_pandas(series)
         except pa.ArrowException:

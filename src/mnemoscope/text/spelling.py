@@ -170,7 +170,7 @@ def _between(decode: Callable[[list[str]], str], names: Sequence[str]) -> _Spell
         fits = len(whole) >= len(around) and whole.startswith(head) and whole.endswith(tail)
         return whole[at : len(whole) - len(tail)] if fits else None
 
-    best = max(cuts, key=lambda cut: sum(added(name, *cut) is not None for name in some), default=None)
+    best = max(cuts, key=lambda cut: sum(added(name, *cut) is not None for name in sample), default=None)
 
     def spell(name: str) -> str | bytes:
         if byte := _BYTE_TOKEN.fullmatch(name):

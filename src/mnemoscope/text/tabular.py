@@ -43,8 +43,8 @@ def row_document(row: Mapping[str, Any], column: str, where: str, title: str) ->
         for key, value in row.items()
         if key not in (column, TITLE) and not isinstance(value, _NOT_SINGLE)
     }
-    given = row.get(TITLE)
-    return Document(whole(text or ""), whole(str(given)) if given else title, metadata)
+    own_title = row.get(TITLE)
+    return Document(whole(text or ""), whole(str(own_title)) if own_title else title, metadata)
 
 
 def table_documents(

@@ -59,7 +59,7 @@ class Vocabulary:
         return out + _decode(run)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Text of a sequence."""
+        """The text that a sequence of tokens spells."""
         return "".join(self.pieces(tokens))
 
     @cached_property

@@ -82,7 +82,7 @@ class Words:
 
     @cached_property
     def word(self) -> np.ndarray:
-        """i32[prefix]: index into `folded`."""
+        """i32[prefix]: the word so far, as an index into `folded`."""
         return self.fold[self.raw]
 
     @cached_property
