@@ -18,6 +18,7 @@ from mnemoscope import files
 from mnemoscope.errors import QueryError
 from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.run.reading import Run
+from mnemoscope.text.plan import packed
 from mnemoscope.text.split import half
 
 SHARD = 128  # examples: the unit of work and of checkpoints
@@ -99,13 +100,8 @@ class Examples:
         The looked-at position of row `i` is `batch.lengths[i] - 1`. The ids of a batch are those of the contexts.
         """
         lengths = np.array([len(self.prefixes[number]) for number in numbers], np.int32)
-        order = np.argsort(lengths, kind="stable")
-        begin = 0
-        for end in range(1, len(order) + 1):
-            if end == len(order) or (end + 1 - begin) * int(lengths[order[end]]) > _BATCH:
-                rows = order[begin:end]
-                yield numbers[rows], self._batch(numbers[rows], lengths[rows])
-                begin = end
+        for rows in packed(np.argsort(lengths, kind="stable"), lengths, _BATCH):
+            yield numbers[rows], self._batch(numbers[rows], lengths[rows])
 
     def _batch(self, numbers: np.ndarray, lengths: np.ndarray) -> ContextBatch:
         tokens, _ = padded([self.prefixes[number] for number in numbers])

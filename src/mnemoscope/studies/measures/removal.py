@@ -28,7 +28,7 @@ from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS
 from mnemoscope.run.writing import add_tables
-from mnemoscope.text.plan import BATCH_TOKENS
+from mnemoscope.text.plan import packed
 
 REMOVED = ("first", "last", "random")
 KINDS = ("trigger", "random")
@@ -222,15 +222,10 @@ class _Passes:
         """Passes of similar length together, with the numbers of the passes."""
         sequences = [self._sequence(key, self._ends[number]) for key, number in self._keys.items()]
         lengths = np.array([len(tokens) for tokens in sequences], np.int32)
-        some: list[int] = []
-        for number in [*np.argsort(lengths, kind="stable").tolist(), -1]:
-            if some and (number < 0 or (len(some) + 1) * lengths[number] > BATCH_TOKENS):
-                tokens, sizes = padded([sequences[one] for one in some])
-                numbers = np.array(some)
-                within = np.arange(tokens.shape[1])[None, :] < sizes[:, None]
-                yield numbers, ContextBatch(numbers, tokens, sizes, within)
-                some = []
-            some.append(number)
+        for numbers in packed(np.argsort(lengths, kind="stable"), lengths):
+            tokens, sizes = padded([sequences[number] for number in numbers])
+            within = np.arange(tokens.shape[1])[None, :] < sizes[:, None]
+            yield numbers, ContextBatch(numbers, tokens, sizes, within)
 
     def table(self, model: Model, report: Callable[[Progress], None]) -> pl.DataFrame:
         """Run every pass, stopping at the last layer, and lay out the answers."""
