@@ -115,7 +115,7 @@ def batches(contexts: Path, shard: int, special: Sequence[int]) -> Iterator[Cont
     offsets, flat = column.offsets.to_numpy(), column.values.to_numpy()
     lengths = np.diff(offsets).astype(np.int32)
     order = np.lexsort((ids, lengths))
-    for rows in packed(order, lengths):
+    for rows in packed(order, lengths, BATCH_TOKENS):
         tokens, _ = padded([flat[offsets[row] : offsets[row + 1]] for row in rows])
         counted = np.arange(tokens.shape[1])[None, :] < lengths[rows][:, None]
         counted[:, 0] = False
@@ -123,7 +123,7 @@ def batches(contexts: Path, shard: int, special: Sequence[int]) -> Iterator[Cont
         yield ContextBatch(ids[rows], tokens, lengths[rows], counted)
 
 
-def packed(order: np.ndarray, lengths: np.ndarray, most: int = BATCH_TOKENS) -> Iterator[np.ndarray]:
+def packed(order: np.ndarray, lengths: np.ndarray, most: int) -> Iterator[np.ndarray]:
     """Runs of `order` (ascending by length) whose size x longest is at most so many tokens."""
     begin = 0
     for end in range(1, len(order) + 1):

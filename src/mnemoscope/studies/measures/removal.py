@@ -28,7 +28,7 @@ from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS
 from mnemoscope.run.writing import add_tables
-from mnemoscope.text.plan import packed
+from mnemoscope.text.plan import BATCH_TOKENS, packed
 
 REMOVED = ("first", "last", "random")
 KINDS = ("trigger", "random")
@@ -222,7 +222,7 @@ class _Passes:
         """Passes of similar length together, with the numbers of the passes."""
         sequences = [self._sequence(key, self._ends[number]) for key, number in self._keys.items()]
         lengths = np.array([len(tokens) for tokens in sequences], np.int32)
-        for numbers in packed(np.argsort(lengths, kind="stable"), lengths):
+        for numbers in packed(np.argsort(lengths, kind="stable"), lengths, BATCH_TOKENS):
             tokens, sizes = padded([sequences[number] for number in numbers])
             within = np.arange(tokens.shape[1])[None, :] < sizes[:, None]
             yield numbers, ContextBatch(numbers, tokens, sizes, within)
