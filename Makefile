@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check wheel bench docs clean
 
 demo: $(VENV)/.demo               ## set up, build a run of the sample model, show it
 	$(BIN)/mnemoscope demo
@@ -18,6 +18,9 @@ check: $(VENV)/.dev               ## style, types, import contracts, docs that a
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+
+wheel: $(VENV)/.dev               ## what users get: the wheel in an environment of its own, tried out
+	.ci/wheel $(VENV)
 
 bench: $(VENV)/.bench             ## speed and memory, as JSON (long)
 	$(BIN)/python -m benches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -69,3 +70,70 @@ def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"(?:^|`)make (\w+)", README, re.M)):
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+# -- the pages ---------------------------------------------------------------------------------------------------
+
+PACKAGE = ROOT / "src" / "mnemoscope"
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def _defined(body: list[ast.stmt]) -> dict[str, ast.stmt]:
+    """Functions, classes and constants by their names."""
+    names: dict[str, ast.stmt] = {}
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def exists(name: str) -> bool:
+    """Whether `module.function` or `module.Class.method`, below the package, is defined in that very module."""
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        base = PACKAGE.joinpath(*parts[:end])
+        for file in (base.with_suffix(".py"), base / "__init__.py"):
+            if file.exists():
+                body = ast.parse(file.read_text(encoding="utf-8")).body
+                for part in parts[end:]:
+                    if (node := _defined(body).get(part)) is None:
+                        return False
+                    body = getattr(node, "body", [])
+                return True
+    return False
+
+
+def test_names_of_the_architecture_exist() -> None:
+    """Every file and function that the page names is there: a page that lies is worse than none."""
+    spans = set(re.findall(r"`([\w./]+)`", ARCHITECTURE))
+    files = {span for span in spans if span.endswith((".py", ".txt"))}
+    folders = {span for span in spans if span.endswith("/")}
+    functions = {span for span in spans - files - folders if "." in span and "/" not in span}
+    assert len(files) > 20 and len(functions) > 20
+    for path in files | folders:
+        assert (PACKAGE / path).exists() or (ROOT / path).exists(), path
+    assert not {name for name in functions - {"module.function"} if not exists(name)}
+    assert (
+        not exists("mine.build.nothing") and not exists("no.such") and not exists("run.reading.Run.nothing")
+    )
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    """A relative link in a page is a file."""
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    """The package, the build, and the citation."""
+    versions = {
+        re.search(rf"^{key} ?[=:] ?\"?([\d.]+)\"?$", (ROOT / path).read_text(encoding="utf-8"), re.M)[1]
+        for path, key in {
+            "pyproject.toml": "version", "CITATION.cff": "version", "src/mnemoscope/__init__.py": "__version__"
+        }.items()
+    }  # fmt: skip
+    assert len(versions) == 1
