@@ -22,13 +22,14 @@ from mnemoscope.neuron import twoway
 from mnemoscope.neuron.card import card as card_of
 from mnemoscope.neuron.claims import ORDER, Claim, Share
 from mnemoscope.patterns.summary import SHARES, Summary
+from mnemoscope.results import PatternReport
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS
 from mnemoscope.run.writing import add_tables
-from mnemoscope.views import claims as wording
-from mnemoscope.views import page as html
-from mnemoscope.views import patterns
-from mnemoscope.views import terminal as text
+from mnemoscope.views import answers, claims, patterns
+from mnemoscope.views.card import card as printed
+from mnemoscope.views.page import page as page_of
+from mnemoscope.views.terminal import plain
 
 EDGE = 1.25
 
@@ -156,8 +157,8 @@ def test_the_curve_by_hand(run: Run) -> None:
 def test_the_sentence(run: Run) -> None:
     """It reads as it should."""
     claim = _claim(run, 3)
-    purity, coverage, f1 = (wording.decimal(part.value) for part in (claim.purity, claim.coverage, claim.f1))
-    found = wording.sentence(claim)
+    purity, coverage, f1 = (claims.decimal(part.value) for part in (claim.purity, claim.coverage, claim.f1))
+    found = claims.sentence(claim)
     assert found.startswith(f"When positive: *a <year>* (precision {purity} [")
     assert (
         f"recall {coverage} [" in found
@@ -184,24 +185,24 @@ def test_the_sentence(run: Run) -> None:
 )
 def test_decimals(value: float | None, text: str) -> None:
     """Two places, never all or nothing when it is neither."""
-    assert wording.decimal(value) == text
+    assert claims.decimal(value) == text
 
 
 def test_undefined_figures_are_said() -> None:
     """A share of nothing is undefined, and not zero."""
-    assert wording.interval(Share(None, None, None)) == "undefined"
+    assert claims.interval(Share(None, None, None)) == "undefined"
 
 
 def test_terminal_page_and_dictionary_agree(run: Run) -> None:
     """All three hold the verdict, what it rests on and the sweep; the page escapes; a doubted claim is one line."""
     card = card_of(run, (1, 3))
-    shown, page = " ".join(str(card).split()), html.page(card)
+    shown, page = " ".join(str(card).split()), page_of(card)
     claim = card.claims[0]
     for part in (
-        wording.where_active(claim),
-        wording.figures(claim),
-        wording.baselines(claim),
-        wording.bands(claim),
+        claims.where_active(claim),
+        claims.figures(claim),
+        claims.baselines(claim),
+        claims.bands(claim),
     ):
         assert part in shown and part in unescape(page)
     assert "a <year>" in shown and "a <year>" not in page and "a &lt;year&gt;" in page
@@ -211,18 +212,18 @@ def test_terminal_page_and_dictionary_agree(run: Run) -> None:
     assert [claim.tests for claim in card.claims] == ["main", "next"]
     found = json.loads(json.dumps(card.to_dict()))["claims"][0]
     assert found["purity"]["value"] == claim.purity.value and found["definitions"][0]["name"] == "chosen"
-    doubted = text.plain(text.card(card_of(run, (1, 5))))
-    row = wording.doubted(next(one for one in card_of(run, (1, 5)).claims if one.verdict == twoway.NONE))
+    doubted = plain(printed(card_of(run, (1, 5))))
+    row = claims.doubted(next(one for one in card_of(run, (1, 5)).claims if one.verdict == twoway.NONE))
     line = next(line for line in doubted.splitlines() if row[0] in line)
     assert all(cell in line for cell in row) and "other explanations" not in doubted
-    assert wording.DOUBTED[0] in doubted and wording.DOUBTED[0] in html.page(card_of(run, (1, 5)))
+    assert claims.DOUBTED[0] in doubted and claims.DOUBTED[0] in page_of(card_of(run, (1, 5)))
     assert "none that its triggers share" in str(card_of(run, (1, 6)))
 
 
 def test_narrow_terminal(run: Run) -> None:
     """Nothing is wider than the terminal, and nothing crashes at 60 columns."""
     for width in (60, 80, 120):
-        lines = text.plain(text.card(card_of(run, (1, 3))), width=width).splitlines()
+        lines = plain(printed(card_of(run, (1, 3))), width=width).splitlines()
         assert max(map(len, lines)) <= width
 
 
@@ -250,8 +251,12 @@ def test_tested_neurons_clearest_first(run: Run) -> None:
     )
     assert search.tested(run, layer=0).total == 0 and search.tested(run, layer=1).total == 2
     assert "neurons 2 of 4" in found.null and ORDER in found.question
-    shown = text.plain(text.found(found))
+    shown = plain(answers.found(found))
     assert "precision" in shown and "recall" in shown and "precise" in shown and "->" not in shown
+
+
+def _report(summary: Summary) -> PatternReport:
+    return PatternReport(summary, None, (), ())
 
 
 def _summary(claims: int, *, path: str = "runs/demo") -> Summary:
@@ -285,7 +290,7 @@ def _summary(claims: int, *, path: str = "runs/demo") -> Summary:
 @pytest.mark.parametrize("width", [80, 120])
 def test_patterns_answer_first(width: int) -> None:
     """Totals beside the nulls' rates and the ten clearest stand in the first 25 lines; tables only when asked for."""
-    lines = text.plain(patterns.summary(_summary(10), None), width).splitlines()
+    lines = plain(patterns.summary(_report(_summary(10))), width).splitlines()
     assert max(map(len, lines)) <= width and len(lines) <= 32
     top = " ".join(" ".join(lines[:25]).split())
     assert (
@@ -296,14 +301,14 @@ def test_patterns_answer_first(width: int) -> None:
     assert top.count(".91 [.83, .97] .91 [.83, .97] both ways") == 10
     assert "--layers" in " ".join(lines) and "find runs/demo --tested" in " ".join(lines)
     assert "beyond each null" not in " ".join(lines)
-    whole = text.plain(patterns.summary(_summary(10), None, layers=True), width)
+    whole = plain(patterns.summary(_report(_summary(10)), layers=True), width)
     assert "beyond each null" in whole and whole.startswith("\n".join(lines[:20]))
 
 
 def test_patterns_without_a_verdict() -> None:
     """Nothing found is said in a sentence."""
     none = replace(_summary(0), expected=_summary(0).expected.with_columns(believed=pl.lit(0)))
-    assert text.plain(patterns.summary(none, None)).startswith("no neuron has a verdict")
+    assert plain(patterns.summary(_report(none))).startswith("no neuron has a verdict")
 
 
 def test_a_run_without_patterns(tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ from test_views import HOSTILE, Page, assert_self_contained
 from mnemoscope.errors import RunError
 from mnemoscope.prediction.explanation import Explanation
 from mnemoscope.records import NeuronId
-from mnemoscope.views import terminal as text
 from mnemoscope.views.explanation import page, terminal, wording
 from mnemoscope.views.explanation.charts import _apart
 from mnemoscope.views.explanation.graph import CAUSES, graph
 from mnemoscope.views.explanation.lower import sheet
 from mnemoscope.views.explanation.sheet import INCREASE, LEFT_OUT
+from mnemoscope.views.terminal import plain
 
 GOLDEN = Path(__file__).parent / "golden"
 LONG = tuple(f" word{index}" for index in range(60))
@@ -65,7 +65,7 @@ def with_run(tmp_path_factory: pytest.TempPathFactory) -> Explanation:
 def test_terminal_golden(name: str, width: int) -> None:
     """The text is the one kept in tests/golden (write it anew with MNEMOSCOPE_GOLDEN=write)."""
     file = GOLDEN / f"explanation-{name}-{width}.txt"
-    found = text.plain(terminal.report(CASES[name]), width)
+    found = plain(terminal.report(CASES[name]), width)
     if os.environ.get("MNEMOSCOPE_GOLDEN") == "write":
         file.write_text(found, encoding="utf-8")
     assert found == file.read_text(encoding="utf-8")
@@ -75,7 +75,7 @@ def test_terminal_golden(name: str, width: int) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_terminal_fits(name: str, width: int) -> None:
     """No line is wider than the terminal, and no number is cut."""
-    shown = text.plain(terminal.report(CASES[name]), width)
+    shown = plain(terminal.report(CASES[name]), width)
     assert max(map(cell_len, shown.splitlines())) <= width
     assert not re.search(r"[+-]\d*\.?\d*…", shown)
 
@@ -130,7 +130,7 @@ def test_with_all_rows_the_remainder_is_the_explanations(name: str) -> None:
 def test_the_remainder_is_visible(name: str, pages: dict[str, str]) -> None:
     """Every table has its row of what is not shown, in the terminal and on the page."""
     tables = 2 + 3 * len(CASES[name].contrasts)
-    shown = text.plain(terminal.report(CASES[name]), 100)
+    shown = plain(terminal.report(CASES[name]), 100)
     assert len(re.findall(r"^not shown ", shown, re.M)) >= tables
     assert pages[name].count('<tr class="rest">') >= tables
     assert "<details" not in pages[name].split("not shown")[0]
@@ -194,7 +194,7 @@ def test_three_views_agree(name: str, pages: dict[str, str]) -> None:
     """Every number of the page's tables is in the terminal, given as many rows; the dictionary has it whole."""
     one = CASES[name]
     lowered = sheet(one, rows=page.ROWS)
-    shown = " ".join(text.plain(terminal.report(one, rows=page.ROWS), 250).split())
+    shown = " ".join(plain(terminal.report(one, rows=page.ROWS), 250).split())
     read = Page(pages[name]).text
     facts = [lowered.target.word.label, wording.verdict(lowered), wording.shown_line(lowered), lowered.about]
     facts += [*lowered.notes, *lowered.method, lowered.command]
@@ -219,7 +219,7 @@ def test_three_views_agree(name: str, pages: dict[str, str]) -> None:
 def test_an_explanation_shows_itself(pages: dict[str, str]) -> None:
     """It prints as text, displays itself as HTML in a notebook, and has its charts."""
     one = CASES["parallel"]
-    assert str(one) == text.plain(terminal.report(one))
+    assert str(one) == plain(terminal.report(one))
     body = one._repr_html_().split('<div class="mn">')[1]  # the same whenever it is drawn
     assert re.sub(r"mn[0-9a-f]{8}-", "", body).rsplit("</div>", 1)[0].strip() in pages["parallel"]
     against = ["against ·London", "against ·Bo of ·Bordeaux"]
@@ -343,7 +343,7 @@ def test_neurons_come_with_triggers_of_the_run(with_run: Explanation) -> None:
         assert memory is not None
         assert len(memory.triggers) <= 2
         assert all(one.coefficient * coefficient > 0 for one in memory.triggers)
-    shown = text.plain(terminal.report(with_run), 100)
+    shown = plain(terminal.report(with_run), 100)
     assert shown.count("in the run: strongest") == 10
 
 
@@ -387,7 +387,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import mnemoscope.api
 from synthetic_explanation import PIECES, make
-from mnemoscope.views import terminal as text
+from mnemoscope.views.terminal import plain
 from mnemoscope.views.explanation import page, terminal
 one = make(foils=(), ablations=0, queries=False)
 {work}

@@ -18,8 +18,8 @@ from synthetic_explanation import make
 from mnemoscope import explain, load_model
 from mnemoscope.prediction import headline
 from mnemoscope.prediction.explanation import Contrast, Explanation
-from mnemoscope.views import terminal as text
 from mnemoscope.views.explanation import page, terminal
+from mnemoscope.views.terminal import plain
 
 _LAYERS = re.compile(
     r"(attention in layers?|the feed-forward layers?) (\d+)(?: to (\d+))? \(([+-]\d+\.\d\d)\)"
@@ -185,7 +185,7 @@ def test_headline_of_a_model(family: str, tmp_path: Path) -> None:
 def test_headline_is_on_every_view(width: int) -> None:
     """Terminal, page and JSON have the same sentence, with the unit beside it."""
     for one in (make(), make(foils=())):
-        lines = " ".join(text.plain(terminal.report(one), width).split())
+        lines = " ".join(plain(terminal.report(one), width).split())
         assert " ".join(one.headline.split()) in lines
         assert "In nats" in lines and "In nats" in page.page(one)
         assert one.headline.replace("'", "&#39;") in page.page(one)

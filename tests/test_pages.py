@@ -32,11 +32,10 @@ from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings.finding import KINDS, Figure, Finding, Section, items
 from mnemoscope.tracing.traced import NeuronTrace, Reading, Trace, TracedToken
 from mnemoscope.trials import job
-from mnemoscope.views import gallery, printed, report, trace
-from mnemoscope.views import page as html
-from mnemoscope.views import terminal as text
+from mnemoscope.views import answers, card, gallery, page, printed, report, trace
 from mnemoscope.views.explanation import page as explanations
-from mnemoscope.views.explanation import terminal
+from mnemoscope.views.explanation.terminal import ATTENTION, FFN
+from mnemoscope.views.terminal import BLUE, ORANGE
 
 pytestmark = pytest.mark.slow  # a browser is started, and each page is drawn several times
 
@@ -70,7 +69,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     run = make_run(folder / "run", layers=4, neurons=12)
     files = {name: folder / f"{name}.html" for name in PAGES}
-    files["card"].write_text(html.page(CARD), encoding="utf-8")
+    files["card"].write_text(page.page(CARD), encoding="utf-8")
     explained = make(layers=4, neurons=12, run=str(run.path))
     files["explanation"].write_text(explanations.page(explained), encoding="utf-8")
     gallery.write(run, files["gallery"])
@@ -111,12 +110,12 @@ def traced() -> Trace:
 
 def terminal_text(run: Run) -> Group:
     """A search, a card and every style of the terminal's views."""
-    colours = (text.BLUE, text.ORANGE, terminal.ATTENTION, terminal.FFN)
+    colours = (BLUE, ORANGE, ATTENTION, FFN)
     samples = [
         Text(f"in the style {style} it can be read", style=style)
-        for style in (*colours, "dim", "bold", f"bold reverse {text.ORANGE}")
+        for style in (*colours, "dim", "bold", f"bold reverse {ORANGE}")
     ]
-    return Group(text.found(search.promotes(run, " Paris")), text.card(CARD), *samples)
+    return Group(answers.found(search.promotes(run, " Paris")), card.card(CARD), *samples)
 
 
 def opened(
@@ -204,7 +203,7 @@ def fragments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What a card, an explanation, a trace and the results of a search give a notebook to show."""
     run = make_run(tmp_path_factory.mktemp("fragments") / "run", layers=2)
     explained = explanations.fragment(make(foils=(" London",)))
-    return [html.fragment(CARD), explained, trace.fragment(traced()), printed.fragment(terminal_text(run))]
+    return [page.fragment(CARD), explained, trace.fragment(traced()), printed.fragment(terminal_text(run))]
 
 
 LOOK = (HERE / "look.js").read_text()

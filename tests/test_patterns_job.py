@@ -31,6 +31,7 @@ from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.pattern import predicate
 from mnemoscope.patterns.search import Options
 from mnemoscope.records import NeuronId
+from mnemoscope.results import PatternReport
 from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
 from mnemoscope.text.plan import batches
@@ -38,9 +39,9 @@ from mnemoscope.text.split import half
 from mnemoscope.trials import hypothesis, job
 from mnemoscope.trials.job import WORK, Settings, patterns
 from mnemoscope.trials.outcomes import LEVELS
-from mnemoscope.views import claims as wording
-from mnemoscope.views import page as html
-from mnemoscope.views import patterns as view
+from mnemoscope.views.claims import sentence
+from mnemoscope.views.page import page as page_of
+from mnemoscope.views.patterns import summary as printed
 from mnemoscope.views.terminal import plain
 
 PLANTED = {3: " river", 4: " war", 5: " Paris"}  # neuron of layer 0 -> the word that switches it on
@@ -280,8 +281,8 @@ def test_the_card_says_it(run: Run) -> None:
     """Terminal, page and dictionary hold the verdict of a planted neuron, its intervals, curve and nulls."""
     card = card_of(run, (0, 3))
     claim = card.claims[0]
-    shown, page = " ".join(str(card).split()), html.page(card)
-    said = wording.sentence(claim)
+    shown, page = " ".join(str(card).split()), page_of(card)
+    said = sentence(claim)
     assert re.search(r"When positive: \*.*river.*\* \(precision \S+ \[\S+, \S+\], recall .*, F1 ", said)
     assert "random directions of this layer: median F1" in said
     assert "): both ways (precise and complete). Precision and recall are both" in said
@@ -328,10 +329,10 @@ def test_the_run_in_a_page(run: Run) -> None:
         expected = null / sides[row["unit"]] / (believed / sides["neuron"])
         assert (row["believed"], row["null"]) == (believed, null) and row["share"] == pytest.approx(expected)
     cards = [card_of(run, address) for address in found.clearest]
-    text = plain(view.summary(found, None, cards, []), width=120)
+    text = plain(printed(PatternReport(found, None, tuple(cards), ())), width=120)
     assert "neurons with a pattern beyond each null" not in text and "river" in text
     assert "neurons with a pattern beyond each null" in plain(
-        view.summary(found, None, layers=True), width=120
+        printed(PatternReport(found, None, (), ()), layers=True), width=120
     )
     assert (
         f"the text so far: {believed} neurons and signs have a verdict; random directions would give" in text

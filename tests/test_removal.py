@@ -22,8 +22,8 @@ from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS
 from mnemoscope.studies.findings import removal as analysis
 from mnemoscope.studies.measures.removal import LONGEST, SHORTEST, _text, removal
-from mnemoscope.views import removal as view
-from mnemoscope.views import terminal as text
+from mnemoscope.views import findings
+from mnemoscope.views.terminal import plain
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -205,7 +205,7 @@ def test_what_is_said_of_the_layers(slopes: tuple[float, ...], word: str) -> Non
     rows, scales = (
         pl.concat([pair[at].with_columns(layer=layer) for layer, pair in enumerate(parts)]) for at in (0, 1)
     )
-    page = " ".join(text.plain(view.table(analysis.effects(rows, scales))).split())
+    page = " ".join(plain(findings.removal(analysis.effects(rows, scales))).split())
     assert f"It matters {word} in upper layers" in page
     assert f"least in layer {slopes.index(max(slopes))}, " in page
     assert "neither clearly less nor more is left" in page

@@ -15,9 +15,7 @@ from test_views import Page
 from mnemoscope.errors import RunError
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings.finding import KINDS, Figure, Finding, Section, items
-from mnemoscope.views import figures, report
-from mnemoscope.views import findings as text
-from mnemoscope.views import words as cards
+from mnemoscope.views import charts, figures, findings, report, words
 
 FRAME = pl.DataFrame(
     {
@@ -60,7 +58,7 @@ def test_every_kind_draws_with_its_axes(kind: str) -> None:
         )
         drawn = figures.chart(one)
         assert drawn is not None
-        svg = figures.svg(drawn, "what it shows")
+        svg = charts.svg(drawn, "what it shows")
         assert (
             svg.startswith('<svg role="img" aria-label="what it shows"')
             and "layer" in svg
@@ -71,7 +69,7 @@ def test_every_kind_draws_with_its_axes(kind: str) -> None:
 
 def test_what_is_left_is_grey() -> None:
     """The rest has no colour of its own, and the others keep theirs."""
-    plain, grey = (figures.svg(figures.chart(finding("stack", **more)), "") for more in ({}, {"rest": "two"}))
+    plain, grey = (charts.svg(figures.chart(finding("stack", **more)), "") for more in ({}, {"rest": "two"}))
     first, second, chance = "var(--blue)", "var(--orange)", "var(--chance)"
     assert first in plain and second in plain and chance not in plain
     assert first in grey and second not in grey and chance in grey
@@ -148,8 +146,8 @@ def test_two_runs_are_both_named(run: Run, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", layers=2)
     page = report.render(run, [], beside=other, title="one and two")
     for one in (run, other):
-        assert str(one.path) in page and cards.model_line(one.manifest) in unescape(page)
-    assert cards.model_line(run.manifest) != cards.model_line(other.manifest)
+        assert str(one.path) in page and words.model_line(one.manifest) in unescape(page)
+    assert words.model_line(run.manifest) != words.model_line(other.manifest)
     assert str(other.path) not in report.render(run, [])
 
 
@@ -167,7 +165,9 @@ def test_the_terminal_says_every_sentence() -> None:
     console = Console(width=100, record=True, file=None, quiet=False)
     with console.capture() as captured:
         console.print(
-            text.findings([Section("s", "A section", (finding("line"),)), Section("m", "M", (), "no table")])
+            findings.findings(
+                [Section("s", "A section", (finding("line"),)), Section("m", "M", (), "no table")]
+            )
         )
     said = captured.get()
     assert "It is so." in said and "not measured: no table" in said and "A21" not in said

@@ -12,8 +12,8 @@ from synthetic_explanation import make
 from test_pages import study_figures
 
 from mnemoscope.neuron import overview
-from mnemoscope.views import charts as plots
 from mnemoscope.views import figures, theme
+from mnemoscope.views.charts import saved, strips, svg
 from mnemoscope.views.explanation import charts
 from mnemoscope.views.explanation.lower import sheet
 
@@ -41,20 +41,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def _pictures(run: object) -> Iterator[tuple[str, str]]:
-    for number, strip in enumerate(plots.strips(overview.overview(run))):
+    for number, strip in enumerate(strips(overview.overview(run))):
         yield f"layer {number}", strip
     lowered = sheet(make())
     for name, chart in charts.drawn(lowered).items():
-        yield name, plots.svg(chart.to_dict(validate=False), charts.described(name, lowered))
+        yield name, svg(chart.to_dict(validate=False), charts.described(name, lowered))
     for one in study_figures():
-        yield one.id, figures.svg(figures.chart(one), one.title)
+        yield one.id, svg(figures.chart(one), one.title)
 
 
 def test_text_of_every_picture_stands_out_in_both_schemes(pictures: dict[str, str]) -> None:
     """Labels, titles and legends are in colours of the theme that can be read on the page."""
     assert len(pictures) > 20
-    for (name, svg), scheme in product(pictures.items(), (0, 1)):
-        shades = {shade for shade in TEXT.findall(svg) if shade != "none"}
+    for (name, picture), scheme in product(pictures.items(), (0, 1)):
+        shades = {shade for shade in TEXT.findall(picture) if shade != "none"}
         assert shades, name
         for shade in shades:
             colour = theme.CHARTS[re.fullmatch(r"var\(--([a-z]+)\)", shade)[1]][scheme]
@@ -64,9 +64,9 @@ def test_text_of_every_picture_stands_out_in_both_schemes(pictures: dict[str, st
 
 def test_every_picture_is_described(pictures: dict[str, str]) -> None:
     """A picture is an image with a name; nothing inside of it is read out piece by piece."""
-    for name, svg in pictures.items():
-        assert re.match(r'<svg role="img" aria-label="[^"]+"', svg), name
-        assert svg.count("aria-") == 1, name
+    for name, picture in pictures.items():
+        assert re.match(r'<svg role="img" aria-label="[^"]+"', picture), name
+        assert picture.count("aria-") == 1, name
 
 
 def test_a_colour_that_would_stay_is_refused() -> None:
@@ -75,13 +75,13 @@ def test_a_colour_that_would_stay_is_refused() -> None:
 
     chart = alt.Chart(alt.InlineData(values=[{"x": 1}])).mark_point(color="#123456").encode(x="x:Q")
     with pytest.raises(AssertionError, match="#123456 is no colour of the theme"):
-        plots.svg(chart.to_dict(validate=False), "a point")
+        svg(chart.to_dict(validate=False), "a point")
 
 
 def test_files_are_for_white_paper() -> None:
     """A saved figure has no variables, and its text is dark on white."""
     for one in study_figures():
-        svg = figures.saved(figures.chart(one), "svg").decode()
+        svg = saved(figures.chart(one), "svg").decode()
         assert "var(" not in svg
         shades = set(TEXT.findall(svg)) - {"none"}
         assert shades and all(contrast(shade, "#ffffff") >= LEAST for shade in shades), (one.id, shades)

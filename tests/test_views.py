@@ -28,10 +28,11 @@ from mnemoscope.neuron import striking
 from mnemoscope.neuron.card import Example, Histogram, KeyToken, NeuronCard, Side, Statistics, ValueToken
 from mnemoscope.records import NeuronId
 from mnemoscope.run.reading import Run
-from mnemoscope.views import gallery
-from mnemoscope.views import page as html
-from mnemoscope.views import terminal as text
-from mnemoscope.views import words as cards
+from mnemoscope.views import answers, gallery, words
+from mnemoscope.views.card import card as printed
+from mnemoscope.views.page import fragment
+from mnemoscope.views.page import page as page_of
+from mnemoscope.views.terminal import plain
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = '<script>alert("x")</script>'
@@ -225,20 +226,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 )
 def test_number_is_short_and_plain(value: float | None, shown: str) -> None:
     """Numbers have about three digits, thousands are grouped, and what is undefined is a dash."""
-    assert cards.number(value) == shown
+    assert words.number(value) == shown
 
 
 @given(st.floats(-1e12, 1e12).filter(lambda value: abs(value) > 1e-12))
 def test_number_reads_back(value: float) -> None:
     """A shown number is the value to within 6 % (two digits at the worst), sign and all."""
-    assert float(cards.number(value, sign=True).replace(",", "")) == pytest.approx(value, rel=0.06)
+    assert float(words.number(value, sign=True).replace(",", "")) == pytest.approx(value, rel=0.06)
 
 
 @given(st.floats(0, 1))
 def test_share_never_rounds_to_all_or_nothing(value: float) -> None:
     """0 % and 100 % are said only of exactly none and all."""
-    assert (cards.share(value) == "0 %") == (value == 0)
-    assert (cards.share(value) == "100 %") == (value == 1)
+    assert (words.share(value) == "0 %") == (value == 0)
+    assert (words.share(value) == "100 %") == (value == 1)
 
 
 @given(
@@ -259,7 +260,7 @@ def test_columns_keep_every_count(counts: list[int], a: float, b: float, most: i
         statistics=replace(STATISTICS, min=low, max=high),
         histogram=Histogram(tuple(counts), tuple(edges)),
     )
-    columns = cards.columns(card, most)
+    columns = words.columns(card, most)
     assert columns is not None
     assert sum(columns.counts) == pytest.approx(sum(counts), rel=1e-6)
     assert len(columns.counts) <= most
@@ -272,7 +273,7 @@ def test_columns_keep_every_count(counts: list[int], a: float, b: float, most: i
 def test_open_bins_end_at_the_extremes() -> None:
     """The first and last bin reach to infinity; they are drawn to the least and the greatest coefficient."""
     infinite = (-math.inf, *CARD.histogram.edges[1:-1], math.inf)
-    columns = cards.columns(replace(CARD, histogram=Histogram(CARD.histogram.counts, infinite)), 60)
+    columns = words.columns(replace(CARD, histogram=Histogram(CARD.histogram.counts, infinite)), 60)
     assert columns is not None
     assert sum(columns.counts) == pytest.approx(CARD.histogram.total)
 
@@ -283,13 +284,13 @@ def test_open_bins_end_at_the_extremes() -> None:
 )
 def test_direction_is_that_of_the_first_letter(sample: str, expected: bool) -> None:
     """Digits and punctuation do not decide which way a text runs."""
-    assert cards.is_right_to_left(sample) is expected
+    assert words.is_right_to_left(sample) is expected
 
 
 def test_every_reason_has_its_null(run: Run) -> None:
     """Each number that a neuron was chosen for stands beside a layer median or an expected count."""
     for pick in striking.Striking(run).handful(6):
-        said = cards.reason(pick)
+        said = words.reason(pick)
         assert pick.criterion == "chance" or "layer median" in said or "expected" in said
 
 
@@ -301,7 +302,7 @@ def test_every_reason_has_its_null(run: Run) -> None:
 def test_terminal_golden(name: str, width: int) -> None:
     """The card as text is the one kept in tests/golden (write it anew with MNEMOSCOPE_GOLDEN=write)."""
     file = GOLDEN / f"{name}-{width}.txt"
-    found = text.plain(text.card(CARDS[name], pick=PICK if name == "two-sided" else None), width)
+    found = plain(printed(CARDS[name], pick=PICK if name == "two-sided" else None), width)
     if os.environ.get("MNEMOSCOPE_GOLDEN") == "write":
         file.write_text(found, encoding="utf-8")
     assert found == file.read_text(encoding="utf-8")
@@ -311,14 +312,14 @@ def test_terminal_golden(name: str, width: int) -> None:
 def test_terminal_fits(width: int, run: Run) -> None:
     """No line is wider than the terminal, and a wide one is used."""
     for card in (*CARDS.values(), neuron.card(run, (1, 5)), neuron.card(run, (0, 2))):
-        lines = text.plain(text.card(card), width).splitlines()
+        lines = plain(printed(card), width).splitlines()
         assert max(map(cell_len, lines)) <= width
         assert max(map(cell_len, lines)) > min(width, 100) - 25
 
 
 def test_terminal_shows_twelve_tokens_before() -> None:
     """On a narrow terminal too, twelve tokens stand before the active one, which is bracketed."""
-    shown = " ".join(text.plain(text.card(CARD), 60).split())
+    shown = " ".join(plain(printed(CARD), 60).split())
     assert "…six states on a continent of its own, and Canberra is the [capital] → ·of" in shown
 
 
@@ -338,7 +339,7 @@ def _printed(environment: dict[str, str], *, terminal: bool) -> str:
     out = io.StringIO()
     settings = {"TERM": "xterm-256color", **environment}
     Console(file=out, force_terminal=terminal, width=100, _environ=settings, legacy_windows=False).print(
-        text.card(CARD)
+        printed(CARD)
     )
     return out.getvalue()
 
@@ -346,7 +347,7 @@ def _printed(environment: dict[str, str], *, terminal: bool) -> str:
 def test_search_results_say_question_null_and_rows(run: Run) -> None:
     """A search in the terminal shows what was asked, what to compare with, and the neurons found."""
     found = search.trigger(run, " capital of")
-    shown = text.plain(text.found(found), 100)
+    shown = plain(answers.found(found), 100)
     assert found.rows["neuron"][0] in shown
     assert "expected: as many random positions" in shown
     assert max(map(cell_len, shown.splitlines())) <= 100
@@ -362,32 +363,32 @@ def test_verification_says_its_verdict_first(differing: int, largest: float, ver
         name="triggers", compared=12_345, differing=differing, largest=largest, note="shard 3"
     )
     result = SimpleNamespace(checks=(check,), passed=not differing, identical=not differing and not largest)
-    shown = text.plain(text.verification(result)).splitlines()
+    shown = plain(answers.verification(result)).splitlines()
     assert shown[0] == f"verification: {verdict}"
     assert shown[2].split()[:3] == ["triggers", "12,345", str(differing)]
 
 
 def test_run_heading_and_lists(run: Run) -> None:
     """The heading names model and corpus; families and facts of a model are printed whole."""
-    shown = text.plain(text.heading(run))
+    shown = plain(answers.heading(run))
     assert "synthetic · 3 layers of 12 neurons" in shown
     assert "tokens counted" in shown
-    assert {"gpt2", "llama"} <= set(text.plain(text.families(["gpt2", "llama"])).split())
-    facts = text.plain(text.anatomy({"self_check": 1e-7, "gated": True, "revision": None}))
+    assert {"gpt2", "llama"} <= set(plain(answers.families(["gpt2", "llama"])).split())
+    facts = plain(answers.anatomy({"self_check": 1e-7, "gated": True, "revision": None}))
     assert facts.split() == ["self", "check", "1.0e-7", "gated", "yes", "revision", "–"]
 
 
 def test_card_shows_itself() -> None:
     """A card prints as text and displays itself as HTML in a notebook."""
     assert "L24N1005" in str(CARD)
-    assert CARD._repr_html_() == html.fragment(CARD)
+    assert CARD._repr_html_() == fragment(CARD)
 
 
 # -- pages --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CARDS)
-@pytest.mark.parametrize("lower", [html.fragment, html.page])
+@pytest.mark.parametrize("lower", [fragment, page_of])
 def test_pages_are_whole_and_escaped(name: str, lower: object) -> None:
     """A card's HTML is well-formed, loads nothing, and shows hostile tokens as text."""
     source = lower(CARDS[name])  # type: ignore[operator]
@@ -401,14 +402,14 @@ def test_pages_are_whole_and_escaped(name: str, lower: object) -> None:
 def test_three_views_agree(name: str) -> None:
     """Every fact of the card is in the terminal, on the page and in the dictionary."""
     card = CARDS[name]
-    shown = " ".join(text.plain(text.card(card, 50), 400).split())
-    page = Page(html.page(card)).text
+    shown = " ".join(plain(printed(card, 50), 400).split())
+    page = Page(page_of(card)).text
     assert card.to_dict()["statistics"]["kurtosis"] == card.statistics.kurtosis
-    facts = [str(card.id), card.model, *(fact.value for fact in cards.facts(card) + cards.details(card))]
+    facts = [str(card.id), card.model, *(fact.value for fact in words.facts(card) + words.details(card))]
     facts += [token.text for token in (*card.promoted, *card.suppressed, *card.key_positive)]
     for each in (*card.positive.examples, *card.negative.examples, *card.between):
-        facts += [cards.number(each.coefficient, sign=True), cards.active(each)[1], cards.source(each)]
-    facts += [note for note in (cards.state_note(card), cards.threshold_note(card)) if note]
+        facts += [words.number(each.coefficient, sign=True), words.active(each)[1], words.source(each)]
+    facts += [note for note in (words.state_note(card), words.threshold_note(card)) if note]
     for fact in facts:
         assert fact in shown, fact
         assert fact in page, fact
@@ -416,7 +417,7 @@ def test_three_views_agree(name: str) -> None:
 
 def test_right_to_left_rows_run_right_to_left() -> None:
     """A Hebrew example is laid out from the right in its own box; the others are not."""
-    source = html.page(CARD)
+    source = page_of(CARD)
     assert source.count('<div class="mn-text" dir="rtl">') == 1
     assert "מרכז המדינה הוא" in source
     assert "首都" in source
@@ -424,7 +425,7 @@ def test_right_to_left_rows_run_right_to_left() -> None:
 
 def test_sign_is_never_colour_alone() -> None:
     """Every coefficient shows its sign, and active tokens are boxed whatever their colour."""
-    sizes = re.findall(r'class="size (negative|positive)">([^<]+)<', html.page(CARD))
+    sizes = re.findall(r'class="size (negative|positive)">([^<]+)<', page_of(CARD))
     assert len(sizes) == 7
     assert all((sign == "negative") == value.startswith("-") for sign, value in sizes)
     assert all(value[0] in "+-" for _, value in sizes)
@@ -432,7 +433,7 @@ def test_sign_is_never_colour_alone() -> None:
 
 def test_spaces_of_tokens_are_visible() -> None:
     """The space that a value token begins with is shown as a dot."""
-    assert '<span class="mn-space">·</span>capitals' in html.page(CARD)
+    assert '<span class="mn-space">·</span>capitals' in page_of(CARD)
 
 
 def test_gallery_is_one_whole_page(run: Run, tmp_path: Path) -> None:
@@ -455,9 +456,9 @@ def test_gallery_is_one_whole_page(run: Run, tmp_path: Path) -> None:
 def test_value_tokens_are_scored_at_the_sign_that_they_are_read_with() -> None:
     """What a negative coefficient writes has a positive logit there, and no probability of the other sign."""
     for card in (CARD, ONE_SIDED):
-        sign, source = card.sides[0].polarity, html.page(card)
+        sign, source = card.sides[0].polarity, page_of(card)
         titles = re.findall(r'class="mn-token" dir="auto" title="([^"]*)"', source)
-        tokens = [token for _, row in cards.readings(card) for token in row]
+        tokens = [token for _, row in words.readings(card) for token in row]
         assert len(titles) == len(tokens) == 4
         for token, title in zip(tokens, titles, strict=True):
             found = re.fullmatch(
@@ -506,14 +507,15 @@ def test_gallery_of_a_dead_model(tmp_path: Path) -> None:
 
 _READ = """
 card = neuron.card(run, (1, 5))
-text.plain(text.card(card)), html.page(card), gallery.render(run, neurons_per_layer=1)
-text.plain(text.found(search.sort(run, "kurtosis")))
+plain(drawn.card(card)), page.page(card), gallery.render(run, neurons_per_layer=1)
+plain(answers.found(search.sort(run, "kurtosis")))
 """
 _CHECK = """
 import sys
 from mnemoscope import open_run
 from mnemoscope.neuron import card as neuron, find as search
-from mnemoscope.views import gallery, page as html, terminal as text
+from mnemoscope.views import answers, card as drawn, gallery, page
+from mnemoscope.views.terminal import plain
 run = open_run(sys.argv[1])
 {work}
 heavy = sorted({{"torch", "transformers", "numba"}} & set(sys.modules))

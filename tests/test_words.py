@@ -14,7 +14,7 @@ from mnemoscope.studies import catalogue
 from mnemoscope.studies.findings import contributions
 from mnemoscope.studies.findings.finding import Finding, Section, chance, went
 from mnemoscope.trials.job import Settings, estimate
-from mnemoscope.views import findings as study
+from mnemoscope.views import findings
 from mnemoscope.views.explanation import wording
 from mnemoscope.views.terminal import plain
 
@@ -43,7 +43,7 @@ def test_probabilities_without_idle_exponents(value: float, said: str) -> None:
 @pytest.mark.parametrize("one", catalogue.CATALOGUE, ids=lambda one: one.name)
 def test_costs_are_said_in_words(one: catalogue.Measurement) -> None:
     """What a measurement costs reads as a phrase, one pass in the singular."""
-    said = study.cost({"passes": one.passes, "minutes": one.minutes, "seconds": one.seconds})
+    said = findings.cost({"passes": one.passes, "minutes": one.minutes, "seconds": one.seconds})
     assert "+" not in said and not re.search(r"\b1 passes", said)
     assert (said == "none") == (not one.passes and not one.minutes and not one.seconds)
 
@@ -51,8 +51,8 @@ def test_costs_are_said_in_words(one: catalogue.Measurement) -> None:
 def test_one_pass_is_not_passes() -> None:
     """Singular, plural, and the rest after commas."""
     row = {"passes": 1, "minutes": 1, "seconds": 0.1}
-    assert study.cost(row) == "1 pass over the sampled text, 1 min, 0.1 s for each example"
-    assert study.cost(row | {"passes": 2}).startswith("2 passes over")
+    assert findings.cost(row) == "1 pass over the sampled text, 1 min, 0.1 s for each example"
+    assert findings.cost(row | {"passes": 2}).startswith("2 passes over")
 
 
 def test_codes_of_items_only_when_asked_for() -> None:
@@ -69,7 +69,7 @@ def test_codes_of_items_only_when_asked_for() -> None:
         "seconds": 0,
         "state": "ready",
     }
-    for view, given_ in ((study.findings, [section]), (study.listing, [row])):
+    for view, given_ in ((findings.findings, [section]), (findings.listing, [row])):
         assert "A2" not in plain(view(given_)) and "A2 A3" in plain(view(given_, items=True))
 
 

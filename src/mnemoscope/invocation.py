@@ -22,7 +22,7 @@ def command(*words: str | os.PathLike[str]) -> str:
 
 def as_called(text: str) -> str:
     """The text with the program as it was called in every command: at the start, or behind a backtick."""
-    return _COMMAND.sub(lambda found: found[1] + program(), text)
+    return _COMMAND.sub(lambda match: match[1] + program(), text)
 
 
 def program() -> str:
@@ -42,13 +42,12 @@ def program() -> str:
 
 def _callable(file: Path) -> str:
     """The name of an executable if the shell finds that very file by it, else its path, short below this folder."""
-    known = shutil.which(file.name)
-    if known and Path(known).absolute() == file.absolute():
+    by_name, path, folder = shutil.which(file.name), file.absolute(), Path.cwd()
+    if by_name and Path(by_name).absolute() == path:
         return file.name
-    here, there = Path.cwd(), file.absolute()
-    if not there.is_relative_to(here):
-        return _quoted([there])
-    below = there.relative_to(here)
+    if not path.is_relative_to(folder):
+        return _quoted([path])
+    below = path.relative_to(folder)
     if len(below.parts) == 1:  # a bare name would be looked for on the search path
         return _quoted([f"{os.curdir}{os.sep}{below}"])
     return _quoted([below])

@@ -178,7 +178,7 @@ def trace(
         source = open_run(source)
     if isinstance(source, StoredRun):
         return Run.of(source).trace(text, neuron, top=top, report=report)
-    wanted = [NeuronId.parse(one) if isinstance(one, str) else one for one in addresses(neuron)]
+    wanted = [NeuronId.parse(each) if isinstance(each, str) else each for each in addresses(neuron)]
     from mnemoscope.tracing.trace import trace
 
     model, _ = _model_and_run(source, None)
@@ -267,9 +267,9 @@ def measurements(
 
     facts = ("name", "title", "items", "minutes", "passes", "seconds")
     return [
-        {name: getattr(one, name) for name in facts}
-        | {"adds": list(one.tables), "state": one.state(run, sizes or study_sizes())}
-        for one in catalogue.choose(only)
+        {name: getattr(measurement, name) for name in facts}
+        | {"adds": list(measurement.tables), "state": measurement.state(run, sizes or study_sizes())}
+        for measurement in catalogue.choose(only)
     ]
 
 
@@ -341,8 +341,9 @@ def check(model: ModelSource, **loading: Any) -> ModelFacts:
     from mnemoscope.model.model import Model
 
     loaded = model if isinstance(model, Model) else load_model(model, **loading)
-    known = {"known_family": loaded.anatomy.known, "dtype": loaded.dtype}
-    return ModelFacts(loaded.entry().model_dump() | known)
+    return ModelFacts(
+        loaded.entry().model_dump() | {"known_family": loaded.anatomy.known, "dtype": loaded.dtype}
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -105,11 +105,11 @@ class Run(StoredRun):
     def _address(self, address: int | str | tuple[int, int], neuron: int | None = None) -> NeuronId:
         if isinstance(address, str) and neuron is None:
             return self.address(*NeuronId.parse(address))
-        given = address if neuron is None else (address, neuron)
-        match given:
+        pair = address if neuron is None else (address, neuron)
+        match pair:
             case (Integral() as layer, Integral() as index):
                 return self.address(int(layer), int(index))
-        raise QueryError(f'looking up a neuron: {given!r} was given; give "L13N366", (13, 366), or 13, 366')
+        raise QueryError(f'looking up a neuron: {pair!r} was given; give "L13N366", (13, 366), or 13, 366')
 
     def find(
         self,
@@ -139,12 +139,12 @@ class Run(StoredRun):
         """
         from mnemoscope.neuron import find as search
 
-        asked = (promotes, suppresses, trigger, pattern, tested or None)
-        given = {name: ask for name, ask in zip(QUESTIONS, asked, strict=True) if ask is not None}
+        sought = (promotes, suppresses, trigger, pattern, tested or None)
+        asked = {name: ask for name, ask in zip(QUESTIONS, sought, strict=True) if ask is not None}
         check_least("finding neurons", 0, count=count)
-        if len(given) > 1 or not (given or sort is not None):
+        if len(asked) > 1 or not (asked or sort is not None):
             raise QueryError(
-                f"finding neurons: {len(given)} questions were asked; ask exactly one of "
+                f"finding neurons: {len(asked)} questions were asked; ask exactly one of "
                 f"{', '.join(f'{{{name}}}' for name in QUESTIONS)}, or {{sort}} alone or beside it",
                 **dict.fromkeys((*QUESTIONS, "sort"), ...),
             )
@@ -153,9 +153,9 @@ class Run(StoredRun):
                 "finding neurons: {ascending} is for {sort}; leave it out", ascending=True, sort=...
             )
         order: dict[str, Any] = {"descending": not ascending, "layer": layer, "count": count}
-        if not given:
+        if not asked:
             return search.sort(self, str(sort), **order)
-        ((name, ask),) = given.items()
+        ((name, ask),) = asked.items()
         most = count if sort is None else search.ALL
         hits: Hits = getattr(search, name)(self, *(() if ask is True else (ask,)), layer=layer, count=most)
         return hits if sort is None else search.reorder(self, hits, sort, **order)
@@ -258,12 +258,12 @@ class Run(StoredRun):
         from mnemoscope.patterns.summary import summary
 
         check_least("showing neurons", 0, count=count, cards=cards)
-        found = summary(self, count=count)
+        known = summary(self, count=count)
         clearest, silent = (
             tuple(self.neuron(address, examples=examples, window=(16, 4)) for address in chosen[:cards])
-            for chosen, examples in ((found.clearest, 4), (found.silent, 3))
+            for chosen, examples in ((known.clearest, 4), (known.silent, 3))
         )
-        return PatternReport(found, labels.check(self), clearest, silent)
+        return PatternReport(known, labels.check(self), clearest, silent)
 
     def test(
         self,
@@ -313,15 +313,15 @@ class Run(StoredRun):
         triggers   only the strongest of each neuron and polarity
         seed       which documents, triggers and tokens
         """
-        from mnemoscope.studies.findings import removal as analysis
+        from mnemoscope.studies.findings.removal import removal
 
         check_removal(documents, per_layer, triggers)
-        from mnemoscope.studies.measures import removal as job
+        from mnemoscope.studies.measures.removal import add
 
         sizes = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
-        job.add(self, self._loaded(model), **sizes, report=report)
+        add(self, self._loaded(model), **sizes, report=report)
         self.reopen()
-        return analysis.removal(self)
+        return removal(self)
 
     def verify(
         self,
@@ -371,21 +371,24 @@ class Run(StoredRun):
         chosen = catalogue.choose(only)
         sizes = study_sizes(fast, positions, sentences, seed, shuffled, questions)
         skipped: dict[str, str] = {}
-        if any(one.measured and one.state(self, sizes) != "ready" for one in chosen):
+        if any(each.measured and each.state(self, sizes) != "ready" for each in chosen):
             from mnemoscope.studies.run import measure
 
-            def skip(one: catalogue.Measurement, error: QueryError) -> None:
-                skipped[one.name] = str(error)
+            def skip(measurement: catalogue.Measurement, error: QueryError) -> None:
+                name = measurement.name
+                skipped[name] = str(error)
                 if report:
-                    report(Progress(one.name, 0, 0, "", note=f"{one.name} was left out: {error}"))
+                    report(Progress(name, 0, 0, "", note=f"{name} was left out: {error}"))
 
             measure(self, self._loaded(model), chosen=chosen, sizes=sizes, report=report, skip=skip)
             self.reopen()
-        section = cache(lambda one: one.section(self))  # of what was asked for, the page has the same
+        section = cache(
+            lambda measurement: measurement.section(self)
+        )  # of what was asked for, the page has the same
         return StudyReport(
             runs=(self,),
-            sections=tuple(section(one) for one in chosen),
-            whole=lambda: tuple(section(one) for one in catalogue.CATALOGUE),
+            sections=tuple(map(section, chosen)),
+            whole=lambda: tuple(map(section, catalogue.CATALOGUE)),
             skipped=skipped,
             items=items(),
         )
@@ -408,11 +411,11 @@ def study_sizes(
     return replace(sizes, positions=positions or sizes.positions, sentences=sentences or sizes.sentences)
 
 
-def addresses(given: Address | Sequence[Address] | None) -> list[Address]:
+def addresses(neurons: Address | Sequence[Address] | None) -> list[Address]:
     """One address, several or none, as a list."""
-    match given:
+    match neurons:
         case None:
             return []
         case str() | (Integral(), Integral()):
-            return [cast("Address", given)]
-    return list(cast("Sequence[Address]", given))
+            return [cast("Address", neurons)]
+    return list(cast("Sequence[Address]", neurons))

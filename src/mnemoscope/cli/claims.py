@@ -13,7 +13,7 @@ from mnemoscope.arguments import check_budget, check_least, check_removal, check
 from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import AsJson, Count, Neuron, Reloading, RunFolder, bundled
 from mnemoscope.cli.progress import progress_bars
-from mnemoscope.cli.shared import app, model_of, print_json, say, stdout
+from mnemoscope.cli.shared import app, model_of, print_json, print_result, say, stdout
 from mnemoscope.records import NeuronId
 
 
@@ -36,7 +36,7 @@ def patterns(
     check_budget(budget)
     check_least("showing neurons", 0, count=count, cards=cards)
     from mnemoscope.api import open_run
-    from mnemoscope.views import patterns as view
+    from mnemoscope.views.patterns import summary
 
     opened = open_run(run)
     from mnemoscope.trials.job import Settings, estimate, known
@@ -55,8 +55,7 @@ def patterns(
     if as_json:
         print_json(result.to_dict())
     else:
-        cards_of = (result.clearest, result.silent)
-        stdout().print(view.summary(result.summary, result.labels, *cards_of, layers=layers))
+        stdout().print(summary(result, layers=layers))
 
 
 @app.command(epilog="Example: mnemoscope test runs/demo L13N366 --pattern 'regex:\\b(19|20)\\d\\d$'")
@@ -96,10 +95,7 @@ def test(
         result = opened.test(
             address, wanted, sign=sign, budget=budget, seed=seed, model=loaded, report=report
         )
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        stdout().print(result)
+    print_result(result, as_json)
 
 
 @app.command(epilog="Example: mnemoscope removal runs/demo --documents 100")
@@ -125,11 +121,8 @@ def removal(
     loaded = model_of(opened, again)
     sizes = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
     with progress_bars() as report:
-        found = opened.removal(**sizes, model=loaded, report=report)
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        stdout().print(found)
+        result = opened.removal(**sizes, model=loaded, report=report)
+    print_result(result, as_json)
 
 
 # -- Blinded sheets for people, and their scores ---------------------------------------------------------------
@@ -191,11 +184,7 @@ def score(
     """Hits, false alarms on hidden nulls, and the agreement of several annotators."""
     from mnemoscope import api
 
-    found = api.score(sheets, key=key, run=None if run is None else api.open_run(run))
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        stdout().print(found)
+    print_result(api.score(sheets, key=key, run=None if run is None else api.open_run(run)), as_json)
 
 
 @annotation.command(epilog="Example: mnemoscope annotate export sheet.jsonl L13N366")
@@ -208,8 +197,8 @@ def export(
     """One neuron's prefixes with all that was said of them, once the sheet is filled in."""
     from mnemoscope import api
 
-    found = api.annotated(sheet, neuron, key=key)
+    annotated = api.annotated(sheet, neuron, key=key)
     if as_json:
-        print_json(found.to_dict()["rows"])
+        print_json(annotated.to_dict()["rows"])
     else:
-        stdout().print(found)
+        stdout().print(annotated)

@@ -89,7 +89,7 @@ def answer(app: Callable[[], object]) -> None:
 
 def check(words: Sequence[str]) -> None:
     """QueryError for an argument that is not text, and for an option whose value is empty."""
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         try:
             word.encode()
         except UnicodeEncodeError as error:
@@ -98,9 +98,9 @@ def check(words: Sequence[str]) -> None:
                 f"reading the arguments: '{shown}' is not valid UTF-8 at character {error.start}; give text in UTF-8, "
                 "and rename files whose names are not"
             ) from None
-        if word == "" and words[place - 1 : place] and words[place - 1].startswith("-"):
+        if word == "" and words[index - 1 : index] and words[index - 1].startswith("-"):
             raise QueryError(
-                f"reading the arguments: {words[place - 1]} is empty; give a value, or leave the option out"
+                f"reading the arguments: {words[index - 1]} is empty; give a value, or leave the option out"
             )
         if word.startswith("--") and word.endswith("=") and word.count("=") == 1:
             raise QueryError(f"reading the arguments: {word} is empty; give a value, or leave the option out")
@@ -119,18 +119,18 @@ def _explained(error: OSError, words: Sequence[str]) -> str | None:
         reason = "the disk is full" if error.errno == errno.ENOSPC else reason
         cure = "free some space" if error.errno in _FULL else "see to it"
         return f"writing{where}: {reason}; {cure} and run the same command again"
-    if error.filename is not None and _given(os.fsdecode(error.filename), words):
+    if error.filename is not None and _named(os.fsdecode(error.filename), words):
         return f"{os.fsdecode(error.filename)}: {reason}; give a path that can be used"
     return None
 
 
-def _given(file: str, words: Sequence[str]) -> bool:
+def _named(file: str, words: Sequence[str]) -> bool:
     """Whether a file is at, in, or above a path among the words."""
-    there = Path(file).absolute()
+    path = Path(file).absolute()
     for word in words:
         with suppress(OSError, ValueError):
-            given = Path(word.rpartition("=")[2]).expanduser().absolute()
-            if there == given or given in there.parents or (there in given.parents and there != Path.cwd()):
+            named = Path(word.rpartition("=")[2]).expanduser().absolute()
+            if path == named or named in path.parents or (path in named.parents and path != Path.cwd()):
                 return True
     return False
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from mnemoscope import files
 from mnemoscope.arguments import check_explanation, check_least, check_question
-from mnemoscope.cli.options import AsJson, Loading, ModelName, Page, Reloading, bundled
+from mnemoscope.cli.options import AsJson, Loading, ModelName, Page, bundled
 from mnemoscope.cli.progress import progress_bars
-from mnemoscope.cli.shared import app, check_run_of, load, model_of, print_json, say, stdout
+from mnemoscope.cli.shared import app, check_page, check_run_of, load, model_of, print_result, say, write_page
 from mnemoscope.errors import QueryError
-
-if TYPE_CHECKING:
-    from mnemoscope.prediction.explanation import Explanation
 
 
 @app.command(
@@ -56,8 +52,7 @@ def explain(
     if (prompt is None) == (prompts is None) or (prompts is None) != (out is None):
         raise QueryError("explaining: give either a prompt, or --prompts FILE.jsonl with -o TABLE.parquet")
     check_explanation(lens, top, ablate)
-    if html is not None:
-        files.check_file(html, "writing the page")
+    check_page(html)
     opened = None if run is None else api.open_run(run)
     if opened is not None:
         check_run_of(opened, model)
@@ -70,8 +65,9 @@ def explain(
     with Console(stderr=True, highlight=False).status("explaining") as status:
         report = lambda step: status.update(f"explaining: {step.stage}")  # noqa: E731
         options |= {"target_id": target_id, "foil_ids": foil_id or [], "position": position}
-        found = api.explain(loaded, prompt or "", target, foil or [], report=report, **options)
-    _show_explanation(found, html, as_json)
+        explanation = api.explain(loaded, prompt or "", target, foil or [], report=report, **options)
+    print_result(explanation, as_json)
+    write_page(explanation, html)
 
 
 def _explain_many(model: str, loading: Loading, prompts: Path, out: Path, options: dict[str, Any]) -> None:
@@ -84,16 +80,6 @@ def _explain_many(model: str, loading: Loading, prompts: Path, out: Path, option
     with progress_bars() as report:
         api.explain_many(loaded, prompts, out, report=report, **options)
     say(f"wrote {out}")
-
-
-def _show_explanation(found: Explanation, html: Path | None, as_json: bool) -> None:
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        stdout().print(found)
-    if html:  # last, so that nothing is lost if the disk filled up meanwhile
-        found.save_page(html)
-        say(f"wrote {html}")
 
 
 # -- Neurons along one's own text ------------------------------------------------------------------------------
@@ -121,14 +107,13 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """See how neurons react to your own text: a given one along it, or the most unusual ones of each token."""
-    from mnemoscope import api, files
+    from mnemoscope import api
     from mnemoscope.records import NeuronId
     from mnemoscope.run.writing import is_finished
 
     check_least("tracing a text", 1, top=top)
     wanted = [NeuronId.parse(address) for address in neuron or []]
-    if html is not None:
-        files.check_file(html, "writing the page")
+    check_page(html)
     run = api.open_run(source) if is_finished(Path(source)) else None
     if run is None and model is not None:
         raise QueryError(f"tracing a text: {source} is no finished run, and --model is for one; leave it out")
@@ -139,7 +124,7 @@ def trace(
                 "--revision"
             )
         wanted = [run.address(*address) for address in wanted]
-        loaded = model_of(run, Reloading(model, loading.device, loading.trust_remote_code))
+        loaded = model_of(run, loading.again(model))
     else:
         loaded = load(source, loading)
     with progress_bars() as report:
@@ -148,10 +133,5 @@ def trace(
             if run is None
             else run.trace(text, wanted, top=top, model=loaded, report=report)
         )
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        stdout().print(result)
-    if html is not None:  # last, so that nothing is lost if the disk filled up meanwhile
-        result.save_page(html)
-        say(f"wrote {html}")
+    print_result(result, as_json)
+    write_page(result, html)

@@ -53,8 +53,23 @@ class Bundle:
         """Refuse what can be refused without a model, a text or a run."""
 
 
+class _Loaded(Bundle):
+    """What a command that loads a model asks for; a precision only if it may choose one."""
+
+    dtype: str = "auto"
+    device: str
+
+    def check(self) -> None:
+        """ModelError for a precision that there is not, or a device that is not here."""
+        check_loading(self.dtype, self.device)
+        if self.device not in ("auto", "cpu"):  # which are always there; others only torch knows
+            from mnemoscope.model.devices import device
+
+            device(self.device)
+
+
 @dataclass(frozen=True)
-class Loading(Bundle):
+class Loading(_Loaded):
     """How a model is loaded: keywords of `load_model`."""
 
     dtype: Annotated[
@@ -73,14 +88,13 @@ class Loading(Bundle):
         typer.Option("--allow-unused", help="Accept a checkpoint with tensors that the model does not read."),
     ] = False
 
-    def check(self) -> None:
-        """ModelError for a precision that there is not, or a device that is not here."""
-        check_loading(self.dtype, self.device)
-        _check_device(self.device)
+    def again(self, model: str | None) -> Reloading:
+        """The same for the model of a run, and where that is now."""
+        return Reloading(model, self.device, self.trust_remote_code)
 
 
 @dataclass(frozen=True)
-class Reloading(Bundle):
+class Reloading(_Loaded):
     """How the model of a run is found and loaded again; the rest is what the run was built with."""
 
     model: Annotated[
@@ -88,11 +102,6 @@ class Reloading(Bundle):
     ] = None
     device: _Device = "auto"
     trust_remote_code: _Trust = False
-
-    def check(self) -> None:
-        """ModelError for a device that is not here."""
-        check_loading(device=self.device)
-        _check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -106,13 +115,6 @@ class Reading(Bundle):
     text: Annotated[str, typer.Option(help="Name of the column that holds the text.")] = "text"
 
 
-def _check_device(name: str) -> None:
-    if name not in ("auto", "cpu"):  # which are always there; others only torch knows
-        from mnemoscope.model.devices import device
-
-        device(name)
-
-
 def bundled(command: Callable[..., None]) -> Callable[..., None]:
     """Spread the parameters of a command that are bundles into the options they hold, which are checked first."""
     hints = get_type_hints(command, include_extras=True)
@@ -121,7 +123,10 @@ def bundled(command: Callable[..., None]) -> Callable[..., None]:
     }
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
-        parameters += _options(bundles[name]) if name in bundles else [_keyword(parameter, hints[name])]
+        if name in bundles:
+            parameters += _options(bundles[name])
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
 
     @wraps(command)
     def spread(**given: Any) -> None:
@@ -134,7 +139,7 @@ def bundled(command: Callable[..., None]) -> Callable[..., None]:
         command(**given, **taken)
 
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    spread.__annotations__ = {one.name: one.annotation for one in parameters}
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return spread
 
 
@@ -147,7 +152,3 @@ def _options(bundle: Any) -> list[inspect.Parameter]:
         )
         for field in fields(bundle)
     ]
-
-
-def _keyword(parameter: inspect.Parameter, hint: Any) -> inspect.Parameter:
-    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hint)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mnemoscope import files
 from mnemoscope.arguments import check_build, check_least, check_verification
 from mnemoscope.cli.options import (
     AsJson,
@@ -25,7 +24,18 @@ from mnemoscope.cli.options import (
     bundled,
 )
 from mnemoscope.cli.progress import progress_bars
-from mnemoscope.cli.shared import app, build_run, load, model_of, print_json, say, stdout
+from mnemoscope.cli.shared import (
+    app,
+    build_run,
+    check_page,
+    load,
+    model_of,
+    print_json,
+    print_result,
+    say,
+    stdout,
+    write_page,
+)
 from mnemoscope.invocation import command
 
 if TYPE_CHECKING:
@@ -109,23 +119,20 @@ def show(
 ) -> None:
     """Show one neuron, or the highlights of a run. A neuron: triggers and value both ways, and distribution."""
     from mnemoscope.api import open_run
-    from mnemoscope.views import terminal as text
+    from mnemoscope.views.card import card
 
     check_least("showing a neuron", 0, triggers=triggers)
     opened = open_run(run)
     if neuron is None:
         _overview(opened, html, as_json)
         return
-    if html:
-        files.check_file(html, "writing the page")
-    found = opened.neuron(neuron, examples=triggers)
+    check_page(html)
+    chosen = opened.neuron(neuron, examples=triggers)
     if as_json:
-        print_json(found.to_dict())
+        print_json(chosen.to_dict())
     else:
-        stdout().print(text.card(found, triggers=triggers))
-    if html:
-        found.save_page(html)
-        say(f"wrote {html}")
+        stdout().print(card(chosen, triggers=triggers))
+    write_page(chosen, html)
 
 
 @app.command(epilog='Example: mnemoscope find runs/demo --promotes " Paris"')
@@ -149,14 +156,11 @@ def find(
     """Find neurons by value, trigger, pattern or statistic."""
     from mnemoscope.api import open_run
 
-    found = open_run(run).find(
+    neurons = open_run(run).find(
         promotes=promotes, suppresses=suppresses, trigger=trigger, pattern=pattern, tested=tested, sort=sort,
         ascending=ascending, layer=layer, count=count,
     )  # fmt: skip
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        stdout().print(found)
+    print_result(neurons, as_json)
 
 
 @app.command(epilog="Example: mnemoscope verify runs/demo --sample 500")
@@ -177,10 +181,7 @@ def verify(
     loaded = model_of(opened, again)
     with progress_bars() as report:
         result = opened.verify(sample=sample, seed=seed, model=loaded, report=report)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        stdout().print(result)
+    print_result(result, as_json)
     raise typer.Exit(0 if result.passed else 1)
 
 
@@ -190,11 +191,11 @@ def _overview(run: Run, page: Path | None, as_json: bool = False) -> None:
 
     if page:
         gallery.check(page)
-    found = run.highlights()
+    highlights = run.highlights()
     if as_json:
-        print_json(found.to_dict()["neurons"])
+        print_json(highlights.to_dict()["neurons"])
     else:
-        stdout().print(found)
+        stdout().print(highlights)
     if page:
         with progress_bars() as report:
             run.gallery(page, report=report)
@@ -227,13 +228,13 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
     if context.invoked_subcommand:
         return
     from mnemoscope import api
-    from mnemoscope.views import terminal as text
+    from mnemoscope.views import answers
 
     known = api.families()
     if as_json:
         print_json(known)
     else:
-        stdout().print(text.families(known))
+        stdout().print(answers.families(known))
 
 
 @families.command(epilog="Example: mnemoscope models check sample:smollm2-135m")
@@ -248,10 +249,7 @@ def check(
     from mnemoscope import api
 
     facts = api.check(load(model, loading))
-    if as_json:
-        print_json(facts.to_dict())
-    else:
-        stdout().print(facts)
+    print_result(facts, as_json)
 
 
 # -- What is kept on this machine between runs -----------------------------------------------------------------
@@ -266,14 +264,15 @@ def cache(
     as_json: AsJson = False,
 ) -> None:
     """List what is kept between runs, with its size, or free it."""
-    from mnemoscope.text import cache as kept
+    from mnemoscope.text.cache import clear as free
+    from mnemoscope.text.cache import entries
     from mnemoscope.text.samples import cache_folder
-    from mnemoscope.views import terminal as text
+    from mnemoscope.views import answers
 
-    found = kept.clear(kind) if clear else kept.entries(kind)
+    kept = free(kind) if clear else entries(kind)
     if as_json:
         print_json(
-            {"folder": str(cache_folder()), "freed": clear, "entries": [entry.to_dict() for entry in found]}
+            {"folder": str(cache_folder()), "freed": clear, "entries": [entry.to_dict() for entry in kept]}
         )
     else:
-        stdout().print(text.kept(found, cache_folder(), freed=clear))
+        stdout().print(answers.kept(kept, cache_folder(), freed=clear))

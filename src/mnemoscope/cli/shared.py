@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from mnemoscope import __version__
+from mnemoscope import __version__, files
 from mnemoscope.cli import door
 from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import Loading, Reloading
@@ -24,6 +24,7 @@ from mnemoscope.invocation import command
 
 if TYPE_CHECKING:
     from mnemoscope.api import Run
+    from mnemoscope.display import Shown
     from mnemoscope.model.model import Model
 
 
@@ -41,6 +42,27 @@ def print_json(data: Any) -> None:
     typer.echo(json.dumps(data, ensure_ascii=plain, indent=1, default=str))
 
 
+def print_result(result: Shown, as_json: bool) -> None:
+    """Print a result as the terminal shows it, or its data as JSON."""
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        stdout().print(result)
+
+
+def check_page(path: Path | None) -> None:
+    """RunError if the page that was asked for cannot be written there."""
+    if path is not None:
+        files.check_file(path, "writing the page")
+
+
+def write_page(result: Shown, path: Path | None) -> None:
+    """Write the page if one was asked for: last, so that nothing is lost if the disk filled up meanwhile."""
+    if path is not None:
+        result.save_page(path)
+        say(f"wrote {path}")
+
+
 def load(name: str, loading: Loading) -> Model:
     """The model of that name, loaded and checked."""
     from mnemoscope.model.load import load_model
@@ -53,14 +75,14 @@ def load(name: str, loading: Loading) -> Model:
 def kept_copies() -> Iterator[None]:
     """Say of what is done in the block what it left in the cache folder: a line for each, once it is there."""
     from mnemoscope.text import cache
-    from mnemoscope.views import words as cards
+    from mnemoscope.views.words import size
 
     before = {entry.path for entry in cache.entries()}
     yield
     for entry in cache.entries():
         if entry.path not in before:
             say(
-                f"kept for the next time: {entry.what} ({cards.size(entry.bytes)}) in {entry.path}; "
+                f"kept for the next time: {entry.what} ({size(entry.bytes)}) in {entry.path}; "
                 f"{command('cache')} lists and frees it"
             )
 
@@ -73,26 +95,25 @@ def check_run_of(run: Run, model: str) -> None:
     entry, config = run.manifest.model, _configuration(model)
     names = {"layers": ("num_hidden_layers", "n_layer"), "width": ("hidden_size", "n_embd", "d_model")}
     for fact, keys in names.items():
-        given = next((config[key] for key in keys if key in config), None)
-        if given not in (None, getattr(entry, fact)):
+        value = next((config[key] for key in keys if key in config), None)
+        if value not in (None, getattr(entry, fact)):
             raise RunMismatch(
                 f"explaining with the run {run.path}: it was built from {entry.id}, with {fact} = "
-                f"{getattr(entry, fact)}, and {model} has {given}; give the model it was built from"
+                f"{getattr(entry, fact)}, and {model} has {value}; give the model it was built from"
             )
 
 
 def _configuration(model: str) -> dict[str, Any]:
     """What config.json of a model folder says of its text model; nothing where there is none to read."""
     try:
-        known = json.loads((Path(model).expanduser() / "config.json").read_bytes())
-        return dict(known.get("text_config") or known)
+        config = json.loads((Path(model).expanduser() / "config.json").read_bytes())
+        return dict(config.get("text_config") or config)
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 
 def model_of(run: Run, again: Reloading, **loading: Any) -> Model:
     """The model that a run was built from, or one that is said to be it."""
-
     options = asdict(again) | loading
     source = options.pop("model")
     with _telling(source or run.manifest.model.id) as progress:
@@ -150,10 +171,10 @@ class Commands(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section of the help for each heading."""
         for heading, names in ORDER.items():
-            known = [(name, self.commands[name]) for name in names if name in self.commands]
+            commands = [(name, self.commands[name]) for name in names if name in self.commands]
             width = formatter.width - 6 - max(map(len, self.commands))
             with formatter.section(heading):
-                formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in known])
+                formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in commands])
 
 
 app = typer.Typer(

@@ -17,7 +17,6 @@ from mnemoscope.cli.options import (
     Loading,
     Only,
     Reading,
-    Reloading,
     RunFolder,
     Workers,
     bundled,
@@ -90,27 +89,27 @@ def study(
 
     check_study(positions, sentences)
     check_build(1, (), workers)
-    given: dict[str, Any] = {
+    sampling: dict[str, Any] = {
         "fast": fast, "positions": positions, "sentences": sentences, "seed": seed, "shuffled": shuffled,
         "questions": questions or (),
     }  # fmt: skip
-    sizes = api.study_sizes(**given)
+    sizes = api.study_sizes(**sampling)
     chosen = catalogue.choose(only)
-    found = api.open_run(out) if out is not None and is_finished(out) else None
+    run = api.open_run(out) if out is not None and is_finished(out) else None
     if listed:
-        _list(api.measurements(found, sizes, only=only), as_json, codes)
+        _list(api.measurements(run, sizes, only=only), as_json, codes)
         return
     if out is None:
         raise QueryError("studying: there is no folder for the run; give one with -o RUN")
     sizes.to_dict()  # reads the files of questions
-    if found is None:
+    if run is None:
         check_place(out)
     else:
         files.check_folder(out, "studying in")
-    if html is not None or found is not None:
+    if html is not None or run is not None:
         report.check(html or out / "report.html")
     loaded = None
-    if found is None:
+    if run is None:
         from mnemoscope.model import nulls
         from mnemoscope.text.corpus import load_corpus
 
@@ -121,16 +120,16 @@ def study(
         source = load_corpus(corpus, **asdict(reading))
         loaded = load(model, loading)
         kinds = nulls.KINDS if shuffled else nulls.DEFAULT
-        found = build_run(loaded, source, out, nulls=kinds, workers=workers)
-    if all(not one.measured or one.state(found, sizes) == "ready" for one in chosen):
-        result = found.study(only=only, **given)
+        run = build_run(loaded, source, out, nulls=kinds, workers=workers)
+    if all(each.state(run, sizes) == "ready" for each in chosen if each.measured):
+        result = run.study(only=only, **sampling)
     else:
-        again = Reloading(model, loading.device, loading.trust_remote_code)
+        again = loading.again(model)
         pinned = {} if loading.revision is None else {"revision": loading.revision}
-        loaded = loaded or model_of(found, again, **pinned)
-        _say_price(found, loaded, chosen, sizes)
+        loaded = loaded or model_of(run, again, **pinned)
+        _say_price(run, loaded, chosen, sizes)
         with keeping(out), progress_bars() as progress:
-            result = found.study(only=only, **given, model=loaded, report=progress)
+            result = run.study(only=only, **sampling, model=loaded, report=progress)
     _report(result, html or out / "report.html", as_json, codes=codes)
 
 
@@ -153,12 +152,12 @@ def compare(
 
 def _list(measurements: list[dict[str, Any]], as_json: bool, codes: bool) -> None:
     """What there is to measure, what it costs and whether the run has it."""
-    from mnemoscope.views import findings as text
+    from mnemoscope.views import findings
 
     if as_json:
         print_json(measurements)
     else:
-        stdout().print(text.listing(measurements, items=codes))
+        stdout().print(findings.listing(measurements, items=codes))
 
 
 def _say_price(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Sizes) -> None:
@@ -170,8 +169,7 @@ def _say_price(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Siz
 
 def _report(result: StudyReport, page: Path, as_json: bool, *, codes: bool = False) -> None:
     """Write the page of all that there is; print the findings that were asked for."""
-    from mnemoscope.views import findings as text
-    from mnemoscope.views import report
+    from mnemoscope.views import findings, report
 
     with progress_bars() as progress:
         result.save_page(page, report=progress)
@@ -179,4 +177,4 @@ def _report(result: StudyReport, page: Path, as_json: bool, *, codes: bool = Fal
     if as_json:
         print_json(result.to_dict()["findings"])
     else:
-        stdout().print(text.findings(result.sections, items=codes))
+        stdout().print(findings.findings(result.sections, items=codes))

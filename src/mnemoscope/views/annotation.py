@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    import polars as pl
+from mnemoscope.views.terminal import table
 
+if TYPE_CHECKING:
     from mnemoscope.annotation.scores import Annotator, Scores
     from mnemoscope.records import Estimate
+    from mnemoscope.results import Annotated
 
 _NULLS = {
     "random": "random prefixes",
@@ -33,87 +33,75 @@ _ASKED = {
 }
 
 
-@dataclass(frozen=True)
-class scores:  # noqa: N801 - called like a function: annotation.scores(found)
+def scores(result: Scores) -> Group:
     """Every annotator, and their agreement if there are several."""
-
-    found: Scores
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        found = self.found
-        yield Text(f"Annotations of {found.model} on {found.corpus}", style="bold")
-        yield Text(
-            f"{found.neurons} neurons and {found.nulls} hidden null items, {found.prefixes} prefixes each; "
+    lines: list[RenderableType] = [
+        Text(f"Annotations of {result.model} on {result.corpus}", style="bold"),
+        Text(
+            f"{result.neurons} neurons and {result.nulls} hidden null items, {result.prefixes} prefixes each; "
             "[95 % over items].",
             style="dim",
-        )
-        for annotator in found.annotators:
-            yield Text()
-            yield from _annotator(annotator)
-        if found.agreement:
-            yield Text()
-            yield _agreement(found)
+        ),
+    ]
+    for annotator in result.annotators:
+        lines += [Text(), *_annotator(annotator)]
+    if result.agreement:
+        lines += [Text(), _agreement(result)]
+    return Group(*lines)
 
 
-def _annotator(one: Annotator) -> Iterator[Text | Table]:
-    left = f", {one.open} items left open" if one.open else ""
-    yield Text(f"{one.name}{left}", style="bold")
-    table = _table("", "hits", "false alarms", "d'", "corrected share")
+def _annotator(annotator: Annotator) -> Iterator[RenderableType]:
+    left = f", {annotator.open} items left open" if annotator.open else ""
+    yield Text(f"{annotator.name}{left}", style="bold")
+    rows = []
     for name, question in _QUESTIONS.items():
-        judged = getattr(one, name)
+        judged = getattr(annotator, name)
         figures = (judged.hit_rate, judged.false_alarm_rate, judged.d_prime, judged.corrected)
-        table.add_row(question, *(estimate(figure) for figure in figures))
-    yield table
-    for kind, (items, found, held) in one.false_alarms.items():
+        rows.append((question, *map(estimate, figures)))
+    yield _table(("", "hits", "false alarms", "d'", "corrected share"), rows)
+    for kind, (items, found, held) in annotator.false_alarms.items():
         yield Text(f"  {_NULLS[kind]}: a pattern in {found} of {items} items, held up in {held}", style="dim")
     yield Text(
-        f"  patterns per item: {estimate(one.patterns)}, in null items {estimate(one.patterns_in_nulls)}; prefixes "
-        f"covered: {estimate(one.covered)}, in null items {estimate(one.covered_in_nulls)}; of these with a semantic "
-        f"pattern: {estimate(one.semantic)}"
+        f"  patterns per item: {estimate(annotator.patterns)}, in null items {estimate(annotator.patterns_in_nulls)}; "
+        f"prefixes covered: {estimate(annotator.covered)}, in null items {estimate(annotator.covered_in_nulls)}; of "
+        f"these with a semantic pattern: {estimate(annotator.semantic)}"
     )
 
 
-def _agreement(found: Scores) -> Table:
-    table = _table("agreement", "same", "Cohen", "Fleiss", "AC1", "Krippendorff")
+def _agreement(result: Scores) -> Table:
+    rows = []
     for name, question in _ASKED.items():
-        one = found.agreement[name]
-        figures = (one.same, one.cohen, one.fleiss, one.gwet, one.krippendorff)
-        table.add_row(question, *(estimate(figure) for figure in figures))
-    return table
+        agreed = result.agreement[name]
+        figures = (agreed.same, agreed.cohen, agreed.fleiss, agreed.gwet, agreed.krippendorff)
+        rows.append((question, *map(estimate, figures)))
+    return _table(("agreement", "same", "Cohen", "Fleiss", "AC1", "Krippendorff"), rows)
 
 
-@dataclass(frozen=True)
-class neuron:  # noqa: N801
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    return table(names, rows, wraps=range(len(names)))
+
+
+def neuron(result: Annotated) -> Group:
     """The annotated prefixes of one neuron (A28)."""
-
-    title: str
-    rows: pl.DataFrame
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(self.title, style="bold")
-        names = list(dict.fromkeys(name for some in self.rows["patterns"] for name in some))
-        for number, name in enumerate(names, 1):
-            count = sum(name in some for some in self.rows["patterns"])
-            yield Text(f"  {number}  {name} ({count} of {self.rows.height})")
-        table = Table.grid(padding=(0, 2, 0, 0))
-        for _ in range(4):
-            table.add_column(overflow="fold")
-        for row in self.rows.iter_rows(named=True):
-            marks = ",".join(map(str, sorted(names.index(name) + 1 for name in row["patterns"])))
-            table.add_row(f"{row['coefficient']:+.3g}", marks or "–", row["kind"], Text(row["prefix"]))
-        yield table
+    rows = result.rows
+    names = list(dict.fromkeys(name for patterns in rows["patterns"] for name in patterns))
+    lines: list[RenderableType] = [Text(f"{result.neuron} as annotated by {result.annotator}", style="bold")]
+    for number, name in enumerate(names, 1):
+        count = sum(name in patterns for patterns in rows["patterns"])
+        lines.append(Text(f"  {number}  {name} ({count} of {rows.height})"))
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(4):
+        grid.add_column(overflow="fold")
+    for row in rows.iter_rows(named=True):
+        marks = ",".join(map(str, sorted(names.index(name) + 1 for name in row["patterns"])))
+        grid.add_row(f"{row['coefficient']:+.3g}", marks or "–", row["kind"], Text(row["prefix"]))
+    return Group(*lines, grid)
 
 
-def estimate(one: Estimate) -> str:
+def estimate(figure: Estimate) -> str:
     """``.62 [.50, .73]``, or a dash where it is not defined."""
-    if one.value is None or one.low is None or one.high is None:
+    if figure.value is None or figure.low is None or figure.high is None:
         return "–"
-    value, low, high = (f"{number:.2f}".replace("0.", ".", 1) for number in (one.value, one.low, one.high))
+    numbers = (figure.value, figure.low, figure.high)
+    value, low, high = (f"{number:.2f}".replace("0.", ".", 1) for number in numbers)
     return f"{value} [{low}, {high}]"
-
-
-def _table(*names: str) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
-    for at, name in enumerate(names):
-        table.add_column(name, justify="right" if at else "left", overflow="fold")
-    return table

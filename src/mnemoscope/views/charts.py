@@ -6,7 +6,7 @@ Every figure uses the colours of `views.theme` and no other: `svg` refuses one t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import escape
@@ -14,6 +14,8 @@ from markupsafe import escape
 from mnemoscope.views.theme import CHARTS, light
 
 if TYPE_CHECKING:
+    import altair as alt
+
     from mnemoscope.neuron.overview import Overview
 
 INK, DIM, LINE, PANEL = map(light, ("ink", "dim", "line", "panel"))
@@ -72,15 +74,29 @@ def _strip(overview: Overview) -> dict[str, Any]:
     return alt.layer(cells, normal).properties(width=_PANEL[0], height=_PANEL[1]).to_dict()
 
 
-def svg(spec: dict[str, Any], said: str) -> str:
-    """A Vega-Lite specification as an SVG element to put into a page: the common look, no outside address.
+def svg(drawn: alt.Chart | dict[str, Any], said: str) -> str:
+    """A chart, or its specification, as an SVG element to put into a page: the common look, no outside address.
 
     said  what the picture shows, for those who do not see it
     """
     import vl_convert
 
-    text = vl_convert.vegalite_to_svg({**spec, "config": LOOK})
+    text = vl_convert.vegalite_to_svg({**_spec(drawn), "config": LOOK})
     return _TAG.sub(_plain, text).replace("<svg", f'<svg role="img" aria-label="{escape(said)}"', 1)
+
+
+def saved(drawn: alt.Chart, kind: str) -> bytes:
+    """A chart as a file of its own: `svg` or `pdf`, on white."""
+    import vl_convert
+
+    spec = {**_spec(drawn), "config": {**LOOK, "background": "white"}}
+    if kind == "pdf":
+        return bytes(vl_convert.vegalite_to_pdf(spec))
+    return str(vl_convert.vegalite_to_svg(spec)).encode()
+
+
+def _spec(drawn: alt.Chart | dict[str, Any]) -> dict[str, Any]:
+    return drawn if isinstance(drawn, dict) else drawn.to_dict(validate=False)
 
 
 # Labels are text: what stands between tags is left alone.
@@ -93,8 +109,8 @@ _VARIABLES = {shade: name for name, (shade, _) in CHARTS.items()}
 
 def _plain(tag: re.Match[str]) -> str:
     """A tag without what a page does not need, its numbers in hundredths, its colours those of the page."""
-    kept = _COLOUR.sub(_variable, _LEFT_OUT.sub("", tag[0]))
-    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", kept)
+    needed = _COLOUR.sub(_variable, _LEFT_OUT.sub("", tag[0]))
+    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", needed)
 
 
 def _variable(colour: re.Match[str]) -> str:
@@ -106,10 +122,30 @@ def _variable(colour: re.Match[str]) -> str:
 def _powers(ends: tuple[float, float]) -> list[float]:
     """The powers of ten between two ends, or of two where fewer than two of ten fit."""
     for base in (10.0, 2.0):
-        found = [base**n for n in range(-40, 41) if ends[0] <= base**n <= ends[1]]
-        if len(found) > 1:
-            return found
+        powers = [base**n for n in range(-40, 41) if ends[0] <= base**n <= ends[1]]
+        if len(powers) > 1:
+            return powers
     return []
+
+
+def data(rows: Iterable[Mapping[str, Any]]) -> Any:
+    """Rows of a chart, kept in its specification."""
+    import altair as alt
+
+    return alt.InlineData(values=list(rows))
+
+
+def series(channel: Any, column: str, kinds: Mapping[str, Any], legend: Any = None) -> Any:
+    """A channel (`alt.Color`, `alt.Shape` ...) that gives each series, by its name in a column, its own kind."""
+    import altair as alt
+
+    scale = alt.Scale(domain=list(kinds), range=list(kinds.values()))
+    return channel(f"{column}:N", scale=scale, legend=legend)
+
+
+def cycled(kinds: Sequence[Any], count: int) -> list[Any]:
+    """So many kinds, from the first again where they do not suffice."""
+    return [kinds[index % len(kinds)] for index in range(count)]
 
 
 _TITLE = {"titleColor": DIM, "titleFontSize": 10, "titleFontWeight": "normal"}

@@ -12,6 +12,7 @@ from rich.text import Text
 from mnemoscope.neuron.claims import Claim, CurvePoint, Definition, LayerNull, Share
 from mnemoscope.neuron.twoway import ACTIVE_PATTERN, IFF, NEITHER, NONE, PATTERN_ACTIVE
 from mnemoscope.records import NULLS
+from mnemoscope.views.terminal import Fitted, block, table
 from mnemoscope.views.words import SIGN, number, share
 
 RESAMPLED = (
@@ -120,11 +121,11 @@ def where_active(claim: Claim) -> str:
 
 def figures(claim: Claim) -> str:
     """Headline figures, beside F1, that do not depend on one threshold."""
-    parts = [
+    numbers = [
         f"F1 {interval(claim.f1)}", f"average precision {decimal(claim.auprc)}", f"Pearson {decimal(claim.pearson)}",
         f"IoU {decimal(claim.iou)}", f"mutual information {number(claim.mutual_information)} nats",
     ]  # fmt: skip
-    return " · ".join(parts)
+    return " · ".join(numbers)
 
 
 def baselines(claim: Claim) -> str:
@@ -156,16 +157,15 @@ def bands(claim: Claim) -> str:
     )
 
 
-def definition(one: Definition) -> tuple[str, str, str, str, str, str, str]:
+def definition(active: Definition) -> tuple[str, str, str, str, str, str, str]:
     """A row of the sweep: what active means, threshold, share of tokens, precision, recall, F1, verdict."""
-    threshold = "–" if one.threshold is None else number(one.threshold, sign=True)
-    sides = (decimal(one.purity), decimal(one.coverage), decimal(one.f1))
+    sides = (decimal(active.purity), decimal(active.coverage), decimal(active.f1))
     return (
-        one.name,
-        threshold,
-        share(one.active),
+        active.name,
+        number(active.threshold, sign=True),
+        share(active.active),
         *sides,
-        SHORT[one.verdict],
+        SHORT[active.verdict],
     )
 
 
@@ -201,9 +201,9 @@ def sampled(claim: Claim, most: int) -> list[CurvePoint]:
     return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
 
 
-def spark(values: list[float]) -> str:
+def spark(shares: list[float]) -> str:
     """Shares between 0 and 1 as a line of blocks."""
-    return "".join("▁▂▃▄▅▆▇█"[min(int(value * 8), 7)] for value in values)
+    return "".join(block(min(int(share * 8), 7) + 1) for share in shares)
 
 
 # -- Tested patterns in the terminal ---------------------------------------------------------------------------
@@ -228,6 +228,11 @@ def section(claims: Sequence[Claim] | None, width: int) -> Iterator[RenderableTy
         yield Padding(Text(RESAMPLED, style="dim"), (0, 0, 0, 1))
 
 
+def tested(claim: Claim) -> Fitted:
+    """The verdict on a claim of the reader's own, and what it rests on."""
+    return Fitted(lambda room: verdict(claim, room.width, whole=True))
+
+
 def verdict(claim: Claim, width: int, *, whole: bool) -> Iterator[RenderableType]:
     """The verdict as a sentence; if `whole`, also what it rests on."""
     line = Text(f"{active_means(claim)} ")
@@ -239,11 +244,7 @@ def verdict(claim: Claim, width: int, *, whole: bool) -> Iterator[RenderableType
     yield Padding(line, (0, 0, 0, 1))
     if not whole:
         return
-    parts = (
-        where_active(claim), figures(claim), baselines(claim), specificity(claim),
-        bands(claim),
-    )  # fmt: skip
-    for text in parts:
+    for text in (where_active(claim), figures(claim), baselines(claim), specificity(claim), bands(claim)):
         if text:
             yield Padding(Text(text, style="dim"), (0, 0, 0, 3))
     yield Padding(curve(claim, width - 20), (0, 0, 0, 3))
@@ -252,35 +253,24 @@ def verdict(claim: Claim, width: int, *, whole: bool) -> Iterator[RenderableType
 
 def doubted_table(claims: Sequence[Claim]) -> RenderableType:
     """Claims without a verdict, a row each."""
-    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
-    for place, name in enumerate(DOUBTED):
-        table.add_column(name, justify="right" if place else "left", no_wrap=place > 0)
-    for claim in claims:
-        table.add_row(*doubted(claim), style="dim")
-    return table
+    return table(DOUBTED, map(doubted, claims), gap=1, style="dim")
 
 
 def curve(claim: Claim, most: int) -> RenderableType:
     """Precision, recall and F1 over thresholds, as lines of blocks of 0 to 1."""
     points = sampled(claim, min(most, 48))
-    table = Table.grid(padding=(0, 2, 0, 0))
+    lines = Table.grid(padding=(0, 2, 0, 0))
     if not points:
-        return table
-    for name, told in _SIDES.items():
-        values = [getattr(point, name) for point in points]
-        table.add_row(Text(told, style="dim"), spark(values))
-    ends = [number(claim.polarity * points[place].threshold, sign=True) for place in (0, -1)]
-    table.add_row(
-        "", Text(f"{ends[0]}{ends[1]:>{max(len(points) - len(ends[0]), len(ends[1]) + 1)}}", style="dim")
-    )
-    return table
+        return lines
+    for name, heading in _SIDES.items():
+        shares = [getattr(point, name) for point in points]
+        lines.add_row(Text(heading, style="dim"), spark(shares))
+    first, last = (number(claim.polarity * point.threshold, sign=True) for point in (points[0], points[-1]))
+    ends = f"{first}{last:>{max(len(points) - len(first), len(last) + 1)}}"
+    lines.add_row("", Text(ends, style="dim"))
+    return lines
 
 
 def definitions(claim: Claim) -> RenderableType:
     """The verdict under other meanings of active."""
-    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
-    for place, name in enumerate(DEFINITIONS):
-        table.add_column(name, justify="left" if place in (0, 6) else "right", no_wrap=0 < place < 6)
-    for one in claim.definitions:
-        table.add_row(*definition(one))
-    return table
+    return table(DEFINITIONS, map(definition, claim.definitions), left=(0, 6), gap=1)

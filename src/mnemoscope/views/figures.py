@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from mnemoscope.views import charts as plots
-from mnemoscope.views.charts import DIM, INK, LINE, PANEL, SIZE
+from mnemoscope.views.charts import DIM, INK, LINE, PANEL, SIZE, cycled, data, series
 from mnemoscope.views.theme import light
 
 if TYPE_CHECKING:
@@ -57,21 +56,6 @@ def chart(finding: Finding) -> alt.Chart | None:
     return alt.vconcat(*rows, spacing=18).resolve_scale(color="shared")
 
 
-def svg(drawn: alt.Chart, said: str) -> str:
-    """An SVG element for a page; `said` is its description."""
-    return plots.svg(drawn.to_dict(validate=False), said)
-
-
-def saved(drawn: alt.Chart, kind: str) -> bytes:
-    """A file of its own: `svg` or `pdf`, on white."""
-    import vl_convert
-
-    spec = {**drawn.to_dict(validate=False), "config": {**plots.LOOK, "background": "white"}}
-    if kind == "pdf":
-        return bytes(vl_convert.vegalite_to_pdf(spec))
-    return str(vl_convert.vegalite_to_svg(spec)).encode()
-
-
 class _Drawing:
     """One panel: its rows, and the scales it shares with the others."""
 
@@ -87,7 +71,7 @@ class _Drawing:
 
         self.figure, self.size, self.title = figure, size, title
         self.rows = rows.select(figure.columns())
-        self.base = alt.Chart(alt.InlineData(values=_plain(self.rows)))
+        self.base = alt.Chart(data(_plain(self.rows)))
         self.discrete = everything.schema[figure.x] in (pl.String, pl.Boolean, pl.Categorical)
         self.every = rows if figure.free else everything
         self.names = _names(figure, everything)
@@ -144,11 +128,9 @@ class _Drawing:
 
         if self.figure.color is None:
             return alt.value(SERIES[0])
-        cycled = _cycled(SERIES, len(self.names))
-        colours = [
-            NULL if name == self.figure.rest else one for name, one in zip(self.names, cycled, strict=True)
-        ]
-        scale = alt.Scale(domain=self.names, range=colours)
+        colours = dict(zip(self.names, cycled(SERIES, len(self.names)), strict=True))
+        if self.figure.rest in colours:
+            colours[self.figure.rest] = NULL
         legend = alt.Legend(
             orient="top",
             title=None,
@@ -159,7 +141,7 @@ class _Drawing:
             symbolOpacity=1,
             symbolStrokeWidth=0,
         )
-        return alt.Color(f"{self.figure.color}:N", scale=scale, legend=legend)
+        return series(alt.Color, self.figure.color, colours, legend)
 
     def varied(self, channel: str, kinds: tuple[Any, ...]) -> dict[str, Any]:
         """A second channel for the series, without a legend of its own."""
@@ -167,9 +149,9 @@ class _Drawing:
 
         if self.figure.color is None:
             return {}
-        scale = alt.Scale(domain=self.names, range=_cycled(kinds, len(self.names)))
         made = {"shape": alt.Shape, "strokeDash": alt.StrokeDash}[channel]
-        return {channel: made(f"{self.figure.color}:N", scale=scale, legend=None)}
+        named = dict(zip(self.names, cycled(kinds, len(self.names)), strict=True))
+        return {channel: series(made, self.figure.color, named)}
 
 
 def _panel(drawing: _Drawing) -> Any:
@@ -187,7 +169,7 @@ def _panel(drawing: _Drawing) -> Any:
 
 def _null(drawing: _Drawing) -> list[Any]:
     """The grey band and the dashed line of chance, under everything else."""
-    figure, found = drawing.figure, []
+    figure, marks = drawing.figure, []
     detail = {} if figure.color is None or figure.kind == "heat" else {"detail": f"{figure.color}:N"}
     spread = drawing.discrete or figure.kind in ("bar", "stack", "box")
     if figure.null_low and figure.null_high:
@@ -195,34 +177,34 @@ def _null(drawing: _Drawing) -> list[Any]:
             mark = drawing.base.mark_bar(color=NULL, opacity=0.45, size=_wide(drawing))
         else:
             mark = drawing.base.mark_area(color=NULL, opacity=0.45, interpolate="linear")
-        found.append(
+        marks.append(
             mark.encode(x=drawing.x(), y=drawing.y(figure.null_low), y2=f"{figure.null_high}:Q", **detail)
         )
     if figure.null:
         if spread:
             tick = drawing.base.mark_tick(orient="horizontal", color=DIM, thickness=1.5, size=_wide(drawing))
-            found.append(tick.encode(x=drawing.x(), y=drawing.y(figure.null)))
+            marks.append(tick.encode(x=drawing.x(), y=drawing.y(figure.null)))
         else:
             # Of several series each has its own.
             line = drawing.base.mark_line(color=DIM, strokeDash=[4, 3], strokeWidth=1.2)
             colour = {"color": drawing.colour()} if len(drawing.names) > 1 else {}
-            found.append(line.encode(x=drawing.x(), y=drawing.y(figure.null), **detail, **colour))
-    return found
+            marks.append(line.encode(x=drawing.x(), y=drawing.y(figure.null), **detail, **colour))
+    return marks
 
 
 def _line(drawing: _Drawing) -> list[Any]:
-    figure, found = drawing.figure, []
+    figure, marks = drawing.figure, []
     common = {"x": drawing.x(), "color": drawing.colour()}
     if figure.low and figure.high:
         area = drawing.base.mark_area(opacity=0.18, line=False)
-        found.append(area.encode(**common, y=drawing.y(figure.low), y2=f"{figure.high}:Q"))
+        marks.append(area.encode(**common, y=drawing.y(figure.low), y2=f"{figure.high}:Q"))
     line = drawing.base.mark_line(strokeWidth=1.8)
     dashes = {} if figure.null else drawing.varied("strokeDash", _DASHES)  # dashes are what chance gives
-    found.append(line.encode(**common, y=drawing.y(), **dashes))
+    marks.append(line.encode(**common, y=drawing.y(), **dashes))
     if drawing.rows.height <= 80 * max(len(drawing.names), 1):
         dots = drawing.base.mark_point(filled=True, size=22, opacity=1)
-        found.append(dots.encode(**common, y=drawing.y(), **drawing.varied("shape", _SHAPES)))
-    return found
+        marks.append(dots.encode(**common, y=drawing.y(), **drawing.varied("shape", _SHAPES)))
+    return marks
 
 
 def _bar(drawing: _Drawing) -> list[Any]:
@@ -236,11 +218,11 @@ def _bar(drawing: _Drawing) -> list[Any]:
     bars = drawing.base.mark_bar(opacity=fill, **size).encode(
         x=drawing.x(), y=drawing.y(), color=drawing.colour(), **offset
     )
-    found = [bars]
+    marks = [bars]
     if figure.low and figure.high:
         rule = drawing.base.mark_rule(color=INK, strokeWidth=1.1)
-        found.append(rule.encode(x=drawing.x(), y=drawing.y(figure.low), y2=f"{figure.high}:Q", **offset))
-    return found
+        marks.append(rule.encode(x=drawing.x(), y=drawing.y(figure.low), y2=f"{figure.high}:Q", **offset))
+    return marks
 
 
 def _stack(drawing: _Drawing) -> list[Any]:
@@ -248,12 +230,8 @@ def _stack(drawing: _Drawing) -> list[Any]:
 
     figure = drawing.figure
     assert figure.color is not None, "a stack has parts"
-    rank = {name: place for place, name in enumerate(drawing.names)}
-    base = alt.Chart(
-        alt.InlineData(
-            values=[{**row, "_order": rank[str(row[figure.color])]} for row in _plain(drawing.rows)]
-        )
-    )
+    rank = {name: index for index, name in enumerate(drawing.names)}
+    base = alt.Chart(data({**row, "_order": rank[str(row[figure.color])]} for row in _plain(drawing.rows)))
     size = {} if drawing.discrete else {"size": _wide(drawing) * 0.9}
     y = drawing.y()
     y.stack = "zero"
@@ -274,28 +252,28 @@ def _box(drawing: _Drawing) -> list[Any]:
             offset = {"xOffset": alt.XOffset(f"{figure.color}:N", sort=drawing.names)}
         wide *= 0.8 / max(len(drawing.names), 1)
     common = {"x": drawing.x(), "color": drawing.colour(), **offset}
-    found = []
+    marks = []
     if figure.whisker_low and figure.whisker_high:
         rule = drawing.base.mark_rule(strokeWidth=1)
-        found.append(rule.encode(**common, y=drawing.y(figure.whisker_low), y2=f"{figure.whisker_high}:Q"))
+        marks.append(rule.encode(**common, y=drawing.y(figure.whisker_low), y2=f"{figure.whisker_high}:Q"))
     if figure.low and figure.high:
         box = drawing.base.mark_bar(size=wide * 0.7, opacity=0.45)
-        found.append(box.encode(**common, y=drawing.y(figure.low), y2=f"{figure.high}:Q"))
+        marks.append(box.encode(**common, y=drawing.y(figure.low), y2=f"{figure.high}:Q"))
     tick = drawing.base.mark_tick(orient="horizontal", thickness=2, size=wide * 0.7, color=INK)
-    found.append(tick.encode(x=drawing.x(), y=drawing.y(), **offset))
-    return found
+    marks.append(tick.encode(x=drawing.x(), y=drawing.y(), **offset))
+    return marks
 
 
 def _scatter(drawing: _Drawing) -> list[Any]:
-    figure, found = drawing.figure, []
+    figure, marks = drawing.figure, []
     common = {"x": drawing.x(), "color": drawing.colour()}
     if figure.low and figure.high:
         rule = drawing.base.mark_rule(opacity=0.5)
-        found.append(rule.encode(**common, y=drawing.y(figure.low), y2=f"{figure.high}:Q"))
+        marks.append(rule.encode(**common, y=drawing.y(figure.low), y2=f"{figure.high}:Q"))
     many = drawing.rows.height > 300
     dots = drawing.base.mark_point(filled=True, size=14 if many else 30, opacity=0.4 if many else 0.8)
-    found.append(dots.encode(**common, y=drawing.y(), **drawing.varied("shape", _SHAPES)))
-    return found
+    marks.append(dots.encode(**common, y=drawing.y(), **drawing.varied("shape", _SHAPES)))
+    return marks
 
 
 def _heat(drawing: _Drawing) -> list[Any]:
@@ -343,7 +321,7 @@ def _key(drawing: _Drawing) -> Any:
     ]
     axis = alt.Axis(orient="right", title=None, format="%" if drawing.figure.share else _NUMBER, tickCount=5)
     y = alt.Y("low:Q", axis=axis, scale=alt.Scale(domain=[low, low + _SHADES * step], nice=False, zero=False))
-    strip = alt.Chart(alt.InlineData(values=rows)).mark_rect(stroke=LINE, strokeWidth=0.3)
+    strip = alt.Chart(data(rows)).mark_rect(stroke=LINE, strokeWidth=0.3)
     return strip.encode(y=y, y2="high:Q", **_shade("middle", (low, high))).properties(width=12, height=110)
 
 
@@ -408,10 +386,6 @@ def _decades(low: float, high: float) -> list[float]:
     tops = [10.0**n for n in range(0, 13) if 10.0**n <= max(high, 1.0)]
     bottoms = [-(10.0**n) for n in range(12, -1, -1) if -(10.0**n) >= low]
     return [*bottoms, 0.0, *tops]
-
-
-def _cycled(kinds: tuple[Any, ...], count: int) -> list[Any]:
-    return [kinds[place % len(kinds)] for place in range(count)]
 
 
 def _plain(frame: pl.DataFrame) -> list[Mapping[str, Any]]:

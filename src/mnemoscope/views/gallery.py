@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from mnemoscope import files
-from mnemoscope.neuron import card as neuron
-from mnemoscope.neuron import overview, striking
-from mnemoscope.patterns import summary as patterns
+from mnemoscope.neuron import striking
+from mnemoscope.neuron.card import card
+from mnemoscope.neuron.overview import overview
+from mnemoscope.patterns import summary
 from mnemoscope.records import NeuronId, Progress
-from mnemoscope.views import charts as plots
-from mnemoscope.views import page as html
-from mnemoscope.views import words as cards
+from mnemoscope.views import words
+from mnemoscope.views.charts import strips
+from mnemoscope.views.page import Most, environment
 
 if TYPE_CHECKING:
     from mnemoscope.neuron.card import NeuronCard
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
 BEST = 6  # neurons of the whole run by each criterion, beside the neurons of each layer
-MOST = html.Most(examples=5, between=4, tokens=10)
+MOST = Most(examples=5, between=4, tokens=10)
 WINDOW = (28, 14)  # tokens of text around an example: a page of hundreds of cards must stay a few MB
 _DOING = "writing the gallery"
 _LABELS = {
@@ -85,20 +86,19 @@ def render(
 ) -> str:
     """The page as text."""
     report = progress or (lambda step: None)
-    whole = overview.overview(run)
+    whole = overview(run)
     picks = _picks(run, len(whole.layers), neurons_per_layer)
     sections, pictures = [], []
-    for summary, picture in zip(whole.layers, plots.strips(whole), strict=True):
-        report(Progress("drawing gallery", summary.layer, len(whole.layers), "layers"))
-        chosen = picks[summary.layer]
-        drawn = (
-            (neuron.card(run, id, examples=MOST.examples, window=WINDOW), tuple(why))
-            for id, why in chosen.items()
+    for layer, picture in zip(whole.layers, strips(whole), strict=True):
+        report(Progress("drawing gallery", layer.layer, len(whole.layers), "layers"))
+        cards = (
+            (card(run, address, examples=MOST.examples, window=WINDOW), tuple(reasons))
+            for address, reasons in picks[layer.layer].items()
         )
-        sections.append(Section(summary, tuple(drawn)))
-        pictures.append((summary, Markup(picture)))
+        sections.append(Section(layer, tuple(cards)))
+        pictures.append((layer, Markup(picture)))
     page = (
-        html.environment()
+        environment()
         .get_template("gallery.html")
         .render(
             manifest=run.manifest,
@@ -111,7 +111,7 @@ def render(
             per_layer=neurons_per_layer,
             best=BEST,
             total=sum(layer.neurons for layer in whole.layers),
-            known={id for layer in picks for id in layer},
+            known={address for layer in picks for address in layer},
             folder=shlex.quote(str(run.path)),
             tested="pattern_tests" in run.manifest.tables,
             licence=run.manifest.corpus.source.get("license") or run.manifest.corpus.source.get("licence"),
@@ -123,32 +123,35 @@ def render(
 
 def _picks(run: Run, layers: int, count: int) -> list[dict[NeuronId, list[Reason]]]:
     """For each layer its neurons, in order, each with every reason for which it was chosen."""
-    out: list[dict[NeuronId, list[Reason]]] = [{} for _ in range(layers)]
-    for id, reason in _reasons(run, layers, count):
-        reasons = out[id.layer].setdefault(id, [])
+    picks: list[dict[NeuronId, list[Reason]]] = [{} for _ in range(layers)]
+    for address, reason in _reasons(run, layers, count):
+        reasons = picks[address.layer].setdefault(address, [])
         if reason.criterion not in [other.criterion for other in reasons]:
             reasons.append(reason)
-    return out
+    return picks
 
 
 def _reasons(run: Run, layers: int, count: int) -> Iterable[tuple[NeuronId, Reason]]:
-    found = striking.Striking(run)
-    picks = [pick for layer in range(layers) for pick in found.layer(layer, count)]
-    picks += [pick for name in striking.CRITERIA if name != "chance" for pick in found.best(name, BEST)]
+    choice = striking.Striking(run)
+    picks = [pick for layer in range(layers) for pick in choice.layer(layer, count)]
+    picks += [pick for name in striking.CRITERIA if name != "chance" for pick in choice.best(name, BEST)]
     for pick in picks:
-        yield pick.id, Reason(pick.criterion, _score(pick), cards.reason(pick))
+        yield pick.id, Reason(pick.criterion, _score(pick), words.reason(pick))
     if "pattern_tests" not in run.manifest.tables:
         return
-    clearest = patterns.clearest(run, 2 * BEST)
-    for place, pair in enumerate(clearest.select("layer", "neuron").iter_rows()):
-        text = f"among the {clearest.height} clearest tested patterns of the run"
-        yield NeuronId(*pair), Reason("tested", float(clearest.height - place), text)
+    clearest = summary.clearest(run, 2 * BEST)
+    text = f"among the {clearest.height} clearest tested patterns of the run"
+    for rank, address in enumerate(clearest.select("layer", "neuron").iter_rows()):
+        yield NeuronId(*address), Reason("tested", float(clearest.height - rank), text)
 
 
 def _criteria(picks: list[dict[NeuronId, list[Reason]]]) -> list[tuple[str, str]]:
     """The reasons that occur, with their labels, and first all together."""
-    there = {"", *(reason.criterion for layer in picks for reasons in layer.values() for reason in reasons)}
-    return [(name, label) for name, label in _LABELS.items() if name in there]
+    occurring = {
+        "",
+        *(reason.criterion for layer in picks for reasons in layer.values() for reason in reasons),
+    }
+    return [(name, label) for name, label in _LABELS.items() if name in occurring]
 
 
 def _score(pick: Pick) -> float:
@@ -163,12 +166,12 @@ def _figures(run: Run, whole: Overview) -> list[tuple[str, str]]:
     live = [
         (layer.neurons - layer.dead - layer.constant, layer.heavy_tailed or 0.0) for layer in whole.layers
     ]
-    heavy = sum(count * part for count, part in live) / max(sum(count for count, _ in live), 1)
+    heavy = sum(count * share for count, share in live) / max(sum(count for count, _ in live), 1)
     return [
         ("neurons", f"{total:,}"),
         ("dead (always 0)", f"{whole.dead:,}"),
         ("constant", f"{whole.constant:,}"),
         ("one-sided", f"{one_sided:,}"),
-        ("of the others heavier tails than normal", cards.share(heavy)),
+        ("of the others heavier tails than normal", words.share(heavy)),
         ("tokens counted", f"{run.manifest.corpus.counted:,}"),
     ]

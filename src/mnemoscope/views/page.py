@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mnemoscope.views import claims, theme
-from mnemoscope.views import words as cards
+from mnemoscope.views import claims, theme, words
 
 if TYPE_CHECKING:
     from mnemoscope.neuron.card import Example, NeuronCard, ValueToken
@@ -42,7 +40,7 @@ def page(card: NeuronCard) -> str:
 @cache
 def environment() -> Environment:
     """The templates, with escaping on, and the wording of `views.words` as filters."""
-    found = Environment(
+    templates = Environment(
         loader=PackageLoader("mnemoscope.views"),
         autoescape=True,
         trim_blocks=True,
@@ -50,29 +48,29 @@ def environment() -> Environment:
         undefined=StrictUndefined,
     )
     wording = (
-        cards.active, cards.corpus_line, cards.details, cards.facts, cards.following, cards.histogram_note,
-        cards.layer_line, cards.lens_note, cards.model_line, cards.number, cards.quadrants, cards.readings,
-        cards.readings_note, cards.reason, cards.share, cards.side_title, cards.source, cards.state_note,
-        cards.threshold_note, cards.where, claims.active_means, claims.bands, claims.baselines, claims.believed,
+        words.active, words.corpus_line, words.details, words.facts, words.following, words.histogram_note,
+        words.layer_line, words.lens_note, words.model_line, words.number, words.quadrants, words.readings,
+        words.readings_note, words.reason, words.share, words.side_title, words.source, words.state_note,
+        words.threshold_note, words.where, claims.active_means, claims.bands, claims.baselines, claims.believed,
         claims.definition, claims.doubted, claims.evidence, claims.family, claims.figures,
         claims.meaning, claims.sampled, claims.specificity, claims.verdict_words,
         claims.where_active,
     )  # fmt: skip
-    found.filters |= {call.__name__: call for call in wording}
-    found.filters |= {
+    templates.filters |= {call.__name__: call for call in wording}
+    templates.filters |= {
         "clearest": clearest, "columns": _columns, "direction": _direction, "leading": _leading, "scored": scored,
         "strength": _strength, "spaces": _spaces,
     }  # fmt: skip
-    found.globals |= {
+    templates.globals |= {
         "colours": theme.COLOURS,
-        "key_note": cards.KEY_NOTE,
-        "key_title": cards.KEY_TITLE,
+        "key_note": words.KEY_NOTE,
+        "key_title": words.KEY_TITLE,
         "definition_names": claims.DEFINITIONS,
         "doubted_names": claims.DOUBTED,
         "no_pattern": claims.NONE,
         "resampled_note": claims.RESAMPLED,
     }
-    return found
+    return templates
 
 
 def clearest(card: NeuronCard) -> Claim | None:
@@ -82,22 +80,22 @@ def clearest(card: NeuronCard) -> Claim | None:
 
 def scored(token: ValueToken, polarity: int) -> str:
     """What a coefficient of +1 or -1 does to a token; the run keeps probabilities of the value itself, at +1."""
-    logit = f"logit {cards.number(polarity * token.logit, sign=True)} at coefficient {polarity:+d}"
-    return f"{logit}, probability {cards.number(token.probability)}" if polarity > 0 else logit
+    logit = f"logit {words.number(polarity * token.logit, sign=True)} at coefficient {polarity:+d}"
+    return f"{logit}, probability {words.number(token.probability)}" if polarity > 0 else logit
 
 
 def _leading(card: NeuronCard) -> int:
     return card.sides[0].polarity
 
 
-def _columns(card: NeuronCard) -> cards.Columns | None:
-    return cards.columns(card, _COLUMNS)
+def _columns(card: NeuronCard) -> words.Columns | None:
+    return words.columns(card, _COLUMNS)
 
 
 def _direction(example: Example) -> str:
     """Which way the text of an example runs, by its active token or else what stands before it."""
     nearest = "".join([example.active, *reversed(example.before)])
-    return "rtl" if cards.is_right_to_left(nearest) else "ltr"
+    return "rtl" if words.is_right_to_left(nearest) else "ltr"
 
 
 def _strength(card: NeuronCard, coefficient: float) -> str:
@@ -108,6 +106,5 @@ def _strength(card: NeuronCard, coefficient: float) -> str:
 
 def _spaces(text: str) -> tuple[str, str]:
     """The visible spaces that a label begins with, and the rest."""
-    found = re.match(r"·*", text)
-    end = found.end() if found else 0
-    return text[:end], text[end:]
+    rest = text.lstrip("·")
+    return text[: len(text) - len(rest)], rest

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,10 +17,10 @@ from mnemoscope.neuron.claims import Share
 from mnemoscope.patterns.labels import LabelCheck
 from mnemoscope.patterns.summary import SHARES, Summary
 from mnemoscope.records import MAIN, NEURON, NEXT, NULLS, POSITION, WHOLE, NeuronId
-from mnemoscope.views import claims as claims_terminal
-from mnemoscope.views import words as cards
-from mnemoscope.views.claims import PRECISE, SHORT, VERDICTS, believed, decimal, interval
-from mnemoscope.views.words import number
+from mnemoscope.results import PatternReport
+from mnemoscope.views import words
+from mnemoscope.views.claims import PRECISE, SHORT, VERDICTS, believed, decimal, interval, verdict
+from mnemoscope.views.terminal import Fitted, Room, table
 
 EXAMPLES = 3
 ABOUT = {
@@ -31,64 +31,55 @@ ABOUT = {
 }
 
 
-def summary(
-    found: Summary,
-    check: LabelCheck | None,
-    clear: Sequence[NeuronCard] = (),
-    silent: Sequence[NeuronCard] = (),
-    *,
-    layers: bool = False,
-) -> RenderableType:
+def summary(report: PatternReport, *, layers: bool = False) -> RenderableType:
     """The answer: verdicts by what they are about beside the nulls' rates, and the clearest neurons.
 
-    check, layers  below it, if `layers`, the outside check and shares and explained triggers of each layer
-    clear, silent  short cards of some neurons with and without a pattern
+    layers  also the outside check, and shares and explained triggers of each layer
     """
-    parts: list[RenderableType] = [*_answer(found)]
+    parts: list[RenderableType] = [*_answer(report.summary)]
     if layers:
-        parts += _by_layer(found)
-        if check:
-            parts += [_title("outside check"), Text(label_line(check))]
-    for title, some in (("clearest", clear), ("no pattern above the null, drawn at random", silent)):
-        if some:
+        parts += _by_layer(report.summary)
+        if report.labels:
+            parts += [_title("outside check"), Text(label_line(report.labels))]
+    silent = "no pattern above the null, drawn at random"
+    for title, cards in (("clearest", report.clearest), (silent, report.silent)):
+        if cards:
             parts.append(_title(title))
-        for card in some:
+        for card in cards:
             parts += [Text(), *short(card)]
     return Group(*parts)
 
 
-def _answer(found: Summary) -> Iterator[RenderableType]:
+def _answer(known: Summary) -> Iterator[RenderableType]:
     """What most readers want to know, on one screen."""
-    for line in expected_lines(found) or ["no neuron has a verdict"]:
+    for line in expected_lines(known) or ["no neuron has a verdict"]:
         yield Text(line, style="bold")
-    yield _verdicts(found)
+    yield _verdicts(known)
     yield _note(f"{PRECISE}.")
-    if found.claims.height:
+    if known.claims.height:
         yield _title("clearest neurons, by the lower end of the interval of F1; each pattern once")
-        yield _Clearest(found)
+        yield _clearest(known)
     yield Text()
-    first = str(found.clearest[0]) if found.clearest else "L0N0"
-    yield _note(command("show", found.path, first))
-    yield _note(command("find", found.path, "--tested"))
-    yield _note(command("patterns", found.path, "--layers") + "   # or --cards 10")
+    first = str(known.clearest[0]) if known.clearest else "L0N0"
+    yield _note(command("show", known.path, first))
+    yield _note(command("find", known.path, "--tested"))
+    yield _note(command("patterns", known.path, "--layers") + "   # or --cards 10")
 
 
-class _Clearest:
+def _clearest(known: Summary) -> Fitted:
     """A line for each of the clearest claims; the name of the pattern takes the room that is left."""
+    rows = [_claim(row) for row in known.claims.iter_rows(named=True)]
 
-    def __init__(self, found: Summary) -> None:
-        self.rows = [_claim(row) for row in found.claims.iter_rows(named=True)]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def lines(room: Room) -> Iterator[Table]:
         names = ("neuron", "sign", "pattern", "precision", "recall", "verdict")
-        sizes = [max(map(cell_len, column)) for column in zip(names, *self.rows, strict=True)]
-        sizes[2] = min(sizes[2], max(options.max_width - sum(sizes) + sizes[2] - len(sizes) + 1, 12))
-        table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
-        for name, size in zip(names, sizes, strict=True):
-            table.add_column(name, no_wrap=True, overflow="ellipsis", width=size)
-        for row in self.rows:
-            table.add_row(*map(Text, row))
-        yield table
+        sizes = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
+        sizes[2] = min(sizes[2], max(room.width - sum(sizes) + sizes[2] - len(sizes) + 1, 12))
+        drawn = table(names, (tuple(map(Text, row)) for row in rows), left=range(6), wraps=(), gap=1)
+        for column, size in zip(drawn.columns, sizes, strict=True):
+            column.width = size
+        yield drawn
+
+    return Fitted(lines)
 
 
 def _claim(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -101,36 +92,35 @@ def _claim(row: Mapping[str, Any]) -> tuple[str, ...]:
     return neuron, sign, row["name"] + about, interval(precision), interval(recall), SHORT[row["verdict"]]
 
 
-def _by_layer(found: Summary) -> list[RenderableType]:
+def _by_layer(known: Summary) -> list[RenderableType]:
     return [
         _title("neurons with a pattern beyond each null, by layer"),
         _note(
             "% of neurons, either sign; in brackets 95 % intervals (Wilson, over neurons); in italics pseudo-neurons"
         ),
-        _shares(found, "main"),
+        _shares(known, "main"),
         _title("the same of common patterns and unions of words, by the whole distribution"),
-        _shares(found, "whole"),
+        _shares(known, "whole"),
         _title("the same about the token that comes next"),
-        _shares(found, "next"),
+        _shares(known, "next"),
         _title("held-out triggers explained by confirmed patterns, shares"),
         _note("semantic: beyond the last token (N2); in italics random directions"),
-        _explained(found),
+        _explained(known),
     ]
 
 
-def expected_lines(found: Summary) -> list[str]:
+def expected_lines(known: Summary) -> list[str]:
     """For each kind of pattern how many neurons have a verdict, and how many pseudo-neurons would."""
     lines = []
-    for (tests,), some in found.expected.filter(pl.col("believed") > 0).group_by(
-        "tests", maintain_order=True
-    ):
-        rates = [
-            f"{NULLS.get(row['unit'], row['unit'])} {'would give ' if first else ''}{cards.share(row['share'])}"
-            f"{' as many' if first else ''}"
-            for first, row in zip([True, *([False] * some.height)], some.iter_rows(named=True), strict=False)
+    expected = known.expected.filter(pl.col("believed") > 0)
+    for (tests,), units in expected.group_by("tests", maintain_order=True):
+        shares = [
+            f"{NULLS.get(row['unit'], row['unit'])} {'' if index else 'would give '}{words.share(row['share'])}"
+            f"{'' if index else ' as many'}"
+            for index, row in enumerate(units.iter_rows(named=True))
         ]
-        nulls = f"; {', '.join(rates)}" if rates else ""
-        lines.append(f"{ABOUT[str(tests)]}: {some['believed'][0]:,} neurons and signs have a verdict{nulls}")
+        nulls = f"; {', '.join(shares)}" if shares else ""
+        lines.append(f"{ABOUT[str(tests)]}: {units['believed'][0]:,} neurons and signs have a verdict{nulls}")
     return lines
 
 
@@ -139,7 +129,7 @@ def label_line(check: LabelCheck) -> str:
     documents = f"{check.labels} labels, {check.documents:,} held-out documents"
     return (
         f"{check.patterns:,} topic patterns of neurons against the documents' own “{check.key}” ({documents}): median "
-        f"mutual information {number(check.median)} nats, {number(check.shuffled)} with shuffled labels; "
+        f"mutual information {words.number(check.median)} nats, {words.number(check.shuffled)} with shuffled labels; "
         f"{check.beyond:,} exceed the 95th percentile of their shuffles ({0.05 * check.patterns:.0f} would by chance)"
     )
 
@@ -147,15 +137,14 @@ def label_line(check: LabelCheck) -> str:
 def short(card: NeuronCard) -> list[RenderableType]:
     """A neuron in a few lines: its claims, and some triggers of the side that the first one is about."""
     claims = [claim for claim in card.claims or () if believed(claim)] or list(card.claims or ())[:1]
-    line = Text(str(card.id), style="bold")
-    lines: list[RenderableType] = [line]
+    lines: list[RenderableType] = [Text(str(card.id), style="bold")]
     for claim in claims[:1]:
-        lines += claims_terminal.verdict(claim, 80, whole=False)
+        lines += verdict(claim, 80, whole=False)
     polarity = claims[0].polarity if claims else card.sides[0].polarity
     side = card.positive if polarity > 0 else card.negative
     for example in side.examples[:EXAMPLES]:
-        head, active = cards.active(example)
-        text = Text(f"   {number(example.coefficient, sign=True):>7}  ", style="dim")
+        head, active = words.active(example)
+        text = Text(f"   {words.number(example.coefficient, sign=True):>7}  ", style="dim")
         text.append("".join(example.before)[-60:] + head, style="not dim").append(
             f"[{active}]", style="not dim bold"
         )
@@ -171,22 +160,22 @@ def _note(text: str) -> Text:
     return Text(text, style="dim")
 
 
-def _shares(found: Summary, tests: str) -> RenderableType:
-    rows = found.beyond.filter(pl.col("tests") == tests)
-    nulls = rows["null"].unique().sort().to_list()
+def _shares(known: Summary, tests: str) -> RenderableType:
+    beyond = known.beyond.filter(pl.col("tests") == tests)
+    nulls = beyond["null"].unique().sort().to_list()
     if not nulls:
         return _note("none was found")
-    table = _table(["layer", *nulls])
-    for layer in rows["layer"].unique().sort():
-        here = rows.filter(pl.col("layer") == layer)
-        for unit in sorted(here["unit"].unique(), key=lambda unit: (unit != NEURON, unit)):
-            cells = {row["null"]: row for row in here.filter(pl.col("unit") == unit).iter_rows(named=True)}
+    shares = _table(["layer", *nulls])
+    for layer in beyond["layer"].unique().sort():
+        units = beyond.filter(pl.col("layer") == layer)
+        for unit in sorted(units["unit"].unique(), key=lambda unit: (unit != NEURON, unit)):
+            cells = {row["null"]: row for row in units.filter(pl.col("unit") == unit).iter_rows(named=True)}
             if unit == NEURON:
-                table.add_row(str(layer), *(_share(cells[null]) for null in nulls))
+                shares.add_row(str(layer), *(_share(cells[null]) for null in nulls))
             else:
                 texts = [_percent(cells[null]["share"]) for null in nulls]
-                table.add_row(f"  {unit}", *texts, style="dim italic")
-    return table
+                shares.add_row(f"  {unit}", *texts, style="dim italic")
+    return shares
 
 
 def _share(row: dict[str, float]) -> str:
@@ -203,33 +192,30 @@ def _percent(value: float) -> str:
     return f"{percent:.0f}" if percent >= 1 else "<.1" if percent < 0.1 else f"{percent:.1f}".lstrip("0")
 
 
-def _verdicts(found: Summary) -> RenderableType:
+def _verdicts(known: Summary) -> RenderableType:
     """Neurons and signs with each verdict, by what the pattern is about."""
-    mine = found.verdicts.filter(pl.col("unit") == NEURON)
+    neurons = known.verdicts.filter(pl.col("unit") == NEURON)
     counts = {
         (tests, verdict): count
-        for tests, verdict, count in mine.select("tests", "verdict", "len").iter_rows()
+        for tests, verdict, count in neurons.select("tests", "verdict", "len").iter_rows()
     }
-    table = _table(["patterns about", *(SHORT[verdict] for verdict in VERDICTS), "tested"])
+    verdicts = _table(["patterns about", *(SHORT[verdict] for verdict in VERDICTS), "tested"])
     for tests, about in ABOUT.items():
-        some = [counts.get((tests, verdict), 0) for verdict in VERDICTS]
-        table.add_row(about, *(f"{count:,}" for count in [*some, sum(some)]))
-    return table
+        tested = [counts.get((tests, verdict), 0) for verdict in VERDICTS]
+        verdicts.add_row(about, *(f"{count:,}" for count in [*tested, sum(tested)]))
+    return verdicts
 
 
-def _explained(found: Summary) -> RenderableType:
-    table = _table(["layer", *SHARES, "triggers"])
-    for row in found.triggers.iter_rows(named=True):
+def _explained(known: Summary) -> RenderableType:
+    shares = _table(["layer", *SHARES, "triggers"])
+    for row in known.triggers.iter_rows(named=True):
         if row["unit"] not in (NEURON, "random"):
             continue
         cells = [decimal(row[name]) for name in SHARES] + [f"{row['triggers']:,}"]
         real = row["unit"] == NEURON
-        table.add_row(str(row["layer"]) if real else "", *cells, style=None if real else "dim italic")
-    return table
+        shares.add_row(str(row["layer"]) if real else "", *cells, style=None if real else "dim italic")
+    return shares
 
 
 def _table(names: Sequence[str]) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
-    for place, name in enumerate(names):
-        table.add_column(name, justify="left" if place == 0 or name == "verdict" else "right", no_wrap=True)
-    return table
+    return table(names, wraps=(), gap=1)

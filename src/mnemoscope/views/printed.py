@@ -10,16 +10,16 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from mnemoscope.views import page as html
-from mnemoscope.views import terminal as text
-from mnemoscope.views.explanation import terminal
+from mnemoscope.views.explanation.terminal import ATTENTION, FFN
+from mnemoscope.views.page import environment
+from mnemoscope.views.terminal import BLUE, ORANGE
 
 WIDTH = 100  # columns
 # Plain, dim and inverted text are what a terminal makes of its own two colours.
 _GROUND, _PLAIN, _DIM = "#ffffff", "#000000", "#7f7f7f"
 _VARIABLES = {
-    _GROUND: "panel", _PLAIN: "ink", _DIM: "dim", text.BLUE: "blue", text.ORANGE: "orange",
-    terminal.ATTENTION: "violet", terminal.FFN: "teal",
+    _GROUND: "panel", _PLAIN: "ink", _DIM: "dim", BLUE: "blue", ORANGE: "orange",
+    ATTENTION: "violet", FFN: "teal",
 }  # fmt: skip
 _COLOUR = re.compile(r"((?:background-|decoration-)?color: )(#[0-9a-f]{6})")
 _STYLE = re.compile(r'(?<=<span style=")[^"]*"')
@@ -27,12 +27,12 @@ _STYLE = re.compile(r'(?<=<span style=")[^"]*"')
 
 def fragment(printed: Any) -> str:
     """What rich prints, to be put into another page: what a notebook displays."""
-    return html.environment().get_template("printed_fragment.html").render(printed=_lines(printed))
+    return environment().get_template("printed_fragment.html").render(printed=_lines(printed))
 
 
 def page(printed: Any) -> str:
     """The same as a whole page that needs nothing else."""
-    return html.environment().get_template("printed_page.html").render(printed=_lines(printed))
+    return environment().get_template("printed_page.html").render(printed=_lines(printed))
 
 
 def _lines(printed: Any) -> Markup:
@@ -52,5 +52,5 @@ def _themed(style: re.Match[str]) -> str:
 
     Text on a ground of its own is inverted: the terminal leaves its colour out.
     """
-    named = _COLOUR.sub(lambda found: f"{found[1]}var(--{_VARIABLES.get(found[2], 'ink')})", style[0])
+    named = _COLOUR.sub(lambda colour: f"{colour[1]}var(--{_VARIABLES.get(colour[2], 'ink')})", style[0])
     return f"{named[:-1]}; color: var(--panel){named[-1]}" if "background-color" in named else named

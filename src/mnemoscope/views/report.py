@@ -14,9 +14,10 @@ from markupsafe import Markup, escape
 from mnemoscope import files
 from mnemoscope.records import Progress
 from mnemoscope.studies.findings.finding import Item
-from mnemoscope.views import figures
-from mnemoscope.views import page as html
-from mnemoscope.views import words as cards
+from mnemoscope.views.charts import saved, svg
+from mnemoscope.views.figures import chart
+from mnemoscope.views.page import environment
+from mnemoscope.views.words import number
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -110,22 +111,21 @@ def render(
             done += 1
         drawn.append((section, shown))
     report(Progress("drawing figures", total, total, "figures"))
-    answers = _answers(run, [one for section in sections for one in section.findings], items)
+    answers = _answers(run, [finding for section in sections for finding in section.findings], items)
     runs = [run] if beside is None else [run, beside]
-    environment = html.environment().overlay()
-    environment.filters = environment.filters | {"typed": _typed}
-    page = environment.get_template("study.html")
-    return page.render(runs=runs, title=title, sections=drawn, items=answers)
+    templates = environment().overlay()
+    templates.filters = templates.filters | {"typed": _typed}
+    return templates.get_template("study.html").render(runs=runs, title=title, sections=drawn, items=answers)
 
 
 def _answers(run: Run, findings: Sequence[Finding], items: Sequence[Item]) -> list[Answer]:
-    where: dict[str, list[Finding]] = {}
+    answering: dict[str, list[Finding]] = {}
     for finding in findings:
-        for item in finding.items:
-            where.setdefault(item, []).append(finding)
+        for code in finding.items:
+            answering.setdefault(code, []).append(finding)
     return [
-        Answer(one.id, one.title, one.why, tuple(where.get(one.id, ())), *_standing(run, one))
-        for one in items
+        Answer(item.id, item.title, item.why, tuple(answering.get(item.id, ())), *_standing(run, item))
+        for item in items
     ]
 
 
@@ -144,9 +144,9 @@ def _standing(run: Run, item: Item) -> tuple[str, str]:
 
 def _typed(text: str, path: Path) -> Markup:
     """A sentence in which what stands between backticks is a command for this run."""
-    plain = [escape(part) for part in _WORDS.sub(lambda word: shlex.quote(str(path)), text).split("`")]
+    pieces = [escape(piece) for piece in _WORDS.sub(lambda word: shlex.quote(str(path)), text).split("`")]
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if k % 2 else part for k, part in enumerate(plain)
+        Markup("<code>{}</code>").format(piece) if index % 2 else piece for index, piece in enumerate(pieces)
     )
 
 
@@ -154,11 +154,11 @@ _WORDS = re.compile(r"\b(RUN|MODEL)\b")
 
 
 def _show(finding: Finding, folder: Path | None) -> Shown:
-    drawn = figures.chart(finding)
+    drawn = chart(finding)
     head = finding.frame.head(ROWS if drawn is not None else ROWS_BARE)
     return Shown(
         finding,
-        None if drawn is None else Markup(figures.svg(drawn, f"{finding.title}. {finding.says}")),
+        None if drawn is None else Markup(svg(drawn, f"{finding.title}. {finding.says}")),
         tuple(name.replace("_", " ") for name in head.columns),
         tuple(tuple(_cell(value) for value in row) for row in head.iter_rows()),
         tuple(kind.is_numeric() for kind in head.schema.values()),
@@ -173,7 +173,7 @@ def _save(finding: Finding, drawn: Any, folder: Path) -> list[tuple[str, str]]:
     finding.frame.write_parquet(folder / f"{finding.id}.parquet")
     if drawn is not None:
         for kind in ("svg", "pdf"):
-            (folder / f"{finding.id}.{kind}").write_bytes(figures.saved(drawn, kind))
+            (folder / f"{finding.id}.{kind}").write_bytes(saved(drawn, kind))
         names = [("SVG", "svg"), ("PDF", "pdf"), *names]
     return [(name, f"{folder.name}/{finding.id}.{kind}") for name, kind in names]
 
@@ -182,7 +182,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return cards.number(value)
+        return number(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return str(value)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -13,9 +12,9 @@ from rich.text import Text
 from mnemoscope.records import NULLS
 from mnemoscope.text.vocabulary import Vocabulary
 from mnemoscope.tracing.traced import NeuronTrace, Reading, Trace, TracedToken, Unusual
-from mnemoscope.views import page as html
-from mnemoscope.views import words as cards
-from mnemoscope.views.terminal import BLUE, ORANGE
+from mnemoscope.views import words
+from mnemoscope.views.page import environment
+from mnemoscope.views.terminal import BLUE, ORANGE, Fitted, listed, sign_style, table
 
 _BAR = 8  # cells on each side of zero
 FOLLOWED = ("", "token", "coefficient", "deviations", "tail", "gate", "up", "")
@@ -46,9 +45,12 @@ def notes(trace: Trace) -> list[str]:
     """What the columns mean; of the most unusual neurons also the null to read them against."""
     if trace.neurons:
         readings = [reading for neuron in trace.neurons for reading in neuron.readings]
-        known = [_USUAL] if trace.run is not None else []
-        known += [_GATED] if any(reading.gate is not None for reading in readings) else []
-        return known + ([_TRIGGER] if any(reading.trigger for reading in readings) else [])
+        said = {
+            _USUAL: trace.run is not None,
+            _GATED: any(reading.gate is not None for reading in readings),
+            _TRIGGER: any(reading.trigger for reading in readings),
+        }
+        return [note for note, holds in said.items() if holds]
     if trace.run is None:
         return [_BARE]
     return [
@@ -60,21 +62,21 @@ def notes(trace: Trace) -> list[str]:
 
 def shares_line(trace: Trace, position: int) -> str:
     """How many units are beyond the level at a token: neurons, and beside them pseudo-neurons."""
-    level = cards.number(trace.level)
+    level = words.number(trace.level)
     names = {"neuron": "of neurons"} | {kind: f"of {name}" for kind, name in NULLS.items()}
-    parts = [
+    units = [
         f"{_percent(shares[position])} {names.get(kind, f'of {kind}')}"
         for kind, shares in trace.shares.items()
         if shares[position] is not None
     ]
-    return f"with a tail of at most {level}: {', '.join(parts)}" if parts else ""
+    return f"with a tail of at most {level}: {', '.join(units)}" if units else ""
 
 
 def scale_line(neuron: NeuronTrace) -> str:
     """The neuron's own distribution, which the shades are a share of."""
     if neuron.card is None:
         return "shaded by the largest coefficient of this text: there is no run to take a scale from"
-    known, number = neuron.card.statistics, cards.number
+    known, number = neuron.card.statistics, words.number
     line = f"on the run's text: min {number(known.min)}, mean {number(known.mean)}, std {number(known.std)}, max "
     line += number(known.max)
     bounds = [side.threshold for side in (neuron.card.negative, neuron.card.positive) if side.stored]
@@ -118,9 +120,9 @@ def followed_cells(trace: Trace, reading: Reading) -> tuple[str, ...]:
     return (
         str(reading.position),
         label(token),
-        cards.number(reading.coefficient, sign=True),
-        cards.number(reading.deviations, sign=True),
-        cards.number(reading.tail),
+        words.number(reading.coefficient, sign=True),
+        words.number(reading.deviations, sign=True),
+        words.number(reading.tail),
         _sign(reading.gate),
         _sign(reading.up),
         note if token.counted else "not counted",
@@ -129,11 +131,11 @@ def followed_cells(trace: Trace, reading: Reading) -> tuple[str, ...]:
 
 def found_cells(trace: Trace, reading: Reading) -> tuple[str, ...]:
     """One of the most unusual, in the columns FOUND, or FOUND_BARE without a run."""
-    start = (str(reading.neuron), cards.number(reading.coefficient, sign=True))
+    start = (str(reading.neuron), words.number(reading.coefficient, sign=True))
     if trace.run is None:
-        return (*start, cards.number(reading.size))
-    deviations = "" if reading.deviations is None else cards.number(reading.deviations, sign=True)
-    return (*start, deviations, cards.number(reading.tail), cards.number(reading.expected))
+        return (*start, words.number(reading.size))
+    deviations = "" if reading.deviations is None else words.number(reading.deviations, sign=True)
+    return (*start, deviations, words.number(reading.tail), words.number(reading.expected))
 
 
 def _sign(sign: int | None) -> str:
@@ -147,91 +149,72 @@ def _percent(share: float | None) -> str:
 # -- terminal -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class terminal:  # noqa: N801 - called like a function: trace.terminal(result)
+def terminal(trace: Trace) -> Fitted:
     """A trace for the terminal."""
+    return Fitted(lambda room: _lines(trace, room.width))
 
-    trace: Trace
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        trace, width = self.trace, options.max_width
-        yield Text(source_line(trace), style="dim")
-        for note in notes(trace):
-            yield Text(note, style="dim")
-        for neuron in trace.neurons:
-            yield Text()
-            yield from _followed(trace, neuron, width)
-        if trace.neurons:
-            return
-        for token, found in zip(trace.tokens, trace.unusual, strict=True):
-            yield Text()
-            head = Text(f"{token.position} ", style="dim").append(label(token), style="not dim bold")
-            if not token.counted:
-                yield head.append("  not counted", style="dim")
-                continue
-            yield head.append(f"  {shares_line(trace, token.position)}", style="dim")
-            yield _found(trace, found, width)
+def _lines(trace: Trace, width: int) -> Iterator[RenderableType]:
+    yield Text(source_line(trace), style="dim")
+    for note in notes(trace):
+        yield Text(note, style="dim")
+    for neuron in trace.neurons:
+        yield Text()
+        yield from _followed(trace, neuron, width)
+    if trace.neurons:
+        return
+    for token, unusual in zip(trace.tokens, trace.unusual, strict=True):
+        yield Text()
+        head = Text(f"{token.position} ", style="dim").append(label(token), style="not dim bold")
+        if not token.counted:
+            yield head.append("  not counted", style="dim")
+            continue
+        yield head.append(f"  {shares_line(trace, token.position)}", style="dim")
+        yield _unusual(trace, unusual, width)
 
 
 def _followed(trace: Trace, neuron: NeuronTrace, width: int) -> Iterator[RenderableType]:
     yield Text(str(neuron.neuron), style="bold")
     for name, tokens in writes_lines(neuron):
-        yield _cut(Text(f"{name}  ", style="dim"), tokens, width)
+        yield listed(Text(f"{name}  ", style="dim"), tokens, width)
     yield Text(scale_line(neuron), style="dim")
     line = Text()
     for token, reading in zip(trace.tokens, neuron.readings, strict=True):
         line.append(token.text, style=_shade(neuron, reading) if token.counted else "dim")
     yield Padding(line, (1, 0))
     gated = any(reading.gate is not None for reading in neuron.readings)
-    table = _table(FOLLOWED, (1, 7), () if gated else (5, 6))
-    table.add_column("")
-    for reading in neuron.readings:
-        cells = followed_cells(trace, reading)
-        shown = [cell for place, cell in enumerate(cells) if gated or place not in (5, 6)]
-        table.add_row(*map(Text, shown), _bar(strength(neuron, reading), reading.coefficient))
-    yield table
+    shown = [index for index in range(len(FOLLOWED)) if gated or FOLLOWED[index] not in ("gate", "up")]
+    rows = (
+        (*(Text(cells[index]) for index in shown), _bar(strength(neuron, reading), reading.coefficient))
+        for reading in neuron.readings
+        for cells in [followed_cells(trace, reading)]
+    )
+    names = [*(FOLLOWED[index] for index in shown), ""]
+    yield table(names, rows, left=(1, len(names) - 2, len(names) - 1), gap=1)
 
 
-def _table(names: tuple[str, ...], left: tuple[int, ...], without: tuple[int, ...] = ()) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
-    for place, name in enumerate(names):
-        if place not in without:
-            table.add_column(name, justify="left" if place in left else "right", no_wrap=place not in left)
-    return table
-
-
-def _found(trace: Trace, found: Sequence[Unusual], width: int) -> Table:
-    table = _table(FOUND_BARE if trace.run is None else FOUND, (0,))
-    table.columns[0].min_width = len("L29N1535")
-    table.add_column("promotes here", ratio=1, no_wrap=True)
-    for one in found:
-        style = ORANGE if one.reading.coefficient > 0 else BLUE
-        name, size, *rest = found_cells(trace, one.reading)
-        room = width - (50 if trace.run is not None else 32)
-        words = _cut(Text(), one.writes, room)
-        table.add_row(Text(name), Text(size, style=style), *map(Text, rest), words)
-    return table
-
-
-def _cut(line: Text, tokens: tuple[str, ...], width: int) -> Text:
-    """As many whole tokens as fit."""
-    for place, token in enumerate(tokens):
-        piece = f"{' | ' if place else ''}{token}"
-        if line.cell_len + len(piece) > width:
-            break
-        line.append(piece)
-    return line
+def _unusual(trace: Trace, unusual: Sequence[Unusual], width: int) -> Table:
+    room = width - (50 if trace.run is not None else 32)
+    rows = []
+    for neuron in unusual:
+        name, size, *rest = found_cells(trace, neuron.reading)
+        coefficient = Text(size, style=sign_style(neuron.reading.coefficient))
+        rows.append((Text(name), coefficient, *map(Text, rest), listed(Text(), neuron.writes, room)))
+    names = FOUND_BARE if trace.run is None else FOUND
+    drawn = table((*names, "promotes here"), rows, left=(0, len(names)), wraps=(0,), gap=1)
+    drawn.columns[0].min_width = len("L29N1535")
+    drawn.columns[-1].ratio = 1
+    return drawn
 
 
 def _shade(neuron: NeuronTrace, reading: Reading) -> str:
-    part = strength(neuron, reading)
-    colour = ORANGE if reading.coefficient > 0 else BLUE
-    return f"bold reverse {colour}" if part >= 0.5 else f"underline {colour}" if part >= 0.1 else ""
+    shade, colour = strength(neuron, reading), sign_style(reading.coefficient)
+    return f"bold reverse {colour}" if shade >= 0.5 else f"underline {colour}" if shade >= 0.1 else ""
 
 
-def _bar(part: float, coefficient: float) -> Text:
+def _bar(share: float, coefficient: float) -> Text:
     """A bar to the left for what is negative, to the right for what is positive, around a line at zero."""
-    cells = round(part * _BAR)
+    cells = round(share * _BAR)
     left, right = (cells, 0) if coefficient < 0 else (0, cells)
     bar = Text(" " * (_BAR - left)).append("█" * left, style=BLUE).append("│", style="dim")
     return bar.append("█" * right, style=ORANGE)
@@ -252,11 +235,11 @@ def page(trace: Trace) -> str:
 
 def _render(template: str, trace: Trace) -> str:
     lines = [
-        (token, found, shares_line(trace, token.position))
-        for token, found in zip(trace.tokens, trace.unusual, strict=not trace.neurons)
+        (token, unusual, shares_line(trace, token.position))
+        for token, unusual in zip(trace.tokens, trace.unusual, strict=not trace.neurons)
     ]
     return (
-        html.environment()
+        environment()
         .get_template(template)
         .render(
             trace=trace,

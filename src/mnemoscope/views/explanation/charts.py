@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from mnemoscope.views.charts import DIM, INK, LINE
+from mnemoscope.views.charts import DIM, INK, LINE, cycled, data, series
 from mnemoscope.views.explanation.lower import sheet
-from mnemoscope.views.explanation.sheet import Against, Cargo, Grid, Point, Sheet, Step
+from mnemoscope.views.explanation.sheet import Cargo, Grid, Point, Sheet, Step
 from mnemoscope.views.theme import light
 
 if TYPE_CHECKING:
@@ -37,16 +37,16 @@ def charts(explanation: Explanation) -> dict[str, alt.Chart]:
 
 def drawn(page: Sheet) -> dict[str, Any]:
     """The figures of a lowered explanation."""
-    found: dict[str, Any] = {"stream": stream(page), "layers": steps(page.steps, "added to log p (nats)")}
+    figures: dict[str, Any] = {"stream": stream(page), "layers": steps(page.steps)}
     if page.grid.heads and page.grid.words:
-        found["heads"] = heads(page.grid)
-    for one in page.against:
-        found[f"against {one.foil.name}"] = against(page, one)
+        figures["heads"] = heads(page.grid)
+    for contrast in page.against:
+        figures[f"against {contrast.foil.name}"] = steps(contrast.steps)
     if page.cargo:
-        found["carried"] = carried(page.cargo)
+        figures["carried"] = carried(page.cargo)
     if page.ablated:
-        found["ablated"] = ablated(page)
-    return found
+        figures["ablated"] = ablated(page)
+    return figures
 
 
 def described(name: str, page: Sheet) -> str:
@@ -65,49 +65,41 @@ def stream(page: Sheet) -> Any:
     """log p of target and foils at all points of the stream, and under it the rank of the target."""
     import altair as alt
 
-    points = page.stream
+    points, last = page.stream, len(page.stream) - 1
     names = [page.target.word.label, *(foil.word.label for foil in page.foils)]
     values = [[point.log_probability, *point.foils] for point in points]
     low, high = min(map(min, values)), max(map(max, values))
-    x = alt.X("at:Q", scale=alt.Scale(domain=[0, len(points) - 1], nice=False), axis=_layer_axis(points))
+    x = alt.X("at:Q", scale=_exact(0, last), axis=_stream_axis(points, labels=False))
     y = alt.Y("nats:Q", scale=alt.Scale(domain=[low, max(high, 0.0)], zero=False), title="log p (nats)")
-    foils = [
-        _rows(at=at, nats=row[1 + k], name=str(k))
-        for k in range(len(page.foils)) for at, row in enumerate(values)
-    ]  # fmt: skip
-    dashes = alt.Scale(
-        domain=[str(k) for k in range(len(page.foils))],
-        range=[_DASHES[k % len(_DASHES)] for k in range(len(page.foils))],
-    )
-    thin = alt.Chart(_data(foils)).mark_line(color=DIM, strokeWidth=1).encode(
+    foils = [str(index) for index in range(len(page.foils))]
+    dashes = alt.Scale(domain=foils, range=cycled(_DASHES, len(foils)))
+    thin = alt.Chart(data(
+        {"at": at, "nats": row[1 + int(name)], "name": name} for name in foils for at, row in enumerate(values)
+    )).mark_line(color=DIM, strokeWidth=1).encode(
         x=x, y=y, detail="name:N", strokeDash=alt.StrokeDash("name:N", scale=dashes, legend=None)
     )  # fmt: skip
-    pieces = [
-        _rows(at=at - 1, to=at, nats=values[at - 1][0], end=values[at][0], step=points[at].step)
-        for at in range(1, len(points))
+    ways = [
+        {"at": at, "to": at + 1, "nats": before[0], "end": after[0], "step": points[at + 1].step}
+        for at, (before, after) in enumerate(pairwise(values))
     ]
-    colour = alt.Color("step:N", scale=alt.Scale(domain=list(_PART), range=list(_PART.values())), legend=None)
-    shape = alt.Shape(
-        "step:N", scale=alt.Scale(domain=list(_SHAPE), range=list(_SHAPE.values())), legend=None
-    )
+    colour = series(alt.Color, "step", _PART)
     line = (
-        alt.Chart(_data(pieces))
+        alt.Chart(data(ways))
         .mark_rule(strokeWidth=2, strokeCap="round")
         .encode(x=x, x2="to:Q", y=y, y2="end:Q", color=colour)
     )
     dots = (
-        alt.Chart(_data([_rows(at=at, nats=row[0], step=points[at].step) for at, row in enumerate(values)]))
+        alt.Chart(data({"at": at, "nats": row[0], "step": points[at].step} for at, row in enumerate(values)))
         .mark_point(filled=True, size=22, opacity=1)
-        .encode(x=x, y=y, color=colour, shape=shape)
+        .encode(x=x, y=y, color=colour, shape=series(alt.Shape, "step", _SHAPE))
     )
     tall = 190
     ends = _apart(values[-1], (max(high, 0.0) - low) * 12 / tall or 1.0)
-    text = [
-        _rows(nats=end, name=name, target=k == 0)
-        for k, (end, name) in enumerate(zip(ends, names, strict=True))
-    ]
     labels = (
-        alt.Chart(_data(text))
+        alt.Chart(data(
+            {"nats": end, "name": name, "target": index == 0}
+            for index, (end, name) in enumerate(zip(ends, names, strict=True))
+        ))
         .mark_text(align="left", dx=8, fontSize=11, limit=130)
         .encode(
             x=alt.value(_WIDTH),
@@ -115,7 +107,7 @@ def stream(page: Sheet) -> Any:
             text="name:N",
             color=alt.condition("datum.target", alt.value(INK), alt.value(DIM)),
         )
-    )
+    )  # fmt: skip
     upper = alt.layer(thin, line, dots, labels).properties(width=_WIDTH, height=tall)
     return alt.vconcat(upper, _ranks(points), spacing=6)
 
@@ -123,69 +115,72 @@ def stream(page: Sheet) -> Any:
 def _ranks(points: Sequence[Point]) -> Any:
     import altair as alt
 
-    rows = [_rows(at=at, rank=point.rank + 1) for at, point in enumerate(points)]
-    top = max(row["rank"] for row in rows)
-    ticks = [tick for tick in (1, 11, 101, 1001, 10001, 100001) if tick <= max(top, 11)]
+    rows = [{"at": at, "rank": point.rank + 1} for at, point in enumerate(points)]
+    top = max(11, *(row["rank"] for row in rows))
+    ticks = [tick for tick in (1, 11, 101, 1001, 10001, 100001) if tick <= top]
     axis = alt.Axis(values=ticks, labelExpr="format(datum.value - 1, ',')", title="rank")
-    scale = alt.Scale(type="log", domain=[1, max(top, 11)], reverse=True, nice=False)
+    scale = alt.Scale(type="log", domain=[1, top], reverse=True, nice=False)
     return (
-        alt.Chart(_data(rows))
+        alt.Chart(data(rows))
         .mark_line(interpolate="step-after", color=INK, strokeWidth=1)
         .encode(
-            x=alt.X(
-                "at:Q",
-                scale=alt.Scale(domain=[0, len(points) - 1], nice=False),
-                axis=_layer_axis(points, "layer"),
-            ),
+            x=alt.X("at:Q", scale=_exact(0, len(points) - 1), axis=_stream_axis(points, labels=True)),
             y=alt.Y("rank:Q", scale=scale, axis=axis),
         )
         .properties(width=_WIDTH, height=54)
     )
 
 
-def _layer_axis(points: Sequence[Point], title: str | None = None) -> Any:
+def _stream_axis(points: Sequence[Point], *, labels: bool) -> Any:
     """A tick where a layer begins to add; labelled with its number, at most twenty of them."""
     import altair as alt
 
-    last = points[-1].layer
-    every = max(1, -(-(last + 1) // 20))
-    values = [2 * layer for layer in range(0, last + 1, every)]
-    return alt.Axis(values=values, labelExpr="datum.value / 2", title=title, labels=title is not None)
+    ticks = [2 * layer for layer in _ticks(points[-1].layer + 1, 20)]
+    title = "layer" if labels else None
+    return alt.Axis(values=ticks, labelExpr="datum.value / 2", title=title, labels=labels)
 
 
-def steps(rows: Sequence[Step], title: str) -> Any:
+def steps(rows: Sequence[Step]) -> Any:
     """What each attention layer and each FFN layer added: two panels on one scale."""
     import altair as alt
 
-    data = [_rows(layer=one.layer, nats=one.nats, part=one.part) for one in rows]
-    values = [one.nats for one in rows] or [0.0]
+    values = [step.nats for step in rows] or [0.0]
     scale = alt.Scale(domain=[min(*values, 0.0), max(*values, 0.0)], nice=True)
-    last = max((one.layer for one in rows), default=0)
-    size = min(_WIDTH / (last + 1) * 0.72, 26)
+    count = 1 + max((step.layer for step in rows), default=0)
 
     def panel(part: str, labelled: bool) -> Any:
-        x = alt.X(
-            "layer:Q",
-            scale=alt.Scale(domain=[-0.5, last + 0.5], nice=False),
-            axis=alt.Axis(
-                values=list(range(0, last + 1, max(1, -(-(last + 1) // 20)))),
-                title="layer" if labelled else None,
-                labels=labelled,
-                format="d",
-            ),
+        axis = alt.Axis(
+            values=_ticks(count, 20), title="layer" if labelled else None, labels=labelled, format="d"
         )
-        y = alt.Y("nats:Q", scale=scale, title=f"{part} (nats)", axis=_signed(5))
-        some = [row for row in data if row["part"] == part]
-        bars = alt.Chart(_data(some)).mark_bar(size=size, color=_PART[part]).encode(x=x, y=y)
-        zero = alt.Chart(_data([_rows(nats=0)])).mark_rule(color=DIM, strokeWidth=0.75).encode(y="nats:Q")
-        return alt.layer(bars, zero).properties(width=_WIDTH, height=92)
+        bars = alt.Chart(data(
+            {"layer": step.layer, "nats": step.nats, "part": step.part} for step in rows if step.part == part
+        )).mark_bar(size=min(_WIDTH / count * 0.72, 26), color=_PART[part]).encode(
+            x=alt.X("layer:Q", scale=_exact(-0.5, count - 0.5), axis=axis),
+            y=alt.Y("nats:Q", scale=scale, title=f"{part} (nats)", axis=_signed(5)),
+        )  # fmt: skip
+        return _above_zero(bars, 92)
 
     return alt.vconcat(panel("attention", False), panel("FFN", True), spacing=8)
 
 
-def against(page: Sheet, one: Against) -> Any:
-    """What each layer did to log p(target) - log p(foil)."""
-    return steps(one.steps, f"log p({page.target.word.label}) - log p({one.foil.word.label}), nats")
+def _above_zero(bars: Any, tall: float) -> Any:
+    """A panel of signed bars, with the line that they stand on."""
+    import altair as alt
+
+    zero = alt.Chart(data([{"nats": 0}])).mark_rule(color=DIM, strokeWidth=0.75).encode(y="nats:Q")
+    return alt.layer(bars, zero).properties(width=_WIDTH, height=tall)
+
+
+def _ticks(count: int, most: int) -> list[int]:
+    """Every number below `count`, or every second, third ... so that there are at most `most`."""
+    return list(range(0, count, max(1, -(-count // most))))
+
+
+def _exact(low: float, high: float) -> Any:
+    """A scale with these ends and no others."""
+    import altair as alt
+
+    return alt.Scale(domain=[low, high], nice=False)
 
 
 def heads(grid: Grid) -> Any:
@@ -196,11 +191,12 @@ def heads(grid: Grid) -> Any:
     wide = max(18.0, min(64.0, _WIDTH / len(grid.words)))
     columns = [f"{index:04d}" for index in range(len(grid.words))]
     rows = [
-        _rows(
-            column=columns[c], head=name, size=abs(value) / top, sign="+" if value > 0 else "-",
-            shown=_in_cell(value, top, wide),
-        )
-        for name, row in zip(grid.heads, grid.cells, strict=True) for c, value in enumerate(row)
+        {
+            "column": column, "head": head, "size": abs(value) / top, "sign": "+" if value > 0 else "-",
+            "shown": _in_cell(value, top, wide),
+        }
+        for head, row in zip(grid.heads, grid.cells, strict=True)
+        for column, value in zip(columns, row, strict=True)
     ]  # fmt: skip
     flat = all(cell_len(word.label) * 6 < wide for word in grid.words)
     labels = {key: _column(word.label) for key, word in zip(columns, grid.words, strict=True)}
@@ -218,8 +214,8 @@ def heads(grid: Grid) -> Any:
     )
     x = alt.X("column:O", sort=columns, axis=names)
     y = alt.Y("head:N", sort=list(grid.heads), axis=alt.Axis(title=None, domain=False, ticks=False))
-    base = alt.Chart(_data(rows))
-    sign = alt.Color("sign:N", scale=alt.Scale(domain=["-", "+"], range=[NEGATIVE, POSITIVE]), legend=None)
+    base = alt.Chart(data(rows))
+    sign = series(alt.Color, "sign", {"-": NEGATIVE, "+": POSITIVE})
     shade = alt.Scale(domain=[0, 1], range=[0, _DARKEST])
     cells = base.mark_rect(stroke=LINE, strokeWidth=0.5).encode(
         x=x, y=y, color=sign, opacity=alt.Opacity("size:Q", scale=shade, legend=None)
@@ -240,65 +236,57 @@ def carried(cargo: Cargo) -> Any:
     """The score that the best attention sub-value loses with each vector of its source, both ways (A53, A54)."""
     import altair as alt
 
-    names = [one.point for one in cargo.points]
-    rows = [
-        _rows(at=at, nats=value, part="FFN" if one.point.startswith("FFN") else "attention", way=way)
-        for at, one in enumerate(cargo.points)
-        for way, value in (("recomputed", one.recomputed), ("fixed", one.fixed))
-    ]
-    every = max(1, -(-len(names) // 24))
-    ticks = list(range(0, len(names), every))
+    names = [carried.point for carried in cargo.points]
+    ticks = _ticks(len(names), 24)
+    labels = _lookup({at: names[at] for at in ticks})
 
     def panel(way: str, labelled: bool) -> Any:
-        some = [row for row in rows if row["way"] == way]
         axis = alt.Axis(
-            values=ticks, labelExpr=_lookup({at: names[at] for at in ticks}), labelAngle=-60, title=None,
-            labels=labelled, labelOverlap=False,
+            values=ticks, labelExpr=labels, labelAngle=-60, title=None, labels=labelled, labelOverlap=False
+        )
+        rows = [
+            {"at": at, "nats": getattr(carried, way), "part": _part(carried.point), "way": way}
+            for at, carried in enumerate(cargo.points)
+        ]
+        bars = alt.Chart(data(rows)).mark_bar(size=min(_WIDTH / len(names) * 0.7, 20)).encode(
+            x=alt.X("at:Q", scale=_exact(-0.5, len(names) - 0.5), axis=axis),
+            y=alt.Y("nats:Q", title=f"{way} (score)", axis=_signed(4)),
+            color=series(alt.Color, "part", _PART),
         )  # fmt: skip
-        x = alt.X("at:Q", scale=alt.Scale(domain=[-0.5, len(names) - 0.5], nice=False), axis=axis)
-        colour = alt.Color(
-            "part:N", scale=alt.Scale(domain=list(_PART), range=list(_PART.values())), legend=None
-        )
-        y = alt.Y("nats:Q", title=f"{way} (score)", axis=_signed(4))
-        bars = (
-            alt.Chart(_data(some))
-            .mark_bar(size=min(_WIDTH / len(names) * 0.7, 20))
-            .encode(x=x, y=y, color=colour)
-        )
-        zero = alt.Chart(_data([_rows(nats=0)])).mark_rule(color=DIM, strokeWidth=0.75).encode(y="nats:Q")
-        return alt.layer(bars, zero).properties(width=_WIDTH, height=72)
+        return _above_zero(bars, 72)
 
     return alt.vconcat(panel("recomputed", False), panel("fixed", True), spacing=8)
+
+
+def _part(point: str) -> str:
+    return "FFN" if point.startswith("FFN") else "attention"
 
 
 def ablated(page: Sheet) -> Any:
     """Leave-one-out against true ablation, a point each, with the line on which both are equal."""
     import altair as alt
 
-    rows = [
-        _rows(x=one.left_out, y=one.effect, kind=one.kind, name=one.name)
-        for one in page.ablated
-        if one.left_out is not None
+    rows: list[dict[str, Any]] = [
+        {"x": part.left_out, "y": part.effect, "kind": part.kind, "name": part.name}
+        for part in page.ablated
+        if part.left_out is not None
     ]
     values = [value for row in rows for value in (row["x"], row["y"])] or [0.0]
-    ends = [min(*values, 0.0), max(*values, 0.0)]
-    pad = (ends[1] - ends[0]) * 0.06 or 1.0
-    scale = alt.Scale(domain=[ends[0] - pad, ends[1] + pad], nice=False)
-    axis = _signed(5)
-    x = alt.X("x:Q", scale=scale, axis=axis, title="leave-one-out (nats)")
-    y = alt.Y("y:Q", scale=scale, axis=axis, title="ablated (nats)")
-    equal = [_rows(x=end, y=end) for end in (ends[0] - pad, ends[1] + pad)]
-    line = alt.Chart(_data(equal)).mark_line(color=LINE, strokeWidth=1).encode(x=x, y=y)
-    kinds = alt.Scale(domain=["neuron", "head"], range=[FFN, ATTENTION])
-    shapes = alt.Scale(domain=["neuron", "head"], range=["square", "circle"])
-    dots = alt.Chart(_data(rows)).mark_point(filled=True, size=34, opacity=0.85).encode(
+    low, high = min(*values, 0.0), max(*values, 0.0)
+    pad = (high - low) * 0.06 or 1.0
+    ends, axis = (low - pad, high + pad), _signed(5)
+    x = alt.X("x:Q", scale=_exact(*ends), axis=axis, title="leave-one-out (nats)")
+    y = alt.Y("y:Q", scale=_exact(*ends), axis=axis, title="ablated (nats)")
+    equal = alt.Chart(data({"x": end, "y": end} for end in ends))
+    line = equal.mark_line(color=LINE, strokeWidth=1).encode(x=x, y=y)
+    dots = alt.Chart(data(rows)).mark_point(filled=True, size=34, opacity=0.85).encode(
         x=x,
         y=y,
-        color=alt.Color("kind:N", scale=kinds, legend=None),
-        shape=alt.Shape("kind:N", scale=shapes, legend=None),
+        color=series(alt.Color, "kind", {"neuron": FFN, "head": ATTENTION}),
+        shape=series(alt.Shape, "kind", {"neuron": "square", "head": "circle"}),
     )  # fmt: skip
     named = sorted(rows, key=lambda row: -max(abs(row["x"]), abs(row["y"])))[:4]
-    text = alt.Chart(_data(named)).mark_text(align="left", dx=6, dy=-5, fontSize=9, color=DIM).encode(
+    text = alt.Chart(data(named)).mark_text(align="left", dx=6, dy=-5, fontSize=9, color=DIM).encode(
         x=x, y=y, text="name:N"
     )  # fmt: skip
     return alt.layer(line, dots, text).properties(width=230, height=230)
@@ -308,16 +296,6 @@ def _signed(count: int) -> Any:
     import altair as alt
 
     return alt.Axis(tickCount=count, labelExpr="datum.value == 0 ? '0' : format(datum.value, '+.3~g')")
-
-
-def _rows(**fields: Any) -> dict[str, Any]:
-    return fields
-
-
-def _data(rows: Sequence[Mapping[str, Any]]) -> Any:
-    import altair as alt
-
-    return alt.InlineData(values=[dict(row) for row in rows])
 
 
 def _apart(values: Sequence[float], gap: float) -> list[float]:

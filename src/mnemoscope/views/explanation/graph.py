@@ -57,55 +57,55 @@ class Graph:
 
 def graph(page: Sheet) -> Graph | None:
     """Lay out the neurons that matter most, or None if there are none with a known increase."""
-    chosen = [one for one in page.switched if one.nats is not None][:NEURONS]
+    chosen = [neuron for neuron in page.switched if neuron.nats is not None][:NEURONS]
     if not chosen:
         return None
-    parts = {one.name: one.shortened(CAUSES) for one in chosen}
-    causes = _causes(parts)
+    switches = {neuron.name: neuron.shortened(CAUSES) for neuron in chosen}
+    causes = _causes(switches)
     rows = max(len(causes), 2 * len(chosen) - 1)
     tall = _TOP + rows * _ROW
     left = {
-        key: Box(
-            cause.name,
-            cause.word,
-            total,
-            _LEFT[0],
-            y,
-            _LEFT[1] - _LEFT[0],
-            _TALL,
-            _role(cause),
-            anchor(cause),
-        )
+        key: _box(_LEFT, y, cause.name, cause.word, total, _role(cause), anchor(cause))
         for (key, cause, total), y in zip(causes, _spread(len(causes), tall), strict=True)
     }
     middle = {
-        one.name: Box(
-            one.name, None, one.nats, _MIDDLE[0], y, _MIDDLE[1] - _MIDDLE[0], _TALL, "neuron", one.name
-        )
-        for one, y in zip(chosen, _spread(len(chosen), tall), strict=True)
+        neuron.name: _box(_MIDDLE, y, neuron.name, None, neuron.nats, "neuron", neuron.name)
+        for neuron, y in zip(chosen, _spread(len(chosen), tall), strict=True)
     }
-    end = Box(
-        page.target.word.label, None, sum(one.nats or 0.0 for one in chosen), _RIGHT[0], _spread(1, tall)[0],
-        _RIGHT[1] - _RIGHT[0], _TALL, "target",
-    )  # fmt: skip
+    total = sum(neuron.nats or 0.0 for neuron in chosen)
+    end = _box(_RIGHT, _spread(1, tall)[0], page.target.word.label, None, total, "target")
     flows = [
-        (left[_key(cause)], middle[name], cause.nats or 0.0) for name, some in parts.items() for cause in some
+        (left[_key(cause)], middle[name], cause.nats or 0.0)
+        for name, causes_of in switches.items()
+        for cause in causes_of
     ]
-    flows += [(middle[one.name], end, one.nats or 0.0) for one in chosen]
+    flows += [(middle[neuron.name], end, neuron.nats or 0.0) for neuron in chosen]
     top = max((abs(flow) for *_, flow in flows), default=0.0) or 1.0
     edges = tuple(_edge(source, sink, flow, top) for source, sink, flow in flows)
     return Graph((*left.values(), *middle.values(), end), edges, _RIGHT[1], tall + 4)
 
 
-def _causes(parts: dict[str, tuple[Cause, ...]]) -> list[tuple[str, Cause, float]]:
+def _box(
+    column: tuple[int, int],
+    y: float,
+    name: str,
+    word: Word | None,
+    nats: float | None,
+    role: str,
+    leads: str = "",
+) -> Box:
+    return Box(name, word, nats, column[0], y, column[1] - column[0], _TALL, role, leads)
+
+
+def _causes(switches: dict[str, tuple[Cause, ...]]) -> list[tuple[str, Cause, float]]:
     """Every vector once, with all nats that leave it: by depth, what is not shown last."""
-    found: dict[str, tuple[Cause, float]] = {}
-    for some in parts.values():
-        for cause in some:
-            before = found.get(_key(cause), (cause, 0.0))[1]
-            found[_key(cause)] = (cause, before + (cause.nats or 0.0))
-    order = sorted(found.items(), key=lambda item: _depth(item[1][0]))
-    return [(key, cause, total) for key, (cause, total) in order]
+    last: dict[str, Cause] = {}
+    totals: dict[str, float] = {}
+    for cause in (cause for causes in switches.values() for cause in causes):
+        key = _key(cause)
+        last[key], totals[key] = cause, totals.get(key, 0.0) + (cause.nats or 0.0)
+    order = sorted(last, key=lambda key: _depth(last[key]))
+    return [(key, last[key], totals[key]) for key in order]
 
 
 def _key(cause: Cause) -> str:
@@ -114,7 +114,7 @@ def _key(cause: Cause) -> str:
 
 def _depth(cause: Cause) -> tuple[int, int, str]:
     order = {"embedding": 0, "key bias": 2, "remainder": 3}.get(cause.kind, 1)
-    digits = "".join(one if one.isdigit() else " " for one in cause.name).split()
+    digits = "".join(letter if letter.isdigit() else " " for letter in cause.name).split()
     return order, int(digits[0]) if digits else 0, cause.name
 
 

@@ -15,7 +15,6 @@ from mnemoscope.prediction.explanation import Choice, Contrast, Explanation, foi
 from mnemoscope.records import NeuronId
 from mnemoscope.run.reading import open_run
 from mnemoscope.text.vocabulary import Vocabulary
-from mnemoscope.views import words as cards
 from mnemoscope.views.explanation.sheet import (
     ABLATED,
     INCREASE,
@@ -38,6 +37,7 @@ from mnemoscope.views.explanation.sheet import (
     Switched,
     Word,
 )
+from mnemoscope.views.words import is_right_to_left
 
 TRIGGERS = 2
 WINDOW = (24, 4)  # tokens of text before and after
@@ -52,19 +52,20 @@ def remembered(run: str | None, coefficients: Mapping[NeuronId, float]) -> tuple
         return {}, ""
     try:
         opened = open_run(run)
-        found = {
+        memories = {
             neuron: _memory(card(opened, neuron, examples=TRIGGERS, window=WINDOW), coefficient)
             for neuron, coefficient in coefficients.items()
         }
     except RunError as error:
         return {}, f"triggers are left out: {error}"
-    return found, ""
+    return memories, ""
 
 
-def _memory(found: NeuronCard, coefficient: float) -> Memory:
-    side = found.positive if coefficient >= 0 else found.negative
-    own, usual = found.statistics, found.layer_median
-    return Memory(own.kurtosis, usual.kurtosis, own.max if coefficient >= 0 else own.min, side.examples)
+def _memory(known: NeuronCard, coefficient: float) -> Memory:
+    statistics, usual = known.statistics, known.layer_median.kurtosis
+    if coefficient >= 0:
+        return Memory(statistics.kurtosis, usual, statistics.max, known.positive.examples)
+    return Memory(statistics.kurtosis, usual, statistics.min, known.negative.examples)
 
 
 WIDEST = 40  # columns of the grid; further tokens share one
@@ -83,52 +84,48 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
     rows  how many parts each table shows (the largest and the most negative); all that there are if None. What is
           left out is in the closing rows either way.
     """
-    one = explanation
-    effects = _effects(one.ablations)
-    known, missing = remembered(one.run, _remembered(one.neurons, rows))
+    effects = _effects(explanation.ablations)
+    known, missing = remembered(explanation.run, _remembered(explanation.neurons, rows))
+    heads, neurons = (
+        [_part(row, effects, known) for row in frame.iter_rows(named=True)]
+        for frame in (explanation.heads, explanation.neurons)
+    )
+    sums = explanation.layers, explanation.others
     return Sheet(
-        title=_label("".join(one.tokens["piece"]), 60),
-        headline=one.headline,
-        about=f"{one.model} · {one.layer_count} layers · lens {one.lens} · {one.dtype}",
-        tokens=_tokens(one.tokens),
-        unread=Vocabulary.visible(one.unread, edges=False),
-        right_to_left=cards.is_right_to_left(one.prompt),
-        target=_candidate(one.target, float(one.stream["probability"][-1]), rank=int(one.stream["rank"][-1])),
-        foils=tuple(_candidate(each.foil, each.probability) for each in one.contrasts),
+        title=_label("".join(explanation.tokens["piece"]), 60),
+        headline=explanation.headline,
+        about=f"{explanation.model} · {explanation.layer_count} layers · lens {explanation.lens} · {explanation.dtype}",
+        tokens=_tokens(explanation.tokens),
+        unread=Vocabulary.visible(explanation.unread, edges=False),
+        right_to_left=is_right_to_left(explanation.prompt),
+        target=_candidate(
+            explanation.target,
+            float(explanation.stream["probability"][-1]),
+            rank=int(explanation.stream["rank"][-1]),
+        ),
+        foils=tuple(_candidate(contrast.foil, contrast.probability) for contrast in explanation.contrasts),
         predictions=tuple(
             Candidate(Word(_label(row["piece"])), row["probability"])
-            for row in one.predictions.iter_rows(named=True)
+            for row in explanation.predictions.iter_rows(named=True)
         ),
-        log_probability=one.log_probability,
-        account=tuple(_account(one.account)),
-        stream=tuple(_stream(one)),
-        steps=_steps(one.layers),
-        total=one.total,
-        remainder=one.remainder,
-        grid=_grid(one.grid, one.tokens.height),
-        heads=_ledger(
-            [_part(row, effects, known) for row in one.heads.iter_rows(named=True)],
-            "attention",
-            (one.layers, one.others),
-            rows,
-            ("weight", *_COLUMNS),
-        ),
-        neurons=_ledger(
-            [_part(row, effects, known) for row in one.neurons.iter_rows(named=True)],
-            "ffn",
-            (one.layers, one.others),
-            rows,
-            ("coefficient", *_COLUMNS),
-        ),
-        against=tuple(_against(each, rows) for each in one.contrasts),
-        switched=tuple(_switched(one.queries)),
-        cargo=_cargo(one.attention_queries),
-        ablated=tuple(_ablated(one.ablations)),
-        correlation=_correlation(one.ablations),
-        parallel=one.parallel,
-        notes=(*_notes(one), *([missing] if missing else [])),
-        method=tuple(_method(one)),
-        command=_command(one),
+        log_probability=explanation.log_probability,
+        account=tuple(_account(explanation.account)),
+        stream=tuple(_stream(explanation)),
+        steps=_steps(explanation.layers),
+        total=explanation.total,
+        remainder=explanation.remainder,
+        grid=_grid(explanation.grid, explanation.tokens.height),
+        heads=_ledger(heads, "attention", sums, rows, ("weight", *_COLUMNS)),
+        neurons=_ledger(neurons, "ffn", sums, rows, ("coefficient", *_COLUMNS)),
+        against=tuple(_against(contrast, rows) for contrast in explanation.contrasts),
+        switched=tuple(_switched(explanation.queries)),
+        cargo=_cargo(explanation.attention_queries),
+        ablated=tuple(_ablated(explanation.ablations)),
+        correlation=_correlation(explanation.ablations),
+        parallel=explanation.parallel,
+        notes=(*_notes(explanation), *([missing] if missing else [])),
+        method=tuple(_method(explanation)),
+        command=_command(explanation),
     )
 
 
@@ -143,8 +140,8 @@ def _word(piece: str | None, position: int | None) -> Word | None:
 
 
 def _candidate(choice: Choice, probability: float, rank: int | None = None) -> Candidate:
-    given = _label(choice.given) if choice.given is not None and len(choice.tokens) > 1 else None
-    return Candidate(Word(_label(choice.piece)), probability, rank, given)
+    asked = _label(choice.given) if choice.given is not None and len(choice.tokens) > 1 else None
+    return Candidate(Word(_label(choice.piece)), probability, rank, asked)
 
 
 def _tokens(frame: pl.DataFrame) -> tuple[PromptToken, ...]:
@@ -162,17 +159,17 @@ def _tokens(frame: pl.DataFrame) -> tuple[PromptToken, ...]:
 
 def _account(frame: pl.DataFrame) -> Iterable[Sum]:
     names = {"ffn": "FFN", "total": "log p"}
-    place = 0.0
+    stop = 0.0
     for part, nats in frame.iter_rows():
-        start = 0.0 if part == "total" else place
-        place = start + nats
-        yield Sum(names.get(part, part), nats, start, place)
+        start = 0.0 if part == "total" else stop
+        stop = start + nats
+        yield Sum(names.get(part, part), nats, start, stop)
 
 
-def _stream(one: Explanation) -> Iterable[Point]:
+def _stream(explanation: Explanation) -> Iterable[Point]:
     kinds = {"Lin": "embedding", "Lre": "attention", "Lou": "FFN"}
-    logits = [f"logit_{name}" for name in foil_names(one.foils)]
-    for row in one.stream.iter_rows(named=True):
+    logits = [f"logit_{name}" for name in foil_names(explanation.foils)]
+    for row in explanation.stream.iter_rows(named=True):
         # Target and foil share a point's normaliser, so log-probabilities differ as logits do.
         foils = tuple(row["log_probability"] + row[name] - row["logit"] for name in logits)
         kind = kinds[row["point"][:3]]
@@ -191,14 +188,16 @@ def _grid(frame: pl.DataFrame, tokens: int) -> Grid:
     heads = list(dict.fromkeys((row["layer"], row["head"]) for row in rows))
     words = {row["source"]: Word(_label(row["source_token"]), row["source"]) for row in rows}
     value = {(row["layer"], row["head"], row["source"]): row["leave_one_out"] for row in rows}
-    weight = {at: sum(abs(value.get((*head, at), 0.0)) for head in heads) for at in words}
-    kept = sorted(words, key=lambda at: -weight[at])[: WIDEST - (len(words) > WIDEST)]
-    kept, rest = sorted(kept), [at for at in words if at not in set(kept)]
+    weight = {source: sum(abs(value.get((*head, source), 0.0)) for head in heads) for source in words}
+    shown = sorted(sorted(words, key=lambda source: -weight[source])[: WIDEST - (len(words) > WIDEST)])
+    rest = [source for source in words if source not in set(shown)]
     cells = []
     for head in heads:
-        line = [value.get((*head, at), 0.0) for at in kept]
-        cells.append((*line, sum(value.get((*head, at), 0.0) for at in rest)) if rest else tuple(line))
-    labels = [words[at] for at in kept]
+        line = [value.get((*head, source), 0.0) for source in shown]
+        cells.append(
+            (*line, sum(value.get((*head, source), 0.0) for source in rest)) if rest else tuple(line)
+        )
+    labels = [words[source] for source in shown]
     if rest:
         labels.append(Word(f"{len(rest)} others"))
     names = tuple(f"L{layer}H{head}" for layer, head in heads)
@@ -211,10 +210,10 @@ _Key = tuple[str, int, int, int | None]
 
 def _effects(frame: pl.DataFrame) -> dict[_Key, float]:
     """Of each ablated part the effect; the first way, where it was ablated in several."""
-    found: dict[_Key, float] = {}
+    effects: dict[_Key, float] = {}
     for row in frame.iter_rows(named=True):
-        found.setdefault((row["kind"], row["layer"], row["unit"], row["source"]), row["effect"])
-    return found
+        effects.setdefault((row["kind"], row["layer"], row["unit"], row["source"]), row["effect"])
+    return effects
 
 
 def _part(row: Mapping[str, Any], effects: Mapping[_Key, float], known: Mapping[NeuronId, Memory]) -> Part:
@@ -246,21 +245,21 @@ def _ledger(
     """
     layers, others = sums
     shown, skipped = _ends(parts, rows)
-    own, fixed = (layers.filter(pl.col("part") == part), others.filter(pl.col("part") == f"{part} bias"))
-    names = [name for name in (INCREASE, LEFT_OUT, "logit") if _MEASURES[name] in own.columns]
-    total = {name: float(own[_MEASURES[name]].sum()) for name in names}
-    bias = {name: float(fixed[_MEASURES[name]].sum()) for name in names} if fixed.height else {}
-    label = {"attention": "attention", "ffn": "FFN"}[part]
+    added, biases = layers.filter(pl.col("part") == part), others.filter(pl.col("part") == f"{part} bias")
+    names = [name for name in (INCREASE, LEFT_OUT, "logit") if _MEASURES[name] in added.columns]
+    total = {name: float(added[_MEASURES[name]].sum()) for name in names}
+    bias = {name: float(biases[_MEASURES[name]].sum()) for name in names} if biases.height else {}
+    label = _PARTS[part]
     closing = [Part(f"{label} biases", bias, kind="bias")] if bias else []
     rest = {
-        name: total[name] - bias.get(name, 0.0) - math.fsum(one.values[name] or 0.0 for one in shown)
+        name: total[name] - bias.get(name, 0.0) - math.fsum(row.values[name] or 0.0 for row in shown)
         for name in names
     }
     closing += [
         Part("not shown", rest, kind="rest"),
         Part(f"{label}, all layers", total, kind="total"),
     ]
-    used = [name for name in columns if any(one.values.get(name) is not None for one in shown)]
+    used = [name for name in columns if any(row.values.get(name) is not None for row in shown)]
     return Ledger(tuple(used), tuple(shown), tuple(closing), skipped)
 
 
@@ -285,11 +284,11 @@ def _against(contrast: Contrast, rows: int | None) -> Against:
         [_part(row, {}, {}) for row in frame.iter_rows(named=True)]
         for frame in (contrast.heads, contrast.neurons, contrast.sources)
     )
-    sources.sort(key=lambda one: -(one.values[LEFT_OUT] or 0.0))
+    sources.sort(key=lambda source: -(source.values[LEFT_OUT] or 0.0))
     # Where both measures are one number (frozen and raw lens), it is shown once.
     same = all(
-        math.isclose(one.values[INCREASE] or 0.0, one.values[LEFT_OUT] or 0.0, rel_tol=1e-4, abs_tol=1e-6)
-        for one in (*heads, *neurons)
+        math.isclose(part.values[INCREASE] or 0.0, part.values[LEFT_OUT] or 0.0, rel_tol=1e-4, abs_tol=1e-6)
+        for part in (*heads, *neurons)
     )
     measures = (INCREASE,) if same else (INCREASE, LEFT_OUT)
     sums = contrast.layers, contrast.others
@@ -307,8 +306,8 @@ def _against(contrast: Contrast, rows: int | None) -> Against:
 def _switched(frame: pl.DataFrame) -> Iterable[Switched]:
     for (layer, neuron), rows in frame.group_by("layer", "neuron", maintain_order=True):
         causes = tuple(_cause(row) for row in rows.iter_rows(named=True))
-        nats = [one.nats for one in causes if one.nats is not None]
-        share = math.fsum(one.share for one in causes)
+        nats = [cause.nats for cause in causes if cause.nats is not None]
+        share = math.fsum(cause.share for cause in causes)
         yield Switched(f"L{layer}N{neuron}", share, math.fsum(nats) if nats else None, causes)
 
 
@@ -349,25 +348,28 @@ def _correlation(frame: pl.DataFrame) -> float | None:
     pairs = frame.select("leave_one_out", "effect").drop_nulls()
     if pairs.height < 3:
         return None
-    found = pairs.select(pl.corr("leave_one_out", "effect")).item()
-    return found if found is not None and math.isfinite(found) else None
+    correlation = pairs.select(pl.corr("leave_one_out", "effect")).item()
+    return correlation if correlation is not None and math.isfinite(correlation) else None
 
 
-def _notes(one: Explanation) -> Iterable[str]:
+def _notes(explanation: Explanation) -> Iterable[str]:
     """What has to be said about the question before the answer."""
-    for role, choice in (("target", one.target), *(("foil", foil) for foil in one.foils)):
+    for role, choice in (("target", explanation.target), *(("foil", foil) for foil in explanation.foils)):
         if choice.note:
             yield Vocabulary.visible(
                 f"{role} {_label(choice.given or choice.piece)}: {choice.note}", edges=False
             )
-    yield from (Vocabulary.visible(note, edges=False) for note in one.notes)
-    if one.unread:
-        yield f"the prediction after token {one.position} is explained; what follows it in the prompt is not read"
-    if any(not piece for piece in one.tokens["piece"]):
+    yield from (Vocabulary.visible(note, edges=False) for note in explanation.notes)
+    if explanation.unread:
+        yield (
+            f"the prediction after token {explanation.position} is explained; what follows it in the prompt is not "
+            "read"
+        )
+    if any(not piece for piece in explanation.tokens["piece"]):
         yield f"{EMPTY} is a token that is part of a character; the token that completes it shows the whole"
 
 
-def _method(one: Explanation) -> Iterable[str]:
+def _method(explanation: Explanation) -> Iterable[str]:
     """How it was computed, a sentence each."""
     yield (
         "Everything is in nats of log p(target) unless a column says otherwise; layers, heads, neurons, positions "
@@ -383,35 +385,35 @@ def _method(one: Explanation) -> Iterable[str]:
         "frozen": "The lens takes the final norm's statistic from the final residual: logits of parts add up.",
         "own": "The lens gives each vector its own statistic of the final norm (the logit lens): logits do not add up.",
         "raw": "The lens leaves the final norm out.",
-    }[one.lens]
-    found = [
-        f"{one.evaluations[name]:,} of {one.evaluations[f'{name}_of']:,} {title}"
+    }[explanation.lens]
+    counts = [
+        f"{explanation.evaluations[name]:,} of {explanation.evaluations[f'{name}_of']:,} {title}"
         for name, title in (("heads", "heads x sources"), ("neurons", "neurons"))
-        if name in one.evaluations and f"{name}_of" in one.evaluations
+        if name in explanation.evaluations and f"{name}_of" in explanation.evaluations
     ]
-    if found:
+    if counts:
         yield (
-            f"The {one.top} largest and {one.top} most negative of each measure were found exactly: "
-            f"{' and '.join(found)} were read through the whole vocabulary, the others excluded by bounds."
+            f"The {explanation.top} largest and {explanation.top} most negative of each measure were found exactly: "
+            f"{' and '.join(counts)} were read through the whole vocabulary, the others excluded by bounds."
         )
 
 
-def _command(one: Explanation) -> str:
-    words = ["mnemoscope", "explain", one.model, one.prompt]
-    if one.target.given is not None:
-        words += ["--target", one.target.given]
-    if one.target.by_id:
-        words += ["--target-id", str(one.target.token)]
-    for foil in one.foils:
+def _command(explanation: Explanation) -> str:
+    words = ["mnemoscope", "explain", explanation.model, explanation.prompt]
+    if explanation.target.given is not None:
+        words += ["--target", explanation.target.given]
+    if explanation.target.by_id:
+        words += ["--target-id", str(explanation.target.token)]
+    for foil in explanation.foils:
         words += ["--foil-id", str(foil.token)] if foil.given is None else ["--foil", foil.given]
-    if one.unread:
-        words += ["--position", str(one.position)]
-    if one.lens != "frozen":
-        words += ["--lens", one.lens]
-    if one.top != TOP:
-        words += ["--top", str(one.top)]
-    if one.run:
-        words += ["--run", one.run]
-    if one.ablations.height:
-        words += ["--ablate", str(one.ablations.filter(pl.col("kind") == "neuron").height)]
+    if explanation.unread:
+        words += ["--position", str(explanation.position)]
+    if explanation.lens != "frozen":
+        words += ["--lens", explanation.lens]
+    if explanation.top != TOP:
+        words += ["--top", str(explanation.top)]
+    if explanation.run:
+        words += ["--run", explanation.run]
+    if explanation.ablations.height:
+        words += ["--ablate", str(explanation.ablations.filter(pl.col("kind") == "neuron").height)]
     return Vocabulary.visible(shlex.join(words), edges=False)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment
 from markupsafe import Markup
 
-from mnemoscope.views import charts as plots
-from mnemoscope.views import page as html
+from mnemoscope.views.charts import svg
 from mnemoscope.views.explanation import charts, graph, wording
 from mnemoscope.views.explanation.lower import sheet
 from mnemoscope.views.explanation.places import Places, anchor
 from mnemoscope.views.explanation.sheet import Against, PromptToken, Sheet, Word, largest
+from mnemoscope.views.page import environment
 
 if TYPE_CHECKING:
     from mnemoscope.prediction.explanation import Explanation
@@ -39,20 +39,21 @@ def page(explanation: Explanation) -> str:
 def _render(template: str, explanation: Explanation, prefix: str = "") -> str:
     lowered = sheet(explanation, rows=ROWS)
     pictures = {
-        name: Markup(plots.svg(chart.to_dict(validate=False), charts.described(name, lowered)))
+        name: Markup(svg(chart, charts.described(name, lowered)))
         for name, chart in charts.drawn(lowered).items()
     }
-    found = _environment().get_template(template)
-    return found.render(
-        page=lowered, pictures=pictures, drawn=graph.graph(lowered), places=Places(lowered, prefix)
+    return (
+        _environment()
+        .get_template(template)
+        .render(page=lowered, pictures=pictures, drawn=graph.graph(lowered), places=Places(lowered, prefix))
     )
 
 
 @cache
 def _environment() -> Environment:
     """The templates of `views.page`, with the wording of an explanation."""
-    found = html.environment().overlay()
-    found.filters = found.filters | {
+    templates = environment().overlay()
+    templates.filters = templates.filters | {
         call.__name__: call
         for call in (
             wording.correlation_line, graph.headings, wording.grid_line, wording.headline_units, largest,
@@ -60,14 +61,14 @@ def _environment() -> Environment:
             wording.switched_line, wording.unit, wording.verdict,
         )
     }  # fmt: skip
-    found.filters |= {
+    templates.filters |= {
         "anchor": anchor,
         "cell": _cell,
         "against_line": _against_line,
         "reach": _reach,
         "short": _short,
     }
-    found.globals = found.globals | {
+    templates.globals = templates.globals | {
         "differ": wording.DIFFER,
         "not_ablated": wording.NOT_ABLATED,
         "about_switched": wording.SWITCHED,
@@ -75,15 +76,15 @@ def _environment() -> Environment:
         "chain_note": wording.CHAIN,
         "points_note": wording.POINTS,
     }
-    return found
+    return templates
 
 
 def _cell(value: float | None, name: str) -> str:
     return wording.cell(name, value)
 
 
-def _against_line(one: Against, lowered: Sheet) -> str:
-    return wording.against_line(lowered, one)
+def _against_line(against: Against, lowered: Sheet) -> str:
+    return wording.against_line(lowered, against)
 
 
 def _reach(tokens: Sequence[PromptToken]) -> float:

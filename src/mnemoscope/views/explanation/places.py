@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mnemoscope.views.explanation.sheet import Cause, Part, Sheet, Switched
+from mnemoscope.views.explanation.sheet import Against, Cause, Part, Sheet, Switched
 
 _PART = re.compile(r"L\d+[HN]\d+")
 
@@ -25,13 +25,11 @@ class Places:
 
     def __init__(self, page: Sheet, prefix: str = "") -> None:
         self.prefix = prefix
-        ledgers = [
-            page.heads,
-            page.neurons,
-            *(one for each in page.against for one in (each.heads, each.neurons)),
-        ]
-        rows = [part for ledger in ledgers for part in ledger.parts]
-        self._known = {anchor(part) for part in rows} | {f"switched-{one.name}" for one in page.switched}
+        tables: list[Sheet | Against] = [page, *page.against]
+        rows = [part for table in tables for part in (*table.heads.parts, *table.neurons.parts)]
+        self._known = {anchor(part) for part in rows} | {
+            f"switched-{neuron.name}" for neuron in page.switched
+        }
         self._free = {anchor(part) for part in rows} | {part.name for part in rows}
         self._free.discard("")
 
@@ -42,6 +40,6 @@ class Places:
     def take(self, part: Part) -> tuple[str, str]:
         """The address of a row and that of its head alone, each if no row before has it; else empty."""
         row, head = anchor(part), part.name
-        found = tuple(id if id in self._free else "" for id in (row, head if head != row else ""))
-        self._free -= set(found)
-        return found[0], found[1]
+        row_id, head_id = (id if id in self._free else "" for id in (row, head if head != row else ""))
+        self._free -= {row_id, head_id}
+        return row_id, head_id

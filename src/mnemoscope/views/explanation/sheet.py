@@ -170,15 +170,14 @@ class Switched:
     @property
     def gated(self) -> bool:
         """Whether its coefficient has two branches."""
-        return any(one.up is not None for one in self.causes)
+        return any(cause.up is not None for cause in self.causes)
 
     def shortened(self, count: int) -> tuple[Cause, ...]:
         """The `count` largest causes, and all others (the remainder among them) added up to one."""
-        named = sorted(
-            (one for one in self.causes if one.kind != "remainder"), key=lambda one: -abs(one.share)
-        )
-        rest = [*named[count:], *(one for one in self.causes if one.kind == "remainder")]
-        return (*named[:count], Cause("not shown", None, *_sums(rest), "remainder")) if rest else tuple(named)
+        named = [cause for cause in self.causes if cause.kind != "remainder"]
+        named.sort(key=lambda cause: -abs(cause.share))
+        rest = [*named[count:], *(cause for cause in self.causes if cause.kind == "remainder")]
+        return (*named[:count], _together(rest)) if rest else tuple(named)
 
 
 @dataclass(frozen=True)
@@ -260,18 +259,16 @@ class Sheet:
     command: str
 
 
-def _sums(causes: Sequence[Cause]) -> tuple[float, float | None, float | None, float | None, float | None]:
-    def total(values: list[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
+def _together(causes: Sequence[Cause]) -> Cause:
+    """What is not shown, added up; unknown where nothing is known."""
+
+    def total(name: str) -> float | None:
+        known = [value for value in (getattr(cause, name) for cause in causes) if value is not None]
         return math.fsum(known) if known else None
 
-    return (
-        math.fsum(one.share for one in causes),
-        total([one.nats for one in causes]),
-        total([one.gate for one in causes]),
-        total([one.up for one in causes]),
-        total([one.inner for one in causes]),
-    )
+    share = math.fsum(cause.share for cause in causes)
+    nats, gate, up, inner = map(total, ("nats", "gate", "up", "inner"))
+    return Cause("not shown", None, share, nats, gate, up, inner, "remainder")
 
 
 def largest(steps: Sequence[Step], count: int) -> tuple[list[Step], list[Step]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mnemoscope.views import words as cards
 from mnemoscope.views.explanation.sheet import (
     INCREASE,
     NATS,
@@ -16,6 +15,7 @@ from mnemoscope.views.explanation.sheet import (
     Switched,
     Word,
 )
+from mnemoscope.views.words import number
 
 DIFFER = (
     "They answer three questions. Increase: what the part adds to what its layer reads, before anything above it has "
@@ -56,7 +56,7 @@ def nats(value: float | None, places: int = 3) -> str:
 def cell(name: str, value: float | None) -> str:
     """A number under the column `name`."""
     if name in ("coefficient", "logit"):
-        return cards.number(value, sign=True)
+        return number(value, sign=True)
     if name == "weight":
         return "–" if value is None else f"{value:.2f}"
     return nats(value)
@@ -64,24 +64,19 @@ def cell(name: str, value: float | None) -> str:
 
 def probability(value: float) -> str:
     """Three decimals, or as many digits as a small one needs."""
-    return f"{value:.3f}" if value >= 0.0995 or value == 0 else cards.number(value)
+    return f"{value:.3f}" if value >= 0.0995 or value == 0 else number(value)
 
 
-def word(one: Word | None) -> str:
+def word(token: Word | None) -> str:
     """A token and its position: ·France@3."""
-    if one is None:
+    if token is None:
         return ""
-    return one.label if one.position is None else f"{one.label}@{one.position}"
+    return token.label if token.position is None else f"{token.label}@{token.position}"
 
 
-def part(one: Part) -> str:
-    """Name of a row: L21H5 ← ·France@3."""
-    return " ← ".join(text for text in (one.name, word(one.word)) if text)
-
-
-def cause(one: Cause) -> str:
-    """Name of what switched a neuron on."""
-    return " ← ".join(text for text in (one.name, word(one.word)) if text)
+def part(row: Part | Cause) -> str:
+    """Name of a row, or of what switched a neuron on: L21H5 ← ·France@3."""
+    return " ← ".join(text for text in (row.name, word(row.word)) if text)
 
 
 def verdict(sheet: Sheet) -> str:
@@ -98,9 +93,9 @@ def headline_units(sheet: Sheet) -> str:
     return "In nats: layers by what they add to log p, heads and neurons by what it would lose without them."
 
 
-def candidate(one: Candidate) -> str:
+def candidate(token: Candidate) -> str:
     """A token and its probability."""
-    return f"{one.name} {probability(one.probability)}"
+    return f"{token.name} {probability(token.probability)}"
 
 
 def stream_line(sheet: Sheet) -> str:
@@ -115,10 +110,10 @@ def stream_line(sheet: Sheet) -> str:
 def shown_line(sheet: Sheet) -> str:
     """How much of what attention and FFN added has a row in the two tables."""
     rest = sum(
-        one.values[INCREASE] or 0.0
+        row.values[INCREASE] or 0.0
         for ledger in (sheet.heads, sheet.neurons)
-        for one in ledger.closing
-        if one.kind == "rest"
+        for row in ledger.closing
+        if row.kind == "rest"
     )
     return (
         f"of attention and FFN together {nats(sheet.total, 2)}: in the tables below {nats(sheet.total - rest, 2)}, "
@@ -129,50 +124,43 @@ def shown_line(sheet: Sheet) -> str:
 def grid_line(grid: Grid) -> str:
     """What the grid shows, and how much of the prompt it leaves out."""
     alone = len(grid.words) - bool(grid.together)
-    some = f"{alone} of {grid.tokens} tokens, the next {grid.together} together in the last column"
-    tokens = (
-        some
-        if grid.together
-        else f"{alone} of {grid.tokens} tokens"
-        if alone < grid.tokens
-        else "every token"
-    )
+    tokens = f"{alone} of {grid.tokens} tokens" if alone < grid.tokens else "every token"
+    if grid.together:
+        tokens += f", the next {grid.together} together in the last column"
     return (
         f"The heads that matter most, by depth, and what each brought from {tokens}: leave-one-out in nats, orange and "
         "+ for, blue and - against."
     )
 
 
-def memory(one: Memory) -> str:
+def memory(known: Memory) -> str:
     """Statistics of a neuron in the run, each beside what is usual."""
-    extreme = cards.number(one.extreme, sign=True)
+    extreme = number(known.extreme, sign=True)
     return (
-        f"in the run: strongest {extreme}, excess kurtosis {cards.number(one.kurtosis)} "
-        f"(layer median {cards.number(one.usual_kurtosis)})"
+        f"in the run: strongest {extreme}, excess kurtosis {number(known.kurtosis)} "
+        f"(layer median {number(known.usual_kurtosis)})"
     )
 
 
-def against_line(sheet: Sheet, one: Against) -> str:
+def against_line(sheet: Sheet, against: Against) -> str:
     """Where target and foil start and end."""
     return (
-        f"log p({sheet.target.word.label}) - log p({one.foil.word.label}): {nats(one.start, 2)} at the embedding, "
-        f"{nats(one.total, 2)} at the end"
+        f"log p({sheet.target.word.label}) - log p({against.foil.word.label}): {nats(against.start, 2)} at the "
+        f"embedding, {nats(against.total, 2)} at the end"
     )
 
 
-def switched_line(one: Switched) -> str:
+def switched_line(neuron: Switched) -> str:
     """A neuron, its coefficient, and what it increased."""
-    increase = "" if one.nats is None else f", increase {nats(one.nats)} nats"
-    return f"coefficient {cards.number(one.coefficient, sign=True)}{increase}"
+    increase = "" if neuron.nats is None else f", increase {nats(neuron.nats)} nats"
+    return f"coefficient {number(neuron.coefficient, sign=True)}{increase}"
 
 
 def correlation_line(sheet: Sheet) -> str:
     """How far accounting and causation agree over what was ablated."""
-    ways = " and ".join(
-        dict.fromkeys(f"to {'a ' if one.how == 'value' else ''}{one.how}" for one in sheet.ablated)
-    )
-    found = "" if sheet.correlation is None else f"; correlation with leave-one-out {sheet.correlation:.2f}"
-    return f"{len(sheet.ablated)} parts ablated ({ways}){found}"
+    ways = dict.fromkeys(f"to {'a ' if part.how == 'value' else ''}{part.how}" for part in sheet.ablated)
+    agree = "" if sheet.correlation is None else f"; correlation with leave-one-out {sheet.correlation:.2f}"
+    return f"{len(sheet.ablated)} parts ablated ({' and '.join(ways)}){agree}"
 
 
 def unit(name: str) -> str:

@@ -1,0 +1,124 @@
+"""What short commands answer in the terminal: neurons found, what a run is, a model, the cache, a verification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mnemoscope.invocation import command
+from mnemoscope.views import claims, words
+from mnemoscope.views.card import card
+from mnemoscope.views.terminal import table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mnemoscope.neuron.find import Hits
+    from mnemoscope.records import Kept
+    from mnemoscope.results import Highlights, Verification
+    from mnemoscope.run.reading import Run
+
+_HEADINGS = {"purity": "precision", "coverage": "recall"}
+_WORDS = ("neuron", "token", "sign", "about", "pattern", "verdict")
+
+
+def found(result: Hits) -> RenderableType:
+    """What a search found: the question, the null it is to be read against, and a table."""
+    names = result.rows.columns
+    rows = (
+        [Text(_cell(name, value)) for name, value in row.items()] for row in result.rows.iter_rows(named=True)
+    )
+    left = [index for index, name in enumerate(names) if name in _WORDS]
+    headings = [_HEADINGS.get(name, name) for name in names]
+    return _stacked(
+        Text(result.question, style="bold"),
+        Text(result.null, style="dim"),
+        table(headings, rows, left=left, wraps=range(len(names))),
+    )
+
+
+def highlights(result: Highlights) -> RenderableType:
+    """The run, and short cards of the neurons to look at first."""
+    parts: list[RenderableType] = [heading(result.run)]
+    for pick, chosen in zip(result.picks, result.cards, strict=True):
+        parts += [Text(), card(chosen, triggers=4, pick=pick)]
+    return Group(*parts)
+
+
+def heading(run: Run) -> RenderableType:
+    """Model and corpus of a run, in two lines."""
+    lines = Text(words.model_line(run.manifest), style="bold")
+    return lines.append("\n").append(words.corpus_line(run.manifest), style="not bold dim")
+
+
+def families(names: Sequence[str]) -> RenderableType:
+    """The model families that are known, in columns."""
+    return Columns([Text(name) for name in names], padding=(0, 3), equal=True, column_first=True)
+
+
+def kept(entries: Sequence[Kept], folder: Path, *, freed: bool = False) -> RenderableType:
+    """What lies in the cache folder, or was freed from it: a row each, and what to do."""
+    whole = words.size(sum(entry.bytes for entry in entries))
+    if not entries:
+        return Text(f"Nothing is kept in {folder}.")
+    rows = ((entry.kind, words.size(entry.bytes), Text(entry.what)) for entry in entries)
+    note = (
+        f"{whole} freed in {folder}."
+        if freed
+        else f"{whole} in {folder}. It can all be made again; to free it: {command('cache', '--clear')}"
+    )
+    return Group(table(("kind", "size", "what"), rows, left=(0, 2)), Text(note, style="dim"))
+
+
+def anatomy(facts: Mapping[str, object]) -> RenderableType:
+    """What is known of a model, a line each."""
+    lines = Table.grid(padding=(0, 2, 0, 0))
+    lines.add_column(style="dim", no_wrap=True)
+    lines.add_column(overflow="fold")
+    for name, value in facts.items():
+        lines.add_row(name.replace("_", " "), _cell(name, value))
+    return lines
+
+
+def verification(result: Verification) -> RenderableType:
+    """A verdict, and a row for each comparison."""
+    names = ("", "compared", "differing", "largest difference", "")
+    rows = (
+        (
+            check.name,
+            f"{check.compared:,}",
+            Text(f"{check.differing:,}", style="bold" if check.differing else ""),
+            words.number(check.largest),
+            Text(check.note),
+        )
+        for check in result.checks
+    )
+    verdict = "identical" if result.identical else "no difference" if result.passed else "differences found"
+    return _stacked(
+        Text(f"verification: {verdict}", style="bold"), table(names, rows, left=(0, 4), wraps=range(5))
+    )
+
+
+def _stacked(*lines: RenderableType) -> Table:
+    """Lines one below the other, as narrow as they are."""
+    grid = Table.grid()
+    for line in lines:
+        grid.add_row(line)
+    return grid
+
+
+def _cell(name: str, value: object) -> str:
+    if name == "verdict":
+        return claims.SHORT.get(str(value), str(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return words.share(value) if name.endswith("fraction") else words.number(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "–" if value is None else str(value)
