@@ -26,14 +26,19 @@ FLOORS = 24  # files in the longest chain of imports
 ROLES = {"found", "one", "part", "some", "mine"}  # what a thing does in its sentence, not what it is
 ROLE_NAMES = 604
 DOUBLES = {
-    *(
-        "Answer",
-        "Choice",
-        "Item",
-        "Part",
-        "Pattern",
-    ),
-    *("Question", "Reading", "Run", "Section", "Shared", "Shown", "_Strict", "_Text"),
+    "Answer",
+    "Choice",
+    "Item",
+    "Part",
+    "Pattern",
+    "Question",
+    "Reading",
+    "Run",
+    "Section",
+    "Shared",
+    "Shown",
+    "_Strict",
+    "_Text",
 }
 
 
