@@ -14,10 +14,7 @@ from synthetic import make_run
 
 from mnemoscope.errors import QueryError
 from mnemoscope.neuron import card as neuron
-from mnemoscope.neuron import card as signs
-from mnemoscope.neuron import find as search
-from mnemoscope.neuron import overview, striking
-from mnemoscope.neuron import striking as peaked
+from mnemoscope.neuron import find, overview, striking
 from mnemoscope.records import NeuronId
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings import distributions
@@ -172,7 +169,7 @@ def _taken(run: Run) -> dict[tuple[str, int], bool]:
     }
 
 
-@pytest.mark.parametrize(("ask", "sense"), [(search.promotes, 1), (search.suppresses, -1)])
+@pytest.mark.parametrize(("ask", "sense"), [(find.promotes, 1), (find.suppresses, -1)])
 def test_value_search_equals_the_cards(run: Run, ask: object, sense: int) -> None:
     """Found are the neurons whose card names the token under that verb, best rank first, read with the same sign."""
     taken = _taken(run)
@@ -198,7 +195,7 @@ def test_value_search_equals_the_cards(run: Run, ask: object, sense: int) -> Non
 
 
 @pytest.mark.parametrize(("ask", "does", "reverse"), [
-    (search.promotes, "promote", "suppresses"), (search.suppresses, "suppress", "promotes"),
+    (find.promotes, "promote", "suppresses"), (find.suppresses, "suppress", "promotes"),
 ])  # fmt: skip
 def test_value_search_says_what_the_other_sign_does(run: Run, ask: object, does: str, reverse: str) -> None:
     """At the other sign of its coefficient a neuron does the opposite to the tokens that are listed."""
@@ -213,7 +210,7 @@ def test_value_search_states_its_base_rate(run: Run) -> None:
     size = run.manifest.model.vocabulary
     assert (
         f"{len(_taken(run)) * 10 / size:.1f} if all {size:,} tokens were alike"
-        in search.promotes(run, " Paris").null
+        in find.promotes(run, " Paris").null
     )
 
 
@@ -221,15 +218,15 @@ def test_value_search_of_one_layer(run: Run) -> None:
     """With a layer, only its neurons are found."""
     token = run.rows("values", 1, 3)["token"][0]
     text = run.table("vocabulary").collect()["bytes"][token].decode()
-    found = search.promotes(run, text, layer=1)
-    assert found.total + search.suppresses(run, text, layer=1).total >= 1
+    found = find.promotes(run, text, layer=1)
+    assert found.total + find.suppresses(run, text, layer=1).total >= 1
     assert all(name.startswith("L1N") for name in found.rows["neuron"])
 
 
 def test_unknown_token_is_refused(run: Run) -> None:
     """A text that is no token is refused with near ones."""
     with pytest.raises(QueryError, match="Paris"):
-        search.promotes(run, " paris")
+        find.promotes(run, " paris")
 
 
 @pytest.mark.parametrize("text", [" capital of", " Paris", "apital", "東京都は", ".\n\n", "e"])
@@ -251,7 +248,7 @@ def test_trigger_search_equals_reading_every_context(
         if (row["context"], row["position"]) in places:
             key = (f"L{row['layer']}N{row['neuron']}", "+" if row["polarity"] > 0 else "-")
             expected[key] = expected.get(key, 0) + 1
-    found = search.trigger(run, text, count=1000)
+    found = find.trigger(run, text, count=1000)
     got = {(r["neuron"], r["sign"]): r["hits"] for r in found.rows.iter_rows(named=True)}
     assert got == expected
     assert found.rows["hits"].is_sorted(descending=True)
@@ -263,16 +260,16 @@ def test_trigger_search_equals_reading_every_context(
 def test_trigger_search_refuses_what_cannot_be_found(run: Run, text: str, why: str) -> None:
     """An empty text and one that the corpus lacks are refused."""
     with pytest.raises(QueryError, match=why):
-        search.trigger(run, text)
+        find.trigger(run, text)
 
 
 def test_sort_orders_and_puts_undefined_last(run: Run) -> None:
     """Neurons come in the order asked for, the undefined last, beside their layer's median."""
-    found = search.sort(run, "skewness", count=1000)
+    found = find.sort(run, "skewness", count=1000)
     defined = found.rows["skewness"].drop_nulls()
     assert defined.is_sorted(descending=True)
     assert found.rows["skewness"].tail(3).null_count() == 3
-    up = search.sort(run, "max", descending=False, layer=1, count=2)
+    up = find.sort(run, "max", descending=False, layer=1, count=2)
     assert up.rows["neuron"][0] == "L1N0"
     assert up.total == 12
     assert up.rows["layer_median"][0] == pytest.approx(neuron.layer_median(run, 1).max)
@@ -283,12 +280,12 @@ def test_sort_orders_and_puts_undefined_last(run: Run) -> None:
 @pytest.mark.parametrize("layer", [None, 1])
 def test_hits_in_the_order_of_a_statistic(run: Run, by: str, descending: bool, layer: int | None) -> None:
     """The neurons of a search, each with all that the search says of it, in the order that `sort` gives them."""
-    order = search.sort(run, by, descending=descending, layer=layer, count=1000).rows
+    order = find.sort(run, by, descending=descending, layer=layer, count=1000).rows
     for hits in (
-        search.promotes(run, " Paris", layer=layer, count=1000),
-        search.trigger(run, " Paris", layer=layer, count=1000),
+        find.promotes(run, " Paris", layer=layer, count=1000),
+        find.trigger(run, " Paris", layer=layer, count=1000),
     ):
-        found = search.reorder(run, hits, by, descending=descending, layer=layer, count=1000)
+        found = find.reorder(run, hits, by, descending=descending, layer=layer, count=1000)
         kept = hits.rows.filter(pl.col("neuron").is_in(order["neuron"].to_list()))
         place = {name: at for at, name in enumerate(order["neuron"])}
         assert [place[name] for name in found.rows["neuron"]] == sorted(
@@ -303,21 +300,21 @@ def test_hits_in_the_order_of_a_statistic(run: Run, by: str, descending: bool, l
         assert found.total == kept.height == found.rows.height
         gone = hits.total - kept.height
         assert (f"the other {gone:,} are left out" in found.null) == (gone > 0)
-        few = search.reorder(run, hits, by, descending=descending, layer=layer, count=2)
+        few = find.reorder(run, hits, by, descending=descending, layer=layer, count=2)
         assert few.rows.equals(found.rows.head(2)) and few.total == found.total
 
 
 def test_sort_refuses_unknown_statistics_and_layers(run: Run) -> None:
     """An unknown statistic is answered with the known ones, an unknown layer with the range."""
     with pytest.raises(QueryError, match="kurtosis"):
-        search.sort(run, "beauty")
+        find.sort(run, "beauty")
     with pytest.raises(QueryError, match="L9N0"):
-        search.sort(run, "max", layer=9)
+        find.sort(run, "max", layer=9)
 
 
 def test_found_is_json(run: Run) -> None:
     """An answer turns into strict JSON."""
-    assert json.loads(json.dumps(search.sort(run, "kurtosis").to_dict(), allow_nan=False))["rows"]
+    assert json.loads(json.dumps(find.sort(run, "kurtosis").to_dict(), allow_nan=False))["rows"]
 
 
 # -- overview and striking neurons --------------------------------------------------------------------------
@@ -350,7 +347,7 @@ def test_statistical_criteria_equal_their_definitions(run: Run) -> None:
         if row["std"] > 0:
             sides[id] = min(far) / row["std"]
             out = [far[0] - row["mean"], far[1] + row["mean"]]
-            if max(out) > peaked.FAR * row["std"]:
+            if max(out) > striking.FAR * row["std"]:
                 shaped[id] = row["kurtosis"]
     first = {name: found.best(name, 1)[0] for name in ("peaked", "sides", "quiet")}
     assert first["peaked"].id == max(shaped, key=lambda id: shaped[id])
@@ -388,28 +385,28 @@ def test_a_lone_outlier_is_not_called_peaked(outliers: Run) -> None:
     """Neither one token far out nor a mean far from zero makes a neuron peaked, whatever its kurtosis."""
     table = outliers.table("neurons").sort("kurtosis", descending=True, nulls_last=True).collect()
     assert set(table["neuron"].head(4)) == {LONE, SHIFTED}  # by the bare statistic they are the first
-    named = {NeuronId(*pair) for pair in peaked.peaked(outliers).select("layer", "neuron").iter_rows()}
+    named = {NeuronId(*pair) for pair in striking.peaked(outliers).select("layer", "neuron").iter_rows()}
     assert named and not {one.neuron for one in named} & {LONE, SHIFTED}
     for id in named:
         rows, card = outliers.rows("triggers", *id), neuron.card(outliers, id)
         away = (rows["coefficient"] - (card.statistics.mean or 0)) * rows["polarity"]
-        far = rows.filter(away > peaked.FAR * (card.statistics.std or 0))
-        assert far.group_by("polarity").len()["len"].max() >= peaked.LEAST
+        far = rows.filter(away > striking.FAR * (card.statistics.std or 0))
+        assert far.group_by("polarity").len()["len"].max() >= striking.LEAST
 
 
 @pytest.mark.parametrize("layer", [None, 1])
 def test_the_most_peaked_neuron_is_the_same_everywhere(outliers: Run, layer: int | None) -> None:
     """`find --sort kurtosis`, the highlights and the report name one neuron, and say by which rule."""
-    found = search.sort(outliers, "kurtosis", layer=layer)
+    found = find.sort(outliers, "kurtosis", layer=layer)
     first = found.rows["neuron"][0]
     assert found.total + int(found.null.split("the other ")[1].split()[0]) == (24 if layer is None else 12)
-    assert peaked.RULE[1:] in found.null
+    assert striking.RULE[1:] in found.null
     scores = striking.Striking(outliers)
     if layer is None:
         report = next(one for one in distributions.findings(outliers) if one.id == "example-histograms")
         assert str(scores.best("peaked", 1)[0].id) == first
         assert f"{first}: most peaked" in report.frame["neuron"].to_list()
-        assert f"The most peaked neuron, {first}," in report.says and peaked.RULE in report.notes
+        assert f"The most peaked neuron, {first}," in report.says and striking.RULE in report.notes
     else:
         picks = [pick for pick in scores.layer(layer) if pick.criterion == "peaked"]
         assert str(picks[0].id) == first
@@ -417,7 +414,7 @@ def test_the_most_peaked_neuron_is_the_same_everywhere(outliers: Run, layer: int
 
 def test_ascending_kurtosis_leaves_nobody_out(outliers: Run) -> None:
     """The flattest neurons have no token far out, and are listed all the same."""
-    found = search.sort(outliers, "kurtosis", descending=False, count=100)
+    found = find.sort(outliers, "kurtosis", descending=False, count=100)
     assert found.total == found.rows.height == 24
     assert "left out" not in found.null
 
@@ -495,12 +492,12 @@ def test_text_that_does_not_count_is_not_said_to_be_absent(text: str, contexts: 
     with pytest.raises(
         QueryError, match=f"it is in {contexts} contexts, but only at position 0 or in special"
     ):
-        search.trigger(_Read(), text)  # type: ignore[arg-type]
+        find.trigger(_Read(), text)  # type: ignore[arg-type]
 
 
 def test_text_that_partly_counts_says_how_much_does_not() -> None:
     """One occurrence overlaps both a token that counts and the first, which does not."""
-    found = search.trigger(_Read(), "Paris is")  # type: ignore[arg-type]
+    found = find.trigger(_Read(), "Paris is")  # type: ignore[arg-type]
     assert "Position 0 of a context and special tokens do not count, 2 of its tokens among them" in found.null
     assert "Only the 5 strongest triggers of a neuron and sign are kept" in found.null
 
@@ -509,7 +506,7 @@ def test_absent_text_is_absent_from_what_was_read() -> None:
     """A corpus that was cut, or whose case was lost, may have had it: both are said."""
     changed = "the tokenizer changes texts: upper case is lost (3 of 3 texts)"
     with pytest.raises(QueryError) as caught:
-        search.trigger(_Read(4, changed), "BIG")  # type: ignore[arg-type]
+        find.trigger(_Read(4, changed), "BIG")  # type: ignore[arg-type]
     assert "nowhere in the 3 contexts of 3 texts, of which 4 tokens were drawn" in str(caught.value)
     assert changed in str(caught.value)
 
@@ -521,7 +518,7 @@ def test_token_in_no_list_is_said_to_be_further_down(run: Run) -> None:
     text = next(
         row["text"] for row in rows if row["token"] not in held and row["text"] and "⟨" not in row["text"]
     )
-    found = search.promotes(run, text)
+    found = find.promotes(run, text)
     assert found.rows.is_empty()
     assert "no others are kept, so a neuron with it further down is not found" in found.question
 
@@ -529,8 +526,8 @@ def test_token_in_no_list_is_said_to_be_further_down(run: Run) -> None:
 def test_the_usual_sign_is_that_of_the_card(run: Run, outliers: Run) -> None:
     """Search and card read a value at the same sign, in every layer and alone."""
     for some in (run, outliers):
-        found = signs.usual_signs(some).collect()
+        found = neuron.usual_signs(some).collect()
         for layer, number, usual in found.iter_rows():
             assert neuron.card(some, (layer, number), examples=0).sides[0].polarity == usual, (layer, number)
-        alone = signs.usual_signs(some, 1).collect().sort("neuron")
+        alone = neuron.usual_signs(some, 1).collect().sort("neuron")
         assert alone.equals(found.filter(pl.col("layer") == 1).sort("neuron"))
