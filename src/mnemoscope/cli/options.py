@@ -105,7 +105,7 @@ class Reloading(_Loaded):
 
 
 @dataclass(frozen=True)
-class Reading(Bundle):
+class CorpusReading(Bundle):
     """How a corpus is read: keywords of `load_corpus`."""
 
     segment: Annotated[

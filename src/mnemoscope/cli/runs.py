@@ -12,12 +12,12 @@ from mnemoscope.arguments import check_build, check_least, check_verification
 from mnemoscope.cli.options import (
     AsJson,
     CorpusName,
+    CorpusReading,
     Count,
     Limit,
     Loading,
     ModelName,
     Page,
-    Reading,
     Reloading,
     RunFolder,
     Workers,
@@ -78,7 +78,7 @@ def build(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder of the run; an unfinished build in it goes on.")
     ],
-    reading: Reading,
+    reading: CorpusReading,
     top: Annotated[int, typer.Option(help="Triggers to keep for each neuron and sign.")] = 50,
     nulls: Annotated[
         str,

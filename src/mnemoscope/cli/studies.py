@@ -14,9 +14,9 @@ from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import (
     AsJson,
     CorpusName,
+    CorpusReading,
     Loading,
     Only,
-    Reading,
     RunFolder,
     Workers,
     bundled,
@@ -45,7 +45,7 @@ def study(
     ] = None,
     *,
     corpus: Annotated[str | None, CorpusName] = None,
-    reading: Reading,
+    reading: CorpusReading,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder of the run; an unfinished study in it goes on.")
     ] = None,

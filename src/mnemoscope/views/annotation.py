@@ -59,8 +59,8 @@ def _annotator(annotator: Annotator) -> Iterator[RenderableType]:
         figures = (judged.hit_rate, judged.false_alarm_rate, judged.d_prime, judged.corrected)
         rows.append((question, *map(estimate, figures)))
     yield _table(("", "hits", "false alarms", "d'", "corrected share"), rows)
-    for kind, (items, found, held) in annotator.false_alarms.items():
-        yield Text(f"  {_NULLS[kind]}: a pattern in {found} of {items} items, held up in {held}", style="dim")
+    for kind, (items, named, held) in annotator.false_alarms.items():
+        yield Text(f"  {_NULLS[kind]}: a pattern in {named} of {items} items, held up in {held}", style="dim")
     yield Text(
         f"  patterns per item: {estimate(annotator.patterns)}, in null items {estimate(annotator.patterns_in_nulls)}; "
         f"prefixes covered: {estimate(annotator.covered)}, in null items {estimate(annotator.covered_in_nulls)}; of "

@@ -52,7 +52,7 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class Section:
+class LayerSection:
     """One layer of the page: its summary, and its cards with the reasons they were chosen."""
 
     summary: LayerSummary
@@ -95,7 +95,7 @@ def render(
             (card(run, address, examples=MOST.examples, window=WINDOW), tuple(reasons))
             for address, reasons in picks[layer.layer].items()
         )
-        sections.append(Section(layer, tuple(cards)))
+        sections.append(LayerSection(layer, tuple(cards)))
         pictures.append((layer, Markup(picture)))
     page = (
         environment()

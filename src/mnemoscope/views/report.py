@@ -29,7 +29,7 @@ ROWS_BARE = 40  # of a table without a figure
 
 
 @dataclass(frozen=True)
-class Shown:
+class DrawnFinding:
     """A finding made ready for the page: its figure, the first rows of its table, its files."""
 
     finding: Finding
@@ -42,7 +42,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ItemAnswer:
     """An item of the papers: what this page shows of it, or else how it stands, and the command for this run."""
 
     id: str
@@ -118,13 +118,13 @@ def render(
     return templates.get_template("study.html").render(runs=runs, title=title, sections=drawn, items=answers)
 
 
-def _answers(run: Run, findings: Sequence[Finding], items: Sequence[Item]) -> list[Answer]:
+def _answers(run: Run, findings: Sequence[Finding], items: Sequence[Item]) -> list[ItemAnswer]:
     answering: dict[str, list[Finding]] = {}
     for finding in findings:
         for code in finding.items:
             answering.setdefault(code, []).append(finding)
     return [
-        Answer(item.id, item.title, item.why, tuple(answering.get(item.id, ())), *_standing(run, item))
+        ItemAnswer(item.id, item.title, item.why, tuple(answering.get(item.id, ())), *_standing(run, item))
         for item in items
     ]
 
@@ -153,10 +153,10 @@ def _typed(text: str, path: Path) -> Markup:
 _WORDS = re.compile(r"\b(RUN|MODEL)\b")
 
 
-def _show(finding: Finding, folder: Path | None) -> Shown:
+def _show(finding: Finding, folder: Path | None) -> DrawnFinding:
     drawn = chart(finding)
     head = finding.frame.head(ROWS if drawn is not None else ROWS_BARE)
-    return Shown(
+    return DrawnFinding(
         finding,
         None if drawn is None else Markup(svg(drawn, f"{finding.title}. {finding.says}")),
         tuple(name.replace("_", " ") for name in head.columns),

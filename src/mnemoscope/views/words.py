@@ -239,8 +239,8 @@ def threshold_note(card: NeuronCard) -> str | None:
 def histogram_note(card: NeuronCard) -> str:
     """What the columns of the distribution count: all contexts or a share of them."""
     counted, tokens = card.histogram.total, int(card.statistics.tokens or 0)
-    part = f"{counted:,} of {tokens:,}" if counted < tokens else f"{counted:,}"
-    return f"{part} coefficients; columns of equal width, log counts"
+    count = f"{counted:,} of {tokens:,}" if counted < tokens else f"{counted:,}"
+    return f"{count} coefficients; columns of equal width, log counts"
 
 
 def lens_note(card: NeuronCard) -> str:
