@@ -22,7 +22,7 @@ DOORS = {
 }  # packages whose `__init__` is more than a docstring
 
 # Numbers and lists below only ever shrink.
-FLOORS = 24  # files in the longest chain of imports
+FLOORS = 23  # files in the longest chain of imports
 ROLES = {"found", "one", "part", "some", "mine"}  # what a thing does in its sentence, not what it is
 ROLE_NAMES = 496
 DOUBLES = {

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from mnemoscope import __version__, files
+from mnemoscope import files
 from mnemoscope.cli import door
 from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import Loading, Reloading
@@ -190,7 +191,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"mnemoscope {__version__}")
+        typer.echo(f"mnemoscope {metadata.version('mnemoscope')}")
         raise typer.Exit
 
 
