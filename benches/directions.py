@@ -21,7 +21,7 @@ from mnemoscope import open_run
 from mnemoscope.neuron.twoway import NULL_LEVEL, Rule
 from mnemoscope.records import NEURON
 from mnemoscope.run.reading import Run
-from mnemoscope.trials.job import TESTED
+from mnemoscope.trials.discovery import TESTED
 
 
 def directions(run: Run, tests: str) -> dict[str, Any]:

@@ -44,8 +44,8 @@ from mnemoscope.patterns.whole import Language
 from mnemoscope.records import MAIN
 from mnemoscope.run.text import Text
 from mnemoscope.text.split import half
-from mnemoscope.trials.heldout import confirm
-from mnemoscope.trials.job import LEVEL, TESTED, discovery_rate
+from mnemoscope.trials.discovery import TESTED
+from mnemoscope.trials.heldout import LEVEL, confirm, discovery_rate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from planted_patterns import NULLS, fire, null, triggers

@@ -10,11 +10,12 @@ from mnemoscope.mine.kernel import BINS
 from mnemoscope.mine.places import bin_of
 from mnemoscope.neuron.twoway import Curve, choose, plainest
 from mnemoscope.patterns.language import masks
-from mnemoscope.patterns.search import Found
+from mnemoscope.patterns.search import SearchResult
 from mnemoscope.patterns.whole import SHARE, Counted, Language, by_document, proposed
 from mnemoscope.run.text import Text
-from mnemoscope.trials.ground import GROUPS, Ground, portion
-from mnemoscope.trials.job import BUDGET, LEVEL, WHOLE_BUDGET, discovery_rate
+from mnemoscope.trials.heldout import LEVEL, discovery_rate
+from mnemoscope.trials.job import WHOLE_BUDGET
+from mnemoscope.trials.masked_text import BUDGET, GROUPS, MaskedText, document_sample
 
 MIDDLE = BINS // 2
 SIDE = BINS - MIDDLE
@@ -24,7 +25,7 @@ class Portion:
     """Some documents of one half, with the positive scores of all units there."""
 
     def __init__(self, text: Text, test: bool, budget: int, units: int) -> None:
-        self.text, self._rows = portion(text, test, budget)
+        self.text, self._rows = document_sample(text, test, budget)
         self.counted = np.flatnonzero(self.text.counted)
         self._scores = np.zeros((units, len(self.counted)), np.uint8)
 
@@ -55,7 +56,7 @@ class Whole:
         for look in self._looks:
             look.add(unit, values)
 
-    def claims(self, found: Found) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def claims(self, found: SearchResult) -> tuple[pl.DataFrame, pl.DataFrame]:
         """All candidates, and the chosen one of each unit: unit, spec, place (the score from which it is active), value
         (F1 beyond chance in the discovery half), p, q."""
         candidates = self._proposed(Language.of(found))
@@ -65,7 +66,7 @@ class Whole:
         columns = further["spec"].cast(pl.Enum(specs)).to_physical().to_numpy().astype(np.int64)
         early, late = self._looks[1:]
         shown = masks(early.text, specs.to_list())[early.counted]
-        ground = Ground(late.text, masks(late.text, specs.to_list()))
+        masked = MaskedText(late.text, masks(late.text, specs.to_list()))
         rows = []
         units, complexity = (further[name].to_numpy() for name in ("unit", "complexity"))
         for unit in np.unique(units).tolist():
@@ -75,7 +76,7 @@ class Whole:
             best = plainest(values, complexity[mine])
             if places[best][0] < 0:
                 continue
-            p = _tested(late, ground, unit, int(columns[mine[best]]), places[best][0])
+            p = _tested(late, masked, unit, int(columns[mine[best]]), places[best][0])
             rows.append((unit, further["spec"][int(mine[best])], places[best][0], values[best], p))
         frame = pl.DataFrame(
             rows,
@@ -87,18 +88,18 @@ class Whole:
 
     def _proposed(self, language: Language) -> pl.DataFrame:
         look = self._looks[0]
-        ground = Ground(look.text, masks(look.text, language.specs))
+        masked = MaskedText(look.text, masks(look.text, language.specs))
         shown = masks(look.text, language.specs)[look.counted].tocsr().astype(np.int64)
-        stratum = ground.stratum[look.counted]
-        rates = ground.rates(np.arange(len(language.specs))).astype(np.float64)
+        stratum = masked.stratum[look.counted]
+        rates = masked.rates(np.arange(len(language.specs))).astype(np.float64)
         units = len(self._threshold)
-        both, strata = np.zeros((units, len(language.specs)), np.int64), np.zeros((units, ground.strata))
+        both, strata = np.zeros((units, len(language.specs)), np.int64), np.zeros((units, masked.strata))
         for unit in range(units):
             active = np.flatnonzero(look.scores(unit) >= self._threshold[unit])
             both[unit] = np.asarray(shown[active].sum(0)).ravel()
-            strata[unit] = np.bincount(stratum[active], minlength=ground.strata)
+            strata[unit] = np.bincount(stratum[active], minlength=masked.strata)
         counted = Counted(
-            both, strata @ rates, strata.sum(1).astype(np.int64), ground.shown.sum(1, dtype=np.int64)
+            both, strata @ rates, strata.sum(1).astype(np.int64), masked.shown.sum(1, dtype=np.int64)
         )
         return proposed(counted, language, np.arange(units))
 
@@ -113,13 +114,13 @@ def _best(look: Portion, unit: int, rows: np.ndarray) -> tuple[int, float]:
     return int(place), float(value)
 
 
-def _tested(look: Portion, ground: Ground, unit: int, column: int, place: int) -> float:
+def _tested(look: Portion, masked: MaskedText, unit: int, column: int, place: int) -> float:
     active = np.flatnonzero(look.scores(unit) >= place)
     rows = look.counted[active]
-    shown = np.asarray(ground.columns[rows][:, [column]].todense()).ravel()
-    chance = ground.rates(np.array([column]))[:, 0][ground.stratum[rows]]
+    shown = np.asarray(masked.columns[rows][:, [column]].todense()).ravel()
+    chance = masked.rates(np.array([column]))[:, 0][masked.stratum[rows]]
     both, expected = (
-        np.bincount(ground.group[rows], part, minlength=ground.groups)[None] for part in (shown, chance)
+        np.bincount(masked.group[rows], part, minlength=masked.groups)[None] for part in (shown, chance)
     )
-    assert ground.groups <= GROUPS
+    assert masked.groups <= GROUPS
     return float(by_document(both, expected)[0])

@@ -11,7 +11,7 @@ from mnemoscope.patterns.space import _drawn
 from mnemoscope.run.text import Text
 from mnemoscope.text import sampling
 from mnemoscope.text.split import half, mixed
-from mnemoscope.trials.ground import portion
+from mnemoscope.trials.masked_text import document_sample
 
 
 class _Words:
@@ -65,7 +65,7 @@ def test_one_long_document_does_not_empty_a_test(place: int) -> None:
         own = np.flatnonzero(half(np.arange(2001)) == test)
         order = own[np.argsort(mixed(own, 101), kind="stable")]
         sizes[order[place]] = 70_000
-        part, rows = portion(text_of(sizes.tolist()), test, 65_536)
+        part, rows = document_sample(text_of(sizes.tolist()), test, 65_536)
         assert len(np.unique(part.document)) > 600 and len(part) <= 65_536
         assert len(rows) == len(part)
 
@@ -74,7 +74,7 @@ def test_books_give_a_part_each() -> None:
     """Forty books of 20,000 tokens: many of either half are read, and of the background."""
     text = text_of([20_000] * 40)
     for test in (False, True):
-        part, _ = portion(text, test, 16_384)
+        part, _ = document_sample(text, test, 16_384)
         assert len(np.unique(part.document)) >= 12 and len(part) > 15_000
     drawn = _drawn(text, 100_000, 0)
     assert len(np.unique(text.document[drawn])) >= 16 and 95_000 < drawn.sum() <= 100_000

@@ -17,7 +17,14 @@ from mnemoscope.patterns.space import strata
 from mnemoscope.run.text import Text
 from mnemoscope.text.split import halves
 from mnemoscope.trials import heldout
-from mnemoscope.trials.heldout import alike, beyond, confirm, numbered, portions, together
+from mnemoscope.trials.heldout import (
+    beyond_last_token,
+    confirm,
+    count_same_code,
+    mask_chunks,
+    masks_of_many,
+    numbered_names,
+)
 
 WORDS = words()
 LIST = f"words:{','.join(WORDS[200:240])}@16"
@@ -62,13 +69,13 @@ def _half(text: Text, units: Units) -> tuple[Text, np.ndarray]:
 def test_portions_are_masks(text: Text, size: int) -> None:
     """However many at a time, compounds made from the masks of their parts are what each has by itself: one of
     its parts or each of them, row by row."""
-    found = np.concatenate([part.toarray() for part in portions(text, SPECS, size)], 1)
+    found = np.concatenate([part.toarray() for part in mask_chunks(text, SPECS, size)], 1)
     np.testing.assert_array_equal(found, masks(text, SPECS).toarray())
     either, both = found[:, SPECS.index(LIST)], found[:, 2]
     np.testing.assert_array_equal(found[:, 7], either | both)
     np.testing.assert_array_equal(found[:, 8], either & both)
-    assert found[:, 8].any() and list(portions(text, [], size)) == []
-    assert (together(text, SPECS) != masks(text, SPECS)).nnz == 0 and together(text, []).shape == (
+    assert found[:, 8].any() and list(mask_chunks(text, [], size)) == []
+    assert (masks_of_many(text, SPECS) != masks(text, SPECS)).nnz == 0 and masks_of_many(text, []).shape == (
         len(text),
         0,
     )
@@ -88,7 +95,7 @@ def test_alike_counts_rows_with_the_same_code(data: st.DataObject) -> None:
         [sum(has[i, c] and code[i] == code[r] for i in range(height)) if r >= 0 and code[r] >= 0 else 0 for r in own]
         for own, c in zip(rows, column, strict=True)
     ]  # fmt: skip
-    assert alike(csc_array(has), code, rows, column).tolist() == slow
+    assert count_same_code(csc_array(has), code, rows, column).tolist() == slow
 
 
 @pytest.mark.parametrize("chunk", [3, 2000])
@@ -115,7 +122,7 @@ def test_beyond_by_hand(text: Text, units: Units, chunk: int, monkeypatch: pytes
     """The chance at each trigger is that of the prefixes of other documents with the same last token."""
     monkeypatch.setattr(heldout, "CHUNK", chunk)
     part, slots = _half(text, units)
-    for row in beyond(text, units, _claims(units), Options()).iter_rows(named=True):
+    for row in beyond_last_token(text, units, _claims(units), Options()).iter_rows(named=True):
         mask = masks(part, [row["spec"]]).toarray()[:, 0]
         rates, hits = [], 0
         for trigger in slots[row["unit"]][slots[row["unit"]] >= 0]:
@@ -132,7 +139,7 @@ def test_beyond_by_hand(text: Text, units: Units, chunk: int, monkeypatch: pytes
 
 def test_numbered_names() -> None:
     """Each row has the place of its name among all in order; no rows, no names."""
-    names, number = numbered(pl.Series(["b", "é", "a", "b", "B"]))
+    names, number = numbered_names(pl.Series(["b", "é", "a", "b", "B"]))
     assert names == ["B", "a", "b", "é"] and number.tolist() == [2, 3, 1, 2, 0]
-    names, number = numbered(pl.Series([], dtype=pl.String))
+    names, number = numbered_names(pl.Series([], dtype=pl.String))
     assert names == [] and number.tolist() == []

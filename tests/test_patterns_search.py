@@ -22,12 +22,12 @@ from mnemoscope.patterns.combine import word_unions
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.mined import Limits
 from mnemoscope.patterns.score import log_binomial_tail, poisson_binomial_tail
-from mnemoscope.patterns.search import Found, Options, Units, search
+from mnemoscope.patterns.search import Options, SearchResult, Units, search
 from mnemoscope.patterns.space import Space
 from mnemoscope.patterns.topics import k_means, log_odds
 from mnemoscope.run.text import Text
 from mnemoscope.text.split import halves
-from mnemoscope.trials.heldout import beyond, confirm
+from mnemoscope.trials.heldout import beyond_last_token, confirm
 
 EACH = 60
 QUICK = Options(tests=("main",), draws=300)
@@ -50,7 +50,7 @@ class Planting(NamedTuple):
     topic: np.ndarray
     units: Units
     labels: list[str]
-    found: Found
+    found: SearchResult
     first: pl.DataFrame
 
 
@@ -82,7 +82,7 @@ def planting() -> Planting:
     return Planting(text, topic, units, labels, found, first)
 
 
-def family_wise(found: Found, units: int) -> np.ndarray:
+def family_wise(found: SearchResult, units: int) -> np.ndarray:
     """f64[unit]: p_family of the best pattern; 1 where nothing is shared."""
     best = found.candidates.filter((pl.col("tests") == "main") & (pl.col("rank") == 0))
     out = np.ones(units)
@@ -161,7 +161,7 @@ def test_semantic_is_what_goes_beyond_the_last_token(planting: Planting) -> None
     spec = f"words:{','.join(WORDS[:30])}@all"
     claims = pl.DataFrame({"unit": [0, 1, 1], "spec": [spec, spec, f'tokens:[" {WORDS[180]}"]']})
     for test in (True, False):
-        found = beyond(text, units, claims, QUICK, test=test)
+        found = beyond_last_token(text, units, claims, QUICK, test=test)
         assert found["p_n2"][0] < 1e-4 and found["p_n2"][1] > 0.01 and found["p_n2"][2] > 0.01
         assert (found["n_n2"] > 5).all()
 

@@ -10,12 +10,12 @@ from scipy.stats import kstest
 
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.pattern import parse
-from mnemoscope.patterns.search import FOUND, Found, Options, Units, search
+from mnemoscope.patterns.search import FOUND, Options, SearchResult, Units, search
 from mnemoscope.patterns.whole import SINGLES, Counted, Language, by_document, proposed, surprise
 from mnemoscope.records import MAIN, WHOLE
 from mnemoscope.run.text import Text
 from mnemoscope.text.split import halves
-from mnemoscope.trials.ground import Ground
+from mnemoscope.trials.masked_text import MaskedText
 
 
 def _documents(random: np.random.Generator, claims: int, correlated: float) -> tuple[np.ndarray, np.ndarray]:
@@ -70,8 +70,8 @@ def test_chance_falls_with_evidence() -> None:
     assert (by_document(excess, 3 * excess) > 0.5).all()
 
 
-def _found(specs: list[tuple[str, str, float]]) -> Found:
-    return Found(pl.DataFrame(schema=FOUND), pl.DataFrame(), {}, specs)
+def _found(specs: list[tuple[str, str, float]]) -> SearchResult:
+    return SearchResult(pl.DataFrame(schema=FOUND), pl.DataFrame(), {}, specs)
 
 
 def test_language() -> None:
@@ -129,7 +129,7 @@ def text() -> Text:
     return small_text(500)[0]
 
 
-def _passed(text: Text, units: list[np.ndarray], found: Found) -> list[tuple[str, float]]:
+def _passed(text: Text, units: list[np.ndarray], found: SearchResult) -> list[tuple[str, float]]:
     """The claim of each unit that is most surprising in the discovery half, and its p in the test half; all in dense
     numpy."""
     language = Language.of(found)
@@ -138,7 +138,7 @@ def _passed(text: Text, units: list[np.ndarray], found: Found) -> list[tuple[str
     for values in units:
         (first, rows), (second, others) = parts
         active = values[rows] >= np.quantile(values[rows][first.counted], 0.98)
-        early = Ground(first, masks(first, language.specs))
+        early = MaskedText(first, masks(first, language.specs))
         strata = np.bincount(early.stratum[active & first.counted], minlength=early.strata)
         shown = early.columns.toarray()
         counted = Counted(
@@ -148,7 +148,7 @@ def _passed(text: Text, units: list[np.ndarray], found: Found) -> list[tuple[str
             early.shown.sum(1),
         )
         spec = proposed(counted, language, np.zeros(1, int))["spec"][0]
-        late = Ground(second, masks(second, [spec]))
+        late = MaskedText(second, masks(second, [spec]))
         active = (values[others] >= np.quantile(values[others][second.counted], 0.98)) & second.counted
         chance = late.rates(np.array([0]))[late.stratum, 0]
         both, expected = (

@@ -91,8 +91,8 @@ def agreement(
 
     items  i64[unit]: units of one item are resampled together, since they share what was thought of the item
     """
-    kinds, place = np.unique(items, return_inverse=True)
-    units = [np.flatnonzero(place == kind) for kind in range(len(kinds))]
+    kinds, item_of = np.unique(items, return_inverse=True)
+    units = [np.flatnonzero(item_of == kind) for kind in range(len(kinds))]
     random = np.random.default_rng(seed)
     draws = [ratings]
     for _ in range(samples if len(kinds) else 0):
@@ -100,17 +100,17 @@ def agreement(
         draws.append(ratings[np.concatenate([units[kind] for kind in drawn])])
 
     def estimate(figure: Callable[[np.ndarray, int], float]) -> Estimate:
-        return Estimate.of(np.array([figure(one, categories) for one in draws]))
+        return Estimate.of(np.array([figure(draw, categories) for draw in draws]))
 
     several = (ratings >= 0).sum(1) >= 2
     equal = estimate_of_share(
-        np.array([same(one, categories) for one in draws]), len(np.unique(place[several]))
+        np.array([same(draw, categories) for draw in draws]), len(np.unique(item_of[several]))
     )
     return Agreement(
         int(several.sum()),
         ratings.shape[1],
         equal,
-        *(estimate(one) for one in (cohen, fleiss, gwet, krippendorff)),
+        *(estimate(figure) for figure in (cohen, fleiss, gwet, krippendorff)),
     )
 
 

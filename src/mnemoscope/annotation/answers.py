@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from mnemoscope.annotation.draw import LEAST
-from mnemoscope.annotation.key import FORMAT, Item, Key, read_key
+from mnemoscope.annotation.key import FORMAT, Key, SheetItem, read_key
 from mnemoscope.annotation.sheet import fingerprint, seen
 from mnemoscope.errors import RunMismatch, SheetError
 from mnemoscope.records import NeuronId
@@ -28,7 +28,7 @@ _FIELDS = {"item", "annotate", "patterns", "apply", "applies"}
 
 
 @dataclass(frozen=True)
-class Pattern:
+class SeenPattern:
     """What an annotator saw in some prefixes of an item; indices are 0-based."""
 
     description: str
@@ -37,14 +37,14 @@ class Pattern:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ItemAnswer:
     """The answers to one item.
 
     patterns  None: not answered; empty: nothing was found
     applies   0-based numbers of the prefixes of `apply`; None: not answered
     """
 
-    patterns: tuple[Pattern, ...] | None
+    patterns: tuple[SeenPattern, ...] | None
     applies: frozenset[int] | None
     annotate: tuple[str, ...]  # the prefixes as they were shown
     apply: tuple[str, ...]
@@ -56,7 +56,7 @@ class Filled:
 
     path: Path
     annotator: str
-    answers: dict[str, Answer]
+    answers: dict[str, ItemAnswer]
 
     @property
     def answered(self) -> list[str]:
@@ -76,17 +76,17 @@ def read(
     """
     paths = [Path(path) for path in sheets]
     raw = [_lines(path) for path in paths]
-    place = Path(key) if key is not None else paths[0].parent / str(raw[0][0].get("key"))
-    opened = read_key(place)
+    key_path = Path(key) if key is not None else paths[0].parent / str(raw[0][0].get("key"))
+    opened = read_key(key_path)
     for path, (header, *_) in zip(paths, raw, strict=True):
-        _same_key(path, header, place, opened)
+        _same_key(path, header, key_path, opened)
     if run is not None and opened.run != fingerprint(run):
         raise RunMismatch(
             f"scoring {paths[0]}: the sheet was made from another run ({opened.model} on {opened.corpus}) than "
             f"{run.path}; give that one, or none"
         )
     filled = [_filled(path, lines, opened) for path, lines in zip(paths, raw, strict=True)]
-    if not any(one.answered for one in filled):
+    if not any(sheet.answered for sheet in filled):
         raise SheetError(
             f"scoring {paths[0]}: no item is answered; fill `patterns` of each item, with [] where there is none"
         )
@@ -99,20 +99,20 @@ def annotated(key: Key, filled: Filled, neuron: tuple[int, int]) -> pl.DataFrame
     Columns: rank, coefficient, context, position, prefix, patterns (descriptions, in the order of the answer), kind
     (`none`, `shallow`, `semantic`, `both`). `SheetError` if the neuron is not on the sheet, or has no answer.
     """
-    found = [
+    names = [
         name for name, item in key.items.items() if (item.layer, item.neuron) == neuron and not item.null
     ]
-    if not found:
+    if not names:
         have = ", ".join(
             str(NeuronId(item.layer or 0, item.neuron or 0)) for item in key.items.values() if not item.null
         )
         raise SheetError(
             f"exporting {NeuronId(*neuron)} from {filled.path}: it is not on the sheet, which has {have}"
         )
-    answer, item = filled.answers[found[0]], key.items[found[0]]
+    answer, item = filled.answers[names[0]], key.items[names[0]]
     if answer.patterns is None:
         raise SheetError(
-            f"exporting {NeuronId(*neuron)} from {filled.path}: its item {found[0]} is not answered; fill it in"
+            f"exporting {NeuronId(*neuron)} from {filled.path}: its item {names[0]} is not answered; fill it in"
         )
     labels = kinds(answer)
     rows = [
@@ -121,11 +121,11 @@ def annotated(key: Key, filled: Filled, neuron: tuple[int, int]) -> pl.DataFrame
             "coefficient": prefix.coefficient,
             "context": prefix.context,
             "position": prefix.position,
-            "prefix": answer.annotate[at],
-            "patterns": [one.description for one in answer.patterns if at in one.indices],
-            "kind": LABELS[labels[at]],
+            "prefix": answer.annotate[index],
+            "patterns": [pattern.description for pattern in answer.patterns if index in pattern.indices],
+            "kind": LABELS[labels[index]],
         }
-        for at, prefix in enumerate(item.annotate)
+        for index, prefix in enumerate(item.annotate)
     ]
     return pl.DataFrame(rows, schema_overrides={"patterns": pl.List(pl.String)}).sort("rank")
 
@@ -133,13 +133,13 @@ def annotated(key: Key, filled: Filled, neuron: tuple[int, int]) -> pl.DataFrame
 LABELS = ("none", "shallow", "semantic", "both")
 
 
-def kinds(answer: Answer) -> list[int]:
+def kinds(answer: ItemAnswer) -> list[int]:
     """For each prefix of `annotate` its label: a place in `LABELS`."""
-    found = [0] * len(answer.annotate)
+    labels = [0] * len(answer.annotate)
     for pattern in answer.patterns or ():
-        for at in pattern.indices:
-            found[at] |= 1 << KINDS.index(pattern.kind)
-    return found
+        for index in pattern.indices:
+            labels[index] |= 1 << KINDS.index(pattern.kind)
+    return labels
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             raise SheetError(
                 f"{path}, line {number}: this is not JSON ({error.msg} at character {error.colno}); fix it"
             ) from error
-    if not lines or not all(isinstance(one, dict) for one in lines) or "commitment" not in lines[0]:
+    if not lines or not all(isinstance(line, dict) for line in lines) or "commitment" not in lines[0]:
         raise SheetError(
             f"reading the sheet {path}: its first line is no header; give a sheet of `mnemoscope annotate`"
         )
@@ -169,10 +169,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _same_key(path: Path, header: dict[str, Any], place: Path, key: Key) -> None:
+def _same_key(path: Path, header: dict[str, Any], key_path: Path, key: Key) -> None:
     if header["commitment"] != key.commitment:
         raise SheetError(
-            f"scoring {path}: the key {place} is not the one that was sealed with this sheet, or was changed since; "
+            f"scoring {path}: the key {key_path} is not the one that was sealed with this sheet, or was changed since; "
             "give the key that was written beside it with {key}",
             key=...,
         )
@@ -184,7 +184,7 @@ def _filled(path: Path, lines: list[dict[str, Any]], key: Key) -> Filled:
     if lost := sorted(key.items.keys() - set(names)):
         raise SheetError(f"scoring {path}: item {lost[0]} is missing; restore its line")
     if len(names) > len(key.items):
-        odd = next(name for at, name in enumerate(names) if name not in key.items or name in names[:at])
+        odd = next(name for index, name in enumerate(names) if name not in key.items or name in names[:index])
         raise SheetError(f"scoring {path}: item {odd} is there twice or was never written; remove its line")
     for row in rows:
         if seen(row) != key.items[row["item"]].digest or row.keys() - _FIELDS:
@@ -198,11 +198,17 @@ def _filled(path: Path, lines: list[dict[str, Any]], key: Key) -> Filled:
     return Filled(path, str(header.get("annotator") or path.stem), answers)
 
 
-def _answer(where: str, row: dict[str, Any], item: Item) -> Answer:
-    given, applies = row.get("patterns"), row.get("applies")
-    if given is not None and not isinstance(given, list):
-        raise SheetError(f"{where}: `patterns` is {json.dumps(given)}; write a list, [] where there is none")
-    patterns = None if given is None else tuple(_pattern(where, one, len(item.annotate)) for one in given)
+def _answer(where: str, row: dict[str, Any], item: SheetItem) -> ItemAnswer:
+    described, applies = row.get("patterns"), row.get("applies")
+    if described is not None and not isinstance(described, list):
+        raise SheetError(
+            f"{where}: `patterns` is {json.dumps(described)}; write a list, [] where there is none"
+        )
+    patterns = (
+        None
+        if described is None
+        else tuple(_pattern(where, entry, len(item.annotate)) for entry in described)
+    )
     if applies is not None and not patterns:
         if applies:
             raise SheetError(
@@ -210,7 +216,7 @@ def _answer(where: str, row: dict[str, Any], item: Item) -> Answer:
             )
         applies = None
     chosen = None if applies is None else _indices(where, "applies", applies, len(item.apply))
-    return Answer(
+    return ItemAnswer(
         patterns,
         None if chosen is None else frozenset(chosen),
         tuple(row["annotate"].values()),
@@ -218,30 +224,32 @@ def _answer(where: str, row: dict[str, Any], item: Item) -> Answer:
     )
 
 
-def _pattern(where: str, given: Any, size: int) -> Pattern:
-    if not isinstance(given, dict) or given.keys() != {"description", "indices", "kind"}:
+def _pattern(where: str, entry: Any, size: int) -> SeenPattern:
+    if not isinstance(entry, dict) or entry.keys() != {"description", "indices", "kind"}:
         raise SheetError(
-            f'{where}: a pattern is {{"description": ..., "indices": [...], "kind": ...}}, not {json.dumps(given)[:80]}'
+            f'{where}: a pattern is {{"description": ..., "indices": [...], "kind": ...}}, not {json.dumps(entry)[:80]}'
         )
-    description, kind = given["description"], given["kind"]
+    description, kind = entry["description"], entry["kind"]
     if not isinstance(description, str) or not description.strip():
         raise SheetError(f"{where}: a pattern has no description; say in words what the prefixes share")
     if kind not in KINDS:
         raise SheetError(
             f"{where}: the kind of {description!r} is {json.dumps(kind)}; write one of {', '.join(KINDS)}"
         )
-    indices = _indices(where, "indices", given["indices"], size)
+    indices = _indices(where, "indices", entry["indices"], size)
     if len(indices) < LEAST:
         raise SheetError(
             f"{where}: {description!r} names {len(indices)} prefixes, a pattern needs {LEAST}; name more or remove it"
         )
-    return Pattern(description.strip(), indices, kind)
+    return SeenPattern(description.strip(), indices, kind)
 
 
-def _indices(where: str, name: str, given: Any, size: int) -> tuple[int, ...]:
-    good = isinstance(given, list) and all(type(one) is int and 1 <= one <= size for one in given)
-    if not good or len(set(given)) < len(given):
+def _indices(where: str, name: str, numbers: Any, size: int) -> tuple[int, ...]:
+    good = isinstance(numbers, list) and all(
+        type(number) is int and 1 <= number <= size for number in numbers
+    )
+    if not good or len(set(numbers)) < len(numbers):
         raise SheetError(
-            f"{where}: `{name}` is {json.dumps(given)[:80]}; write a list of different numbers from 1 to {size}"
+            f"{where}: `{name}` is {json.dumps(numbers)[:80]}; write a list of different numbers from 1 to {size}"
         )
-    return tuple(sorted(one - 1 for one in given))
+    return tuple(sorted(number - 1 for number in numbers))

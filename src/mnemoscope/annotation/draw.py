@@ -39,7 +39,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnItem:
     """One item before it is written: prefixes with their rows of the text."""
 
     kind: Kind
@@ -48,7 +48,7 @@ class Drawn:
     apply: list[tuple[int, Prefix]]
 
 
-def items(run: Run, text: Text, neurons: int, prefixes: int, random: np.random.Generator) -> list[Drawn]:
+def items(run: Run, text: Text, neurons: int, prefixes: int, random: np.random.Generator) -> list[DrawnItem]:
     """`neurons` items of neurons with a polarity and 25 to 30 % null items, in random order.
 
     prefixes  in each half of an item, at most; fewer where the run keeps fewer triggers from different documents
@@ -64,7 +64,7 @@ def items(run: Run, text: Text, neurons: int, prefixes: int, random: np.random.G
         )
     units = _neurons(run, text, neurons, random)
     prefixes = min(prefixes, int(np.median([len(unit.rows) for unit in units])) // 2)
-    full = [at for at, unit in enumerate(units) if len(unit.rows) >= 2 * prefixes]
+    full = [index for index, unit in enumerate(units) if len(unit.rows) >= 2 * prefixes]
     if prefixes < LEAST_PREFIXES or len(full) <= neurons:
         raise SheetError(
             f"making an annotation sheet of {neurons} neurons: of {len(units)} neurons and polarities, {len(full)} "
@@ -72,13 +72,13 @@ def items(run: Run, text: Text, neurons: int, prefixes: int, random: np.random.G
             "{neurons}, or build the run on more documents",
             neurons=neurons,
         )
-    chosen, spare = full[:neurons], [units[at] for at in full[neurons:]]
-    others = [unit for at, unit in enumerate(units) if at not in set(chosen)]
+    chosen, spare = full[:neurons], [units[index] for index in full[neurons:]]
+    others = [unit for index, unit in enumerate(units) if index not in set(chosen)]
     match = Matcher(text, random)
-    sources: list[tuple[Kind, Unit]] = [("neuron", units[at]) for at in chosen]
+    sources: list[tuple[Kind, Unit]] = [("neuron", units[index]) for index in chosen]
     sources += _nulls(run, text, neurons, 2 * prefixes, spare, others, match, random)
     drawn = [_item(kind, unit, prefixes, text, match, random) for kind, unit in sources]
-    return [drawn[at] for at in random.permutation(len(drawn))]
+    return [drawn[index] for index in random.permutation(len(drawn))]
 
 
 def null_items(neurons: int) -> int:
@@ -112,10 +112,10 @@ def _units(triggers: pl.DataFrame, text: Text) -> list[Unit]:
     )
     return [
         Unit(
-            one.select(_ADDRESS).row(0),
-            *(one[name].to_numpy() for name in ("row", "rank", "coefficient")),
+            triggers_of_unit.select(_ADDRESS).row(0),
+            *(triggers_of_unit[name].to_numpy() for name in ("row", "rank", "coefficient")),
         )
-        for one in single
+        for triggers_of_unit in single
     ]
 
 
@@ -139,7 +139,7 @@ def _nulls(
             made.append((kind, _bare(list(match.elsewhere(template.rows[:size])))))
         elif kind == "direction":
             made.append((kind, directions.pop(int(random.integers(len(directions))))))
-            kinds = kinds if directions else [one for one in kinds if one != "direction"]
+            kinds = kinds if directions else [other for other in kinds if other != "direction"]
         else:
             made.append((kind, _bare(_mixed(others, size, text, random))))
     return made
@@ -162,8 +162,8 @@ def _mixed(units: Sequence[Unit], size: int, text: Text, random: np.random.Gener
     """Triggers of many neurons, from different documents; of none so many that its own pattern would count."""
     rows: list[int] = []
     seen: set[int] = set()
-    for at in np.concatenate([random.permutation(len(units)) for _ in range(LEAST - 1)]):
-        free = [row for row in units[at].rows.tolist() if int(text.document[row]) not in seen]
+    for index in np.concatenate([random.permutation(len(units)) for _ in range(LEAST - 1)]):
+        free = [row for row in units[index].rows.tolist() if int(text.document[row]) not in seen]
         if free and len(rows) < size:
             rows.append(free[random.integers(len(free))])
             seen.add(int(text.document[rows[-1]]))
@@ -177,32 +177,32 @@ def _mixed(units: Sequence[Unit], size: int, text: Text, random: np.random.Gener
 
 def _item(
     kind: Kind, unit: Unit, prefixes: int, text: Text, match: Matcher, random: np.random.Generator
-) -> Drawn:
+) -> DrawnItem:
     """The strongest triggers in two random halves, the second among as many distractors."""
     order = random.permutation(2 * prefixes)
-    own = kind in ("neuron", "direction")
+    real = kind in ("neuron", "direction")
 
-    def prefix(at: int) -> tuple[int, Prefix]:
-        row = int(unit.rows[at])
-        rank, coefficient = int(unit.ranks[at]), float(unit.coefficients[at])
+    def prefix(index: int) -> tuple[int, Prefix]:
+        row = int(unit.rows[index])
+        rank, coefficient = int(unit.ranks[index]), float(unit.coefficients[index])
         return row, Prefix(
             context=int(text.context[row]),
             position=int(text.position[row]),
-            rank=rank if own else None,
-            coefficient=coefficient if own else None,
+            rank=rank if real else None,
+            coefficient=coefficient if real else None,
         )
 
-    held_out = [prefix(at) for at in order[prefixes:]]
+    held_out = [prefix(index) for index in order[prefixes:]]
     distractors = [
         (row, Prefix(context=int(text.context[row]), position=int(text.position[row]), source=False))
         for row in match.like([row for row, _ in held_out], unit.rows)
     ]
     both = held_out + distractors
-    return Drawn(
+    return DrawnItem(
         kind,
-        unit.address if own else None,
-        [prefix(at) for at in order[:prefixes]],
-        [both[at] for at in random.permutation(len(both))],
+        unit.address if real else None,
+        [prefix(index) for index in order[:prefixes]],
+        [both[index] for index in random.permutation(len(both))],
     )
 
 
@@ -216,9 +216,9 @@ class Matcher:
         often = np.bincount(tokens, minlength=1)
         # Octaves of how often the last token occurs, and of the position.
         self._octave = np.floor(np.log2(np.maximum(often, 1))).astype(np.int64)
-        frequency, place = self._octave[tokens], np.log2(np.maximum(position, 1)).astype(np.int64)
+        frequency, octave = self._octave[tokens], np.log2(np.maximum(position, 1)).astype(np.int64)
         self._levels = [
-            _Strata(frequency * 64 + place),
+            _Strata(frequency * 64 + octave),
             _Strata(frequency),
             _Strata(np.zeros(len(self._rows), np.int64)),
         ]
@@ -230,8 +230,8 @@ class Matcher:
         seen = set(text.document[np.concatenate([np.asarray(rows, np.int64), avoid])].tolist())
         for row in rows:
             frequency = int(self._octave[text.tokens[row]])
-            place = int(np.log2(max(int(text.position[row]), 1)))
-            yield self._draw([frequency * 64 + place, frequency, 0], self._levels, seen)
+            octave = int(np.log2(max(int(text.position[row]), 1)))
+            yield self._draw([frequency * 64 + octave, frequency, 0], self._levels, seen)
 
     def elsewhere(self, rows: np.ndarray) -> Iterator[int]:
         """For each row a random one at the same position, each from another document."""
@@ -241,8 +241,8 @@ class Matcher:
             yield self._draw(codes, strata, seen)
 
     def _draw(self, codes: Sequence[int], strata: Sequence[_Strata], seen: set[int]) -> int:
-        for code, one in zip(codes, strata, strict=True):
-            members = one.members(code)
+        for code, level in zip(codes, strata, strict=True):
+            members = level.members(code)
             for _ in range(_TRIES if len(members) else 0):
                 row = int(self._rows[members[self._random.integers(len(members))]])
                 document = int(self._text.document[row])

@@ -37,7 +37,7 @@ class Prefix(_Strict):
     coefficient: float | None = None
 
 
-class Item(_Strict):
+class SheetItem(_Strict):
     """What an item is: a neuron with a polarity, a null direction with its number, or neither.
 
     digest  of the item as the annotator sees it, without answers
@@ -66,7 +66,7 @@ class Key(_Strict):
     model: str
     corpus: str
     run: str
-    items: dict[str, Item]
+    items: dict[str, SheetItem]
 
     @property
     def commitment(self) -> str:

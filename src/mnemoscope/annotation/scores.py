@@ -18,8 +18,8 @@ import numpy as np
 from scipy import stats
 
 from mnemoscope.annotation.agreement import RESAMPLES, Agreement, agreement
-from mnemoscope.annotation.answers import LABELS, Answer, Filled, kinds
-from mnemoscope.annotation.key import NULLS, Item, Key
+from mnemoscope.annotation.answers import LABELS, Filled, ItemAnswer, kinds
+from mnemoscope.annotation.key import NULLS, Key, SheetItem
 from mnemoscope.display import Shown
 from mnemoscope.intervals import estimate_of_share
 from mnemoscope.records import Estimate
@@ -102,7 +102,7 @@ def score(key: Key, filled: Sequence[Filled], *, samples: int = RESAMPLES, seed:
         neurons=len(key.items) - nulls,
         nulls=nulls,
         prefixes=len(next(iter(key.items.values())).annotate),
-        annotators=tuple(_annotator(key, one, samples, seed) for one in filled),
+        annotators=tuple(_annotator(key, sheet, samples, seed) for sheet in filled),
         agreement=_agreement(key, filled, samples, seed) if several else {},
     )
 
@@ -130,7 +130,7 @@ def rogan_gladen(apparent: np.ndarray, sensitivity: float, specificity: np.ndarr
     return np.asarray(np.clip(share, 0, 1))
 
 
-def holds(answer: Answer, item: Item) -> bool | None:
+def holds(answer: ItemAnswer, item: SheetItem) -> bool | None:
     """Whether the patterns told held-out prefixes from distractors; None if they were not applied."""
     if answer.patterns == ():
         return False
@@ -140,41 +140,41 @@ def holds(answer: Answer, item: Item) -> bool | None:
     return bool(stats.hypergeom.sf(a - 1, a + b + c + d, a + b, a + c) <= LEVEL)
 
 
-def _table(answer: Answer, item: Item) -> tuple[tuple[int, int], tuple[int, int]]:
+def _table(answer: ItemAnswer, item: SheetItem) -> tuple[tuple[int, int], tuple[int, int]]:
     """Held-out prefixes, then distractors: to how many the patterns apply, and to how many not."""
     chosen = answer.applies or frozenset()
-    mine = [at for at, prefix in enumerate(item.apply) if prefix.source]
-    hits = len(chosen.intersection(mine))
-    others = len(item.apply) - len(mine)
-    return (hits, len(mine) - hits), (len(chosen) - hits, others - len(chosen) + hits)
+    sources = [index for index, prefix in enumerate(item.apply) if prefix.source]
+    hits = len(chosen.intersection(sources))
+    others = len(item.apply) - len(sources)
+    return (hits, len(sources) - hits), (len(chosen) - hits, others - len(chosen) + hits)
 
 
 def _annotator(key: Key, filled: Filled, samples: int, seed: int) -> Annotator:
     pairs = [(filled.answers[name], key.items[name]) for name in filled.answered]
     null = np.array([item.null for _, item in pairs])
     weights = _weights(null, samples, np.random.default_rng(seed))
-    found = [bool(answer.patterns) for answer, _ in pairs]
+    found_patterns = [bool(answer.patterns) for answer, _ in pairs]
     held = [holds(answer, item) for answer, item in pairs]
     real, other = weights * ~null, weights * null
     counts = np.array([len(answer.patterns or ()) for answer, _ in pairs])
     labels = [np.array(kinds(answer)) for answer, _ in pairs]
-    covered, sizes = np.array([(one > 0).sum() for one in labels]), np.array([len(one) for one in labels])
-    semantic = np.array([(one >= LABELS.index("semantic")).sum() for one in labels])
+    covered, sizes = np.array([(kind > 0).sum() for kind in labels]), np.array([len(kind) for kind in labels])
+    semantic = np.array([(kind >= LABELS.index("semantic")).sum() for kind in labels])
     ones = np.ones(len(pairs))
     return Annotator(
         name=filled.annotator,
         open=len(filled.answers) - len(pairs),
-        found=_items(found, weights, null),
+        found=_items(found_patterns, weights, null),
         held=_items(held, weights, null),
         applied=_applied(pairs, weights * ~null),
         false_alarms={
             kind: (
-                len(here),
-                sum(found[at] for at in here),
-                sum(bool(held[at]) for at in here),
+                len(rows),
+                sum(found_patterns[index] for index in rows),
+                sum(bool(held[index]) for index in rows),
             )
             for kind in NULLS
-            if (here := [at for at, (_, item) in enumerate(pairs) if item.kind == kind])
+            if (rows := [index for index, (_, item) in enumerate(pairs) if item.kind == kind])
         },
         patterns=Estimate.of(_ratio(real @ counts, real @ ones)),
         patterns_in_nulls=Estimate.of(_ratio(other @ counts, other @ ones)),
@@ -201,16 +201,16 @@ def _items(flags: Sequence[bool | None], weights: np.ndarray, null: np.ndarray) 
     yes = np.array([bool(flag) for flag in flags])
     counts = (weights @ (group & known & about) for group in (~null, null) for about in (yes, known))
     judged = (int((group & known).sum()) for group in (~null, null))
-    return _detection(*(one.astype(float) for one in counts), items=tuple(judged))
+    return _detection(*(count.astype(float) for count in counts), items=tuple(judged))
 
 
-def _applied(pairs: Sequence[tuple[Answer, Item]], weights: np.ndarray) -> Detection:
+def _applied(pairs: Sequence[tuple[ItemAnswer, SheetItem]], weights: np.ndarray) -> Detection:
     tables = [
         _table(answer, item) if answer.applies is not None else ((0, 0), (0, 0)) for answer, item in pairs
     ]
     cells = np.array(tables, float).reshape(-1, 4)
-    hits, misses, alarms, rejections = (weights @ cells[:, at] for at in range(4))
-    judged = (int((weights[0] * (cells[:, at : at + 2].sum(1) > 0)).sum()) for at in (0, 2))
+    hits, misses, alarms, rejections = (weights @ cells[:, cell] for cell in range(4))
+    judged = (int((weights[0] * (cells[:, cell : cell + 2].sum(1) > 0)).sum()) for cell in (0, 2))
     return _detection(hits, hits + misses, alarms, alarms + rejections, items=tuple(judged))
 
 
@@ -241,10 +241,10 @@ def _both_ends(
     return _widened(distance, d_primes), _widened(corrected, rogan_gladen(ends[0], 1.0, 1 - ends[1]))
 
 
-def _widened(one: Estimate, ends: np.ndarray) -> Estimate:
-    if one.value is None or one.low is None or one.high is None or np.isnan(ends).any():
-        return one
-    return Estimate(one.value, min(one.low, float(ends[0])), max(one.high, float(ends[1])))
+def _widened(estimate: Estimate, ends: np.ndarray) -> Estimate:
+    if estimate.value is None or estimate.low is None or estimate.high is None or np.isnan(ends).any():
+        return estimate
+    return Estimate(estimate.value, min(estimate.low, float(ends[0])), max(estimate.high, float(ends[1])))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -254,20 +254,24 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def _agreement(key: Key, filled: Sequence[Filled], samples: int, seed: int) -> dict[str, Agreement]:
     names = list(key.items)
 
-    def ratings(of: Any, sizes: list[int]) -> np.ndarray:
+    def ratings(label_of: Any, sizes: list[int]) -> np.ndarray:
         """i64[unit, annotator], with -1 for all units of an item that is not answered."""
         columns = [
             np.concatenate(
                 [
                     np.full(size, -1) if labels is None else np.asarray(labels, np.int64)
-                    for labels, size in zip((of(one.answers[name]) for name in names), sizes, strict=True)
+                    for labels, size in zip(
+                        (label_of(sheet.answers[name]) for name in names), sizes, strict=True
+                    )
                 ]
             )
-            for one in filled
+            for sheet in filled
         ]
         return np.stack(columns, axis=1)
 
-    half, whole = ([len(getattr(key.items[name], part)) for name in names] for part in ("annotate", "apply"))
+    half, whole = (
+        [len(getattr(key.items[name], part_name)) for name in names] for part_name in ("annotate", "apply")
+    )
     asked = {
         "found": (_found, [1] * len(names), 2),
         "labels": (lambda answer: None if answer.patterns is None else kinds(answer), half, len(LABELS)),
@@ -275,22 +279,22 @@ def _agreement(key: Key, filled: Sequence[Filled], samples: int, seed: int) -> d
     }
     return {
         name: agreement(
-            ratings(of, sizes),
+            ratings(label_of, sizes),
             categories,
             np.repeat(np.arange(len(names)), sizes),
             samples=samples,
             seed=seed,
         )
-        for name, (of, sizes, categories) in asked.items()
+        for name, (label_of, sizes, categories) in asked.items()
     }
 
 
-def _found(answer: Answer) -> list[bool] | None:
+def _found(answer: ItemAnswer) -> list[bool] | None:
     return None if answer.patterns is None else [bool(answer.patterns)]
 
 
-def _marks(answer: Answer) -> list[bool] | None:
+def _marks(answer: ItemAnswer) -> list[bool] | None:
     """Where nothing was found, nothing applies."""
     if answer.patterns == ():
         return [False] * len(answer.apply)
-    return None if answer.applies is None else [at in answer.applies for at in range(len(answer.apply))]
+    return None if answer.applies is None else [index in answer.applies for index in range(len(answer.apply))]

@@ -15,7 +15,7 @@ import numpy as np
 
 from mnemoscope import files
 from mnemoscope.annotation import draw
-from mnemoscope.annotation.key import FORMAT, Item, Key, digest
+from mnemoscope.annotation.key import FORMAT, Key, SheetItem, digest
 from mnemoscope.errors import SheetError
 from mnemoscope.run.text import Text
 
@@ -70,24 +70,26 @@ def make(
     drawn = draw.items(run, text, neurons, prefixes, np.random.default_rng(seed))
     width = len(str(len(drawn)))
     lines, items = [], {}
-    for number, one in enumerate(drawn, 1):
+    for number, item in enumerate(drawn, 1):
         name = str(number).zfill(width)
         shown = {
-            part: {str(at): show(text, row) for at, (row, _) in enumerate(getattr(one, part), 1)}
-            for part in ("annotate", "apply")
+            part_name: {
+                str(index): show(text, row) for index, (row, _) in enumerate(getattr(item, part_name), 1)
+            }
+            for part_name in ("annotate", "apply")
         }
         lines.append(
             {"item": name, "annotate": shown["annotate"], "patterns": None}
             | {"apply": shown["apply"], "applies": None}
         )
-        layer, neuron, polarity = one.address or (None, None, None)
-        items[name] = Item(
-            kind=one.kind,
+        layer, neuron, polarity = item.address or (None, None, None)
+        items[name] = SheetItem(
+            kind=item.kind,
             layer=layer,
             neuron=neuron,
             polarity=polarity,
-            annotate=tuple(prefix for _, prefix in one.annotate),
-            apply=tuple(prefix for _, prefix in one.apply),
+            annotate=tuple(prefix for _, prefix in item.annotate),
+            apply=tuple(prefix for _, prefix in item.apply),
             digest=seen(lines[-1]),
         )
     key = Key(
@@ -139,6 +141,6 @@ def show(text: Text, row: int) -> str:
     words, start = text.vocabulary, max(int(text.first[row]), row + 1 - TOKENS)
     # Special tokens are no text.
     tokens = [token for token in text.tokens[start : row + 1].tolist() if not words.special[token]]
-    pieces = [words.visible(one, edges=False) for one in words.pieces(tokens)]
+    pieces = [words.visible(piece, edges=False) for piece in words.pieces(tokens)]
     last = pieces[-1] or words.label(int(text.tokens[row]))
     return f"{'…' if start > text.first[row] else ''}{''.join(pieces[:-1])}⟦{last}⟧"

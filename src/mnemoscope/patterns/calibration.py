@@ -21,7 +21,7 @@ TAIL = 0.05  # share of the draws that the tail beyond them is extrapolated from
 
 
 @dataclass(frozen=True)
-class Null:
+class DrawnNull:
     """Groups of alike units with the scores of their drawn sets.
 
     group    i64[unit]         the group of each unit
@@ -69,8 +69,8 @@ def grouped(space: Space, slots: np.ndarray, seed: int = 0) -> np.ndarray:
     if count == 1:
         return np.zeros(len(slots), np.int64)
     profiles = _profiles(space, slots)
-    some = np.random.default_rng(seed).permutation(len(slots))[:8000]
-    centres, _ = k_means(profiles[some], count, seed)
+    sample = np.random.default_rng(seed).permutation(len(slots))[:8000]
+    centres, _ = k_means(profiles[sample], count, seed)
     squares = (centres**2).sum(1)
     nearest = (squares - 2 * profiles @ centres.T.astype(np.float32)).argmin(1)
     return np.unique(nearest, return_inverse=True)[1]
@@ -102,14 +102,14 @@ def draw(
     """
     points = np.flatnonzero(space.drawn)
     strata = Groups(space.stratum[points], np.ones(len(points), bool))
-    place = strata.find(np.arange(int(space.stratum.max(initial=0)) + 1))
-    missing = (slots >= 0) & (place[space.stratum[slots]] >= 0)
+    group_of = strata.find(np.arange(int(space.stratum.max(initial=0)) + 1))
+    missing = (slots >= 0) & (group_of[space.stratum[slots]] >= 0)
     out = np.full(slots.shape, -1)
     for _ in range(20):
         sets, slot = np.nonzero(missing)
         if not len(sets):
             break
-        group = place[space.stratum[slots[sets, slot]]]
+        group = group_of[space.stratum[slots[sets, slot]]]
         first, size = strata.starts[group], np.diff(strata.starts)[group]
         out[sets, slot] = points[strata.rows[first + (random.random(len(sets)) * size).astype(np.int64)]]
         missing = repeated(space, out) if one_per_document else np.zeros_like(missing)

@@ -16,14 +16,14 @@ def columns(starts: np.ndarray, rows: np.ndarray, height: int) -> csc_array:
 
 def from_flags(flags: Sequence[np.ndarray], height: int) -> csc_array:
     """One column for each bool[row]."""
-    found = [np.flatnonzero(flag) for flag in flags]
-    starts = np.concatenate([[0], np.cumsum([len(rows) for rows in found])]).astype(np.int64)
-    return columns(starts, np.concatenate([*found, np.zeros(0, np.int64)]), height)
+    rows_by_flag = [np.flatnonzero(flag) for flag in flags]
+    starts = np.concatenate([[0], np.cumsum([len(rows) for rows in rows_by_flag])]).astype(np.int64)
+    return columns(starts, np.concatenate([*rows_by_flag, np.zeros(0, np.int64)]), height)
 
 
 def joined(parts: Sequence[csc_array], height: int) -> csc_array:
     """Columns side by side."""
-    parts = [part for part in parts if part.shape[1]]
+    parts = [block for block in parts if block.shape[1]]
     return hstack(parts, format="csc") if parts else columns(np.zeros(1, np.int64), np.zeros(0), height)
 
 
@@ -61,8 +61,8 @@ class Groups:
         """i64[code]: its group, or -1."""
         if not len(self.codes):
             return np.full(len(codes), -1)
-        place = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
-        return np.where(self.codes[place] == codes, place, -1)
+        group = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
+        return np.where(self.codes[group] == codes, group, -1)
 
 
 def spans(first: np.ndarray, size: np.ndarray) -> np.ndarray:

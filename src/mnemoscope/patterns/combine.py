@@ -27,7 +27,7 @@ SAMPLE = 4000  # points of the rarer part, at most, among which the others are c
 
 
 @dataclass(frozen=True)
-class Choice:
+class BestPatterns:
     """One pattern for each set.
 
     how i8 (SINGLE, ALL, ANY), columns i64[set, 4] (-1 where there is none), bits u64, base f64, log_p f64,
@@ -41,22 +41,22 @@ class Choice:
     log_p: np.ndarray
     score: np.ndarray
 
-    def take(self, which: np.ndarray) -> Choice:
+    def take(self, which: np.ndarray) -> BestPatterns:
         """The choices of some sets."""
-        return Choice(**{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
+        return BestPatterns(**{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
 
-    def put(self, where: np.ndarray, other: Choice) -> None:
+    def put(self, where: np.ndarray, other: BestPatterns) -> None:
         """Replace the choices of some sets."""
         for name in self.__dataclass_fields__:
             getattr(self, name)[where] = getattr(other, name)
 
 
-def singles(top: Top) -> Choice:
+def singles(top: Top) -> BestPatterns:
     """The best pattern of each set."""
     sets = len(top.column)
     columns = np.full((sets, PARTS[ANY]), -1)
     columns[:, 0] = top.column[:, 0]
-    return Choice(
+    return BestPatterns(
         np.zeros(sets, np.int8),
         columns,
         top.bits[:, 0].copy(),
@@ -66,7 +66,7 @@ def singles(top: Top) -> Choice:
     )
 
 
-def widen(choice: Choice, top: Top, trials: np.ndarray, price: float) -> None:
+def disjoin(choice: BestPatterns, top: Top, trials: np.ndarray, price: float) -> None:
     """Disjunctions: add to the best of each set the part that helps most, while it is worth its price.
 
     The rate of a disjunction is bounded by the sum of the rates of its parts, so that its tail is never too
@@ -74,32 +74,32 @@ def widen(choice: Choice, top: Top, trials: np.ndarray, price: float) -> None:
     """
     rows = np.arange(len(top.column))
     for begin in range(min(3, top.column.shape[1])):
-        at = _start(top, begin)
-        for part in range(1, PARTS[ANY]):
-            bits = at.bits[:, None] | top.bits
-            base = np.minimum(at.base[:, None] + top.base, 1)
+        grown = _start(top, begin)
+        for size in range(1, PARTS[ANY]):
+            bits = grown.bits[:, None] | top.bits
+            base = np.minimum(grown.base[:, None] + top.base, 1)
             log_p = log_binomial_tail(np.bitwise_count(bits), trials[:, None], base)
-            more = np.bitwise_count(bits).astype(int) - np.bitwise_count(at.bits)[:, None]
-            whole = (at.columns >= 0).sum(1) == part  # those that did not grow in the last round are done
-            score = np.where((more >= SUPPORT) & (top.column >= 0) & whole[:, None], log_p + part * price, 0)
-            place = score.argmin(1)
-            sets = np.flatnonzero(score[rows, place] < at.score)
+            more = np.bitwise_count(bits).astype(int) - np.bitwise_count(grown.bits)[:, None]
+            whole = (grown.columns >= 0).sum(1) == size  # those that did not grow in the last round are done
+            score = np.where((more >= SUPPORT) & (top.column >= 0) & whole[:, None], log_p + size * price, 0)
+            best = score.argmin(1)
+            sets = np.flatnonzero(score[rows, best] < grown.score)
             if not len(sets):
                 break
-            chosen = (sets, place[sets])
-            at.how[sets], at.columns[sets, part] = ANY, top.column[chosen]
-            at.bits[sets], at.base[sets] = bits[chosen], base[chosen]
-            at.log_p[sets], at.score[sets] = log_p[chosen], score[chosen]
-        better = np.flatnonzero((at.how == ANY) & (at.score < choice.score))
-        choice.put(better, at.take(better))
+            chosen = (sets, best[sets])
+            grown.how[sets], grown.columns[sets, size] = ANY, top.column[chosen]
+            grown.bits[sets], grown.base[sets] = bits[chosen], base[chosen]
+            grown.log_p[sets], grown.score[sets] = log_p[chosen], score[chosen]
+        better = np.flatnonzero((grown.how == ANY) & (grown.score < choice.score))
+        choice.put(better, grown.take(better))
 
 
-def _start(top: Top, begin: int) -> Choice:
+def _start(top: Top, begin: int) -> BestPatterns:
     return singles(Top(top.column[:, begin:], top.bits[:, begin:], top.base[:, begin:], top.log_p[:, begin:]))
 
 
-def narrow(
-    choice: Choice, top: Top, space: Space, slots: np.ndarray, trials: np.ndarray, price: float
+def conjoin(
+    choice: BestPatterns, top: Top, space: Space, slots: np.ndarray, trials: np.ndarray, price: float
 ) -> None:
     """Conjunctions: of two of the best patterns of a set, then of a third with them."""
     a, b = np.triu_indices(top.column.shape[1], 1)
@@ -123,14 +123,14 @@ def narrow(
         & ~inside
         & (hoped + 2 * price < choice.score[third, None])
     )
-    place, other = np.nonzero(likely)
-    sets = third[place]
+    case, other = np.nonzero(likely)
+    sets = third[case]
     columns = np.concatenate([choice.columns[sets, :2], top.column[sets, other][:, None]], 1)
-    _better(choice, space, slots, trials, price, sets, columns, bits[place, other])
+    _better(choice, space, slots, trials, price, sets, columns, bits[case, other])
 
 
 def _better(
-    choice: Choice,
+    choice: BestPatterns,
     space: Space,
     slots: np.ndarray,
     trials: np.ndarray,
@@ -151,8 +151,8 @@ def _better(
     padded = np.full((len(first), PARTS[ANY]), -1)
     padded[:, : columns.shape[1]] = columns[first]
     how = np.full(len(first), ALL, np.int8)
-    found = Choice(how, padded, bits[first], base[first], log_p[first], score[first])
-    choice.put(sets[first], found)
+    better = BestPatterns(how, padded, bits[first], base[first], log_p[first], score[first])
+    choice.put(sets[first], better)
 
 
 def joint_base(space: Space, slots: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -161,22 +161,22 @@ def joint_base(space: Space, slots: np.ndarray, columns: np.ndarray) -> np.ndarr
     Counted exactly for each different conjunction (among `SAMPLE` points of its rarest part).
     """
     columns = np.sort(columns, 1)
-    unique, place = np.unique(columns, axis=0, return_inverse=True)
+    unique, number_of = np.unique(columns, axis=0, return_inverse=True)
     rarity = np.diff(space.columns.indptr)
     strata = int(space.stratum.max(initial=0)) + 1
     sizes = np.maximum(np.bincount(space.stratum, minlength=strata), 1)
     out = np.zeros(len(columns))
-    place = place.ravel()
-    cases = Groups(place, np.ones(len(place), bool))
+    number_of = number_of.ravel()
+    cases = Groups(number_of, np.ones(len(number_of), bool))
     for number, parts in enumerate(unique):
         rare = parts[rarity[parts].argmin()]
         points = space.columns.indices[space.columns.indptr[rare] : space.columns.indptr[rare + 1]]
         share = min(1.0, SAMPLE / max(len(points), 1))
         if share < 1:
             points = points[np.linspace(0, len(points) - 1, SAMPLE).astype(np.int64)]
-        for part in parts:
-            if part != rare:
-                points = points[_member(space, points, part)]
+        for column in parts:
+            if column != rare:
+                points = points[_member(space, points, column)]
         rates = np.bincount(space.stratum[points], minlength=strata) / share / sizes
         which = cases.rows[cases.starts[number] : cases.starts[number + 1]]
         filled = slots[which] >= 0
@@ -189,18 +189,20 @@ def joint_base(space: Space, slots: np.ndarray, columns: np.ndarray) -> np.ndarr
 
 def _member(space: Space, points: np.ndarray, column: int) -> np.ndarray:
     """bool[point]: which of some points (ascending) have a pattern."""
-    own = space.columns.indices[space.columns.indptr[column] : space.columns.indptr[column + 1]]
-    place = np.minimum(np.searchsorted(own, points), len(own) - 1)
-    return np.asarray(own[place] == points)
+    rows = space.columns.indices[space.columns.indptr[column] : space.columns.indptr[column + 1]]
+    nearest = np.minimum(np.searchsorted(rows, points), len(rows) - 1)
+    return np.asarray(rows[nearest] == points)
 
 
-def stacked(choices: list[Choice]) -> Choice:
+def stacked(choices: list[BestPatterns]) -> BestPatterns:
     """The choices of several chunks of sets, one after another."""
     if not choices:
         empty = np.zeros((0, 1))
         return singles(Top(empty.astype(np.int64), empty.astype(np.uint64), empty, empty))
     names = choices[0].__dataclass_fields__
-    return Choice(**{name: np.concatenate([getattr(choice, name) for choice in choices]) for name in names})
+    return BestPatterns(
+        **{name: np.concatenate([getattr(choice, name) for choice in choices]) for name in names}
+    )
 
 
 # -- Several words, each of which some triggers end with: what a unit with several meanings may answer to ------
@@ -209,7 +211,7 @@ TWICE = 2  # triggers that end with a word of a union, at least
 RARE = np.log(0.01)  # the tail of each word of a union, at most
 
 
-def word_unions(space: Space, slots: np.ndarray, price: float) -> list[tuple[np.ndarray, Choice]]:
+def word_unions(space: Space, slots: np.ndarray, price: float) -> list[tuple[np.ndarray, BestPatterns]]:
     """Which sets i64[case], and their candidates: the word that most surprisingly many triggers end with; the union of
     the (at most four) words that `TWICE` triggers end with and hardly by chance; and that without the least surprising.
 
@@ -227,24 +229,24 @@ def word_unions(space: Space, slots: np.ndarray, price: float) -> list[tuple[np.
     order = order[(hits[order] >= TWICE) & (tail[order] <= RARE)]
     owner, column, bits = owner[order], column[order], bits[order]
     rank = np.arange(len(owner)) - np.searchsorted(owner, owner)
-    owner, column, bits, rank = (part[rank < PARTS[ANY]] for part in (owner, column, bits, rank))
+    owner, column, bits, rank = (values[rank < PARTS[ANY]] for values in (owner, column, bits, rank))
     base = base_of(space, slots, owner, column)
     numbers = np.bincount(owner, minlength=len(slots))
     sizes = (np.minimum(numbers, 1), np.where(numbers > 1, numbers, 0), np.where(numbers > 2, numbers - 1, 0))
-    found = []
+    candidates = []
     for size in sizes:
-        here, mine = np.flatnonzero(size), rank < size[owner]
+        sets, inside = np.flatnonzero(size), rank < size[owner]
         columns = np.full((len(slots), PARTS[ANY]), -1)
-        columns[owner[mine], rank[mine]] = column[mine]
+        columns[owner[inside], rank[inside]] = column[inside]
         union = np.zeros(len(slots), np.uint64)
-        np.bitwise_or.at(union, owner[mine], bits[mine])
-        chance = np.minimum(np.bincount(owner[mine], base[mine], len(slots)), 1)
+        np.bitwise_or.at(union, owner[inside], bits[inside])
+        chance = np.minimum(np.bincount(owner[inside], base[inside], len(slots)), 1)
         log_p = log_binomial_tail(np.bitwise_count(union), trials, chance)
         score = np.minimum(log_p + np.maximum(size - 1, 0) * price, 0)
         how = np.where(size > 1, ANY, SINGLE).astype(np.int8)
-        whole = Choice(how, columns, union, chance, log_p, score)
-        found.append((here, whole.take(here)))
-    return found
+        whole = BestPatterns(how, columns, union, chance, log_p, score)
+        candidates.append((sets, whole.take(sets)))
+    return candidates
 
 
 def _last_words(space: Space, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -253,7 +255,7 @@ def _last_words(space: Space, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray
     column = space.last_word[slots[sets, slot]]
     known = column >= 0
     sets, slot, column = sets[known], slot[known], column[known]
-    pair, place = np.unique(np.stack([sets, column], 1), axis=0, return_inverse=True)
+    pair, pair_of = np.unique(np.stack([sets, column], 1), axis=0, return_inverse=True)
     bits = np.zeros(len(pair), np.uint64)
-    np.bitwise_or.at(bits, place.ravel(), np.uint64(1) << slot.astype(np.uint64))
+    np.bitwise_or.at(bits, pair_of.ravel(), np.uint64(1) << slot.astype(np.uint64))
     return pair[:, 0], pair[:, 1], bits

@@ -76,13 +76,13 @@ def _labelled(text: Text, pattern: Pattern) -> np.ndarray:
     path = Path(pattern.arguments[0])
     out = np.zeros(len(text), bool)
     for number, context, position, label in _labels(path):
-        place = int(np.searchsorted(text.contexts, context))
-        if place < len(text.contexts) and text.contexts[place] == context:
-            row = int(text.starts[place]) + position
-            if not text.starts[place] <= row < text.starts[place + 1]:
+        index = int(np.searchsorted(text.contexts, context))
+        if index < len(text.contexts) and text.contexts[index] == context:
+            row = int(text.starts[index]) + position
+            if not text.starts[index] <= row < text.starts[index + 1]:
                 raise PatternError(
                     f"reading the labels {path}, line {number}: context {context} has positions 0 to "
-                    f"{text.starts[place + 1] - text.starts[place] - 1}, not {position}"
+                    f"{text.starts[index + 1] - text.starts[index] - 1}, not {position}"
                 )
             out[row] = label
     return out

@@ -92,13 +92,13 @@ def labels(text: Text, head: str, size: int = 0) -> tuple[np.ndarray, list[str]]
     return _coded([form(word) if any(map(str.isalpha, word)) else "" for word in words.forms], words.raw)
 
 
-def _coded(names: Sequence[str], place: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def _coded(names: Sequence[str], index: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Number the names; the empty one is none."""
     known: dict[str, int] = {"": -1}
     for name in names:
         known.setdefault(name, len(known) - 1)
     codes = np.fromiter((known[name] for name in names), np.int64, len(names))
-    return codes[place], list(known)[1:]
+    return codes[index], list(known)[1:]
 
 
 def flags(text: Text, names: Sequence[str]) -> list[np.ndarray]:
@@ -110,9 +110,9 @@ def _flag(text: Text, name: str) -> np.ndarray:
     words = text.words
     if name in _WHOLE:
         test = re.compile(_WHOLE[name])
-        kind = words.forms if name == "initial" else words.folded
-        place = words.raw if name == "initial" else words.word
-        return np.fromiter((test.fullmatch(word) is not None for word in kind), bool, len(kind))[place]
+        texts = words.forms if name == "initial" else words.folded
+        index = words.raw if name == "initial" else words.word
+        return np.fromiter((test.fullmatch(word) is not None for word in texts), bool, len(texts))[index]
     if name in _ENDINGS:
         quick, whole = _ENDINGS[name]
         test = re.compile(quick)

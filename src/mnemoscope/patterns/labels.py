@@ -61,9 +61,9 @@ def check(run: Run, key: str = "topic", *, seed: int = 0) -> LabelCheck | None:
     if len(ids) < 2:
         return None
     text = Text.of(run, read)
-    names, code = np.unique([labels[int(one)] for one in ids], return_inverse=True)
+    names, code = np.unique([labels[int(document)] for document in ids], return_inverse=True)
     met = _met(text, specs, ids)
-    found = information(met, code)
+    measured = information(met, code)
     random = np.random.default_rng(seed)
     chance = np.stack([information(met, random.permutation(code)) for _ in range(SHUFFLES)])
     return LabelCheck(
@@ -71,15 +71,15 @@ def check(run: Run, key: str = "topic", *, seed: int = 0) -> LabelCheck | None:
         len(specs),
         len(ids),
         len(names),
-        float(np.median(found)),
+        float(np.median(measured)),
         float(np.median(chance)),
-        beyond(found, chance),
+        beyond(measured, chance),
     )
 
 
-def beyond(found: np.ndarray, chance: np.ndarray) -> int:
+def beyond(measured: np.ndarray, chance: np.ndarray) -> int:
     """How many of f64[pattern] exceed the 95th percentile of their own shuffles f64[shuffle, pattern]."""
-    return int((found > np.quantile(chance, LEVEL, axis=0)).sum())
+    return int((measured > np.quantile(chance, LEVEL, axis=0)).sum())
 
 
 def _specs(run: Run) -> list[str]:
@@ -105,9 +105,9 @@ def _labels(run: Run, key: str) -> dict[int, str]:
 
 def _met(text: Text, specs: list[str], ids: np.ndarray) -> np.ndarray:
     """bool[document, pattern]: whether it holds at some counted prefix."""
-    found = masks(text, specs).tocsr()[np.flatnonzero(text.counted)].tocoo()
+    holding = masks(text, specs).tocsr()[np.flatnonzero(text.counted)].tocoo()
     met = np.zeros((len(ids), len(specs)), bool)
-    met[np.searchsorted(ids, text.document[text.counted][found.row]), found.col] = True
+    met[np.searchsorted(ids, text.document[text.counted][holding.row]), holding.col] = True
     return met
 
 

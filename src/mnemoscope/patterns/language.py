@@ -22,13 +22,15 @@ def masks(text: Text, specs: Sequence[str | Pattern]) -> csc_array:
     cannot be read. Every prefix has a mask, whether it is counted or not."""
     patterns = [parse(spec) for spec in specs]
     groups: dict[tuple[str, object], list[int]] = {}
-    for place, pattern in enumerate(patterns):
-        groups.setdefault((pattern.family, _variant(pattern)), []).append(place)
+    for number, pattern in enumerate(patterns):
+        groups.setdefault((pattern.family, _variant(pattern)), []).append(number)
     if not patterns:
         return joined([], len(text))
-    parts = [_FAMILIES[family](text, [patterns[p] for p in places]) for (family, _), places in groups.items()]
-    order = np.argsort(np.concatenate([np.array(places) for places in groups.values()]))
-    return csc_array(joined(parts, len(text))[:, order])
+    blocks = [
+        _FAMILIES[family](text, [patterns[n] for n in numbers]) for (family, _), numbers in groups.items()
+    ]
+    order = np.argsort(np.concatenate([np.array(numbers) for numbers in groups.values()]))
+    return csc_array(joined(blocks, len(text))[:, order])
 
 
 def usual(text: Text, pattern: Pattern) -> np.ndarray:
@@ -145,11 +147,15 @@ def _foreign(text: Text, patterns: Sequence[Pattern]) -> csc_array:
 def _many(text: Text, patterns: Sequence[Pattern]) -> csc_array:
     """Compounds, their parts made once for all of them: `any` has one of its parts, `all` has each."""
     parts = {part.spec: part for pattern in patterns for part in pattern.arguments}
-    place = {spec: number for number, spec in enumerate(parts)}
-    own = [sorted({place[part.spec] for part in pattern.arguments}) for pattern in patterns]
-    sizes = np.array([len(mine) for mine in own])
+    column_of = {spec: number for number, spec in enumerate(parts)}
+    columns_of = [sorted({column_of[part.spec] for part in pattern.arguments}) for pattern in patterns]
+    sizes = np.array([len(members) for members in columns_of])
     member = csc_array(
-        (np.ones(int(sizes.sum()), np.int16), np.concatenate(own), np.concatenate([[0], np.cumsum(sizes)])),
+        (
+            np.ones(int(sizes.sum()), np.int16),
+            np.concatenate(columns_of),
+            np.concatenate([[0], np.cumsum(sizes)]),
+        ),
         shape=(len(parts), len(patterns)),
     )
     met = csc_array(masks(text, list(parts.values())).astype(np.int16) @ member)

@@ -38,16 +38,16 @@ def mine(text: Text, tests: str, limits: Limits, seed: int = 0) -> Mined:
     makers = {MAIN: _main, NEXT: _next, POSITION: _position}
     specs: list[str] = []
     costs: list[int] = []
-    parts = []
-    for some, found, cost in makers[tests](text, limits, seed):
-        specs += some
+    blocks = []
+    for texts, block, cost in makers[tests](text, limits, seed):
+        specs += texts
         costs += cost
-        parts.append(found)
-    return specs, joined(parts, len(text)), costs
+        blocks.append(block)
+    return specs, joined(blocks, len(text)), costs
 
 
-def _each(specs: list[str], found: csc_array, cost: int = 1) -> Mined:
-    return specs, found, [cost] * len(specs)
+def _each(specs: list[str], block: csc_array, cost: int = 1) -> Mined:
+    return specs, block, [cost] * len(specs)
 
 
 def _main(text: Text, limits: Limits, seed: int) -> Iterator[Mined]:
@@ -86,8 +86,8 @@ def _windowed(text: Text, window: int | None, limits: Limits) -> Mined:
     groups = Groups(codes, words.lettered[words.word])
     size = windows.sizes(text, codes, window, groups)
     kept = np.flatnonzero((groups.spread(text.document) >= limits.least) & (size <= limits.most * len(text)))
-    at = "all" if window is None else window
-    specs = [f"word:{words.folded[code]}@{at}" for code in groups.codes[kept].tolist()]
+    suffix = "all" if window is None else window
+    specs = [f"word:{words.folded[code]}@{suffix}" for code in groups.codes[kept].tolist()]
     return _each(specs, windows.covered(text, codes, window, groups, kept))
 
 
@@ -106,7 +106,7 @@ def _next(text: Text, limits: Limits, seed: int) -> Iterator[Mined]:
 
 
 def _position(text: Text, limits: Limits, seed: int) -> Iterator[Mined]:
-    specs, low = [f"position:{place}" for place in range(1, 8)], 1
+    specs, low = [f"position:{position}" for position in range(1, 8)], 1
     while len(text) and low <= text.position.max():
         specs += [f"position:{low}-{2 * low - 1}", f"position:{low}-"]
         low *= 2

@@ -166,14 +166,14 @@ def _json(value: Any) -> str:
 
 def _listed(spec: str, text: str) -> list[Any]:
     try:
-        found = json.loads(text)
+        values = json.loads(text)
     except ValueError:
-        found = None
-    if not isinstance(found, list) or not found:
+        values = None
+    if not isinstance(values, list) or not values:
         raise _wrong(
             spec, "what follows the colon is not a JSON list", 'write for example tokens:[" of"," the"]'
         )
-    return found
+    return values
 
 
 def quoted(texts: list[str]) -> str:
@@ -182,39 +182,39 @@ def quoted(texts: list[str]) -> str:
 
 
 def _tokens(spec: str, rest: str) -> Pattern:
-    parts = _listed(spec, rest)
+    tokens = _listed(spec, rest)
     if (
-        any(not isinstance(part, str | int | None) or isinstance(part, bool) for part in parts)
-        or None in parts[-1:]
+        any(not isinstance(token, str | int | None) or isinstance(token, bool) for token in tokens)
+        or None in tokens[-1:]
     ):
         raise _wrong(
             spec, "tokens are texts, ids or null, and the last is no null", 'write tokens:[" of",null,"s"]'
         )
-    shown = [" …" if part is None else f"⟨{part}⟩" if isinstance(part, int) else part for part in parts]
+    shown = [" …" if token is None else f"⟨{token}⟩" if isinstance(token, int) else token for token in tokens]
     name = f"ends with {quoted(shown)}"
-    if len(parts) == 1 and isinstance(parts[0], str):
-        name = f"the token {_json(parts[0])}"
-    return Pattern(f"tokens:{_json(parts)}", name, "tokens", "shallow", _parts(parts), tuple(parts))
+    if len(tokens) == 1 and isinstance(tokens[0], str):
+        name = f"the token {_json(tokens[0])}"
+    return Pattern(f"tokens:{_json(tokens)}", name, "tokens", "shallow", _named(tokens), tuple(tokens))
 
 
 def _folded(spec: str, rest: str) -> Pattern:
-    parts = _listed(spec, rest)
-    if any(not isinstance(part, str | None) for part in parts) or parts[-1] is None:
+    tokens = _listed(spec, rest)
+    if any(not isinstance(token, str | None) for token in tokens) or tokens[-1] is None:
         raise _wrong(spec, "tokens are texts or null, and the last is no null", 'write folded:["of","the"]')
-    parts = [part if part is None else part.strip().casefold() for part in parts]
-    shown = [" …" if part is None else f" {part}" for part in parts]
+    tokens = [token if token is None else token.strip().casefold() for token in tokens]
+    shown = [" …" if token is None else f" {token}" for token in tokens]
     name = f"ends with {quoted(shown)} in any case"
-    return Pattern(f"folded:{_json(parts)}", name, "folded", "shallow", _parts(parts), tuple(parts))
+    return Pattern(f"folded:{_json(tokens)}", name, "folded", "shallow", _named(tokens), tuple(tokens))
 
 
-def _parts(parts: list[Any]) -> int:
-    return sum(part is not None for part in parts)
+def _named(tokens: list[Any]) -> int:
+    return sum(token is not None for token in tokens)
 
 
 def _window(spec: str, rest: str) -> tuple[str, int | None, str, str]:
     """The words, the window (1 is the last word alone, None anywhere), its suffix and how it reads."""
-    text, at, window = rest.rpartition("@")
-    if not at or not text:
+    text, separator, window = rest.rpartition("@")
+    if not separator or not text:
         return rest, 1, "", ""
     if window == "all":
         return text, None, "@all", " so far"

@@ -64,7 +64,7 @@ BLOCK = (
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedPatterns:
     """(set, pattern) pairs, sorted by set.
 
     set i64, column i64, bits u64 (which slots have it), base f64 (chance of a trigger's stratum to have it,
@@ -77,14 +77,14 @@ class Shared:
     base: np.ndarray
     log_p: np.ndarray
 
-    def take(self, which: np.ndarray) -> Shared:
+    def take(self, which: np.ndarray) -> SharedPatterns:
         """Some of the pairs."""
-        return Shared(
+        return SharedPatterns(
             self.set[which], self.column[which], self.bits[which], self.base[which], self.log_p[which]
         )
 
 
-def shared(space: Space, slots: np.ndarray, least_likely: float = -1.0) -> Shared:
+def shared(space: Space, slots: np.ndarray, least_likely: float = -1.0) -> SharedPatterns:
     """All patterns that at least `SUPPORT` triggers of a set share, and more likely than not by no chance:
     with a log tail of at most `least_likely`."""
     sets, width = slots.shape
@@ -101,8 +101,8 @@ def shared(space: Space, slots: np.ndarray, least_likely: float = -1.0) -> Share
     trials = filled.sum(1)[owner]
     base = base_of(space, slots, owner, column)
     log_p = log_binomial_tail(hits[enough], trials, base)
-    found = Shared(owner, column, bits, base, log_p)
-    return found.take(np.flatnonzero(log_p <= least_likely))
+    pairs = SharedPatterns(owner, column, bits, base, log_p)
+    return pairs.take(np.flatnonzero(log_p <= least_likely))
 
 
 def base_of(space: Space, slots: np.ndarray, owner: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -114,10 +114,10 @@ def base_of(space: Space, slots: np.ndarray, owner: np.ndarray, column: np.ndarr
         return np.asarray(space.rates[0, column], np.float64)
     total = np.zeros(len(owner))
     for start in range(0, len(owner), BLOCK):
-        some = slice(start, start + BLOCK)
-        here = stratum[owner[some]]
-        for rates in np.where(here >= 0, space.rates[here, column[some, None]], 0).T:
-            total[some] += rates
+        block = slice(start, start + BLOCK)
+        strata_of = stratum[owner[block]]
+        for rates in np.where(strata_of >= 0, space.rates[strata_of, column[block, None]], 0).T:
+            total[block] += rates
     return total / filled.sum(1)[owner]
 
 
@@ -130,28 +130,33 @@ class Top:
     base: np.ndarray
     log_p: np.ndarray
 
+    def pick(self, sets: np.ndarray, rank: np.ndarray | int = 0) -> SharedPatterns:
+        """One pattern of each of some sets."""
+        where = (sets, rank)
+        return SharedPatterns(sets, self.column[where], self.bits[where], self.base[where], self.log_p[where])
 
-def best(found: Shared, sets: int, count: int, aspect: np.ndarray | None = None) -> Top:
+
+def best(pairs: SharedPatterns, sets: int, count: int, aspect: np.ndarray | None = None) -> Top:
     """The `count` best of each set.
 
     aspect   i64[column]: of patterns of one aspect that the very same triggers have, only the best is kept
     """
-    order = np.lexsort((found.column, found.log_p, found.set))
+    order = np.lexsort((pairs.column, pairs.log_p, pairs.set))
     if aspect is not None:
-        looks = aspect[found.column]
-        by_bits = np.lexsort((found.column, found.log_p, looks, found.bits, found.set))
-        some = found.take(by_bits)
+        looks = aspect[pairs.column]
+        by_bits = np.lexsort((pairs.column, pairs.log_p, looks, pairs.bits, pairs.set))
+        ordered = pairs.take(by_bits)
         new = np.ones(len(by_bits), bool)
-        new[1:] = (some.set[1:] != some.set[:-1]) | (some.bits[1:] != some.bits[:-1])
+        new[1:] = (ordered.set[1:] != ordered.set[:-1]) | (ordered.bits[1:] != ordered.bits[:-1])
         new[1:] |= np.diff(looks[by_bits]) != 0
         keep = np.zeros(len(by_bits), bool)
         keep[by_bits[new]] = True
         order = order[keep[order]]
-    some = found.take(order)
-    first = np.searchsorted(some.set, np.arange(sets))
-    place = np.arange(len(order)) - first[some.set]
-    kept = np.flatnonzero(place < count)
-    where = (some.set[kept], place[kept])
+    ordered = pairs.take(order)
+    first = np.searchsorted(ordered.set, np.arange(sets))
+    rank = np.arange(len(order)) - first[ordered.set]
+    kept = np.flatnonzero(rank < count)
+    where = (ordered.set[kept], rank[kept])
     top = Top(
         np.full((sets, count), -1),
         np.zeros((sets, count), np.uint64),
@@ -159,5 +164,5 @@ def best(found: Shared, sets: int, count: int, aspect: np.ndarray | None = None)
         np.zeros((sets, count)),
     )
     for name in ("column", "bits", "base", "log_p"):
-        getattr(top, name)[where] = getattr(some, name)[kept]
+        getattr(top, name)[where] = getattr(ordered, name)[kept]
     return top

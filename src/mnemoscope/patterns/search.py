@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.patterns import combine
-from mnemoscope.patterns.calibration import Null, draw, grouped
+from mnemoscope.patterns.calibration import DrawnNull, draw, grouped
 from mnemoscope.patterns.combine import word_unions
 from mnemoscope.patterns.mined import Limits
 from mnemoscope.patterns.pattern import Pattern, conjunction, disjunction
-from mnemoscope.patterns.score import MOST, Shared, Top, best, log_binomial_tail, shared
+from mnemoscope.patterns.score import MOST, SharedPatterns, Top, best, log_binomial_tail, shared
 from mnemoscope.patterns.space import BACKGROUND, Space
 from mnemoscope.records import MAIN, NEXT, POSITION
 from mnemoscope.run.text import Text
@@ -89,7 +89,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found.
 
     candidates   sorted by unit, tests, rank (columns of `FOUND`). p is the binomial tail of hits of n at
@@ -113,17 +113,13 @@ def search(
     units: Units,
     options: Options | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> Found:
+) -> SearchResult:
     """Search the triggers of all units for patterns, in the discovery half of the documents.
 
     `PatternError` if the text has too few documents to split. `progress(stage, done, total)` is called as it goes.
     """
     options = options or Options()
-    documents = halves(text.document[text.counted])[0] if options.split else np.unique(text.document)
-    part, rows = text.part(documents)
-    back = np.full(len(text), -1)
-    back[rows] = np.arange(len(rows))
-    slots = one_each(part, units, back[units.rows], one_per_document=options.one_per_document)
+    early, slots = half_triggers(text, units, options, test=False)
     tell = progress or (lambda stage, done, total: None)
     frames, quantiles, group = [], [], {}
     language: list[tuple[str, str, float]] = []
@@ -131,7 +127,7 @@ def search(
         tell(f"patterns ({tests})", 0, len(units))
         needed = np.unique(slots[slots >= 0])
         space = Space.of(
-            part,
+            early,
             tests,
             limits=options.limits,
             stratify=options.stratify,
@@ -147,7 +143,17 @@ def search(
         if tests == MAIN:
             language = list(zip(space.specs, space.last_words, space.rate.tolist(), strict=True))
     candidates = pl.concat(frames) if frames else pl.DataFrame(schema=FOUND)
-    return Found(candidates.sort("unit", "tests", "rank"), pl.concat(quantiles), group, language)
+    return SearchResult(candidates.sort("unit", "tests", "rank"), pl.concat(quantiles), group, language)
+
+
+def half_triggers(text: Text, units: Units, options: Options, *, test: bool) -> tuple[Text, np.ndarray]:
+    """The text of one half of the documents, and i64[unit, slot] the rows of the triggers there; the whole text when
+    it is not split. `PatternError` if it has too few documents."""
+    documents = halves(text.document[text.counted])[int(test)] if options.split else np.unique(text.document)
+    half_text, rows = text.part(documents)
+    back = np.full(len(text), -1)
+    back[rows] = np.arange(len(rows))
+    return half_text, one_each(half_text, units, back[units.rows], one_per_document=options.one_per_document)
 
 
 def one_each(text: Text, units: Units, rows: np.ndarray, *, one_per_document: bool = True) -> np.ndarray:
@@ -166,40 +172,40 @@ def one_each(text: Text, units: Units, rows: np.ndarray, *, one_per_document: bo
         new[1:] = (owner[order][1:] != owner[order][:-1]) | (same[1:] != same[:-1])
         first = np.sort(order[new])
         owner, rows = owner[first], rows[first]
-    place = np.arange(len(rows)) - np.searchsorted(owner, np.arange(len(units)))[owner]
-    kept = place < MOST
-    out = np.full((len(units), int(min(place.max(initial=-1) + 1, MOST))), -1)
-    out[owner[kept], place[kept]] = rows[kept]
+    slot = np.arange(len(rows)) - np.searchsorted(owner, np.arange(len(units)))[owner]
+    kept = slot < MOST
+    out = np.full((len(units), int(min(slot.max(initial=-1) + 1, MOST))), -1)
+    out[owner[kept], slot[kept]] = rows[kept]
     return out
 
 
 def _family(
     space: Space, slots: np.ndarray, tests: str, options: Options, tell: Callable[[str, int, int], None]
-) -> tuple[pl.DataFrame, Null]:
+) -> tuple[pl.DataFrame, DrawnNull]:
     """Candidates and null of one family of tests."""
     enough = np.flatnonzero((slots >= 0).sum(1) >= 3)
-    some = slots[enough]
-    groups = grouped(space, some, options.seed)
+    sets = slots[enough]
+    groups = grouped(space, sets, options.seed)
     random = np.random.default_rng(options.seed + 1)
     scores = np.zeros((int(groups.max(initial=-1)) + 1, options.draws))
     for group in range(len(scores)):
         members = np.flatnonzero(groups == group)
         drawn = draw(
             space,
-            some[random.choice(members, options.draws)],
+            sets[random.choice(members, options.draws)],
             random,
             one_per_document=options.one_per_document,
         )
         scores[group] = np.sort(chosen(space, drawn, tests).score)
         tell(f"null ({tests})", group + 1, len(scores))
-    of = np.full(len(slots), -1)
-    of[enough] = groups
-    null = Null(of, scores)
-    found: list[_Candidates] = []
+    group_of = np.full(len(slots), -1)
+    group_of[enough] = groups
+    null = DrawnNull(group_of, scores)
+    proposals: list[_Candidates] = []
     choice = chosen(
-        space, some, tests, found, options, lambda done: tell(f"search ({tests})", done, len(some))
+        space, sets, tests, proposals, options, lambda done: tell(f"search ({tests})", done, len(sets))
     )
-    return _table(space, some, enough, choice, found, null, tests), null
+    return _table(space, sets, enough, choice, proposals, null, tests), null
 
 
 @dataclass(frozen=True)
@@ -208,11 +214,11 @@ class _Candidates:
 
     role: str
     sets: np.ndarray
-    choice: combine.Choice
+    choice: combine.BestPatterns
     trials: np.ndarray
 
     @classmethod
-    def of(cls, role: str, pairs: Shared, start: int, trials: np.ndarray) -> _Candidates:
+    def of(cls, role: str, pairs: SharedPatterns, start: int, trials: np.ndarray) -> _Candidates:
         """Single patterns of sets that are counted from `start`."""
         parts = (pairs.column, pairs.bits, pairs.base, pairs.log_p)
         return cls(
@@ -227,10 +233,10 @@ def chosen(
     space: Space,
     slots: np.ndarray,
     tests: str,
-    found: list[_Candidates] | None = None,
+    proposals: list[_Candidates] | None = None,
     options: Options | None = None,
     tell: Callable[[int], None] | None = None,
-) -> combine.Choice:
+) -> combine.BestPatterns:
     """The best pattern of each set, simple or compound; the same for real and for drawn sets.
 
     Further candidates are added to `found`, if it is given.
@@ -238,26 +244,28 @@ def chosen(
     price = float(np.log(max(len(space.specs), 2)))
     choices = []
     for start in range(0, len(slots), CHUNK):
-        some = slots[start : start + CHUNK]
-        trials = (some >= 0).sum(1)
-        pairs = shared(space, some)
-        top = best(pairs, len(some), BEAM, space.aspect)
+        sets = slots[start : start + CHUNK]
+        trials = (sets >= 0).sum(1)
+        pairs = shared(space, sets)
+        top = best(pairs, len(sets), BEAM, space.aspect)
         choice = combine.singles(top)
         if tests == MAIN:
-            combine.widen(choice, top, trials, price)
-            combine.narrow(choice, top, space, some, trials, price)
+            combine.disjoin(choice, top, trials, price)
+            combine.conjoin(choice, top, space, sets, trials, price)
         choices.append(choice)
-        if found is not None and options is not None:
-            _further(found, pairs, trials, start, options if tests == MAIN else replace(options, covering=1))
+        if proposals is not None and options is not None:
+            _further(
+                proposals, pairs, trials, start, options if tests == MAIN else replace(options, covering=1)
+            )
             if tests == MAIN:
-                _kinds(found, space, some, pairs, start, price)
+                _kinds(proposals, space, sets, pairs, start, price)
         if tell:
             tell(min(start + CHUNK, len(slots)))
     return combine.stacked(choices)
 
 
 def _further(
-    found: list[_Candidates], pairs: Shared, trials: np.ndarray, start: int, options: Options
+    proposals: list[_Candidates], pairs: SharedPatterns, trials: np.ndarray, start: int, options: Options
 ) -> None:
     """Patterns that cover what the best one leaves, one after another; other readings of the whole."""
     rest = pairs
@@ -267,52 +275,55 @@ def _further(
         sets = np.flatnonzero(top.column[:, 0] >= 0)
         if not len(sets):
             break
-        taken = Shared(sets, top.column[sets, 0], top.bits[sets, 0], top.base[sets, 0], top.log_p[sets, 0])
-        found.append(_Candidates.of("meaning", taken, start, left))
+        taken = top.pick(sets)
+        proposals.append(_Candidates.of("meaning", taken, start, left))
         gone = np.zeros(len(trials), np.uint64)
         gone[sets] = taken.bits
         bits = rest.bits & ~gone[rest.set]
         left = left - np.bitwise_count(gone)
         kept = np.flatnonzero((np.bitwise_count(bits) >= 3) & (gone[rest.set] > 0))
         log_p = log_binomial_tail(np.bitwise_count(bits[kept]), left[rest.set[kept]], rest.base[kept])
-        rest = Shared(rest.set[kept], rest.column[kept], bits[kept], rest.base[kept], log_p)
+        rest = SharedPatterns(rest.set[kept], rest.column[kept], bits[kept], rest.base[kept], log_p)
         rest = rest.take(np.flatnonzero(rest.log_p < -1))
     for other in _readings(best(pairs, len(trials), 12), options.alternatives):
-        found.append(_Candidates.of("other", other, start, trials))
+        proposals.append(_Candidates.of("other", other, start, trials))
 
 
 def _kinds(
-    found: list[_Candidates], space: Space, slots: np.ndarray, pairs: Shared, start: int, price: float
+    proposals: list[_Candidates],
+    space: Space,
+    slots: np.ndarray,
+    pairs: SharedPatterns,
+    start: int,
+    price: float,
 ) -> None:
     """Other readings whatever their tail: the best topic or list of words, the last word, several last words."""
     trials = (slots >= 0).sum(1)
     listed = pairs.take(np.flatnonzero(space.listed[pairs.column]))
     top = best(listed, len(slots), 1)
     sets = np.flatnonzero(top.column[:, 0] >= 0)
-    one = Shared(sets, top.column[sets, 0], top.bits[sets, 0], top.base[sets, 0], top.log_p[sets, 0])
-    found.append(_Candidates.of("other", one, start, trials))
+    proposals.append(_Candidates.of("other", top.pick(sets), start, trials))
     for sets, choice in word_unions(space, slots, price):
-        found.append(_Candidates("other", sets + start, choice, trials[sets]))
+        proposals.append(_Candidates("other", sets + start, choice, trials[sets]))
 
 
-def _readings(top: Top, count: int) -> list[Shared]:
+def _readings(top: Top, count: int) -> list[SharedPatterns]:
     """Of each set's best patterns those that differ from the best and from each other: in the triggers that
     have them (Jaccard below .7), or in how common they are (by a factor of 2)."""
     sets = np.arange(len(top.column))
-    places = [np.zeros(len(sets), np.int64)]
+    ranks = [np.zeros(len(sets), np.int64)]
     out = []
     for _ in range(count):
         fresh = top.column >= 0
-        for place in places:
-            bits, base = top.bits[sets, place][:, None], top.base[sets, place][:, None]
+        for rank in ranks:
+            bits, base = top.bits[sets, rank][:, None], top.base[sets, rank][:, None]
             both, either = np.bitwise_count(top.bits & bits), np.bitwise_count(top.bits | bits)
             ratio = np.maximum(top.base, base) / np.maximum(np.minimum(top.base, base), 1e-12)
             fresh &= (both < 0.7 * either) | (ratio > 2)
-        place = fresh.argmax(1)
-        some = np.flatnonzero(fresh[sets, place])
-        where = (some, place[some])
-        out.append(Shared(some, top.column[where], top.bits[where], top.base[where], top.log_p[where]))
-        places.append(np.where(fresh[sets, place], place, 0))
+        rank = fresh.argmax(1)
+        fresh_sets = np.flatnonzero(fresh[sets, rank])
+        out.append(top.pick(fresh_sets, rank[fresh_sets]))
+        ranks.append(np.where(fresh[sets, rank], rank, 0))
     return out
 
 
@@ -320,30 +331,38 @@ def _table(
     space: Space,
     slots: np.ndarray,
     units: np.ndarray,
-    choice: combine.Choice,
-    found: list[_Candidates],
-    null: Null,
+    choice: combine.BestPatterns,
+    proposals: list[_Candidates],
+    null: DrawnNull,
     tests: str,
 ) -> pl.DataFrame:
     """Rows of `FOUND`: the best of each set, then what else was proposed, each spec once."""
     trials = (slots >= 0).sum(1)
-    some = np.flatnonzero(choice.score < 0)
-    sets = [some, *(item.sets for item in found)]
-    columns = [choice.columns[some], *(item.choice.columns for item in found)]
-    how = [choice.how[some], *(item.choice.how for item in found)]
+    sharing = np.flatnonzero(choice.score < 0)
+    sets = [sharing, *(proposal.sets for proposal in proposals)]
+    columns = [choice.columns[sharing], *(proposal.choice.columns for proposal in proposals)]
+    how = [choice.how[sharing], *(proposal.choice.how for proposal in proposals)]
     frame = pl.DataFrame(
         {
             "set": np.concatenate(sets),
-            "order": np.repeat(np.arange(len(sets)), [len(part) for part in sets]),
-            "role": np.repeat(["best", *(item.role for item in found)], [len(part) for part in sets]),
-            "pattern": _numbered(np.concatenate(how), np.concatenate(columns)),
-            "n": np.concatenate([trials[some], *(item.trials for item in found)]),
-            "hits": np.bitwise_count(
-                np.concatenate([choice.bits[some], *(item.choice.bits for item in found)])
+            "order": np.repeat(np.arange(len(sets)), [len(rows) for rows in sets]),
+            "role": np.repeat(
+                ["best", *(proposal.role for proposal in proposals)], [len(rows) for rows in sets]
             ),
-            "base_rate": np.concatenate([choice.base[some], *(item.choice.base for item in found)]),
-            "log_p": np.concatenate([choice.log_p[some], *(item.choice.log_p for item in found)]),
-            "score": np.concatenate([choice.score[some], *(item.choice.score for item in found)]),
+            "pattern": _numbered(np.concatenate(how), np.concatenate(columns)),
+            "n": np.concatenate([trials[sharing], *(proposal.trials for proposal in proposals)]),
+            "hits": np.bitwise_count(
+                np.concatenate([choice.bits[sharing], *(proposal.choice.bits for proposal in proposals)])
+            ),
+            "base_rate": np.concatenate(
+                [choice.base[sharing], *(proposal.choice.base for proposal in proposals)]
+            ),
+            "log_p": np.concatenate(
+                [choice.log_p[sharing], *(proposal.choice.log_p for proposal in proposals)]
+            ),
+            "score": np.concatenate(
+                [choice.score[sharing], *(proposal.choice.score for proposal in proposals)]
+            ),
             "place": np.arange(sum(map(len, sets))),
         }
     )
@@ -367,16 +386,16 @@ def _table(
 
 def _numbered(how: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """i64[row]: one number for each different pattern."""
-    parts = np.sort(columns, 1)
-    return np.unique(np.concatenate([how[:, None], parts], 1), axis=0, return_inverse=True)[1].ravel()
+    ordered = np.sort(columns, 1)
+    return np.unique(np.concatenate([how[:, None], ordered], 1), axis=0, return_inverse=True)[1].ravel()
 
 
 def _described(space: Space, how: np.ndarray, columns: np.ndarray, frame: pl.DataFrame) -> pl.DataFrame:
     """For each different pattern its spec, name, family, kind, complexity and equivalents."""
     rows = []
-    for number, place in frame.unique("pattern", maintain_order=True).iter_rows():
-        pattern = _pattern(space, int(how[place]), columns[place])
-        same = list(space.names[columns[place, 0]][1:]) if how[place] == combine.SINGLE else []
+    for number, row in frame.unique("pattern", maintain_order=True).iter_rows():
+        pattern = _pattern(space, int(how[row]), columns[row])
+        same = list(space.names[columns[row, 0]][1:]) if how[row] == combine.SINGLE else []
         rows.append(
             (number, pattern.spec, pattern.name, pattern.family, pattern.kind, pattern.complexity, same[:8])
         )
@@ -395,7 +414,7 @@ def _pattern(space: Space, how: int, columns: np.ndarray) -> Pattern:
     return (conjunction if how == combine.ALL else disjunction)(parts)
 
 
-def _quantiles(space: Space, slots: np.ndarray, tests: str, null: Null) -> pl.DataFrame:
+def _quantiles(space: Space, slots: np.ndarray, tests: str, null: DrawnNull) -> pl.DataFrame:
     groups = range(len(null.scores))
     numbers = (slots >= 0).sum(1)
     return pl.DataFrame(
@@ -420,4 +439,4 @@ def _quantiles(space: Space, slots: np.ndarray, tests: str, null: Null) -> pl.Da
     )
 
 
-__all__ = ["FOUND", "Found", "Options", "Units", "one_each", "search"]
+__all__ = ["FOUND", "Options", "SearchResult", "Units", "half_triggers", "one_each", "search"]

@@ -92,31 +92,31 @@ def masks(text: Text, patterns: Sequence[Pattern]) -> csc_array:
     """Masks of patterns of one of the families `tokens` and `folded`."""
     head = patterns[0].family
     values = _values(text, head)
-    number = token_number(text) if head == "tokens" else _fold_number(text)
+    id_of = token_number(text) if head == "tokens" else _fold_number(text)
     by_shape: dict[tuple[int, ...], list[int]] = {}
     wanted: list[np.uint64] = []
-    for place, pattern in enumerate(patterns):
-        parts = pattern.arguments
-        offsets = tuple(len(parts) - 1 - i for i, part in enumerate(parts) if part is not None)
-        by_shape.setdefault(offsets, []).append(place)
-        wanted.append(_hash([number(part) for part in parts if part is not None], offsets))
-    out = []
-    for offsets, places in by_shape.items():
+    for number, pattern in enumerate(patterns):
+        tokens = pattern.arguments
+        offsets = tuple(len(tokens) - 1 - i for i, token in enumerate(tokens) if token is not None)
+        by_shape.setdefault(offsets, []).append(number)
+        wanted.append(_hash([id_of(token) for token in tokens if token is not None], offsets))
+    blocks = []
+    for offsets, numbers in by_shape.items():
         hashes, reaches = hashed(values, text.position, offsets)
         groups = Groups(hashes, reaches)
-        out.append(groups.take(groups.find(np.array([wanted[place] for place in places], np.uint64))))
-    order = np.argsort(np.concatenate([np.array(places) for places in by_shape.values()]))
-    return joined(out, len(text))[:, order]
+        blocks.append(groups.take(groups.find(np.array([wanted[number] for number in numbers], np.uint64))))
+    order = np.argsort(np.concatenate([np.array(numbers) for numbers in by_shape.values()]))
+    return joined(blocks, len(text))[:, order]
 
 
 def token_number(text: Text) -> Callable[[str | int], int]:
     """The id of a token written as in a spec; one that the vocabulary lacks is a `QueryError`."""
-    return lambda part: part if isinstance(part, int) else text.vocabulary.find(part)[0]
+    return lambda token: token if isinstance(token, int) else text.vocabulary.find(token)[0]
 
 
 def _fold_number(text: Text) -> Callable[[str], int]:
     known = {name: number for number, name in enumerate(text.words.tokens.folded)}
-    return lambda part: known.get(part, _NOTHING)
+    return lambda folded: known.get(folded, _NOTHING)
 
 
 def following(text: Text) -> tuple[np.ndarray, np.ndarray]:
@@ -174,8 +174,8 @@ def intervals(text: Text, codes: np.ndarray, window: int | None) -> tuple[np.nda
     key = codes[order].astype(np.int64)
     same = np.zeros(len(order), bool)
     same[1:] = (key[1:] == key[:-1]) & (text.first[order][1:] == text.first[order][:-1])
-    part = np.cumsum(~same)  # a running maximum inside each part: parts are kept apart by an offset
-    reach = np.maximum.accumulate(stop + part * len(text)) - part * len(text) if len(order) else stop
+    run = np.cumsum(~same)  # a running maximum inside each part: parts are kept apart by an offset
+    reach = np.maximum.accumulate(stop + run * len(text)) - run * len(text) if len(order) else stop
     begin[1:] = np.where(same[1:], np.maximum(begin[1:], reach[:-1]), begin[1:])
     first, size = np.zeros(len(text), np.int64), np.zeros(len(text), np.int64)
     first[order], size[order] = begin, np.maximum(stop - begin, 0)
@@ -215,23 +215,23 @@ def word_masks(text: Text, words: Sequence[str], window: int | None) -> csc_arra
 
 def any_of(text: Text, lists: Sequence[Sequence[str]], window: int | None) -> csc_array:
     """A mask for each list of words: any of them within the window."""
-    words = list(dict.fromkeys(word for some in lists for word in some))
+    words = list(dict.fromkeys(word for listed in lists for word in listed))
     return (word_masks(text, words, window).astype(np.int32) @ _members(words, lists)) > 0
 
 
 def at_least(text: Text, lists: Sequence[Sequence[str]], counts: Sequence[int]) -> csc_array:
     """A mask for each list of words: at least so many different ones so far."""
-    words = list(dict.fromkeys(word for some in lists for word in some))
-    found = csc_array(word_masks(text, words, None).astype(np.int32) @ _members(words, lists))
-    enough = found.data >= np.repeat(np.asarray(counts), np.diff(found.indptr))
-    found.data = enough.astype(np.int32)
-    found.eliminate_zeros()
-    found.sort_indices()
-    return found.astype(bool)
+    words = list(dict.fromkeys(word for listed in lists for word in listed))
+    counted = csc_array(word_masks(text, words, None).astype(np.int32) @ _members(words, lists))
+    enough = counted.data >= np.repeat(np.asarray(counts), np.diff(counted.indptr))
+    counted.data = enough.astype(np.int32)
+    counted.eliminate_zeros()
+    counted.sort_indices()
+    return counted.astype(bool)
 
 
 def _members(words: Sequence[str], lists: Sequence[Sequence[str]]) -> csc_array:
-    place = {word: number for number, word in enumerate(words)}
-    rows = np.array([place[word] for some in lists for word in some], np.int64)
-    starts = np.concatenate([[0], np.cumsum([len(some) for some in lists])])
+    row_of = {word: number for number, word in enumerate(words)}
+    rows = np.array([row_of[word] for listed in lists for word in listed], np.int64)
+    starts = np.concatenate([[0], np.cumsum([len(listed) for listed in lists])])
     return csc_array((np.ones(len(rows), np.int32), rows, starts), shape=(len(words), len(lists)))

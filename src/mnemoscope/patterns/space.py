@@ -25,85 +25,87 @@ HASHES, BAND = 12, 3  # of two masks at .95, one in 2,000 shares none of the ban
 
 
 def representatives(
-    found: csc_array, costs: Sequence[int] | np.ndarray, jaccard: float = JACCARD
+    matrix: csc_array, costs: Sequence[int] | np.ndarray, jaccard: float = JACCARD
 ) -> np.ndarray:
     """i64[column]: the column that stands for each one, itself if it stands for itself; empty ones alone.
 
     costs   the cheapest column of a class stands for it; of equals the first
     """
-    sizes = np.diff(found.indptr)
+    sizes = np.diff(matrix.indptr)
     order = np.lexsort((np.arange(len(sizes)), np.asarray(costs)))
-    out = _equal(found, sizes, order)
+    out = _equal(matrix, sizes, order)
     if jaccard < 1:
         kept = np.flatnonzero((out == np.arange(len(out))) & (sizes > 0))
-        nearly = _near(found, sizes, kept, np.argsort(order), jaccard)
+        nearly = _near(matrix, sizes, kept, np.argsort(order), jaccard)
         out = nearly[out]
     return out
 
 
-def _equal(found: csc_array, sizes: np.ndarray, order: np.ndarray) -> np.ndarray:
+def _equal(matrix: csc_array, sizes: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Columns with the same rows, by the sum of their rows' hashes modulo 2^64."""
     out = np.arange(len(sizes))
     filled = np.flatnonzero(sizes)
     if not len(filled):
         return out
     with np.errstate(over="ignore"):
-        sums = np.add.reduceat(mixed(np.arange(found.shape[0]), 7)[found.indices], found.indptr[filled])
+        sums = np.add.reduceat(
+            mixed(np.arange(matrix.shape[0]), 7)[matrix.indices], matrix.indptr[filled]
+        )
         codes = np.zeros(len(sizes), np.uint64)
-        codes[filled] = mixed(sums.view(np.int64)) ^ sizes[filled].astype(np.uint64)
-    place = np.argsort(order)
+        codes[filled] = mixed(sums) ^ sizes[filled].astype(np.uint64)
+    rank = np.argsort(order)
     by_cost = Groups(codes[order], sizes[order] > 0)
     for_group = order[by_cost.rows[by_cost.starts[:-1]]]
     out[order[by_cost.rows]] = np.repeat(for_group, np.diff(by_cost.starts))
-    assert (place[out] <= place).all()
+    assert (rank[out] <= rank).all()
     return out
 
 
 def _near(
-    found: csc_array, sizes: np.ndarray, kept: np.ndarray, place: np.ndarray, jaccard: float
+    matrix: csc_array, sizes: np.ndarray, kept: np.ndarray, rank: np.ndarray, jaccard: float
 ) -> np.ndarray:
     out = np.arange(len(sizes))
-    pairs = _candidates(found, kept)
+    pairs = _candidates(matrix, kept)
     near = sizes[pairs]
     likely = near.min(1) > jaccard * near.max(1)
     pairs = pairs[likely]
-    first = np.where(place[pairs[:, 0]] < place[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
+    first = np.where(rank[pairs[:, 0]] < rank[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
     second = pairs.sum(1) - first
     for a, b in sorted(
-        zip(first.tolist(), second.tolist(), strict=True), key=lambda p: (place[p[0]], place[p[1]])
+        zip(first.tolist(), second.tolist(), strict=True), key=lambda p: (rank[p[0]], rank[p[1]])
     ):
-        if out[a] == a and out[b] == b and _overlap(found, a, b) > jaccard:
+        if out[a] == a and out[b] == b and _overlap(matrix, a, b) > jaccard:
             out[b] = a
     return out
 
 
-def _candidates(found: csc_array, kept: np.ndarray) -> np.ndarray:
+def _candidates(matrix: csc_array, kept: np.ndarray) -> np.ndarray:
     """i64[pair, 2]: columns that share a band of their signatures, each with the first that has it and the next."""
-    starts = found.indptr[kept]
+    starts = matrix.indptr[kept]
     signatures = np.empty((HASHES, len(kept)), np.uint64)
     for number in range(HASHES):
-        scattered = mixed(np.arange(found.shape[0]), 100 + number)
-        signatures[number] = np.minimum.reduceat(scattered[found.indices], starts) if len(kept) else 0
+        scattered = mixed(np.arange(matrix.shape[0]), 100 + number)
+        signatures[number] = np.minimum.reduceat(scattered[matrix.indices], starts) if len(kept) else 0
     pairs = [np.zeros((0, 2), np.int64)]
     for band in range(0, HASHES, BAND):
         keys = signatures[band]
         for row in signatures[band + 1 : band + BAND]:
-            keys = mixed((keys ^ (row >> np.uint64(1))).view(np.int64))
+            keys = mixed(keys ^ (row >> np.uint64(1)))
         groups = Groups(keys, np.ones(len(keys), bool))
         members = kept[groups.rows]
-        place = np.repeat(np.arange(len(groups.codes)), np.diff(groups.starts))
-        leader = members[groups.starts[place]]
+        bucket = np.repeat(np.arange(len(groups.codes)), np.diff(groups.starts))
+        leader = members[groups.starts[bucket]]
         pairs.append(np.stack([leader, members], 1)[leader != members])
-        same = place[1:] == place[:-1]
+        same = bucket[1:] == bucket[:-1]
         pairs.append(np.stack([members[:-1], members[1:]], 1)[same])
     return np.unique(np.concatenate(pairs), axis=0)
 
 
-def _overlap(found: csc_array, a: int, b: int) -> float:
+def _overlap(matrix: csc_array, a: int, b: int) -> float:
     """The Jaccard index of two columns."""
-    one, two = (found.indices[found.indptr[c] : found.indptr[c + 1]] for c in (a, b))
-    both = len(np.intersect1d(one, two, assume_unique=True))
-    return both / max(len(one) + len(two) - both, 1)
+    first, second = (matrix.indices[matrix.indptr[c] : matrix.indptr[c + 1]] for c in (a, b))
+    both = len(np.intersect1d(first, second, assume_unique=True))
+    return both / max(len(first) + len(second) - both, 1)
 
 
 TYPES = (
@@ -114,9 +116,9 @@ BACKGROUND = 600_000  # prefixes; of a longer text, whole documents are drawn
 
 def position_bin(position: np.ndarray) -> np.ndarray:
     """i64[...]: 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ...: two bins to an octave."""
-    place = np.maximum(position, 1).astype(np.float64)
-    octave = np.floor(np.log2(place))
-    return np.asarray(2 * octave + (place >= 1.5 * 2**octave) * (octave > 0)).astype(np.int64)
+    clipped = np.maximum(position, 1).astype(np.float64)
+    octave = np.floor(np.log2(clipped))
+    return np.asarray(2 * octave + (clipped >= 1.5 * 2**octave) * (octave > 0)).astype(np.int64)
 
 
 def frequency_bin(tokens: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -127,8 +129,8 @@ def frequency_bin(tokens: np.ndarray, reference: np.ndarray) -> np.ndarray:
     half_octave = np.floor(2 * np.log2(np.maximum(counts, 1))).astype(np.int64)
     types = np.bincount(half_octave[counts > 0], minlength=1)
     joined, filled, bins = np.zeros(len(types), np.int64), 0, 0
-    for place in range(len(types) - 1, -1, -1):
-        joined[place], filled = bins, filled + types[place]
+    for octave in range(len(types) - 1, -1, -1):
+        joined[octave], filled = bins, filled + types[octave]
         if filled >= TYPES:
             filled, bins = 0, bins + 1
     joined = np.minimum(
@@ -182,8 +184,8 @@ class Space:
         if needed is not None:
             usable[needed] = text.counted[needed]
         rows = np.flatnonzero(usable)
-        specs, found, costs = mine(text, tests, limits, seed)
-        has = _only(found, rows)
+        specs, matrix, costs = mine(text, tests, limits, seed)
+        has = _only(matrix, rows)
         share = np.diff(has.indptr) / max(len(rows), 1)
         kept = np.flatnonzero((share > 0) & (share <= limits.most))
         has, specs = csc_array(has[:, kept]), [specs[column] for column in kept]
@@ -291,12 +293,12 @@ def _aspect(spec: str) -> str:
     return spec.partition("@")[0] if earlier else "last" if colon and head != "followed" else spec
 
 
-def _only(found: csc_array, rows: np.ndarray) -> csc_array:
+def _only(matrix: csc_array, rows: np.ndarray) -> csc_array:
     """Some rows of a matrix (ascending), without a detour through its rows."""
-    place = np.full(found.shape[0], -1, np.int32)
-    place[rows] = np.arange(len(rows))
-    moved = place[found.indices]
-    starts = np.concatenate([[0], np.cumsum(moved >= 0)])[found.indptr]
+    new_row = np.full(matrix.shape[0], -1, np.int32)
+    new_row[rows] = np.arange(len(rows))
+    moved = new_row[matrix.indices]
+    starts = np.concatenate([[0], np.cumsum(moved >= 0)])[matrix.indptr]
     return columns(starts, moved[moved >= 0], len(rows))
 
 

@@ -101,17 +101,17 @@ def _units(run: Run) -> pl.DataFrame:
 def _beyond(run: Run, rows: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
     rate = run.manifest.options["patterns"]["q"]
     bars = _bars(run)
-    found = {"N1": pl.col("q") <= rate, "verdict": pl.col("verdict") != NONE}
+    tests_of = {"N1": pl.col("q") <= rate, "verdict": pl.col("verdict") != NONE}
     for kind in bars["null"].unique().sort():
         rows = rows.join(
             bars.filter(pl.col("null") == kind).select("layer", "tests", pl.col("bar").alias(f"bar {kind}")),
             on=["layer", "tests"], how="left",
         )  # fmt: skip
-        found[f"N3 {kind}" if kind != "shuffled" else "N4 shuffled"] = (pl.col("q") <= rate) & (
+        tests_of[f"N3 {kind}" if kind != "shuffled" else "N4 shuffled"] = (pl.col("q") <= rate) & (
             pl.col("f1_low").fill_null(0) > pl.col(f"bar {kind}")
         )
     address = ("layer", "unit", "tests", "neuron")
-    counted = rows.group_by(address).agg(**{name: test.any() for name, test in found.items()})
+    counted = rows.group_by(address).agg(**{name: test.any() for name, test in tests_of.items()})
     semantic = (
         run.table("patterns")
         .filter((pl.col("q") <= rate) & (pl.col("token_q") <= rate) & (pl.col("kind") == "semantic"))
@@ -120,14 +120,14 @@ def _beyond(run: Run, rows: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
         .collect()
     )
     counted = counted.join(semantic, on=address, how="left").with_columns(pl.col("N2").fill_null(False))
-    totals = counted.group_by("layer", "unit", "tests").agg(pl.col(*found, "N2").sum().cast(pl.Int64))
+    totals = counted.group_by("layer", "unit", "tests").agg(pl.col(*tests_of, "N2").sum().cast(pl.Int64))
     # Where a family of tests has no claim at all, there is none beyond any null.
     every = units.select("layer", "unit", "units").join(rows.select("tests").unique(), how="cross")
     long = (
         every.join(totals, on=["layer", "unit", "tests"], how="left")
         .fill_null(0)
         .unpivot(
-            [*found, "N2"],
+            [*tests_of, "N2"],
             index=["layer", "unit", "tests", "units"],
             variable_name="null",
             value_name="count",
@@ -143,11 +143,11 @@ def _expected(verdicts: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
     sides = dict(units.group_by("unit").agg(pl.col("sides").sum()).iter_rows())
     rows = []
     for tests in verdicts["tests"].unique().sort():
-        mine = verdicts.filter((pl.col("tests") == tests) & (pl.col("verdict") != NONE))
-        found = dict(mine.group_by("unit").agg(pl.col("len").sum()).iter_rows())
-        believed = found.get(NEURON, 0)
+        believed_rows = verdicts.filter((pl.col("tests") == tests) & (pl.col("verdict") != NONE))
+        count_of = dict(believed_rows.group_by("unit").agg(pl.col("len").sum()).iter_rows())
+        believed = count_of.get(NEURON, 0)
         for kind in sorted(sides.keys() - {NEURON}):
-            null = found.get(kind, 0)
+            null = count_of.get(kind, 0)
             share = null / max(sides[kind], 1) * sides[NEURON] / believed if believed else None
             rows.append((tests, kind, believed, null, share))
     schema = (
@@ -165,12 +165,12 @@ def _bars(run: Run) -> pl.DataFrame:
     rows = run.table("calibration").filter(
         pl.col("measure").str.starts_with("f1 of ") & (pl.col("unit") != NEURON)
     ).collect()  # fmt: skip
-    place = rows["levels"][0].to_list().index(NULL_LEVEL) if len(rows) else 0
+    level = rows["levels"][0].to_list().index(NULL_LEVEL) if len(rows) else 0
     return rows.select(
         "layer",
         pl.col("measure").str.strip_prefix("f1 of ").alias("tests"),
         pl.col("unit").alias("null"),
-        pl.col("values").list.get(place).alias("bar"),
+        pl.col("values").list.get(level).alias("bar"),
     )
 
 
@@ -219,13 +219,13 @@ def explained(run: Run, units: pl.DataFrame) -> pl.DataFrame:
 
 
 def _union(bits: Sequence[int]) -> int:
-    return reduce(lambda one, other: one | other, bits, 0) & (2**64 - 1)
+    return reduce(int.__or__, bits, 0) & (2**64 - 1)
 
 
 def clearest(run: Run, count: int) -> pl.DataFrame:
     """The first rows with a verdict, no pattern and no neuron twice."""
-    found = rows_with_verdict(run).unique(["name", "about"], keep="first", maintain_order=True)
-    return found.unique(["layer", "neuron"], keep="first", maintain_order=True).head(count)
+    different = rows_with_verdict(run).unique(["name", "about"], keep="first", maintain_order=True)
+    return different.unique(["layer", "neuron"], keep="first", maintain_order=True).head(count)
 
 
 def _silent(run: Run, rows: pl.DataFrame, count: int, seed: int) -> tuple[NeuronId, ...]:
@@ -241,5 +241,5 @@ def _silent(run: Run, rows: pl.DataFrame, count: int, seed: int) -> tuple[Neuron
         .collect()
         .join(spoken, on=["layer", "neuron"], how="anti")
     )
-    some = every.sample(min(count, every.height), seed=seed).sort("layer", "neuron")
-    return tuple(NeuronId(*pair) for pair in some.iter_rows())
+    drawn = every.sample(min(count, every.height), seed=seed).sort("layer", "neuron")
+    return tuple(NeuronId(*pair) for pair in drawn.iter_rows())

@@ -63,12 +63,12 @@ def topics(text: Text, seed: int = 0) -> list[str]:
     if documents < 4 * SIZES[0] or counts.shape[1] < 4 * WORDS:
         return []
     weights = _weighted(counts)
-    places = _reduced(weights, seed)
+    vectors = _reduced(weights, seed)
     specs: list[str] = []
     for size in SIZES:
         groups = min(256, documents // size)
         if groups >= 2:
-            _, nearest = k_means(places, groups, seed)
+            _, nearest = k_means(vectors, groups, seed)
             specs += _topic_specs(counts, nearest, words)
     return list(dict.fromkeys(specs))
 
@@ -84,12 +84,12 @@ def _counted(text: Text) -> tuple[csr_array, list[str], np.ndarray]:
     spread = np.bincount(counts.indices, minlength=width)
     long = np.fromiter((len(word) > 2 and not word.isdigit() for word in words.folded), bool, width)
     kept = np.flatnonzero((spread >= 3) & (spread <= COMMON * height) & long)
-    place = np.full(width, -1)
-    place[kept] = np.arange(len(kept))
+    column_of = np.full(width, -1)
+    column_of[kept] = np.arange(len(kept))
     return (
         csr_array(counts[:, kept]),
         [words.folded[word] for word in kept],
-        np.where(ends, place[words.word], -1),
+        np.where(ends, column_of[words.word], -1),
     )
 
 
@@ -132,8 +132,8 @@ def _topic_specs(counts: csr_array, nearest: np.ndarray, words: list[str]) -> li
         members = nearest == group
         if len(best) < ENOUGH[-1] or members.sum() < 4:
             continue
-        found = np.asarray(has[:, best].sum(1)).ravel()
-        ratings = [2 * (members & (found >= n)).sum() / (members.sum() + (found >= n).sum()) for n in ENOUGH]
+        count = np.asarray(has[:, best].sum(1)).ravel()
+        ratings = [2 * (members & (count >= n)).sum() / (members.sum() + (count >= n).sum()) for n in ENOUGH]
         specs.append(f"topic:{ENOUGH[int(np.argmax(ratings))]}:{','.join(words[word] for word in best)}")
     return specs
 
@@ -175,9 +175,9 @@ def classes(text: Text, seed: int = 0, least: int = 10, size: int = 12) -> list[
 
 def _company(text: Text, ends: np.ndarray, kept: np.ndarray) -> csr_array:
     """f64[word, company]: positive pointwise mutual information with the words before and after, by side."""
-    place = np.full(len(text.words.folded), -1)
-    place[kept] = np.arange(len(kept))
-    code, context = place[text.words.word[ends]], text.context[ends]
+    column_of = np.full(len(text.words.folded), -1)
+    column_of[kept] = np.arange(len(kept))
+    code, context = column_of[text.words.word[ends]], text.context[ends]
     rows, columns = [], []
     for step in range(1, BESIDE + 1):
         same = (context[step:] == context[:-step]) & (code[step:] >= 0) & (code[:-step] >= 0)

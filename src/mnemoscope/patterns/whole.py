@@ -20,7 +20,7 @@ from scipy.stats import norm, t
 
 from mnemoscope.patterns.combine import ANY, PARTS
 from mnemoscope.patterns.pattern import Pattern, disjunction, parse
-from mnemoscope.patterns.search import FOUND, Found
+from mnemoscope.patterns.search import FOUND, SearchResult
 from mnemoscope.records import WHOLE
 
 SHARE = 0.02  # of the tokens, at most, where a unit is active while candidates are looked for
@@ -41,7 +41,7 @@ class Language(NamedTuple):
     common: int
 
     @classmethod
-    def of(cls, found: Found) -> Language:
+    def of(cls, found: SearchResult) -> Language:
         """Those of the main family of a search."""
         common = [spec for spec, _, rate in found.language if rate >= COMMON]
         words = [word for _, word, rate in found.language if word and rate >= WORDS]
@@ -76,7 +76,7 @@ class Counted(NamedTuple):
         """both, expected [unit]: summed over disjoint columns i64[unit, part]; -1 is none."""
         rows = np.arange(len(columns))[:, None]
         return tuple(
-            np.where(columns >= 0, part[rows, columns], 0).sum(1) for part in (self.both, self.expected)
+            np.where(columns >= 0, values[rows, columns], 0).sum(1) for values in (self.both, self.expected)
         )
 
 
@@ -109,9 +109,9 @@ def proposed(counted: Counted, language: Language, unit: np.ndarray) -> pl.DataF
         np.where(clear, often + common, -1), ((0, 0), (0, PARTS[ANY] - often.shape[1])), constant_values=-1
     )
     for size in range(1, PARTS[ANY] + 1):
-        some = np.flatnonzero((columns >= 0).sum(1) >= size)
-        parts.append((some, np.where(np.arange(PARTS[ANY]) < size, columns[some], -1)))
-    rows, columns = np.concatenate([some for some, _ in parts]), np.concatenate([part for _, part in parts])
+        rows_of = np.flatnonzero((columns >= 0).sum(1) >= size)
+        parts.append((rows_of, np.where(np.arange(PARTS[ANY]) < size, columns[rows_of], -1)))
+    rows, columns = map(np.concatenate, zip(*parts, strict=True))
     kept = counted.active[rows] > 0
     return _frame(counted, language, unit, rows[kept], columns[kept])
 
@@ -140,11 +140,11 @@ def _frame(
             "p_family": np.minimum(p * asked, 1),
         }
     )
-    told = pl.DataFrame(
+    described = pl.DataFrame(
         {
             "place": np.arange(len(patterns)),
             **{
-                name: [getattr(one, name) for one in patterns]
+                name: [getattr(pattern, name) for pattern in patterns]
                 for name in ("spec", "name", "family", "kind", "complexity")
             },
             "equivalents": [[] for _ in patterns],
@@ -155,17 +155,17 @@ def _frame(
     frame = frame.unique(["unit", "place"], keep="first", maintain_order=True)
     frame = frame.with_columns(rank=pl.int_range(pl.len()).over("unit"))
     role = pl.when(pl.col("rank") == 0).then(pl.lit("best")).otherwise(pl.lit("other")).alias("role")
-    frame = frame.join(told, on="place", how="left", maintain_order="left").with_columns(role)
+    frame = frame.join(described, on="place", how="left", maintain_order="left").with_columns(role)
     return frame.select(pl.col(name).cast(dtype) for name, dtype in FOUND.items())
 
 
 def _patterns(specs: Sequence[str], columns: np.ndarray) -> tuple[list[Pattern], np.ndarray]:
     """The different patterns, and i64[row] which of them each row of columns is."""
-    one = [parse(spec) for spec in specs]
+    parsed = [parse(spec) for spec in specs]
     first = {spec: place for place, spec in reversed(list(enumerate(specs)))}
     same = np.array([*(first[spec] for spec in specs), -1])  # of specs that are there twice
     different, number = np.unique(np.sort(same[columns], 1), axis=0, return_inverse=True)
-    made = [tuple(one[column] for column in row if column >= 0) for row in different.tolist()]
+    made = [tuple(parsed[column] for column in row if column >= 0) for row in different.tolist()]
     return [parts[0] if len(parts) == 1 else disjunction(parts) for parts in made], number.ravel()
 
 
@@ -179,11 +179,11 @@ def by_document(both: np.ndarray, expected: np.ndarray, beyond: float = BEYOND) 
 
     both, expected  [claim, document]
     """
-    parts = [
-        _tail(both[some] - beyond * expected[some].astype(np.float64))
-        for some in (slice(start, start + _CLAIMS) for start in range(0, len(both), _CLAIMS))
+    tails = [
+        _tail(both[block] - beyond * expected[block].astype(np.float64))
+        for block in (slice(start, start + _CLAIMS) for start in range(0, len(both), _CLAIMS))
     ]
-    return np.concatenate([np.zeros(0), *parts])
+    return np.concatenate([np.zeros(0), *tails])
 
 
 def _tail(over: np.ndarray) -> np.ndarray:

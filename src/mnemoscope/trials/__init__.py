@@ -1,8 +1,30 @@
 """Patterns tested both ways on text that the model reads: does active mean the pattern, and the pattern active?
 
-job        the stages: search, hold out, read, count, decide
-heldout    which patterns of triggers are worth reading text for
-ground     the text as one pass sees it, masked by patterns;  looks  what a pass counts;  counting  compiled loops
-outcomes   from counts to verdicts
-hypothesis a user's own claim
+1. Search the triggers of the discovery half for candidates (`patterns.search`), and hold these against the triggers
+   of the test half (`heldout`). No model is needed.
+2. Read text of a half with the model and count (`masked_text`, `counts`, and the compiled loops of `counting`): in
+   each layer of each batch, how often a unit is active where a pattern is, and elsewhere.
+3. Decide in the discovery half (`discovery`): which candidate is the claim, and from which score the unit is active.
+4. Decide in the test half (`outcomes`): F1 and its interval, what the nulls reach, the verdict.
+
+`job` does all four for every unit of a run; `hypothesis` does the last three for one neuron and a user's own claim.
+
+An example. Nine of the strongest triggers of neuron L3N7, when positive, end with "river": `word:river` is a
+candidate, and so is `word:river@16`. Triggers of the test half show it too (q = .001). The model reads 65,536 tokens
+of the discovery half, where `word:river` has the larger F1 when active is a score of 120 or more. It reads as many
+of the test half: of 40 active tokens 38 end with "river", and of 45 that do 38 are active, so purity is .95, coverage
+.84, F1 .89. No random direction of the layer reaches that: the verdict is `iff`.
+
+unit       a neuron or a pseudo-neuron of a null, with a polarity
+polarity   +1 or -1: the end of the coefficients that is looked at
+score      the bin of the coefficient, counted from the other end where the polarity is negative
+active     a score at or above the threshold of the claim
+candidate  a pattern that may describe a unit;  spec: how a pattern is written
+column     the mask of one pattern, in a matrix of them
+claim      a unit, a polarity and a column; the chosen candidate
+both       tokens at which the unit is active and the pattern is there;  shown: those where it is there
+purity     both / active;  coverage: both / shown
+stratum    prefixes of like position and like frequency of the last token: what chance is taken at (N1)
+group      documents that are drawn again together
+null       a pseudo-neuron: a random direction, a rotated basis, shuffled weights
 """

@@ -1,4 +1,4 @@
-"""Compiled loops over coefficients and patterns together; each is told slowly in the tests.
+"""Compiled loops over coefficients and patterns together; the tests define each of them in plain numpy.
 
 Coefficients come as the bins u8[row, unit] that `kernel.assign_bins` gives, a row being a counted position of a
 batch, and patterns as columns of a sparse matrix: column `c` holds the rows `indices[indptr[c] : indptr[c + 1]]`.
@@ -18,7 +18,7 @@ _TOP = BINS - 1
 
 
 @_compiled
-def peaks(bins, groups, start, stop, highest, lowest):  # type: ignore[no-untyped-def]
+def group_extremes(bins, groups, start, stop, highest, lowest):  # type: ignore[no-untyped-def]
     """Largest and smallest bin of each group of rows, for units ``start <= u < stop``.
 
     groups             i64[row]
@@ -33,7 +33,7 @@ def peaks(bins, groups, start, stop, highest, lowest):  # type: ignore[no-untype
 
 
 @_compiled
-def crossed(bins, indptr, indices, strata, above, below, first, last, counts, by_stratum):  # type: ignore[no-untyped-def]
+def active_by_column(bins, indptr, indices, strata, above, below, first, last, counts, by_stratum):  # type: ignore[no-untyped-def]
     """Active rows in each column and in each stratum, for units ``first <= u < last``; patterns lie by rows here.
 
     indptr, indices  the columns of row `i` are `indices[indptr[i] : indptr[i + 1]]`
@@ -51,13 +51,13 @@ def crossed(bins, indptr, indices, strata, above, below, first, last, counts, by
             else:
                 continue
             by_stratum[side, u, strata[i]] += np.uint16(1)
-            mine = counts[side, u]
-            for at in range(indptr[i], indptr[i + 1]):
-                mine[indices[at]] += np.uint16(1)
+            in_columns = counts[side, u]
+            for entry in range(indptr[i], indptr[i + 1]):
+                in_columns[indices[entry]] += np.uint16(1)
 
 
 @_compiled
-def expected(bins, groups, strata, rates, unit, low, high, column, first, last, sums):  # type: ignore[no-untyped-def]
+def expected_by_group(bins, groups, strata, rates, unit, low, high, column, first, last, sums):  # type: ignore[no-untyped-def]
     """Rates of the stratum of each active row, summed by group, for claims ``first <= k < last``.
 
     rates      f32[stratum column]
@@ -65,14 +65,14 @@ def expected(bins, groups, strata, rates, unit, low, high, column, first, last, 
     sums       f32[claim group]   in, out
     """
     for i in range(len(bins)):
-        row, here = bins[i], rates[strata[i]]
+        row, rate = bins[i], rates[strata[i]]
         for k in range(first, last):
             if low[k] <= row[unit[k]] <= high[k]:
-                sums[k, groups[i]] += here[column[k]]
+                sums[k, groups[i]] += rate[column[k]]
 
 
 @_compiled
-def present(bins, indptr, indices, unit, polarity, column, floor, first, last, counts):  # type: ignore[no-untyped-def]
+def score_histograms(bins, indptr, indices, unit, polarity, column, floor, first, last, counts):  # type: ignore[no-untyped-def]
     """Histograms of the score where the pattern is, for claims ``first <= k < last``.
 
     unit, polarity, column  i64[claim]
@@ -80,19 +80,19 @@ def present(bins, indptr, indices, unit, polarity, column, floor, first, last, c
     counts                  u32[claim bin]  in, out
     """
     for k in range(first, last):
-        mine, own, positive = counts[k], unit[k], polarity[k] > 0
-        for at in range(indptr[column[k]], indptr[column[k] + 1]):
-            score = np.int64(bins[indices[at], own])
+        histogram, u, positive = counts[k], unit[k], polarity[k] > 0
+        for entry in range(indptr[column[k]], indptr[column[k] + 1]):
+            score = np.int64(bins[indices[entry], u])
             score = score if positive else _TOP - score
-            mine[max(score - floor, 0)] += np.uint32(1)
+            histogram[max(score - floor, 0)] += np.uint32(1)
 
 
 @_compiled
-def together(  # type: ignore[no-untyped-def]
+def present_histograms(  # type: ignore[no-untyped-def]
     bins, values, rows, quadrant, gated, groups, indptr, indices, unit, polarity, column, threshold, first, last,
     counts, among, both, quadrants,
 ):  # fmt: skip
-    """All that is asked of a claim where its pattern is, for claims ``first <= k < last``.
+    """What the coefficients are where the pattern of a claim is, for claims ``first <= k < last``.
 
     values      f32[position unit]  coefficients; row `i` is position `rows[i]`
     quadrant    u8[row unit]        0 to 3 for gate and up (+,+), (+,-), (-,+), (-,-); unread unless `gated`
@@ -103,21 +103,21 @@ def together(  # type: ignore[no-untyped-def]
     quadrants   i64[claim 4]        in, out: active rows by quadrant
     """
     for k in range(first, last):
-        own, positive, total = unit[k], polarity[k] > 0, 0.0
-        for at in range(indptr[column[k]], indptr[column[k] + 1]):
-            i = indices[at]
-            place = np.int64(bins[i, own])
-            counts[k, place] += np.uint32(1)
-            total += np.float64(values[rows[i], own])
-            if (place if positive else _TOP - place) >= threshold[k]:
+        u, positive, total = unit[k], polarity[k] > 0, 0.0
+        for entry in range(indptr[column[k]], indptr[column[k] + 1]):
+            i = indices[entry]
+            code = np.int64(bins[i, u])
+            counts[k, code] += np.uint32(1)
+            total += np.float64(values[rows[i], u])
+            if (code if positive else _TOP - code) >= threshold[k]:
                 both[k, groups[i]] += np.uint16(1)
                 if gated:
-                    quadrants[k, quadrant[i, own]] += 1
+                    quadrants[k, quadrant[i, u]] += 1
         among[k] += total
 
 
 @_compiled
-def active(bins, quadrant, gated, groups, unit, low, high, first, last, counts, quadrants):  # type: ignore[no-untyped-def]
+def active_by_group(bins, quadrant, gated, groups, unit, low, high, first, last, counts, quadrants):  # type: ignore[no-untyped-def]
     """Active rows by group and by quadrant, for claims ``first <= k < last``.
 
     low, high  u8[claim]          active: bins from `low` to `high`
@@ -125,23 +125,23 @@ def active(bins, quadrant, gated, groups, unit, low, high, first, last, counts, 
     quadrants  i64[claim 4]       in, out
     """
     size = last - first
-    found = np.zeros(size, np.uint16)  # in the group that is being read; its rows are neighbours
+    in_group = np.zeros(size, np.uint16)  # in the group that is being read; its rows are neighbours
     for i in range(len(bins)):
         row = bins[i]
         for j in range(size):
-            place = row[unit[first + j]]
-            if low[first + j] <= place <= high[first + j]:
-                found[j] += np.uint16(1)
+            code = row[unit[first + j]]
+            if low[first + j] <= code <= high[first + j]:
+                in_group[j] += np.uint16(1)
                 if gated:
                     quadrants[first + j, quadrant[i, unit[first + j]]] += 1
         if i + 1 == len(bins) or groups[i + 1] != groups[i]:
             for j in range(size):
-                counts[first + j, groups[i]] += found[j]
-                found[j] = np.uint16(0)
+                counts[first + j, groups[i]] += in_group[j]
+                in_group[j] = np.uint16(0)
 
 
 @_compiled
-def quarters(gate, up, rows, first, last, quadrant):  # type: ignore[no-untyped-def]
+def sign_quadrants(gate, up, rows, first, last, quadrant):  # type: ignore[no-untyped-def]
     """The sign quadrant u8[row unit] of the pre-activations f32[position unit], for rows ``first <= i < last``."""
     for i in range(first, last):
         a, b, out = gate[rows[i]], up[rows[i]], quadrant[i]
@@ -150,7 +150,7 @@ def quarters(gate, up, rows, first, last, quadrant):  # type: ignore[no-untyped-
 
 
 @_compiled
-def overlaps(  # type: ignore[no-untyped-def]
+def rows_in_columns(  # type: ignore[no-untyped-def]
     bins, indptr, indices, unit, polarity, threshold, starts, columns, first, last, shown, both
 ):
     """Rows in any of several disjoint columns, for claims ``first <= k < last``.
@@ -160,36 +160,36 @@ def overlaps(  # type: ignore[no-untyped-def]
     both     i64[claim]  in, out: and active
     """
     for k in range(first, last):
-        own, positive = unit[k], polarity[k] > 0
+        u, positive = unit[k], polarity[k] > 0
         for c in range(starts[k], starts[k + 1]):
             begin, end = indptr[columns[c]], indptr[columns[c] + 1]
             shown[k] += end - begin
-            for at in range(begin, end):
-                score = np.int64(bins[indices[at], own])
+            for entry in range(begin, end):
+                score = np.int64(bins[indices[entry], u])
                 both[k] += (score if positive else _TOP - score) >= threshold[k]
 
 
 @_compiled
-def add_rows(values, rows, indptr, indices, columns, first, last, sums):  # type: ignore[no-untyped-def]
+def sums_where_present(values, rows, indptr, indices, columns, first, last, sums):  # type: ignore[no-untyped-def]
     """Add up the coefficients of all units where a pattern is, for patterns ``first <= p < last``.
 
     columns  i64[pattern]
     sums     f32[pattern unit]  in, out; a batch is added up by itself before it is added
     """
-    part = np.empty(values.shape[1], np.float32)
+    batch_sum = np.empty(values.shape[1], np.float32)
     for p in range(first, last):
-        part[:] = 0
-        for at in range(indptr[columns[p]], indptr[columns[p] + 1]):
-            row = values[rows[indices[at]]]
-            for j in range(len(part)):
-                part[j] += row[j]
-        mine = sums[p]
-        for j in range(len(part)):
-            mine[j] += part[j]
+        batch_sum[:] = 0
+        for entry in range(indptr[columns[p]], indptr[columns[p] + 1]):
+            row = values[rows[indices[entry]]]
+            for j in range(len(batch_sum)):
+                batch_sum[j] += row[j]
+        pattern_sum = sums[p]
+        for j in range(len(batch_sum)):
+            pattern_sum[j] += batch_sum[j]
 
 
 @_compiled
-def powers(values, rows, start, stop, total, squares):  # type: ignore[no-untyped-def]
+def power_sums(values, rows, start, stop, total, squares):  # type: ignore[no-untyped-def]
     """Sums of the coefficients and of their squares over rows, f64[unit], for units ``start <= u < stop``."""
     first, second = total[start:stop], squares[start:stop]
     for i in range(len(rows)):
@@ -201,7 +201,7 @@ def powers(values, rows, start, stop, total, squares):  # type: ignore[no-untype
 
 
 @_compiled
-def merged(indptr, indices, starts, parts, needed, ends, out):  # type: ignore[no-untyped-def]
+def compound_rows(indptr, indices, starts, parts, needed, ends, out):  # type: ignore[no-untyped-def]
     """For each compound the rows that at least so many of its parts have, ascending.
 
     indptr, indices          columns of parts, their rows ascending
@@ -210,52 +210,52 @@ def merged(indptr, indices, starts, parts, needed, ends, out):  # type: ignore[n
     ends    i64[compound]    out: where its rows end in `out`
     out     i32[...]         out: rows of one compound after another; room for those of all parts
     """
-    place, at = 0, np.zeros(int(np.diff(starts).max()), np.int64)
+    size, heads = 0, np.zeros(int(np.diff(starts).max()), np.int64)
     for c in range(len(needed)):
-        count, own = starts[c + 1] - starts[c], parts[starts[c] : starts[c + 1]]
+        count, members = starts[c + 1] - starts[c], parts[starts[c] : starts[c + 1]]
         for j in range(count):
-            at[j] = indptr[own[j]]
+            heads[j] = indptr[members[j]]
         while True:
             least, having = np.int64(1) << 62, 0
             for j in range(count):
-                if at[j] < indptr[own[j] + 1]:
-                    least = min(least, np.int64(indices[at[j]]))
+                if heads[j] < indptr[members[j] + 1]:
+                    least = min(least, np.int64(indices[heads[j]]))
             if least == np.int64(1) << 62:
                 break
             for j in range(count):
-                if at[j] < indptr[own[j] + 1] and indices[at[j]] == least:
-                    at[j] += 1
+                if heads[j] < indptr[members[j] + 1] and indices[heads[j]] == least:
+                    heads[j] += 1
                     having += 1
             if having >= needed[c]:
-                out[place] = least
-                place += 1
-        ends[c] = place
+                out[size] = least
+                size += 1
+        ends[c] = size
 
 
 @_compiled
-def alike(indptr, indices, code, rows, column, sizes, found):  # type: ignore[no-untyped-def]
+def count_same_code(indptr, indices, code, rows, column, sizes, counts):  # type: ignore[no-untyped-def]
     """For each claim and each of its rows, the rows of its column that have the same code.
 
     code    i64[row]          -1 is none
     rows    i64[claim slot]   -1 is none
     column  i64[claim]        ascending: each column is read once for all its claims
     sizes   i32[code]         zeros, in and out
-    found   i64[claim slot]   zeros; out
+    counts  i64[claim slot]   zeros; out
     """
     first = 0
     while first < len(column):
         last = first
         begin, end = indptr[column[first]], indptr[column[first] + 1]
-        for at in range(begin, end):
-            if code[indices[at]] >= 0:
-                sizes[code[indices[at]]] += 1
+        for entry in range(begin, end):
+            if code[indices[entry]] >= 0:
+                sizes[code[indices[entry]]] += 1
         while last < len(column) and column[last] == column[first]:
             for slot in range(rows.shape[1]):
                 row = rows[last, slot]
                 if row >= 0 and code[row] >= 0:
-                    found[last, slot] = sizes[code[row]]
+                    counts[last, slot] = sizes[code[row]]
             last += 1
-        for at in range(begin, end):
-            if code[indices[at]] >= 0:
-                sizes[code[indices[at]]] = 0
+        for entry in range(begin, end):
+            if code[indices[entry]] >= 0:
+                sizes[code[indices[entry]]] = 0
         first = last

@@ -1,26 +1,82 @@
-"""Chosen patterns on triggers that had no part in choosing them: against chance, and beyond the last token."""
+"""Candidates on triggers that had no part in finding them: against chance, and beyond the last token."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
 from scipy.sparse import csc_array, hstack
+from scipy.stats import false_discovery_control
 
 from mnemoscope.patterns.columns import Groups, columns
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.patterns.score import log_binomial_tail, poisson_binomial_tail
-from mnemoscope.patterns.search import Options, Units, one_each
+from mnemoscope.patterns.search import Options, Units, half_triggers
 from mnemoscope.patterns.sequences import hashed
 from mnemoscope.patterns.space import strata
 from mnemoscope.run.text import Text
-from mnemoscope.text.split import halves
 from mnemoscope.trials import counting
 
+if TYPE_CHECKING:
+    from mnemoscope.patterns.triggers import Addressed
+
 CHUNK = 2000  # specs at a time
+LEVEL = 0.05  # of p_family: units whose best pattern drawn sets equal more often are not tested further
+FURTHER = (pl.col("p_family").first() <= LEVEL).over("unit", "tests")
+_COLUMNS = {  # how `confirm` calls columns, and how the table does
+    "n_test": "test_triggers",
+    "hits_test": "test_hits",
+    "where_test": "test_where",
+    "base_test": "test_base_rate",
+    "p_test": "test_p",
+}
+
+
+def hold_out(text: Text, units: Addressed, candidates: pl.DataFrame, options: Options) -> pl.DataFrame:
+    """Candidates of a search with what the triggers of the test half say of them.
+
+    Adds test_triggers, test_hits, test_where, test_base_rate, test_p and `q` (N1), token_p, token_rate and `token_q`
+    (N2, of semantic patterns).
+    """
+    confirmed = confirm(text, units.units, candidates, options).rename(_COLUMNS)
+    semantic = np.flatnonzero((candidates["kind"] == "semantic").to_numpy())
+    against = beyond_last_token(text, units.units, candidates[semantic], options)
+    p, rate, asked = np.ones(len(candidates)), np.zeros(len(candidates)), np.zeros(len(candidates), bool)
+    p[semantic], asked[semantic] = against["p_n2"], against["n_n2"] > 0
+    rate[semantic] = (against["expected_n2"] / against["n_n2"].clip(1)).to_numpy()
+    confirmed = confirmed.with_columns(token_p=pl.Series(p), token_rate=pl.Series(rate))
+    return _with_rates(confirmed, units.kind[candidates["unit"].to_numpy()] == 0, asked)
+
+
+def _with_rates(frame: pl.DataFrame, real: np.ndarray, asked: np.ndarray) -> pl.DataFrame:
+    """Adds `q` and `token_q`: for each family of tests, over the candidates of neurons that went further.
+
+    real, asked  bool[candidate]: whether it is of a neuron, and whether N2 was asked
+    """
+    further = frame.select(FURTHER).to_series().to_numpy()
+    q, token_q = np.ones((2, len(frame)))
+    for tests in frame["tests"].unique():
+        of_family = (frame["tests"] == tests).to_numpy() & further
+        for rates, name, rows in ((q, "test_p", of_family), (token_q, "token_p", of_family & asked)):
+            rates[rows] = discovery_rate(frame[name].to_numpy()[rows], real[rows])
+    return frame.with_columns(q=pl.Series(q), token_q=pl.Series(token_q))
+
+
+def discovery_rate(p: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """f64[test]: the false discovery rate at which each test would be accepted (Benjamini and Hochberg 1995).
+
+    among  bool[test]: the tests that are counted. Others (of nulls) get the rate of the next larger counted one,
+           which is to say: they would be accepted by the same bound on p
+    """
+    if not among.any():
+        return np.ones(len(p))
+    counted = np.sort(p[among])
+    rates = np.maximum.accumulate(false_discovery_control(counted))
+    next_larger = np.searchsorted(counted, p)
+    return np.where(next_larger < len(counted), rates[np.minimum(next_larger, len(counted) - 1)], 1.0)
 
 
 def confirm(text: Text, units: Units, claims: pl.DataFrame, options: Options | None = None) -> pl.DataFrame:
@@ -32,21 +88,23 @@ def confirm(text: Text, units: Units, claims: pl.DataFrame, options: Options | N
     Bit i of where_test says whether the i-th of these triggers, strongest first, has the pattern.
     """
     options = options or Options()
-    part, slots = _triggers(text, units, options)
-    rows = np.flatnonzero(part.counted)
-    stratum = np.full(len(part), -1)
-    stratum[rows], _ = strata(part, rows, options.stratify)
+    half, slots = half_triggers(text, units, options, test=True)
+    rows = np.flatnonzero(half.counted)
+    stratum = np.full(len(half), -1)
+    stratum[rows], _ = strata(half, rows, options.stratify)
     sizes = np.bincount(stratum[rows])
     n, hits, base = (np.zeros(len(claims)) for _ in range(3))
     where = np.zeros(len(claims), np.uint64)
     bit = np.uint64(1) << np.arange(slots.shape[1], dtype=np.uint64)
-    for claim, triggers, column, found in _chunks(part, slots, claims):
+    for claim, triggers, column, chunk in _chunks(half, slots, claims):
         filled = triggers >= 0
-        values = np.where(filled, alike(found, stratum, triggers, column) / sizes[stratum[triggers]], 0)
+        values = np.where(
+            filled, count_same_code(chunk, stratum, triggers, column) / sizes[stratum[triggers]], 0
+        )
         n[claim] = filled.sum(1)
         base[claim] = values.sum(1) / np.maximum(filled.sum(1), 1)
-        shown = _has(found, triggers, column)
-        hits[claim], where[claim] = shown.sum(1), (shown * bit).sum(1)
+        has = _has(chunk, triggers, column)
+        hits[claim], where[claim] = has.sum(1), (has * bit).sum(1)
     p = np.where(n > 0, np.exp(np.maximum(log_binomial_tail(hits, n, base), -690)), 1.0)
     return claims.with_columns(
         n_test=pl.Series(n.astype(np.int32)),
@@ -57,7 +115,7 @@ def confirm(text: Text, units: Units, claims: pl.DataFrame, options: Options | N
     )
 
 
-def beyond(
+def beyond_last_token(
     text: Text,
     units: Units,
     claims: pl.DataFrame,
@@ -74,16 +132,16 @@ def beyond(
     the claims were found (then p_n2 is optimistic: the claims were chosen for their hits there).
     """
     options = options or Options()
-    part, slots = _triggers(text, units, options, test=test)
-    codes, reaches = hashed(part.tokens, part.position, tuple(range(tokens - 1, -1, -1)))
-    same = _Neighbours.of(part, codes, part.counted & reaches)
+    half, slots = half_triggers(text, units, options, test=test)
+    codes, reaches = hashed(half.tokens, half.position, tuple(range(tokens - 1, -1, -1)))
+    same = _Neighbours.of(half, codes, half.counted & reaches)
     n, hits, expected = (np.zeros(len(claims)) for _ in range(3))
     p = np.ones(len(claims))
-    for claim, triggers, column, found in _chunks(part, slots, claims):
+    for claim, triggers, column, chunk in _chunks(half, slots, claims):
         usable = (triggers >= 0) & (same.others[triggers] > 0)
-        rates = np.where(usable, (same.having(found, triggers, column) + 1) / (same.others[triggers] + 2), 0)
+        rates = np.where(usable, (same.having(chunk, triggers, column) + 1) / (same.others[triggers] + 2), 0)
         n[claim], expected[claim] = usable.sum(1), rates.sum(1)
-        hits[claim] = (_has(found, triggers, column) & usable).sum(1)
+        hits[claim] = (_has(chunk, triggers, column) & usable).sum(1)
         p[claim] = poisson_binomial_tail(hits[claim].astype(np.int64), rates)
     return claims.with_columns(
         n_n2=pl.Series(n.astype(np.int16)),
@@ -93,43 +151,34 @@ def beyond(
     )
 
 
-def _triggers(text: Text, units: Units, options: Options, *, test: bool = True) -> tuple[Text, np.ndarray]:
-    """The text of one half, and i64[unit, slot] the rows of the triggers there."""
-    documents = halves(text.document[text.counted])[int(test)] if options.split else np.unique(text.document)
-    part, rows = text.part(documents)
-    back = np.full(len(text), -1)
-    back[rows] = np.arange(len(rows))
-    return part, one_each(part, units, back[units.rows], one_per_document=options.one_per_document)
-
-
 def _chunks(
-    part: Text, slots: np.ndarray, claims: pl.DataFrame
+    half: Text, slots: np.ndarray, claims: pl.DataFrame
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, csc_array]]:
     """Some claims at a time: their places, their triggers i64[claim, slot], their column, the masks."""
     unit = claims["unit"].to_numpy()
-    specs, number = numbered(claims["spec"])
+    specs, number = numbered_names(claims["spec"])
     order = np.argsort(number, kind="stable")
     bounds = np.searchsorted(number[order], np.arange(0, len(specs) + CHUNK, CHUNK))
-    for place, found in enumerate(portions(part, specs, CHUNK)):
-        claim = order[bounds[place] : bounds[place + 1]]
-        yield claim, slots[unit[claim]], number[claim] - place * CHUNK, found
+    for step, chunk in enumerate(mask_chunks(half, specs, CHUNK)):
+        claim = order[bounds[step] : bounds[step + 1]]
+        yield claim, slots[unit[claim]], number[claim] - step * CHUNK, chunk
 
 
-def together(text: Text, specs: Sequence[str | Pattern]) -> csc_array:
+def masks_of_many(text: Text, specs: Sequence[str | Pattern]) -> csc_array:
     """`masks` of hundreds of thousands of specs, most of them compounds, in a third of the memory."""
-    parts = list(portions(text, specs, CHUNK))
-    return csc_array(hstack(parts, format="csc")) if parts else masks(text, [])
+    chunks = list(mask_chunks(text, specs, CHUNK))
+    return csc_array(hstack(chunks, format="csc")) if chunks else masks(text, [])
 
 
-def portions(text: Text, specs: Sequence[str | Pattern], size: int) -> Iterator[csc_array]:
+def mask_chunks(text: Text, specs: Sequence[str | Pattern], size: int) -> Iterator[csc_array]:
     """`masks` of so many specs after another; what compounds are made of is made once for all of them."""
     patterns = [parse(spec) for spec in specs]
     parts = {part.spec: part for pattern in patterns for part in _parts(pattern)}
-    place = {spec: number for number, spec in enumerate(parts)}
-    found = masks(text, list(parts.values()))
-    found.sort_indices()
+    column_of = {spec: number for number, spec in enumerate(parts)}
+    matrix = masks(text, list(parts.values()))
+    matrix.sort_indices()
     for start in range(0, len(patterns), size):
-        yield _merged(found, place, patterns[start : start + size])
+        yield _compound_masks(matrix, column_of, patterns[start : start + size])
 
 
 def _parts(pattern: Pattern) -> tuple[Pattern, ...]:
@@ -137,29 +186,31 @@ def _parts(pattern: Pattern) -> tuple[Pattern, ...]:
     return pattern.arguments if pattern.family in ("any", "all") else (pattern,)
 
 
-def _merged(found: csc_array, place: Mapping[str, int], patterns: Sequence[Pattern]) -> csc_array:
+def _compound_masks(
+    matrix: csc_array, column_of: Mapping[str, int], patterns: Sequence[Pattern]
+) -> csc_array:
     """Compounds from the masks of their parts: `any` has one of its parts, `all` has each.
 
-    place   the column of each part, by its spec
+    column_of  the column of each part, by its spec
     """
-    own = [sorted({place[part.spec] for part in _parts(pattern)}) for pattern in patterns]
-    sizes = np.array([len(mine) for mine in own])
+    columns_of = [sorted({column_of[part.spec] for part in _parts(pattern)}) for pattern in patterns]
+    sizes = np.array([len(members) for members in columns_of])
     needed = np.where([pattern.family == "all" for pattern in patterns], sizes, 1)
-    starts, parts = np.concatenate([[0], np.cumsum(sizes)]), np.concatenate(own)
-    ends = np.zeros(len(own) + 1, np.int64)
-    rows = np.empty(int(np.diff(found.indptr)[parts].sum()), np.int32)
-    counting.merged(found.indptr, found.indices, starts, parts, needed, ends[1:], rows)
-    return columns(ends, rows[: ends[-1]], found.shape[0])
+    starts, parts = np.concatenate([[0], np.cumsum(sizes)]), np.concatenate(columns_of)
+    ends = np.zeros(len(columns_of) + 1, np.int64)
+    rows = np.empty(int(np.diff(matrix.indptr)[parts].sum()), np.int32)
+    counting.compound_rows(matrix.indptr, matrix.indices, starts, parts, needed, ends[1:], rows)
+    return columns(ends, rows[: ends[-1]], matrix.shape[0])
 
 
-def numbered(names: pl.Series) -> tuple[list[str], np.ndarray]:
+def numbered_names(names: pl.Series) -> tuple[list[str], np.ndarray]:
     """Different names in order, and i64[row] which of them each is. (Arrays of text are as wide as the longest.)"""
     different = names.unique().sort()
     number = names.cast(pl.Enum(different)).to_physical() if len(names) else different
     return different.to_list(), number.to_numpy().astype(np.int64)
 
 
-def alike(found: csc_array, code: np.ndarray, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
+def count_same_code(matrix: csc_array, code: np.ndarray, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
     """i64[claim, slot]: how many prefixes have the pattern of a claim and the code of its row; 0 for no row (-1).
 
     code    i64[prefix]  -1 for one that is not counted
@@ -167,13 +218,13 @@ def alike(found: csc_array, code: np.ndarray, rows: np.ndarray, column: np.ndarr
     """
     out = np.zeros(rows.shape, np.int64)
     sizes = np.zeros(int(code.max(initial=-1)) + 1, np.int32)
-    counting.alike(found.indptr, found.indices, code, rows, column, sizes, out)
+    counting.count_same_code(matrix.indptr, matrix.indices, code, rows, column, sizes, out)
     return out
 
 
-def _has(found: csc_array, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
+def _has(matrix: csc_array, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
     """bool[claim, slot]: whether each row (-1 is none) has the pattern of its claim."""
-    return alike(found, np.arange(found.shape[0]), rows, column) > 0
+    return count_same_code(matrix, np.arange(matrix.shape[0]), rows, column) > 0
 
 
 class _Neighbours(NamedTuple):
@@ -199,11 +250,13 @@ class _Neighbours(NamedTuple):
         ending[groups.rows] = np.repeat(np.arange(len(groups.codes)), np.diff(groups.starts))
         own[groups.rows] = np.cumsum(new) - 1
         others = np.zeros(len(text), np.int64)
-        sizes = [np.bincount(part[groups.rows])[part[groups.rows]] for part in (ending, own)]
+        sizes = [np.bincount(code[groups.rows])[code[groups.rows]] for code in (ending, own)]
         others[groups.rows] = sizes[0] - sizes[1]
         return cls(ending, own, others)
 
-    def having(self, found: csc_array, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
+    def having(self, matrix: csc_array, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
         """i64[claim, slot]: how many of those others have the pattern of the claim."""
-        whole, own = (alike(found, code, rows, column) for code in (self.ending, self.own))
-        return np.asarray(whole - own)
+        anywhere, same_document = (
+            count_same_code(matrix, code, rows, column) for code in (self.ending, self.own)
+        )
+        return np.asarray(anywhere - same_document)

@@ -27,16 +27,17 @@ from mnemoscope.patterns import foreign
 from mnemoscope.patterns.language import usual
 from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.patterns.score import log_binomial_tail
-from mnemoscope.patterns.search import Units, one_each
+from mnemoscope.patterns.search import Options, Units, half_triggers
 from mnemoscope.patterns.space import strata
 from mnemoscope.records import MAIN, NEURON, NeuronId, Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
-from mnemoscope.text.split import half, halves
-from mnemoscope.trials.ground import Ground, Half, last_tokens, read_half
-from mnemoscope.trials.job import BUDGET
-from mnemoscope.trials.looks import Chosen, Claims, FirstLook, SecondLook, Tally
-from mnemoscope.trials.outcomes import Outcomes, Tested, best
+from mnemoscope.text.split import half
+from mnemoscope.trials.claims import Claims, ClaimsToTest
+from mnemoscope.trials.counts import CountingState, TestCounts, ThresholdCounts
+from mnemoscope.trials.discovery import best_thresholds
+from mnemoscope.trials.masked_text import BUDGET, HalfText, MaskedText, last_tokens, read_half
+from mnemoscope.trials.outcomes import Tested, TestTables
 
 Report = Callable[[Progress], None]
 
@@ -94,23 +95,23 @@ class _Question:
         )
 
     def answer(self, polarity: int | None, budget: int, folder: Path) -> Claim:
+        """Choose thresholds in the discovery half; count and decide in the test half."""
         text = Text.of(self._run)
         early, late = (
             read_half(text, test, budget, folder / str(test), self._run, self._seed) for test in (False, True)
         )
         for note in dict.fromkeys(read.note for read in (early, late) if read.note):
             self._report(Progress("first look", 0, 0, "tokens", note))
-        shown = [csc_array(usual(part.text, self._pattern)[:, None]) for part in (early, late)]
-        scores = self._thresholds(early, Ground(early.text, shown[0]), polarity)
+        shown = [csc_array(usual(read.text, self._pattern)[:, None]) for read in (early, late)]
+        scores = self._thresholds(early, MaskedText(early.text, shown[0]), polarity)
         tokens = np.unique(late.text.tokens[late.text.counted])
-        ground = Ground(late.text, hstack([shown[1], last_tokens(late.text, tokens)], format="csc"))
-        triggers = self._triggers(text)
-        ending = np.flatnonzero(np.isin(tokens, text.tokens[triggers[self._own][1]])) + 1
-        tested = {kind: self._tested(kind, scores[kind], ground, ending) for kind in self._sizes}
-        self._read(
-            "second look", late, Tally(ground, self._nulls, {kind: one.look for kind, one in tested.items()})
-        )
-        return self._claim(tested, ground, text, triggers[self._own][0])
+        masked = MaskedText(late.text, hstack([shown[1], last_tokens(late.text, tokens)], format="csc"))
+        triggers, early_rows = self._triggers(text)
+        endings = np.flatnonzero(np.isin(tokens, text.tokens[early_rows])) + 1
+        tested = {kind: self._tested(kind, scores[kind], masked, endings) for kind in self._sizes}
+        counts = {kind: of_kind.counts for kind, of_kind in tested.items()}
+        self._read("second look", late, CountingState(masked, self._nulls, counts))
+        return self._claim(tested, masked, text, triggers)
 
     def _claims(self, kind: str) -> Claims:
         """Every unit of a kind, either polarity."""
@@ -122,65 +123,57 @@ class _Question:
             np.zeros_like(unit),
         )
 
-    def _thresholds(self, half: Half, ground: Ground, polarity: int | None) -> dict[str, np.ndarray]:
+    def _thresholds(self, half: HalfText, masked: MaskedText, polarity: int | None) -> dict[str, np.ndarray]:
         """By kind the score at which each unit is active, -1 where there is none; which polarity is asked about."""
         layers = self._neuron.layer + 1
-        looks = {
-            kind: FirstLook(layers, size, ground.groups, self._claims(kind))
+        counts = {
+            kind: ThresholdCounts(layers, size, masked.groups, self._claims(kind))
             for kind, size in self._sizes.items()
         }
-        self._read("first look", half, Tally(ground, self._nulls, looks))
-        found = {kind: best(look, 2 * self._sizes[kind]) for kind, look in looks.items()}
-        score, value = (part[2 * self._neuron.neuron :][:2] for part in found[NEURON])
-        sides = [
-            place for place, sign in enumerate((1, -1)) if polarity in (None, sign) and score[place] >= 0
-        ]
+        self._read("first look", half, CountingState(masked, self._nulls, counts))
+        best = {kind: best_thresholds(counts[kind], 2 * size) for kind, size in self._sizes.items()}
+        score, value = (values[2 * self._neuron.neuron :][:2] for values in best[NEURON])
+        sides = [side for side, sign in enumerate((1, -1)) if polarity in (None, sign) and score[side] >= 0]
         if not sides:
             raise PatternError(
-                f"testing {self._neuron}: it is active in fewer than {LEAST_DOCUMENTS} of the {ground.documents} "
+                f"testing {self._neuron}: it is active in fewer than {LEAST_DOCUMENTS} of the {masked.documents} "
                 "documents that were read to choose a threshold; read more with a larger budget, or ask for the "
                 "other polarity"
             )
-        self._own = max(sides, key=lambda place: value[place])
-        return {kind: score for kind, (score, _) in found.items()}
+        side = max(sides, key=lambda side: value[side])
+        self._polarity = (1, -1)[side]
+        self._own = 2 * self._neuron.neuron + side
+        return {kind: score for kind, (score, _) in best.items()}
 
-    def _triggers(self, text: Text) -> list[tuple[Units, np.ndarray]]:
-        """For each polarity the neuron's triggers, and those of the discovery half."""
-        rows = self._run.rows("triggers", *self._neuron).sort("rank")
-        out = []
-        for sign in (1, -1):
-            mine = rows.filter(pl.col("polarity") == sign)
-            found = text.rows(mine["context"].to_numpy(), mine["position"].to_numpy())
-            out.append((Units.of([found]), found[~half(text.document[found])]))
-        return out
+    def _triggers(self, text: Text) -> tuple[Units, np.ndarray]:
+        """The neuron's triggers of this polarity, and those of the discovery half."""
+        triggers = self._run.rows("triggers", *self._neuron).sort("rank")
+        triggers = triggers.filter(pl.col("polarity") == self._polarity)
+        rows = text.rows(triggers["context"].to_numpy(), triggers["position"].to_numpy())
+        return Units.of([rows]), rows[~half(text.document[rows])]
 
-    def _tested(self, kind: str, score: np.ndarray, ground: Ground, ending: np.ndarray) -> Tested:
-        """Units that have a threshold; the neuron is compared with a table of last tokens, columns `ending`."""
+    def _tested(self, kind: str, score: np.ndarray, masked: MaskedText, endings: np.ndarray) -> Tested:
+        """Units that have a threshold; the neuron is compared with a table of last tokens, columns `endings`."""
         kept = np.flatnonzero(score >= 0)
         every = self._claims(kind)
-        claims = Claims(*(part[kept] for part in (every.layer, every.unit, every.polarity, every.column)))
+        claims = Claims(every.layer[kept], every.unit[kept], every.polarity[kept], every.column[kept])
         sizes = np.zeros(len(kept), np.int64)
         if kind == NEURON:
-            sizes[np.searchsorted(kept, self._place)] = len(ending)
+            sizes[np.searchsorted(kept, self._own)] = len(endings)
         starts = np.concatenate([[0], np.cumsum(sizes)])
-        chosen = Chosen(claims, score[kept], starts, ending, np.full(len(kept), -1))
-        columns = tuple(
-            np.zeros(int(layer == self._neuron.layer), np.int64) for layer in range(self._neuron.layer + 1)
-        )
-        look = SecondLook(self._neuron.layer + 1, self._sizes[kind], ground, chosen, columns)
-        return Tested(chosen, look, np.full(len(kept), MAIN), np.ones(len(kept)))
+        chosen = ClaimsToTest(claims, score[kept], starts, endings, np.full(len(kept), -1))
+        layers = self._neuron.layer + 1
+        measured = tuple(np.zeros(int(layer == self._neuron.layer), np.int64) for layer in range(layers))
+        counts = TestCounts(layers, self._sizes[kind], masked, chosen, measured)
+        return Tested(chosen, counts, np.full(len(kept), MAIN), np.ones(len(kept)))
 
-    @property
-    def _place(self) -> int:
-        return 2 * self._neuron.neuron + self._own
-
-    def _read(self, stage: str, half: Half, tally: Tally) -> None:
+    def _read(self, stage: str, half: HalfText, state: CountingState) -> None:
         """One pass over a half, as far as the layer."""
         done = 0
 
         def receive(layer: int, *reading: Any) -> None:
             if layer == self._neuron.layer:
-                tally.update(layer, *reading)
+                state.update(layer, *reading)
 
         with Capture(self._model, self._neuron.layer) as capture:
             for shard in range(half.plan.shards):
@@ -189,38 +182,33 @@ class _Question:
                     done += batch.n_tokens
                     self._report(Progress(stage, done, half.plan.tokens, "tokens"))
 
-    def _claim(self, tested: dict[str, Tested], ground: Ground, text: Text, triggers: Units) -> Claim:
+    def _claim(self, tested: dict[str, Tested], masked: MaskedText, text: Text, triggers: Units) -> Claim:
         """The neuron's row, as it would stand in `pattern_tests`, read like one."""
-        claims = tested[NEURON].chosen.claims
-        place = np.flatnonzero((claims.unit == self._neuron.neuron) & (claims.polarity == (1, -1)[self._own]))
-        tested[NEURON].q[place] = self._p(text, triggers)
+        layer, claims = self._neuron.layer, tested[NEURON].chosen.claims
+        own = np.flatnonzero((claims.unit == self._neuron.neuron) & (claims.polarity == self._polarity))
+        tested[NEURON].q[own] = self._p(text, triggers)
         run, pattern = self._run, self._pattern
-        outcomes = Outcomes(ground, tested, run.manifest.options["histogram_edges"], Rule(), self._seed)
-        measured, rows = outcomes.layer(self._neuron.layer)
-        norms = (
-            run.table("neurons").filter(pl.col("layer") == self._neuron.layer).select("value_norm").collect()
-        )
-        rows.append(outcomes.writes(self._neuron.layer, norms["value_norm"].to_numpy()))
-        row = {name: _plain(values[place[0]]) for name, values in measured[NEURON].items()}
+        verdicts = TestTables(masked, tested, run.manifest.options["histogram_edges"], Rule(), self._seed)
+        measured, calibration = verdicts.layer(layer)
+        norms = run.table("neurons").filter(pl.col("layer") == layer).select("value_norm").collect()
+        calibration.append(verdicts.writes(layer, norms["value_norm"].to_numpy()))
+        row = {name: _plain(values[own[0]]) for name, values in measured[NEURON].items()}
         row |= {name: getattr(pattern, name) for name in ("spec", "name", "family", "kind")}
-        row |= {"polarity": (1, -1)[self._own], "tests": MAIN}
+        row |= {"polarity": self._polarity, "tests": MAIN}
         row = dict.fromkeys(("quadrants_active", "quadrants_both")) | row
         statistics = run.rows("neurons", *self._neuron).row(0, named=True)
-        return of_row(run, row, pl.DataFrame(rows), statistics)
+        return of_row(run, row, pl.DataFrame(calibration), statistics)
 
     def _p(self, text: Text, triggers: Units) -> float:
         """Chance of as many hits among the neuron's triggers in the test half, at their positions and frequencies.
 
         One test, so nothing is corrected for.
         """
-        part, rows = text.part(halves(text.document[text.counted])[1])
-        back = np.full(len(text), -1)
-        back[rows] = np.arange(len(rows))
-        slots = one_each(part, triggers, back[triggers.rows])[0]
+        late, slots = half_triggers(text, triggers, Options(), test=True)
         slots = slots[slots >= 0]
-        shown, counted = usual(part, self._pattern), np.flatnonzero(part.counted)
-        stratum = np.full(len(part), -1)
-        stratum[counted], _ = strata(part, counted, True)
+        shown, counted = usual(late, self._pattern), np.flatnonzero(late.counted)
+        stratum = np.full(len(late), -1)
+        stratum[counted], _ = strata(late, counted, True)
         rate = np.bincount(stratum[counted], shown[counted]) / np.maximum(np.bincount(stratum[counted]), 1)
         if not len(slots):
             return 1.0
@@ -232,5 +220,5 @@ def _plain(value: Any) -> Any:
     """An entry of a column as it would come out of a table."""
     if isinstance(value, np.ndarray):
         return value.tolist()
-    found = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(found, float) and np.isnan(found) else found
+    plain = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(plain, float) and np.isnan(plain) else plain

@@ -1,4 +1,4 @@
-"""A text as a pass that counts patterns sees it: which patterns hold where, in whose documents, in which strata."""
+"""The text of one half as a counting pass sees it: which patterns hold where, in whose documents, in which strata."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from mnemoscope.run.text import Text
 from mnemoscope.text.plan import Plan, PlanWriter
 from mnemoscope.text.split import halves, mixed
 
+BUDGET = 65_536  # tokens of each half that the model reads
 GROUPS = 1_024  # documents beyond these share a group: the unit of what is drawn again
 
 
-class Here(NamedTuple):
+class BatchMasks(NamedTuple):
     """The counted positions of a batch.
 
     rows             i64[row]   position in the batch, contexts one after another, padding included
@@ -39,8 +40,8 @@ class Here(NamedTuple):
     indices: np.ndarray
 
 
-class Ground:
-    """A text as the pass sees it: which patterns hold where, and whose documents are whose.
+class MaskedText:
+    """A text with the masks of some patterns, and the document group and stratum of each prefix.
 
     text     batches name its contexts by their place, from 0
     columns  bool[prefix, column]
@@ -53,15 +54,15 @@ class Ground:
         self.documents = len(documents)
         self.groups = min(len(documents), GROUPS)
         self.tokens = int(text.counted.sum())
-        place = np.searchsorted(documents, text.document)
+        group = np.searchsorted(documents, text.document)
         if len(documents) > GROUPS:
-            place = (mixed(text.document) % np.uint64(GROUPS)).astype(np.int64)
-        self.group = np.minimum(place, self.groups - 1)
+            group = (mixed(text.document) % np.uint64(GROUPS)).astype(np.int64)
+        self.group = np.minimum(group, self.groups - 1)
         rows = np.flatnonzero(text.counted)
         self.stratum = np.zeros(len(text), np.int64)
         self.stratum[rows], margins = strata(text, rows, True)
         self.strata = len(margins)
-        self._last: tuple[ContextBatch, Here] | None = None
+        self._last: tuple[ContextBatch, BatchMasks] | None = None
 
     @cached_property
     def shown(self) -> np.ndarray:
@@ -81,19 +82,19 @@ class Ground:
         spread = csr_array((np.ones(len(rows), np.int32), (code[rows], rows)), shape=(codes, len(self._text)))
         return np.asarray((spread @ columns.astype(np.int32)).T.todense(), np.int32)
 
-    def here(self, batch: ContextBatch) -> Here:
+    def of_batch(self, batch: ContextBatch) -> BatchMasks:
         """The counted positions of a batch; remembered while its layers come."""
         if self._last is None or self._last[0] is not batch:
             rows = np.flatnonzero(batch.counted)
             context, position = np.divmod(rows, batch.tokens.shape[1])
             prefixes = self._text.starts[batch.contexts[context]] + position
             patterns = self.columns[prefixes]
-            local = patterns.tocsc()
-            found = Here(
+            by_column = patterns.tocsc()
+            masks = BatchMasks(
                 rows, self.group[prefixes], self.stratum[prefixes], patterns,
-                local.indptr.astype(np.int64), local.indices.astype(np.int64),
+                by_column.indptr.astype(np.int64), by_column.indices.astype(np.int64),
             )  # fmt: skip
-            self._last = (batch, found)
+            self._last = (batch, masks)
         return self._last[1]
 
 
@@ -101,7 +102,7 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class Half:
+class HalfText:
     """Text of one half of the documents, and how the model will read it: the plan numbers its contexts from 0."""
 
     text: Text
@@ -119,23 +120,23 @@ class Half:
         )
 
 
-def read_half(text: Text, test: bool, budget: int, folder: Path, run: Run, seed: int = 0) -> Half:
-    """`portion` of a text as a plan in a folder."""
-    part, _ = portion(text, test, budget, seed)
+def read_half(text: Text, test: bool, budget: int, folder: Path, run: Run, seed: int = 0) -> HalfText:
+    """`document_sample` of a text as a plan in a folder."""
+    sample, _ = document_sample(text, test, budget, seed)
     folder.mkdir(exist_ok=True)
     if (folder / "plan.json").exists():
         plan = Plan.load(folder)
     else:
         writer = PlanWriter(folder, run.manifest.options["special"])
-        for context in range(len(part.contexts)):
-            tokens = part.tokens[part.starts[context] : part.starts[context + 1]]
+        for context in range(len(sample.contexts)):
+            tokens = sample.tokens[sample.starts[context] : sample.starts[context + 1]]
             writer.add("", {}, [(0, tokens.tolist())], None)
-        plan = writer.finish({}, int(np.diff(part.starts).max()))
-    assert plan.contexts == len(part.contexts), (plan.contexts, len(part.contexts))
-    return Half(part, plan)
+        plan = writer.finish({}, int(np.diff(sample.starts).max()))
+    assert plan.contexts == len(sample.contexts), (plan.contexts, len(sample.contexts))
+    return HalfText(sample, plan)
 
 
-def portion(text: Text, test: bool, budget: int, seed: int = 0) -> tuple[Text, np.ndarray]:
+def document_sample(text: Text, test: bool, budget: int, seed: int = 0) -> tuple[Text, np.ndarray]:
     """Documents of one half, by the smallest hash of their id, up to `budget` tokens, at least one, and of long ones
     the leading contexts; and their rows i64[...] in the text."""
     documents = halves(text.document[text.counted])[int(test)]
@@ -146,5 +147,5 @@ def portion(text: Text, test: bool, budget: int, seed: int = 0) -> tuple[Text, n
 def last_tokens(text: Text, tokens: np.ndarray) -> csc_array:
     """bool[prefix, token]: the last token of each prefix."""
     rows = np.flatnonzero(text.counted)
-    place = np.searchsorted(tokens, text.tokens[rows])
-    return csc_array((np.ones(len(rows), bool), (rows, place)), shape=(len(text), len(tokens)))
+    column = np.searchsorted(tokens, text.tokens[rows])
+    return csc_array((np.ones(len(rows), bool), (rows, column)), shape=(len(text), len(tokens)))

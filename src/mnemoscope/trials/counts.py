@@ -1,9 +1,11 @@
 """Coefficients against patterns, counted in one pass: what the two-way test is made of.
 
-A `Tally` is a state of the loop (`mine.loop`). It hands each layer of each batch to its parts, one for the neurons and
-one for each kind of null: a `WholeLook` in the discovery half, from which candidates come, a `FirstLook` there, where
-every candidate is counted and the best and its threshold are chosen, and a `SecondLook` in the test half, which counts
-everything about the one that was chosen.
+A `CountingState` is a state of the loop (`mine.loop`). It hands each layer of each batch to its parts, one for the
+neurons and one for each kind of null:
+
+    CandidateCounts   discovery half: every unit against every pattern of a language, from which candidates come
+    ThresholdCounts   discovery half: every candidate, from which the best and its threshold are chosen
+    TestCounts        test half: everything about the claim that was chosen
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from mnemoscope.model.capture import Coefficients, Inputs
 from mnemoscope.model.nulls import NullColumns, Nulls
 from mnemoscope.records import NEURON, ContextBatch
 from mnemoscope.trials import counting
-from mnemoscope.trials.ground import Ground, Here
+from mnemoscope.trials.claims import Claims, ClaimsToTest
+from mnemoscope.trials.masked_text import BatchMasks, MaskedText
 
 MIDDLE = BINS // 2
 SIDE = BINS - MIDDLE  # bins of the positive scores, and one for all others
@@ -36,48 +39,30 @@ _ROWS = 128
 
 
 @dataclass(frozen=True)
-class Claims:
-    """Units and the columns that are claimed of them, sorted by layer; i64[claim] each."""
-
-    layer: np.ndarray
-    unit: np.ndarray
-    polarity: np.ndarray
-    column: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.layer)
-
-    def of(self, layer: int) -> slice:
-        """The claims of one layer."""
-        first, last = np.searchsorted(self.layer, [layer, layer + 1])
-        return slice(int(first), int(last))
-
-
-@dataclass(frozen=True)
-class Look:
+class LayerBatch:
     """One layer of one batch for one kind of unit.
 
     values    f32[position unit]
     gate, up  f32[position unit], None if not gated
     """
 
-    here: Here
+    masks: BatchMasks
     values: np.ndarray
     gate: np.ndarray | None
     up: np.ndarray | None
 
     @classmethod
-    def of(cls, found: NullColumns, here: Here) -> Look:
-        """Coefficients in any dtype, on any device."""
-        gate, up = (None if part is None else _matrix(part) for part in (found.gate, found.up))
-        return cls(here, _matrix(found.coefficients), gate, up)
+    def of(cls, columns: NullColumns, masks: BatchMasks) -> LayerBatch:
+        """From coefficients in any dtype, on any device."""
+        gate, up = (None if signal is None else _matrix(signal) for signal in (columns.gate, columns.up))
+        return cls(masks, _matrix(columns.coefficients), gate, up)
 
     @cached_property
     def bins(self) -> np.ndarray:
         """u8[row unit]: bins of the counted positions."""
-        bins = np.empty((len(self.here.rows), self.values.shape[1]), np.uint8)
+        bins = np.empty((len(self.masks.rows), self.values.shape[1]), np.uint8)
         _share(
-            lambda first, last: kernel.assign_bins(self.values, self.here.rows, first, last, bins),
+            lambda first, last: kernel.assign_bins(self.values, self.masks.rows, first, last, bins),
             len(bins), _ROWS,
         )  # fmt: skip
         return bins
@@ -90,7 +75,7 @@ class Look:
             return np.zeros((0, 0), np.uint8)
         quadrant = np.empty(self.bins.shape, np.uint8)
         _share(
-            lambda first, last: counting.quarters(gate, up, self.here.rows, first, last, quadrant),
+            lambda first, last: counting.sign_quadrants(gate, up, self.masks.rows, first, last, quadrant),
             len(quadrant), _ROWS,
         )  # fmt: skip
         return quadrant
@@ -105,16 +90,16 @@ def _share(work: Callable[[int, int], None], size: int, block: int = _BLOCK) -> 
     share_out(lambda first: work(first, min(first + block, size)), range(0, size, block))
 
 
-class Part(Protocol):
-    """What is counted of one kind of unit."""
+class Counts(Protocol):
+    """What a pass counts of one kind of unit."""
 
     FIELDS: ClassVar[tuple[str, ...]]
 
-    def update(self, layer: int, look: Look) -> None:
+    def update(self, layer: int, batch: LayerBatch) -> None:
         """Take in one layer of one batch."""
 
 
-class WholeLook:
+class CandidateCounts:
     """Every unit against every column, active at its largest scores of either sign.
 
     both       u16[layer 2 unit column]   active where the pattern is, by polarity (+1 first)
@@ -123,28 +108,28 @@ class WholeLook:
 
     FIELDS: ClassVar[tuple[str, ...]] = ("both", "by_stratum")
 
-    def __init__(self, ground: Ground, columns: int, threshold: np.ndarray) -> None:
+    def __init__(self, masked: MaskedText, columns: int, threshold: np.ndarray) -> None:
         """`threshold` i64[layer 2 unit] is the score from which a unit is active, by polarity; `BINS` is never."""
         layers, _, units = threshold.shape
-        count = np.uint16 if ground.tokens < 2**16 else np.uint32
+        count = np.uint16 if masked.tokens < 2**16 else np.uint32
         self.both = np.zeros((layers, 2, units, columns), count)
-        self.by_stratum = np.zeros((layers, 2, units, ground.strata), count)
+        self.by_stratum = np.zeros((layers, 2, units, masked.strata), count)
         self._above, self._below = threshold[:, 0], BINS - 1 - threshold[:, 1]
 
-    def update(self, layer: int, look: Look) -> None:
+    def update(self, layer: int, batch: LayerBatch) -> None:
         """Count the counted positions."""
-        here = look.here
-        indptr, indices = (part.astype(np.int64) for part in (here.patterns.indptr, here.patterns.indices))
-        arrays = look.bins, indptr, indices, here.strata, self._above[layer], self._below[layer]
+        patterns = batch.masks.patterns
+        indptr, indices = patterns.indptr.astype(np.int64), patterns.indices.astype(np.int64)
+        arrays = batch.bins, indptr, indices, batch.masks.strata, self._above[layer], self._below[layer]
         _share(
-            lambda start, stop: counting.crossed(
+            lambda start, stop: counting.active_by_column(
                 *arrays, start, stop, self.both[layer], self.by_stratum[layer]
             ),
-            look.bins.shape[1], 32,
+            batch.bins.shape[1], 32,
         )  # fmt: skip
 
 
-class FirstLook:
+class ThresholdCounts:
     """Every candidate in the discovery half.
 
     totals           i32[layer unit bin]      histogram of the coefficient
@@ -161,74 +146,58 @@ class FirstLook:
         self.lowest = np.full((layers, groups, units), BINS - 1, np.uint8)
         self.counts = np.zeros((len(claims), SIDE), np.uint32)
 
-    def update(self, layer: int, look: Look) -> None:
+    def update(self, layer: int, batch: LayerBatch) -> None:
         """Count the counted positions."""
-        here, claims, mine = look.here, self._claims, self._claims.of(layer)
-        bins, totals = look.bins, self.totals[layer]
-        unit, polarity, column = claims.unit[mine], claims.polarity[mine], claims.column[mine]
+        masks, claims, here = batch.masks, self._claims, self._claims.of(layer)
+        bins, totals = batch.bins, self.totals[layer]
+        unit, polarity, column = claims.unit[here], claims.polarity[here], claims.column[here]
 
-        def units(start: int, stop: int) -> None:
+        def count_units(start: int, stop: int) -> None:
             kernel.count(bins, start, stop, totals)
-            counting.peaks(bins, here.groups, start, stop, self.highest[layer], self.lowest[layer])
+            counting.group_extremes(bins, masks.groups, start, stop, self.highest[layer], self.lowest[layer])
 
-        def some(first: int, last: int) -> None:
-            counting.present(
+        def count_claims(first: int, last: int) -> None:
+            counting.score_histograms(
                 bins,
-                here.indptr,
-                here.indices,
+                masks.indptr,
+                masks.indices,
                 unit,
                 polarity,
                 column,
                 MIDDLE,
                 first,
                 last,
-                self.counts[mine],
+                self.counts[here],
             )
 
-        _share(units, bins.shape[1])
-        _share(some, len(unit))
+        _share(count_units, bins.shape[1])
+        _share(count_claims, len(unit))
 
     def sides(self, claims: slice) -> np.ndarray:
         """i64[claim SIDE]: histogram of the positive scores of the units of some claims, all text."""
-        claim = self._claims
-        totals = self.totals[claim.layer[claims], claim.unit[claims]].astype(np.int64)
-        totals = np.where(claim.polarity[claims, None] > 0, totals, totals[:, ::-1])
+        every = self._claims
+        totals = self.totals[every.layer[claims], every.unit[claims]].astype(np.int64)
+        totals = np.where(every.polarity[claims, None] > 0, totals, totals[:, ::-1])
         side = totals[:, MIDDLE:].copy()
         side[:, 0] += totals[:, :MIDDLE].sum(1)
         return side
 
     def documents(self, claims: slice) -> np.ndarray:
         """i64[claim SIDE]: groups of documents in which the unit reaches each of these scores."""
-        claim = self._claims
-        layer, unit, positive = claim.layer[claims], claim.unit[claims], claim.polarity[claims] > 0
-        out = np.zeros((len(layer), SIDE), np.int64)
-        for index in np.unique(layer):
-            here = np.flatnonzero(layer == index)
-            high, low = (part[index][:, unit[here]] for part in (self.highest, self.lowest))
-            peak = np.where(positive[here], high, BINS - 1 - low.astype(np.int64)) - MIDDLE
-            place = np.maximum(peak, 0) + SIDE * np.arange(len(here))
-            counts = np.bincount(place.ravel(), minlength=SIDE * len(here)).reshape(-1, SIDE)
-            out[here] = np.cumsum(counts[:, ::-1], 1)[:, ::-1]
-        return out
+        every = self._claims
+        layers, units, positive = every.layer[claims], every.unit[claims], every.polarity[claims] > 0
+        documents = np.zeros((len(layers), SIDE), np.int64)
+        for layer in np.unique(layers):
+            here = np.flatnonzero(layers == layer)
+            highest, lowest = self.highest[layer][:, units[here]], self.lowest[layer][:, units[here]]
+            peak = np.where(positive[here], highest, BINS - 1 - lowest.astype(np.int64)) - MIDDLE
+            cell = np.maximum(peak, 0) + SIDE * np.arange(len(here))
+            counts = np.bincount(cell.ravel(), minlength=SIDE * len(here)).reshape(-1, SIDE)
+            documents[here] = np.cumsum(counts[:, ::-1], 1)[:, ::-1]
+        return documents
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The claims that are tested, and what they are compared with.
-
-    threshold        i64[claim]      score at which active begins
-    starts, columns  i64[claim + 1], i64[...]  disjoint columns of the baseline table of each claim
-    other            i64[claim]      the column of another unit's claim, or -1
-    """
-
-    claims: Claims
-    threshold: np.ndarray
-    starts: np.ndarray
-    columns: np.ndarray
-    other: np.ndarray
-
-
-class SecondLook:
+class TestCounts:
     """Everything about the chosen claims in the test half.
 
     totals             i32[layer unit bin]     histogram of the coefficient
@@ -253,8 +222,8 @@ class SecondLook:
         self,
         layers: int,
         units: int,
-        ground: Ground,
-        chosen: Chosen,
+        masked: MaskedText,
+        chosen: ClaimsToTest,
         patterns: tuple[np.ndarray, ...],
         expecting: np.ndarray | None = None,
     ) -> None:
@@ -263,8 +232,8 @@ class SecondLook:
         self.expecting = np.zeros(0, np.int64) if expecting is None else expecting
         self.chosen, self._patterns = chosen, patterns
         self._offsets = np.concatenate([[0], np.cumsum([len(columns) for columns in patterns])])
-        claims, groups = chosen.claims, ground.groups
-        largest = int(np.bincount(ground.group, minlength=1).max())
+        claims, groups = chosen.claims, masked.groups
+        largest = int(np.bincount(masked.group, minlength=1).max())
         count = np.uint16 if largest < 2**16 else np.uint32
         self.totals = np.zeros((layers, units, BINS), np.int32)
         self.total, self.squares = np.zeros((2, layers, units))
@@ -276,8 +245,8 @@ class SecondLook:
         self.sums = np.zeros((int(self._offsets[-1]), units), np.float32)
         self.gated = np.zeros(1, bool)
         positive = claims.polarity > 0
-        columns, self._place = np.unique(claims.column[self.expecting], return_inverse=True)
-        self._rates = ground.rates(columns)
+        columns, self._rate_of = np.unique(claims.column[self.expecting], return_inverse=True)
+        self._rates = masked.rates(columns)
         self.expected = np.zeros((len(self.expecting), groups), np.float32)
         self._low = np.where(positive, chosen.threshold, 0).astype(np.uint8)
         self._high = np.where(positive, BINS - 1, BINS - 1 - chosen.threshold).astype(np.uint8)
@@ -286,64 +255,66 @@ class SecondLook:
         """The columns i64[pattern] of a layer, and the sums f32[pattern unit] over them."""
         return self._patterns[layer], self.sums[self._offsets[layer] : self._offsets[layer + 1]]
 
-    def update(self, layer: int, look: Look) -> None:
+    def update(self, layer: int, batch: LayerBatch) -> None:
         """Count the counted positions."""
-        here, chosen, mine = look.here, self.chosen, self.chosen.claims.of(layer)
-        bins, quadrant, gated = look.bins, look.quadrant, look.gate is not None
+        masks, chosen, here = batch.masks, self.chosen, self.chosen.claims.of(layer)
+        bins, quadrant, gated = batch.bins, batch.quadrant, batch.gate is not None
         self.gated[0] |= gated
-        claims, threshold = chosen.claims, chosen.threshold[mine]
-        unit, polarity, column = claims.unit[mine], claims.polarity[mine], claims.column[mine]
-        starts, other = chosen.starts[mine.start : mine.stop + 1], chosen.other[mine]
+        claims, threshold = chosen.claims, chosen.threshold[here]
+        unit, polarity, column = claims.unit[here], claims.polarity[here], claims.column[here]
+        starts, other = chosen.starts[here.start : here.stop + 1], chosen.other[here]
         # Without another unit there are no columns to compare with.
         others, other_starts = other[other >= 0], np.concatenate([[0], np.cumsum(other >= 0)])
         columns, sums = self.patterns(layer)
 
-        def units(start: int, stop: int) -> None:
+        def count_units(start: int, stop: int) -> None:
             kernel.count(bins, start, stop, self.totals[layer])
-            counting.powers(look.values, here.rows, start, stop, self.total[layer], self.squares[layer])
+            counting.power_sums(batch.values, masks.rows, start, stop, self.total[layer], self.squares[layer])
 
-        def some(first: int, last: int) -> None:
-            counting.active(
-                bins, quadrant, gated, here.groups, unit, self._low[mine], self._high[mine], first, last,
-                self.active[mine], self.quadrants_active[mine],
+        def count_claims(first: int, last: int) -> None:
+            counting.active_by_group(
+                bins, quadrant, gated, masks.groups, unit, self._low[here], self._high[here], first, last,
+                self.active[here], self.quadrants_active[here],
             )  # fmt: skip
-            counting.together(
-                bins, look.values, here.rows, quadrant, gated, here.groups, here.indptr, here.indices,
+            counting.present_histograms(
+                bins, batch.values, masks.rows, quadrant, gated, masks.groups, masks.indptr, masks.indices,
                 unit, polarity, column, threshold, first, last,
-                self.counts[mine], self.among[mine], self.both[mine], self.quadrants_both[mine],
+                self.counts[here], self.among[here], self.both[here], self.quadrants_both[here],
             )  # fmt: skip
             for begins, compared, shown, both in (
                 (starts, chosen.columns, self.table, self.table_both),
                 (other_starts, others, self.other, self.other_both),
             ):
-                counting.overlaps(
-                    bins, here.indptr, here.indices, unit, polarity, threshold, begins, compared, first, last,
-                    shown[mine], both[mine],
+                counting.rows_in_columns(
+                    bins, masks.indptr, masks.indices, unit, polarity, threshold, begins, compared, first, last,
+                    shown[here], both[here],
                 )  # fmt: skip
 
-        def add(first: int, last: int) -> None:
-            counting.add_rows(look.values, here.rows, here.indptr, here.indices, columns, first, last, sums)
+        def add_patterns(first: int, last: int) -> None:
+            counting.sums_where_present(
+                batch.values, masks.rows, masks.indptr, masks.indices, columns, first, last, sums
+            )
 
-        asked = slice(*np.searchsorted(self.expecting, [mine.start, mine.stop]).tolist())
-        which = self.expecting[asked]
+        asked = slice(*np.searchsorted(self.expecting, [here.start, here.stop]).tolist())
+        asked_claims = self.expecting[asked]
 
-        def chance(first: int, last: int) -> None:
-            counting.expected(
-                bins, here.groups, here.strata, self._rates, claims.unit[which], self._low[which], self._high[which],
-                self._place[asked], first, last, self.expected[asked],
+        def add_expected(first: int, last: int) -> None:
+            counting.expected_by_group(
+                bins, masks.groups, masks.strata, self._rates, claims.unit[asked_claims], self._low[asked_claims],
+                self._high[asked_claims], self._rate_of[asked], first, last, self.expected[asked],
             )  # fmt: skip
 
-        _share(units, bins.shape[1])
-        _share(some, len(unit))
-        _share(add, len(columns), _ROWS)
-        _share(chance, len(which))
+        _share(count_units, bins.shape[1])
+        _share(count_claims, len(unit))
+        _share(add_patterns, len(columns), _ROWS)
+        _share(add_expected, len(asked_claims))
 
 
-class Tally:
-    """A state of the loop: the parts by kind of unit, and the shards that they hold."""
+class CountingState:
+    """A state of the loop: what is counted of each kind of unit, and the shards that were."""
 
-    def __init__(self, ground: Ground, nulls: Nulls | None, parts: Mapping[str, Part]) -> None:
-        self.parts, self._ground, self._nulls = dict(parts), ground, nulls
+    def __init__(self, masked: MaskedText, nulls: Nulls | None, parts: Mapping[str, Counts]) -> None:
+        self.parts, self._masked, self._nulls = dict(parts), masked, nulls
         self._shards: set[int] = set()
 
     @property
@@ -361,12 +332,12 @@ class Tally:
         inputs: Inputs,
     ) -> None:
         """Take in one layer of one batch: a `Receiver`."""
-        here = self._ground.here(batch)
-        found = {NEURON: NullColumns(coefficients, gate, up)}
+        masks = self._masked.of_batch(batch)
+        columns = {NEURON: NullColumns(coefficients, gate, up)}
         if self._nulls is not None:
-            found |= self._nulls.columns(layer, batch, inputs, coefficients)
-        for kind, part in self.parts.items():
-            part.update(layer, Look.of(found[kind], here))
+            columns |= self._nulls.columns(layer, batch, inputs, coefficients)
+        for kind, counts in self.parts.items():
+            counts.update(layer, LayerBatch.of(columns[kind], masks))
 
     def finish_shard(self, shard: int) -> None:
         """All batches of a shard have been given; RunError when it was in already."""
@@ -382,17 +353,17 @@ class Tally:
         """Write everything to one file, whole or not at all."""
         arrays = {
             f"{kind}/{name}": array
-            for kind, part in self.parts.items()
-            for name, array in fields_of(part).items()
+            for kind, counts in self.parts.items()
+            for name, array in fields_of(counts).items()
         }
         save_state(path, arrays | {"shards": np.array(sorted(self._shards), np.int64)})
 
-    def restore(self, path: Path) -> Tally:
+    def restore(self, path: Path) -> CountingState:
         """Become what was saved; RunCorrupt when the file is not whole or of another shape."""
 
-        def read(state: Mapping[str, np.ndarray]) -> Tally:
-            for kind, part in self.parts.items():
-                set_fields(part, below(state, f"{kind}/"))
+        def read(state: Mapping[str, np.ndarray]) -> CountingState:
+            for kind, counts in self.parts.items():
+                set_fields(counts, below(state, f"{kind}/"))
             self._shards = set(state["shards"].tolist())
             return self
 
