@@ -36,13 +36,13 @@ def directions(run: Run, tests: str) -> dict[str, Any]:
     crossed = [believed_of(frame, kinds, model.layers, count, parity) for parity in (0, 1)]
     results: dict[str, Any] = {NEURON: {"sides": sides[NEURON], "with_verdict": believed[NEURON]}}
     for kind in kinds:
-        mine = frame.filter(pl.col("unit") == kind)
+        of_kind = frame.filter(pl.col("unit") == kind)
         shares = believed[kind] / sides[kind], sum(half[kind] for half in crossed) / sides[kind]
         real = believed[NEURON], sum(half[NEURON] for half in crossed) / 2
         rates = [share * sides[NEURON] / max(of, 1) for share, of in zip(shares, real, strict=True)]
         results[kind] = {
             "sides": sides[kind],
-            "confirmed_N1": round(mine.filter(pl.col("q") <= Rule().q).height / sides[kind], 4),
+            "confirmed_N1": round(of_kind.filter(pl.col("q") <= Rule().q).height / sides[kind], 4),
             "with_verdict": believed[kind],
             "no_verdict": round(1 - shares[0], 4),
             "no_verdict_crossed": round(1 - shares[1], 4),
@@ -59,21 +59,22 @@ def believed_of(
 ) -> dict[str, int]:
     """Sides with a verdict, by kind. With a parity the level comes from pseudo-neurons of that parity, and those of
     the other are counted."""
-    found = dict.fromkeys([NEURON, *kinds], 0)
-    parts = frame.partition_by("layer", "unit", as_dict=True)
-    own = pl.lit(True) if parity is None else pl.col("neuron") % 2 == parity
+    counts = dict.fromkeys([NEURON, *kinds], 0)
+    frames = frame.partition_by("layer", "unit", as_dict=True)
+    fits = pl.lit(True) if parity is None else pl.col("neuron") % 2 == parity
     tried = pl.lit(True) if parity is None else pl.col("neuron") % 2 != parity
     sides = 2 * len(range(parity or 0, count, 1 if parity is None else 2))
     for layer in range(layers):
-        some = {kind: parts.get((layer, kind), frame.clear()) for kind in found}
-        f1 = [some[kind].filter(own)["f1"].to_numpy() for kind in kinds]
+        of_layer = {kind: frames.get((layer, kind), frame.clear()) for kind in counts}
+        f1 = [of_layer[kind].filter(fits)["f1"].to_numpy() for kind in kinds]
         level = max(
-            float(np.quantile(np.concatenate([one, np.zeros(sides - len(one))]), NULL_LEVEL)) for one in f1
+            float(np.quantile(np.concatenate([values, np.zeros(sides - len(values))]), NULL_LEVEL))
+            for values in f1
         )
-        for kind, part in some.items():
-            mine = part if kind == NEURON else part.filter(tried)
-            found[kind] += mine.filter((pl.col("f1_low") > level) & (pl.col("q") <= Rule().q)).height
-    return found
+        for kind, rows in of_layer.items():
+            counted = rows if kind == NEURON else rows.filter(tried)
+            counts[kind] += counted.filter((pl.col("f1_low") > level) & (pl.col("q") <= Rule().q)).height
+    return counts
 
 
 def main() -> None:

@@ -107,27 +107,27 @@ def world(text: Text, descriptions: list[str], count: int, nulls: int, seed: int
         whole.add(unit, values, text.counted)
     say("planted", {"units": len(truth), "nulls": len(rows) - len(truth)})
     units = Units.of(rows)
-    found = search(text, units, Options(tests=(MAIN,)))
-    best = found.candidates.filter(pl.col("rank") == 0)
+    result = search(text, units, Options(tests=(MAIN,)))
+    best = result.candidates.filter(pl.col("rank") == 0)
     p = np.ones(len(rows))
     p[best["unit"].to_numpy()] = best["p_family"].to_numpy()
-    tests = found.calibration["effective_tests"]
+    tests = result.calibration["effective_tests"]
     about = {
-        "patterns": int(found.calibration["patterns"][0]),
+        "patterns": int(result.calibration["patterns"][0]),
         "effective_tests": [round(float(tests.min())), round(float(tests.max()))],  # type: ignore[arg-type]
     }
-    say("search", about | {"drawn_sets": int(found.calibration["draws"].sum())})
-    further = pl.Series(p[found.candidates["unit"].to_numpy()] <= LEVEL)
-    claims = confirm(text, units, found.candidates.filter(further))
+    say("search", about | {"drawn_sets": int(result.calibration["draws"].sum())})
+    further = pl.Series(p[result.candidates["unit"].to_numpy()] <= LEVEL)
+    claims = confirm(text, units, result.candidates.filter(further))
     rates = discovery_rate(claims["p_test"].to_numpy(), np.ones(len(claims), bool))
     claims = claims.with_columns(q=pl.Series(rates)).filter(pl.col("rank") < TESTED[MAIN])
     say("confirmed", {"claims": len(claims)})
-    _, by_all = whole.claims(found)
+    _, by_all = whole.claims(result)
     say(
         "whole",
         {
-            "columns": len(Language.of(found).specs),
-            "common": Language.of(found).common,
+            "columns": len(Language.of(result).specs),
+            "common": Language.of(result).common,
             "claims": len(by_all),
         },
     )
@@ -161,8 +161,9 @@ def nulls_of(world: World) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one planted unit: how like (Jaccard) its first candidate and its claim are to what was planted, whether the
-    claim is confirmed, purity and coverage as claimed and as fired in the test half, and what the targets require."""
+    """What became of one planted unit: how like (Jaccard) its first candidate and its claim are to what was planted,
+    whether the claim is confirmed, purity and coverage as claimed and as fired in the test half, and what the targets
+    require."""
 
     kind: str
     first: float
@@ -210,16 +211,20 @@ class Half:
 def outcomes(world: World) -> Iterator[Outcome]:
     """The two-way test of every planted unit."""
     text, claims = world.text, world.claims
-    named = [part.filter(pl.col("unit") < len(world.truth))["spec"] for part in (claims, world.whole)]
+    named = [
+        claims_of.filter(pl.col("unit") < len(world.truth))["spec"] for claims_of in (claims, world.whole)
+    ]
     specs = pl.concat(named).unique().sort().to_list()
-    found, place = masks(text, specs), {spec: number for number, spec in enumerate(specs)}
+    matrix, column_of = masks(text, specs), {spec: number for number, spec in enumerate(specs)}
     discovery, test = Half(text, False), Half(text, True)
-    by_unit = {key[0]: part.sort("rank") for key, part in claims.partition_by("unit", as_dict=True).items()}
+    by_unit = {
+        key[0]: claims_of.sort("rank") for key, claims_of in claims.partition_by("unit", as_dict=True).items()
+    }
     by_all = {row["unit"]: row for row in world.whole.iter_rows(named=True)}
 
     def shown(spec: str) -> np.ndarray:
         out = np.zeros(len(text), bool)
-        out[found.indices[found.indptr[place[spec]] : found.indptr[place[spec] + 1]]] = True
+        out[matrix.indices[matrix.indptr[column_of[spec]] : matrix.indptr[column_of[spec] + 1]]] = True
         return out
 
     for unit, (what, sides) in enumerate(zip(world.truth, world.sides, strict=True)):
@@ -227,30 +232,36 @@ def outcomes(world: World) -> Iterator[Outcome]:
         on = fired(text, what, sides, unit, noise=0.0) > 0
         truth = np.zeros(len(text), bool)
         truth[what.rows] = True
-        mine = by_unit.get(unit)
-        masked = [shown(spec) for spec in mine["spec"]] if mine is not None else []
-        places = [choose(*discovery.curve(score, mask)) for mask in masked]
+        candidates = by_unit.get(unit)
+        masked = [shown(spec) for spec in candidates["spec"]] if candidates is not None else []
+        thresholds = [choose(*discovery.curve(score, mask)) for mask in masked]
         best = -1
-        if mine is not None:
-            best = plainest(np.array([value for _, value in places]), mine["complexity"].to_numpy())
-        own, _ = choose(*discovery.curve(score, truth))
+        if candidates is not None:
+            best = plainest(np.array([value for _, value in thresholds]), candidates["complexity"].to_numpy())
+        threshold, _ = choose(*discovery.curve(score, truth))
         claim = _Claim("", np.zeros(len(text), bool), -1, 0.0, False)
-        if mine is not None:
-            passed = bool(mine["q"][best] <= Rule().q)
+        if candidates is not None:
+            passed = bool(candidates["q"][best] <= Rule().q)
             claim = _Claim(
-                mine["spec"][best], masked[best], int(places[best][0]), float(places[best][1]), passed
+                candidates["spec"][best],
+                masked[best],
+                int(thresholds[best][0]),
+                float(thresholds[best][1]),
+                passed,
             )
         if (row := by_all.get(unit)) is not None:
-            other = _Claim(row["spec"], shown(row["spec"]), row["place"], row["value"], row["q"] <= Rule().q)
-            claim = max(claim, other, key=lambda one: (one.confirmed, one.value))
+            other = _Claim(
+                row["spec"], shown(row["spec"]), row["threshold"], row["value"], row["q"] <= Rule().q
+            )
+            claim = max(claim, other, key=lambda candidate: (candidate.confirmed, candidate.value))
         yield Outcome(
             kind=what.kind,
             first=_like(masked[0], truth) if masked else 0.0,
             like=_like(claim.shown, truth),
             confirmed=claim.confirmed,
-            measured=_sides(test, score, claim.shown, claim.place),
+            measured=_sides(test, score, claim.shown, claim.threshold),
             true=_shares(on[test.rows], truth[test.rows]),
-            of_truth=_sides(test, score, truth, int(own)),
+            of_truth=_sides(test, score, truth, int(threshold)),
             parts=_named(masked, what, text) if masked else 0.0,
             rate=len(what.rows) / len(text),
             documents=len(np.unique(text.document[on])),
@@ -260,17 +271,17 @@ def outcomes(world: World) -> Iterator[Outcome]:
 
 
 class _Claim(NamedTuple):
-    """`place` is the score from which a unit is active, `value` F1 beyond chance in the discovery half."""
+    """`threshold` is the score from which a unit is active, `value` F1 beyond chance in the discovery half."""
 
     spec: str
     shown: np.ndarray
-    place: int
+    threshold: int
     value: float
     confirmed: bool
 
 
-def _like(one: np.ndarray, other: np.ndarray) -> float:
-    return float((one & other).sum() / max((one | other).sum(), 1))
+def _like(mask: np.ndarray, other: np.ndarray) -> float:
+    return float((mask & other).sum() / max((mask | other).sum(), 1))
 
 
 def _shares(active: np.ndarray, shown: np.ndarray) -> tuple[float, float]:
@@ -278,19 +289,20 @@ def _shares(active: np.ndarray, shown: np.ndarray) -> tuple[float, float]:
     return both / max(float(active.sum()), 1), both / max(float(shown.sum()), 1)
 
 
-def _sides(test: Half, score: np.ndarray, shown: np.ndarray, place: int) -> tuple[float, float]:
+def _sides(test: Half, score: np.ndarray, shown: np.ndarray, threshold: int) -> tuple[float, float]:
     """Purity and coverage in the test half with the threshold that the discovery half chose."""
-    return _shares(score[test.rows] >= place, shown[test.rows]) if place >= 0 else (0.0, 0.0)
+    return _shares(score[test.rows] >= threshold, shown[test.rows]) if threshold >= 0 else (0.0, 0.0)
 
 
 def _named(masked: list[np.ndarray], what: Planted, text: Text) -> float:
     """Share of the meanings that some claim names, alone or with the others."""
     named = 0
     for rows in what.parts:
-        part = np.zeros(len(text), bool)
-        part[rows] = True
+        meaning = np.zeros(len(text), bool)
+        meaning[rows] = True
         named += any(
-            _like(mask, part) >= 0.7 or (mask[rows].mean() > 0.9 and mask[what.rows].sum() > 0.7 * mask.sum())
+            _like(mask, meaning) >= 0.7
+            or (mask[rows].mean() > 0.9 and mask[what.rows].sum() > 0.7 * mask.sum())
             for mask in masked
         )
     return named / len(what.parts)
@@ -299,23 +311,25 @@ def _named(masked: list[np.ndarray], what: Planted, text: Text) -> float:
 def recovery(done: list[Outcome]) -> dict[str, Any]:
     """By kind of pattern."""
     results = {}
-    for kind in dict.fromkeys(one.kind for one in done):
-        some = [one for one in done if one.kind == kind]
-        ample = [one for one in some if one.ample]
-        few = [one for one in some if not one.ample]
+    for kind in dict.fromkeys(outcome.kind for outcome in done):
+        of_kind = [outcome for outcome in done if outcome.kind == kind]
+        ample = [outcome for outcome in of_kind if outcome.ample]
+        few = [outcome for outcome in of_kind if not outcome.ample]
         results[kind] = {
             "units": len(ample),
-            "recovered": _mean([one.recovered for one in ample]),
+            "recovered": _mean([outcome.recovered for outcome in ample]),
             "target": TARGETS.get(kind, 0.95) if ample else None,
-            "first": _mean([one.confirmed and one.first >= LIKE.get(kind, 0.7) for one in ample]),
-            "confirmed": _mean([one.confirmed for one in ample]),
-            "jaccard": _quantiles([one.like for one in ample]),
-            "base_rate": _quantiles([one.rate for one in some]),
-            "meanings_named": _mean([one.parts for one in ample]),
+            "first": _mean([outcome.confirmed and outcome.first >= LIKE.get(kind, 0.7) for outcome in ample]),
+            "confirmed": _mean([outcome.confirmed for outcome in ample]),
+            "jaccard": _quantiles([outcome.like for outcome in ample]),
+            "base_rate": _quantiles([outcome.rate for outcome in of_kind]),
+            "meanings_named": _mean([outcome.parts for outcome in ample]),
             "units_below": len(few),
-            "recovered_below": _mean([one.recovered for one in few]),
+            "recovered_below": _mean([outcome.recovered for outcome in few]),
             "missed": [
-                [one.planted, one.claim[:80], round(one.like, 2)] for one in ample if not one.recovered
+                [outcome.planted, outcome.claim[:80], round(outcome.like, 2)]
+                for outcome in ample
+                if not outcome.recovered
             ][:8],
         }
     return results
@@ -324,19 +338,22 @@ def recovery(done: list[Outcome]) -> dict[str, Any]:
 def two_way(done: list[Outcome]) -> dict[str, Any]:
     """How far purity and coverage are from those with which the units fired, where the targets hold."""
     results = {}
-    done = [one for one in done if one.ample]
-    for name, claims, some in (
-        ("what was planted", [one.of_truth for one in done], done),
-        ("the recovered claim", [one.measured for one in done if one.recovered], [o for o in done if o.recovered]),
-    ):  # fmt: skip
-        off = np.abs(np.array(claims) - np.array([one.true for one in some]))
+    done = [outcome for outcome in done if outcome.ample]
+    recovered = [outcome for outcome in done if outcome.recovered]
+    for name, claims, of_claims in (
+        ("what was planted", [outcome.of_truth for outcome in done], done),
+        ("the recovered claim", [outcome.measured for outcome in recovered], recovered),
+    ):
+        off = np.abs(np.array(claims) - np.array([outcome.true for outcome in of_claims]))
         near = (off <= WITHIN).all(1)
         results[name] = {
-            "units": len(some),
+            "units": len(of_claims),
             "within": WITHIN,
             "both_by_kind": {
-                kind: _mean([bool(one) for one, o in zip(near, some, strict=True) if o.kind == kind])
-                for kind in dict.fromkeys(o.kind for o in some)
+                kind: _mean(
+                    [bool(is_near) for is_near, o in zip(near, of_claims, strict=True) if o.kind == kind]
+                )
+                for kind in dict.fromkeys(o.kind for o in of_claims)
             },
             **{
                 side: {
@@ -344,7 +361,9 @@ def two_way(done: list[Outcome]) -> dict[str, Any]:
                     "median": round(float(np.median(off[:, column])), 4),
                     "mean_error": round(
                         float(
-                            np.mean(np.array(claims)[:, column] - np.array([o.true for o in some])[:, column])
+                            np.mean(
+                                np.array(claims)[:, column] - np.array([o.true for o in of_claims])[:, column]
+                            )
                         ),
                         4,
                     ),
@@ -368,13 +387,13 @@ def speed(text: Text, count: int) -> dict[str, Any]:
     random = np.random.default_rng(1)
     rows = np.flatnonzero(text.counted)
     order = rows[np.argsort(text.tokens[rows], kind="stable")]
-    some = []
+    triggers_of = []
     for _ in range(count):
-        start, own = int(random.integers(len(order) - 400)), int(random.integers(51))
-        near = random.choice(order[start : start + 400], own)
-        some.append(np.concatenate([near, rows[random.integers(len(rows), size=50 - own)]]))
+        start, near_count = int(random.integers(len(order) - 400)), int(random.integers(51))
+        near = random.choice(order[start : start + 400], near_count)
+        triggers_of.append(np.concatenate([near, rows[random.integers(len(rows), size=50 - near_count)]]))
     begin, cpu = time.perf_counter(), time.process_time()
-    search(text, Units.of(some), Options(tests=(MAIN,)))
+    search(text, Units.of(triggers_of), Options(tests=(MAIN,)))
     wall, used = time.perf_counter() - begin, time.process_time() - cpu
     return {"units": count, "wall": round(wall, 1), "cpu": round(used, 1), "target_seconds": 180}
 
@@ -405,9 +424,9 @@ def main() -> None:
     text, descriptions = sample_text(arguments.tokens)
     say("text", {"tokens": len(text), "documents": len(np.unique(text.document))})
     if arguments.units:
-        found = world(text, descriptions, arguments.units, arguments.nulls, arguments.seed, say)
-        say("nulls", nulls_of(found))
-        done = list(outcomes(found))
+        planted_world = world(text, descriptions, arguments.units, arguments.nulls, arguments.seed, say)
+        say("nulls", nulls_of(planted_world))
+        done = list(outcomes(planted_world))
         say("recovery", recovery(done))
         say("two-way", two_way(done))
     if arguments.speed:

@@ -81,18 +81,20 @@ def planted(
     """`count` of each kind, each in 60 documents of either half or more, but for the rare words."""
     for kind, make in _makers(text, random).items():
         specs = [make() for _ in range(3 * count)]
-        found = masks(text, specs)
-        each = [(spec, found.indices[found.indptr[m] : found.indptr[m + 1]]) for m, spec in enumerate(specs)]
+        matrix = masks(text, specs)
+        candidates = [
+            (spec, matrix.indices[matrix.indptr[m] : matrix.indptr[m + 1]]) for m, spec in enumerate(specs)
+        ]
         least = 20 if kind == "rare word" else 120
-        some = [
+        usable = [
             (spec, rows)
-            for spec, rows in each
+            for spec, rows in candidates
             if len(rows) <= MOST * len(text) and len(np.unique(text.document[rows])) >= least
         ]
         size = MEANINGS.get(kind, 1)
-        for first in range(0, min(count * size, len(some) - size + 1), size):
-            name = " or ".join(spec for spec, _ in some[first : first + size])
-            parts = tuple(np.sort(rows).astype(np.int64) for _, rows in some[first : first + size])
+        for first in range(0, min(count * size, len(usable) - size + 1), size):
+            name = " or ".join(spec for spec, _ in usable[first : first + size])
+            parts = tuple(np.sort(rows).astype(np.int64) for _, rows in usable[first : first + size])
             yield Planted(kind, name, parts, np.unique(np.concatenate(parts)))
     for kind, name, rows in _topics(text, descriptions, count, random):
         yield Planted(kind, name, (rows,), rows)
@@ -142,30 +144,32 @@ def _topics(
     for document, line in enumerate(descriptions):
         for word in set(line.lower().split()):
             labels.setdefault(word, set()).add(document)
-    usable = [word for word, some in labels.items() if len(word) > 3 and 120 <= len(some) <= 1000]
-    told = set(_told(text, labels, sorted(usable)))
+    usable = [word for word, documents in labels.items() if len(word) > 3 and 120 <= len(documents) <= 1000]
+    topics = set(_told(text, labels, sorted(usable)))
     for word in random.choice(sorted(usable), min(count, len(usable)), replace=False):
         rows = np.flatnonzero(np.isin(text.document, list(labels[word])) & (text.position >= 12))
-        yield TOPIC if str(word) in told else LABEL, str(word), rows
+        yield TOPIC if str(word) in topics else LABEL, str(word), rows
 
 
 def _told(text: Text, labels: dict[str, set[int]], names: list[str]) -> list[str]:
     """The labels that are topics: the words of a document tell whether it has the label, by naive Bayes fitted on one
     half of the documents with an area under the curve of `TOLD` or more in the other half. No search is asked."""
-    ids, place = np.unique(text.document, return_inverse=True)
+    ids, document = np.unique(text.document, return_inverse=True)
     ends = text.words.ends & text.words.lettered[text.words.word]
-    pairs = (np.ones(int(ends.sum())), (place[ends], text.words.word[ends]))
+    pairs = (np.ones(int(ends.sum())), (document[ends], text.words.word[ends]))
     has = csr_array(coo_array(pairs, shape=(len(ids), len(text.words.folded))))
     has.data[:] = 1
     test = half(ids)
-    found = []
+    topics = []
     for name in names:
-        own = np.isin(ids, list(labels[name]))
-        counts = [np.asarray(has[~test & (own == which)].sum(0)).ravel() + 0.5 for which in (True, False)]
-        inside, outside = (part / part.sum() for part in counts)
+        labelled = np.isin(ids, list(labels[name]))
+        counts = [
+            np.asarray(has[~test & (labelled == which)].sum(0)).ravel() + 0.5 for which in (True, False)
+        ]
+        inside, outside = (count / count.sum() for count in counts)
         score = np.asarray(has[test] @ np.log(inside / outside)).ravel()
-        ranks, mine = rankdata(score), own[test]
-        above = ranks[mine].sum() - mine.sum() * (mine.sum() + 1) / 2
-        if above >= TOLD * mine.sum() * (~mine).sum():
-            found.append(name)
-    return found
+        ranks, positive = rankdata(score), labelled[test]
+        above = ranks[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
+        if above >= TOLD * positive.sum() * (~positive).sum():
+            topics.append(name)
+    return topics

@@ -57,8 +57,8 @@ class Whole:
             look.add(unit, values)
 
     def claims(self, found: SearchResult) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """All candidates, and the chosen one of each unit: unit, spec, place (the score from which it is active), value
-        (F1 beyond chance in the discovery half), p, q."""
+        """All candidates, and the chosen one of each unit: unit, spec, threshold (the score from which it is active),
+        value (F1 beyond chance in the discovery half), p, q."""
         candidates = self._proposed(Language.of(found))
         gate = (pl.col("p_family").first() <= LEVEL).over("unit")
         further = candidates.filter(gate)
@@ -70,17 +70,27 @@ class Whole:
         rows = []
         units, complexity = (further[name].to_numpy() for name in ("unit", "complexity"))
         for unit in np.unique(units).tolist():
-            mine = np.flatnonzero(units == unit)
-            places = [_best(early, unit, csc_array(shown[:, [columns[row]]]).indices) for row in mine]
-            values = np.array([value for _, value in places])
-            best = plainest(values, complexity[mine])
-            if places[best][0] < 0:
+            rows_of_unit = np.flatnonzero(units == unit)
+            thresholds = [
+                _best(early, unit, csc_array(shown[:, [columns[row]]]).indices) for row in rows_of_unit
+            ]
+            values = np.array([value for _, value in thresholds])
+            best = plainest(values, complexity[rows_of_unit])
+            if thresholds[best][0] < 0:
                 continue
-            p = _tested(late, masked, unit, int(columns[mine[best]]), places[best][0])
-            rows.append((unit, further["spec"][int(mine[best])], places[best][0], values[best], p))
+            p = _tested(late, masked, unit, int(columns[rows_of_unit[best]]), thresholds[best][0])
+            rows.append(
+                (unit, further["spec"][int(rows_of_unit[best])], thresholds[best][0], values[best], p)
+            )
         frame = pl.DataFrame(
             rows,
-            {"unit": pl.Int64, "spec": pl.String, "place": pl.Int64, "value": pl.Float64, "p": pl.Float64},
+            {
+                "unit": pl.Int64,
+                "spec": pl.String,
+                "threshold": pl.Int64,
+                "value": pl.Float64,
+                "p": pl.Float64,
+            },
             orient="row",
         )
         q = discovery_rate(frame["p"].to_numpy(), np.ones(len(frame), bool))
@@ -110,12 +120,12 @@ def _best(look: Portion, unit: int, rows: np.ndarray) -> tuple[int, float]:
     documents = look.text.document[look.counted]
     starts = np.flatnonzero(np.diff(documents, prepend=-1))
     tops = np.bincount(np.maximum.reduceat(scores, starts), minlength=SIDE)
-    place, value = choose(Curve(present, whole - present), np.cumsum(tops[::-1])[::-1])
-    return int(place), float(value)
+    threshold, value = choose(Curve(present, whole - present), np.cumsum(tops[::-1])[::-1])
+    return int(threshold), float(value)
 
 
-def _tested(look: Portion, masked: MaskedText, unit: int, column: int, place: int) -> float:
-    active = np.flatnonzero(look.scores(unit) >= place)
+def _tested(look: Portion, masked: MaskedText, unit: int, column: int, threshold: int) -> float:
+    active = np.flatnonzero(look.scores(unit) >= threshold)
     rows = look.counted[active]
     shown = np.asarray(masked.columns[rows][:, [column]].todense()).ravel()
     chance = masked.rates(np.array([column]))[:, 0][masked.stratum[rows]]

@@ -87,7 +87,7 @@ def krippendorff(ratings: np.ndarray, categories: int) -> float:
 def agreement(
     ratings: np.ndarray, categories: int, items: np.ndarray, *, samples: int = RESAMPLES, seed: int = 0
 ) -> Agreement:
-    """All figures at once.
+    """Compute every figure with its interval.
 
     items  i64[unit]: units of one item are resampled together, since they share what was thought of the item
     """

@@ -217,7 +217,7 @@ def _applied(pairs: Sequence[tuple[ItemAnswer, SheetItem]], weights: np.ndarray)
 def _detection(
     hits: np.ndarray, signals: np.ndarray, alarms: np.ndarray, noises: np.ndarray, *, items: tuple[int, ...]
 ) -> Detection:
-    """From f64[1 + sample] each; `items` are those that the signals, and the noises, belong to."""
+    """Compare rates of f64[1 + sample] each; `items` are those that the signals, and the noises, belong to."""
     judged = (signals > 0) & (noises > 0)
     hit_rate, alarm_rate = _ratio(hits, signals), _ratio(alarms, noises)
     corrected = rogan_gladen(hit_rate, 1.0, 1 - alarm_rate)

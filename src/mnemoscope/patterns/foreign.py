@@ -18,7 +18,7 @@ ONE, ALL = 0.5, 120.0  # seconds: for one prefix, for a whole text
 
 
 def check(pattern: Pattern) -> Pattern:
-    """The same pattern; `PatternError` if an expression in it does not compile, or its file of labels is not one."""
+    """Return the pattern; `PatternError` if an expression in it does not compile, or its file of labels is not one."""
     for part in pattern.arguments:
         if isinstance(part, Pattern):
             check(part)

@@ -151,7 +151,8 @@ def _sentence_end(text: Text) -> np.ndarray:
 
 
 def _before_word(text: Text, happens: np.ndarray) -> np.ndarray:
-    """Whether it happens in the token before the last word, which must have letters; also at the very start."""
+    """bool[prefix]: whether something happens in the token before the last word, which must have letters; also at the
+    very start."""
     rows = np.arange(len(text))
     breaks = text.words.tokens.flags(lambda piece: "\n" in piece or not piece or not piece.isspace())
     solid = np.maximum.accumulate(np.where(breaks, rows, 0)) if len(rows) else rows

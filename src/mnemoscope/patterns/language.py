@@ -9,12 +9,9 @@ from scipy.sparse import csc_array
 
 from mnemoscope.errors import PatternError
 from mnemoscope.patterns import foreign, forms, sequences
-from mnemoscope.patterns import sequences as windows
 from mnemoscope.patterns.columns import columns, from_flags, joined
 from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.run.text import Text
-
-__all__ = ["masks", "parse", "usual"]
 
 
 def masks(text: Text, specs: Sequence[str | Pattern]) -> csc_array:
@@ -76,15 +73,15 @@ def _word(text: Text, patterns: Sequence[Pattern]) -> csc_array:
     words, window = [pattern.arguments[0] for pattern in patterns], patterns[0].arguments[1]
     if window == 1:
         return _coded(text, *forms.labels(text, "word"), words)
-    return windows.word_masks(text, words, window)
+    return sequences.word_masks(text, words, window)
 
 
 def _words(text: Text, patterns: Sequence[Pattern]) -> csc_array:
-    return windows.any_of(text, [pattern.arguments[0] for pattern in patterns], patterns[0].arguments[1])
+    return sequences.any_of(text, [pattern.arguments[0] for pattern in patterns], patterns[0].arguments[1])
 
 
 def _topic(text: Text, patterns: Sequence[Pattern]) -> csc_array:
-    return windows.at_least(
+    return sequences.at_least(
         text, [pattern.arguments[1] for pattern in patterns], [pattern.arguments[0] for pattern in patterns]
     )
 

@@ -10,7 +10,6 @@ import numpy as np
 from scipy.sparse import csc_array
 
 from mnemoscope.patterns import forms, sequences
-from mnemoscope.patterns import sequences as windows
 from mnemoscope.patterns.columns import Groups, from_flags, joined
 from mnemoscope.patterns.language import masks, next_labels
 from mnemoscope.patterns.pattern import BUILTINS, WINDOWS
@@ -84,11 +83,11 @@ def _windowed(text: Text, window: int | None, limits: Limits) -> Mined:
     words = text.words
     codes = words.word.astype(np.int64)
     groups = Groups(codes, words.lettered[words.word])
-    size = windows.sizes(text, codes, window, groups)
+    size = sequences.sizes(text, codes, window, groups)
     kept = np.flatnonzero((groups.spread(text.document) >= limits.least) & (size <= limits.most * len(text)))
     suffix = "all" if window is None else window
     specs = [f"word:{words.folded[code]}@{suffix}" for code in groups.codes[kept].tolist()]
-    return _each(specs, windows.covered(text, codes, window, groups, kept))
+    return _each(specs, sequences.covered(text, codes, window, groups, kept))
 
 
 def _next(text: Text, limits: Limits, seed: int) -> Iterator[Mined]:

@@ -137,12 +137,12 @@ _part = lru_cache(2**16)(parse)  # compounds of a search share their parts
 
 
 def conjunction(parts: tuple[Pattern, ...]) -> Pattern:
-    """All of several patterns."""
+    """The pattern that a prefix has when it has all of these."""
     return _compound("all", parts)
 
 
 def disjunction(parts: tuple[Pattern, ...]) -> Pattern:
-    """Any of several patterns."""
+    """The pattern that a prefix has when it has any of these."""
     return _compound("any", parts)
 
 

@@ -78,7 +78,7 @@ class SharedPatterns:
     log_p: np.ndarray
 
     def take(self, which: np.ndarray) -> SharedPatterns:
-        """Some of the pairs."""
+        """Keep some of the pairs."""
         return SharedPatterns(
             self.set[which], self.column[which], self.bits[which], self.base[which], self.log_p[which]
         )

@@ -51,7 +51,7 @@ class Units:
 
     @classmethod
     def of(cls, triggers: Sequence[Sequence[int] | np.ndarray]) -> Units:
-        """From one list of rows for each unit."""
+        """Make units from one list of rows for each."""
         sizes = [len(rows) for rows in triggers]
         flat = [np.asarray(rows, np.int64) for rows in triggers]
         return cls(np.concatenate([[0], np.cumsum(sizes)]), np.concatenate([*flat, np.zeros(0, np.int64)]))
@@ -97,14 +97,12 @@ class SearchResult:
                  Rank 0 of each family of tests is its best. `role`: `best`, `meaning` (covering), `other`
     calibration  one row per family of tests and group of units: tests, group, units, triggers (median), draws,
                  patterns, classes, p_05, p_01 (quantiles of the smallest p), effective_tests
-    group        for each family of tests i64[unit]: the group of each unit, -1 for one with too few triggers
     language     of the main family, for each class of patterns: its spec, the spec of the last word that it stands for
                  ("" if it is no word), and the share of the prefixes that have it
     """
 
     candidates: pl.DataFrame
     calibration: pl.DataFrame
-    group: dict[str, np.ndarray]
     language: list[tuple[str, str, float]]
 
 
@@ -121,7 +119,7 @@ def search(
     options = options or Options()
     early, slots = half_triggers(text, units, options, test=False)
     tell = progress or (lambda stage, done, total: None)
-    frames, quantiles, group = [], [], {}
+    frames, quantiles = [], []
     language: list[tuple[str, str, float]] = []
     for tests in options.tests:
         tell(f"patterns ({tests})", 0, len(units))
@@ -139,11 +137,10 @@ def search(
         frame, null = _family(space, points, tests, options, tell)
         frames.append(frame)
         quantiles.append(_quantiles(space, points, tests, null))
-        group[tests] = null.group
         if tests == MAIN:
             language = list(zip(space.specs, space.last_words, space.rate.tolist(), strict=True))
     candidates = pl.concat(frames) if frames else pl.DataFrame(schema=FOUND)
-    return SearchResult(candidates.sort("unit", "tests", "rank"), pl.concat(quantiles), group, language)
+    return SearchResult(candidates.sort("unit", "tests", "rank"), pl.concat(quantiles), language)
 
 
 def half_triggers(text: Text, units: Units, options: Options, *, test: bool) -> tuple[Text, np.ndarray]:
@@ -297,7 +294,7 @@ def _kinds(
     start: int,
     price: float,
 ) -> None:
-    """Other readings whatever their tail: the best topic or list of words, the last word, several last words."""
+    """Propose readings whatever their tail: the best topic or list of words, the last word, several last words."""
     trials = (slots >= 0).sum(1)
     listed = pairs.take(np.flatnonzero(space.listed[pairs.column]))
     top = best(listed, len(slots), 1)
@@ -308,7 +305,7 @@ def _kinds(
 
 
 def _readings(top: Top, count: int) -> list[SharedPatterns]:
-    """Of each set's best patterns those that differ from the best and from each other: in the triggers that
+    """Choose among each set's best patterns those that differ from the best and from each other: in the triggers that
     have them (Jaccard below .7), or in how common they are (by a factor of 2)."""
     sets = np.arange(len(top.column))
     ranks = [np.zeros(len(sets), np.int64)]
@@ -339,31 +336,21 @@ def _table(
     """Rows of `FOUND`: the best of each set, then what else was proposed, each spec once."""
     trials = (slots >= 0).sum(1)
     sharing = np.flatnonzero(choice.score < 0)
-    sets = [sharing, *(proposal.sets for proposal in proposals)]
-    columns = [choice.columns[sharing], *(proposal.choice.columns for proposal in proposals)]
-    how = [choice.how[sharing], *(proposal.choice.how for proposal in proposals)]
+    proposals = [_Candidates("best", sharing, choice.take(sharing), trials[sharing]), *proposals]
+    sizes = [len(proposal.sets) for proposal in proposals]
+    every = combine.stacked([proposal.choice for proposal in proposals])
     frame = pl.DataFrame(
         {
-            "set": np.concatenate(sets),
-            "order": np.repeat(np.arange(len(sets)), [len(rows) for rows in sets]),
-            "role": np.repeat(
-                ["best", *(proposal.role for proposal in proposals)], [len(rows) for rows in sets]
-            ),
-            "pattern": _numbered(np.concatenate(how), np.concatenate(columns)),
-            "n": np.concatenate([trials[sharing], *(proposal.trials for proposal in proposals)]),
-            "hits": np.bitwise_count(
-                np.concatenate([choice.bits[sharing], *(proposal.choice.bits for proposal in proposals)])
-            ),
-            "base_rate": np.concatenate(
-                [choice.base[sharing], *(proposal.choice.base for proposal in proposals)]
-            ),
-            "log_p": np.concatenate(
-                [choice.log_p[sharing], *(proposal.choice.log_p for proposal in proposals)]
-            ),
-            "score": np.concatenate(
-                [choice.score[sharing], *(proposal.choice.score for proposal in proposals)]
-            ),
-            "place": np.arange(sum(map(len, sets))),
+            "set": np.concatenate([proposal.sets for proposal in proposals]),
+            "order": np.repeat(np.arange(len(sizes)), sizes),
+            "role": np.repeat([proposal.role for proposal in proposals], sizes),
+            "pattern": _numbered(every.how, every.columns),
+            "n": np.concatenate([proposal.trials for proposal in proposals]),
+            "hits": np.bitwise_count(every.bits),
+            "base_rate": every.base,
+            "log_p": every.log_p,
+            "score": every.score,
+            "place": np.arange(sum(sizes)),
         }
     )
     # The null is of what `chosen` returns: without it, other readings have nothing to be measured by.
@@ -371,7 +358,7 @@ def _table(
     frame = frame.sort("set", "order").unique(["set", "pattern"], keep="first", maintain_order=True)
     frame = frame.with_columns(rank=pl.int_range(pl.len()).over("set"))
     unit = units[frame["set"].to_numpy()]
-    kinds = _described(space, np.concatenate(how), np.concatenate(columns), frame.select("pattern", "place"))
+    kinds = _described(space, every.how, every.columns, frame.select("pattern", "place"))
     return (
         frame.with_columns(
             unit=pl.Series(unit),
@@ -401,9 +388,7 @@ def _described(space: Space, how: np.ndarray, columns: np.ndarray, frame: pl.Dat
         )
     names = ("spec", "name", "family", "kind", "complexity", "equivalents")
     return pl.DataFrame(
-        rows,
-        schema={"pattern": pl.Int64, **{name: FOUND[name] for name in names}},
-        orient="row",
+        rows, schema={"pattern": pl.Int64, **{name: FOUND[name] for name in names}}, orient="row"
     )
 
 
@@ -437,6 +422,3 @@ def _quantiles(space: Space, slots: np.ndarray, tests: str, null: DrawnNull) -> 
             "effective_tests": pl.Float64,
         },
     )
-
-
-__all__ = ["FOUND", "Options", "SearchResult", "Units", "half_triggers", "one_each", "search"]

@@ -48,9 +48,7 @@ def _equal(matrix: csc_array, sizes: np.ndarray, order: np.ndarray) -> np.ndarra
     if not len(filled):
         return out
     with np.errstate(over="ignore"):
-        sums = np.add.reduceat(
-            mixed(np.arange(matrix.shape[0]), 7)[matrix.indices], matrix.indptr[filled]
-        )
+        sums = np.add.reduceat(mixed(np.arange(matrix.shape[0]), 7)[matrix.indices], matrix.indptr[filled])
         codes = np.zeros(len(sizes), np.uint64)
         codes[filled] = mixed(sums) ^ sizes[filled].astype(np.uint64)
     rank = np.argsort(order)
@@ -294,7 +292,7 @@ def _aspect(spec: str) -> str:
 
 
 def _only(matrix: csc_array, rows: np.ndarray) -> csc_array:
-    """Some rows of a matrix (ascending), without a detour through its rows."""
+    """Take some rows of a matrix (ascending), column by column."""
     new_row = np.full(matrix.shape[0], -1, np.int32)
     new_row[rows] = np.arange(len(rows))
     moved = new_row[matrix.indices]

@@ -60,7 +60,9 @@ class Summary:
             name: getattr(self, name).to_dicts()
             for name in ("beyond", "verdicts", "expected", "triggers", "claims")
         }
-        return frames | {name: [str(one) for one in getattr(self, name)] for name in ("clearest", "silent")}
+        return frames | {
+            name: [str(neuron) for neuron in getattr(self, name)] for name in ("clearest", "silent")
+        }
 
 
 def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:

@@ -58,7 +58,7 @@ COMMON = 0.2  # a word of more documents than that has no topic
 
 def topics(text: Text, seed: int = 0) -> list[str]:
     """Specs of topics, coarse and fine; none if the text is too small."""
-    counts, words, _ = _counted(text)
+    counts, words = _counted(text)
     documents = counts.shape[0]
     if documents < 4 * SIZES[0] or counts.shape[1] < 4 * WORDS:
         return []
@@ -73,8 +73,8 @@ def topics(text: Text, seed: int = 0) -> list[str]:
     return list(dict.fromkeys(specs))
 
 
-def _counted(text: Text) -> tuple[csr_array, list[str], np.ndarray]:
-    """i64[document, word] how often each word ends there, the words, and i64[prefix] their place or -1."""
+def _counted(text: Text) -> tuple[csr_array, list[str]]:
+    """i64[document, word] how often each word ends there, and the words."""
     words = text.words
     ends = words.ends & words.lettered[words.word]
     _, document = np.unique(text.document, return_inverse=True)
@@ -84,13 +84,7 @@ def _counted(text: Text) -> tuple[csr_array, list[str], np.ndarray]:
     spread = np.bincount(counts.indices, minlength=width)
     long = np.fromiter((len(word) > 2 and not word.isdigit() for word in words.folded), bool, width)
     kept = np.flatnonzero((spread >= 3) & (spread <= COMMON * height) & long)
-    column_of = np.full(width, -1)
-    column_of[kept] = np.arange(len(kept))
-    return (
-        csr_array(counts[:, kept]),
-        [words.folded[word] for word in kept],
-        np.where(ends, column_of[words.word], -1),
-    )
+    return csr_array(counts[:, kept]), [words.folded[word] for word in kept]
 
 
 def _weighted(counts: csr_array) -> csr_array:

@@ -41,15 +41,15 @@ class Language(NamedTuple):
     common: int
 
     @classmethod
-    def of(cls, found: SearchResult) -> Language:
-        """Those of the main family of a search."""
-        common = [spec for spec, _, rate in found.language if rate >= COMMON]
-        words = [word for _, word, rate in found.language if word and rate >= WORDS]
+    def of(cls, result: SearchResult) -> Language:
+        """Choose the columns from the main family of a search."""
+        common = [spec for spec, _, rate in result.language if rate >= COMMON]
+        words = [word for _, word, rate in result.language if word and rate >= WORDS]
         return cls(common + words, len(common))
 
     @classmethod
     def read(cls, frame: pl.DataFrame) -> Language:
-        """From `frame`."""
+        """Read what `frame` gave."""
         return cls(frame["spec"].to_list(), int(frame["common"].sum()))
 
     @property
@@ -162,7 +162,7 @@ def _frame(
 def _patterns(specs: Sequence[str], columns: np.ndarray) -> tuple[list[Pattern], np.ndarray]:
     """The different patterns, and i64[row] which of them each row of columns is."""
     parsed = [parse(spec) for spec in specs]
-    first = {spec: place for place, spec in reversed(list(enumerate(specs)))}
+    first = {spec: column for column, spec in reversed(list(enumerate(specs)))}
     same = np.array([*(first[spec] for spec in specs), -1])  # of specs that are there twice
     different, number = np.unique(np.sort(same[columns], 1), axis=0, return_inverse=True)
     made = [tuple(parsed[column] for column in row if column >= 0) for row in different.tolist()]

@@ -53,7 +53,7 @@ class LayerBatch:
 
     @classmethod
     def of(cls, columns: NullColumns, masks: BatchMasks) -> LayerBatch:
-        """From coefficients in any dtype, on any device."""
+        """Bring coefficients of any dtype and device here."""
         gate, up = (None if signal is None else _matrix(signal) for signal in (columns.gate, columns.up))
         return cls(masks, _matrix(columns.coefficients), gate, up)
 

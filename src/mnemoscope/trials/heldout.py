@@ -230,13 +230,13 @@ def _has(matrix: csc_array, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
 class _Neighbours(NamedTuple):
     """Prefixes with the same ending, and those of them in the same document.
 
-    ending  i64[prefix]  a number for each ending, -1 for a prefix that is not compared
-    own     i64[prefix]  a number for each ending in each document
-    others  i64[prefix]  prefixes with its ending in other documents
+    ending       i64[prefix]  a number for each ending, -1 for a prefix that is not compared
+    in_document  i64[prefix]  a number for each ending in each document
+    others       i64[prefix]  prefixes with its ending in other documents
     """
 
     ending: np.ndarray
-    own: np.ndarray
+    in_document: np.ndarray
     others: np.ndarray
 
     @classmethod
@@ -246,17 +246,17 @@ class _Neighbours(NamedTuple):
         new = np.ones(len(documents), bool)
         new[1:] = documents[1:] != documents[:-1]
         new[groups.starts[:-1]] = True
-        ending, own = np.full((2, len(text)), -1)
+        ending, in_document = np.full((2, len(text)), -1)
         ending[groups.rows] = np.repeat(np.arange(len(groups.codes)), np.diff(groups.starts))
-        own[groups.rows] = np.cumsum(new) - 1
+        in_document[groups.rows] = np.cumsum(new) - 1
         others = np.zeros(len(text), np.int64)
-        sizes = [np.bincount(code[groups.rows])[code[groups.rows]] for code in (ending, own)]
+        sizes = [np.bincount(code[groups.rows])[code[groups.rows]] for code in (ending, in_document)]
         others[groups.rows] = sizes[0] - sizes[1]
-        return cls(ending, own, others)
+        return cls(ending, in_document, others)
 
     def having(self, matrix: csc_array, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
         """i64[claim, slot]: how many of those others have the pattern of the claim."""
         anywhere, same_document = (
-            count_same_code(matrix, code, rows, column) for code in (self.ending, self.own)
+            count_same_code(matrix, code, rows, column) for code in (self.ending, self.in_document)
         )
         return np.asarray(anywhere - same_document)

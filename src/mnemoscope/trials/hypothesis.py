@@ -185,14 +185,16 @@ class _Question:
     def _claim(self, tested: dict[str, Tested], masked: MaskedText, text: Text, triggers: Units) -> Claim:
         """The neuron's row, as it would stand in `pattern_tests`, read like one."""
         layer, claims = self._neuron.layer, tested[NEURON].chosen.claims
-        own = np.flatnonzero((claims.unit == self._neuron.neuron) & (claims.polarity == self._polarity))
-        tested[NEURON].q[own] = self._p(text, triggers)
+        row_of_neuron = np.flatnonzero(
+            (claims.unit == self._neuron.neuron) & (claims.polarity == self._polarity)
+        )
+        tested[NEURON].q[row_of_neuron] = self._p(text, triggers)
         run, pattern = self._run, self._pattern
         verdicts = TestTables(masked, tested, run.manifest.options["histogram_edges"], Rule(), self._seed)
         measured, calibration = verdicts.layer(layer)
         norms = run.table("neurons").filter(pl.col("layer") == layer).select("value_norm").collect()
         calibration.append(verdicts.writes(layer, norms["value_norm"].to_numpy()))
-        row = {name: _plain(values[own[0]]) for name, values in measured[NEURON].items()}
+        row = {name: _plain(values[row_of_neuron[0]]) for name, values in measured[NEURON].items()}
         row |= {name: getattr(pattern, name) for name in ("spec", "name", "family", "kind")}
         row |= {"polarity": self._polarity, "tests": MAIN}
         row = dict.fromkeys(("quadrants_active", "quadrants_both")) | row

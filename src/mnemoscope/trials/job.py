@@ -39,13 +39,7 @@ from mnemoscope.run.writing import add_tables
 from mnemoscope.text.split import halves
 from mnemoscope.trials.claims import Baselines, KindClaims, claims_by_kind
 from mnemoscope.trials.counts import CandidateCounts, CountingState, Counts, TestCounts, ThresholdCounts
-from mnemoscope.trials.discovery import (
-    first_candidates,
-    proposals,
-    thresholds,
-    with_choice,
-    with_proposals,
-)
+from mnemoscope.trials.discovery import first_candidates, proposals, thresholds, with_choice, with_proposals
 from mnemoscope.trials.heldout import FURTHER, LEVEL, hold_out, masks_of_many, numbered_names
 from mnemoscope.trials.masked_text import BUDGET, HalfText, MaskedText, last_tokens, read_half
 from mnemoscope.trials.outcomes import Tested, TestTables, run_tables, with_document_tests
@@ -142,16 +136,16 @@ class _Job:
     def run(self) -> Run:
         """Search -> hold out -> read, count, decide: for candidates, for thresholds, for the test."""
         candidates = self._work.kept("candidates", lambda: self._hold_out(self._search()))
-        proposed = self._work.kept("proposed", lambda: self._propose(candidates))
-        chosen = self._work.kept("chosen", lambda: self._choose(proposed))
-        return self._test(chosen)
+        candidates = self._work.kept("proposed", lambda: self._propose(candidates))
+        candidates = self._work.kept("chosen", lambda: self._choose(candidates))
+        return self._test(candidates)
 
     def _search(self) -> pl.DataFrame:
         """Candidates (columns of `FOUND`, `unit` an index into units) from the triggers of the discovery half."""
-        found = search(self._text, self._units.units, self._options(), self._tell)
-        self._work.kept("calibration", lambda: found.calibration)
-        self._work.kept("language", lambda: Language.of(found).frame)
-        return found.candidates
+        result = search(self._text, self._units.units, self._options(), self._tell)
+        self._work.kept("calibration", lambda: result.calibration)
+        self._work.kept("language", lambda: Language.of(result).frame)
+        return result.candidates
 
     def _hold_out(self, candidates: pl.DataFrame) -> pl.DataFrame:
         """Ask the triggers of the test half about them. What drawn sets equal too often goes no further, but for the
