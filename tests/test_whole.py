@@ -71,7 +71,7 @@ def test_chance_falls_with_evidence() -> None:
 
 
 def _found(specs: list[tuple[str, str, float]]) -> SearchResult:
-    return SearchResult(pl.DataFrame(schema=FOUND), pl.DataFrame(), specs)
+    return SearchResult(pl.DataFrame(schema=FOUND), pl.DataFrame(), {}, specs)
 
 
 def test_language() -> None:

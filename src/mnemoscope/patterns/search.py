@@ -97,12 +97,14 @@ class SearchResult:
                  Rank 0 of each family of tests is its best. `role`: `best`, `meaning` (covering), `other`
     calibration  one row per family of tests and group of units: tests, group, units, triggers (median), draws,
                  patterns, classes, p_05, p_01 (quantiles of the smallest p), effective_tests
+    group        for each family of tests i64[unit]: the group of each unit, -1 for one with too few triggers
     language     of the main family, for each class of patterns: its spec, the spec of the last word that it stands for
                  ("" if it is no word), and the share of the prefixes that have it
     """
 
     candidates: pl.DataFrame
     calibration: pl.DataFrame
+    group: dict[str, np.ndarray]
     language: list[tuple[str, str, float]]
 
 
@@ -119,7 +121,7 @@ def search(
     options = options or Options()
     early, slots = half_triggers(text, units, options, test=False)
     tell = progress or (lambda stage, done, total: None)
-    frames, quantiles = [], []
+    frames, quantiles, group = [], [], {}
     language: list[tuple[str, str, float]] = []
     for tests in options.tests:
         tell(f"patterns ({tests})", 0, len(units))
@@ -137,10 +139,11 @@ def search(
         frame, null = _family(space, points, tests, options, tell)
         frames.append(frame)
         quantiles.append(_quantiles(space, points, tests, null))
+        group[tests] = null.group
         if tests == MAIN:
             language = list(zip(space.specs, space.last_words, space.rate.tolist(), strict=True))
     candidates = pl.concat(frames) if frames else pl.DataFrame(schema=FOUND)
-    return SearchResult(candidates.sort("unit", "tests", "rank"), pl.concat(quantiles), language)
+    return SearchResult(candidates.sort("unit", "tests", "rank"), pl.concat(quantiles), group, language)
 
 
 def half_triggers(text: Text, units: Units, options: Options, *, test: bool) -> tuple[Text, np.ndarray]:
