@@ -512,7 +512,7 @@ def test_what_sides_are_credited_with_adds_up(found: dict[str, Finding], measure
     """A41: shared between helpful and unhelpful neurons is what the layer did, for every example and on average."""
     main = answers.load(measured)["model"]
     both = answers.credited(main)
-    np.testing.assert_allclose(both.sum(0), main.grid("ffn"), atol=1e-5)
+    np.testing.assert_allclose(both.sum(0), main["ffn"], atol=1e-5)
     frame = found["sides-shared"].frame
     means = (
         frame.filter(pl.col("counted") == "shared").group_by("layer").agg(pl.col("value").sum()).sort("layer")

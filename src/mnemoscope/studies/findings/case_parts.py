@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from mnemoscope.studies.findings.finding import Figure, Finding, slug
-from mnemoscope.studies.findings.statistics import mean_by_document, number, percent, ratio, share_by_document
+from mnemoscope.studies.findings.finding import Figure, Finding, bar, slug
+from mnemoscope.studies.findings.statistics import (
+    columns,
+    mean_by_document,
+    number,
+    percent,
+    ratio,
+    share_by_document,
+)
 
 WAYS = ("answer among its first", "foil among its last", "query of others", "only the pair")
 EDGE = 100  # tokens at either end of what a neuron writes that count as promoted and suppressed
@@ -45,23 +50,19 @@ def _ways(name: str, tables: Tables) -> Finding:
     for drawn in (False, True):
         rows = tables["neurons"].filter(pl.col("drawn") == drawn)
         shares[drawn] = share_by_document(ways(rows).astype(float), rows["question"].to_numpy())
-    found, null = shares[False], shares[True]
+    share, null = shares[False], shares[True]
     said = ", ".join(
-        f"{way} {percent(found, place)} ({percent(null, place)})" for place, way in enumerate(WAYS)
+        f"{way} {percent(share, place)} ({percent(null, place)})" for place, way in enumerate(WAYS)
     )
+    frame = pl.DataFrame({"way": WAYS, **columns(share, null=null)})
     return Finding(
         id=f"case-ways-{slug(name)}",
         items=("A56",),
         title=f"Four ways in which neurons tell the answer from the near foil ({name})",
         says=f"Of the ten neurons with the largest contribution to answer minus near foil, in brackets of neurons "
         f"drawn from the same layers: {said}.",
-        frame=pl.DataFrame(
-            {"way": WAYS, **found._asdict(), "null": null.value, "null_low": null.low, "null_high": null.high}
-        ),
-        figure=Figure(
-            "bar", "way", "value", "way", "neurons (%)", low="low", high="high", null="null", null_low="null_low",
-            null_high="null_high", share=True,
-        ),
+        frame=frame,
+        figure=bar(frame, "neurons (%)", x="way", x_title="way", share=True),
         paper="named by examples: top tokens, last tokens, query, and only the difference of the pair",
         null="as many neurons drawn at random from the same layers, among those that are on",
         resampled=_QUESTIONS,
@@ -70,7 +71,7 @@ def _ways(name: str, tables: Tables) -> Finding:
             "difference more through the neurons it switches on than by itself; the first three do not exclude each "
             "other, the fourth is none of them",
         ),
-    )  # fmt: skip
+    )
 
 
 VECTORS = ("head", "neuron", "embedding", "attention bias", "ffn bias")
@@ -82,14 +83,17 @@ def _queries(name: str, tables: Tables) -> Finding:
     kinds = [kind for kind in VECTORS if kind in rows["query_kind"].unique().to_list()]
     hits = (rows["query_kind"].to_numpy()[:, None] == np.array(kinds)[None]).astype(float)
     drawn, questions = rows["drawn"].to_numpy(), rows["question"].to_numpy()
-    found, null = (share_by_document(hits[drawn == side], questions[drawn == side]) for side in (False, True))
+    share, null = (share_by_document(hits[drawn == side], questions[drawn == side]) for side in (False, True))
     usual = (
         rows.group_by("drawn")
         .agg(pl.col("query_share").abs().median())
         .sort("drawn")["query_share"]
         .to_list()
     )
-    said = ", ".join(f"{kind} {percent(found, at)} ({percent(null, at)})" for at, kind in enumerate(kinds))
+    said = ", ".join(
+        f"{kind} {percent(share, place)} ({percent(null, place)})" for place, kind in enumerate(kinds)
+    )
+    frame = pl.DataFrame({"kind": kinds, **columns(share, null=null)}).fill_nan(None)
     return Finding(
         id=f"case-queries-{slug(name)}",
         items=("A57",),
@@ -97,20 +101,15 @@ def _queries(name: str, tables: Tables) -> Finding:
         says=f"The earlier vector with the largest share of a neuron's coefficient, in brackets for neurons drawn from "
         f"the same layers: {said}; its share is {100 * usual[0]:.1f} % of the coefficient in the median"
         f"{f' ({100 * usual[-1]:.1f} %)' if len(usual) > 1 else ''}.",
-        frame=pl.DataFrame(
-            {"kind": kinds, **found._asdict(), "null": null.value, "null_low": null.low, "null_high": null.high}
-        ).fill_nan(None),
-        figure=Figure(
-            "bar", "kind", "value", "kind of vector", "neurons (%)", low="low", high="high", null="null",
-            null_low="null_low", null_high="null_high", share=True,
-        ),
+        frame=frame,
+        figure=bar(frame, "neurons (%)", x="kind", x_title="kind of vector", share=True),
         paper="one question: the sub-values of cities are switched on by attention sub-values of layer 11",
         null="as many neurons drawn at random from the same layers, among those that are on",
         resampled=_QUESTIONS,
         notes=(
             "among the embedding, every head x source and neuron below, and biases; `mnemoscope explain` lists them",
         ),
-    )  # fmt: skip
+    )
 
 
 def _one(name: str, tables: Tables) -> Finding:
@@ -171,17 +170,17 @@ def agreement(parts: np.ndarray, effects: np.ndarray) -> np.ndarray:
     )
 
 
-def _pearson(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    one, other = (each - each.mean(-1, keepdims=True) for each in (one, other))
-    return ratio((one * other).sum(-1), np.sqrt((one**2).sum(-1) * (other**2).sum(-1)))
+def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x, y = (values - values.mean(-1, keepdims=True) for values in (x, y))
+    return ratio((x * y).sum(-1), np.sqrt((x**2).sum(-1) * (y**2).sum(-1)))
 
 
 def agreements(rows: pl.DataFrame, measure: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """f64[question, 3] of an account with the effects, and f64[deal, question, 3] with effects dealt out anew among the
     parts of each question."""
     generator, own, null = np.random.default_rng(seed), [], []
-    for _, part in rows.sort("question").group_by("question", maintain_order=True):
-        said, effects = (part[column].to_numpy().astype(float) for column in (measure, "effect"))
+    for _, parts in rows.sort("question").group_by("question", maintain_order=True):
+        said, effects = (parts[column].to_numpy().astype(float) for column in (measure, "effect"))
         own.append(agreement(said, effects))
         dealt = generator.permuted(np.tile(effects, (DEALS, 1)), axis=1)
         null.append(agreement(np.tile(said, (DEALS, 1)), dealt))
@@ -199,11 +198,11 @@ def _ablated(name: str, tables: Tables) -> Finding:
     for kind, title in _KINDS.items():
         for measure in MEASURES:
             own, null = agreements(rows.filter(pl.col("kind") == kind), measure)
-            found, chance = mean_by_document(own, np.arange(len(own))), np.nanmean(null, axis=1)
+            means, chance = mean_by_document(own, np.arange(len(own))), np.nanmean(null, axis=1)
             low, high = np.nanquantile(chance, (0.025, 0.975), axis=0)
             told = ", ".join(
-                f"{label} {number(found, at)} ({low[at]:.2f} to {high[at]:.2f})"
-                for at, label in enumerate(_AGREEMENT)
+                f"{label} {number(means, place)} ({low[place]:.2f} to {high[place]:.2f})"
+                for place, label in enumerate(_AGREEMENT)
             )
             if measure == "leave_one_out":
                 said.append(f"{title}: {told}")
@@ -235,57 +234,52 @@ def _where_they_differ(name: str, tables: Tables) -> Finding:
     """A79 by depth: where the account and the ablation disagree."""
     layers = int(tables["stream"]["point"].max()) // 2  # type: ignore[arg-type]
     rows = signs(tables["ablations"], layers)
-    parts, said = [], []
+    shares, said = [], []
     for kind, title in _KINDS.items():
-        some = rows.filter(pl.col("kind") == kind)
-        found = []
-        for (quarter,), here in some.sort("quarter", maintain_order=True).group_by(
-            "quarter", maintain_order=True
-        ):
-            same = share_by_document(here["same"].to_numpy(), here["question"].to_numpy())
-            found.append(
-                (title, _span(int(str(quarter)), layers), *map(float, same), _level(here), here.height)
-            )
-        parts += found
-        said.append(f"{title}, {found[0][1]}: {_share(found[0])}, {found[-1][1]}: {_share(found[-1])}")
+        of_kind = rows.filter(pl.col("kind") == kind).sort("quarter", maintain_order=True)
+        told = []
+        for (quarter,), parts in of_kind.group_by("quarter", maintain_order=True):
+            same = share_by_document(parts["same"].to_numpy(), parts["question"].to_numpy())
+            span, chance = _span(int(str(quarter)), layers), float(parts["null"].to_numpy().mean())
+            shares.append((title, span, *map(float, same), chance, parts.height))
+            told.append(f"{span}: {percent(same)} ({100 * chance:.1f} %)")
+        said.append(f"{title}, {told[0]}, {told[-1]}")
     names = ["kind", "layers", "value", "low", "high", "null", "parts"]
+    frame = pl.DataFrame(shares, names, orient="row")
     return Finding(
         id=f"case-ablation-layers-{slug(name)}",
         items=("A79",),
         title=f"Where the account and the ablation differ ({name})",
         says=f"Leave-one-out and ablation have the same sign, in brackets with signs dealt out anew: "
         f"{'; '.join(said)}.",
-        frame=pl.DataFrame(parts, names, orient="row"),
-        figure=Figure(
-            "bar", "layers", "value", "layers", "parts with equal signs (%)", facet="kind", low="low", high="high",
-            null="null", share=True, order=tuple(_KINDS.values()),
+        frame=frame,
+        figure=bar(
+            frame,
+            "parts with equal signs (%)",
+            x="layers",
+            x_title="layers",
+            facet="kind",
+            share=True,
+            order=tuple(_KINDS.values()),
         ),
         null="signs dealt out anew among the parts of a question",
         resampled=_QUESTIONS,
-    )  # fmt: skip
+    )
 
 
 def signs(ablations: pl.DataFrame, layers: int) -> pl.DataFrame:
     """Parts that do anything, with `same`: whether both signs agree, `null`: the chance that they would within their
     question, and `quarter` of the depth."""
-    one, other = pl.col("leave_one_out") > 0, pl.col("effect") > 0
-    up, risen = one.mean(), other.mean()
+    says_up, is_up = pl.col("leave_one_out") > 0, pl.col("effect") > 0
+    up, risen = says_up.mean(), is_up.mean()
     known = ablations.filter(pl.col("leave_one_out") != 0, pl.col("effect") != 0)
     return known.with_columns(
-        same=(one == other).cast(pl.Float64),
+        same=(says_up == is_up).cast(pl.Float64),
         null=(up * risen + (1 - up) * (1 - risen)).over("question", "kind"),
         quarter=pl.col("layer").cast(pl.Int32) * QUARTERS // layers,
     )
 
 
 def _span(quarter: int, layers: int) -> str:
-    first, end = (-(-one * layers // QUARTERS) for one in (quarter, quarter + 1))
+    first, end = (-(-number * layers // QUARTERS) for number in (quarter, quarter + 1))
     return f"layers {first} to {end - 1}" if end - 1 > first else f"layer {first}"
-
-
-def _level(rows: pl.DataFrame) -> float:
-    return float(rows["null"].to_numpy().mean())
-
-
-def _share(row: Any) -> str:
-    return f"{100 * row[2]:.1f} % [{100 * row[3]:.1f}, {100 * row[4]:.1f}] ({100 * row[5]:.1f} %)"

@@ -13,8 +13,15 @@ import polars as pl
 
 from mnemoscope.intervals import Interval, wilson
 from mnemoscope.studies.findings import case_parts
-from mnemoscope.studies.findings.finding import Figure, Finding, slug
-from mnemoscope.studies.findings.statistics import mean_by_document, number, percent, share_by_document
+from mnemoscope.studies.findings.finding import Finding, bar, line, slug
+from mnemoscope.studies.findings.statistics import (
+    as_series,
+    columns,
+    mean_by_document,
+    number,
+    percent,
+    share_by_document,
+)
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -36,18 +43,18 @@ Tables = dict[str, pl.DataFrame]
 def findings(run: Run) -> list[Finding]:
     """From the tables `case_*`, for each set of questions."""
     every = {name: run.table(f"case_{name}").collect() for name in _TABLES}
-    found: list[Finding] = []
+    answers: list[Finding] = []
     for name in every["questions"]["set"].unique(maintain_order=True):
-        mine = every["questions"].filter(pl.col("set") == name)["question"].implode()
-        tables = {key: rows.filter(pl.col("question").is_in(mine)) for key, rows in every.items()}
-        found += [
+        of_set = every["questions"].filter(pl.col("set") == name)["question"].implode()
+        tables = {key: rows.filter(pl.col("question").is_in(of_set)) for key, rows in every.items()}
+        answers += [
             _along(name, tables),
             _by_layer(name, tables),
             *_sources(name, tables),
             _origins(name, tables),
         ]
-        found += case_parts.findings(name, tables)
-    return found
+        answers += case_parts.findings(name, tables)
+    return answers
 
 
 def mean(values: np.ndarray) -> Interval:
@@ -72,38 +79,38 @@ def _count(rows: pl.DataFrame) -> int:
 def _along(name: str, tables: Tables) -> Finding:
     """A50: the answer's logit minus each foil's at every point of the stream."""
     own, null = (_differences(tables["stream"], column) for column in ("logit", "null"))
-    found = {foil: mean(own[foil]) for foil in FOILS}
+    means = {foil: mean(own[foil]) for foil in FOILS}
     chance = {foil: mean(null[foil]) for foil in FOILS}
     parts = [
         pl.DataFrame(
             {
-                "depth": np.arange(len(found[foil].value)) / 2,
-                **found[foil]._asdict(),
+                "depth": np.arange(len(means[foil].value)) / 2,
+                **columns(means[foil]),
                 "null": chance[foil].value,
             }
         ).with_columns(foil=pl.lit(f"{foil} foil"))
         for foil in FOILS
     ]
-    half = len(found["near"].value) // 4 * 2
+    half = len(means["near"].value) // 4 * 2
     right = (tables["questions"]["rank"] == 0).sum()
+    frame = pl.concat(parts)
     return Finding(
         id=f"case-along-{slug(name)}",
         items=("A50",),
         title=f"The answer against its foils along the stream (Yu Figure 9; {name})",
         says=f"Over {_count(tables['stream'])} questions ({right} answered right) the answer's logit minus the near "
-        f"foil's is {number(found['near'], half)} half way up and {number(found['near'], -1)} at the end, minus the "
-        f"far foil's {number(found['far'], half)} and {number(found['far'], -1)}; at the prompt of another question "
+        f"foil's is {number(means['near'], half)} half way up and {number(means['near'], -1)} at the end, minus the "
+        f"far foil's {number(means['far'], half)} and {number(means['far'], -1)}; at the prompt of another question "
         f"the same words end at {number(chance['near'], -1)} and {number(chance['far'], -1)}.",
-        frame=pl.concat(parts),
-        figure=Figure(
-            "line", "depth", "value", _DEPTH, "logit of the answer minus the foil's (mean)", color="foil", low="low",
-            high="high", null="null",
+        frame=frame,
+        figure=line(
+            frame, "logit of the answer minus the foil's (mean)", x="depth", x_title=_DEPTH, color="foil"
         ),
         paper="one question: Paris and London alike until layer 13 of 16, Bordeaux always below Paris",
         null="the same words at the prompt of another question with another answer",
         resampled=_QUESTIONS,
         notes=(_RULE,),
-    )  # fmt: skip
+    )
 
 
 def _by_layer(name: str, tables: Tables) -> Finding:
@@ -111,36 +118,40 @@ def _by_layer(name: str, tables: Tables) -> Finding:
     parts, best = [], {}
     own, null = (_differences(tables["stream"], column) for column in ("logit", "null"))
     for foil in FOILS:
-        found, chance = mean(np.diff(own[foil])), mean(np.diff(null[foil]))
-        step = np.arange(len(found.value))
+        added, chance = mean(np.diff(own[foil])), mean(np.diff(null[foil]))
+        step = np.arange(len(added.value))
         part = np.where(step % 2 == 0, "attention", "feed-forward")
-        top = int(np.argmax(found.value))
-        best[foil] = f"{part[top]} layer {top // 2} adds {number(found, top)} ({number(chance, top)})"
+        top = int(np.argmax(added.value))
+        best[foil] = f"{part[top]} layer {top // 2} adds {number(added, top)} ({number(chance, top)})"
         parts.append(
             pl.DataFrame(
                 {
-                    "foil": np.repeat(f"{foil} foil", len(step)), "layer": step // 2, "part": part, **found._asdict(),
+                    "foil": np.repeat(f"{foil} foil", len(step)), "layer": step // 2, "part": part, **columns(added),
                     "null": chance.value,
                 }
             )
         )  # fmt: skip
+    frame = pl.concat(parts)
     return Finding(
         id=f"case-layers-{slug(name)}",
         items=("A51",),
         title=f"What each layer adds to the answer against its foils (Yu Figure 10; {name})",
         says=f"Most is added to answer minus near foil where {best['near']}, and to answer minus far foil where "
         f"{best['far']}; in brackets behind it the same at another question's prompt.",
-        frame=pl.concat(parts),
-        figure=Figure(
-            "line", "layer", "value", "layer", "logits added to the difference (mean)", color="part", facet="foil",
-            low="low", high="high", null="null", order=("attention", "feed-forward"),
+        frame=frame,
+        figure=line(
+            frame,
+            "logits added to the difference (mean)",
+            color="part",
+            facet="foil",
+            order=("attention", "feed-forward"),
         ),
         paper="one question: Paris minus London rises by attention in layers 12-15 of 16, Paris minus Bordeaux by "
         "feed-forward layers 11-13",
         null="the same words at the prompt of another question with another answer",
         resampled=_QUESTIONS,
         notes=("a layer's biases are in what it adds", _RULE),
-    )  # fmt: skip
+    )
 
 
 def _sources(name: str, tables: Tables) -> list[Finding]:
@@ -154,16 +165,27 @@ def _sources(name: str, tables: Tables) -> list[Finding]:
         .first()
     )
     total = largest.height
-    counts = [int((largest["class"] == one).sum()) for one in CLASSES]
+    counts = [int((largest["class"] == kind).sum()) for kind in CLASSES]
     share = wilson(np.array(counts), np.full(len(CLASSES), total))
     # Each question counts alike, whatever the length of its prompt.
     tokens = [
-        rows.group_by("question", maintain_order=True).agg((pl.col("class") == one).mean())["class"]
-        for one in CLASSES
+        rows.group_by("question", maintain_order=True).agg((pl.col("class") == kind).mean())["class"]
+        for kind in CLASSES
     ]
-    chance = np.array([float(one.to_numpy().mean()) for one in tokens])
-    brought = [mean(_brought(rows, one)) for one in CLASSES]
-    found = Finding(
+    chance = np.array([float(shares.to_numpy().mean()) for shares in tokens])
+    brought = [mean(_brought(rows, kind)) for kind in CLASSES]
+    logits, low, high = np.array(brought).T
+    frame = pl.DataFrame(
+        {
+            "class": CLASSES,
+            **columns(share),
+            "null": chance,
+            "logits": logits,
+            "logits_low": low,
+            "logits_high": high,
+        }
+    )
+    finding = Finding(
         id=f"case-sources-{slug(name)}",
         items=("A52",),
         title=f"The token that tells the answer from the near foil ({name})",
@@ -171,23 +193,16 @@ def _sources(name: str, tables: Tables) -> list[Finding]:
         f"in {percent(share, 0)} of {total} questions; of all tokens {100 * chance[0]:.1f} % are. What attention "
         f"brings from the subject adds {number(brought[0])} to the difference of logits, from the last token itself "
         f"{number(brought[3])}.",
-        frame=pl.DataFrame(
-            {
-                "class": CLASSES, **share._asdict(), "null": chance,
-                "logits": [float(one.value) for one in brought], "logits_low": [float(one.low) for one in brought],
-                "logits_high": [float(one.high) for one in brought],
-            }
-        ),
-        figure=Figure(
-            "bar", "class", "value", "token with the largest contribution", "questions (%)", low="low", high="high",
-            null="null", share=True,
+        frame=frame,
+        figure=bar(
+            frame, "questions (%)", x="class", x_title="token with the largest contribution", share=True
         ),
         paper="one question: the sub-value of the country's name carries the improvement",
         null="share of the prompt's tokens that are of this kind",
         resampled="questions (Wilson)",
         notes=("all heads of all layers together, for each token they read from",),
-    )  # fmt: skip
-    return [found]
+    )
+    return [finding]
 
 
 def _brought(rows: pl.DataFrame, kind: str) -> np.ndarray:
@@ -202,13 +217,13 @@ _METHODS = {"recomputed": "weights recomputed (method 1)", "fixed": "weights kep
 def _origins(name: str, tables: Tables) -> Finding:
     """A53, A54: what the best attention sub-value loses with each earlier vector of its source."""
     rows = tables["origins"].sort("question", "vector")
-    questions = [part for _, part in rows.group_by("question", maintain_order=True)]
+    questions = [vectors for _, vectors in rows.group_by("question", maintain_order=True)]
     points = rows.select("vector", "point").unique().sort("vector")
     parts, said = [], []
     for method, title in _METHODS.items():
         grid = np.full((len(questions), points.height), np.nan)
-        for place, part in enumerate(questions):
-            grid[place, : part.height] = part[method].to_numpy()
+        for row, vectors in enumerate(questions):
+            grid[row, : vectors.height] = vectors[method].to_numpy()
         size = np.abs(grid)
         most = np.nanmax(size, axis=1, keepdims=True)
         first = wilson(np.array((np.nanargmax(size, axis=1) == 0).sum()), np.array(len(grid)))
@@ -218,21 +233,24 @@ def _origins(name: str, tables: Tables) -> Finding:
         said.append(
             f"{title}: the embedding in {percent(first)} of the questions, {percent(matter)} of the vectors"
         )
-        found = mean(grid)
         alike = np.where(np.isnan(grid), np.nan, np.nanmean(grid, axis=1, keepdims=True))
         parts.append(points.with_columns(method=pl.lit(title), null=pl.Series(mean(alike).value),
-                                         **{key: pl.Series(one) for key, one in found._asdict().items()}))  # fmt: skip
-    chance = float(np.mean([1 / part.height for part in questions]))
+                                         **as_series(mean(grid))))  # fmt: skip
+    chance = float(np.mean([1 / vectors.height for vectors in questions]))
+    frame = pl.concat(parts).fill_nan(None)
     return Finding(
         id=f"case-origins-{slug(name)}",
         items=("A53", "A54"),
         title=f"What the best attention sub-value loses without one vector of its source (Yu Figures 11, 12; {name})",
         says=f"Which vector changes the score most, and how many change it at least a tenth as much: "
         f"{'; '.join(said)}; the embedding would be first in {100 * chance:.1f} % by chance.",
-        frame=pl.concat(parts).fill_nan(None),
-        figure=Figure(
-            "line", "vector", "value", "vector taken out: 0 is Lin0, odd are attention, even feed-forward",
-            "fall of answer minus near foil (logits, mean)", color="method", low="low", high="high", null="null",
+        frame=frame,
+        figure=line(
+            frame,
+            "fall of answer minus near foil (logits, mean)",
+            x="vector",
+            x_title="vector taken out: 0 is Lin0, odd are attention, even feed-forward",
+            color="method",
         ),
         paper="one question: with weights recomputed almost all vectors matter, with weights kept the embedding "
         "dominates",
@@ -243,4 +261,4 @@ def _origins(name: str, tables: Tables) -> Finding:
             "foil; the norm is computed again without the vector; questions whose sub-value is in a lower layer have "
             "fewer vectors",
         ),
-    )  # fmt: skip
+    )

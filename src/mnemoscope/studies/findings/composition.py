@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from mnemoscope.studies.findings.finding import Figure, Finding
-from mnemoscope.studies.findings.statistics import Layers, load, percent, series
+from mnemoscope.studies.findings.finding import Figure, Finding, bar, line
+from mnemoscope.studies.findings.statistics import Grid, percent, refinement_grids, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -57,10 +57,10 @@ _DOCUMENTS = "documents"
 
 def findings(run: Run) -> list[Finding]:
     """Everything that the table `refinement` says about memories in one layer."""
-    units = load(run)
-    main = next(found for (unit, _), found in units.items() if unit == "model")
-    copy = units.get(("shuffled", main.lens))
-    others = [found for (unit, lens), found in units.items() if unit == "model" and lens != main.lens]
+    units = refinement_grids(run)
+    main = next(grid for (unit, _), grid in units.items() if unit == "model")
+    copy = units.get(("shuffled", main.name))
+    others = [grid for (unit, lens), grid in units.items() if unit == "model" and lens != main.name]
     return [
         _active(run, main, copy),
         _mass(main, copy),
@@ -71,30 +71,27 @@ def findings(run: Run) -> list[Finding]:
     ]
 
 
-def _line(title: str, color: str, facet: str | None = None, null: bool = True) -> Figure:
-    bands = ("null", "null_low", "null_high") if null else (None, None, None)
-    return Figure(
-        "line", "layer", "value", "layer", title, color=color, low="low", high="high", null=bands[0],
-        null_low=bands[1], null_high=bands[2], facet=facet, share=True,
-    )  # fmt: skip
+def _line(frame: pl.DataFrame, title: str, color: str, facet: str | None = None) -> Figure:
+    return line(frame, title, color=color, facet=facet, share=True)
 
 
-def _active(run: Run, found: Layers, copy: Layers | None) -> Finding:
+def _active(run: Run, grid: Grid, copy: Grid | None) -> Finding:
     """A16: active memories, by several rules."""
     size, frames = run.manifest.model.neurons, []
     for rule, column in RULES.items():
-        null = None if copy is None else copy.share(copy.grid(column) / size)
-        frames.append(series(found.share(found.grid(column) / size), null, rule=rule))
-    positive, strong = (found.overall(found.grid(RULES[rule]) / size) for rule in list(RULES)[:3:2])
+        null = None if copy is None else copy.share(copy[column] / size)
+        frames.append(series(grid.share(grid[column] / size), null, rule=rule))
+    positive, strong = (grid.overall(grid[RULES[rule]] / size) for rule in list(RULES)[:3:2])
     number = size * float(strong.value)
+    frame = pl.concat(frames)
     return Finding(
         id="figure-7-active-memories",
         items=("A16", "A72"),
         title="How many memories of a layer are active (Geva Figure 7)",
         says=f"{percent(positive)} of memories have a positive coefficient, and {percent(strong)} "
         f"(about {number:,.0f}) write at least a tenth as strongly as the strongest of their layer.",
-        frame=pl.concat(frames),
-        figure=_line("memories of the layer (%)", "rule", null=copy is not None),
+        frame=frame,
+        figure=_line(frame, "memories of the layer (%)", "rule"),
         paper="40-50 % in layers 1-5 of 16, 10-15 % at layer 10, 15-20 % in 11-16; ReLU, so active is m > 0",
         null="" if copy is None else "a copy of the model with shuffled weights",
         resampled=_DOCUMENTS,
@@ -102,41 +99,37 @@ def _active(run: Run, found: Layers, copy: Layers | None) -> Finding:
     )
 
 
-def _mass(found: Layers, copy: Layers | None) -> Finding:
+def _mass(grid: Grid, copy: Grid | None) -> Finding:
     """A16: how much of what is written the strongest write."""
     frames = [
-        series(
-            found.share(found.grid(column)),
-            None if copy is None else copy.share(copy.grid(column)),
-            memories=label,
-        )
+        series(grid.share(grid[column]), None if copy is None else copy.share(copy[column]), memories=label)
         for label, column in MASSES.items()
     ]
-    ten = found.overall(found.grid("mass_10"))
+    ten = grid.overall(grid["mass_10"])
+    frame = pl.concat(frames)
     return Finding(
         id="mass-of-the-strongest",
         items=("A16",),
         title="How much of a layer's output the strongest memories write",
         says=f"The ten strongest memories of a layer have {percent(ten)} of the sum of |m||v|.",
-        frame=pl.concat(frames),
-        figure=_line("share of the sum of |m||v| (%)", "memories", null=copy is not None),
+        frame=frame,
+        figure=_line(frame, "share of the sum of |m||v| (%)", "memories"),
         null="" if copy is None else "a copy of the model with shuffled weights",
         resampled=_DOCUMENTS,
     )
 
 
-def _silent(found: Layers, suffix: str = "") -> dict[str, np.ndarray]:
+def _silent(grid: Grid, suffix: str = "") -> dict[str, np.ndarray]:
     """f64[example, layer] by rule: 1 where no active memory says the target, NaN where there is no target."""
-    grids = {
-        name: found.grid(f"{name}{suffix}") for name in ("agree", "agree_positive", "agree_all", "strongest")
+    limits = {
+        "m other than 0": ("agree", 1),
+        "m > 0": ("agree_positive", 1),
+        "at least 10 % of the largest": ("strongest", _STRONG),
+        "all, active or not": ("agree_all", 1),
     }
+    columns = {rule: (grid[f"{name}{suffix}"], least) for rule, (name, least) in limits.items()}
     return {
-        "m other than 0": np.where(np.isnan(grids["agree"]), np.nan, grids["agree"] == 0),
-        "m > 0": np.where(np.isnan(grids["agree_positive"]), np.nan, grids["agree_positive"] == 0),
-        "at least 10 % of the largest": np.where(
-            np.isnan(grids["strongest"]), np.nan, grids["strongest"] < _STRONG
-        ),
-        "all, active or not": np.where(np.isnan(grids["agree_all"]), np.nan, grids["agree_all"] == 0),
+        rule: np.where(np.isnan(values), np.nan, values < least) for rule, (values, least) in columns.items()
     }
 
 
@@ -149,25 +142,23 @@ def _different(silent: dict[str, np.ndarray]) -> list[str]:
     return kept
 
 
-def _zero_agreement(run: Run, found: Layers, others: list[Layers]) -> Finding:
+def _zero_agreement(run: Run, grid: Grid, others: list[Grid]) -> Finding:
     """A18: examples in which no memory says what the layer says."""
-    silent, null = _silent(found), _silent(found, "_permuted")
+    silent, null = _silent(grid), _silent(grid, "_permuted")
     targets = {
         "the layer's own first token": silent,
-        "the output's first token": _silent(found, "_output"),
-        "the layer's own, said by values of another layer": _silent(found, "_other"),
+        "the output's first token": _silent(grid, "_output"),
+        "the layer's own, said by values of another layer": _silent(grid, "_other"),
     }
     frames = []
     for rule in _different(silent):
         for target, quiet in targets.items():
-            band = found.share(null[rule]) if quiet is silent else None
-            frames.append(series(found.share(quiet[rule]), band, target=target, active=rule))
+            band = grid.share(null[rule]) if quiet is silent else None
+            frames.append(series(grid.share(quiet[rule]), band, target=target, active=rule))
     rule = "m other than 0" if run.manifest.model.gated else "m > 0"
-    here, chance, strong = (
-        found.overall(silent[rule]),
-        found.overall(null[rule]),
-        found.overall(silent["at least 10 % of the largest"]),
-    )
+    here, chance = grid.overall(silent[rule]), grid.overall(null[rule])
+    strong = grid.overall(silent["at least 10 % of the largest"])
+    frame = pl.concat(frames)
     return Finding(
         id="figure-8-zero-agreement",
         items=("A18",),
@@ -175,29 +166,29 @@ def _zero_agreement(run: Run, found: Layers, others: list[Layers]) -> Finding:
         says=f"In {percent(here)} of cases no active memory ({rule}) has the layer's first token as its own, in "
         f"{percent(strong)} no memory a tenth as strong as the strongest; for another example's token "
         f"{percent(chance)}.",
-        frame=pl.concat(frames),
-        figure=_line("prefixes without an agreeing memory (%)", "target", "active"),
+        frame=frame,
+        figure=_line(frame, "prefixes without an agreeing memory (%)", "target", "active"),
         paper="at least 68 % everywhere, 85-90 % around layers 5-9, 68-80 % at the ends",
         null=_PERMUTED,
         resampled=_DOCUMENTS,
         notes=(
-            f"memories are read under the {found.lens} lens, with the sign of their coefficient",
+            f"memories are read under the {grid.name} lens, with the sign of their coefficient",
             *(
-                f"{other.lens} lens, {rule}: {percent(other.overall(_silent(other)[rule]))}"
+                f"{other.name} lens, {rule}: {percent(other.overall(_silent(other)[rule]))}"
                 for other in others
             ),
         ),
     )
 
 
-def _sweep(found: Layers) -> Finding:
+def _sweep(grid: Grid) -> Finding:
     """A18, A72: the same, by how strong a memory must be to count."""
-    strongest, null = found.grid("strongest"), found.grid("strongest_permuted")
+    strongest, null = grid["strongest"], grid["strongest_permuted"]
     rows = []
     for least in THRESHOLDS:
-        share = found.overall((strongest < least).astype(float))
-        chance = found.overall((null < least).astype(float), found.known())
-        rows.append((least, *(float(part) for part in (*share, *chance))))
+        share = grid.overall(strongest < least)
+        chance = grid.overall((null < least), grid.known())
+        rows.append((least, *map(float, (*share, *chance))))
     columns = ["threshold", "value", "low", "high", "null", "null_low", "null_high"]
     frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.Float64), orient="row").fill_nan(None)
     first, last = frame.row(0, named=True), frame.row(-1, named=True)
@@ -208,50 +199,55 @@ def _sweep(found: Layers) -> Finding:
         says=f"Counting memories from a thousandth of the strongest on, none agrees in {100 * first['value']:.1f} % "
         f"of cases; counting the strongest alone, in {100 * last['value']:.1f} %.",
         frame=frame,
-        figure=Figure(
-            "line", "threshold", "value", "least strength, as a share of the layer's strongest",
-            "cases without an agreeing memory (%)", low="low", high="high", null="null", null_low="null_low",
-            null_high="null_high", log_x=True, share=True,
+        figure=line(
+            frame,
+            "cases without an agreeing memory (%)",
+            x="threshold",
+            x_title="least strength, as a share of the layer's strongest",
+            log_x=True,
+            share=True,
         ),
         null=_PERMUTED,
         resampled=_DOCUMENTS,
-    )  # fmt: skip
+    )
 
 
-def lengths(run: Run, found: Layers) -> np.ndarray:
+def lengths(run: Run, grid: Grid) -> np.ndarray:
     """i64[example]: tokens of each prefix that are not special (A27)."""
     special = run.manifest.options.get("special", [])
-    texts = run.contexts(found.examples["context"].to_list())
-    places = found.examples.select("context", "position").iter_rows()
-    return np.array([(~np.isin(texts[context].tokens[: at + 1], special)).sum() for context, at in places])
+    texts = run.contexts(grid.examples["context"].to_list())
+    places = grid.examples.select("context", "position").iter_rows()
+    return np.array(
+        [(~np.isin(texts[context].tokens[: position + 1], special)).sum() for context, position in places]
+    )
 
 
-def _who_agrees(run: Run, found: Layers) -> Finding:
+def _who_agrees(run: Run, grid: Grid) -> Finding:
     """A19: what is said, and after how much, where a memory alone says it."""
     kinds = np.array([kind("".join(run.vocabulary.pieces([token]))) for token in range(len(run.vocabulary))])
-    target = kinds[found.grid("ffn").astype(np.int64)]
-    short = np.broadcast_to(lengths(run, found)[:, None] < SHORT, target.shape)
+    target = kinds[grid["ffn"].astype(np.int64)]
+    short = np.broadcast_to(lengths(run, grid)[:, None] < SHORT, target.shape)
     asked = {
         "the token is a stop word": target == "stop word",
         "the token is punctuation": target == "punctuation",
         f"the prefix has fewer than {SHORT} tokens": short,
     }
     groups = {
-        "any memory agrees": found.grid("agree") > 0,
-        "a strong memory agrees": found.grid("strongest") >= _STRONG,
-        "none agrees": found.grid("agree") == 0,
+        "any memory agrees": grid["agree"] > 0,
+        "a strong memory agrees": grid["strongest"] >= _STRONG,
+        "none agrees": grid["agree"] == 0,
     }
     rows = []
     for question, hits in asked.items():
-        base = found.overall(hits.astype(float))
+        base = grid.overall(hits)
         for group, among in groups.items():
-            share = found.overall(hits.astype(float), among)
-            rows.append((question, group, int(among.sum()), *(float(part) for part in (*share, base.value))))
+            share = grid.overall(hits, among)
+            rows.append((question, group, int(among.sum()), *map(float, (*share, base.value))))
     schema = {"question": pl.String, "cases": pl.String, "n": pl.Int64} | dict.fromkeys(
         ("value", "low", "high", "base"), pl.Float64
     )
     frame = pl.DataFrame(rows, schema=schema, orient="row").fill_nan(None)
-    strong = [found.overall(hits.astype(float), groups["a strong memory agrees"]) for hits in asked.values()]
+    strong = [grid.overall(hits, groups["a strong memory agrees"]) for hits in asked.values()]
     return Finding(
         id="cases-of-agreement",
         items=("A19", "A27"),
@@ -260,18 +256,7 @@ def _who_agrees(run: Run, found: Layers) -> Finding:
         f"{percent(strong[0])} and the prefix shorter than {SHORT} tokens in {percent(strong[2])}; over all cases "
         f"{100 * frame['base'][0]:.1f} % and {100 * frame['base'][-1]:.1f} %.",
         frame=frame,
-        figure=Figure(
-            "bar",
-            "question",
-            "value",
-            "",
-            "cases (%)",
-            color="cases",
-            low="low",
-            high="high",
-            null="base",
-            share=True,
-        ),
+        figure=bar(frame, "cases (%)", x="question", color="cases", null="base", share=True),
         paper="where a memory agrees: a stop word in 60 %, a prefix of fewer than 5 tokens in 43 %",
         null="all cases",
         resampled=_DOCUMENTS,
@@ -283,15 +268,16 @@ def _who_agrees(run: Run, found: Layers) -> Finding:
     )
 
 
-def _suppressed(found: Layers) -> Finding:
+def _suppressed(grid: Grid) -> Finding:
     """A29: is what the strongest memory says still heard in what the layer says?"""
-    ranks, null = found.grid("ffn_rank_memory"), found.grid("ffn_rank_memory_permuted")
+    ranks, null = grid["ffn_rank_memory"], grid["ffn_rank_memory_permuted"]
     frames, words = [], []
     for label, most in {"first": 1, f"among the first {HEAD}": HEAD}.items():
-        heard, chance = (ranks < most).astype(float), (null < most).astype(float)
-        frames.append(series(found.share(heard), found.share(chance, found.known()), word=label))
-        words.append((found.overall(heard), found.overall(chance, found.known())))
-    lost = found.overall((ranks >= HEAD).astype(float))
+        heard, chance = (ranks < most), (null < most)
+        frames.append(series(grid.share(heard), grid.share(chance, grid.known()), word=label))
+        words.append((grid.overall(heard), grid.overall(chance, grid.known())))
+    lost = grid.overall(ranks >= HEAD)
+    frame = pl.concat(frames)
     return Finding(
         id="suppressed-memories",
         items=("A29",),
@@ -299,8 +285,8 @@ def _suppressed(found: Layers) -> Finding:
         says=f"What the strongest memory says is the layer's first token in {percent(words[0][0])} of cases and not "
         f"among its first {HEAD} in {percent(lost)}: identified, but suppressed. Another example's strongest "
         f"memory would be first in {percent(words[0][1])}.",
-        frame=pl.concat(frames),
-        figure=_line("prefixes (%)", "word"),
+        frame=frame,
+        figure=_line(frame, "prefixes (%)", "word"),
         paper="suggested as a use: patterns that a memory identifies and the layer does not act on",
         null="what the strongest memory of another example says",
         resampled=_DOCUMENTS,

@@ -11,15 +11,8 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.intervals import Interval
-from mnemoscope.studies.findings.finding import Figure, Finding
-from mnemoscope.studies.findings.statistics import (
-    mean_by_document,
-    percent,
-    ratio,
-    ratio_of_sums,
-    series,
-    share_of_sums,
-)
+from mnemoscope.studies.findings.finding import Figure, Finding, bar, line
+from mnemoscope.studies.findings.statistics import Grid, number, percent, ratio, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -36,38 +29,21 @@ WAYS = {
 _DOCUMENTS = "documents"
 
 
-class _Grids:
-    """The columns of a table as grids f64[example, place]."""
-
-    def __init__(self, run: Run, table: str, place: str) -> None:
-        examples = run.table("contribution_examples").filter(pl.col("target") == "model").sort("example")
-        self.documents = examples.collect()["document"].to_numpy()
-        self.rows = run.table(table).sort("example", place).collect()
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        values = self.rows[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        return values.reshape(len(self.documents), -1)
-
-    def mean(self, values: np.ndarray) -> Interval:
-        """f64[place], resampled by document."""
-        return mean_by_document(values, self.documents)
-
-    def share(self, above: np.ndarray, below: np.ndarray) -> Interval:
-        """How many of `below` are `above`, summed over examples."""
-        return share_of_sums(above, below, self.documents)
-
-
 def findings(run: Run) -> list[Finding]:
     """Everything that the tables `cross_*` say."""
-    queries, layers = _Grids(run, "cross_queries", "query"), _Grids(run, "cross_layers", "layer")
+    examples = run.table("contribution_examples").filter(target="model").sort("example").collect()
+    queries, layers = (
+        Grid("", run.table(f"cross_{table}").sort("example", place).collect(), examples)
+        for table, place in (("queries", "query"), ("layers", "layer"))
+    )
     neurons = run.manifest.model.neurons
     counts = run.table("contribution_layers").filter(pl.col("target") == "model").sort("example", "layer")
     seen = int((~np.isnan(queries["any"][0])).sum())
     layer = (seen - 1) // 2
     grid = counts.select("helpful", "unhelpful", "active", "layer").collect().filter(pl.col("layer") == layer)
-    share = {side: (grid[side] / grid["active"].clip(1)).to_numpy()[:, None] for side in SIDES}
+    active_share = {side: (grid[side] / grid["active"].clip(1)).to_numpy()[:, None] for side in SIDES}
     return [
-        _one_layer(queries, layer, share),
+        _one_layer(queries, layer, active_share),
         _four_ways(queries, layer),
         _upper(queries),
         _both(layers, neurons),
@@ -83,19 +59,19 @@ def part(query: int) -> str:
     return "Lin0" if query == 0 else f"{('FFN', 'ATTN')[query % 2]}{(query - 1) // 2}"
 
 
-def _by_query(found: Interval, null: Interval | None = None, **labels: str) -> pl.DataFrame:
-    frame = series(found, null, **labels).rename({"layer": "query"})
+def _by_query(interval: Interval, null: Interval | None = None, **labels: str) -> pl.DataFrame:
+    frame = series(interval, null, **labels).rename({"layer": "query"})
     names = pl.Series("part", [part(query) for query in range(frame.height)])
     # In parallel blocks a layer does not read the attention beside it (G5).
     return frame.insert_column(1, names).filter(pl.col("value").is_not_null())
 
 
-def _drawn(y_title: str, **more: Any) -> Figure:
+def _drawn(frame: pl.DataFrame, y_title: str, **more: Any) -> Figure:
     x_title = "vector: 0 is Lin0, odd are attention, even feed-forward"
-    return Figure("line", "query", "value", x_title, y_title, color="side", low="low", high="high", **more)
+    return line(frame, y_title, x="query", x_title=x_title, color="side", **more)
 
 
-def _one_layer(queries: _Grids, layer: int, share: dict[str, np.ndarray]) -> Finding:
+def _one_layer(queries: Grid, layer: int, share: dict[str, np.ndarray]) -> Finding:
     """A49: what each earlier vector does to helpful and unhelpful neurons of one layer."""
     seen = 2 * layer + 2
     every = queries["any"][:, :seen]
@@ -106,18 +82,17 @@ def _one_layer(queries: _Grids, layer: int, share: dict[str, np.ndarray]) -> Fin
         frames.append(_by_query(queries.mean(inner), null, side=side))
         split[side] = [queries.mean(np.nansum(inner[:, start::2], axis=1)) for start in (1, 2)]
     said = "; ".join(
-        f"{side}: attention {_say(attention)}, feed-forward {_say(ffn)}"
+        f"{side}: attention {number(attention)}, feed-forward {number(ffn)}"
         for side, (attention, ffn) in split.items()
     )
+    frame = pl.concat(frames)
     return Finding(
         id="figure-8-queries-of-one-layer",
         items=("A49", "A43"),
         title=f"What earlier vectors do to the neurons of layer {layer} (Yu Figure 8)",
         says=f"Inner products with active neurons of layer {layer}, summed over all earlier vectors of a kind: {said}.",
-        frame=pl.concat(frames),
-        figure=_drawn(
-            "sum of inner products (coefficient)", null="null", null_low="null_low", null_high="null_high"
-        ),
+        frame=frame,
+        figure=_drawn(frame, "sum of inner products (coefficient)"),
         paper="layer 13 of 16: zigzag; attention mostly above 0, feed-forward lowers or reverses unhelpful neurons",
         null="as many active neurons drawn at random from the layer",
         resampled=_DOCUMENTS,
@@ -128,12 +103,7 @@ def _one_layer(queries: _Grids, layer: int, share: dict[str, np.ndarray]) -> Fin
     )
 
 
-def _say(found: Interval) -> str:
-    value, low, high = (float(one) for one in found)
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _four_ways(queries: _Grids, layer: int) -> Finding:
+def _four_ways(queries: Grid, layer: int) -> Finding:
     """A58, A59: all neurons or the ten of each side, unweighted or weighted with |C|."""
     seen, frames, net = 2 * layer + 2, [], {}
     for way, suffix in WAYS.items():
@@ -145,58 +115,61 @@ def _four_ways(queries: _Grids, layer: int) -> Finding:
         net[way] = np.nanmean(values["helpful"] - values["unhelpful"], axis=0)
     alike = {way: _correlation(curve, net["ten, Eq. 25"]) for way, curve in net.items()}
     said = ", ".join(f"{way} {alike[way]:.2f}" for way in list(WAYS)[:3])
+    frame = pl.concat(frames)
     return Finding(
         id="figures-15-18-four-scores",
         items=("A58", "A59"),
         title=f"Four ways to score what switches layer {layer} on (Yu Figures 15-18)",
         says=f"Helpful less unhelpful, over earlier vectors, correlates with the ten under Eq. 25: {said}.",
-        frame=pl.concat(frames),
-        figure=_drawn("cross-layer score", facet="way", free=True),
+        frame=frame,
+        figure=_drawn(frame, "cross-layer score", facet="way", free=True),
         paper="Figure 15 (all, Eq. 24) differs from 16 (ten); 16, 17 and 18 are alike",
         resampled=_DOCUMENTS,
         notes=("Eq. 24 sums inner products; Eq. 25 weights them with |C| of the neuron (nats)",),
     )
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    known = ~(np.isnan(one) | np.isnan(other))
-    if known.sum() < 3 or one[known].std() == 0 or other[known].std() == 0:
+def _correlation(curve: np.ndarray, other: np.ndarray) -> float:
+    known = ~(np.isnan(curve) | np.isnan(other))
+    if known.sum() < 3 or curve[known].std() == 0 or other[known].std() == 0:
         return float("nan")
-    return float(np.corrcoef(one[known], other[known])[0, 1])
+    return float(np.corrcoef(curve[known], other[known])[0, 1])
 
 
-def _upper(queries: _Grids) -> Finding:
+def _upper(queries: Grid) -> Finding:
     """A60: Eq. 25 summed over all upper layers."""
     grids = {side: queries[f"upper_{side}"] for side in SIDES}
     grids["helpful less unhelpful"] = grids["helpful"] - grids["unhelpful"]
-    found = {side: queries.mean(grid) for side, grid in grids.items()}
-    frames = [_by_query(one, side=side).drop("null", "null_low", "null_high") for side, one in found.items()]
-    net = found["helpful less unhelpful"]
+    means = {side: queries.mean(grid) for side, grid in grids.items()}
+    frames = [
+        _by_query(mean, side=side).drop("null", "null_low", "null_high") for side, mean in means.items()
+    ]
+    net = means["helpful less unhelpful"]
     best = int(np.nanargmax(np.abs(net.value)))
-    bounds = [float(bound[best]) for bound in net]
+    frame = pl.concat(frames)
     return Finding(
         id="figures-13-14-queries-of-all-layers",
         items=("A60",),
         title="What each vector does to all layers above it (Yu Figures 13 and 14)",
         says=f"Weighted with contributions and summed over all upper layers, {part(best)} matters most: "
-        f"{bounds[0]:.2f} [{bounds[1]:.2f}, {bounds[2]:.2f}].",
-        frame=pl.concat(frames),
-        figure=_drawn("cross-layer score (coefficient x nats)"),
+        f"{number(net, best)}.",
+        frame=frame,
+        figure=_drawn(frame, "cross-layer score (coefficient x nats)"),
         paper="feed-forward layers 1-3 of 16 largest; there helpful and unhelpful both below 0",
         resampled=_DOCUMENTS,
         notes=("over the ten most helpful and ten most unhelpful neurons of every upper layer",),
     )
 
 
-def _both(layers: _Grids, neurons: int) -> Finding:
+def _both(layers: Grid, neurons: int) -> Finding:
     """A61: neurons that matter as values, which upper layers name among their first queries."""
     listed = layers["helpful"] + layers["unhelpful"]
     asked = layers["helpful_asked"] + layers["unhelpful_asked"]
     # With neurons permuted within the layer, each listed one is asked with the chance that any is.
-    found, null = layers.share(asked, listed), layers.share(listed * layers["asked"] / neurons, listed)
-    frame = series(found, null).filter(pl.col("layer") < len(found.value) - 1)
-    overall = layers.share(asked[:, :-1].sum(1), listed[:, :-1].sum(1))
-    chance = layers.share((listed * layers["asked"] / neurons)[:, :-1].sum(1), listed[:, :-1].sum(1))
+    share, null = layers.share_of(asked, listed), layers.share_of(listed * layers["asked"] / neurons, listed)
+    frame = series(share, null).filter(pl.col("layer") < len(share.value) - 1)
+    overall = layers.share_of(asked[:, :-1].sum(1), listed[:, :-1].sum(1))
+    chance = layers.share_of((listed * layers["asked"] / neurons)[:, :-1].sum(1), listed[:, :-1].sum(1))
     return Finding(
         id="table-3-values-that-are-queries",
         items=("A61", "A64"),
@@ -204,13 +177,12 @@ def _both(layers: _Grids, neurons: int) -> Finding:
         says=f"{percent(overall)} of the ten most helpful and ten most unhelpful neurons of a layer are among the 20 "
         f"strongest queries of the layer for some layer above; {percent(chance)} would be by chance.",
         frame=frame,
-        figure=Figure("line", "layer", "value", "layer", "neurons (%)", low="low", high="high", null="null",
-                      null_low="null_low", null_high="null_high", share=True),
+        figure=line(frame, "neurons (%)", share=True),
         paper="80, 80, 75, 80, 60, 80, 60, 75, 70, 80, 85, 85, 50, 40, 25 % in layers 0-14 of 16",
         null="neurons permuted within their layer: the share of all neurons that some layer above names",
         resampled=_DOCUMENTS,
         notes=("the last layer has none above it",),
-    )  # fmt: skip
+    )
 
 
 def union_share(called: np.ndarray, layer: np.ndarray) -> np.ndarray:
@@ -224,28 +196,27 @@ def chance_union(layer: np.ndarray, neurons: int) -> np.ndarray:
     return union_share(neurons * (1 - (1 - each / neurons) ** np.asarray(layer, float)), layer)
 
 
-def _called(layers: _Grids, neurons: int) -> Finding:
+def _called(layers: Grid, neurons: int) -> Finding:
     """A62: whether earlier layers call the same neurons."""
     called = layers["called"]
     place = np.arange(called.shape[1])
-    found = layers.mean(union_share(called, np.broadcast_to(place, called.shape)))
+    share = layers.mean(union_share(called, np.broadcast_to(place, called.shape)))
     chance = chance_union(place, neurons)
-    frame = series(found, Interval(chance, chance, chance)).filter(pl.col("layer") > 0)
-    tops = layers.share(layers["called_top"][:, 1:].sum(1), called[:, 1:].sum(1))
+    frame = series(share, Interval(chance, chance, chance)).filter(pl.col("layer") > 0)
+    tops = layers.share_of(layers["called_top"][:, 1:].sum(1), called[:, 1:].sum(1))
     return Finding(
         id="table-4-neurons-called-by-earlier-layers",
         items=("A62",),
         title="Do earlier layers call the same neurons? (Yu Table 4)",
-        says=f"The five neurons that each earlier feed-forward layer moves most are {percent(found, -1)} distinct "
+        says=f"The five neurons that each earlier feed-forward layer moves most are {percent(share, -1)} distinct "
         f"in the last layer; {percent(tops)} of all are among their layer's ten most helpful or unhelpful.",
         frame=frame,
-        figure=Figure("line", "layer", "value", "layer", "distinct neurons of five for each earlier layer (%)",
-                      low="low", high="high", null="null", null_low="null_low", null_high="null_high", share=True),
+        figure=line(frame, "distinct neurons of five for each earlier layer (%)", share=True),
         paper="100, 80, 60, 60, 48, 46, 34, 35, 38, 32, 33, 35, 21, 23, 29 % in layers 1-15 of 16",
         null="five drawn at random for each earlier layer",
         resampled=_DOCUMENTS,
         notes=("moved most: largest |inner product x C|",),
-    )  # fmt: skip
+    )
 
 
 _KINDS = {
@@ -255,28 +226,27 @@ _KINDS = {
 }
 
 
-def _where(layers: _Grids, neurons: int) -> Finding:
+def _where(layers: Grid, neurons: int) -> Finding:
     """A63: the hundred strongest values and queries, by layer."""
     total = layers["layer"].shape[1]
     chance = np.full(total, FIRST / total)
     frames, middle = [], {}
     for label, name in _KINDS.items():
-        found = layers.mean(layers[name])
-        frames.append(series(found, Interval(chance, chance, chance), kind=label))
+        frames.append(series(layers.mean(layers[name]), Interval(chance, chance, chance), kind=label))
         centre = (layers[name] * np.arange(total)).sum(1)
-        middle[label] = ratio_of_sums(centre, layers[name].sum(1), layers.documents)
-    both = layers.share(layers["both_first"].sum(1), layers["queries_first"].sum(1))
+        middle[label] = layers.ratio(centre, layers[name].sum(1))
+    both = layers.share_of(layers["both_first"].sum(1), layers["queries_first"].sum(1))
     random = FIRST / (total * neurons)
-    said = ", ".join(f"{label} {_say(found)}" for label, found in middle.items())
+    said = ", ".join(f"{label} {number(mean)}" for label, mean in middle.items())
+    frame = pl.concat(frames)
     return Finding(
         id="figure-19-where-values-and-queries-are",
         items=("A63",),
         title="Where the hundred strongest values and queries are (Yu Figure 19)",
         says=f"Mean layer of the hundred strongest neurons: {said}; the two ways to score queries share "
         f"{percent(both)} of them ({100 * random:.2f} % by chance).",
-        frame=pl.concat(frames),
-        figure=Figure("line", "layer", "value", "layer", "neurons of the hundred strongest", color="kind", low="low",
-                      high="high", null="null", null_low="null_low", null_high="null_high"),
+        frame=frame,
+        figure=line(frame, "neurons of the hundred strongest", color="kind"),
         paper="values mainly in layers 11-13 of 16, queries mainly in 0-3; both methods alike",
         null="a hundred neurons drawn from all layers alike",
         resampled=_DOCUMENTS,
@@ -284,51 +254,57 @@ def _where(layers: _Grids, neurons: int) -> Finding:
             "summed: Eq. 25 over the ten most helpful and ten most unhelpful neurons of every upper layer; chained: "
             "C(b) handed down from the top, C(a) of the query itself left out",
         ),
-    )  # fmt: skip
+    )
 
 
-def _mass(layers: _Grids) -> Finding:
+def _mass(layers: Grid) -> Finding:
     """A63: how much of all value and of all querying is in each layer."""
     even = np.full(layers["layer"].shape[1], 1 / layers["layer"].shape[1])
     kinds = {"value": "as values", "query": "as queries, summed", "chain": "as queries, chained"}
-    found = {label: layers.mean(layers[f"{name}_mass"]) for name, label in kinds.items()}
+    means = {label: layers.mean(layers[f"{name}_mass"]) for name, label in kinds.items()}
     half = {
-        label: int(np.searchsorted(np.cumsum(one.value), 0.5 * one.value.sum()))
-        for label, one in found.items()
+        label: int(np.searchsorted(np.cumsum(mean.value), 0.5 * mean.value.sum()))
+        for label, mean in means.items()
     }
     said = ", ".join(f"{label} in layer {layer}" for label, layer in half.items())
+    frame = pl.concat([series(mean, Interval(even, even, even), kind=label) for label, mean in means.items()])
     return Finding(
         id="mass-of-values-and-queries",
         items=("A63",),
         title="How value and query scores are spread over layers",
         says=f"Half of the sum of |score| is reached {said}.",
-        frame=pl.concat([series(one, Interval(even, even, even), kind=label) for label, one in found.items()]),
-        figure=Figure("line", "layer", "value", "layer", "share of the sum of |score| (%)", color="kind", low="low",
-                      high="high", null="null", null_low="null_low", null_high="null_high", share=True),
+        frame=frame,
+        figure=line(frame, "share of the sum of |score| (%)", color="kind", share=True),
         null="alike in all layers",
         resampled=_DOCUMENTS,
-    )  # fmt: skip
+    )
 
 
-def _extremes(layers: _Grids, neurons: int) -> Finding:
+def _extremes(layers: Grid, neurons: int) -> Finding:
     """A64: whether the strongest queries are helpful or unhelpful extremes of their own layer."""
     total = layers["queries_first"].sum(1)
     rows, said = [], []
     for side in SIDES:
-        found = layers.share(layers[f"{side}_first"].sum(1), total)
-        chance = layers.share((layers[side] * layers["queries_first"] / neurons).sum(1), total)
-        rows.append((side, *(float(one) for one in (*found, *chance))))
-        said.append(f"{percent(found)} are among the ten most {side} ({percent(chance)} by chance)")
+        share = layers.share_of(layers[f"{side}_first"].sum(1), total)
+        chance = layers.share_of((layers[side] * layers["queries_first"] / neurons).sum(1), total)
+        rows.append((side, *map(float, (*share, *chance))))
+        said.append(f"{percent(share)} are among the ten most {side} ({percent(chance)} by chance)")
     names = ["side", "value", "low", "high", "null", "null_low", "null_high"]
+    frame = pl.DataFrame(rows, dict(zip(names, [pl.String, *[pl.Float64] * 6], strict=True)), orient="row")
     return Finding(
         id="extremes-act-as-queries",
         items=("A64",),
         title="The strongest queries are helpful and unhelpful extremes of their own layers",
         says=f"Of the hundred strongest queries {said[0]}, {said[1]}.",
-        frame=pl.DataFrame(rows, dict(zip(names, [pl.String, *[pl.Float64] * 6], strict=True)), orient="row"),
-        figure=Figure("bar", "side", "value", "extremes of their layer", "of the hundred strongest queries (%)",
-                      low="low", high="high", null="null", null_low="null_low", null_high="null_high", share=True),
+        frame=frame,
+        figure=bar(
+            frame,
+            "of the hundred strongest queries (%)",
+            x="side",
+            x_title="extremes of their layer",
+            share=True,
+        ),
         paper="both play a big role",
         null="neurons permuted within their layer",
         resampled=_DOCUMENTS,
-    )  # fmt: skip
+    )

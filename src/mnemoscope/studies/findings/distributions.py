@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -10,8 +10,15 @@ from scipy.stats import norm
 
 from mnemoscope.intervals import Interval, wilson
 from mnemoscope.neuron.striking import RULE, peaked
-from mnemoscope.studies.findings.finding import Figure, Finding
-from mnemoscope.studies.findings.statistics import share_by_group
+from mnemoscope.studies.findings.finding import Figure, Finding, box, line, of_row
+from mnemoscope.studies.findings.statistics import (
+    BOX,
+    BOXES,
+    ContextTokens,
+    columns,
+    quantiles,
+    share_by_group,
+)
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -21,9 +28,6 @@ COLUMNS = 60  # of an example histogram
 PARTS = 10  # of a neuron's range
 REACH = 1000  # neurons whose samples are followed down the range
 RULES = ("> 0", "|m| > 1 % of its largest", "|m| > 10 % of its largest", "|m| > 50 % of its largest")
-_BOX = {"low": 0.05, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "high": 0.95}
-_BAND = {"null": "null", "null_low": "null_low", "null_high": "null_high"}
-_BOXES = "boxes: quartiles over neurons; whiskers: 5th to 95th percentile"
 
 
 def findings(run: Run) -> list[Finding]:
@@ -59,11 +63,11 @@ def _examples(run: Run) -> Finding:
     for reason, ranked in picks.items():
         if ranked.height == 0:
             continue
-        one = ranked.row(0, named=True)
-        counts = np.array(run.rows("histograms", one["layer"], one["neuron"])["counts"][0].to_list())
-        frame = even_columns(counts, edges, one["min"], one["max"])
+        neuron = ranked.row(0, named=True)
+        counts = np.array(run.rows("histograms", neuron["layer"], neuron["neuron"])["counts"][0].to_list())
+        frame = even_columns(counts, edges, neuron["min"], neuron["max"])
         frames.append(
-            frame.select(pl.lit(f"L{one['layer']}N{one['neuron']}: {reason}").alias("neuron"), pl.all())
+            frame.select(pl.lit(f"L{neuron['layer']}N{neuron['neuron']}: {reason}").alias("neuron"), pl.all())
         )
     return Finding(
         id="example-histograms",
@@ -136,8 +140,7 @@ def _kurtosis(run: Run) -> Finding:
     beyond = "" if nulls is None else _beyond(neurons, nulls)
     says = (
         f"{float(share.value):.2%} of {neurons.height:,} neurons have heavier tails than a normal distribution; the "
-        "median "
-        f"excess kurtosis is {_median(neurons['kurtosis']):.2f}{beyond}."
+        f"median excess kurtosis is {_median(neurons['kurtosis']):.2f}{beyond}."
     )
     return Finding(
         **{**finding.__dict__, "says": says, "paper": "extremely leptokurtic (one neuron of OLMo-7B)"}
@@ -158,7 +161,7 @@ def _null(run: Run, value: pl.Expr) -> pl.DataFrame | None:
     """Median and 5th to 95th percentile of random directions by layer; None if the run has no nulls."""
     if "null_neurons" not in run.manifest.tables:
         return None
-    found = (
+    bands = (
         run.table("null_neurons")
         .filter(pl.col("kind") == "random")
         .group_by("layer")
@@ -166,7 +169,7 @@ def _null(run: Run, value: pl.Expr) -> pl.DataFrame | None:
         .sort("layer")
         .collect()
     )
-    return found if found.height else None
+    return bands if bands.height else None
 
 
 def _boxes(
@@ -184,7 +187,7 @@ def _boxes(
     frame = (
         run.table("neurons")
         .group_by("layer")
-        .agg(*(value.quantile(level).alias(name) for name, level in _BOX.items()), neurons=pl.len())
+        .agg(*quantiles(value), neurons=pl.len())
         .sort("layer")
         .collect()
     )
@@ -196,7 +199,6 @@ def _boxes(
     chance = (
         "" if nulls is None else f"; random directions {written(first['null'])} and {written(last['null'])}"
     )
-    band: dict[str, Any] = {} if nulls is None else _BAND
     return Finding(
         id=id,
         items=items,
@@ -204,13 +206,12 @@ def _boxes(
         says=f"Median over neurons: {written(first['median'])} in layer {first['layer']}, {written(last['median'])} "
         f"in layer {last['layer']}{chance}.",
         frame=frame,
-        figure=Figure(
-            "box", "layer", "median", "layer", y_title, low="quarter", high="three_quarters", whisker_low="low",
-            whisker_high="high", share=share, log_y=log, **band,
-        ),
-        null="" if nulls is None else "random directions with the layer's key norms: median, 5th to 95th percentile",
-        notes=(_BOXES,),
-    )  # fmt: skip
+        figure=box(frame, y_title, share=share, log_y=log),
+        null=""
+        if nulls is None
+        else "random directions with the layer's key norms: median, 5th to 95th percentile",
+        notes=(BOXES,),
+    )
 
 
 def _mode(run: Run) -> Finding:
@@ -221,29 +222,26 @@ def _mode(run: Run) -> Finding:
         parts.append(_near(run, "null_histograms", "null_neurons", "random"))
     frame = parts[0].with_columns(normal=pl.lit(usual))
     chance = ""
-    band: dict[str, Any] = {"null": "normal"}
     if len(parts) == 2 and parts[1].height:
         nulls = parts[1].select("layer", null="median", null_low="low", null_high="high")
         frame = frame.join(nulls, on="layer", how="left")
-        band = _BAND
         chance = f" and random directions {_median(nulls['null']):.0%}"
+    band = {} if chance else {"null": "normal"}
     middle = _median(frame["median"])
     return Finding(
         id="mass-near-zero",
         items=("A70", "A72"),
         title="Mass near zero",
         says=f"In the median layer the median neuron spends {middle:.0%} of the tokens within {NEAR} standard "
-        "deviations of "
-        f"zero, where a normal distribution has {usual:.0%}{chance}.",
+        f"deviations of zero, where a normal distribution has {usual:.0%}{chance}.",
         frame=frame,
-        figure=Figure(
-            "box", "layer", "median", "layer", f"tokens with |m| < {NEAR} standard deviations (%)", low="quarter",
-            high="three_quarters", whisker_low="low", whisker_high="high", share=True, **band,
-        ),
+        figure=box(frame, f"tokens with |m| < {NEAR} standard deviations (%)", share=True, **band),
         paper="mostly dormant",
-        null="random directions: median, 5th to 95th percentile" if chance else f"a normal distribution, {usual:.1%}",
-        notes=(_BOXES, "from histograms; what a bin holds is spread evenly over it"),
-    )  # fmt: skip
+        null="random directions: median, 5th to 95th percentile"
+        if chance
+        else f"a normal distribution, {usual:.1%}",
+        notes=(BOXES, "from histograms; what a bin holds is spread evenly over it"),
+    )
 
 
 def _near(run: Run, histograms: str, neurons: str, kind: str | None) -> pl.DataFrame:
@@ -254,12 +252,11 @@ def _near(run: Run, histograms: str, neurons: str, kind: str | None) -> pl.DataF
     rows = counts.join(scale.select("layer", "neuron", "std"), on=["layer", "neuron"], how="left")
     rows = rows.filter(pl.col("std") > 0)
     if rows.height == 0:
-        return pl.DataFrame(schema={"layer": pl.Int16, **dict.fromkeys(_BOX, pl.Float64)})
+        return pl.DataFrame(schema={"layer": pl.Int16, **dict.fromkeys(BOX, pl.Float64)})
     table = _counts(rows)
     inside = within(table, _edges(run), NEAR * rows["std"].to_numpy())
     shares = rows.select("layer").with_columns(share=pl.Series(inside))
-    quantiles = [pl.col("share").quantile(level).alias(name) for name, level in _BOX.items()]
-    return shares.group_by("layer").agg(*quantiles).sort("layer")
+    return shares.group_by("layer").agg(*quantiles(pl.col("share"))).sort("layer")
 
 
 def within(counts: np.ndarray, edges: np.ndarray, reach: np.ndarray) -> np.ndarray:
@@ -286,7 +283,7 @@ def _thresholds(run: Run) -> Finding:
     top = np.maximum(-rows["min"].to_numpy(), rows["max"].to_numpy()).astype(float)
     shares = [rows["positive_fraction"].to_numpy()]
     shares += [
-        np.where(top > 0, 1 - within(table, _edges(run), part * top), 0.0) for part in (0.01, 0.1, 0.5)
+        np.where(top > 0, 1 - within(table, _edges(run), least * top), 0.0) for least in (0.01, 0.1, 0.5)
     ]
     frame = pl.concat(
         [
@@ -307,16 +304,7 @@ def _thresholds(run: Run) -> Finding:
         + ", ".join(f"{share:.1%} are active by the rule {rule}" for rule, share in means.items())
         + ".",
         frame=frame,
-        figure=Figure(
-            "line",
-            "layer",
-            "share",
-            "layer",
-            "active neurons x tokens (%)",
-            color="rule",
-            share=True,
-            order=RULES,
-        ),
+        figure=line(frame, "active neurons x tokens (%)", y="share", color="rule", share=True, order=RULES),
         paper="10-50 % active by > 0, after a ReLU",
         notes=(
             "the largest is each neuron's own, over the whole text; a signed coefficient is active either way",
@@ -335,9 +323,7 @@ def _down_the_range(run: Run) -> Finding:
         {
             "part": np.arange(PARTS) / PARTS + 0.5 / PARTS,
             "samples": np.bincount(rows["part"].to_numpy(), minlength=PARTS),
-            "share": share.value,
-            "low": share.low,
-            "high": share.high,
+            **columns(share, "share"),
             "null": null,
         }
     ).with_columns(pl.selectors.float().fill_nan(None))
@@ -347,14 +333,17 @@ def _down_the_range(run: Run) -> Finding:
         id="down-the-range",
         items=("A71",),
         title="What the top shows, further down the range",
-        says=f"The commonest last token of a neuron's triggers is there in {top['share']:.1%} [{top['low']:.1%}, "
-        f"{top['high']:.1%}] of samples from the top tenth of its range and in {low['share']:.1%} from the lowest, "
-        "where "
-        f"chance gives {low['null']:.1%}.",
+        says=f"The commonest last token of a neuron's triggers is there in {of_row(top)} "
+        f"of samples from the top tenth of its range and in {low['share']:.1%} from the lowest, "
+        f"where chance gives {low['null']:.1%}.",
         frame=frame,
-        figure=Figure(
-            "line", "part", "share", "coefficient, as a share of the neuron's largest", "samples with that token (%)",
-            low="low", high="high", null="null", share=True,
+        figure=line(
+            frame,
+            "samples with that token (%)",
+            x="part",
+            y="share",
+            x_title="coefficient, as a share of the neuron's largest",
+            share=True,
         ),
         null="the same samples with the tokens of other neurons of the layer (expectation)",
         resampled="documents of the samples",
@@ -362,16 +351,16 @@ def _down_the_range(run: Run) -> Finding:
             f"the {REACH:,} neurons in which one token is commonest among the positive triggers",
             "chosen by their top, so that regression to the mean is part of the fall",
         ),
-    )  # fmt: skip
+    )
 
 
 def _samples(run: Run) -> pl.DataFrame:
     """Samples with a positive coefficient: layer, mark (the token expected), token (found), part, document."""
-    contexts = run.table("contexts").select("context", "document", "tokens").collect()
+    text = ContextTokens(run)
     size = run.manifest.model.neurons
     cell = (pl.col("layer").cast(pl.Int64) * size + pl.col("neuron")).alias("cell")
     ends = run.table("triggers").filter(pl.col("polarity") == 1).select(cell, "context", "position").collect()
-    known, marks, often = _commonest(_with_token(ends, contexts), run.manifest.model.vocabulary)
+    known, marks, often = _commonest(_with_token(ends, text), run.manifest.model.vocabulary)
     chosen = np.lexsort((known, -often))[:REACH]
     mark = np.full(run.manifest.model.layers * size, -1, np.int64)
     mark[known[chosen]] = marks[chosen]
@@ -383,7 +372,7 @@ def _samples(run: Run) -> pl.DataFrame:
         pl.col("mark") >= 0
     )
     part = (pl.col("coefficient") / pl.col("max") * PARTS).floor().clip(0, PARTS - 1).cast(pl.Int64)
-    return _with_token(rows, contexts).with_columns(part=part)
+    return _with_token(rows, text).with_columns(part=part)
 
 
 def _commonest(rows: pl.DataFrame, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -396,14 +385,9 @@ def _commonest(rows: pl.DataFrame, size: int) -> tuple[np.ndarray, np.ndarray, n
     return cells, best % size, best // size
 
 
-def _with_token(rows: pl.DataFrame, contexts: pl.DataFrame) -> pl.DataFrame:
-    sizes = contexts["tokens"].list.len().to_numpy().astype(np.int64)
-    starts = np.cumsum(sizes) - sizes
-    which = np.searchsorted(contexts["context"].to_numpy(), rows["context"].to_numpy())
-    token = contexts["tokens"].explode().to_numpy()[starts[which] + rows["position"].to_numpy()]
-    return rows.with_columns(
-        token=pl.Series(token), document=pl.Series(contexts["document"].to_numpy()[which])
-    )
+def _with_token(rows: pl.DataFrame, text: ContextTokens) -> pl.DataFrame:
+    place = text.place(rows)
+    return rows.with_columns(token=pl.Series(text.tokens[place]), document=pl.Series(text.document[place]))
 
 
 def _persistence(rows: pl.DataFrame) -> tuple[Interval, np.ndarray]:
@@ -411,9 +395,9 @@ def _persistence(rows: pl.DataFrame) -> tuple[Interval, np.ndarray]:
     part, mark, token, layer = (rows[name].to_numpy() for name in ("part", "mark", "token", "layer"))
     share = share_by_group((mark == token).astype(float), part, PARTS, rows["document"].to_numpy())
     chance = np.zeros(len(token))
-    for one in np.unique(layer):
-        mine = layer == one
-        size = int(max(mark[mine].max(), token[mine].max())) + 1
-        chance[mine] = np.bincount(mark[mine], minlength=size)[token[mine]] / mine.sum()
+    for number in np.unique(layer):
+        inside = layer == number
+        size = int(max(mark[inside].max(), token[inside].max())) + 1
+        chance[inside] = np.bincount(mark[inside], minlength=size)[token[inside]] / inside.sum()
     total = np.bincount(part, minlength=PARTS)
     return share, np.where(total > 0, np.bincount(part, chance, PARTS) / np.maximum(total, 1), np.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -88,6 +89,49 @@ class Figure:
         return tuple(dict.fromkeys(name for field in _COLUMNS if (name := getattr(self, field)) is not None))
 
 
+_NULL = {"null": "null", "null_low": "null_low", "null_high": "null_high"}
+_INTERVAL = {"low": "low", "high": "high"} | _NULL
+_QUARTILES = {"low": "quarter", "high": "three_quarters"}
+_WHISKERS = {"whisker_low": "low", "whisker_high": "high"}
+
+
+def line(
+    frame: pl.DataFrame, y_title: str, x: str = "layer", y: str = "value", x_title: str = "layer", **more: Any
+) -> Figure:
+    """Lines with the intervals and nulls of the frame: its columns `low`, `high`, `null`, `null_low`, `null_high`.
+
+    A column that has no number draws nothing; any role can be given another column, or None.
+    """
+    return Figure("line", x, y, x_title, y_title, **_roles(frame, _INTERVAL) | more)
+
+
+def bar(
+    frame: pl.DataFrame, y_title: str, x: str, y: str = "value", x_title: str = "", **more: Any
+) -> Figure:
+    """Bars, with intervals and nulls as in `line`."""
+    return Figure("bar", x, y, x_title, y_title, **_roles(frame, _INTERVAL) | more)
+
+
+def box(frame: pl.DataFrame, y_title: str, **more: Any) -> Figure:
+    """Boxes by layer of `median`, `quarter`, `three_quarters`, whiskers from `low` to `high`, and the null's band."""
+    return Figure(
+        "box", "layer", "median", "layer", y_title, **_QUARTILES | _WHISKERS | _roles(frame, _NULL) | more
+    )
+
+
+def stack(y_title: str, x_title: str = "layer", y: str = "value", **more: Any) -> Figure:
+    """Bars by layer that add up."""
+    return Figure("stack", "layer", y, x_title, y_title, **more)
+
+
+def _roles(frame: pl.DataFrame, roles: dict[str, str]) -> dict[str, Any]:
+    return {
+        role: name
+        for role, name in roles.items()
+        if name in frame.columns and frame[name].null_count() < frame.height
+    }
+
+
 @dataclass(frozen=True)
 class Finding:
     """One answer of the study.
@@ -137,6 +181,16 @@ class Finding:
 def chance(value: float) -> str:
     """A probability in two digits: 0.46, 0.0012, 2e-5."""
     return f"{value:.2g}".replace("e-0", "e-")
+
+
+def bracketed(value: float, low: float, high: float, form: str = ".1%") -> str:
+    """`12.3% [11.0%, 13.9%]`: a number with its interval, each in the given format."""
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def of_row(row: Mapping[str, Any], form: str = ".1%") -> str:
+    """The `share` of a row with its `low` and `high`."""
+    return bracketed(row["share"], row["low"], row["high"], form)
 
 
 def went(start: float, stop: float) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from mnemoscope.studies.findings.finding import Figure, Finding, chance
+from mnemoscope.studies.findings.finding import Finding, bar, chance
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -49,7 +49,7 @@ def _shares(run: Run) -> Finding:
         f"({inside['ffn']:,} of "
         f"{body:,}) and {inside['ffn'] / total:.1%} of all {total:,}.",
         frame=frame,
-        figure=Figure("bar", "part", "share_of_all", "", "share of all parameters (%)", share=True),
+        figure=bar(frame, "share of all parameters (%)", x="part", y="share_of_all", share=True),
         paper="two thirds: 8 d² of 12 d² in each layer, with d_m = 4 d",
         notes=(
             f"here d_m / d = {model.neurons / model.width:.2f}"

@@ -13,8 +13,8 @@ import polars as pl
 
 from mnemoscope.intervals import Interval, wilson
 from mnemoscope.records import MAIN, NEURON, NULLS, WHOLE
-from mnemoscope.studies.findings.finding import Figure, Finding
-from mnemoscope.studies.findings.statistics import ratio_of_sums, share_of_sums
+from mnemoscope.studies.findings.finding import Finding, line, stack
+from mnemoscope.studies.findings.statistics import as_series, number, ratio_of_sums, share_of_sums
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -32,8 +32,13 @@ _NAMES = {NEURON: "neurons", **NULLS}
 def findings(run: Run) -> list[Finding]:
     """From the tables `patterns` and `pattern_tests`."""
     units = _units(run)
-    found = [_covered(units), _boundary(units), _number(units), _verdicts(run, MAIN), _verdicts(run, WHOLE)]
-    return [one for one in found if one is not None]
+    verdicts = [_verdicts(run, MAIN), _verdicts(run, WHOLE)]
+    return [
+        _covered(units),
+        _boundary(units),
+        _number(units),
+        *(verdict for verdict in verdicts if verdict is not None),
+    ]
 
 
 def _units(run: Run) -> pl.DataFrame:
@@ -54,8 +59,8 @@ def _units(run: Run) -> pl.DataFrame:
     joined = _everyone(run).join(cases(rows, rate), on=["unit", *_UNIT], how="left", maintain_order="left")
     usual = pl.col("triggers").mean().over("unit", "layer").fill_null(1.0)
     triggers = pl.col("triggers").cast(pl.Float64).fill_null(usual)
-    found = joined.with_columns(triggers=triggers, patterns=pl.col("patterns").fill_null(0))
-    return found.with_columns(
+    filled = joined.with_columns(triggers=triggers, patterns=pl.col("patterns").fill_null(0))
+    return filled.with_columns(
         pl.col(f"{which}{case}").fill_null(0 if case != CASES[-1] else pl.col("triggers"))
         for case in CASES
         for which in ("", "ordinary ")
@@ -158,17 +163,16 @@ def _covered(units: pl.DataFrame) -> Finding:
     parts, chance = [], ""
     bars = [(_NAMES[kind], kind, "") for kind in _kinds(units)]
     for name, kind, which in [bars[0], (ORDINARY, bars[0][1], "ordinary "), *bars[1:]]:
-        some = units.filter(pl.col("unit") == kind)
+        members = units.filter(pl.col("unit") == kind)
         for case in CASES:
-            layers, mean = _mean(some, which + case)
+            layers, mean = _mean(members, which + case)
             parts.append(
                 layers.with_columns(
-                    units=pl.lit(name), case=pl.lit(case), share=pl.Series(mean.value),
-                    low=pl.Series(mean.low), high=pl.Series(mean.high),
+                    units=pl.lit(name), case=pl.lit(case), **as_series(mean, "share")
                 )
             )  # fmt: skip
         if name != bars[0][0]:
-            chance += f", {1 - _share(some, which + CASES[-1]):.1%} of {name}"
+            chance += f", {1 - _share(members, which + CASES[-1]):.1%} of {name}"
     frame = pl.concat(parts)
     neurons = units.filter(pl.col("unit") == "neuron")
     return Finding(
@@ -178,9 +182,8 @@ def _covered(units: pl.DataFrame) -> Finding:
         says=f"Confirmed patterns cover {1 - _share(neurons, CASES[-1]):.1%} of the neurons' triggers of the test half"
         f"{chance}; semantic ones, beyond what the last token explains, {_share(neurons, *_DEEP):.1%}.",
         frame=frame,
-        figure=Figure(
-            "stack", "layer", "share", "layer", "triggers (%)", color="case", facet="units", share=True, order=CASES,
-            rest=CASES[-1],
+        figure=stack(
+            "triggers (%)", y="share", color="case", facet="units", share=True, order=CASES, rest=CASES[-1]
         ),
         paper="65-80 % covered; shallow patterns prevail in layers 1-9 of 16, semantic ones in 10-16",
         null="for the neurons' own patterns, prefixes at the same positions whose last tokens are as frequent (N1)"
@@ -190,24 +193,17 @@ def _covered(units: pl.DataFrame) -> Finding:
             "a unit is a neuron with a sign; patterns are found by search, not by annotators",
             "N1 takes the patterns that count (three triggers that no better one shows) as independent",
         ),
-    )  # fmt: skip
+    )
 
 
 def _boundary(units: pl.DataFrame) -> Finding:
     """A77: is there a layer above which semantic patterns prevail? Measured, not assumed."""
     neurons = units.filter(pl.col("unit") == "neuron")
     parts, means = [], {}
-    for name, columns in (("shallow", _FLAT), ("semantic", _DEEP)):
-        layers, mean = _mean(neurons, *columns)
+    for name, counted in (("shallow", _FLAT), ("semantic", _DEEP)):
+        layers, mean = _mean(neurons, *counted)
         means[name] = mean
-        parts.append(
-            layers.with_columns(
-                kind=pl.lit(name),
-                share=pl.Series(mean.value),
-                low=pl.Series(mean.low),
-                high=pl.Series(mean.high),
-            )
-        )
+        parts.append(layers.with_columns(kind=pl.lit(name), **as_series(mean, "share")))
     frame = pl.concat(parts)
     above = frame["layer"].to_numpy()[: len(means["shallow"].value)][
         means["semantic"].low > means["shallow"].high
@@ -224,45 +220,37 @@ def _boundary(units: pl.DataFrame) -> Finding:
         title="Where shallow ends and semantic begins",
         says=says,
         frame=frame,
-        figure=Figure(
-            "line", "layer", "share", "layer", "triggers covered (%)", color="kind", low="low", high="high", share=True
-        ),
+        figure=line(frame, "triggers covered (%)", y="share", color="kind", share=True),
         paper="assumed a boundary between layers 9 and 10 of 16",
         resampled="units",
-    )  # fmt: skip
+    )
 
 
 def _number(units: pl.DataFrame) -> Finding:
     """A7: patterns per key."""
     neurons, null = (units.filter(pl.col("unit") == kind) for kind in ("neuron", NULL))
     layers, mean = _mean(neurons, "patterns", per="")
-    frame = layers.with_columns(
-        patterns=pl.Series(mean.value), low=pl.Series(mean.low), high=pl.Series(mean.high)
-    )
+    frame = layers.with_columns(**as_series(mean, "patterns"))
     band = {}
     if null.height:
         usual = null.group_by("layer").agg(null=pl.col("patterns").mean())
         frame, band = frame.join(usual, on="layer", how="left"), {"null": "null"}
-    some = wilson(np.array((neurons["patterns"] > 0).sum()), np.array(neurons.height))
+    keyed = wilson(np.array((neurons["patterns"] > 0).sum()), np.array(neurons.height))
     chance = f", of random directions {(null['patterns'] > 0).to_numpy().mean():.1%}" if null.height else ""
     usual_number = f" and {null['patterns'].to_numpy().mean():.2f}" if null.height else ""
     return Finding(
         id="patterns-per-key",
         items=("A7", "A73", "A78"),
         title="Patterns per key",
-        says=f"{float(some.value):.1%} [{float(some.low):.1%}, {float(some.high):.1%}] of neurons (with a sign) "
-        "have a confirmed "
+        says=f"{number(keyed, form='.1%')} of neurons (with a sign) have a confirmed "
         f"pattern{chance}; the mean is {neurons['patterns'].to_numpy().mean():.2f} patterns{usual_number}.",
         frame=frame,
-        figure=Figure(
-            "line", "layer", "patterns", "layer", "patterns per unit (mean)", low="low", high="high",
-            null=band.get("null"),
-        ),
+        figure=line(frame, "patterns per unit (mean)", y="patterns", null=band.get("null")),
         paper="at least 1 for every key, 3.6 on average, by experts",
         null="random directions" if band else "",
         resampled="units",
         notes=("a pattern counts with three triggers that no better one of the unit shows",),
-    )  # fmt: skip
+    )
 
 
 def _verdicts(run: Run, tests: str) -> Finding | None:
@@ -280,8 +268,10 @@ def _verdicts(run: Run, tests: str) -> Finding | None:
         .sort("unit", "layer", "verdict")
     )
     told_apart = frame.filter(pl.col("verdict") != VERDICTS[-1])
-    mine = rows.filter(pl.col("unit") == "neuron")
-    told = ", ".join(f"{(mine['verdict'] == one).to_numpy().mean():.1%} {one}" for one in VERDICTS[:3])
+    neurons = rows.filter(pl.col("unit") == "neuron")
+    told = ", ".join(
+        f"{(neurons['verdict'] == verdict).to_numpy().mean():.1%} {verdict}" for verdict in VERDICTS[:3]
+    )
     passed = {
         _NAMES[kind]: rows.filter(pl.col("unit") == kind)["verdict"].is_in(VERDICTS[:3]).to_numpy().mean()
         for kind in kinds[1:]
@@ -294,12 +284,11 @@ def _verdicts(run: Run, tests: str) -> Finding | None:
         title="Does active mean the pattern, and the pattern active?"
         if tests == MAIN
         else "The same of common patterns and unions of words, by the whole distribution",
-        says=f"Of {mine.height:,} neurons (with a sign) that have a pattern to test: {told}{chance}.",
+        says=f"Of {neurons.height:,} neurons (with a sign) that have a pattern to test: {told}{chance}.",
         frame=told_apart if told_apart.height else frame,
-        figure=Figure(
-            "stack", "layer", "share", "layer", "units with a pattern (%)", color="verdict", facet="unit", share=True,
-            order=VERDICTS,
+        figure=stack(
+            "units with a pattern (%)", y="share", color="verdict", facet="unit", share=True, order=VERDICTS
         ),
         null="pseudo-neurons with their own best pattern" if chance else "",
         notes=("on text of the test half that was used for nothing else", f"all others: {VERDICTS[-1]}"),
-    )  # fmt: skip
+    )

@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.intervals import wilson
-from mnemoscope.studies.findings.finding import Figure, Finding, slug
+from mnemoscope.studies.findings.finding import Finding, line, of_row, slug, stack
+from mnemoscope.studies.findings.statistics import as_series, number
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -23,14 +24,14 @@ _NULL = "the answer of another question of the same label (of the set, where the
 def findings(run: Run) -> list[Finding]:
     """From the table `question_ranks`, for each set of questions."""
     rows = run.table("question_ranks").collect()
-    found = []
+    answers = []
     for name in rows["set"].unique(maintain_order=True):
-        some = rows.filter(pl.col("set") == name)
-        found += [_ranks(run, name, some), _labels(name, some), _steps(name, some)]
-    return found
+        of_set = rows.filter(pl.col("set") == name)
+        answers += [_ranks(name, of_set), _labels(name, of_set), _steps(name, of_set)]
+    return answers
 
 
-def _ranks(run: Run, name: str, rows: pl.DataFrame) -> Finding:
+def _ranks(name: str, rows: pl.DataFrame) -> Finding:
     """A76: median and quartiles of the rank, under both lenses."""
     frame = (
         rows.group_by("lens", "point", maintain_order=True)
@@ -56,20 +57,24 @@ def _ranks(run: Run, name: str, rows: pl.DataFrame) -> Finding:
         items=("A76", "A66"),
         title=f"Rank of the answer along the stream ({name})",
         says=f"Over {end['questions']} questions the median rank of the answer is {half['median']:,.0f} half way up "
-        "and "
-        f"{end['median']:,.0f} at the end, where {float(share.value):.0%} [{float(share.low):.0%}, "
-        f"{float(share.high):.0%}] "
+        f"and {end['median']:,.0f} at the end, where {number(share, form='.0%')} "
         f"are first; from one point to the next it gets worse in {falls:.0%} of all steps.",
         frame=frame,
-        figure=Figure(
-            "line", "depth", "median", "layers passed (steps of a half: attention, feed-forward)", "rank (0 is "
-            "first)",
-            color="lens", low="quarter", high="three_quarters", null="null", log_y=True, order=("own lens", "raw "
-            "lens"),
+        figure=line(
+            frame,
+            "rank (0 is first)",
+            x="depth",
+            y="median",
+            x_title="layers passed (steps of a half: attention, feed-forward)",
+            color="lens",
+            low="quarter",
+            high="three_quarters",
+            log_y=True,
+            order=("own lens", "raw lens"),
         ),
         null=f"median rank of {_NULL}",
         notes=("tinted bands are quartiles over the questions, no intervals", _RULE),
-    )  # fmt: skip
+    )
 
 
 def _back(rows: pl.DataFrame) -> float:
@@ -90,14 +95,11 @@ def _labels(name: str, rows: pl.DataFrame) -> Finding:
         .with_columns(depth=pl.col("point") / 2)
     )  # fmt: skip
     share = wilson(frame["first"].to_numpy(), frame["questions"].to_numpy())
-    frame = frame.with_columns(
-        share=pl.Series(share.value), low=pl.Series(share.low), high=pl.Series(share.high)
-    )
+    frame = frame.with_columns(**as_series(share, "share"))
     large = frame.filter(pl.col("questions") >= LEAST)
     ends = (large if large.height else frame).group_by("label").last().sort("share", "label", descending=True)
     told = ", ".join(
-        f"{row['label'] or 'without a label'} {row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
-        for row in ends.iter_rows(named=True)
+        f"{row['label'] or 'without a label'} {of_row(row, '.0%')}" for row in ends.iter_rows(named=True)
     )
     return Finding(
         id=f"answer-first-{slug(name)}",
@@ -105,14 +107,19 @@ def _labels(name: str, rows: pl.DataFrame) -> Finding:
         title=f"Answers that are first, by label ({name})",
         says=f"At the end of the stream the answer is first for {told}.",
         frame=frame,
-        figure=Figure(
-            "line", "depth", "share", "layers passed", "questions whose answer is first (%)", facet="label",
-            low="low", high="high", null="null", share=True,
+        figure=line(
+            frame,
+            "questions whose answer is first (%)",
+            x="depth",
+            y="share",
+            x_title="layers passed",
+            facet="label",
+            share=True,
         ),
         null=_NULL,
         resampled="questions (Wilson)",
         notes=("own lens", _RULE),
-    )  # fmt: skip
+    )
 
 
 def _steps(name: str, rows: pl.DataFrame) -> Finding:
@@ -137,16 +144,18 @@ def _steps(name: str, rows: pl.DataFrame) -> Finding:
         items=("A76", "A21"),
         title=f"Where the answer settles ({name})",
         says=f"Of the {int(known.sum())} answers that end first, half are first for good by layer {middle:.0f}; a "
-        "feed-forward "
-        f"layer took the last step in {by:.0%}."
+        f"feed-forward layer took the last step in {by:.0%}."
         if known.any()
         else "No answer ends first.",
         frame=frame,
-        figure=Figure(
-            "stack", "layer", "questions", "layer from which on the answer is first", "questions", color="part",
+        figure=stack(
+            "questions",
+            x_title="layer from which on the answer is first",
+            y="questions",
+            color="part",
             order=("attention", "feed-forward", "embedding"),
         )
         if known.any()
         else None,
         notes=("own lens",),
-    )  # fmt: skip
+    )

@@ -13,8 +13,14 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.intervals import Interval
-from mnemoscope.studies.findings.finding import Figure, Finding, chance, went
-from mnemoscope.studies.findings.statistics import Layers, load, percent, quantile_by_document, series
+from mnemoscope.studies.findings.finding import Figure, Finding, bar, box, chance, line, stack, went
+from mnemoscope.studies.findings.statistics import (
+    Grid,
+    percent,
+    quantile_by_document,
+    refinement_grids,
+    series,
+)
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -31,35 +37,35 @@ _PERMUTED = "another example's feed-forward output added to the same residual"
 
 def findings(run: Run) -> list[Finding]:
     """Everything that the table `refinement` says about layers after layers."""
-    units = load(run)
-    mine = {lens: found for (unit, lens), found in units.items() if unit == "model"}
-    main = next(iter(mine.values()))
+    units = refinement_grids(run)
+    grids = {lens: grid for (unit, lens), grid in units.items() if unit == "model"}
+    main = next(iter(grids.values()))
     return [
         _agreement(units),
-        _probability(mine),
-        _rank(mine),
-        _cases(mine),
-        _changes(mine),
-        _veto(mine),
+        _probability(grids),
+        _rank(grids),
+        _cases(grids),
+        _changes(grids),
+        _veto(grids),
         _veto_ranks(main),
         _similarity(main),
         _last_layer(run, main),
     ]
 
 
-def _lens(found: Layers) -> str:
-    return f"{found.lens} lens"
+def _lens(grid: Grid) -> str:
+    return f"{grid.name} lens"
 
 
-def _agreement(units: dict[tuple[str, str], Layers]) -> Finding:
+def _agreement(units: dict[tuple[str, str], Grid]) -> Finding:
     """A21: how often the residual's first token is what the model will say."""
     frames, notes, main = [], [], None
-    for (unit, lens), found in units.items():
-        prediction = found.examples["prediction"].to_numpy()[:, None]
-        residual = found.grid("residual")
-        share = found.share((residual == prediction).astype(float))
-        null = found.share((residual == found.partners(prediction)).astype(float), found.known())
-        name = _lens(found) if unit == "model" else f"shuffled weights, {lens} lens"
+    for (unit, lens), grid in units.items():
+        prediction = grid.examples["prediction"].to_numpy()[:, None]
+        residual = grid["residual"]
+        share = grid.share(residual == prediction)
+        null = grid.share((residual == grid.partners(prediction)), grid.known())
+        name = _lens(grid) if unit == "model" else f"shuffled weights, {lens} lens"
         frames.append(series(share, null, series=name))
         main = main or (share, null)
         if unit == "model" and lens != next(iter(units))[1]:
@@ -68,6 +74,7 @@ def _agreement(units: dict[tuple[str, str], Layers]) -> Finding:
     share, null = main
     half = np.flatnonzero(share.value >= 0.5)
     reached = f"it passes half at layer {half[0]}" if len(half) else "it never reaches half"
+    frame = pl.concat(frames)
     return Finding(
         id="figure-9-residual-is-prediction",
         items=("A21",),
@@ -75,8 +82,8 @@ def _agreement(units: dict[tuple[str, str], Layers]) -> Finding:
         says=f"Before the feed-forward layer, the residual's first token is the model's prediction in "
         f"{percent(share, 0)} of prefixes in layer 0 and {percent(share, -1)} in the last; {reached}. Another "
         f"example's prediction is met in {percent(null, -1)} in the last.",
-        frame=pl.concat(frames),
-        figure=_line("prefixes (%)", color="series"),
+        frame=frame,
+        figure=_line(frame, "prefixes (%)", color="series"),
         paper="about 0 in layer 1 of 16, 20-40 % by layer 9, about 95 % in layer 16",
         null="another example's prediction, permuted so that tokens stay as frequent",
         resampled=_DOCUMENTS,
@@ -84,57 +91,42 @@ def _agreement(units: dict[tuple[str, str], Layers]) -> Finding:
     )
 
 
-def _differs(one: Interval, other: Interval, lens: str) -> str:
-    gap = np.abs(one.value - other.value)
-    at = int(np.nanargmax(gap))
-    return f"the {lens} lens differs most in layer {at}: {percent(other, at)} instead of {percent(one, at)}"
+def _differs(main: Interval, other: Interval, lens: str) -> str:
+    layer = int(np.nanargmax(np.abs(main.value - other.value)))
+    return f"the {lens} lens differs most in layer {layer}: {percent(other, layer)} instead of {percent(main, layer)}"
 
 
-def _line(title: str, **more: Any) -> Figure:
-    return Figure(
-        "line",
-        "layer",
-        "value",
-        "layer",
-        title,
-        low="low",
-        high="high",
-        null="null",
-        null_low="null_low",
-        null_high="null_high",
-        **{"share": True, **more},
-    )
+def _line(frame: pl.DataFrame, title: str, **more: Any) -> Figure:
+    return line(frame, title, share=True, **more)
 
 
-def _box(found: Layers, column: str, null: str | None) -> pl.DataFrame:
+def _box(grid: Grid, column: str, null: str | None) -> pl.DataFrame:
     """Quantiles by layer, with the interval of the median, and the null's median where there is a column of it."""
-    quantiles = quantile_by_document(found.grid(column), found.documents, tuple(LEVELS.values()))
+    quantiles = quantile_by_document(grid[column], grid.documents, tuple(LEVELS.values()))
     middle = list(LEVELS).index("median")
     frame = pl.DataFrame(
         {
-            "layer": np.arange(found.count),
-            **{name: quantiles.value[at] for at, name in enumerate(LEVELS)},
+            "layer": np.arange(grid.count),
+            **{name: quantiles.value[level] for level, name in enumerate(LEVELS)},
             "median_low": quantiles.low[middle],
             "median_high": quantiles.high[middle],
         }
     )
     if null is not None:
-        known = found.grid(null)[found.known()[:, 0]]
-        medians = np.quantile(known, 0.5, axis=0) if len(known) else np.full(found.count, np.nan)
+        known = grid[null][grid.known()[:, 0]]
+        medians = np.quantile(known, 0.5, axis=0) if len(known) else np.full(grid.count, np.nan)
         frame = frame.with_columns(null=pl.Series(medians)).fill_nan(None)
-    return frame.select(pl.lit(_lens(found)).alias("lens"), pl.all())
+    return frame.select(pl.lit(_lens(grid)).alias("lens"), pl.all())
 
 
-def _boxes(y_title: str, **more: Any) -> Figure:
-    return Figure(
-        "box", "layer", "median", "layer", y_title, low="quarter", high="three_quarters", whisker_low="whisker_low",
-        whisker_high="whisker_high", facet="lens", **more,
-    )  # fmt: skip
+def _boxes(frame: pl.DataFrame, y_title: str, **more: Any) -> Figure:
+    whiskers = {"whisker_low": "whisker_low", "whisker_high": "whisker_high"}
+    return box(frame, y_title, facet="lens", **whiskers, **more)
 
 
-def _probability(mine: dict[str, Layers]) -> Finding:
+def _probability(grids: dict[str, Grid]) -> Finding:
     """A22: how much probability the residual gives to what the model will say."""
-    frame = pl.concat([_box(found, "p_final", "p_final_permuted") for found in mine.values()])
+    frame = pl.concat([_box(grid, "p_final", "p_final_permuted") for grid in grids.values()])
     last = frame.filter(pl.col("layer") == frame["layer"].max()).row(0, named=True)
     first = frame.row(0, named=True)
     return Finding(
@@ -145,7 +137,7 @@ def _probability(mine: dict[str, Layers]) -> Finding:
         f"{chance(first['median'])} in layer 0 to {last['median']:.2f} "
         f"[{last['median_low']:.2f}, {last['median_high']:.2f}] before the last feed-forward layer ({first['lens']}).",
         frame=frame,
-        figure=_boxes("probability", null="null"),
+        figure=_boxes(frame, "probability"),
         paper="about 0 in layers 1-7 of 16, medians of 0.6-0.8 in layers 14-16",
         null="median probability of another example's prediction",
         resampled=_DOCUMENTS,
@@ -153,9 +145,9 @@ def _probability(mine: dict[str, Layers]) -> Finding:
     )
 
 
-def _rank(mine: dict[str, Layers]) -> Finding:
+def _rank(grids: dict[str, Grid]) -> Finding:
     """A21 beside the argmax: the rank of what the model will say."""
-    frame = pl.concat([_box(found, "rank_final", None) for found in mine.values()])
+    frame = pl.concat([_box(grid, "rank_final", None) for grid in grids.values()])
     first = frame.row(0, named=True)
     top = frame.filter(pl.col("lens") == first["lens"], pl.col("median") < 10)
     where = (
@@ -170,7 +162,7 @@ def _rank(mine: dict[str, Layers]) -> Finding:
         says=f"The prediction has a median rank of {first['median']:,.0f} [{first['median_low']:,.0f}, "
         f"{first['median_high']:,.0f}] in layer 0 and {where} ({first['lens']}).",
         frame=frame,
-        figure=_boxes("rank of the prediction (0 is first)", log_y=True),
+        figure=_boxes(frame, "rank of the prediction (0 is first)", log_y=True),
         resampled=_DOCUMENTS,
         notes=("boxes: quartiles over prefixes; whiskers: 5th to 95th percentile",),
     )
@@ -190,31 +182,31 @@ def cases(residual: np.ndarray, ffn: np.ndarray, output: np.ndarray) -> np.ndarr
     return np.where(same, np.where(conditions[0], 1, 4), np.select(conditions, [0, 3], 2))
 
 
-def _observed(found: Layers) -> np.ndarray:
-    return cases(found.grid("residual"), found.grid("ffn"), found.grid("output"))
+def _observed(grid: Grid) -> np.ndarray:
+    return cases(grid["residual"], grid["ffn"], grid["output"])
 
 
-def _null_cases(found: Layers) -> np.ndarray:
-    return cases(found.grid("residual"), found.partners(found.grid("ffn")), found.grid("permuted"))
+def _null_cases(grid: Grid) -> np.ndarray:
+    return cases(grid["residual"], grid.partners(grid["ffn"]), grid["permuted"])
 
 
-def _stack(found: Layers, which: np.ndarray, panel: str, among: np.ndarray | None = None) -> pl.DataFrame:
+def _stack(grid: Grid, which: np.ndarray, panel: str, among: np.ndarray | None = None) -> pl.DataFrame:
     parts = []
     for number, case in enumerate(CASES):
-        share = found.share((which == number).astype(float), among)
+        share = grid.share((which == number), among)
         parts.append(series(share, case=case, panel=panel).drop("null", "null_low", "null_high"))
     return pl.concat(parts)
 
 
-def _cases(mine: dict[str, Layers]) -> Finding:
+def _cases(grids: dict[str, Grid]) -> Finding:
     """A23: whose word the sum is."""
-    main = next(iter(mine.values()))
+    main = next(iter(grids.values()))
     which, null = _observed(main), _null_cases(main)
-    stacks = [_stack(found, _observed(found), _lens(found)) for found in mine.values()]
+    stacks = [_stack(grid, _observed(grid), _lens(grid)) for grid in grids.values()]
     stacks.append(_stack(main, null, f"another example's FFN output ({_lens(main)})", main.known()))
     changed = (which == 2) | (which == 3) | (which == 4)
-    kept, to_ffn = main.overall((~changed).astype(float)), main.overall((which == 3).astype(float), changed)
-    violations = {lens: float((_observed(found) == 4).mean()) for lens, found in mine.items()}
+    kept, to_ffn = main.overall(~changed), main.overall((which == 3), changed)
+    violations = {lens: float((_observed(grid) == 4).mean()) for lens, grid in grids.items()}
     return Finding(
         id="figure-11-cases",
         items=("A20", "A23"),
@@ -222,17 +214,7 @@ def _cases(mine: dict[str, Layers]) -> Finding:
         says=f"Over all layers the residual's first token survives the feed-forward layer in {percent(kept)} of cases; "
         f"where it changes, the new one is the feed-forward layer's own in {percent(to_ffn)}.",
         frame=pl.concat(stacks),
-        figure=Figure(
-            "stack",
-            "layer",
-            "value",
-            "layer",
-            "prefixes (%)",
-            color="case",
-            facet="panel",
-            share=True,
-            order=CASES,
-        ),
+        figure=stack("prefixes (%)", color="case", facet="panel", share=True, order=CASES),
         paper="residual 60-85 % in most layers, the others small, ffn very small; violations impossible there",
         null=_PERMUTED,
         resampled=_DOCUMENTS,
@@ -242,118 +224,114 @@ def _cases(mine: dict[str, Layers]) -> Finding:
     )
 
 
-def _changes(mine: dict[str, Layers]) -> Finding:
+def _changes(grids: dict[str, Grid]) -> Finding:
     """A23, the other way round: how often a feed-forward layer changes the first token."""
     frames, overall = [], []
-    for found in mine.values():
-        residual, known = found.grid("residual"), found.known()
-        changed = (found.grid("output") != residual).astype(float)
-        permuted = (found.grid("permuted") != residual).astype(float)
-        frames.append(series(found.share(changed), found.share(permuted, known), lens=_lens(found)))
-        overall.append((found, found.overall(changed), found.overall(permuted, known)))
-    found, own, null = overall[0]
+    for grid in grids.values():
+        residual, known = grid["residual"], grid.known()
+        changed = grid["output"] != residual
+        permuted = grid["permuted"] != residual
+        frames.append(series(grid.share(changed), grid.share(permuted, known), lens=_lens(grid)))
+        overall.append((grid, grid.overall(changed), grid.overall(permuted, known)))
+    grid, own, null = overall[0]
+    frame = pl.concat(frames)
     return Finding(
         id="changes-of-the-first-token",
         items=("A23",),
         title="How often a feed-forward layer changes the first token",
         says=f"A feed-forward layer changes the residual's first token in {percent(own)} of cases, and another "
-        f"example's output would in {percent(null)} ({_lens(found)}).",
-        frame=pl.concat(frames),
-        figure=_line("prefixes (%)", color="lens"),
+        f"example's output would in {percent(null)} ({_lens(grid)}).",
+        frame=frame,
+        figure=_line(frame, "prefixes (%)", color="lens"),
         null=_PERMUTED,
         resampled=_DOCUMENTS,
     )
 
 
-def _veto(mine: dict[str, Layers]) -> Finding:
+def _veto(grids: dict[str, Grid]) -> Finding:
     """A24: in compositions, does the new token come from the head of r, and does y push the old one down?"""
     frames, says = list[pl.DataFrame](), list[str]()
-    for found in mine.values():
-        mixed = _observed(found) == 2
-        other = (_null_cases(found) == 2) & found.known()
-        old, old_null = found.grid("ffn_z_residual") < 0, found.grid("ffn_z_residual_permuted") < 0
-        new, new_null = found.grid("rank_output") < HEAD, found.grid("rank_output_permuted") < HEAD
+    for grid in grids.values():
+        mixed = _observed(grid) == 2
+        other = (_null_cases(grid) == 2) & grid.known()
+        old, old_null = grid["ffn_z_residual"] < 0, grid["ffn_z_residual_permuted"] < 0
+        new, new_null = grid["rank_output"] < HEAD, grid["rank_output_permuted"] < HEAD
         asked = {
             f"the new token is among the residual's first {HEAD}": (new, mixed, new_null, other),
             "the FFN puts the old token below its average token": (
                 old,
                 mixed,
                 old_null,
-                mixed & found.known(),
+                mixed & grid.known(),
             ),
         }
         for question, (hits, among, null, null_among) in asked.items():
-            share = found.share(hits.astype(float), among)
-            frames.append(
-                series(
-                    share, found.share(null.astype(float), null_among), question=question, lens=_lens(found)
-                )
-            )
+            band = grid.share(null, null_among)
+            frames.append(series(grid.share(hits, among), band, question=question, lens=_lens(grid)))
             if len(says) < 2:
-                by_chance = percent(found.overall(null.astype(float), null_among))
-                says.append(
-                    f"{question} in {percent(found.overall(hits.astype(float), among))} (by chance {by_chance})"
-                )
+                by_chance = percent(grid.overall(null, null_among))
+                says.append(f"{question} in {percent(grid.overall(hits, among))} (by chance {by_chance})")
+    frame = pl.concat(frames)
     return Finding(
         id="veto",
         items=("A24",),
         title="Is a composition a veto?",
         says=f"Of compositions, {says[0]}, and {says[1]}.",
-        frame=pl.concat(frames),
-        figure=_line("compositions (%)", color="lens", facet="question"),
+        frame=frame,
+        figure=_line(frame, "compositions (%)", color="lens", facet="question"),
         paper="conjectured: the layer vetoes the first token, and another from the head of the residual takes over",
         null=f"{_PERMUTED}: its compositions, and what it does to the old token",
         resampled=_DOCUMENTS,
     )
 
 
-def _veto_ranks(found: Layers) -> Finding:
+def _veto_ranks(grid: Grid) -> Finding:
     """A24: the distributions behind `_veto`, over all layers."""
-    mixed, other = _observed(found) == 2, (_null_cases(found) == 2) & found.known()
+    mixed, other = _observed(grid) == 2, (_null_cases(grid) == 2) & grid.known()
     asked = {
         "new token, under the residual": ("rank_output", mixed, "rank_output_permuted", other),
         "old token, under the FFN output": (
             "ffn_rank_residual",
             mixed,
             "ffn_rank_residual_permuted",
-            mixed & found.known(),
+            mixed & grid.known(),
         ),
     }
     parts, medians = list[pl.DataFrame](), list[float]()
     edges = [*_BINS.values(), np.inf]
     for token, (column, among, null, null_among) in asked.items():
-        ranks, null_ranks = found.grid(column), found.grid(null)
+        ranks, null_ranks = grid[column], grid[null]
         medians.append(float(np.median(ranks[among])) if among.any() else float("nan"))
         for label, low, high in zip(_BINS, edges, edges[1:], strict=False):
-            inside = found.overall(((ranks >= low) & (ranks < high)).astype(float), among)
-            chance = found.overall(((null_ranks >= low) & (null_ranks < high)).astype(float), null_among)
-            one, other = (Interval(*map(np.atleast_1d, part)) for part in (inside, chance))
-            parts.append(series(one, other, token=token, rank=label).drop("layer"))
+            inside = grid.overall(((ranks >= low) & (ranks < high)), among)
+            chance = grid.overall(((null_ranks >= low) & (null_ranks < high)), null_among)
+            share, band = (Interval(*map(np.atleast_1d, numbers)) for numbers in (inside, chance))
+            parts.append(series(share, band, token=token, rank=label).drop("layer"))
+    frame = pl.concat(parts)
     return Finding(
         id="veto-ranks",
         items=("A24",),
         title="Where compositions take their token from, and where they put the old one",
         says=f"In compositions of all layers the new token has a median rank of {medians[0]:,.0f} under the residual, "
-        f"and the old one of {medians[1]:,.0f} under the feed-forward output ({_lens(found)}).",
-        frame=pl.concat(parts),
-        figure=Figure(
-            "bar", "rank", "value", "rank (0 is first)", "compositions (%)", low="low", high="high",
-            null="null", null_low="null_low", null_high="null_high", facet="token", share=True,
+        f"and the old one of {medians[1]:,.0f} under the feed-forward output ({_lens(grid)}).",
+        frame=frame,
+        figure=bar(
+            frame, "compositions (%)", x="rank", x_title="rank (0 is first)", facet="token", share=True
         ),
         null=_PERMUTED,
         resampled=_DOCUMENTS,
-    )  # fmt: skip
+    )
 
 
-def _similarity(found: Layers) -> Finding:
+def _similarity(grid: Grid) -> Finding:
     """A25: are the tokens of a change in the last layer alike?"""
-    mixed = (_observed(found) == 2)[:, -1]
-    near = found.grid("similarity")[:, -1]
-    null = found.grid("similarity_permuted")[:, -1]
-    unlike = found.grid("residual") != found.partners(found.grid("output"))
-    known = (found.known() & unlike)[:, -1]
+    mixed = (_observed(grid) == 2)[:, -1]
+    near = grid["similarity"][:, -1]
+    null = grid["similarity_permuted"][:, -1]
+    unlike = grid["residual"] != grid.partners(grid["output"])
+    known = (grid.known() & unlike)[:, -1]
     limit = float(np.quantile(null[known], 0.95)) if known.any() else float("nan")
-    alike = found.overall((near > limit).astype(float)[:, None], mixed[:, None])
+    alike = grid.overall((near > limit)[:, None], mixed[:, None])
     edges = np.linspace(-0.2, 1.0, 25)
     counts = np.histogram(near[mixed], edges)[0]
     chance = np.histogram(null[known], edges)[0]
@@ -395,24 +373,24 @@ def changes(run: Run, count: int = PAIRS, seed: int = 0, lens: str = "own") -> p
     Columns: example, context, position, text (the end of the prefix), before (the residual's token), ffn, after (the
     output's), similarity, and `other`: the output token of another example, for null items.
     """
-    return _listed(run, load(run)["model", lens], count, seed)
+    return _listed(run, refinement_grids(run)["model", lens], count, seed)
 
 
-def _listed(run: Run, found: Layers, count: int, seed: int) -> pl.DataFrame:
-    layers = {name: found.grid(name)[:, -1] for name in ("residual", "ffn", "output", "similarity")}
-    mixed = np.flatnonzero((_observed(found) == 2)[:, -1])
+def _listed(run: Run, grid: Grid, count: int, seed: int) -> pl.DataFrame:
+    layers = {name: grid[name][:, -1] for name in ("residual", "ffn", "output", "similarity")}
+    mixed = np.flatnonzero((_observed(grid) == 2)[:, -1])
     rows = np.sort(np.random.default_rng(seed).permutation(mixed)[:count])
-    words, places = run.vocabulary, found.examples[rows]
+    words, places = run.vocabulary, grid.examples[rows]
     texts = run.contexts(places["context"].to_list()) if len(rows) else {}
 
     def token(column: np.ndarray) -> list[str]:
-        return [words.label(int(one)) for one in column[rows]]
+        return [words.label(int(number)) for number in column[rows]]
 
     ends = [
-        "".join(words.pieces(texts[context].tokens[max(0, at + 1 - _WORDS) : at + 1].tolist()))
-        for context, at in places.select("context", "position").iter_rows()
+        "".join(words.pieces(texts[context].tokens[max(0, position + 1 - _WORDS) : position + 1].tolist()))
+        for context, position in places.select("context", "position").iter_rows()
     ]
-    other = found.partners(layers["output"])
+    other = grid.partners(layers["output"])
     return pl.DataFrame(
         {
             "example": places["example"],
@@ -450,9 +428,9 @@ def _lines(items: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
 
 
-def _last_layer(run: Run, found: Layers) -> Finding:
+def _last_layer(run: Run, grid: Grid) -> Finding:
     """A25: the pairs."""
-    listed = _listed(run, found, PAIRS, seed=0)
+    listed = _listed(run, grid, PAIRS, seed=0)
     pairs = [f"{row['before']} to {row['after']}" for row in listed.head(3).iter_rows(named=True)]
     return Finding(
         id="last-layer-changes",

@@ -14,7 +14,7 @@ import polars as pl
 
 from mnemoscope.display import Shown
 from mnemoscope.records import Estimate
-from mnemoscope.studies.findings.finding import Figure, Finding
+from mnemoscope.studies.findings.finding import Finding, bracketed, line
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -71,7 +71,9 @@ class Removal(Shown):
     def of(self, layer: int | None, kind: str, removed: str) -> Effect:
         """One effect."""
         wanted = (layer, kind, removed)
-        return next(one for one in self.effects if (one.layer, one.kind, one.removed) == wanted)
+        return next(
+            effect for effect in self.effects if (effect.layer, effect.kind, effect.removed) == wanted
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -154,7 +156,7 @@ def _sums(rows: pl.DataFrame, layers: int) -> np.ndarray:
     )
     shape = (len(documents), layers, len(KINDS), len(REMOVED))
     cell = np.ravel_multi_index((place, rows["layer"].to_numpy().astype(int), kind, removed), shape)
-    sums = [np.bincount(cell, part, np.prod(shape)).reshape(shape) for part in parts.T]
+    sums = [np.bincount(cell, values, np.prod(shape)).reshape(shape) for values in parts.T]
     return np.stack(sums, axis=-1)
 
 
@@ -181,75 +183,69 @@ def _mean(table: np.ndarray) -> np.ndarray:
 
 def findings(run: Run) -> list[Finding]:
     """From the table `removal`."""
-    found = removal(run)
-    return [_relative(found), _retained(found)]
+    summary = removal(run)
+    return [_relative(summary), _retained(summary)]
 
 
-def _rows(found: Removal, kind: str, measure: str) -> pl.DataFrame:
+def _rows(summary: Removal, kind: str, measure: str) -> pl.DataFrame:
     rows = []
-    for one in found.effects:
-        if one.kind == kind and one.layer is not None:
-            estimate: Estimate = getattr(one, measure)
-            rows.append((one.layer, f"without the {one.removed}", one.prefixes, *_numbers(estimate)))
+    for effect in summary.effects:
+        if effect.kind == kind and effect.layer is not None:
+            estimate: Estimate = getattr(effect, measure)
+            numbers = (estimate.value, estimate.low, estimate.high)
+            rows.append((effect.layer, f"without the {effect.removed}", effect.prefixes, *numbers))
     names = {"layer": pl.Int64, "token": pl.String, "prefixes": pl.Int64}
     schema = {**names, **dict.fromkeys((measure, "low", "high"), pl.Float64)}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _numbers(one: Estimate) -> tuple[float | None, float | None, float | None]:
-    return one.value, one.low, one.high
-
-
-def _told(one: Estimate) -> str:
-    if one.value is None or one.low is None or one.high is None:
+def _text(estimate: Estimate) -> str:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
         return "not defined"
-    return f"{one.value:+.1%} [{one.low:+.1%}, {one.high:+.1%}]"
+    return bracketed(estimate.value, estimate.low, estimate.high, "+.1%")
 
 
-def _relative(found: Removal) -> Finding:
+def _relative(summary: Removal) -> Finding:
     """Figure 3: the change of the coefficient, weighted by its size."""
-    mean = {removed: found.of(None, "trigger", removed).ratio for removed in REMOVED}
-    more = sum(1 for one in found.last_against_random if one.high is not None and one.high < 0)
-    known = sum(1 for one in found.last_against_random if one.value is not None)
+    mean = {removed: summary.of(None, "trigger", removed).ratio for removed in REMOVED}
+    more = sum(1 for gap in summary.last_against_random if gap.high is not None and gap.high < 0)
+    known = sum(1 for gap in summary.last_against_random if gap.value is not None)
+    frame = _rows(summary, "trigger", "ratio")
     return Finding(
         id="figure-3-token-removal",
         items=("A9",),
         title="Triggers without one of their tokens (Geva Figure 3)",
         says="Over all layers the coefficient changes by "
-        + ", ".join(f"{_told(one)} without the {removed}" for removed, one in mean.items())
+        + ", ".join(f"{_text(change)} without the {removed}" for removed, change in mean.items())
         + f" token; the last matters more than a random one in {more} of {known} layers.",
-        frame=_rows(found, "trigger", "ratio"),
-        figure=Figure(
-            "line", "layer", "ratio", "layer", "change of the coefficient (%)", color="token", low="low", high="high",
-            share=True,
-        ),
+        frame=frame,
+        figure=line(frame, "change of the coefficient (%)", y="ratio", color="token", share=True),
         paper="first about -10 to -15 %, random -15 to -20 %, last -65 % in layer 1 rising to -20 % in layer 16",
         resampled="documents",
         notes=("sum of changes over sum of |m|: single small coefficients cannot blow it up",),
-    )  # fmt: skip
+    )
 
 
-def _retained(found: Removal) -> Finding:
+def _retained(summary: Removal) -> Finding:
     """Beside prefixes that were not chosen: how much of what is out of the ordinary is left."""
-    frame = _rows(found, "trigger", "retained").rename({"retained": "share"})
-    null = _rows(found, "random", "retained").select(
+    frame = _rows(summary, "trigger", "retained").rename({"retained": "share"})
+    null = _rows(summary, "random", "retained").select(
         "layer", "token", null="retained", null_low="low", null_high="high"
     )
     frame = frame.join(null, on=["layer", "token"], how="left")
-    last: Effect = found.of(None, "trigger", "last")
-    usual = found.of(None, "random", "last").retained
+    last: Effect = summary.of(None, "trigger", "last")
+    usual = summary.of(None, "random", "last").retained
     return Finding(
         id="token-removal-null",
         items=("A9",),
         title="What is left of a trigger, beside ordinary prefixes",
-        says=f"Without the last token {_told(last.retained)} of what was out of the ordinary is left in triggers and "
-        f"{_told(usual)} in ordinary prefixes of the same neurons.",
+        says=f"Without the last token {_text(last.retained)} of what was out of the ordinary is left in triggers and "
+        f"{_text(usual)} in ordinary prefixes of the same neurons.",
         frame=frame,
-        figure=Figure(
-            "line", "layer", "share", "layer", "left of the deviation from the neuron's mean (%)", low="low",
-            high="high", null="null", null_low="null_low", null_high="null_high", facet="token", share=True,
+        figure=line(
+            frame, "left of the deviation from the neuron's mean (%)", y="share", facet="token", share=True
         ),
         null="the same removal from prefixes that are no triggers, same neurons and positions",
         resampled="documents",
         notes=("triggers are extremes, and fall back whatever is done to them; this slope does not",),
-    )  # fmt: skip
+    )

@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.errors import QueryError
-from mnemoscope.studies.findings.finding import Figure, Finding
-from mnemoscope.studies.findings.statistics import share_by_group
+from mnemoscope.studies.findings.finding import Finding, line
+from mnemoscope.studies.findings.statistics import ContextTokens, columns, share_by_group
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -82,11 +82,8 @@ def _kinds(run: Run, texts: pl.DataFrame | None) -> pl.DataFrame:
         rows = rows.join(texts, on="context", how="inner")
         kind = pl.col("text") * 1_000_000 + pl.col("position")
     else:
-        contexts = run.table("contexts").select("context", "tokens").collect()
-        sizes = contexts["tokens"].list.len().to_numpy().astype(np.int64)
-        starts = np.cumsum(sizes) - sizes
-        place = starts[np.searchsorted(contexts["context"].to_numpy(), rows["context"].to_numpy())]
-        token = contexts["tokens"].explode().to_numpy()[place + rows["position"].to_numpy()]
+        text = ContextTokens(run)
+        token = text.tokens[text.place(rows)]
         rows, kind = rows.with_columns(token=pl.Series(token)), pl.col("token").cast(pl.Int64)
     neurons = run.manifest.model.neurons
     side = (pl.col("layer").cast(pl.Int64) * neurons + pl.col("neuron")) * 2 + (pl.col("polarity") < 0)
@@ -127,7 +124,7 @@ def _overlap(one: Run, two: Run, shared: Shared, seed: int) -> Finding:
     above = float((found[known] > np.array(limits)[layer[known]]).mean())
     frame = pl.DataFrame(
         {
-            "layer": np.arange(model.layers), "overlap": share.value, "low": share.low, "high": share.high,
+            "layer": np.arange(model.layers), **columns(share, "overlap"),
             "null": chance.value, "null_high": np.array(limits), "null_low": np.zeros(model.layers),
         }
     ).with_columns(pl.selectors.float().fill_nan(None))  # fmt: skip
@@ -143,14 +140,11 @@ def _overlap(one: Run, two: Run, shared: Shared, seed: int) -> Finding:
         f"to both runs, of different neurons {null[known].mean():.1%}; {above:.0%} of the neurons have more in common "
         "than 95 % of pairs of different neurons of their layer.",
         frame=frame,
-        figure=Figure(
-            "line", "layer", "overlap", "layer", f"common {what} (%)", low="low", high="high", null="null",
-            null_low="null_low", null_high="null_high", share=True,
-        ),
+        figure=line(frame, f"common {what} (%)", y="overlap", share=True),
         null="each neuron against another one of its layer: mean, and up to the 95th percentile",
         resampled="neurons",
         notes=() if shared.enough else (_apart(shared.share),),
-    )  # fmt: skip
+    )
 
 
 def _apart(share: float) -> str:
@@ -197,9 +191,7 @@ def _statistics(one: Run, two: Run) -> Finding:
         + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in middle.items())
         + ".",
         frame=frame,
-        figure=Figure(
-            "line", "layer", "correlation", "layer", "rank correlation over neurons", color="statistic"
-        ),
+        figure=line(frame, "rank correlation over neurons", y="correlation", color="statistic"),
         notes=("kurtosis depends on the rarest tokens, and so on the length of the text",),
     )
 

@@ -8,14 +8,14 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.intervals import wilson
-from mnemoscope.studies.findings.finding import Figure, Finding, chance
+from mnemoscope.studies.findings.finding import Finding, bar, box, chance, line, of_row
+from mnemoscope.studies.findings.statistics import BOXES, as_series, quantiles
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
 BINS = 10  # of equally many values
 _TARGETS = {"rank": "next token", "last_rank": "last token", "permuted_rank": "next token of another neuron"}
-_LEVELS = {"low": 0.05, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "high": 0.95}
 _PAPER_EDGES = (8.9e-5, 1.3e-4, 1.8e-4, 2.2e-4, 2.7e-4, 3.1e-4, 3.6e-4, 4e-4)
 
 
@@ -27,43 +27,34 @@ def findings(run: Run) -> list[Finding]:
 
 def _ranks(run: Run, rows: pl.DataFrame) -> Finding:
     """A12: ranks of the next token, with those of a next token dealt out anew."""
-    quantiles = [pl.col("rank").quantile(level, "lower").alias(name) for name, level in _LEVELS.items()]
-    null = [
-        pl.col("permuted_rank").quantile(level, "lower").alias(name)
-        for name, level in {"null": 0.5, "null_low": 0.25, "null_high": 0.75}.items()
-    ]
+    null = quantiles(pl.col("permuted_rank"), {"null": 0.5, "null_low": 0.25, "null_high": 0.75}, "lower")
     other = pl.col("other_rank").median().alias("other_layer_median")
     last = pl.col("last_rank").median().alias("last_token_median")
     frame = (
         rows.group_by("polarity", "layer")
-        .agg(*quantiles, *null, other, last, values=pl.len())
+        .agg(*quantiles(pl.col("rank"), kind="lower"), *null, other, last, values=pl.len())
         .sort("polarity", "layer", descending=[True, False])
         .with_columns(polarity=_side())
     )
-    mine = frame.filter(pl.col("polarity") == frame["polarity"][0])
-    low, high = mine.row(0, named=True), mine.row(-1, named=True)
+    largest = frame.filter(pl.col("polarity") == frame["polarity"][0])
+    low, high = largest.row(0, named=True), largest.row(-1, named=True)
     return Finding(
         id="figure-5-rank",
         items=("A12",),
         title="Rank of the next token under the value (Geva Figure 5)",
         says=f"The token after the strongest trigger has a median rank of {low['median']:,.0f} of "
         f"{run.manifest.model.vocabulary:,} under the value in layer {low['layer']} and {high['median']:,.0f} in "
-        "layer "
-        f"{high['layer']}; the next token of another neuron's trigger has {low['null']:,.0f} and "
+        f"layer {high['layer']}; the next token of another neuron's trigger has {low['null']:,.0f} and "
         f"{high['null']:,.0f}.",
         frame=frame,
-        figure=Figure(
-            "box", "layer", "median", "layer", "rank of the next token (0 is first)", low="quarter",
-            high="three_quarters", whisker_low="low", whisker_high="high", null="null", null_low="null_low",
-            null_high="null_high", facet="polarity", log_y=True,
-        ),
+        figure=box(frame, "rank of the next token (0 is first)", facet="polarity", log_y=True),
         paper="medians about 10,000-15,000 of 267,744 in layers 1-7, 0-2,000 in layers 14-16",
         null="next tokens dealt out anew among the neurons of the layer: median and quartiles",
         notes=(
-            "boxes: quartiles over neurons; whiskers: 5th to 95th percentile",
+            BOXES,
             "the table also has the medians for the trigger's last token and for triggers of another layer",
         ),
-    )  # fmt: skip
+    )
 
 
 def _side() -> pl.Expr:
@@ -83,19 +74,23 @@ def _probability(rows: pl.DataFrame) -> Finding:
         items=("A13",),
         title="Are confident values right? (Geva Figure 6)",
         says=f"Of the tenth of the values with the most probable first token (median {chance(last['probability'])}) "
-        f"{last['share']:.1%} [{last['low']:.1%}, {last['high']:.1%}] agree with the next token, of the least "
-        "confident tenth "
-        f"{first['share']:.1%} [{first['low']:.1%}, {first['high']:.1%}].",
+        f"{of_row(last)} agree with the next token, of the least "
+        f"confident tenth {of_row(first)}.",
         frame=frame,
-        figure=Figure(
-            "line", "probability", "share", "probability of the value's first token (median of the bin)",
-            "values that agree (%)", low="low", high="high", null="null", share=True, log_x=True,
+        figure=line(
+            frame,
+            "values that agree (%)",
+            x="probability",
+            y="share",
+            x_title="probability of the value's first token (median of the bin)",
+            share=True,
+            log_x=True,
         ),
         paper="near 0 at 8.9e-5, about 95 % above 4e-4, with a vocabulary of 267,744",
         null="next tokens dealt out anew among the neurons of the layer",
         resampled="values (Wilson)",
         notes=("both signs of the coefficient together, each value read with it",),
-    )  # fmt: skip
+    )
 
 
 def _sure(rows: pl.DataFrame) -> Finding:
@@ -104,7 +99,7 @@ def _sure(rows: pl.DataFrame) -> Finding:
     place = np.searchsorted(edges, rows["top_probability"].to_numpy(), "right")
     names = [f"below {chance(edges[0])}", *(f"from {chance(edge)}" for edge in edges)]
     frame = _binned(rows.with_columns(hit=pl.col("rank") == 0, bin=pl.Series(place)))
-    frame = frame.with_columns(bin=pl.Series([names[int(one)] for one in frame["bin"]]))
+    frame = frame.with_columns(bin=pl.Series([names[int(number)] for number in frame["bin"]]))
     top = frame.row(-1, named=True)
     return Finding(
         id="figure-6-absolute-bins",
@@ -114,14 +109,18 @@ def _sure(rows: pl.DataFrame) -> Finding:
         f"{top['share']:.1%} agree: "
         "absolute bins mean little for another vocabulary and another lens.",
         frame=frame,
-        figure=Figure(
-            "bar", "bin", "share", "probability of the value's first token", "values that agree (%)", low="low",
-            high="high", null="null", share=True,
+        figure=bar(
+            frame,
+            "values that agree (%)",
+            x="bin",
+            y="share",
+            x_title="probability of the value's first token",
+            share=True,
         ),
         paper="near 0 in the first bin, about 95 % in the last",
         null="next tokens dealt out anew among the neurons of the layer",
         resampled="values (Wilson)",
-    )  # fmt: skip
+    )
 
 
 def _binned(rows: pl.DataFrame) -> pl.DataFrame:
@@ -137,6 +136,4 @@ def _binned(rows: pl.DataFrame) -> pl.DataFrame:
         .sort("bin")
     )
     share = wilson(frame["hits"].to_numpy(), frame["values"].to_numpy())
-    return frame.with_columns(
-        share=pl.Series(share.value), low=pl.Series(share.low), high=pl.Series(share.high)
-    )
+    return frame.with_columns(**as_series(share, "share"))

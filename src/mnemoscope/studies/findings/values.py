@@ -13,8 +13,15 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.intervals import Interval, wilson
-from mnemoscope.studies.findings.finding import Figure, Finding, chance
-from mnemoscope.studies.findings.statistics import share_by_group
+from mnemoscope.studies.findings.finding import Finding, box, chance, line, of_row
+from mnemoscope.studies.findings.statistics import (
+    BOXES,
+    ContextTokens,
+    columns,
+    number,
+    quantiles,
+    share_by_group,
+)
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -32,9 +39,14 @@ _DEALT = (
 def findings(run: Run) -> list[Finding]:
     """Everything that the tables of any run answer; ranks are in `value_ranks`."""
     rows = triggers(run)
-    found = [_spread(run), _agreement(run, rows), _duality(run, rows)]
     best = _precise(run, rows)
-    return [*found, _confident(run, best), _examples(run, best)]
+    return [
+        _spread(run),
+        _agreement(run, rows),
+        _duality(run, rows),
+        _confident(run, best),
+        _examples(run, best),
+    ]
 
 
 def triggers(run: Run) -> pl.DataFrame:
@@ -51,37 +63,24 @@ def triggers(run: Run) -> pl.DataFrame:
     side = ((pl.col("layer").cast(pl.Int64) * size + pl.col("neuron")) * 2 + (pl.col("polarity") < 0)).alias(
         "side"
     )
-    rows = run.table("triggers").filter(pl.col("next_token").is_not_null())
-    rows = rows if model.gated else rows.filter(pl.col("polarity") == 1)
-    found = rows.select(side, "layer", "polarity", "rank", "context", "position", next="next_token").collect()
+    followed = run.table("triggers").filter(pl.col("next_token").is_not_null())
+    followed = followed if model.gated else followed.filter(polarity=1)
+    rows = followed.select(
+        side, "layer", "polarity", "rank", "context", "position", next="next_token"
+    ).collect()
     first = run.table("values").filter(pl.col("rank") == 0).select(side, "token").collect()
     # Looked up by number: joins of millions of rows on three columns take many times as long.
     top = np.zeros(2 * model.layers * size, np.int32)
     top[first["side"].to_numpy()] = first["token"].to_numpy()
-    text = _Text(run.table("contexts").select("context", "document", "tokens").collect())
-    place = text.place(found["context"].to_numpy(), found["position"].to_numpy())
-    return found.select("side", "layer", "polarity", "rank", "next", before="position").with_columns(
-        top=pl.Series(top[found["side"].to_numpy()]),
+    text = ContextTokens(run)
+    place = text.place(rows)
+    return rows.select("side", "layer", "polarity", "rank", "next", before="position").with_columns(
+        top=pl.Series(top[rows["side"].to_numpy()]),
         last=pl.Series(text.tokens[place]),
         document=pl.Series(text.document[place]),
         place=pl.Series(place),
         after=pl.Series(text.ends[place] - place - 1),
     )
-
-
-class _Text:
-    """All contexts as one array, with the end of the context that each place is in."""
-
-    def __init__(self, contexts: pl.DataFrame) -> None:
-        sizes = contexts["tokens"].list.len().to_numpy().astype(np.int64)
-        self.ids, self.starts = contexts["context"].to_numpy(), np.cumsum(sizes) - sizes
-        self.tokens = contexts["tokens"].explode().to_numpy()
-        self.document = np.repeat(contexts["document"].to_numpy(), sizes)
-        self.ends = np.repeat(np.cumsum(sizes), sizes)
-
-    def place(self, context: np.ndarray, position: np.ndarray) -> np.ndarray:
-        """Where a position of a context is in the array."""
-        return self.starts[np.searchsorted(self.ids, context)] + position
 
 
 def _spread(run: Run) -> Finding:
@@ -92,7 +91,7 @@ def _spread(run: Run) -> Finding:
         run.table("neurons")
         .group_by("layer")
         .agg(
-            *(entropy.quantile(level).alias(name) for name, level in _BOX.items()),
+            *quantiles(entropy),
             largest_probability=pl.col("value_max_probability").median(),
             neurons=pl.len(),
         )
@@ -106,20 +105,13 @@ def _spread(run: Run) -> Finding:
         items=("A10",),
         title="How peaked values are as distributions",
         says=f"The median value has an entropy of {low['median']:.2f} nats in layer 0 and {high['median']:.2f} in "
-        "layer "
-        f"{high['layer']}, where ln {size:,} = {np.log(size):.2f} would be no preference; its first token gets a "
+        f"layer {high['layer']}, where ln {size:,} = {np.log(size):.2f} would be no preference; its first token gets a "
         f"probability of {chance(low['largest_probability'])} and {chance(high['largest_probability'])}.",
         frame=frame,
-        figure=Figure(
-            "box", "layer", "median", "layer", "entropy of the value (nats)", low="quarter", high="three_quarters",
-            whisker_low="low", whisker_high="high", null="uniform",
-        ),
+        figure=box(frame, "entropy of the value (nats)", null="uniform"),
         null="a uniform distribution over the vocabulary",
-        notes=(_lens(run), "boxes: quartiles over neurons; whiskers: 5th to 95th percentile"),
-    )  # fmt: skip
-
-
-_BOX = {"low": 0.05, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "high": 0.95}
+        notes=(_lens(run), BOXES),
+    )
 
 
 def _lens(run: Run) -> str:
@@ -135,12 +127,12 @@ def _agreement(run: Run, rows: pl.DataFrame) -> Finding:
     layers = run.manifest.model.layers
     parts = []
     for side in first["polarity"].unique(maintain_order=True):
-        some = first.filter(pl.col("polarity") == side)
+        triggers = first.filter(pl.col("polarity") == side)
         for mode in ("next", "last"):
-            hits = (some[mode] == some["top"]).to_numpy().astype(float)
-            layer = some["layer"].to_numpy().astype(np.int64)
-            share = share_by_group(hits, layer, layers, some["document"].to_numpy())
-            null = dealt(some["top"].to_numpy(), some[mode].to_numpy(), layer, layers)
+            hits = (triggers[mode] == triggers["top"]).to_numpy().astype(float)
+            layer = triggers["layer"].to_numpy().astype(np.int64)
+            share = share_by_group(hits, layer, layers, triggers["document"].to_numpy())
+            null = dealt(triggers["top"].to_numpy(), triggers[mode].to_numpy(), layer, layers)
             parts.append(_layers(share, null, side, mode))
     frame = pl.concat(parts)
     return Finding(
@@ -149,15 +141,12 @@ def _agreement(run: Run, rows: pl.DataFrame) -> Finding:
         title="Does a value predict what follows its strongest trigger? (Geva Figure 4)",
         says=_says_agreement(frame),
         frame=frame,
-        figure=Figure(
-            "line", "layer", "share", "layer", "neurons that agree (%)", color="target", low="low", high="high",
-            null="null", null_low="null_low", null_high="null_high", facet="polarity", share=True,
-        ),
+        figure=line(frame, "neurons that agree (%)", y="share", color="target", facet="polarity", share=True),
         paper="next token: about 0 in layers 1-10 of 16, then rising to 3.5 %; drawn against 1/V = 0.0004 %",
         null=_DEALT.format(times=SHUFFLES),
         resampled="documents of the triggers",
         notes=("a prediction is the first token of the value, read with the sign of the coefficient",),
-    )  # fmt: skip
+    )
 
 
 def _layers(share: Interval, null: np.ndarray, side: int, mode: str) -> pl.DataFrame:
@@ -167,12 +156,7 @@ def _layers(share: Interval, null: np.ndarray, side: int, mode: str) -> pl.DataF
             "polarity": _side(side),
             "target": f"{mode} token",
             "layer": np.arange(len(share.value)),
-            "share": share.value,
-            "low": share.low,
-            "high": share.high,
-            "null": null.mean(0),
-            "null_low": low,
-            "null_high": high,
+            **columns(share, "share", Interval(null.mean(0), low, high)),
         }
     ).with_columns(pl.selectors.float().fill_nan(None))
 
@@ -187,30 +171,30 @@ def dealt(
     """f64[time, group]: the share that agrees when targets are dealt out anew in each group; NaN if it is empty."""
     generator = np.random.default_rng(seed)
     out = np.full((times, count), np.nan)
-    for one in np.unique(group):
-        mine = group == one
-        first, wanted = top[mine], target[mine]
-        out[:, one] = [(first == generator.permutation(wanted)).mean() for _ in range(times)]
+    for member in np.unique(group):
+        members = group == member
+        first, wanted = top[members], target[members]
+        out[:, member] = [(first == generator.permutation(wanted)).mean() for _ in range(times)]
     return out
 
 
 def _says_agreement(frame: pl.DataFrame) -> str:
-    mine = frame.filter(
+    layers = frame.filter(
         pl.col("target") == "next token", pl.col("polarity") == _side(1), pl.col("share").is_not_null()
     )
-    lower = mine.filter(pl.col("layer") * 3 < 2 * (pl.col("layer").max() + 1))["share"].to_numpy().max()
-    best = mine.sort("share", descending=True).row(0, named=True)
-    above = mine.filter(pl.col("low") > pl.col("null_high")).height
+    lower = layers.filter(pl.col("layer") * 3 < 2 * (pl.col("layer").max() + 1))["share"].to_numpy().max()
+    best = layers.sort("share", descending=True).row(0, named=True)
+    above = layers.filter(pl.col("low") > pl.col("null_high")).height
     return (
-        f"Agreement with the next token peaks in layer {best['layer']} at {best['share']:.1%} [{best['low']:.1%}, "
-        f"{best['high']:.1%}] against {best['null']:.2%} by chance, and is at most {lower:.1%} in the lower two "
-        f"thirds; it is above chance in {above} of {mine.height} layers."
+        f"Agreement with the next token peaks in layer {best['layer']} at {of_row(best)} "
+        f"against {best['null']:.2%} by chance, and is at most {lower:.1%} in the lower two "
+        f"thirds; it is above chance in {above} of {layers.height} layers."
     )
 
 
 def _duality(run: Run, rows: pl.DataFrame) -> Finding:
     """A75: which token of the text the value's first token is, by distance from the trigger's end."""
-    text = _Text(run.table("contexts").select("context", "document", "tokens").collect())
+    text = ContextTokens(run)
     layers = run.manifest.model.layers
     groups = min(3, layers)
     third = rows["layer"].to_numpy().astype(np.int64) * groups // layers
@@ -226,12 +210,10 @@ def _duality(run: Run, rows: pl.DataFrame) -> Finding:
         parts.append(
             pl.DataFrame(
                 {
-                    "layers": [_third(one, groups, layers) for one in range(groups)],
+                    "layers": [_third(number, groups, layers) for number in range(groups)],
                     "offset": offset,
                     "triggers": np.bincount(third[there], minlength=groups),
-                    "share": share.value,
-                    "low": share.low,
-                    "high": share.high,
+                    **columns(share, "share"),
                     "null": null,
                 }
             )
@@ -248,21 +230,26 @@ def _duality(run: Run, rows: pl.DataFrame) -> Finding:
         id="current-and-next-token",
         items=("A75",),
         title="Which token of the text is the value's first token?",
-        says=f"In the upper third of the layers the value's first token is most often {at}: in {best['share']:.2%} "
-        f"[{best['low']:.2%}, {best['high']:.2%}] of all stored triggers, against {best['null']:.2%} by chance.",
+        says=f"In the upper third of the layers the value's first token is most often {at}: in "
+        f"{of_row(best, '.2%')} of all stored triggers, against {best['null']:.2%} by chance.",
         frame=frame,
-        figure=Figure(
-            "line", "offset", "share", "tokens from the last token of the trigger (0: itself, 1: next)",
-            "triggers (%)", color="layers", low="low", high="high", null="null", share=True,
+        figure=line(
+            frame,
+            "triggers (%)",
+            x="offset",
+            y="share",
+            x_title="tokens from the last token of the trigger (0: itself, 1: next)",
+            color="layers",
+            share=True,
         ),
         null="tokens at the same distance dealt out anew among the triggers of the layer (expectation)",
         resampled="documents of the triggers",
         notes=("all stored triggers, not only the strongest",),
-    )  # fmt: skip
+    )
 
 
-def _third(one: int, parts: int, layers: int) -> str:
-    members = [layer for layer in range(layers) if layer * parts // layers == one]
+def _third(number: int, parts: int, layers: int) -> str:
+    members = [layer for layer in range(layers) if layer * parts // layers == number]
     return f"layers {members[0]}-{members[-1]}"
 
 
@@ -274,7 +261,7 @@ def _expected(
     ends = np.flatnonzero(np.diff(layer, append=-1)) + 1
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         size = int(max(top[start:end].max(), token[start:end].max())) + 1
-        first, second = (np.bincount(some[start:end], minlength=size) for some in (top, token))
+        first, second = (np.bincount(tokens[start:end], minlength=size) for tokens in (top, token))
         total[third[start]] += float(first @ second) / (end - start)
     count = np.bincount(third, minlength=groups)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
@@ -308,9 +295,9 @@ def _confident(run: Run, best: pl.DataFrame) -> Finding:
     chosen = neurons.sort("probability", "layer", "neuron", descending=[True, False, False]).head(CONFIDENT)
     rows = chosen.join(best.filter(pl.col("polarity") == 1), on=["layer", "neuron"], how="left")
     texts = _labels(run)
-    some = int((rows["hits"].fill_null(0) > 0).sum())
+    agreeing = int((rows["hits"].fill_null(0) > 0).sum())
     usual = float((best.filter(pl.col("polarity") == 1)["hits"] > 0).mean())  # type: ignore[arg-type]
-    share = wilson(np.array(some), np.array(rows.height))
+    share = wilson(np.array(agreeing), np.array(rows.height))
     layers = run.manifest.model.layers
     upper = rows.filter(pl.col("layer") * 16 >= 10 * layers).height
     frame = rows.select(
@@ -326,10 +313,8 @@ def _confident(run: Run, best: pl.DataFrame) -> Finding:
         items=("A14",),
         title=f"The {rows.height} most confident values",
         says=f"{upper} of the {rows.height} values of the largest probability lie in the upper six sixteenths of "
-        "the layers; "
-        f"{some} ({float(share.value):.0%} [{float(share.low):.0%}, {float(share.high):.0%}]) have a trigger that "
-        "is followed "
-        f"by their first token, of all values {usual:.0%}.",
+        f"the layers; {agreeing} ({number(share, form='.0%')}) have a trigger that "
+        f"is followed by their first token, of all values {usual:.0%}.",
         frame=frame,
         paper="97 of 100 in layers 11-16; 46 of 100 have one among their 50 triggers",
         resampled="values (Wilson)",
@@ -345,16 +330,18 @@ def _examples(run: Run, best: pl.DataFrame) -> Finding:
     )
     texts = _labels(run)
     rows = []
-    for one in enough.iter_rows(named=True):
-        mine = run.rows("triggers", one["layer"], one["neuron"]).filter(pl.col("polarity") == one["polarity"])
-        agree = mine.filter(pl.col("next_token") == one["top"]).row(0, named=True)
+    for value in enough.iter_rows(named=True):
+        stored = run.rows("triggers", value["layer"], value["neuron"]).filter(
+            pl.col("polarity") == value["polarity"]
+        )
+        agree = stored.filter(pl.col("next_token") == value["top"]).row(0, named=True)
         rows.append(
             {
-                "address": f"L{one['layer']}N{one['neuron']}"
-                + ("" if one["polarity"] > 0 else " (negative)"),
-                "prediction": texts[one["top"]],
-                "precision": one["precision"],
-                "triggers": one["triggers"],
+                "address": f"L{value['layer']}N{value['neuron']}"
+                + ("" if value["polarity"] > 0 else " (negative)"),
+                "prediction": texts[value["top"]],
+                "precision": value["precision"],
+                "triggers": value["triggers"],
                 "trigger": _excerpt(run, agree["context"], agree["position"]),
             }
         )
