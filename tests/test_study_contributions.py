@@ -47,7 +47,7 @@ from mnemoscope.studies.measures.contributions import (
     spread,
 )
 from mnemoscope.studies.measures.positions import Sizes
-from mnemoscope.studies.measures.value_ranks import Order, marked
+from mnemoscope.studies.measures.value_ranks import ValueRanks, marked
 from mnemoscope.text.vocabulary import Vocabulary
 from mnemoscope.views.figures import chart
 
@@ -248,8 +248,8 @@ def test_ranks_between_marks_are_nearly_right(tmp_path: Path) -> None:
     hf = FAMILIES["llama"]()
     lens = Lens("raw", None, torch.randn(2000, 32, generator=generator), None, 1.0, None)
     part = describe(hf).layers[1]
-    order = Order.of(lens, part, tmp_path / "order.npy")
-    again = Order.of(lens, part, tmp_path / "order.npy")
+    order = ValueRanks.of(lens, part, tmp_path / "order.npy")
+    again = ValueRanks.of(lens, part, tmp_path / "order.npy")
     assert torch.equal(order.marks, again.marks)
     coefficient = torch.randn(40, generator=generator)
     coefficient[3] = 0

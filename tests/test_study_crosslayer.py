@@ -12,7 +12,7 @@ from slow_sentence import PREFIX, Slow, wrapped
 from mnemoscope.model.stream import trace
 from mnemoscope.studies.findings.crosslayer import chance_union, part, union_share
 from mnemoscope.studies.measures import crosslayer
-from mnemoscope.studies.measures.crosslayer import Columns, Ranked, middle_layer
+from mnemoscope.studies.measures.crosslayer import Columns, RankedNeurons, middle_layer
 
 NAMES = ("llama", "opt_no_final_norm", "gpt2", "gptj", "olmo2", "gemma2", "granite")
 QUICK = ("llama", "opt_no_final_norm")
@@ -82,7 +82,7 @@ def fast(name: str) -> tuple[Columns, Columns, list[Columns]]:
     """The measurement with the same planted contributions."""
     model, planted = wrapped(name), loops(name)
     ranked = [
-        Ranked(
+        RankedNeurons(
             torch.from_numpy(c),
             torch.from_numpy(np.sign(c)).int(),
             torch.from_numpy(up),

@@ -33,8 +33,7 @@ from mnemoscope.studies.findings import composition, refinement
 from mnemoscope.studies.findings.composition import STOP_WORDS, kind
 from mnemoscope.studies.findings.finding import Finding
 from mnemoscope.studies.measures import positions
-from mnemoscope.studies.measures.lenses import Reader, value_tops
-from mnemoscope.studies.measures.points import points
+from mnemoscope.studies.measures.lenses import Reader, points, value_tops
 from mnemoscope.studies.measures.positions import Examples, Sizes
 from mnemoscope.studies.measures.refinement import _blocks, _Unit, measure
 from mnemoscope.views.figures import chart

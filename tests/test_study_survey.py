@@ -17,7 +17,7 @@ from mnemoscope.prediction.search import exhaustive
 from mnemoscope.prediction.survey import Intervals, IntervalSurvey
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.studies.measures.contributions import TOP, _Neurons, rank, spread
-from mnemoscope.studies.measures.crosslayer import Ranked
+from mnemoscope.studies.measures.crosslayer import RankedNeurons
 from mnemoscope.text.vocabulary import Vocabulary
 
 pytestmark = [pytest.mark.sample, pytest.mark.slow]
@@ -57,7 +57,9 @@ def other(prediction: TracedPrediction) -> int:
     return int(prediction.stream.logits[-1].topk(50).indices[-1])
 
 
-def ranked(prediction: TracedPrediction, layer: int, null: bool) -> tuple[_Neurons, Ranked, Ranked]:
+def ranked(
+    prediction: TracedPrediction, layer: int, null: bool
+) -> tuple[_Neurons, RankedNeurons, RankedNeurons]:
     """A layer in order for the prediction or for another token, surveyed and exact."""
     neurons, surveyed, exact = both(prediction)[layer]
     if null:

@@ -1,7 +1,7 @@
 """The measurements of the study: what each answers, adds to a run and costs. Importing it imports no torch.
 
 An *analysis* is `findings(run) -> list[Finding]`, pure. What it needs besides the tables of every run is measured by a
-job of the same name in `jobs.study.run`, or added by another command.
+job of the same name in `studies.run`, or added by another command.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from mnemoscope.studies.findings import (
     distributions,
     glance,
     keys,
+    questions,
     refinement,
+    removal,
     value_ranks,
     values,
 )
-from mnemoscope.studies.findings import questions as ranks
-from mnemoscope.studies.findings import removal as tokens_removed
 from mnemoscope.studies.findings.finding import Finding, Section
 
 if TYPE_CHECKING:
@@ -74,13 +74,15 @@ class Measurement:
 
     def section(self, run: Run) -> Section:
         """Its findings; without its tables, what is missing."""
-        if lost := [name for name in self.tables if name not in run.manifest.tables]:
-            return Section(self.name, self.title, (), f"the run has no table {lost[0]}; {OPTIONAL[lost[0]]}")
+        if missing := [name for name in self.tables if name not in run.manifest.tables]:
+            return Section(
+                self.name, self.title, (), f"the run has no table {missing[0]}; {OPTIONAL[missing[0]]}"
+            )
         try:
-            found: list[Finding] = self.analysis(run)
+            findings = self.analysis(run)
         except QueryError as error:  # too little text for one question is no reason to answer none
             return Section(self.name, self.title, (), str(error))
-        return Section(self.name, self.title, tuple(found))
+        return Section(self.name, self.title, tuple(findings))
 
 
 CATALOGUE = (
@@ -106,7 +108,7 @@ CATALOGUE = (
         "removal",
         "Keys: triggers without one token",
         ("A9",),
-        tokens_removed.findings,
+        removal.findings,
         ("removal",),
         measured=True,
         uses=("seed", "positions"),
@@ -169,7 +171,7 @@ CATALOGUE = (
         "questions",
         "The rank of the answer",
         ("A66", "A76"),
-        ranks.findings,
+        questions.findings,
         ("question_ranks",),
         measured=True,
         uses=("seed", "questions"),
@@ -202,11 +204,9 @@ def choose(names: str | None) -> tuple[Measurement, ...]:
     """
     if names is None:
         return CATALOGUE
-    known = {one.name: one for one in CATALOGUE}
+    known = {measurement.name: measurement for measurement in CATALOGUE}
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if odd := [name for name in wanted if name not in known] or ([""] if not wanted else []):
         raise QueryError(f"choosing measurements: there is no {odd[0]!r}; choose among {', '.join(known)}")
     tables = {table for name in wanted for table in known[name].tables}
-    return tuple(
-        one for one in CATALOGUE if one.name in wanted or (one.measured and tables & set(one.tables))
-    )
+    return tuple(m for m in CATALOGUE if m.name in wanted or (m.measured and tables & set(m.tables)))

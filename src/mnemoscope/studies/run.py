@@ -9,43 +9,33 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
+from torch import nn
 
 from mnemoscope.arguments import check_study
 from mnemoscope.errors import QueryError
 from mnemoscope.model.model import Model
+from mnemoscope.model.parts import Layer
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS
 from mnemoscope.run.writing import add_tables
 from mnemoscope.studies.catalogue import CATALOGUE, Measurement
 from mnemoscope.studies.measures import (
     cases,
     contributions,
-    parameters,
-    patterned,
     positions,
     questions,
     refinement,
-    removed,
+    removal,
     value_ranks,
 )
 from mnemoscope.studies.measures.positions import Sizes
+from mnemoscope.trials.job import Settings, patterns
 
 WHOLE = 1_000_000  # tokens of the run that minutes of the catalogue are about
 FIXED = 0.2  # share of those minutes that does not depend on how many
 Tables = Mapping[str, Iterable[pa.Table]]
 Job = Callable[[Run, Model, Sizes, Path, Callable[[Progress], None]], Tables | Run]
-# What each adds to a run: all columns of its tables in the order of the schema, or the run to which it added them
-# itself. The folder is its own, for checkpoints.
-JOBS: dict[str, Job] = {
-    "glance": parameters.measure,
-    "keys": patterned.measure,
-    "removal": removed.measure,
-    "value_ranks": value_ranks.measure,
-    "refinement": refinement.measure,
-    "contributions": contributions.measure,
-    "questions": questions.measure,
-    "cases": cases.measure,
-}
 WORK = ".study"  # in the folder of the run, while a measurement is under way
 
 
@@ -67,25 +57,31 @@ def measure(
     sizes = sizes or Sizes()
     check_study(sizes.positions, sizes.sentences)
     model.check_built(run, "studying")
-    for one in chosen:
-        if one.measured and one.state(run, sizes) != "ready":
+    for measurement in chosen:
+        if measurement.measured and measurement.state(run, sizes) != "ready":
             try:
-                run = _add(run, model, one, sizes, report or (lambda _: None))
+                run = _add(run, model, measurement, sizes, report or (lambda _: None))
             except QueryError as error:
                 if skip is None:
                     raise
-                skip(one, error)
+                skip(measurement, error)
     return run
 
 
-def _add(run: Run, model: Model, one: Measurement, sizes: Sizes, report: Callable[[Progress], None]) -> Run:
-    about = {"model": model.weights_sha256, "corpus": run.manifest.corpus.sha256, "sizes": one.sizes(sizes)}
-    folder = run.path / WORK / f"{one.name}-{positions.digest(about)}"
+def _add(
+    run: Run, model: Model, measurement: Measurement, sizes: Sizes, report: Callable[[Progress], None]
+) -> Run:
+    about = {
+        "model": model.weights_sha256,
+        "corpus": run.manifest.corpus.sha256,
+        "sizes": measurement.sizes(sizes),
+    }
+    folder = run.path / WORK / f"{measurement.name}-{positions.digest(about)}"
     folder.mkdir(parents=True, exist_ok=True)
     with model.running():
-        found = JOBS[one.name](run, model, sizes, folder, report)
-    tables = {} if isinstance(found, Run) else found
-    run = add_tables(run.path, tables, {one.key: one.sizes(sizes)})
+        added = JOBS[measurement.name](run, model, sizes, folder, report)
+    tables = {} if isinstance(added, Run) else added
+    run = add_tables(run.path, tables, {measurement.key: measurement.sizes(sizes)})
     _remove(folder)
     return run
 
@@ -101,16 +97,16 @@ def estimate(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Sizes
 
     An order of magnitude: what a measurement does besides forwarding is known for the sample model only.
     """
-    left = [one for one in chosen if one.measured and one.state(run, sizes) != "ready"]
+    left = [m for m in chosen if m.measured and m.state(run, sizes) != "ready"]
     forwarded = besides = 0.0
     smaller = FIXED + (1 - FIXED) * min(1.0, run.manifest.corpus.tokens / WHOLE)
-    for one in left:
-        count = max(one.sizes(sizes).get(name, 0) for name in ("positions", "sentences", "cases"))
-        copies = 2 if one.sizes(sizes).get("shuffled") else 1
-        besides += 60 * one.minutes * smaller + one.seconds * count * copies
-        if one.passes:
+    for measurement in left:
+        count = max(measurement.sizes(sizes).get(name, 0) for name in ("positions", "sentences", "cases"))
+        copies = 2 if measurement.sizes(sizes).get("shuffled") else 1
+        besides += 60 * measurement.minutes * smaller + measurement.seconds * count * copies
+        if measurement.passes:
             examples = positions.sample(run, count, longest=sizes.longest, seed=sizes.seed)
-            forwarded += one.passes * copies * examples.tokens
+            forwarded += measurement.passes * copies * examples.tokens
     return (forwarded / _speed(run, model) if forwarded else 0.0) + besides
 
 
@@ -124,3 +120,62 @@ def _speed(run: Run, model: Model) -> float:
         start = time.perf_counter()
         model.anatomy.body(input_ids=tokens, use_cache=False)
     return tokens.numel() / (time.perf_counter() - start)
+
+
+# -- What there is to measure ------------------------------------------------------------------------------------
+
+_PARTS = ("attention", "ffn", "other")
+
+
+def _parameters(
+    run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]
+) -> Mapping[str, list[pa.Table]]:
+    """The table `parameters` (A2): attention, feed-forward and other parameters of every layer, and what is in none."""
+    seen: set[int] = set()
+    rows = []
+    for index, layer in enumerate(model.anatomy.layers):
+        counts = [_count(modules, seen) for modules in _modules(layer)]
+        rows += [
+            {"layer": index, "part": part, "parameters": count}
+            for part, count in zip(_PARTS, counts, strict=True)
+        ]
+    # Shared weights (a tied unembedding) are counted where they are first.
+    outside = [
+        ("embedding", _count([model.anatomy.embedding], seen)),
+        ("unembedding", _count([model.anatomy.head], seen)),
+        ("other", _count([model.hf], seen)),
+    ]
+    rows = [{"layer": -1, "part": part, "parameters": count} for part, count in outside] + rows
+    return {"parameters": [pa.Table.from_pylist(rows, schema=SCHEMAS["parameters"])]}
+
+
+def _modules(layer: Layer) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
+    """Modules of attention, of the feed-forward layer, and the block, in the order of _PARTS."""
+    first = [layer.gate.module, *([layer.up.module] if layer.up is not None else [])]
+    return [layer.attention], [*first, layer.down], [layer.module]
+
+
+def _count(modules: list[nn.Module], seen: set[int]) -> int:
+    """Parameters of the modules that were not counted yet."""
+    fresh = {id(p): p for module in modules for p in module.parameters() if id(p) not in seen}
+    seen.update(fresh)
+    return sum(p.numel() for p in fresh.values())
+
+
+def _patterns(run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]) -> Run:
+    """The run with the tables `patterns`, `pattern_tests` and `calibration` of every neuron (A7, A8, A74, A77)."""
+    return patterns(run, model, Settings(budget=sizes.tokens, seed=sizes.seed), report=report)
+
+
+# What each adds to a run: all columns of its tables in the order of the schema, or the run to which it added them
+# itself. The folder is its own, for checkpoints.
+JOBS: dict[str, Job] = {
+    "glance": _parameters,
+    "keys": _patterns,
+    "removal": removal.measure,
+    "value_ranks": value_ranks.measure,
+    "refinement": refinement.measure,
+    "contributions": contributions.measure,
+    "questions": questions.measure,
+    "cases": cases.measure,
+}

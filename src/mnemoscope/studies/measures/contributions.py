@@ -27,11 +27,10 @@ from mnemoscope.prediction.survey import Intervals, IntervalSurvey
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
-from mnemoscope.run.schemas import SCHEMAS
-from mnemoscope.studies.measures.crosslayer import Columns, Ranked, crosslayer
-from mnemoscope.studies.measures.positions import Examples, Sizes, in_shards, sample
+from mnemoscope.studies.measures.crosslayer import Columns, RankedNeurons, crosslayer
+from mnemoscope.studies.measures.positions import Examples, Sizes, arrow, in_shards, sample
 from mnemoscope.studies.measures.reductions import log_sums
-from mnemoscope.studies.measures.value_ranks import Order
+from mnemoscope.studies.measures.value_ranks import ValueRanks
 from mnemoscope.text.vocabulary import Vocabulary
 
 TARGETS = ("model", "null")  # and `gold`, the token that really follows, on request
@@ -78,12 +77,12 @@ def measure(
         rows: Rows = {name: [] for name in _TABLES}
         for number in numbers.tolist():
             followed = {"gold": int(examples.targets[number])}
-            found = survey.example(
+            columns = survey.example(
                 examples.prefixes[number], followed, targets, others.near(sizes.seed, number)
             )
-            for name, parts in found.items():
+            for name, parts in columns.items():
                 rows[name] += [_of(examples, number, name, part) for part in parts]
-        return {name: _table(name, parts) for name, parts in rows.items()}
+        return {name: arrow(name, _joined(parts)) for name, parts in rows.items()}
 
     with torch.inference_mode():
         return in_shards(folder, examples, shard, "contributions", report, size=_EXAMPLES)
@@ -117,8 +116,8 @@ class Frequencies:
         """A token drawn among those about as frequent as a given one, and another."""
 
         def other(token: int) -> int:
-            found = np.flatnonzero(self.tokens == token)
-            place = int(found[0]) if len(found) else 0
+            places = np.flatnonzero(self.tokens == token)
+            place = int(places[0]) if len(places) else 0
             low = max(0, min(place - _NEAR, len(self.tokens) - 2 * _NEAR - 1))
             near = self.tokens[low : low + 2 * _NEAR + 1]
             return int(np.random.default_rng([seed, example]).choice(near[near != token]))
@@ -140,7 +139,7 @@ class ContributionSurvey:
     lenses: Sequence[Lens]
     words: Vocabulary
     geometry: Geometry
-    orders: Mapping[int, Order]
+    orders: Mapping[int, ValueRanks]
     quotients: Sequence[Tensor] | None
 
     @classmethod
@@ -159,7 +158,9 @@ class ContributionSurvey:
         with torch.inference_mode():
             for done, layer in enumerate(layers):
                 report(Progress("ordering values", done, len(layers), "layers"))
-                orders[layer] = Order.of(main, model.anatomy.layers[layer], folder / f"order-{layer}.npy")
+                orders[layer] = ValueRanks.of(
+                    main, model.anatomy.layers[layer], folder / f"order-{layer}.npy"
+                )
             geometry = Geometry(main.unembedding)
             known = quotients(model, main, geometry)
         lenses = [Lens.of(model.anatomy, name) for name in LENSES]
@@ -180,7 +181,9 @@ class ContributionSurvey:
         stream = self.model.traced(tokens)
         predicted = int(stream.logits[-1].argmax())
         wanted = {"model": predicted, "null": other(predicted), **followed}
-        wanted = {name: wanted[name] for name in ("model", *(one for one in targets if one != "model"))}
+        wanted = {
+            name: wanted[name] for name in ("model", *(target for target in targets if target != "model"))
+        }
         prediction = TracedPrediction(stream, self.lens, predicted, (), self.words, self.geometry)
         names = np.array(list(wanted))
         rows: Rows = {name: [] for name in _TABLES}
@@ -195,25 +198,27 @@ class ContributionSurvey:
 
     def _points(self, prediction: TracedPrediction, wanted: Mapping[str, int]) -> list[Columns]:
         """Every point of the stream under every lens: the target's logit, and all others' as one (A36, A46)."""
-        found: dict[str, list[Columns]] = {name: [] for name in wanted}
+        of_target: dict[str, list[Columns]] = {name: [] for name in wanted}
         for lens in self.lenses:
             logits = lens.cap(raw_logits(lens, prediction.points, lens.scale(prediction.points[-1])))
             for name, token in wanted.items():
-                own = logits[:, token].clone()
+                logit = logits[:, token].clone()
                 logits[:, token] = -torch.inf
                 others = log_sums(logits)
-                logits[:, token] = own
-                own = own.double()
+                logits[:, token] = logit
+                logit = logit.double()
                 columns = {
-                    "logit": own,
+                    "logit": logit,
                     "others": others,
-                    "log_probability": own - torch.logaddexp(own, others),
+                    "log_probability": logit - torch.logaddexp(logit, others),
                 }
                 fixed = {"target": name, "lens": lens.name}
-                found[name].append(_columns(fixed, point=torch.arange(len(own)), **columns))
-        return [part for parts in found.values() for part in parts]
+                of_target[name].append(_columns(fixed, point=torch.arange(len(logit)), **columns))
+        return [part for parts in of_target.values() for part in parts]
 
-    def _layers(self, prediction: TracedPrediction, wanted: Mapping[str, int], rows: Rows) -> list[Ranked]:
+    def _layers(
+        self, prediction: TracedPrediction, wanted: Mapping[str, int], rows: Rows
+    ) -> list[RankedNeurons]:
         """Neurons of every layer: counts, sums, choices; and the ranking of the model's target."""
         surveyed = IntervalSurvey(prediction.bases, TOP)(prediction.groups("neurons"), self.quotients)
         bases = {name: prediction.bases.following(token) for name, token in wanted.items()}
@@ -223,17 +228,20 @@ class ContributionSurvey:
         ranked = []
         for layer in range(prediction.layers):
             neurons = _Neurons.of(prediction, layer)
-            found = surveyed[layer]
             for name, token in wanted.items():
-                mine = found if name == "model" else found.moved(neurons.odds(prediction.bases, token))
-                one = rank(mine)
-                counts[name].append(neurons.counts(one))
-                sums[name].append(neurons.sums(one, self.orders.get(layer), token))
+                intervals = (
+                    surveyed[layer]
+                    if name == "model"
+                    else surveyed[layer].moved(neurons.odds(prediction.bases, token))
+                )
+                order = rank(intervals)
+                counts[name].append(neurons.counts(order))
+                sums[name].append(neurons.sums(order, self.orders.get(layer), token))
                 if name == "model":
-                    ranked.append(one)
-                    rows["contribution_neurons"].append(neurons.top(one))
+                    ranked.append(order)
+                    rows["contribution_neurons"].append(neurons.top(order))
                     if layer in summed:
-                        rows["contribution_sums"].append(neurons.cumulated(one, prediction.bases))
+                        rows["contribution_sums"].append(neurons.cumulated(order, prediction.bases))
         for name in wanted:
             scores = _scores(bases[name], sums[name])
             rows["contribution_layers"].append(
@@ -246,9 +254,10 @@ def quotients(model: Model, lens: Lens, geometry: Geometry) -> list[Float[Tensor
     """What `ContributionSurvey` keeps of values; None under a lens that is not linear."""
     if lens.softcap is not None or (lens.name == "own" and lens.norm is not None):
         return None
-    one = torch.ones(1, device=model.device)
+    unscaled = torch.ones(1, device=model.device)
     return [
-        geometry.quotient(linear_directions(lens, value_vectors(part), one)) for part in model.anatomy.layers
+        geometry.quotient(linear_directions(lens, value_vectors(layer), unscaled))
+        for layer in model.anatomy.layers
     ]
 
 
@@ -257,11 +266,11 @@ def spread(layers: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, layers - 1, min(layers, most)).round().astype(int)).tolist()
 
 
-def rank(found: Intervals) -> Ranked:
+def rank(intervals: Intervals) -> RankedNeurons:
     """A surveyed layer in order; ties go to the lower number."""
-    likely = found.likely
+    likely = intervals.likely
     down, up = (torch.argsort(sign * likely, stable=True)[:TOP] for sign in (-1, 1))
-    return Ranked(likely, found.signs, down[likely[down] > 0], up[likely[up] < 0])
+    return RankedNeurons(likely, intervals.signs, down[likely[down] > 0], up[likely[up] < 0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,25 +294,25 @@ class _Neurons:
         both = bases.odds(self.vectors, base, torch.tensor([bases.target, token]))
         return both[:, 1] - both[:, 0]
 
-    def counts(self, one: Ranked) -> dict[str, int | float]:
+    def counts(self, ranked: RankedNeurons) -> dict[str, int | float]:
         """How many help and how many do not (A47), of both kinds those with a negative coefficient (A37)."""
         negative, active = self.coefficient < 0, self.coefficient != 0
         columns: dict[str, int | float] = {"active": int(active.sum())}
         for name, sign in (("helpful", 1), ("unhelpful", -1)):
-            mine = one.signs == sign
-            size = (sign * one.contribution).clamp_min(0)
-            columns[name] = int(mine.sum())
-            columns[f"{name}_negative"] = int((mine & negative).sum())
+            side = ranked.signs == sign
+            size = (sign * ranked.contribution).clamp_min(0)
+            columns[name] = int(side.sum())
+            columns[f"{name}_negative"] = int((side & negative).sum())
             # So many equally strong would be as concentrated; in a gated model hardly any neuron has C = 0.
             columns[f"{name}_effective"] = float(size.sum() ** 2 / size.square().sum().clamp_min(1e-300))
-        columns["undecided"] = int((active & (one.signs == 0)).sum())
+        columns["undecided"] = int((active & (ranked.signs == 0)).sum())
         return columns
 
-    def sums(self, one: Ranked, order: Order | None, token: int) -> Float[Tensor, "sum width"]:
+    def sums(self, ranked: RankedNeurons, order: ValueRanks | None, token: int) -> Float[Tensor, "sum width"]:
         """All helpful together, their top, both of the unhelpful (A48); and ten chosen in each way (A44)."""
-        masks = [one.signs > 0, self._mask(one.helpful), one.signs < 0, self._mask(one.unhelpful)]
+        masks = [ranked.signs > 0, self._mask(ranked.helpful), ranked.signs < 0, self._mask(ranked.unhelpful)]
         length = self.vectors.square().sum(-1).sqrt()
-        best = [-one.contribution, -self.coefficient.abs(), -length]
+        best = [-ranked.contribution, -self.coefficient.abs(), -length]
         if order is not None:
             best.append(order.rank(self.vectors, self.coefficient < 0, token))
         idle = self.coefficient == 0
@@ -314,28 +323,28 @@ class _Neurons:
         missing = torch.full((4 + len(CHOICES) - len(summed), summed.shape[1]), torch.nan)
         return torch.cat([summed, missing])
 
-    def cumulated(self, one: Ranked, bases: ResidualBases) -> Columns:
+    def cumulated(self, ranked: RankedNeurons, bases: ResidualBases) -> Columns:
         """Helpful neurons together, from the least helpful on, and the sum of what each does alone (A40)."""
-        order = torch.argsort(one.contribution, stable=True)
-        order = order[one.signs[order] > 0]
+        order = torch.argsort(ranked.contribution, stable=True)
+        order = order[ranked.signs[order] > 0]
         ends = torch.arange(1, _STEPS + 1, dtype=torch.float64) * len(order) / _STEPS
         ends = ends.ceil().long().unique()
         ends = ends[ends > 0]
         mask = torch.arange(len(order))[None] < ends[:, None]
         together = mask.float() @ self.vectors[order]
-        alone = one.contribution[order].cumsum(0)[ends - 1]
-        found = alone
+        alone = ranked.contribution[order].cumsum(0)[ends - 1]
+        contribution = alone
         if len(ends):
-            found = bases.contributions(together, torch.full((len(ends),), self.base))
-        return _columns({"layer": self.layer}, neurons=ends, separate=alone, together=found)
+            contribution = bases.contributions(together, torch.full((len(ends),), self.base))
+        return _columns({"layer": self.layer}, neurons=ends, separate=alone, together=contribution)
 
-    def top(self, one: Ranked) -> Columns:
+    def top(self, ranked: RankedNeurons) -> Columns:
         """The ten most helpful, then the ten most unhelpful."""
-        sides = torch.tensor([1] * len(one.helpful) + [-1] * len(one.unhelpful))
-        places = torch.cat([torch.arange(len(one.helpful)), torch.arange(len(one.unhelpful))])
+        sides = torch.tensor([1] * len(ranked.helpful) + [-1] * len(ranked.unhelpful))
+        places = torch.cat([torch.arange(len(ranked.helpful)), torch.arange(len(ranked.unhelpful))])
         return _columns(
-            {"layer": self.layer}, neuron=one.top, side=sides, rank=places,
-            coefficient=self.coefficient[one.top], contribution=one.contribution[one.top],
+            {"layer": self.layer}, neuron=ranked.top, side=sides, rank=places,
+            coefficient=self.coefficient[ranked.top], contribution=ranked.contribution[ranked.top],
         )  # fmt: skip
 
     def _mask(self, chosen: Tensor) -> Tensor:
@@ -362,20 +371,15 @@ def _layer_columns(
     scores: Tensor,
 ) -> Columns:
     steps = bases.log_probabilities[: prediction.final + 1, bases.target].double().diff()
-    names = [
-        "helpful_all",
-        "helpful_top",
-        "unhelpful_all",
-        "unhelpful_top",
-        *(f"by_{one}" for one in CHOICES),
-    ]
+    sides = ("helpful_all", "helpful_top", "unhelpful_all", "unhelpful_top")
+    names = [*sides, *(f"by_{choice}" for choice in CHOICES)]
     return _columns(
         {"target": name},
         layer=torch.arange(prediction.layers),
         attention=steps[0::2],
         ffn=steps[1::2],
-        **{key: torch.tensor([one[key] for one in counts]) for key in counts[0]},
-        **{key: scores[:, at] for at, key in enumerate(names)},
+        **{key: torch.tensor([of_layer[key] for of_layer in counts]) for key in counts[0]},
+        **{key: scores[:, column] for column, key in enumerate(names)},
     )
 
 
@@ -399,11 +403,5 @@ def _of(examples: Examples, number: int, name: str, part: Columns) -> Columns:
     return {key: np.full(size, value) for key, value in which.items()} | part
 
 
-def _table(name: str, parts: Sequence[Columns]) -> pa.Table:
-    schema = SCHEMAS[name]
-    arrays = []
-    for field in schema:
-        values = np.concatenate([part[field.name] for part in parts])
-        lost = np.isnan(values) if field.nullable else None
-        arrays.append(pa.array(values, mask=lost).cast(field.type, safe=False))
-    return pa.Table.from_arrays(arrays, schema=schema)
+def _joined(parts: Sequence[Columns]) -> Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

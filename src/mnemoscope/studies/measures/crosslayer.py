@@ -26,7 +26,7 @@ Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
-class Ranked:
+class RankedNeurons:
     """The neurons of one layer by what they contribute.
 
     contribution  nats; exact for the top, else an estimate inside of a certified interval
@@ -41,7 +41,7 @@ class Ranked:
 
     @property
     def top(self) -> Int[Tensor, " chosen"]:
-        """Both."""
+        """The helpful, then the unhelpful ones."""
         return torch.cat([self.helpful, self.unhelpful])
 
 
@@ -64,7 +64,7 @@ class Pull:
 
 
 def crosslayer(
-    stream: Stream, position: int, ranked: Sequence[Ranked]
+    stream: Stream, position: int, ranked: Sequence[RankedNeurons]
 ) -> tuple[Columns, Columns, list[Columns]]:
     """Columns of `cross_queries` and `cross_layers` (docs/format.md), and for the top of each layer those of
     `contribution_neurons` that say how they work as queries."""
@@ -72,14 +72,15 @@ def crosslayer(
     queries = torch.cat([points[:1], points.diff(dim=0)])[:-1]
     pulls, called = [], []
     asked = {}
-    for layer, one in enumerate(ranked):
-        found = switches(stream, layer, position)
+    for layer, order in enumerate(ranked):
+        switched = switches(stream, layer, position)
         seen = layer_queries(stream, layer, position)
-        inner = found.share.of(seen) * found.coefficient.sign()
-        called.append(_called(inner, one, layer))
-        pulls.append(Pull(_pull(found, one, one.helpful), _pull(found, one, one.unhelpful)))
+        inner = switched.share.of(seen) * switched.coefficient.sign()
+        called.append(_called(inner, order, layer))
+        sides = (order.helpful, order.unhelpful)
+        pulls.append(Pull(*(_pull(switched, order, side) for side in sides)))
         if layer == middle_layer(len(ranked)):
-            asked = {name: _padded(column, len(queries)) for name, column in _sums(inner, one).items()}
+            asked = {name: _padded(column, len(queries)) for name, column in _sums(inner, order).items()}
     upper = {"upper_helpful": torch.zeros(len(queries)), "upper_unhelpful": torch.zeros(len(queries))}
     for layer, pull in enumerate(pulls):
         below = queries[: len(layer_queries(stream, layer, position))]
@@ -87,22 +88,22 @@ def crosslayer(
         upper["upper_unhelpful"][: len(below)] += below @ pull.unhelpful
     rows = {"query": torch.arange(len(queries)), **asked, **upper}
     layers, neurons = _layers(stream, position, ranked, pulls)
-    layers |= {name: torch.tensor([one[name] for one in called]) for name in called[0]}
+    layers |= {name: torch.tensor([counts[name] for counts in called]) for name in called[0]}
     return {n: c.numpy() for n, c in rows.items()}, {n: c.numpy() for n, c in layers.items()}, neurons
 
 
-def _pull(found: Switches, one: Ranked, chosen: Tensor) -> Float[Tensor, " width"]:
-    weight = one.contribution[chosen].abs().float() * found.coefficient[chosen].sign()
-    return weight @ found.share.key[chosen]
+def _pull(switched: Switches, neurons: RankedNeurons, chosen: Tensor) -> Float[Tensor, " width"]:
+    weight = neurons.contribution[chosen].abs().float() * switched.coefficient[chosen].sign()
+    return weight @ switched.share.key[chosen]
 
 
-def _sums(inner: Float[Tensor, "query neuron"], one: Ranked) -> dict[str, Tensor]:
+def _sums(inner: Float[Tensor, "query neuron"], neurons: RankedNeurons) -> dict[str, Tensor]:
     """Eq. 24 over all helpful, all unhelpful and their top; and Eq. 25, which weights with |C| (A49, A59)."""
-    size = one.contribution.abs().float()
+    size = neurons.contribution.abs().float()
     columns = {"any": inner.sum(-1)}
     for name, every, top in (
-        ("helpful", one.signs > 0, one.helpful),
-        ("unhelpful", one.signs < 0, one.unhelpful),
+        ("helpful", neurons.signs > 0, neurons.helpful),
+        ("unhelpful", neurons.signs < 0, neurons.unhelpful),
     ):
         columns[name] = inner[:, every].sum(-1)
         columns[f"{name}_weighted"] = inner[:, every] @ size[every]
@@ -116,21 +117,21 @@ def _padded(column: Tensor, size: int) -> Tensor:
     return torch.cat([column, torch.full((size - len(column),), torch.nan)])
 
 
-def _called(inner: Float[Tensor, "query neuron"], one: Ranked, layer: int) -> dict[str, int]:
+def _called(inner: Float[Tensor, "query neuron"], neurons: RankedNeurons, layer: int) -> dict[str, int]:
     """How many neurons are among the five that some earlier feed-forward layer moves most, weighted with C (A62)."""
-    score = (inner[2 : 2 * layer + 1 : 2] * one.contribution.float()).abs()
+    score = (inner[2 : 2 * layer + 1 : 2] * neurons.contribution.float()).abs()
     called = score.topk(min(CALLED, score.shape[-1])).indices.unique()
-    return {"called": len(called), "called_top": int(torch.isin(called, one.top).sum())}
+    return {"called": len(called), "called_top": int(torch.isin(called, neurons.top).sum())}
 
 
 def _layers(
-    stream: Stream, position: int, ranked: Sequence[Ranked], pulls: Sequence[Pull]
+    stream: Stream, position: int, ranked: Sequence[RankedNeurons], pulls: Sequence[Pull]
 ) -> tuple[dict[str, Tensor], list[Columns]]:
     """What neurons do as queries: for which upper layers they matter, and how much in all (A61, A63, A64)."""
-    own = torch.stack([one.contribution.float() for one in ranked])
+    own = torch.stack([neurons.contribution.float() for neurons in ranked])
     chosen = torch.zeros_like(own)
-    for layer, one in enumerate(ranked):
-        chosen[layer, one.top] = own[layer, one.top]
+    for layer, neurons in enumerate(ranked):
+        chosen[layer, neurons.top] = own[layer, neurons.top]
     # A query's own value is no query; the chain passes on what it earns above.
     chained = chain(stream, position, chosen).total - chosen
     named, summed = [], []
@@ -147,25 +148,22 @@ def _layers(
     counts = {f"{name}_first": mask.sum(-1) for name, mask in first.items()}
     counts["both_first"] = (first["queries"] & first["chains"]).sum(-1)
     for side in ("helpful", "unhelpful"):
-        tops = [getattr(one, side) for one in ranked]
+        tops = [getattr(neurons, side) for neurons in ranked]
         counts[side] = torch.tensor([len(top) for top in tops])
-        counts[f"{side}_asked"] = torch.stack([asked[at, top].sum() for at, top in enumerate(tops)])
+        counts[f"{side}_asked"] = torch.stack([asked[layer, top].sum() for layer, top in enumerate(tops)])
         counts[f"{side}_first"] = torch.stack(
-            [first["queries"][at, top].sum() for at, top in enumerate(tops)]
+            [first["queries"][layer, top].sum() for layer, top in enumerate(tops)]
         )
     counts["asked"] = asked.sum(-1)
     for name, score in (("value", own), ("query", query), ("chain", chained)):
         size = score.abs().double().sum(-1)
         counts[f"{name}_mass"] = size / size.sum().clamp_min(1e-300)
-    neurons = [
-        {
-            "query": query[at, one.top].numpy(),
-            "chain": chained[at, one.top].numpy(),
-            "asked": asked[at, one.top].numpy(),
-        }
-        for at, one in enumerate(ranked)
+    scores = {"query": query, "chain": chained, "asked": asked}
+    top = [
+        {name: score[layer, neurons.top].numpy() for name, score in scores.items()}
+        for layer, neurons in enumerate(ranked)
     ]
-    return {"layer": torch.arange(len(ranked)), **counts}, neurons
+    return {"layer": torch.arange(len(ranked)), **counts}, top
 
 
 def _first(score: Float[Tensor, "layer neuron"]) -> Tensor:

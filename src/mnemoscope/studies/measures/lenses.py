@@ -1,4 +1,6 @@
-"""A lens as one linear map and what follows it, so that the sum of two vectors is read from the readings of each.
+"""What the last token of a prefix goes through (`points`), and its reading in vocabulary space (`Reader`).
+
+A lens is one linear map and what follows it, so that the sum of two vectors is read from the readings of each.
 
 Under every lens the logits of v are ``cap(s(v) A v + c)``: A is the centred, weighted unembedding, s the statistic of
 the final norm and c what its biases add. A is the costly half, and ``A (r + y) = A r + A y``.
@@ -6,6 +8,7 @@ the final norm and c what its biases add. A is the costly half, and ``A (r + y) 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,9 @@ from mnemoscope import files
 from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
+from mnemoscope.model.parts import Norm
+from mnemoscope.model.watch import hooked, watch
+from mnemoscope.records import ContextBatch
 from mnemoscope.run.reading import Run
 
 _TILE = 64  # values read at once: their logits stay near the cache
@@ -38,7 +44,7 @@ class Reader:
 
     @property
     def name(self) -> str:
-        """Of the lens."""
+        """The name of the lens."""
         return self.lens.name
 
     def linear(self, vectors: Float[Tensor, "row width"]) -> Float[Tensor, "row vocabulary"]:
@@ -49,8 +55,8 @@ class Reader:
         table = self.lens.unembedding
         scores = vectors.new_empty(len(vectors), len(table))
         for start in range(0, len(table), _TOKENS):
-            part = slice(start, start + _TOKENS)
-            torch.mm(vectors, table[part].T, out=scores[:, part])
+            tokens = slice(start, start + _TOKENS)
+            torch.mm(vectors, table[tokens].T, out=scores[:, tokens])
         return scores if self.lens.multiplier == 1.0 else scores.mul_(self.lens.multiplier)
 
     def scale(
@@ -79,12 +85,12 @@ class Reader:
 
         The size of the coefficient is no matter: the own lens removes it, and raw and frozen are linear.
         """
-        found = []
+        layers = []
         with torch.inference_mode():
-            for part in model.anatomy.layers:
-                tokens = [self._both(tile) for tile in value_vectors(part).split(_TILE)]
-                found.append(torch.cat(tokens))
-        return torch.stack(found).to(torch.int32)
+            for layer in model.anatomy.layers:
+                tokens = [self._both(tile) for tile in value_vectors(layer).split(_TILE)]
+                layers.append(torch.cat(tokens))
+        return torch.stack(layers).to(torch.int32)
 
     def _both(self, vectors: Float[Tensor, "row width"]) -> Int[Tensor, "row side"]:
         linear, scale = self.linear(vectors), self.scale(vectors, vectors)
@@ -106,3 +112,60 @@ def value_tops(
         with files.replacing(file, "reading values: writing") as partial, partial.open("wb") as stream:
             np.save(stream, reader.tops(model).cpu().numpy())
     return torch.from_numpy(np.load(file)).to(model.device)
+
+
+# -- What the last token of each prefix goes through: residuals, feed-forward outputs, coefficients of every layer ---
+
+_POINTS = ("lin", "attention_output", "coefficients", "ffn_output")
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """The last position of some prefixes, in fp32.
+
+    residual      r: the stream that the feed-forward output is added to (Lres; in parallel blocks Lin + attention, G5)
+    ffn           y: what is added, with biases, post-norm and multiplier (A17, A20)
+    coefficients  m: the input of the down projection
+    """
+
+    residual: Float[Tensor, "context layer width"]
+    ffn: Float[Tensor, "context layer width"]
+    coefficients: Float[Tensor, "context layer neuron"]
+
+    @property
+    def output(self) -> Float[Tensor, "context layer width"]:
+        """o = r + y (Lout)."""
+        return self.residual + self.ffn
+
+    @classmethod
+    def joined(cls, parts: list[Points], order: np.ndarray) -> Points:
+        """Several as one, its rows in this order."""
+        index = torch.from_numpy(order.astype(np.int64)).to(parts[0].ffn.device)
+        names = ("residual", "ffn", "coefficients")
+        return cls(*(torch.cat([getattr(part, name) for part in parts])[index] for name in names))
+
+
+def points(model: Model, batch: ContextBatch) -> Points:
+    """One forward pass over right-padded prefixes, looked at where each ends."""
+    parts, shape = model.anatomy, batch.tokens.shape
+    rows = torch.arange(len(batch.lengths), device=model.device)
+    ends = torch.from_numpy(batch.lengths.astype(np.int64) - 1).to(model.device)
+    seen: dict[str, list[Float[Tensor, "context width"]]] = {point: [] for point in _POINTS}
+
+    def keep(point: str, x: Tensor) -> None:
+        # OPT flattens contexts and tokens into one axis; indexing copies, and Falcon adds to its FFN's output in place.
+        seen[point].append(x.detach().reshape(*shape, -1)[rows, ends].float())
+
+    def added(outputs: list[Tensor], norms: list[Norm | None]) -> list[Float[Tensor, "context width"]]:
+        """What a projection wrote in each layer, as it is added to the stream."""
+        normed = (x if norm is None else norm(x) for x, norm in zip(outputs, norms, strict=True))
+        return [x * parts.residual_multiplier for x in normed]
+
+    tokens = torch.from_numpy(batch.tokens).to(model.device, torch.int64)
+    handles = [handle for layer in parts.layers for handle in watch(layer, _POINTS, keep)]
+    with model.running(), hooked(handles), torch.inference_mode():
+        parts.body(input_ids=tokens, use_cache=False)
+        attended = added(seen["attention_output"], [layer.post_attention_norm for layer in parts.layers])
+        residual = [stream + update for stream, update in zip(seen["lin"], attended, strict=True)]
+        ffn = added(seen["ffn_output"], [layer.post_ffn_norm for layer in parts.layers])
+        return Points(*(torch.stack(by_layer, 1) for by_layer in (residual, ffn, seen["coefficients"])))

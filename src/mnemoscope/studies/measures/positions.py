@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mnemoscope import files
 from mnemoscope.errors import QueryError
 from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS
 from mnemoscope.text.plan import packed
 from mnemoscope.text.split import half
 
@@ -60,9 +61,7 @@ class Sizes:
     def to_dict(self) -> dict[str, Any]:
         """For the manifest; files by name and hash, and the shuffled copy only where there is one."""
         sizes = {**asdict(self), "questions": [_file(path) for path in self.questions]}
-        return (
-            sizes if self.shuffled else {name: value for name, value in sizes.items() if name != "shuffled"}
-        )
+        return {name: size for name, size in sizes.items() if name != "shuffled" or self.shuffled}
 
 
 @dataclass(frozen=True)
@@ -128,19 +127,19 @@ def sample(run: Run, count: int, *, longest: int = 128, seed: int = 0, held_out:
     for context, document, column in rows.iter_rows():
         tokens = np.asarray(column, np.int32)
         plain = ~np.isin(tokens, special)
-        usable = 1 + np.flatnonzero(
-            (plain[1:-1] & plain[2:])[: longest - 1]
-        )  # never position 0, and always followed
+        # Never position 0, and always followed.
+        usable = 1 + np.flatnonzero((plain[1:-1] & plain[2:])[: longest - 1])
         pick = generator.random()  # drawn for every context, so that one more context changes no other
         if len(usable) and len(chosen) < count:
-            at = int(usable[int(pick * len(usable))])
-            chosen.append((context, document, at, int(tokens[at + 1]), tokens[: at + 1]))
+            position = int(usable[int(pick * len(usable))])
+            target, prefix = int(tokens[position + 1]), tokens[: position + 1]
+            chosen.append((context, document, position, target, prefix))
     if not chosen:
         raise QueryError(
             f"sampling prefixes of {run.path}: none of its {rows.height} held-out contexts has a position that counts; "
             "build the run on more text"
         )
-    chosen.sort(key=lambda one: one[0])
+    chosen.sort(key=lambda example: example[0])
     contexts, documents, positions, targets, prefixes = zip(*chosen, strict=True)
     return Examples(
         np.array(contexts, np.int64),
@@ -166,7 +165,7 @@ def in_shards(
     """
     size = size or SHARD
     shards = _shards(len(examples), size)
-    found: dict[str, list[pa.Table]] = {}
+    measured: dict[str, list[pa.Table]] = {}
     for index, numbers in enumerate(shards):
         report(Progress(stage, index * size, len(examples), "examples"))
         done = folder / f"{index:05d}.json"
@@ -177,9 +176,22 @@ def in_shards(
                     pq.write_table(table, partial, compression="zstd")
             files.write(done, json.dumps(sorted(tables)), _DOING)
         for name in json.loads(done.read_text()):
-            found.setdefault(name, []).append(pq.read_table(folder / f"{index:05d}-{name}.parquet"))
+            measured.setdefault(name, []).append(pq.read_table(folder / f"{index:05d}-{name}.parquet"))
     report(Progress(stage, len(examples), len(examples), "examples"))
-    return found
+    return measured
+
+
+def arrow(name: str, columns: Mapping[str, np.ndarray], absent: np.ndarray | None = None) -> pa.Table:
+    """Rows of a table of the run, in the columns of its schema.
+
+    absent  where what may be null is null; without it, where it is NaN
+    """
+    schema, arrays = SCHEMAS[name], []
+    for field in schema:
+        values = columns[field.name].ravel()
+        mask = (np.isnan(values) if absent is None else absent.ravel()) if field.nullable else None
+        arrays.append(pa.array(values, mask=mask).cast(field.type, safe=False))
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _shards(count: int, size: int) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,7 @@ from mnemoscope.model.model import Model
 from mnemoscope.prediction.questions import ask
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
-from mnemoscope.run.schemas import SCHEMAS
-from mnemoscope.studies.measures.positions import Sizes
+from mnemoscope.studies.measures.positions import Sizes, arrow
 
 BUILT_IN = "city_in_country"
 LENSES = ("own", "raw")
@@ -69,10 +68,10 @@ def read(path: Path) -> list[Question]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise QueryError(f"reading questions: {path} cannot be read ({error}); give a jsonl file") from error
-    found = [_question(path.stem, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not found:
+    questions = [_question(path.stem, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not questions:
         raise QueryError(f"reading questions: {path} has none; each line is {_example()}")
-    return found
+    return questions
 
 
 def _example() -> str:
@@ -106,7 +105,7 @@ def measure(
 def ask_all(model: Model, sizes: Sizes, report: Callable[[Progress], None]) -> list[Asked]:
     """The built-in set and the sets in `sizes.questions`, each question put to the model once."""
     asked = []
-    questions = [*built_in(), *(one for path in sizes.questions for one in read(path))]
+    questions = [*built_in(), *(question for path in sizes.questions for question in read(path))]
     for index, question in enumerate(questions):
         report(Progress("asking", index, len(questions), "questions"))
         asked.append(_ask(model, question))
@@ -124,14 +123,16 @@ def _ask(model: Model, question: Question) -> Asked:
         return max(range(len(ways)), key=lambda way: float(scores[ways[way][0]]))
 
     try:
-        found = ask(model, question.prompt, question.answer, [], -1, likelier)
+        question_read = ask(model, question.prompt, question.answer, [], -1, likelier)
     except QueryError as error:
         raise QueryError(f"{question.set}, {question.subject or question.prompt!r}: {error}") from error
-    assert found.target is not None
-    tokens = found.tokens
+    assert question_read.target is not None
+    tokens = question_read.tokens
     stream = streams[tokens] if tokens in streams else _stream(model, tokens)
-    spaced = found.target.read != question.answer
-    return Asked(question, tokens, found.target.token, spaced, len(found.target.tokens), stream)
+    spaced = question_read.target.read != question.answer
+    return Asked(
+        question, tokens, question_read.target.token, spaced, len(question_read.target.tokens), stream
+    )
 
 
 def _stream(model: Model, tokens: tuple[int, ...]) -> Tensor:
@@ -147,33 +148,26 @@ def table(model: Model, asked: list[Asked], seed: int) -> pa.Table:
     others = _others(asked, np.random.default_rng(seed))
     lenses = [Lens.of(model.anatomy, name) for name in LENSES]
     parts = []
-    for index, (one, other) in enumerate(zip(asked, others, strict=True)):
-        wanted = torch.tensor([one.token, max(other, 0)], device=one.stream.device)
+    for index, (question, other) in enumerate(zip(asked, others, strict=True)):
+        wanted = torch.tensor([question.token, max(other, 0)], device=question.stream.device)
         for lens in lenses:
-            parts.append(_rows(index, one, other, lens, wanted))
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    lost = columns["null_rank"] < 0
-    schema = SCHEMAS["question_ranks"]
-    arrays = [
-        pa.array(columns[field.name], field.type, mask=lost if field.name == "null_rank" else None)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+            parts.append(_rows(index, question, other, lens, wanted))
+    columns = {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]}
+    return arrow("question_ranks", columns, columns["null_rank"] < 0)
 
 
-def _rows(index: int, one: Asked, other: int, lens: Lens, wanted: Tensor) -> dict[str, np.ndarray]:
+def _rows(index: int, asked: Asked, other: int, lens: Lens, wanted: Tensor) -> dict[str, np.ndarray]:
     with torch.inference_mode():
-        logits = lens.logits(one.stream)
+        logits = lens.logits(asked.stream)
         if lens.name == "raw":
             logits = lens.cap(logits)
         place = ranks(logits, wanted.expand(len(logits), 2)).int().cpu().numpy()
-        log_p = (logits[:, one.token].double() - logits.double().logsumexp(1)).float().cpu().numpy()
+        log_p = (logits[:, asked.token].double() - logits.double().logsumexp(1)).float().cpu().numpy()
     count = len(log_p)
     point = np.arange(count)
     fixed = {
-        "question": index, "set": one.question.set, "subject": one.question.subject, "prompt": one.question.prompt,
-        "answer": one.question.answer, "label": one.question.label, "token": one.token, "spaced": one.spaced,
-        "pieces": one.pieces, "lens": lens.name,
+        "question": index, **asdict(asked.question), "token": asked.token, "spaced": asked.spaced,
+        "pieces": asked.pieces, "lens": lens.name,
     }  # fmt: skip
     return {
         **{name: np.full(count, value) for name, value in fixed.items()},
@@ -188,15 +182,14 @@ def _rows(index: int, one: Asked, other: int, lens: Lens, wanted: Tensor) -> dic
 
 def _others(asked: list[Asked], generator: np.random.Generator) -> list[int]:
     """The answer of another question of the set and label (of the set, where the label has but one); -1 if none."""
-    found = []
-    for one in asked:
-        near = [two.token for two in asked if two.question.set == one.question.set and two.token != one.token]
-        same = [
-            two.token
-            for two in asked
-            if (two.question.set, two.question.label) == (one.question.set, one.question.label)
-            and two.token != one.token
+    tokens = []
+    for question in asked:
+        of_set = [
+            other
+            for other in asked
+            if other.question.set == question.question.set and other.token != question.token
         ]
-        choice = same or near
-        found.append(int(generator.choice(choice)) if choice else -1)
-    return found
+        of_label = [other.token for other in of_set if other.question.label == question.question.label]
+        choice = of_label or [other.token for other in of_set]
+        tokens.append(int(generator.choice(choice)) if choice else -1)
+    return tokens

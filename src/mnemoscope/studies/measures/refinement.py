@@ -25,10 +25,8 @@ from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import shuffled_copy
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
-from mnemoscope.run.schemas import SCHEMAS
-from mnemoscope.studies.measures.lenses import Reader, value_tops
-from mnemoscope.studies.measures.points import Points, points
-from mnemoscope.studies.measures.positions import SHARD, Examples, Sizes, in_shards, sample
+from mnemoscope.studies.measures.lenses import Points, Reader, points, value_tops
+from mnemoscope.studies.measures.positions import SHARD, Examples, Sizes, arrow, in_shards, sample
 from mnemoscope.studies.measures.reductions import first_largest, log_sums, moments, ranks
 
 LENSES = ("own", "raw")
@@ -70,11 +68,11 @@ def measure(
 
     def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
         blocks = _blocks(examples.documents[numbers], model.anatomy.vocabulary)
-        found = [unit.shard(examples, numbers, blocks) for unit in units]
+        shards = [unit.shard(examples, numbers, blocks) for unit in units]
         names = [unit.name for unit in units]
         return {
-            "refinement": _rows([layers for layers, _ in found], names, lenses, numbers, blocks),
-            "refinement_examples": _examples([ends for _, ends in found], names, examples, numbers, blocks),
+            "refinement": _rows([layers for layers, _ in shards], names, lenses, numbers, blocks),
+            "refinement_examples": _examples([ends for _, ends in shards], names, examples, numbers, blocks),
         }
 
     with torch.inference_mode():
@@ -127,22 +125,22 @@ class _Unit:
         kept.mkdir(exist_ok=True)
         readers = [Reader(model, lens) for lens in lenses]
         tops = [value_tops(run, model, reader, kept) for reader in readers]
-        lengths = [value_vectors(part).square().sum(-1).sqrt() for part in model.anatomy.layers]
+        lengths = [value_vectors(layer).square().sum(-1).sqrt() for layer in model.anatomy.layers]
         return cls(name, model, readers, tops, torch.stack(lengths), Reader(model, "own"))
 
     def shard(
         self, examples: Examples, numbers: np.ndarray, blocks: Sequence[_Block]
     ) -> tuple[Columns, Columns]:
         """Columns [example layer lens], and those of the examples alone."""
-        batches = [(some, points(self.model, batch)) for some, batch in examples.batches(numbers)]
-        order = np.argsort(np.concatenate([some for some, _ in batches]), kind="stable")
-        seen = Points.joined([found for _, found in batches], order)
+        batches = [(members, points(self.model, batch)) for members, batch in examples.batches(numbers)]
+        order = np.argsort(np.concatenate([members for members, _ in batches]), kind="stable")
+        seen = Points.joined([looked_at for _, looked_at in batches], order)
         layers, ends = [], []
         for block in blocks:
             rows = torch.from_numpy(block.rows).to(seen.ffn.device)
-            mine = Points(seen.residual[rows], seen.ffn[rows], seen.coefficients[rows])
-            ends.append(self._end(mine))
-            layers.append(self._block(mine, ends[-1]["prediction"], block))
+            inside = Points(seen.residual[rows], seen.ffn[rows], seen.coefficients[rows])
+            ends.append(self._end(inside))
+            layers.append(self._block(inside, ends[-1]["prediction"], block))
         back = torch.from_numpy(np.argsort(np.concatenate([block.rows for block in blocks])))
         return _joined(layers, back), _joined(ends, back)
 
@@ -159,15 +157,17 @@ class _Unit:
         for layer in range(self.model.anatomy.n_layers):
             memories = _Memories.of(seen.coefficients[:, layer], self.lengths[layer])
             r, y = seen.residual[:, layer], seen.ffn[:, layer]
-            found = []
+            readings = []
             for reader, tops in zip(self.readers, self.tops, strict=True):
                 said = memories.say(tops[layer])
                 other = memories.say(tops[(layer + len(tops) // 2) % len(tops)])
                 read = _Read.of(reader, r, y, seen.output[:, -1], block)
                 columns = read.columns(prediction, memories.heaviest(said))
-                found.append(columns | memories.active | memories.agreement(said, other, columns, block))
-            layers.append({name: torch.stack([one[name] for one in found], -1) for name in found[0]})
-        return {name: torch.stack([one[name] for one in layers], 1) for name in layers[0]}
+                readings.append(columns | memories.active | memories.agreement(said, other, columns, block))
+            layers.append(
+                {name: torch.stack([columns[name] for columns in readings], -1) for name in readings[0]}
+            )
+        return {name: torch.stack([columns[name] for columns in layers], 1) for name in layers[0]}
 
 
 def _joined(parts: Sequence[Columns], order: Tensor) -> Columns:
@@ -194,7 +194,7 @@ class _Read:
     def of(cls, reader: Reader, r: Tensor, y: Tensor, final: Tensor, block: _Block) -> _Read:
         """From vectors [example width]; `final` are the last outputs, for the frozen lens."""
         vectors = (r, y, r + y, r + block.partner(y))
-        scales = (reader.scale(one, final) for one in vectors)
+        scales = (reader.scale(vector, final) for vector in vectors)
         return cls(reader, block, *reader.linear(torch.cat([r, y])).chunk(2), *scales)
 
     def columns(self, prediction: Int[Tensor, " example"], memory: Int[Tensor, " example"]) -> Columns:
@@ -204,20 +204,22 @@ class _Read:
         rows = torch.arange(len(asked), device=asked.device)
         step = max(1, _NEAR // self.of_r.shape[1])
         pairs = zip(rows.split(step), partner(rows).split(step), strict=True)
-        parts = [self._some(mine, theirs, asked[mine]) for mine, theirs in pairs]
-        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        mean, std = found.pop("ffn_mean"), found.pop("ffn_std").clamp_min(1e-30)
-        found["ffn_z_residual"] = (found["ffn_z_residual"] - mean) / std
-        found["ffn_z_residual_permuted"] = (found["ffn_z_residual_permuted"] - partner(mean)) / partner(std)
-        residual, output = found["residual"], found["output"]
-        return found | {
+        parts = [self._tile(own, theirs, asked[own]) for own, theirs in pairs]
+        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        mean, std = columns.pop("ffn_mean"), columns.pop("ffn_std").clamp_min(1e-30)
+        columns["ffn_z_residual"] = (columns["ffn_z_residual"] - mean) / std
+        columns["ffn_z_residual_permuted"] = (columns["ffn_z_residual_permuted"] - partner(mean)) / partner(
+            std
+        )
+        residual, output = columns["residual"], columns["output"]
+        return columns | {
             "memory": memory,
             "similarity": self._similarity(residual, output),
             "similarity_permuted": self._similarity(residual, partner(output)),
         }
 
-    def _some(
-        self, rows: Int[Tensor, " some"], theirs: Int[Tensor, " some"], asked: Int[Tensor, "some token"]
+    def _tile(
+        self, rows: Int[Tensor, " row"], theirs: Int[Tensor, " row"], asked: Int[Tensor, "row token"]
     ) -> Columns:
         """`columns` of a few examples and their partners, whose logits stay in the cache; z not yet standardised."""
         reader, of_r, of_y, of_other = self.reader, self.of_r[rows], self.of_y[rows], self.of_y[theirs]
@@ -250,10 +252,10 @@ class _Read:
             "ffn_std": std.float(),
         }
 
-    def _similarity(self, one: Tensor, other: Tensor) -> Tensor:
+    def _similarity(self, tokens: Tensor, others: Tensor) -> Tensor:
         """Cosine of two tokens' rows of the unembedding."""
         rows = self.reader.lens.unembedding
-        return torch.cosine_similarity(rows[one], rows[other], dim=-1)
+        return torch.cosine_similarity(rows[tokens], rows[others], dim=-1)
 
 
 def _at(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -307,11 +309,11 @@ class _Memories:
         columns = {}
         for suffix, (words, target) in asked.items():
             same = words == target[:, None]
-            mine = same & (self.coefficients != 0)
-            columns[f"agree{suffix}"] = mine.sum(-1)
+            active = same & (self.coefficients != 0)
+            columns[f"agree{suffix}"] = active.sum(-1)
             columns[f"agree_positive{suffix}"] = (same & (self.coefficients > 0)).sum(-1)
             columns[f"agree_all{suffix}"] = same.sum(-1)
-            columns[f"strongest{suffix}"] = (self.share * mine).amax(-1)
+            columns[f"strongest{suffix}"] = (self.share * active).amax(-1)
         return columns
 
 
@@ -326,14 +328,13 @@ def _rows(
     columns = {name: torch.stack([unit[name] for unit in units], 2).numpy() for name in units[0]}
     example, layer, unit, lens = np.indices(next(iter(columns.values())).shape)
     alone = np.broadcast_to(_alone(numbers, blocks)[:, None, None, None], example.shape)
-    found = {
+    columns |= {
         "example": numbers[example],
-        "layer": layer,
+        "layer": np.asarray(layer),
         "unit": np.array(names)[unit],
         "lens": np.array(lenses)[lens],
-        **columns,
     }
-    return _table("refinement", found, alone)
+    return arrow("refinement", columns, alone)
 
 
 def _examples(
@@ -349,7 +350,7 @@ def _examples(
         partner[block.rows] = numbers[np.roll(block.rows, -block.shift)]
     columns = {name: torch.stack([unit[name] for unit in units], 1).numpy() for name in units[0]}
     example, unit = np.indices((len(numbers), len(units)))
-    found = {
+    columns |= {
         "example": numbers[example],
         "unit": np.array(names)[unit],
         "document": examples.documents[numbers][example],
@@ -357,10 +358,9 @@ def _examples(
         "position": examples.positions[numbers][example],
         "next_token": examples.targets[numbers][example],
         "partner": partner[example],
-        **columns,
     }
-    return _table(
-        "refinement_examples", found, np.broadcast_to(_alone(numbers, blocks)[:, None], example.shape)
+    return arrow(
+        "refinement_examples", columns, np.broadcast_to(_alone(numbers, blocks)[:, None], example.shape)
     )
 
 
@@ -370,13 +370,3 @@ def _alone(numbers: np.ndarray, blocks: Sequence[_Block]) -> np.ndarray:
     for block in blocks:
         alone[block.rows] = block.shift == 0
     return alone
-
-
-def _table(name: str, columns: Mapping[str, np.ndarray], alone: np.ndarray) -> pa.Table:
-    """In the columns of the schema; what may be null there is, where an example is alone."""
-    schema = SCHEMAS[name]
-    arrays = []
-    for field in schema:
-        values = columns[field.name].ravel()
-        arrays.append(pa.array(values, mask=alone.ravel() if field.nullable else None).cast(field.type))
-    return pa.Table.from_arrays(arrays, schema=schema)

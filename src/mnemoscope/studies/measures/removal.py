@@ -11,12 +11,14 @@ Beside each trigger stands its null: the same neuron at the same position of ano
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS
 from mnemoscope.run.writing import add_tables
+from mnemoscope.studies.measures.positions import Sizes
 from mnemoscope.text.plan import BATCH_TOKENS, packed
 
 REMOVED = ("first", "last", "random")
@@ -35,11 +38,12 @@ KINDS = ("trigger", "random")
 # Position 0, and in some models position 1, is a sink: what is left of a prefix must end beyond it.
 SHORTEST = 4  # least position of a trigger
 LONGEST = 128  # positions of a context that are read
+_POSITIONS = 20  # sampled by a study for each document sampled here: 200 documents in a study of full size
 
 _SCHEMA = pl.DataFrame(pl.from_arrow(SCHEMAS["removal"].empty_table())).schema
 
 
-class _Text(NamedTuple):
+class _SampledText(NamedTuple):
     """One sampled context, cut to LONGEST tokens, with what is dropped for the prefix that ends at each position."""
 
     context: int
@@ -85,6 +89,15 @@ def removal(
     return _Passes(texts, prefixes).table(model, report or (lambda _: None))
 
 
+def measure(
+    run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]
+) -> Mapping[str, list[pa.Table]]:
+    """The table `removal`, as a measurement of the study."""
+    documents = max(10, sizes.positions // _POSITIONS)
+    rows = removal(run, model, documents=documents, seed=sizes.seed, report=report)
+    return {"removal": [rows.to_arrow()]}
+
+
 def add(
     run: Run,
     model: Model,
@@ -103,7 +116,7 @@ def add(
     return add_tables(run.path, {"removal": [rows.to_arrow()]}, {"removal": options})
 
 
-def _sample(run: Run, documents: int, generator: np.random.Generator) -> list[_Text]:
+def _sample(run: Run, documents: int, generator: np.random.Generator) -> list[_SampledText]:
     """One random context, of those long enough, from each of some random documents."""
     long = (
         run.table("contexts")
@@ -124,18 +137,18 @@ def _sample(run: Run, documents: int, generator: np.random.Generator) -> list[_T
 
 def _text(
     context: int, document: int, tokens: np.ndarray, special: list[int], generator: np.random.Generator
-) -> _Text:
+) -> _SampledText:
     priority = generator.random(len(tokens))
     priority[0] = np.inf  # never removed
     least = np.minimum.accumulate(priority)
     drop = np.maximum.accumulate(np.where(priority == least, np.arange(len(tokens)), 0))
     counted = ~np.isin(tokens, special)
     counted[:SHORTEST] = False
-    return _Text(context, document, tokens, counted, drop.astype(np.int32))
+    return _SampledText(context, document, tokens, counted, drop.astype(np.int32))
 
 
 def _chosen(
-    run: Run, texts: list[_Text], per_layer: int, triggers: int, generator: np.random.Generator
+    run: Run, texts: list[_SampledText], per_layer: int, triggers: int, generator: np.random.Generator
 ) -> pl.DataFrame:
     """Triggers in the sampled contexts, not too many of a layer: layer, neuron, polarity, rank, context, position."""
     contexts = pl.Series("context", [text.context for text in texts], dtype=pl.Int64)
@@ -158,19 +171,19 @@ def _chosen(
     return shuffled.group_by("layer").head(per_layer).sort("layer", "neuron", "polarity", "rank")
 
 
-def _with_null(chosen: pl.DataFrame, texts: list[_Text], generator: np.random.Generator) -> _Prefixes:
+def _with_null(chosen: pl.DataFrame, texts: list[_SampledText], generator: np.random.Generator) -> _Prefixes:
     """Each trigger, and the same neuron at the same position elsewhere (where any other context counts there)."""
-    number = {text.context: at for at, text in enumerate(texts)}
+    number = {text.context: index for index, text in enumerate(texts)}
     text = np.array([number[context] for context in chosen["context"]])
     position = chosen["position"].to_numpy()
     other = np.full(len(text), -1)
-    for at in np.unique(position):
-        reach = np.array([i for i, one in enumerate(texts) if at < len(one.tokens) and one.counted[at]])
-        here = np.flatnonzero(position == at)
+    for end in np.unique(position):
+        reach = np.array([i for i, t in enumerate(texts) if end < len(t.tokens) and t.counted[end]])
+        placed = np.flatnonzero(position == end)
         if len(reach) > 1:
             # A step of 1 to n - 1 from one's own place among n: any of the others, with equal chance.
-            own = np.searchsorted(reach, text[here])
-            other[here] = reach[(own + generator.integers(1, len(reach), len(here))) % len(reach)]
+            own = np.searchsorted(reach, text[placed])
+            other[placed] = reach[(own + generator.integers(1, len(reach), len(placed))) % len(reach)]
     has = np.flatnonzero(other >= 0)
     address = chosen.select("layer", "neuron", "polarity", "rank")
     rows = pl.concat(
@@ -182,7 +195,7 @@ def _with_null(chosen: pl.DataFrame, texts: list[_Text], generator: np.random.Ge
 class _Passes:
     """Which sequences go through the model, and which coefficient of which answers what."""
 
-    def __init__(self, texts: list[_Text], prefixes: _Prefixes) -> None:
+    def __init__(self, texts: list[_SampledText], prefixes: _Prefixes) -> None:
         self._texts, self._prefixes = texts, prefixes
         self._keys: dict[tuple[int, int], int] = {}  # (text, removed position; -1 for none) -> pass
         self._ends: list[int] = []  # last position of the text that each pass has to reach
@@ -201,17 +214,16 @@ class _Passes:
 
     def _reach(self, text: np.ndarray, removed: np.ndarray, position: np.ndarray) -> np.ndarray:
         """The pass of each prefix, made or prolonged."""
-        found = []
-        for key, end in zip(
-            zip(text.tolist(), removed.tolist(), strict=True), position.tolist(), strict=True
-        ):
+        passes = []
+        for *pair, end in zip(text.tolist(), removed.tolist(), position.tolist(), strict=True):
+            key = (pair[0], pair[1])
             if key not in self._keys:
                 self._keys[key] = len(self._ends)
                 self._ends.append(0)
             number = self._keys[key]
             self._ends[number] = max(self._ends[number], end)
-            found.append(number)
-        return np.array(found)
+            passes.append(number)
+        return np.array(passes)
 
     def _sequence(self, key: tuple[int, int], end: int) -> np.ndarray:
         text, removed = key
@@ -237,18 +249,18 @@ class _Passes:
                 capture.sweep(batch, answers.reader(numbers))
                 done += batch.n_tokens
                 report(Progress("removing tokens", done, total, "tokens"))
-        place = {
+        about = {
             "document": np.array([self._texts[t].document for t in self._prefixes.text]),
             "context": np.array([self._texts[t].context for t in self._prefixes.text]),
             "position": self._prefixes.position,
-            "whole": answers.found["whole"],
+            "whole": answers.coefficients["whole"],
         }
         parts = [
             self._prefixes.rows.with_columns(
-                **{name: pl.Series(values) for name, values in place.items()},
+                **{name: pl.Series(values) for name, values in about.items()},
                 removed=pl.lit(removed),
                 removed_position=pl.Series(self.removed_position[removed]),
-                without=pl.Series(answers.found[removed]),
+                without=pl.Series(answers.coefficients[removed]),
             ).select(pl.col(name).cast(dtype) for name, dtype in _SCHEMA.items())
             for removed in REMOVED
         ]
@@ -263,22 +275,22 @@ class _Answers:
     def __init__(self, questions: dict[str, tuple[np.ndarray, np.ndarray]], rows: pl.DataFrame) -> None:
         self._questions = questions
         self._layer, self._neuron = rows["layer"].to_numpy(), rows["neuron"].to_numpy()
-        self.found = {name: np.full(rows.height, np.nan, np.float32) for name in questions}
+        self.coefficients = {name: np.full(rows.height, np.nan, np.float32) for name in questions}
 
     def reader(self, numbers: np.ndarray) -> Callable[..., None]:
         """A receiver for the batch of these passes."""
         rows_of = {int(number): row for row, number in enumerate(numbers)}
         asked = []
         for name, (passes, place) in self._questions.items():
-            here = np.flatnonzero(np.isin(passes, numbers))
-            rows = np.array([rows_of[number] for number in passes[here].tolist()], np.int64)
-            asked.append((name, here, rows, place[here]))
+            prefixes = np.flatnonzero(np.isin(passes, numbers))
+            rows = np.array([rows_of[number] for number in passes[prefixes].tolist()], np.int64)
+            asked.append((name, prefixes, rows, place[prefixes]))
 
         def receive(layer: int, coefficients: Tensor, *_: object) -> None:
-            for name, here, rows, place in asked:
-                mine = np.flatnonzero(self._layer[here] == layer)
-                index = (rows[mine], place[mine], self._neuron[here[mine]])
-                picked = coefficients[tuple(torch.from_numpy(part.astype(np.int64)) for part in index)]
-                self.found[name][here[mine]] = picked.float().cpu().numpy()
+            for name, prefixes, rows, place in asked:
+                inside = np.flatnonzero(self._layer[prefixes] == layer)
+                index = (rows[inside], place[inside], self._neuron[prefixes[inside]])
+                picked = coefficients[tuple(torch.from_numpy(axis.astype(np.int64)) for axis in index)]
+                self.coefficients[name][prefixes[inside]] = picked.float().cpu().numpy()
 
         return receive

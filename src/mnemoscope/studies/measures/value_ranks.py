@@ -30,7 +30,7 @@ from mnemoscope.model.parts import Layer
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS
-from mnemoscope.studies.measures import reductions as scores
+from mnemoscope.studies.measures import reductions
 from mnemoscope.studies.measures.positions import Sizes
 
 _TILE = 64  # values read at once
@@ -49,12 +49,12 @@ def _layers(run: Run, model: Model, seed: int, report: Callable[[Progress], None
     generator = np.random.default_rng(seed)
     lens = Lens.of(model.anatomy, LENS)
     total = model.anatomy.n_layers
-    for layer, part in enumerate(model.anatomy.layers):
-        report(Progress("ranking values", layer, total, "layers"))
-        mine = rows.filter(pl.col("layer") == layer)
-        asked = _asked(rows, mine, total, generator)
-        if mine.height:
-            yield _read(lens, part, mine, asked)
+    for number, layer in enumerate(model.anatomy.layers):
+        report(Progress("ranking values", number, total, "layers"))
+        triggers = rows.filter(pl.col("layer") == number)
+        asked = _asked(rows, triggers, total, generator)
+        if triggers.height:
+            yield _read(lens, layer, triggers, asked)
     report(Progress("ranking values", total, total, "layers"))
 
 
@@ -75,35 +75,39 @@ def _targets(run: Run) -> pl.DataFrame:
     )
 
 
-def _asked(rows: pl.DataFrame, mine: pl.DataFrame, layers: int, generator: np.random.Generator) -> np.ndarray:
+def _asked(
+    rows: pl.DataFrame, triggers: pl.DataFrame, layers: int, generator: np.random.Generator
+) -> np.ndarray:
     """i64[row, 4]: tokens whose ranks are wanted; -1 where there is none."""
-    token = mine["token"].to_numpy().astype(np.int64)
+    token = triggers["token"].to_numpy().astype(np.int64)
     permuted = token.copy()
-    side = mine["polarity"].to_numpy()
-    for one in (1, -1):
-        permuted[side == one] = generator.permutation(token[side == one])
-    far = mine.select(
-        pl.lit((int(mine["layer"][0]) + layers // 2) % layers if mine.height else 0, pl.Int16).alias("layer"),
+    side = triggers["polarity"].to_numpy()
+    for polarity in (1, -1):
+        permuted[side == polarity] = generator.permutation(token[side == polarity])
+    far = triggers.select(
+        pl.lit((int(triggers["layer"][0]) + layers // 2) % layers if triggers.height else 0, pl.Int16).alias(
+            "layer"
+        ),
         "neuron",
         "polarity",
     )
     other = far.join(rows, on=["layer", "neuron", "polarity"], how="left", maintain_order="left")["token"]
-    columns = (token, mine["last_token"].to_numpy(), permuted, other.fill_null(-1).to_numpy())
+    columns = (token, triggers["last_token"].to_numpy(), permuted, other.fill_null(-1).to_numpy())
     return np.stack([column.astype(np.int64) for column in columns], axis=1)
 
 
-def _read(lens: Lens, part: Layer, mine: pl.DataFrame, asked: np.ndarray) -> pa.Table:
-    values = value_vectors(part)
-    neuron = torch.from_numpy(mine["neuron"].to_numpy().astype(np.int64))
-    sign = torch.from_numpy(mine["polarity"].to_numpy().astype(np.float32))
-    parts = []
+def _read(lens: Lens, layer: Layer, triggers: pl.DataFrame, asked: np.ndarray) -> pa.Table:
+    values = value_vectors(layer)
+    neuron = torch.from_numpy(triggers["neuron"].to_numpy().astype(np.int64))
+    sign = torch.from_numpy(triggers["polarity"].to_numpy().astype(np.float32))
+    tiles = []
     with torch.inference_mode():
-        for index in torch.arange(mine.height).split(_TILE):
+        for index in torch.arange(triggers.height).split(_TILE):
             vectors = values[neuron[index].to(values.device)] * sign[index, None].to(values.device)
-            parts.append(_rank(lens, vectors, torch.from_numpy(asked[index.numpy()])))
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            tiles.append(_rank(lens, vectors, torch.from_numpy(asked[index.numpy()])))
+    columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
     absent = asked < 0
-    frame = mine.with_columns(**{name: pl.Series(column) for name, column in columns.items()})
+    frame = triggers.with_columns(**{name: pl.Series(column) for name, column in columns.items()})
     frame = frame.with_columns(
         pl.when(~pl.Series(absent[:, place])).then(pl.col(name)).alias(name)
         for place, name in enumerate(_ASKED)
@@ -116,8 +120,8 @@ def _rank(lens: Lens, vectors: Tensor, asked: Tensor) -> dict[str, np.ndarray]:
     """Ranks of the asked tokens, and what the value is surest of."""
     logits = lens.logits(vectors)
     tokens = asked.to(logits.device).clamp(min=0)
-    place = scores.ranks(logits, tokens).int().cpu().numpy()
-    mass, top = scores.log_sums(logits), scores.first_largest(logits)
+    place = reductions.ranks(logits, tokens).int().cpu().numpy()
+    mass, top = reductions.log_sums(logits), reductions.first_largest(logits)
     best, first = (logits.gather(1, token[:, None])[:, 0] for token in (top, tokens[:, 0]))
     return {
         **{name: place[:, column] for column, name in enumerate(_ASKED)},
@@ -131,7 +135,6 @@ def _rank(lens: Lens, vectors: Tensor, asked: Tensor) -> dict[str, np.ndarray]:
 
 EVERY = 64  # ranks from either end that are all marked
 _STEP = 1.1  # of ranks beyond: they are known to within a tenth
-_VALUES_AT_ONCE = 64  # values read at once
 _NOTHING = 1e-6  # by how much the same logit may differ between two sums in fp32, relative to the largest
 
 
@@ -147,7 +150,7 @@ def marked(vocabulary: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
+class ValueRanks:
     """The values of one layer, each of unit length under the lens and without its biases.
 
     marks  logits at the ranks `marked`, descending
@@ -158,12 +161,12 @@ class Order:
     ranks: Int[Tensor, " mark"]
 
     @classmethod
-    def of(cls, lens: Lens, part: Layer, file: Path) -> Order:
+    def of(cls, lens: Lens, layer: Layer, file: Path) -> ValueRanks:
         """Read once and kept in the file."""
         places = marked(lens.unembedding.shape[0])
         if not file.exists():
             with files.replacing(file, "reading values: writing") as partial, partial.open("wb") as stream:
-                np.save(stream, _sorted(lens, part, places))
+                np.save(stream, _sorted(lens, layer, places))
         return cls(lens, torch.from_numpy(np.load(file)), torch.from_numpy(places))
 
     def rank(
@@ -181,19 +184,19 @@ class Order:
         above = (marks > (score + slack)[:, None]).sum(-1).clamp(max=len(self.ranks) - 1)
         right, left = self.ranks[above].float(), self.ranks[(above - 1).clamp_min(0)].float()
         high, low = (marks.gather(-1, place[:, None])[:, 0] for place in ((above - 1).clamp_min(0), above))
-        part = ((high - score) / (high - low).clamp_min(1e-30)).clamp(0, 1)
-        between = torch.where(right - left <= 1, right, left + part * (right - left))
+        share = ((high - score) / (high - low).clamp_min(1e-30)).clamp(0, 1)
+        between = torch.where(right - left <= 1, right, left + share * (right - left))
         return torch.where(unit.abs().amax(-1) > 0, between, torch.inf)
 
 
-def _sorted(lens: Lens, part: Layer, places: np.ndarray) -> np.ndarray:
+def _sorted(lens: Lens, layer: Layer, places: np.ndarray) -> np.ndarray:
     """f32[neuron, mark]"""
-    found = []
-    for tile in _unit(lens, value_vectors(part)).split(_VALUES_AT_ONCE):
+    marks = []
+    for tile in _unit(lens, value_vectors(layer)).split(_TILE):
         scores = (tile @ lens.unembedding.T).cpu().numpy()
         share_out(lambda row: scores[row].sort(), range(len(scores)))  # noqa: B023
-        found.append(scores[:, scores.shape[1] - 1 - places])
-    return np.concatenate(found)
+        marks.append(scores[:, scores.shape[1] - 1 - places])
+    return np.concatenate(marks)
 
 
 def _unit(lens: Lens, vectors: Tensor) -> Tensor:
