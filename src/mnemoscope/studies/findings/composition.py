@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.studies.findings.finding import Figure, Finding, bar, line
-from mnemoscope.studies.findings.statistics import Grid, percent, refinement_grids, series
+from mnemoscope.studies.findings.statistics import ExampleGrid, percent, refinement_grids, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -75,7 +75,7 @@ def _line(frame: pl.DataFrame, title: str, color: str, facet: str | None = None)
     return line(frame, title, color=color, facet=facet, share=True)
 
 
-def _active(run: Run, grid: Grid, copy: Grid | None) -> Finding:
+def _active(run: Run, grid: ExampleGrid, copy: ExampleGrid | None) -> Finding:
     """A16: active memories, by several rules."""
     size, frames = run.manifest.model.neurons, []
     for rule, column in RULES.items():
@@ -99,7 +99,7 @@ def _active(run: Run, grid: Grid, copy: Grid | None) -> Finding:
     )
 
 
-def _mass(grid: Grid, copy: Grid | None) -> Finding:
+def _mass(grid: ExampleGrid, copy: ExampleGrid | None) -> Finding:
     """A16: how much of what is written the strongest write."""
     frames = [
         series(grid.share(grid[column]), None if copy is None else copy.share(copy[column]), memories=label)
@@ -119,7 +119,7 @@ def _mass(grid: Grid, copy: Grid | None) -> Finding:
     )
 
 
-def _silent(grid: Grid, suffix: str = "") -> dict[str, np.ndarray]:
+def _silent(grid: ExampleGrid, suffix: str = "") -> dict[str, np.ndarray]:
     """f64[example, layer] by rule: 1 where no active memory says the target, NaN where there is no target."""
     limits = {
         "m other than 0": ("agree", 1),
@@ -142,7 +142,7 @@ def _different(silent: dict[str, np.ndarray]) -> list[str]:
     return kept
 
 
-def _zero_agreement(run: Run, grid: Grid, others: list[Grid]) -> Finding:
+def _zero_agreement(run: Run, grid: ExampleGrid, others: list[ExampleGrid]) -> Finding:
     """A18: examples in which no memory says what the layer says."""
     silent, null = _silent(grid), _silent(grid, "_permuted")
     targets = {
@@ -181,7 +181,7 @@ def _zero_agreement(run: Run, grid: Grid, others: list[Grid]) -> Finding:
     )
 
 
-def _sweep(grid: Grid) -> Finding:
+def _sweep(grid: ExampleGrid) -> Finding:
     """A18, A72: the same, by how strong a memory must be to count."""
     strongest, null = grid["strongest"], grid["strongest_permuted"]
     rows = []
@@ -212,7 +212,7 @@ def _sweep(grid: Grid) -> Finding:
     )
 
 
-def lengths(run: Run, grid: Grid) -> np.ndarray:
+def lengths(run: Run, grid: ExampleGrid) -> np.ndarray:
     """i64[example]: tokens of each prefix that are not special (A27)."""
     special = run.manifest.options.get("special", [])
     texts = run.contexts(grid.examples["context"].to_list())
@@ -222,7 +222,7 @@ def lengths(run: Run, grid: Grid) -> np.ndarray:
     )
 
 
-def _who_agrees(run: Run, grid: Grid) -> Finding:
+def _who_agrees(run: Run, grid: ExampleGrid) -> Finding:
     """A19: what is said, and after how much, where a memory alone says it."""
     kinds = np.array([kind("".join(run.vocabulary.pieces([token]))) for token in range(len(run.vocabulary))])
     target = kinds[grid["ffn"].astype(np.int64)]
@@ -268,7 +268,7 @@ def _who_agrees(run: Run, grid: Grid) -> Finding:
     )
 
 
-def _suppressed(grid: Grid) -> Finding:
+def _suppressed(grid: ExampleGrid) -> Finding:
     """A29: is what the strongest memory says still heard in what the layer says?"""
     ranks, null = grid["ffn_rank_memory"], grid["ffn_rank_memory_permuted"]
     frames, words = [], []

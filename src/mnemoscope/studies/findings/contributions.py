@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from mnemoscope.intervals import Interval
 from mnemoscope.studies.findings.finding import Finding, bar, line
 from mnemoscope.studies.findings.statistics import (
-    Grid,
+    ExampleGrid,
     mean_by_document,
     number,
     percent,
@@ -61,12 +61,12 @@ _DOCUMENTS = "documents"
 _TOP = 10
 
 
-def load(run: Run) -> dict[str, Grid]:
+def load(run: Run) -> dict[str, ExampleGrid]:
     """`contribution_layers` by target (`model`, `null`, `gold`), `model` first."""
     examples = run.table("contribution_examples").collect()
     rows = run.table("contribution_layers").collect()
     return {
-        target: Grid(
+        target: ExampleGrid(
             target,
             rows.filter(target=target).sort("example", "layer"),
             examples.filter(target=target).sort("example"),
@@ -102,7 +102,7 @@ def _stream(run: Run, examples: pl.DataFrame) -> Finding:
     frames, main = [], None
     for lens in ("frozen", "own", "raw"):
         means = {
-            target: Grid(target, points, examples).mean("log_probability")
+            target: ExampleGrid(target, points, examples).mean("log_probability")
             for target in ("model", "null")
             if (points := rows.filter(lens=lens, target=target)).height
         }
@@ -172,7 +172,7 @@ def _curve(run: Run) -> Finding:
     )
 
 
-def _parts(grids: dict[str, Grid]) -> Finding:
+def _parts(grids: dict[str, ExampleGrid]) -> Finding:
     """A38, A65: what attention and feed-forward of each layer bring."""
     null = grids.get("null")
     frames = [
@@ -200,14 +200,14 @@ def _parts(grids: dict[str, Grid]) -> Finding:
     )
 
 
-def credited(main: Grid) -> np.ndarray:
+def credited(main: ExampleGrid) -> np.ndarray:
     """f64[side, example, layer]: what a layer did, shared between its helpful and unhelpful neurons (A41)."""
     sides = np.stack([main[f"{side}_all"] for side in SIDES], axis=-1)
     pairs = zip(sides.reshape(-1, 2), main["ffn"].reshape(-1), strict=True)
     return np.stack([shared(both, total) for both, total in pairs]).reshape(sides.shape).transpose(2, 0, 1)
 
 
-def _shared(main: Grid) -> Finding:
+def _shared(main: ExampleGrid) -> Finding:
     """A41: what helpful and unhelpful neurons are credited with, so that both add up to what the layer did."""
     own = {side: main.mean(f"{side}_all") for side in SIDES}
     shares = dict(zip(SIDES, (main.mean(grid) for grid in credited(main)), strict=True))
@@ -255,7 +255,7 @@ def correlations(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(correlated, kinds, orient="row")
 
 
-def _sums(run: Run, main: Grid) -> Finding:
+def _sums(run: Run, main: ExampleGrid) -> Finding:
     """A40: does the contribution of a sum follow the sum of contributions?"""
     rows = run.table("contribution_sums").collect()
     correlated = correlations(rows)
@@ -292,13 +292,13 @@ def _sums(run: Run, main: Grid) -> Finding:
     )
 
 
-def _chosen(grid: Grid) -> dict[str, np.ndarray]:
+def _chosen(grid: ExampleGrid) -> dict[str, np.ndarray]:
     """f64[example, layer] by choice, in layers where all four were made."""
     known = ~np.isnan(grid["by_rank"]).all(0)
     return {choice: grid[f"by_{choice}"][:, known] for choice in CHOICES}
 
 
-def _table(grids: dict[str, Grid]) -> Finding:
+def _table(grids: dict[str, ExampleGrid]) -> Finding:
     """A44: ten neurons chosen in four ways."""
     rows = []
     scores = {
@@ -333,7 +333,7 @@ def _table(grids: dict[str, Grid]) -> Finding:
     )
 
 
-def _table_by_layer(grids: dict[str, Grid]) -> Finding:
+def _table_by_layer(grids: dict[str, ExampleGrid]) -> Finding:
     frames = []
     null = grids.get("null")
     known = np.flatnonzero(~np.isnan(grids["model"]["by_rank"]).all(0))
@@ -356,7 +356,7 @@ def _table_by_layer(grids: dict[str, Grid]) -> Finding:
     )
 
 
-def _counts(grids: dict[str, Grid]) -> Finding:
+def _counts(grids: dict[str, ExampleGrid]) -> Finding:
     """A47: how many help, how many do not, and how many it would take."""
     null, main, frames = grids.get("null"), grids["model"], []
     for what, suffix in (("neurons", ""), ("as concentrated as so many equal ones", "_effective")):
@@ -391,11 +391,11 @@ def _counts(grids: dict[str, Grid]) -> Finding:
     )
 
 
-def _share(grid: Grid, side: str) -> Interval:
+def _share(grid: ExampleGrid, side: str) -> Interval:
     return grid.ratio(grid[f"{side}_top"], grid[f"{side}_all"])
 
 
-def _ten(grids: dict[str, Grid]) -> Finding:
+def _ten(grids: dict[str, ExampleGrid]) -> Finding:
     """A48: the ten best together against all together."""
     null, frames = grids.get("null"), []
     shares = {side: _share(grids["model"], side) for side in SIDES}
@@ -419,7 +419,7 @@ def _ten(grids: dict[str, Grid]) -> Finding:
     )
 
 
-def _signs(main: Grid) -> Finding:
+def _signs(main: ExampleGrid) -> Finding:
     """A37: negative coefficients among helpful and unhelpful neurons."""
     shares = {side: main.share_of(main[f"{side}_negative"], main[side]) for side in SIDES}
     overall = {

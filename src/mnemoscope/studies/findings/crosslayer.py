@@ -12,7 +12,7 @@ import polars as pl
 
 from mnemoscope.intervals import Interval
 from mnemoscope.studies.findings.finding import Figure, Finding, bar, line
-from mnemoscope.studies.findings.statistics import Grid, number, percent, ratio, series
+from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, ratio, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -33,7 +33,7 @@ def findings(run: Run) -> list[Finding]:
     """Everything that the tables `cross_*` say."""
     examples = run.table("contribution_examples").filter(target="model").sort("example").collect()
     queries, layers = (
-        Grid("", run.table(f"cross_{table}").sort("example", place).collect(), examples)
+        ExampleGrid("", run.table(f"cross_{table}").sort("example", place).collect(), examples)
         for table, place in (("queries", "query"), ("layers", "layer"))
     )
     neurons = run.manifest.model.neurons
@@ -71,7 +71,7 @@ def _drawn(frame: pl.DataFrame, y_title: str, **more: Any) -> Figure:
     return line(frame, y_title, x="query", x_title=x_title, color="side", **more)
 
 
-def _one_layer(queries: Grid, layer: int, share: dict[str, np.ndarray]) -> Finding:
+def _one_layer(queries: ExampleGrid, layer: int, share: dict[str, np.ndarray]) -> Finding:
     """A49: what each earlier vector does to helpful and unhelpful neurons of one layer."""
     seen = 2 * layer + 2
     every = queries["any"][:, :seen]
@@ -103,7 +103,7 @@ def _one_layer(queries: Grid, layer: int, share: dict[str, np.ndarray]) -> Findi
     )
 
 
-def _four_ways(queries: Grid, layer: int) -> Finding:
+def _four_ways(queries: ExampleGrid, layer: int) -> Finding:
     """A58, A59: all neurons or the ten of each side, unweighted or weighted with |C|."""
     seen, frames, net = 2 * layer + 2, [], {}
     for way, suffix in WAYS.items():
@@ -136,7 +136,7 @@ def _correlation(curve: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(curve[known], other[known])[0, 1])
 
 
-def _upper(queries: Grid) -> Finding:
+def _upper(queries: ExampleGrid) -> Finding:
     """A60: Eq. 25 summed over all upper layers."""
     grids = {side: queries[f"upper_{side}"] for side in SIDES}
     grids["helpful less unhelpful"] = grids["helpful"] - grids["unhelpful"]
@@ -161,7 +161,7 @@ def _upper(queries: Grid) -> Finding:
     )
 
 
-def _both(layers: Grid, neurons: int) -> Finding:
+def _both(layers: ExampleGrid, neurons: int) -> Finding:
     """A61: neurons that matter as values, which upper layers name among their first queries."""
     listed = layers["helpful"] + layers["unhelpful"]
     asked = layers["helpful_asked"] + layers["unhelpful_asked"]
@@ -196,7 +196,7 @@ def chance_union(layer: np.ndarray, neurons: int) -> np.ndarray:
     return union_share(neurons * (1 - (1 - each / neurons) ** np.asarray(layer, float)), layer)
 
 
-def _called(layers: Grid, neurons: int) -> Finding:
+def _called(layers: ExampleGrid, neurons: int) -> Finding:
     """A62: whether earlier layers call the same neurons."""
     called = layers["called"]
     place = np.arange(called.shape[1])
@@ -226,7 +226,7 @@ _KINDS = {
 }
 
 
-def _where(layers: Grid, neurons: int) -> Finding:
+def _where(layers: ExampleGrid, neurons: int) -> Finding:
     """A63: the hundred strongest values and queries, by layer."""
     total = layers["layer"].shape[1]
     chance = np.full(total, FIRST / total)
@@ -257,7 +257,7 @@ def _where(layers: Grid, neurons: int) -> Finding:
     )
 
 
-def _mass(layers: Grid) -> Finding:
+def _mass(layers: ExampleGrid) -> Finding:
     """A63: how much of all value and of all querying is in each layer."""
     even = np.full(layers["layer"].shape[1], 1 / layers["layer"].shape[1])
     kinds = {"value": "as values", "query": "as queries, summed", "chain": "as queries, chained"}
@@ -280,7 +280,7 @@ def _mass(layers: Grid) -> Finding:
     )
 
 
-def _extremes(layers: Grid, neurons: int) -> Finding:
+def _extremes(layers: ExampleGrid, neurons: int) -> Finding:
     """A64: whether the strongest queries are helpful or unhelpful extremes of their own layer."""
     total = layers["queries_first"].sum(1)
     rows, said = [], []

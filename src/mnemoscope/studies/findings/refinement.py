@@ -15,7 +15,7 @@ import polars as pl
 from mnemoscope.intervals import Interval
 from mnemoscope.studies.findings.finding import Figure, Finding, bar, box, chance, line, stack, went
 from mnemoscope.studies.findings.statistics import (
-    Grid,
+    ExampleGrid,
     percent,
     quantile_by_document,
     refinement_grids,
@@ -53,11 +53,11 @@ def findings(run: Run) -> list[Finding]:
     ]
 
 
-def _lens(grid: Grid) -> str:
+def _lens(grid: ExampleGrid) -> str:
     return f"{grid.name} lens"
 
 
-def _agreement(units: dict[tuple[str, str], Grid]) -> Finding:
+def _agreement(units: dict[tuple[str, str], ExampleGrid]) -> Finding:
     """A21: how often the residual's first token is what the model will say."""
     frames, notes, main = [], [], None
     for (unit, lens), grid in units.items():
@@ -100,7 +100,7 @@ def _line(frame: pl.DataFrame, title: str, **more: Any) -> Figure:
     return line(frame, title, share=True, **more)
 
 
-def _box(grid: Grid, column: str, null: str | None) -> pl.DataFrame:
+def _box(grid: ExampleGrid, column: str, null: str | None) -> pl.DataFrame:
     """Quantiles by layer, with the interval of the median, and the null's median where there is a column of it."""
     quantiles = quantile_by_document(grid[column], grid.documents, tuple(LEVELS.values()))
     middle = list(LEVELS).index("median")
@@ -124,7 +124,7 @@ def _boxes(frame: pl.DataFrame, y_title: str, **more: Any) -> Figure:
     return box(frame, y_title, facet="lens", **whiskers, **more)
 
 
-def _probability(grids: dict[str, Grid]) -> Finding:
+def _probability(grids: dict[str, ExampleGrid]) -> Finding:
     """A22: how much probability the residual gives to what the model will say."""
     frame = pl.concat([_box(grid, "p_final", "p_final_permuted") for grid in grids.values()])
     last = frame.filter(pl.col("layer") == frame["layer"].max()).row(0, named=True)
@@ -145,7 +145,7 @@ def _probability(grids: dict[str, Grid]) -> Finding:
     )
 
 
-def _rank(grids: dict[str, Grid]) -> Finding:
+def _rank(grids: dict[str, ExampleGrid]) -> Finding:
     """A21 beside the argmax: the rank of what the model will say."""
     frame = pl.concat([_box(grid, "rank_final", None) for grid in grids.values()])
     first = frame.row(0, named=True)
@@ -182,15 +182,15 @@ def cases(residual: np.ndarray, ffn: np.ndarray, output: np.ndarray) -> np.ndarr
     return np.where(same, np.where(conditions[0], 1, 4), np.select(conditions, [0, 3], 2))
 
 
-def _observed(grid: Grid) -> np.ndarray:
+def _observed(grid: ExampleGrid) -> np.ndarray:
     return cases(grid["residual"], grid["ffn"], grid["output"])
 
 
-def _null_cases(grid: Grid) -> np.ndarray:
+def _null_cases(grid: ExampleGrid) -> np.ndarray:
     return cases(grid["residual"], grid.partners(grid["ffn"]), grid["permuted"])
 
 
-def _stack(grid: Grid, which: np.ndarray, panel: str, among: np.ndarray | None = None) -> pl.DataFrame:
+def _stack(grid: ExampleGrid, which: np.ndarray, panel: str, among: np.ndarray | None = None) -> pl.DataFrame:
     parts = []
     for number, case in enumerate(CASES):
         share = grid.share((which == number), among)
@@ -198,7 +198,7 @@ def _stack(grid: Grid, which: np.ndarray, panel: str, among: np.ndarray | None =
     return pl.concat(parts)
 
 
-def _cases(grids: dict[str, Grid]) -> Finding:
+def _cases(grids: dict[str, ExampleGrid]) -> Finding:
     """A23: whose word the sum is."""
     main = next(iter(grids.values()))
     which, null = _observed(main), _null_cases(main)
@@ -224,7 +224,7 @@ def _cases(grids: dict[str, Grid]) -> Finding:
     )
 
 
-def _changes(grids: dict[str, Grid]) -> Finding:
+def _changes(grids: dict[str, ExampleGrid]) -> Finding:
     """A23, the other way round: how often a feed-forward layer changes the first token."""
     frames, overall = [], []
     for grid in grids.values():
@@ -248,7 +248,7 @@ def _changes(grids: dict[str, Grid]) -> Finding:
     )
 
 
-def _veto(grids: dict[str, Grid]) -> Finding:
+def _veto(grids: dict[str, ExampleGrid]) -> Finding:
     """A24: in compositions, does the new token come from the head of r, and does y push the old one down?"""
     frames, says = list[pl.DataFrame](), list[str]()
     for grid in grids.values():
@@ -285,7 +285,7 @@ def _veto(grids: dict[str, Grid]) -> Finding:
     )
 
 
-def _veto_ranks(grid: Grid) -> Finding:
+def _veto_ranks(grid: ExampleGrid) -> Finding:
     """A24: the distributions behind `_veto`, over all layers."""
     mixed, other = _observed(grid) == 2, (_null_cases(grid) == 2) & grid.known()
     asked = {
@@ -323,7 +323,7 @@ def _veto_ranks(grid: Grid) -> Finding:
     )
 
 
-def _similarity(grid: Grid) -> Finding:
+def _similarity(grid: ExampleGrid) -> Finding:
     """A25: are the tokens of a change in the last layer alike?"""
     mixed = (_observed(grid) == 2)[:, -1]
     near = grid["similarity"][:, -1]
@@ -376,7 +376,7 @@ def changes(run: Run, count: int = PAIRS, seed: int = 0, lens: str = "own") -> p
     return _listed(run, refinement_grids(run)["model", lens], count, seed)
 
 
-def _listed(run: Run, grid: Grid, count: int, seed: int) -> pl.DataFrame:
+def _listed(run: Run, grid: ExampleGrid, count: int, seed: int) -> pl.DataFrame:
     layers = {name: grid[name][:, -1] for name in ("residual", "ffn", "output", "similarity")}
     mixed = np.flatnonzero((_observed(grid) == 2)[:, -1])
     rows = np.sort(np.random.default_rng(seed).permutation(mixed)[:count])
@@ -428,7 +428,7 @@ def _lines(items: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
 
 
-def _last_layer(run: Run, grid: Grid) -> Finding:
+def _last_layer(run: Run, grid: ExampleGrid) -> Finding:
     """A25: the pairs."""
     listed = _listed(run, grid, PAIRS, seed=0)
     pairs = [f"{row['before']} to {row['after']}" for row in listed.head(3).iter_rows(named=True)]

@@ -177,7 +177,7 @@ class ContextTokens:
 
 
 @dataclass(frozen=True)
-class Grid:
+class ExampleGrid:
     """Rows of one table as grids over examples and places (layers, points, queries), resampled by document.
 
     name      what the rows are of: a lens or a target; may be empty
@@ -240,12 +240,12 @@ def _asked(hits: np.ndarray, among: np.ndarray | None) -> np.ndarray:
     return hits.astype(float) if among is None else np.where(among, hits, np.nan)
 
 
-def refinement_grids(run: Run) -> dict[tuple[str, str], Grid]:
+def refinement_grids(run: Run) -> dict[tuple[str, str], ExampleGrid]:
     """`refinement` by unit and lens, in the order of the table; `QueryError` when the run has not been measured."""
     rows = run.table("refinement").collect()
     examples = run.table("refinement_examples").collect()
     return {
-        (unit, lens): Grid(
+        (unit, lens): ExampleGrid(
             lens, rows.filter(unit=unit, lens=lens), examples.filter(unit=unit).sort("example")
         )
         for unit, lens in rows.select("unit", "lens").unique(maintain_order=True).iter_rows()
