@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from mnemoscope.prediction.explanation import Choice, Contrast, Explanation
+from mnemoscope.prediction.explanation import ChosenToken, Contrast, Explanation
 
 PIECES = ("The", " capital", " of", " France", " is")
 _TOP = 6
@@ -104,11 +104,13 @@ def make(
     )
 
 
-def _choice(text: str, token: int) -> Choice:
+def _choice(text: str, token: int) -> ChosenToken:
     """One token, or for a longer word its first letters with the note that says so."""
     if len(text) <= 8:
-        return Choice(text, token, text, (token,))
-    return Choice(text, token, text[:3], (token, token + 1), f'several tokens: "{text[:3]}" stands for it')
+        return ChosenToken(text, token, text, (token,))
+    return ChosenToken(
+        text, token, text[:3], (token, token + 1), f'several tokens: "{text[:3]}" stands for it'
+    )
 
 
 def _frame(rows: Sequence[tuple[object, ...]], names: Sequence[str]) -> pl.DataFrame:
@@ -271,7 +273,7 @@ def _ablations(
 
 
 def _contrast(
-    foil: Choice,
+    foil: ChosenToken,
     random: np.random.Generator,
     pieces: Sequence[str],
     layers: int,

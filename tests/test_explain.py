@@ -21,7 +21,7 @@ from mnemoscope.model.model import Model
 from mnemoscope.prediction.ablate import Cut, effects
 from mnemoscope.prediction.explain import KINDS
 from mnemoscope.prediction.explain import explain as job
-from mnemoscope.prediction.explanation import Choice, Explanation
+from mnemoscope.prediction.explanation import ChosenToken, Explanation
 from mnemoscope.prediction.search import Parts, exhaustive
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.text.spelling import vocabulary_of
@@ -371,7 +371,7 @@ def test_a_token_can_be_given_by_its_id() -> None:
     model = _model("llama")
     paris, london = (model.tokenizer(text)["input_ids"][0] for text in (" Paris", " London"))
     found = explain(model, PROMPT, target_id=paris, foils=[" Berlin"], foil_ids=[london], top=2)
-    assert found.target == Choice(
+    assert found.target == ChosenToken(
         None, paris, " Paris", (paris,), f"token {paris}, given by its id", by_id=True
     )
     assert [foil.piece for foil in found.foils] == [" Berlin", " London"]

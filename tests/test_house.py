@@ -25,7 +25,7 @@ DOORS = {
 FLOORS = 23  # files in the longest chain of imports
 ROLES = {"found", "one", "part", "some", "mine"}  # what a thing does in its sentence, not what it is
 ROLE_NAMES = 344
-DOUBLES = {"ItemAnswer", "Question", "Run", "_Strict", "_Text"}
+DOUBLES = {"ItemAnswer", "Run", "_Strict", "_Text"}
 
 
 def _files(source: Path) -> dict[str, Path]:

@@ -30,7 +30,7 @@ from mnemoscope.patterns.search import Options
 from mnemoscope.records import NeuronId
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings.finding import KINDS, Figure, Finding, Section, items
-from mnemoscope.tracing.traced import NeuronTrace, Reading, Trace, TracedToken
+from mnemoscope.tracing.traced import NeuronReading, NeuronTrace, Trace, TracedToken
 from mnemoscope.trials import job
 from mnemoscope.views import answers, card, gallery, page, printed, report, trace
 from mnemoscope.views.explanation import page as explanations
@@ -101,7 +101,9 @@ def traced() -> Trace:
     tokens = tuple(TracedToken(at, at, word, at > 0) for at, word in enumerate(words))
     neuron, sizes = NeuronId(24, 1005), (0.1, -21.4, 0.0, -3.0, 6.1, 0.2)
     readings = tuple(
-        Reading(neuron, at, value, 0.001, 4.0, value / 2, at == 1, abs(value), 1, -1 if value < 0 else 1)
+        NeuronReading(
+            neuron, at, value, 0.001, 4.0, value / 2, at == 1, abs(value), 1, -1 if value < 0 else 1
+        )
         for at, value in enumerate(sizes)
     )
     followed = NeuronTrace(neuron, ("·noqa",), ("·capitals", "·cities"), readings, CARD)

@@ -12,9 +12,7 @@ from mnemoscope.model.reading import describe
 from mnemoscope.model.stream import Stream, trace
 from mnemoscope.prediction.switching import (
     Linear,
-    Switches,
     chain,
-    cross_layer,
     layer_queries,
     neuron_shares,
     origins,
@@ -84,17 +82,6 @@ def test_a_pre_activation_of_zero_is_no_trouble() -> None:
         _stream.cache_clear()
     assert bool(found.share.key.isfinite().all())
     assert float(found.gate.key.norm()) > 0
-
-
-def test_cross_layer_scores_are_the_papers_sums() -> None:
-    """Eq. 24 adds the inner products, Eq. 25 weights them with the contributions (A58)."""
-    generator = torch.Generator().manual_seed(0)
-    key, queries, weights = (torch.randn(*shape, generator=generator) for shape in ((4, 6), (3, 6), (4,)))
-    linear = Linear(key, torch.zeros(4))
-    found = Switches(0, torch.arange(4), torch.ones(4), linear, linear, None, linear)
-    inner = queries @ key.T
-    assert torch.allclose(cross_layer(found, queries, None), inner.sum(1))
-    assert torch.allclose(cross_layer(found, queries, weights), (inner * weights).sum(1), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "olmo2"])

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mnemoscope import load_model
 from mnemoscope.errors import ModelError, QueryError
-from mnemoscope.prediction.questions import Question, ask
+from mnemoscope.prediction.questions import ResolvedQuestion, ask
 from mnemoscope.text.corpus import load_corpus, write_plan
 from mnemoscope.text.spelling import vocabulary_of
 from mnemoscope.text.tokenizer import (
@@ -36,7 +36,9 @@ from mnemoscope.text.tokenizer import (
 NUMBERS = st.lists(st.integers(0, 9), min_size=1, max_size=8)
 
 
-def asked(kind: Made, prompt: str, target: str | None, likelier: Any = lambda tokens, ways: 0) -> Question:
+def asked(
+    kind: Made, prompt: str, target: str | None, likelier: Any = lambda tokens, ways: 0
+) -> ResolvedQuestion:
     """What would be explained, with a model that prefers the text as it is written."""
     anatomy = SimpleNamespace(vocabulary=len(kind.tokenizer), context_length=512)
     model: Any = SimpleNamespace(tokenizer=kind.tokenizer, anatomy=anatomy, id="any")

@@ -1,4 +1,4 @@
-"""What really happens when a neuron or a head x source is taken out of a forward pass (A79).
+"""An ablation shows what really happens when a neuron or a head x source is taken out of a forward pass (A79).
 
 Accounting asks what a vector did to the end of the stream with everything else as it was; ablation lets everything
 downstream react. Each row of a batch is the same prompt with one thing ablated, at one position.
@@ -38,7 +38,7 @@ _SCHEMA = {
     "leave_one_out": pl.Float64,
     "effect": pl.Float64,
 }
-NOTHING = pl.DataFrame(schema=_SCHEMA)
+NO_ABLATIONS = pl.DataFrame(schema=_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,17 @@ def effects(model: Model, stream: Stream, target: int, cuts: Sequence[Cut]) -> F
     """
     length = len(stream.tokens)
     size = max(1, BATCH_TOKENS // length - 1)
-    found: list[float] = []
+    differences: list[float] = []
     for start in range(0, len(cuts), size):
-        some = cuts[start : start + size]
-        tokens = stream.tokens.expand(len(some) + 1, -1)
-        handles = _hooks(stream, some)
-        seen = observed(model.hf, upcast=stream.upcast, attention=stream.anatomy.attention)
-        with torch.inference_mode(), hooked(handles), seen:
+        batch = cuts[start : start + size]
+        tokens = stream.tokens.expand(len(batch) + 1, -1)
+        handles = _hooks(stream, batch)
+        watched = observed(model.hf, upcast=stream.upcast, attention=stream.anatomy.attention)
+        with torch.inference_mode(), hooked(handles), watched:
             logits = model.hf(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[:, -1]
         scores = logits.double().log_softmax(-1)[:, target]
-        found += (scores[0] - scores[1:]).tolist()
-    return np.asarray(found)
+        differences += (scores[0] - scores[1:]).tolist()
+    return np.asarray(differences)
 
 
 def _hooks(stream: Stream, cuts: Sequence[Cut]) -> list[Any]:
@@ -81,9 +81,8 @@ def _hooks(stream: Stream, cuts: Sequence[Cut]) -> list[Any]:
         by_place.setdefault((cut.layer, cut.source is None), []).append((row, cut))
     handles = []
     for (layer, is_neuron), rows in by_place.items():
-        part = stream.anatomy.layers[layer]
-        module = part.down if is_neuron else part.attention_out
-        make = _set_coefficients if is_neuron else _drop_sources
+        block = stream.anatomy.layers[layer]
+        module, make = (block.down, _set_coefficients) if is_neuron else (block.attention_out, _drop_sources)
         handles.append(module.register_forward_pre_hook(make(stream, rows)))
     return handles
 
@@ -93,30 +92,30 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 def _set_coefficients(stream: Stream, rows: Sequence[tuple[int, Cut]]) -> Hook:
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        given = inputs[0].clone()
-        flat = given.view(-1, len(stream.tokens), given.shape[-1])  # OPT flattens contexts and tokens
+        changed = inputs[0].clone()
+        flat = changed.view(-1, len(stream.tokens), changed.shape[-1])  # OPT flattens contexts and tokens
         for row, cut in rows:
             flat[row, -1, cut.unit] = cut.value
-        return (given, *inputs[1:])
+        return (changed, *inputs[1:])
 
     return hook
 
 
 def _drop_sources(stream: Stream, rows: Sequence[tuple[int, Cut]]) -> Hook:
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        given = inputs[0].clone()
-        flat = given.view(-1, len(stream.tokens), stream.anatomy.n_heads, stream.anatomy.head_dim)
+        changed = inputs[0].clone()
+        flat = changed.view(-1, len(stream.tokens), stream.anatomy.n_heads, stream.anatomy.head_dim)
         for row, cut in rows:
             traced = stream.layers[cut.layer]
             # Nothing before this layer was touched, so its weights and values are those of the trace.
             taken = traced.alpha[cut.unit, -1, cut.source] * traced.value[cut.unit, cut.source]
             flat[row, -1, cut.unit] -= taken.to(flat.dtype)
-        return (given, *inputs[1:])
+        return (changed, *inputs[1:])
 
     return hook
 
 
-def top(
+def ablate_top(
     model: Model,
     stream: Stream,
     target: int,
@@ -141,9 +140,9 @@ def top(
             piece = None if source is None else pieces[source]
             measured = [row["contribution"], row["leave_one_out"]]
             rows.append([unit, row["layer"], row[unit], source, piece, how, *measured])
-    found = effects(model, stream, target, cuts)
+    changes = effects(model, stream, target, cuts)
     return pl.DataFrame(
-        [[*row, effect] for row, effect in zip(rows, found, strict=True)], _SCHEMA, orient="row"
+        [[*row, effect] for row, effect in zip(rows, changes, strict=True)], _SCHEMA, orient="row"
     )
 
 

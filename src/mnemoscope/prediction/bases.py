@@ -1,4 +1,4 @@
-"""Log-probabilities of one token at some residuals, and what vectors added there do to it, exactly."""
+"""Log-probabilities of one token at some residuals, and what vectors that are added there do to it, exactly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from torch import Tensor
 
 from mnemoscope.model.lens import Lens
 
-_ROWS_AT_ONCE = 4096  # rows at once
+_ROWS_AT_ONCE = 4096  # of the unembedding
+_TILE = 4096  # tokens at once in an exact evaluation: logits stay near the cache
+NEVER = -1e30  # nats: probability 0, without infinities
+ROWS = 1024  # vectors at once
+_FEW = 64  # vectors at once where all logits are kept
+_NEGLIGIBLE = 12.0  # nats below the largest of a sum of exponentials, where fp32 will do
+_SMALL = 40.0  # |delta| up to which exp(delta) and p exp(delta) are safe in fp32
+_NOTHING = -80.0  # nats below the largest of a sum of exponentials: 5e4 such terms are nothing in fp64
+_GONE = -0.9  # a change of the sum of probabilities after which fp32 has lost a digit of what is left
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +48,7 @@ class Geometry:
 
     @cached_property
     def rounding(self) -> float:
-        """max_j of what that loses of a row, its length."""
+        """The largest length that rounding takes from a row."""
         pairs = zip(self.unembedding.split(_ROWS_AT_ONCE), self.rounded.split(_ROWS_AT_ONCE), strict=True)
         return max(float((rows - half.float()).square().sum(-1).max().sqrt()) for rows, half in pairs)
 
@@ -71,16 +79,6 @@ class Geometry:
         return ((directions @ self.scatter) * directions).sum(-1) / size.clamp_min(1e-30)
 
 
-_TILE = 4096  # tokens at once in an exact evaluation: logits stay near the cache
-NEVER = -1e30  # nats: probability 0, without infinities
-ROWS = 1024  # vectors at once
-_FEW = 64  # vectors at once where all logits are kept
-_NEGLIGIBLE = 12.0  # nats below the largest of a sum of exponentials, where fp32 will do
-_SMALL = 40.0  # |delta| up to which exp(delta) and p exp(delta) are safe in fp32
-_NOTHING = -80.0  # nats below the largest of a sum of exponentials: 5e4 such terms are nothing in fp64
-_GONE = -0.9  # a change of the sum of probabilities after which fp32 has lost a digit of what is left
-
-
 @dataclass(frozen=True, eq=False)
 class ResidualBases:
     """Residuals to which vectors are added, read by a lens; one row each.
@@ -88,14 +86,14 @@ class ResidualBases:
     target     the token whose log-probability is followed
     residuals  Float[Tensor, "base width"]
     scale      of the reference residual (frozen lens only)
-    known      what only the unembedding decides, when it is at hand
+    shared     the geometry of the unembedding, when it is at hand
     """
 
     lens: Lens
     target: int
     residuals: Float[Tensor, "base width"]
     scale: Float[Tensor, " 1"] | None
-    known: Geometry | None = None
+    shared: Geometry | None = None
 
     def following(self, target: int) -> ResidualBases:
         """The same residuals with another token followed; what was computed for this one serves it, too."""
@@ -105,8 +103,8 @@ class ResidualBases:
 
     @cached_property
     def geometry(self) -> Geometry:
-        """Of the unembedding."""
-        return self.known or Geometry(self.lens.unembedding)
+        """Lengths and spread of the rows of the unembedding."""
+        return self.shared or Geometry(self.lens.unembedding)
 
     @cached_property
     def raw_logits(self) -> Float[Tensor, "base vocabulary"]:
@@ -115,7 +113,7 @@ class ResidualBases:
 
     @cached_property
     def log_probabilities(self) -> Float[Tensor, "base vocabulary"]:
-        """Under the lens, in nats; fp32, normalised in fp64."""
+        """Log-probabilities under the lens, in nats; fp32, normalised in fp64."""
         logits = self.lens.cap(self.raw_logits)
         most = logits.amax(-1, keepdim=True)
         rest = (logits - most).exp().sum(-1, dtype=torch.float64, keepdim=True).log()
@@ -123,7 +121,7 @@ class ResidualBases:
 
     @cached_property
     def probabilities(self) -> Float[Tensor, "base vocabulary"]:
-        """Under the lens."""
+        """Probabilities under the lens."""
         return self.log_probabilities.exp()
 
     @cached_property
@@ -139,7 +137,7 @@ class ResidualBases:
     def directions(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
     ) -> Float[Tensor, "part width"]:
-        """dv: what each vector, added to its base, changes in what the unembedding reads."""
+        """dv: the change, by each vector added to its base, of what the unembedding reads."""
         lens = self.lens
         if lens.name != "own" or lens.norm is None:
             return linear_directions(lens, vectors, self.scale)
@@ -164,16 +162,16 @@ class ResidualBases:
     def measured(
         self, vectors: Float[Tensor, "part width"], measures: Sequence[Measure]
     ) -> Float[Tensor, "part measure"]:
-        """Several measures of the same vectors; under a linear lens their logits are made once."""
+        """The values of several measures of the same vectors; under a linear lens their logits are made once."""
         out = torch.empty(len(vectors), len(measures), dtype=torch.float64)
         for rows in torch.arange(len(vectors)).split(ROWS):
-            some = [one.rows(rows) for one in measures]
+            chosen = [measure.rows(rows) for measure in measures]
             if self.linear:
-                out[rows] = self._exact(linear_directions(self.lens, vectors[rows], self.scale), some)
+                out[rows] = self._exact(linear_directions(self.lens, vectors[rows], self.scale), chosen)
                 continue
-            for column, one in enumerate(some):
-                moved = one.sign * self.directions(one.sign * vectors[rows], one.base)
-                out[rows, column] = self._exact(moved, [one])[:, 0]
+            for column, measure in enumerate(chosen):
+                moved = measure.sign * self.directions(measure.sign * vectors[rows], measure.base)
+                out[rows, column] = self._exact(moved, [measure])[:, 0]
         return out
 
     @property
@@ -193,19 +191,19 @@ class ResidualBases:
         return self.lens.cap(before + delta) - self.lens.cap(before)
 
     def _exact(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
-        """From directions: ``delta_w - log sum p exp(delta)`` by each measure."""
+        """The values of directions by each measure: ``delta_w - log sum p exp(delta)``."""
         change, most = self._changes(moved, measures)
         sums = change.clamp_min(_GONE).log1p()
         # Where most of the probability went elsewhere, 1 + change has lost its digits.
         far = ((most > _SMALL) | ~(change >= _GONE)).any(-1).nonzero()[:, 0]
         if len(far):
-            sums[far] = self._log_sums(moved[far], [one.rows(far) for one in measures])
+            sums[far] = self._log_sums(moved[far], [measure.rows(far) for measure in measures])
         row = self.lens.unembedding[self.target].double()
         wanted = (moved.double() @ row * self.lens.multiplier)[:, None]
         target = slice(self.target, self.target + 1)
-        for column, one in enumerate(measures):
-            delta_w = self._capped(wanted * one.sign, one.base, target)[:, 0]
-            sums[:, column] = one.sign * (delta_w - sums[:, column])
+        for column, measure in enumerate(measures):
+            delta_w = self._capped(wanted * measure.sign, measure.base, target)[:, 0]
+            sums[:, column] = measure.sign * (delta_w - sums[:, column])
         return sums
 
     def _changes(self, moved: Tensor, measures: Sequence[Measure]) -> tuple[Tensor, Tensor]:
@@ -213,11 +211,11 @@ class ResidualBases:
         total = torch.zeros(len(moved), len(measures), dtype=torch.float64)
         most = torch.zeros(len(moved), len(measures))
         for tokens, plain in self._tiles(moved):
-            for column, one in enumerate(measures):
-                delta = self._capped(plain * one.sign, one.base, tokens)
+            for column, measure in enumerate(measures):
+                delta = self._capped(plain * measure.sign, measure.base, tokens)
                 most[:, column] = torch.maximum(most[:, column], delta.amax(-1))
                 # Not einsum: its sums run through thousands of terms one by one, and lose two digits.
-                products = delta.expm1_().mul_(self.probabilities[one.base, tokens])
+                products = delta.expm1_().mul_(self.probabilities[measure.base, tokens])
                 total[:, column] += products.sum(-1)
         return total, most
 
@@ -230,28 +228,28 @@ class ResidualBases:
         table, every = self.lens.unembedding, slice(None)
         for rows in torch.arange(len(moved)).split(_FEW):
             plain = moved[rows] @ table.T * self.lens.multiplier
-            for column, one in enumerate(measures):
-                base = one.base[rows]
-                scores = self._capped(plain * one.sign, base, every)
-                for some, row in runs(base):
-                    scores[some] += self.log_probabilities[row]
+            for column, measure in enumerate(measures):
+                base = measure.base[rows]
+                scores = self._capped(plain * measure.sign, base, every)
+                for neighbours, row in runs(base):
+                    scores[neighbours] += self.log_probabilities[row]
                 heavy = (scores > scores.amax(-1, keepdim=True) - _NEGLIGIBLE).any(0).nonzero()[:, 0]
                 delta = moved[rows].double() @ table[heavy].double().T * self.lens.multiplier
-                exact = self._capped(delta * one.sign, base, heavy)
+                exact = self._capped(delta * measure.sign, base, heavy)
                 exact += self.log_probabilities[base[:, None], heavy]
                 light = log_sums(scores.index_fill_(1, heavy, NEVER)).double()
                 total[rows, column] = torch.logaddexp(exact.logsumexp(-1), light)
         return total
 
     def _tiles(self, moved: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """What the logits of some tokens after others move, before a soft cap."""
+        """How much directions move the logits of some tokens after others, before a soft cap."""
         for start in range(0, self.lens.unembedding.shape[0], _TILE):
             tokens = slice(start, start + _TILE)
             plain = moved @ self.lens.unembedding[tokens].T
             yield tokens, plain if self.lens.multiplier == 1.0 else plain * self.lens.multiplier
 
     def _capped(self, delta: Tensor, base: Tensor, tokens: slice | Tensor) -> Tensor:
-        """What logits move under the soft cap, if there is one, when they would move by ``delta`` without."""
+        """How much logits move under the soft cap, if there is one, when they would move by ``delta`` without."""
         if self.lens.softcap is None:
             return delta
         before = self.raw_logits[:, tokens][base].to(delta.dtype)
@@ -260,7 +258,7 @@ class ResidualBases:
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """What is asked of a vector: C at a base, or the loss when it is taken from one.
+    """A measure of vectors: C at a base, or the loss when it is taken from one.
 
     base    row of `ResidualBases` for each vector
     remove  ``log p(w | x) - log p(w | x - v)``, which is -C(-v), instead of C(v)
@@ -270,7 +268,7 @@ class Measure:
     remove: bool
 
     def rows(self, index: Int[Tensor, " chosen"]) -> Measure:
-        """The same for some of the vectors."""
+        """The same measure for some of the vectors."""
         return Measure(self.base[index], self.remove)
 
     @property
@@ -309,15 +307,15 @@ def log_sums(scores: Float[Tensor, "row token"]) -> Float[Tensor, " row"]:
 
 
 def runs(base: Int[Tensor, " part"]) -> Iterator[tuple[slice, int]]:
-    """Neighbours that share a base, and which it is."""
+    """Runs of neighbours that share a base, and the base of each."""
     start = 0
-    for one, count in zip(
-        *(found.tolist() for found in base.unique_consecutive(return_counts=True)), strict=True
+    for row, count in zip(
+        *(column.tolist() for column in base.unique_consecutive(return_counts=True)), strict=True
     ):
-        yield slice(start, start + count), one
+        yield slice(start, start + count), row
         start += count
 
 
 def norms(rows: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
-    """Their lengths; torch's own norm takes five times as long where rows are columns in memory, as values are."""
+    """The lengths of rows; torch's own norm takes five times as long on values, whose rows are columns in memory."""
     return rows.square().sum(-1).sqrt()

@@ -49,7 +49,7 @@ SCHEMA = pa.schema(
         ("rank", pa.int64()),
     ]
 )  # fmt: skip
-_Write = Callable[[pa.Table], None]
+_WriteTable = Callable[[pa.Table], None]
 _ROWS = 50_000  # of a row group, or more
 _FRAMES = ("stream", "layers", "others", "heads", "whole_heads", "sources", "neurons", "queries", "ablations")
 _CONTRASTED = ("layers", "others", "heads", "sources", "neurons")
@@ -82,16 +82,16 @@ def explain_many(
     say, path = report or (lambda _: None), Path(path)
 
     def explained() -> Iterator[pl.DataFrame]:
-        for index, one in enumerate(records):
+        for index, record in enumerate(records):
             say(Progress("explaining", index, len(records), "prompts"))
             try:
-                found = explain(
-                    model, one.prompt, one.target, one.foils, position=one.position, target_id=one.target_id,
-                    foil_ids=one.foil_ids, lens=lens, top=top, run=run, ablate=ablate,
+                explanation = explain(
+                    model, record.prompt, record.target, record.foils, position=record.position,
+                    target_id=record.target_id, foil_ids=record.foil_ids, lens=lens, top=top, run=run, ablate=ablate,
                 )  # fmt: skip
             except QueryError as error:
-                raise QueryError(f"{name}, line {one.line}: {error}") from error
-            yield rows(found, index, one.label)
+                raise QueryError(f"{name}, line {record.line}: {error}") from error
+            yield rows(explanation, index, record.label)
         say(Progress("explaining", len(records), len(records), "prompts"))
 
     about = {"mnemoscope": version("mnemoscope"), "model": model.id, "weights_sha256": model.weights_sha256}
@@ -99,36 +99,43 @@ def explain_many(
     return path
 
 
-def rows(found: Explanation, index: int, label: str | None = None) -> pl.DataFrame:
+def rows(explanation: Explanation, index: int, label: str | None = None) -> pl.DataFrame:
     """One explanation in the columns of `SCHEMA`, without its order: every frame, and the contrasts by foil."""
-    end = found.stream.row(-1, named=True)
+    end = explanation.stream.row(-1, named=True)
     whole = {name: end[name] for name in ("log_probability", "probability", "rank")}
-    parts = [
-        _one("total", contribution=found.total, **whole),
-        _one("remainder", contribution=found.remainder),
+    frames = [
+        _row("total", contribution=explanation.total, **whole),
+        _row("remainder", contribution=explanation.remainder),
     ]
-    parts += [_columns(name, getattr(found, name)) for name in _FRAMES]
-    for contrast, name in zip(found.contrasts, foil_names(found.foils), strict=True):
-        parts += [one.with_columns(foil=pl.lit(name)) for one in _contrast(contrast)]
-    table = pl.concat([part for part in parts if part.height], how="diagonal_relaxed")
-    given = {"prompt": index, "label": label, "text": found.prompt, "target": found.target.piece}
-    return table.with_columns(**{name: pl.lit(value) for name, value in given.items()})
+    frames += [_columns(name, getattr(explanation, name)) for name in _FRAMES]
+    for contrast, name in zip(explanation.contrasts, foil_names(explanation.foils), strict=True):
+        frames += [frame.with_columns(foil=pl.lit(name)) for frame in _contrast(contrast)]
+    table = pl.concat([frame for frame in frames if frame.height], how="diagonal_relaxed")
+    question = {
+        "prompt": index,
+        "label": label,
+        "text": explanation.prompt,
+        "target": explanation.target.piece,
+    }
+    return table.with_columns(**{name: pl.lit(value) for name, value in question.items()})
 
 
-def _contrast(one: Contrast) -> list[pl.DataFrame]:
-    whole = {"contribution": one.total - one.start, "probability": one.probability}
-    parts = [_one("total", **whole), _one("remainder", contribution=one.remainder)]
-    return parts + [_columns(name, getattr(one, name)) for name in _CONTRASTED]
+def _contrast(contrast: Contrast) -> list[pl.DataFrame]:
+    whole = {"contribution": contrast.total - contrast.start, "probability": contrast.probability}
+    frames = [_row("total", **whole), _row("remainder", contribution=contrast.remainder)]
+    return frames + [_columns(name, getattr(contrast, name)) for name in _CONTRASTED]
 
 
-def _one(frame: str, **values: Any) -> pl.DataFrame:
+def _row(frame: str, **values: Any) -> pl.DataFrame:
     return pl.DataFrame([{"frame": frame, **values}])
 
 
 def _columns(name: str, frame: pl.DataFrame) -> pl.DataFrame:
     """A frame under the names of the table; columns that the table does not have are left out."""
     named = frame.rename({old: new for old, new in _NAMES.items() if old in frame.columns})
-    return named.select(pl.lit(name).alias("frame"), *(one for one in named.columns if one in SCHEMA.names))
+    return named.select(
+        pl.lit(name).alias("frame"), *(column for column in named.columns if column in SCHEMA.names)
+    )
 
 
 def _write(tables: Iterable[pl.DataFrame], path: Path, about: Mapping[str, str]) -> None:
@@ -141,19 +148,19 @@ def _write(tables: Iterable[pl.DataFrame], path: Path, about: Mapping[str, str])
 
 
 @contextmanager
-def _parquet(file: Path, schema: pa.Schema) -> Iterator[_Write]:
+def _parquet(file: Path, schema: pa.Schema) -> Iterator[_WriteTable]:
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         yield writer.write_table
 
 
 @contextmanager
-def _csv(file: Path, schema: pa.Schema) -> Iterator[_Write]:
+def _csv(file: Path, schema: pa.Schema) -> Iterator[_WriteTable]:
     with csv.CSVWriter(file, schema) as writer:
         yield writer.write_table
 
 
 @contextmanager
-def _jsonl(file: Path, schema: pa.Schema) -> Iterator[_Write]:
+def _jsonl(file: Path, schema: pa.Schema) -> Iterator[_WriteTable]:
     with file.open("wb") as stream:
         yield lambda table: pl.DataFrame(pl.from_arrow(table)).write_ndjson(stream)
 
@@ -162,7 +169,7 @@ def _groups(tables: Iterable[pl.DataFrame]) -> Iterator[Sequence[pl.DataFrame]]:
     waiting: list[pl.DataFrame] = []
     for table in tables:
         waiting.append(table)
-        if sum(one.height for one in waiting) >= _ROWS:
+        if sum(held.height for held in waiting) >= _ROWS:
             yield waiting
             waiting = []
     if waiting:

@@ -127,10 +127,10 @@ class PartialVocabulary:
         scattered like those of all tokens, ``spread / P_T * dv^T scatter dv / tr scatter``.
         """
         moved = self.bases.directions(vectors, base) * self.bases.lens.multiplier
-        known = self.bases.geometry.quotient(moved) if quotient is None else quotient
-        terms, total = self._terms(moved, known), float(self.bases.geometry.scatter.trace())
+        quotients = self.bases.geometry.quotient(moved) if quotient is None else quotient
+        terms, total = self._terms(moved, quotients), float(self.bases.geometry.scatter.trace())
         low, high = self._bounds(terms, base, 1.0)
-        scattered = terms.size.square() * known / total
+        scattered = terms.size.square() * quotients / total
         variance = self.spread[base] / self.mass[base].clamp_min(_NOTHING) * scattered
         rest = self.mass[base].log() + _paired(moved, self.mean, base).double() + variance / 2
         likely = terms.target - torch.logaddexp(self._inside(terms, base, 1.0), rest)
@@ -138,8 +138,8 @@ class PartialVocabulary:
 
     def _terms(self, moved: Tensor, quotient: Tensor | None = None) -> _BoundTerms:
         """What bounds need to know of directions, whatever the base and the sign."""
-        both = torch.stack([self.bases.lens.unembedding[self.bases.target], self.bases.geometry.centre], 1)
-        target, centre = (moved @ both).double().unbind(-1)
+        rows = torch.stack([self.bases.lens.unembedding[self.bases.target], self.bases.geometry.centre], 1)
+        target, centre = (moved @ rows).double().unbind(-1)
         size, spread = norms(moved).double(), None
         if quotient is not None:
             spread = size.square() * quotient

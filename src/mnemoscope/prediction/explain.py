@@ -18,9 +18,9 @@ from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.state import Fingerprint
 from mnemoscope.model.stream import Stream
-from mnemoscope.prediction import ablate as ablation
+from mnemoscope.prediction.ablate import NO_ABLATIONS, ablate_top
 from mnemoscope.prediction.bases import Geometry
-from mnemoscope.prediction.explanation import Choice, Contrast, Explanation, foil_names
+from mnemoscope.prediction.explanation import ChosenToken, Contrast, Explanation, foil_names
 from mnemoscope.prediction.questions import ask
 from mnemoscope.prediction.search import ExtremeParts, TopK, search
 from mnemoscope.prediction.switched import attention_queries, chained, queries
@@ -91,20 +91,20 @@ def explain(
         whole = _whole(prediction, foil_names(question.foils))
         say("heads and neurons")
         rankings = [TopK(prediction.groups(kind), _top_of(kind, top)) for kind in KINDS]
-        found = dict(zip(KINDS, search(prediction.bases, rankings, final=prediction.final), strict=True))
-        frames = {kind: _rows(prediction, kind, found[kind]) for kind in KINDS}
+        extremes = dict(zip(KINDS, search(prediction.bases, rankings, final=prediction.final), strict=True))
+        frames = {kind: _rows(prediction, kind, extremes[kind]) for kind in KINDS}
         frames["neurons"], frames["heads"] = chained(prediction, frames["neurons"], frames["heads"])
         contrasts = []
         for number, foil in enumerate(question.foils):
             say("contrast")
             contrasts.append(_contrast(prediction, number, foil, top))
         say("upstream contributions")
-        switched = queries(prediction, frames["neurons"]), attention_queries(prediction)
+        upstream, carried = queries(prediction, frames["neurons"]), attention_queries(prediction)
         extra = frames | _details(prediction, frames) | whole
-        tried = ablation.NOTHING
+        ablations = NO_ABLATIONS
         if ablate:
             say("ablations")
-            tried = ablation.top(model, stream, chosen.token, extra, words, ablate, ablate_to, run)
+            ablations = ablate_top(model, stream, chosen.token, extra, words, ablate, ablate_to, run)
         return Explanation(
             model=model.id,
             family=model.anatomy.family,
@@ -120,14 +120,14 @@ def explain(
             parallel=model.anatomy.parallel,
             start=-math.log(model.anatomy.vocabulary),
             **extra,
-            queries=switched[0],
-            attention_queries=switched[1],
+            queries=upstream,
+            attention_queries=carried,
             predictions=_predictions(prediction),
-            ablations=tried,
+            ablations=ablations,
             contrasts=tuple(contrasts),
             run=None if run is None else str(run.path),
-            evaluations={kind: one.full for kind, one in found.items()}
-            | {f"{kind}_of": one.of for kind, one in found.items()},
+            evaluations={kind: extremes[kind].full for kind in KINDS}
+            | {f"{kind}_of": extremes[kind].of for kind in KINDS},
             notes=question.notes + _notes(model, lens),
         )
 
@@ -141,7 +141,7 @@ _GEOMETRIES: WeakKeyDictionary[Model, tuple[Fingerprint, Geometry]] = WeakKeyDic
 
 
 def geometry_of(model: Model, lens: Lens) -> Geometry:
-    """Of the unembedding, made once for a model and again when it was changed."""
+    """The geometry of the unembedding, made once for a model and again when it was changed."""
     if model not in _GEOMETRIES or _GEOMETRIES[model][0] != model.seen:
         _GEOMETRIES[model] = (model.seen, Geometry(lens.unembedding))
     return _GEOMETRIES[model][1]
@@ -153,7 +153,7 @@ def _top_of(kind: str, top: int) -> int:
 
 
 class _Steps:
-    """Counts what is done and tells the callback."""
+    """A count of the steps done, which tells the callback."""
 
     def __init__(self, report: Callable[[Progress], None], total: int) -> None:
         self.report, self.total, self.done = report, total, 0
@@ -186,7 +186,9 @@ def _check(model: Model, lens: str, top: int, run: Run | None, ablate: int, abla
         model.check_built(run, "explaining with the run")
 
 
-def _own_choice(stream: Stream, pieces: Callable[..., list[str]], foils: Sequence[Choice]) -> Choice:
+def _own_choice(
+    stream: Stream, pieces: Callable[..., list[str]], foils: Sequence[ChosenToken]
+) -> ChosenToken:
     token = int(stream.logits[-1].argmax())
     piece = "".join(pieces([token]))
     if any(foil.token == token for foil in foils):
@@ -194,7 +196,7 @@ def _own_choice(stream: Stream, pieces: Callable[..., list[str]], foils: Sequenc
             f"explaining a prediction: the foil {piece!r} begins with the model's own prediction, which is the "
             "target when none is given; give another foil, or a target"
         )
-    return Choice(None, token, piece, (token,), "the model's own first choice")
+    return ChosenToken(None, token, piece, (token,), "the model's own first choice")
 
 
 def _notes(model: Model, lens: str) -> tuple[str, ...]:
@@ -294,16 +296,16 @@ def _others(prediction: TracedPrediction) -> pl.DataFrame:
         rows.append(
             ("head bias", None, alone + math.log(len(nothing)), None, float(nothing[prediction.target]))
         )
-    for (part, layer), (added, left), logit in zip(names, values.tolist(), logits.tolist(), strict=True):
-        rows.append((part, layer, added, left, logit))
+    for (name, layer), (added, left), logit in zip(names, values.tolist(), logits.tolist(), strict=True):
+        rows.append((name, layer, added, left, logit))
     return _frame(dict(zip(("part", "layer", *_MEASURES, "logit"), zip(*rows, strict=True), strict=True)))
 
 
-def _rows(prediction: TracedPrediction, kind: str, found: ExtremeParts) -> pl.DataFrame:
+def _rows(prediction: TracedPrediction, kind: str, extremes: ExtremeParts) -> pl.DataFrame:
     """The frame of one kind of part, sorted by leave-one-out."""
-    columns: dict[str, Sequence[object]] = _address(prediction, kind, found.group, found.index)
-    vectors = torch.cat(_vectors(prediction, kind, found.group, found.index))
-    columns |= {name: found.values[:, number].tolist() for number, name in enumerate(_MEASURES)}
+    columns: dict[str, Sequence[object]] = _address(prediction, kind, extremes.group, extremes.index)
+    vectors = torch.cat(_vectors(prediction, kind, extremes.group, extremes.index))
+    columns |= {name: extremes.values[:, number].tolist() for number, name in enumerate(_MEASURES)}
     columns["logit"] = prediction.logit(vectors).tolist()
     if kind == "neurons":
         columns |= _read(prediction, vectors)
@@ -323,20 +325,20 @@ def _read(prediction: TracedPrediction, vectors: Tensor) -> dict[str, Sequence[o
 def _address(
     prediction: TracedPrediction, kind: str, group: Tensor, index: Tensor
 ) -> dict[str, Sequence[object]]:
-    """Where parts are: the columns that name them."""
-    layer, place, count = group.tolist(), index.tolist(), prediction.position + 1
-    traced, at = prediction.stream.layers, prediction.position
+    """The columns that say where parts are."""
+    layer, unit, count = group.tolist(), index.tolist(), prediction.position + 1
+    traced, position = prediction.stream.layers, prediction.position
     if kind == "neurons":
-        coefficients = [float(traced[a].coefficients[at, b]) for a, b in zip(layer, place, strict=True)]
-        return {"layer": layer, "neuron": place, "coefficient": coefficients}
+        coefficients = [float(traced[a].coefficients[position, b]) for a, b in zip(layer, unit, strict=True)]
+        return {"layer": layer, "neuron": unit, "coefficient": coefficients}
     if kind == "whole_heads":
-        return {"layer": layer, "head": place}
-    source = [one % count for one in place]
-    named = {"source": source, "source_token": [_pieces(prediction)[one] for one in source]}
+        return {"layer": layer, "head": unit}
+    source = [number % count for number in unit]
+    named = {"source": source, "source_token": [_pieces(prediction)[number] for number in source]}
     if kind == "sources":
         return {"layer": layer, **named}
-    head = [one // count for one in place]
-    weights = [float(traced[a].alpha[h, at, s]) for a, h, s in zip(layer, head, source, strict=True)]
+    head = [number // count for number in unit]
+    weights = [float(traced[a].alpha[h, position, s]) for a, h, s in zip(layer, head, source, strict=True)]
     return {"layer": layer, "head": head, **named, "weight": weights}
 
 
@@ -369,7 +371,7 @@ def _details(prediction: TracedPrediction, frames: dict[str, pl.DataFrame]) -> d
             "layer": [layer for layer, _ in pairs for _ in sources],
             "head": [head for _, head in pairs for _ in sources],
             "source": source,
-            "source_token": [pieces[one] for one in source],
+            "source_token": [pieces[position] for position in source],
             **{name: values[:, number].tolist() for number, name in enumerate(_MEASURES)},
         }
     )
@@ -385,19 +387,19 @@ def _details(prediction: TracedPrediction, frames: dict[str, pl.DataFrame]) -> d
     return {"grid": grid, "tokens": tokens}
 
 
-def _contrast(prediction: TracedPrediction, number: int, foil: Choice, top: int) -> Contrast:
-    """What separates the target from one foil; only two logits are needed, so every part is measured."""
+def _contrast(prediction: TracedPrediction, number: int, foil: ChosenToken, top: int) -> Contrast:
+    """The contrast of the target with one foil; only two logits are needed, so every part is measured."""
     odds = prediction.point_odds[:, number]
-    one = TracedPrediction(
+    compared = TracedPrediction(
         prediction.stream, prediction.lens, prediction.target, (foil.token,), prediction.words
     )
-    one.__dict__.update(bases=prediction.bases, _attention=prediction._attention)
+    compared.__dict__.update(bases=prediction.bases, _attention=prediction._attention)
 
     def measured(vectors: Tensor, base: Tensor) -> Tensor:
-        return one.odds(vectors, base)[..., 0]
+        return compared.odds(vectors, base)[..., 0]
 
     def columns(values: Tensor) -> dict[str, Sequence[object]]:
-        return {name: values[:, place].tolist() for place, name in enumerate(_MEASURES)}
+        return {name: values[:, column].tolist() for column, name in enumerate(_MEASURES)}
 
     steps = measured(prediction.updates, torch.arange(2 * prediction.layers))
     steps[:, 0] = odds.diff()
@@ -411,11 +413,11 @@ def _contrast(prediction: TracedPrediction, number: int, foil: Choice, top: int)
             sources = values.unflatten(1, (-1, prediction.position + 1)).sum((0, 1))
         flat = values.flatten(0, 1)
         rows = torch.cat(
-            [flat[:, place].argsort(descending=side) for place in (0, 1) for side in (True, False)]
+            [flat[:, column].argsort(descending=side) for column in (0, 1) for side in (True, False)]
         )
-        places = torch.cat([part[:top] for part in rows.split(len(flat))]).unique()
-        group, index = places // values.shape[1], places % values.shape[1]
-        table = _address(prediction, kind, group, index) | columns(flat[places])
+        chosen = torch.cat([order[:top] for order in rows.split(len(flat))]).unique()
+        group, index = chosen // values.shape[1], chosen % values.shape[1]
+        table = _address(prediction, kind, group, index) | columns(flat[chosen])
         if kind == "neurons":
             table |= _read(prediction, torch.cat(_vectors(prediction, kind, group, index)))
         frames[kind] = _frame(table).sort("leave_one_out", descending=True, maintain_order=True)

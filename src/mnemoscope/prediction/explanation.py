@@ -1,10 +1,10 @@
-"""One prediction taken apart: what an `Explanation` holds. Plain values and Polars frames; nothing here imports torch.
+"""An `Explanation` holds one prediction taken apart: plain values and Polars frames; nothing here imports torch.
 
 All contributions are in nats; positions, ranks, layers, heads and neurons are 0-based. Columns that a part does not
 have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the formulas):
 
     stream       point (Lin0, Lres0, Lout0, ...), layer, log_probability, probability, rank and logit of the target,
-                 and one column ``logit_<name of the foil>`` per foil (`foil_names`: its piece, as in `Choice.piece`)
+                 and one column ``logit_<name of the foil>`` per foil (`foil_names`: its `ChosenToken.piece`)
     layers       layer, part (attention | ffn), contribution, leave_one_out, logit; the contributions add up to the
                  last minus the first log_probability of the stream
     others       part (head bias | embedding | attention bias | ffn bias), layer, contribution, leave_one_out, logit:
@@ -55,7 +55,7 @@ MEASURES = ("contribution", "leave_one_out", "logit")
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenToken:
     """A target or foil: what was asked for, and the token that stands for it.
 
     given   the text that was asked for; None for the model's own choice
@@ -76,7 +76,7 @@ class Choice:
     by_id: bool = False
 
 
-def foil_names(foils: Sequence[Choice]) -> list[str]:
+def foil_names(foils: Sequence[ChosenToken]) -> list[str]:
     """A name for each foil: its piece, with the token's id where another token reads the same."""
     alike = {foil.piece: {other.token for other in foils if other.piece == foil.piece} for foil in foils}
     return [
@@ -86,7 +86,7 @@ def foil_names(foils: Sequence[Choice]) -> list[str]:
 
 @dataclass(frozen=True)
 class Contrast:
-    """What separates the target from one foil: log p(target) - log p(foil), in nats, by part (A50-A52, A55).
+    """A contrast of the target with one foil: log p(target) - log p(foil), in nats, by part (A50-A52, A55).
 
     A part's `contribution` is the increase of that difference when it is added to its layer's input, its
     `leave_one_out` the loss when it is taken from the final residual. No other token enters, so both are exact for
@@ -100,7 +100,7 @@ class Contrast:
     neurons  layer, neuron, coefficient, contribution, leave_one_out, promotes, suppresses: the top of both signs
     """
 
-    foil: Choice
+    foil: ChosenToken
     probability: float
     start: float
     total: float
@@ -135,8 +135,8 @@ class Explanation(Shown):
     lens: str
     prompt: str
     position: int
-    target: Choice
-    foils: tuple[Choice, ...]
+    target: ChosenToken
+    foils: tuple[ChosenToken, ...]
     top: int
     layer_count: int
     parallel: bool
@@ -162,12 +162,12 @@ class Explanation(Shown):
 
     @property
     def log_probability(self) -> float:
-        """Of the target, at the end of the stream under the lens (under own and frozen: the model's own)."""
+        """Log p(target) at the end of the stream, under the lens (under own and frozen: the model's own)."""
         return float(self.stream["log_probability"][-1])
 
     @property
     def total(self) -> float:
-        """What all layers together added to log p(target): the last minus the first point of the stream."""
+        """The nats that all layers together added to log p(target): the last minus the first point of the stream."""
         return self.log_probability - float(self.stream["log_probability"][0])
 
     @property
@@ -193,7 +193,7 @@ class Explanation(Shown):
     def account(self) -> pl.DataFrame:
         """part, nats: from no information to log p(target), exactly; the last row, ``total``, is their sum."""
         added = {
-            part: float(self.layers.filter(pl.col("part") == part)["contribution"].sum()) for part in PARTS
+            kind: float(self.layers.filter(pl.col("part") == kind)["contribution"].sum()) for kind in PARTS
         }
         fixed = self.others.filter(pl.col("part").is_in(["head bias", "embedding"]))
         rows = {"uniform": self.start, **dict(fixed.select("part", "contribution").iter_rows()), **added}
@@ -204,12 +204,12 @@ class Explanation(Shown):
     def remainders(self) -> pl.DataFrame:
         """part (attention | ffn), measure, total, shown, remainder: total is the layers', shown + remainder = total."""
         rows = []
-        for part, frame in zip(PARTS, (self.heads, self.neurons), strict=True):
-            biases = self.others.filter(pl.col("part") == f"{part} bias")
+        for kind, frame in zip(PARTS, (self.heads, self.neurons), strict=True):
+            biases = self.others.filter(pl.col("part") == f"{kind} bias")
             for measure in MEASURES:
-                total = float(self.layers.filter(pl.col("part") == part)[measure].sum())
+                total = float(self.layers.filter(pl.col("part") == kind)[measure].sum())
                 shown = float(frame[measure].sum()) + float(biases[measure].sum())
-                rows.append((part, measure, total, shown, total - shown))
+                rows.append((kind, measure, total, shown, total - shown))
         return pl.DataFrame(rows, ["part", "measure", "total", "shown", "remainder"], orient="row")
 
     def to_dict(self) -> dict[str, Any]:
@@ -229,11 +229,11 @@ class Explanation(Shown):
 PARTS = ("attention", "ffn")
 
 
-def _alone(one: Explanation) -> Account:
-    """What a headline without a foil is made from."""
-    target = f"{token(one.target.piece)} ({probability(float(one.stream['probability'][-1]))}"
-    choice = one.predictions.row(0, named=True)
-    wins, total = choice["token"] == one.target.token, one.total
+def _alone(explanation: Explanation) -> Account:
+    """The account behind a headline without a foil."""
+    target = f"{token(explanation.target.piece)} ({probability(float(explanation.stream['probability'][-1]))}"
+    choice = explanation.predictions.row(0, named=True)
+    wins, total = choice["token"] == explanation.target.token, explanation.total
     if wins:
         opening = (
             f"{target}) wins" if total >= 0 else f"{target}) wins, but layers take {-total:.2f} nats from it"
@@ -245,14 +245,14 @@ def _alone(one: Explanation) -> Account:
             if total >= 0
             else f"loses {-total:.2f} nats in the layers"
         )
-        opening = f"{target}, rank {one.stream['rank'][-1]:,}; {other}) {changed}"
-    return _account(opening, 1 if total >= 0 else -1, one, "leave_one_out")
+        opening = f"{target}, rank {explanation.stream['rank'][-1]:,}; {other}) {changed}"
+    return _account(opening, 1 if total >= 0 else -1, explanation, "leave_one_out")
 
 
-def _against(one: Explanation, contrast: Contrast) -> Account:
-    """What a headline against a foil is made from: the parts that put the target ahead, or behind."""
-    chance = float(one.stream["probability"][-1])
-    target = f"{token(one.target.piece)} ({probability(chance)})"
+def _against(explanation: Explanation, contrast: Contrast) -> Account:
+    """The account behind a headline against a foil: the parts that put the target ahead, or behind."""
+    chance = float(explanation.stream["probability"][-1])
+    target = f"{token(explanation.target.piece)} ({probability(chance)})"
     foil = f"{token(contrast.foil.piece)} ({probability(contrast.probability)})"
     stands = "ahead of" if contrast.total >= 0 else "behind"
     opening = f"{target} is {stands} {foil} by {abs(contrast.total):.2f} nats"
@@ -274,8 +274,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, pl.DataFrame):
         return value.to_dicts()
     if is_dataclass(value) and not isinstance(value, type):
-        plain = {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+        plain = {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
         return {**plain, "remainder": value.remainder} if isinstance(value, Contrast) else plain
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

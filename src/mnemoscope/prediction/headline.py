@@ -1,4 +1,4 @@
-"""One sentence on top of an explanation, made from its own numbers.
+"""A headline is one sentence on top of an explanation, made from its own numbers.
 
 What a part did is told with its sign, in nats. Oriented by what is to be told (a target that is ahead, or one that is
 behind), the sentence names the best run of neighbouring layers and the best head if each holds a good part of all that
@@ -27,7 +27,7 @@ _KINDS = {
 
 
 class Account(NamedTuple):
-    """What a sentence is made from; each frame has a column `nats`.
+    """The numbers that a sentence is made from; each frame has a column `nats`.
 
     opening  who wins or loses, up to where the parts are named
     sign     +1 if the parts that raise log p (or the lead) are to be named, -1 if those that lower it
@@ -65,8 +65,8 @@ def sentence(account: Account) -> str:
         parts = f"spread over many: the largest single part is {_largest(account)}"
     verb = "helps" if account.sign > 0 else "hurts"
     neuron = _best(account.neurons, account.sign)
-    told = f"; {neuron.name} {verb} most among neurons ({neuron.nats:+.2f})" if neuron else ""
-    return f"{account.opening}, {parts}{told}."
+    ending = f"; {neuron.name} {verb} most among neurons ({neuron.nats:+.2f})" if neuron else ""
+    return f"{account.opening}, {parts}{ending}."
 
 
 def token(piece: str) -> str:
@@ -96,27 +96,27 @@ def _layers(account: Account) -> Named | None:
     rows = account.layers.sort("part", "layer")
     longest = max(1, min(RUN, rows["layer"].n_unique() // 3))
     runs = []
-    for (part,), here in rows.group_by("part", maintain_order=True):
-        layers, nats = here["layer"].to_list(), here["nats"].to_list()
+    for (kind,), steps in rows.group_by("part", maintain_order=True):
+        layers, nats = steps["layer"].to_list(), steps["nats"].to_list()
         for first in range(len(layers)):
             for size in range(1, min(longest, len(layers) - first) + 1):
                 if nats[first + size - 1] * account.sign < SHOWN:
                     break
-                runs.append(_run(str(part), layers[first : first + size], nats[first : first + size]))
-    return max(runs, key=lambda one: one.nats * account.sign, default=None)
+                runs.append(_run(str(kind), layers[first : first + size], nats[first : first + size]))
+    return max(runs, key=lambda named: named.nats * account.sign, default=None)
 
 
-def _run(part: str, layers: list[int], nats: list[float]) -> Named:
-    one, several = _KINDS[part]
-    name = f"{one} {layers[0]}" if len(layers) == 1 else f"{several} {layers[0]} to {layers[-1]}"
+def _run(kind: str, layers: list[int], nats: list[float]) -> Named:
+    singular, plural = _KINDS[kind]
+    name = f"{singular} {layers[0]}" if len(layers) == 1 else f"{plural} {layers[0]} to {layers[-1]}"
     return Named(name, sum(nats))
 
 
 def _largest(account: Account) -> Named:
-    """Of all layers and heads the one that did most."""
+    """The layer or head that did most of all."""
     steps = [_run(row["part"], [row["layer"]], [row["nats"]]) for row in account.layers.iter_rows(named=True)]
     head = _best(account.heads, account.sign)
-    return max([*steps, *([head] if head else [])], key=lambda one: one.nats * account.sign)
+    return max([*steps, *([head] if head else [])], key=lambda named: named.nats * account.sign)
 
 
 def _best(rows: pl.DataFrame, sign: int) -> Named | None:

@@ -1,4 +1,4 @@
-"""What goes into an explanation of many prompts, and where it goes: both checked as a whole. Imports no torch."""
+"""The prompts of an explanation of many, and the table they go to, are checked as a whole; no torch is imported."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def check_table(path: str | Path, prompts: str | Path | Iterable[Mapping[str, An
 def read_prompts(prompts: str | Path | Iterable[Mapping[str, Any]]) -> list[Prompt]:
     """All records of a jsonl file, or of an iterable; QueryError with the number of the line for one that is wrong."""
     if not isinstance(prompts, str | Path):
-        found = [_record(one, line, "prompts") for line, one in enumerate(prompts, 1)]
+        records = [_record(row, line, "prompts") for line, row in enumerate(prompts, 1)]
         name = "prompts"
     else:
         name = str(prompts)
-        found = [_record(one, line, name) for line, one in _lines(Path(prompts))]
-    if not found:
+        records = [_record(row, line, name) for line, row in _lines(Path(prompts))]
+    if not records:
         raise QueryError(f"reading prompts: {name} has none; write one JSON object a line, {_example()}")
-    return found
+    return records
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:

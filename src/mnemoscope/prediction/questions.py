@@ -20,7 +20,7 @@ from typing import Any
 from mnemoscope.arguments import check_question
 from mnemoscope.errors import QueryError
 from mnemoscope.model.model import Model
-from mnemoscope.prediction.explanation import Choice
+from mnemoscope.prediction.explanation import ChosenToken
 from mnemoscope.text.spelling import vocabulary_of
 from mnemoscope.text.tokenizer import Continuation, beginning, continuation, frame, prompt_tokens, unknown_id
 from mnemoscope.text.vocabulary import Vocabulary
@@ -46,14 +46,14 @@ _UNSPACED = (
 
 
 @dataclass(frozen=True)
-class Question:
-    """tokens: the prompt up to the explained position and what target and foils share; the last one is explained."""
+class ResolvedQuestion:
+    """A question as tokens: the prompt up to the explained position and what target and foils share."""
 
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...]  # the last one is explained
     position: int  # in the prompt as given
     unread: str  # what follows it there
-    target: Choice | None  # None: whatever the model predicts
-    foils: tuple[Choice, ...]
+    target: ChosenToken | None  # None: whatever the model predicts
+    foils: tuple[ChosenToken, ...]
     notes: tuple[str, ...]
 
 
@@ -67,7 +67,7 @@ def ask(
     *,
     target_id: int | None = None,
     foil_ids: Sequence[int] = (),
-) -> Question:
+) -> ResolvedQuestion:
     """Resolve everything, or raise QueryError.
 
     likelier  given the tokens so far and continuations, the index of the one that the model finds most probable
@@ -91,7 +91,7 @@ def ask(
     if len(begun.tokens) + shared > model.anatomy.context_length:
         raise _too_long(model, len(begun.tokens) + shared)
     common = () if wanted is None else wanted.tokens[:shared]
-    return Question(
+    return ResolvedQuestion(
         begun.tokens + common,
         begun.position,
         begun.unread,
@@ -117,44 +117,48 @@ class _Begun:
 
 def _begun(model: Model, prompt: str, position: int, words: Vocabulary) -> _Begun:
     _check_text(prompt, "prompt")
-    ids, own = prompt_tokens(model.tokenizer, prompt)
-    if len(ids) == own:
+    ids, n_before = prompt_tokens(model.tokenizer, prompt)
+    if len(ids) == n_before:
         raise QueryError(f"{_DOING}: the prompt {_quoted(prompt)} has no tokens; give other text")
     if len(ids) > model.anatomy.context_length:
         raise _too_long(model, len(ids))
-    place = _whole(position)
-    if place is None or not -len(ids) <= place < len(ids):
+    explained = _whole(position)
+    if explained is None or not -len(ids) <= explained < len(ids):
         raise QueryError(
             f"explaining position {position}: the prompt has {len(ids)} tokens; take 0 to {len(ids) - 1}, or "
             f"-{len(ids)} to -1 from the end"
         )
-    place %= len(ids)
-    tokens = ids[: place + 1]
-    texts = (beginning(model.tokenizer, prompt, ids[own : at + 1]) for at in range(place, len(ids) - 1))
+    explained %= len(ids)
+    tokens = ids[: explained + 1]
+    texts = (
+        beginning(model.tokenizer, prompt, ids[n_before : end + 1]) for end in range(explained, len(ids) - 1)
+    )
     text = prompt if len(tokens) == len(ids) else next(texts)
     # Inside a character, what is not read begins behind it.
-    read = text if text is not None else next((one for one in texts if one is not None), prompt)
-    return _Begun(tokens, text, place, prompt[len(read) :], tuple(_prompt_notes(model, tokens, own, words)))
+    read = text if text is not None else next((later for later in texts if later is not None), prompt)
+    return _Begun(
+        tokens, text, explained, prompt[len(read) :], tuple(_prompt_notes(model, tokens, n_before, words))
+    )
 
 
-def _prompt_notes(model: Model, tokens: tuple[int, ...], own: int, words: Vocabulary) -> list[str]:
+def _prompt_notes(model: Model, tokens: tuple[int, ...], n_before: int, words: Vocabulary) -> list[str]:
     around, unknown = frame(model.tokenizer), unknown_id(model.tokenizer)
     notes = []
     if around.after:
         closing = "".join(words.pieces(around.after))
         notes.append(f"the tokenizer closes a text with {closing}; a prompt goes on, so it was left out")
-    if own and tokens[own : 2 * own] == around.before:
+    if n_before and tokens[n_before : 2 * n_before] == around.before:
         opening = "".join(words.pieces(around.before))
         notes.append(
             f"the prompt begins with {opening}, which the tokenizer adds as well: it stands there twice"
         )
-    if unknown is not None and unknown in tokens[own:] and unknown not in around.before:
+    if unknown is not None and unknown in tokens[n_before:] and unknown not in around.before:
         name = "".join(words.pieces([unknown]))
         notes.append(f"the vocabulary lacks something in the prompt, which the model reads as {name}")
     return notes
 
 
-def _trailing_space(begun: _Begun, words: Vocabulary, wanted: _Text | None) -> list[str]:
+def _trailing_space(begun: _Begun, words: Vocabulary, wanted: _Spelled | None) -> list[str]:
     """A warning when the prompt ends in a space that words would have carried."""
     if not (begun.text or "").endswith(" ") or words.text(begun.tokens[-1:]).strip():
         return []
@@ -179,7 +183,7 @@ def _too_long(model: Model, count: int) -> QueryError:
 
 
 @dataclass(frozen=True)
-class _Text:
+class _Spelled:
     """A target or foil as tokens; `read` is the text that they spell, `melted` if the prompt's end would change."""
 
     given: str | None
@@ -188,26 +192,28 @@ class _Text:
     note: str = ""
     melted: bool = False
 
-    def choice(self, words: Vocabulary, shared: int) -> Choice:
+    def choice(self, words: Vocabulary, shared: int) -> ChosenToken:
         piece = words.text(self.tokens[shared : shared + 1])
         notes = [self.note] if self.note else []
         if len(self.tokens) > 1:
-            pieces = " + ".join(_quoted(one) for one in words.pieces(self.tokens))
+            pieces = " + ".join(_quoted(token) for token in words.pieces(self.tokens))
             notes.append(f"several tokens ({pieces}): {_quoted(piece)} stands for it")
         if piece.isspace() and words.text(self.tokens[shared + 1 :]).strip():
             notes.append("to explain what follows the space, end the prompt with it")
         by_id = self.given is None
-        return Choice(self.given, self.tokens[shared], piece, self.tokens, "; ".join(notes), self.read, by_id)
+        return ChosenToken(
+            self.given, self.tokens[shared], piece, self.tokens, "; ".join(notes), self.read, by_id
+        )
 
 
-def _given_by_id(model: Model, given: Any, role: str) -> _Text:
-    token = _whole(given)
+def _given_by_id(model: Model, value: Any, role: str) -> _Spelled:
+    token = _whole(value)
     if token is None or not 0 <= token < model.anatomy.vocabulary:
         raise QueryError(
             f"{_DOING}: {{{role}}} is not a token; give a whole number from 0 to {model.anatomy.vocabulary - 1}",
-            **{role: given},
+            **{role: value},
         )
-    return _Text(None, None, (token,), f"token {token}, given by its id")
+    return _Spelled(None, None, (token,), f"token {token}, given by its id")
 
 
 @dataclass(frozen=True)
@@ -217,7 +223,7 @@ class _Resolver:
     words: Vocabulary
     likelier: Likelier
 
-    def __call__(self, text: str, role: str) -> _Text:
+    def __call__(self, text: str, role: str) -> _Spelled:
         _check_text(text, role)
         plain = self._way(text, text)
         spaced = self._way(text, " " + text) if self._may_take_space(text) else None
@@ -226,13 +232,13 @@ class _Resolver:
             raise QueryError(
                 f"{_DOING}: the {role} {_quoted(text)} has no tokens in this vocabulary; give a word"
             )
-        known = [way for way in ways if self._is_known(way)]
-        if not known:
+        spellable = [way for way in ways if self._is_known(way)]
+        if not spellable:
             raise QueryError(
                 f"{_DOING}: the {role} {_quoted(text)} is not in the vocabulary of {self.model.id}; "
                 "give a text that it can spell"
             )
-        chosen = self._likelier(known)
+        chosen = self._likelier(spellable)
         if (worst := max(chosen.tokens)) >= self.model.anatomy.vocabulary:
             raise QueryError(
                 f"{_DOING}: the {role} {_quoted(text)} has the token {worst}, and {self.model.id} can predict tokens "
@@ -240,20 +246,22 @@ class _Resolver:
             )
         return chosen
 
-    def _way(self, given: str, text: str) -> _Text:
-        found = continuation(self.model.tokenizer, self.begun.text, text)
-        return _Text(given, text, found.tokens, self._remark(text, found), found.melted is not None)
+    def _way(self, given: str, text: str) -> _Spelled:
+        continued = continuation(self.model.tokenizer, self.begun.text, text)
+        return _Spelled(
+            given, text, continued.tokens, self._remark(text, continued), continued.melted is not None
+        )
 
-    def _remark(self, text: str, found: Continuation) -> str:
+    def _remark(self, text: str, continued: Continuation) -> str:
         """What to say when the tokens are not simply those of the text."""
         notes = []
-        if found.melted is not None:
-            together = _quoted(self.words.text(found.melted))
+        if continued.melted is not None:
+            together = _quoted(self.words.text(continued.melted))
             notes.append(
                 f"together with the end of the prompt it would be read as {together}; the prompt was left as it "
                 f"stands, and {_quoted(text)} is spelled on its own behind it"
             )
-        if (spelled := self.words.text(found.tokens)).strip() != text.strip():
+        if (spelled := self.words.text(continued.tokens)).strip() != text.strip():
             notes.append(f"the tokenizer reads it as {_quoted(spelled)}")
         return "; ".join(notes)
 
@@ -264,13 +272,13 @@ class _Resolver:
             return False
         return not unicodedata.name(text[0], "").startswith(_UNSPACED)
 
-    def _is_known(self, way: _Text) -> bool:
+    def _is_known(self, way: _Spelled) -> bool:
         unknown = unknown_id(self.model.tokenizer)
         if unknown is None or unknown not in way.tokens:
             return True
         return (way.given or "").strip() == self.words.text([unknown]).strip()  # it was asked for by its name
 
-    def _likelier(self, ways: list[_Text]) -> _Text:
+    def _likelier(self, ways: list[_Spelled]) -> _Spelled:
         """The way to write a text that the model finds more probable, with a word on the choice."""
         first = ways[0]
         if len(ways) == 1 or first.tokens == ways[1].tokens:
@@ -278,9 +286,8 @@ class _Resolver:
                 return first
             return _noted(first, "read with a leading space, because the vocabulary cannot spell it without")
         spaced = self.likelier(self.begun.tokens, [way.tokens for way in ways]) == 1
-        if not self.words.text(
-            ways[1].tokens[:1]
-        ).strip():  # a space alone says nothing about the word behind it
+        # A space alone says nothing about the word behind it.
+        if not self.words.text(ways[1].tokens[:1]).strip():
             behind = f"to explain {_quoted(first.given or '')} behind it, end the prompt with a space"
             return _noted(first, f"the model finds a space more probable here; {behind}") if spaced else first
         if spaced:
@@ -290,18 +297,22 @@ class _Resolver:
         )
 
 
-def _noted(way: _Text, note: str) -> _Text:
-    return _Text(
-        way.given, way.read, way.tokens, "; ".join(one for one in (note, way.note) if one), way.melted
+def _noted(way: _Spelled, note: str) -> _Spelled:
+    return _Spelled(
+        way.given,
+        way.read,
+        way.tokens,
+        "; ".join(remark for remark in (note, way.note) if remark),
+        way.melted,
     )
 
 
-def _shared(target: _Text, foils: Sequence[_Text]) -> int:
+def _shared(target: _Spelled, foils: Sequence[_Spelled]) -> int:
     """How many tokens target and foils begin with in common, which must be the same for all foils."""
     counts = []
     for foil in foils:
         pairs = zip(target.tokens, foil.tokens, strict=False)
-        same = next((index for index, (one, other) in enumerate(pairs) if one != other), None)
+        same = next((index for index, (left, right) in enumerate(pairs) if left != right), None)
         if same is None:
             raise QueryError(
                 f"{_DOING}: the target {_named(target)} and the foil {_named(foil)} begin "
@@ -317,7 +328,7 @@ def _shared(target: _Text, foils: Sequence[_Text]) -> int:
     return counts[0] if counts else 0
 
 
-def _named(text: _Text) -> str:
+def _named(text: _Spelled) -> str:
     return f"token {text.tokens[0]}" if text.given is None else _quoted(text.given)
 
 
@@ -348,7 +359,9 @@ def _check_text(text: Any, role: str) -> None:
         by_id = {"target": "; a token's id goes to target_id", "foil": "; ids of tokens go to foil_ids"}
         advice = by_id.get(role, "") if isinstance(text, int) else ""
         raise QueryError(f"{_DOING}: the {role} is of type {type(text).__name__}; give a text{advice}")
-    if (lone := next((one for one in text if "\ud800" <= one <= "\udfff"), None)) is not None:
+    if (
+        lone := next((character for character in text if "\ud800" <= character <= "\udfff"), None)
+    ) is not None:
         byte = ord(lone) - 0xDC00
         what = f"the byte 0x{byte:02x}" if 0x80 <= byte <= 0xFF else f"the lone surrogate U+{ord(lone):04X}"
         raise QueryError(

@@ -81,10 +81,10 @@ def search(bases: ResidualBases, rankings: Sequence[TopK], *, final: int | None 
             ends = _intervals(vocabulary, groups, contenders, kinds)
             undecided = _open(ends, contenders.ranking, rankings, contested)
             contenders, ends = contenders.keep(undecided), ends[undecided]
-    values, known = _evaluated(bases, rankings, groups, contenders, ends, kinds)
+    values, measured = _evaluated(bases, rankings, groups, contenders, ends, kinds)
     extremes, first = [], 0
     for number, ranking in enumerate(rankings):
-        evaluated = ((contenders.ranking == number) & known).nonzero()[:, 0]
+        evaluated = ((contenders.ranking == number) & measured).nonzero()[:, 0]
         exact = values[evaluated]
         best = torch.stack([_extreme(exact[:, column], ranking.k) for column in range(len(kinds))]).any(0)
         rows, size = evaluated[best], int(sizes[number])
@@ -125,14 +125,14 @@ def _evaluated(
     few. What is then known moves the k-th place outwards, and what cannot reach it any more is never evaluated.
     """
     vectors, base = contenders.vectors(groups)
-    ends, known = ends.clone(), torch.zeros(len(base), dtype=torch.bool)
-    while bool((undecided := _open(ends, contenders.ranking, rankings, contested) & ~known).any()):
+    ends, measured = ends.clone(), torch.zeros(len(base), dtype=torch.bool)
+    while bool((undecided := _open(ends, contenders.ranking, rankings, contested) & ~measured).any()):
         leading = _open(ends, contenders.ranking, rankings, _leading) | ends.isinf().any((1, 2))
         first = undecided & leading
         rows = (first if 0 < int(first.sum()) < int(undecided.sum()) - _FEW else undecided).nonzero()[:, 0]
         values = bases.measured(vectors[rows], [kind.measure(base[rows]) for kind in kinds])
-        ends[rows], known[rows] = values[..., None], True
-    return ends[..., 0], known
+        ends[rows], measured[rows] = values[..., None], True
+    return ends[..., 0], measured
 
 
 def certified(

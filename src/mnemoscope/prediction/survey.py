@@ -66,8 +66,10 @@ class IntervalSurvey:
 
         quotients  `Geometry.quotient` of the directions of each group's parts, where it is known
         """
-        known: Sequence[Tensor | None] = quotients or [None] * len(groups)
-        bounds = [self._bounded(group, quotient) for group, quotient in zip(groups, known, strict=True)]
+        known_quotients: Sequence[Tensor | None] = quotients or [None] * len(groups)
+        bounds = [
+            self._bounded(group, quotient) for group, quotient in zip(groups, known_quotients, strict=True)
+        ]
         rows = [
             (contested(ends[:, None, :2], self._k) & (ends[:, 0] < ends[:, 1])).nonzero()[:, 0]
             for ends in bounds
@@ -90,8 +92,8 @@ class IntervalSurvey:
             rows = (contested(ends[:, None, :2], self._k) | (ends[:, 0] * ends[:, 1] < 0)).nonzero()[:, 0]
             if len(rows):
                 chosen = vectors if len(rows) == len(vectors) else vectors[rows]
-                known = None if quotient is None else quotient[rows]
-                bounds = vocabulary.surveyed(chosen, torch.full_like(rows, group.base), known)
+                known_quotient = None if quotient is None else quotient[rows]
+                bounds = vocabulary.surveyed(chosen, torch.full_like(rows, group.base), known_quotient)
                 low = torch.maximum(ends[rows, 0], bounds[:, 0])
                 high = torch.minimum(ends[rows, 1], bounds[:, 1])
                 likely = torch.minimum(torch.maximum(bounds[:, 2], low), high)

@@ -1,4 +1,4 @@
-"""What switched on the neurons that matter, and where the best attention sub-value got what it carries."""
+"""Frames that say what switched on the neurons that matter, and where the best attention sub-value got its content."""
 
 from __future__ import annotations
 
@@ -35,18 +35,19 @@ def queries(
     prediction: TracedPrediction, neurons: pl.DataFrame, most: tuple[int, int] = NEURONS
 ) -> pl.DataFrame:
     """The frame `queries` of an `Explanation`, for so many neurons by each measure."""
-    stream, at = prediction.stream, prediction.position
+    stream, position = prediction.stream, prediction.position
     chosen = list(_important(neurons, most).iter_rows())
-    found = [switches(stream, layer, at, torch.tensor([neuron])) for layer, neuron, _ in chosen]
+    memories = [switches(stream, layer, position, torch.tensor([neuron])) for layer, neuron, _ in chosen]
     rows: list[tuple[object, ...]] = []
     if chosen:
-        keys = torch.cat([one.share.key for one in found])
+        keys = torch.cat([memory.share.key for memory in memories])
         # One pass over the values of the model for all of them.
         below = [
-            neuron_shares(stream, layer, at, keys) for layer in range(max(layer for layer, *_ in chosen))
+            neuron_shares(stream, layer, position, keys)
+            for layer in range(max(layer for layer, *_ in chosen))
         ]
-        for column, (one, (*_, contribution)) in enumerate(zip(found, chosen, strict=True)):
-            rows += _queries_of(prediction, one, [shares[:, column] for shares in below], contribution)
+        for column, (memory, (*_, contribution)) in enumerate(zip(memories, chosen, strict=True)):
+            rows += _queries_of(prediction, memory, [shares[:, column] for shares in below], contribution)
     return pl.DataFrame(rows, _SCHEMA, orient="row")
 
 
@@ -60,42 +61,51 @@ def _important(neurons: pl.DataFrame, most: tuple[int, int]) -> pl.DataFrame:
 
 
 def _queries_of(
-    prediction: TracedPrediction, found: Switches, below: list[Float[Tensor, " neuron"]], contribution: float
+    prediction: TracedPrediction, memory: Switches, below: list[Float[Tensor, " neuron"]], contribution: float
 ) -> list[tuple[object, ...]]:
-    """Rows of one neuron: the largest shares, its key's bias, and what is left."""
-    stream, at, count = prediction.stream, prediction.position, prediction.position + 1
+    """The rows of one neuron: the largest shares, its key's bias, and what is left."""
+    stream, position, count = prediction.stream, prediction.position, prediction.position + 1
     pieces = prediction.words.pieces(stream.tokens.tolist())
-    kinds, shares = _all_shares(prediction, found, below)
+    kinds, shares = _all_shares(prediction, memory, below)
     largest = shares.abs().topk(min(ROWS, len(shares))).indices.tolist()
-    rows, shown = [], float(found.share.bias[0])
-    coefficient, sums = float(found.coefficient[0]), torch.zeros(3, dtype=torch.float64)
+    rows, shown = [], float(memory.share.bias[0])
+    coefficient, sums = float(memory.coefficient[0]), torch.zeros(3, dtype=torch.float64)
 
     def row(
-        place: tuple[object, ...], share: float, gate: float, up: float, inner: float
+        query: tuple[object, ...], share: float, gate: float, up: float, inner: float
     ) -> tuple[object, ...]:
-        part = contribution * share / coefficient if coefficient else 0.0
-        branches = (gate, up if found.up is not None else None)
-        return found.layer, int(found.neurons[0]), *place, share, *branches, inner, inner * contribution, part
+        credit = contribution * share / coefficient if coefficient else 0.0
+        branches = (gate, up if memory.up is not None else None)
+        return (
+            memory.layer,
+            int(memory.neurons[0]),
+            *query,
+            share,
+            *branches,
+            inner,
+            inner * contribution,
+            credit,
+        )
 
-    for place in (one for one in largest if shares[one] != 0):
-        start, kind, layer = next(one for one in reversed(kinds) if one[0] <= place)
-        unit = place - start
+    for index in (index for index in largest if shares[index] != 0):
+        start, kind, layer = next(block for block in reversed(kinds) if block[0] <= index)
+        unit = index - start
         if kind == "head":
             vector = prediction.attention(layer).flatten(0, 1)[unit]
             named: tuple[object, ...] = (kind, layer, unit // count, unit % count, pieces[unit % count])
         else:
             vector = _vector(prediction, kind, layer, unit)
-            where = None if kind == "embedding" else layer
-            named = (kind, where, unit if kind == "neuron" else None, None, None)
-        values = _branches(found, vector)
+            below_layer = None if kind == "embedding" else layer
+            named = (kind, below_layer, unit if kind == "neuron" else None, None, None)
+        values = _branches(memory, vector)
         sums += values
-        shown += float(shares[place])
-        rows.append(row(named, float(shares[place]), *values.tolist()))
+        shown += float(shares[index])
+        rows.append(row(named, float(shares[index]), *values.tolist()))
     none = (None, None, None, None)
-    bias = torch.tensor([_bias(found.gate), _bias(found.up), _bias(found.inner)], dtype=torch.float64)
+    bias = torch.tensor([_bias(memory.gate), _bias(memory.up), _bias(memory.inner)], dtype=torch.float64)
     if bool(bias.any()):
-        rows.append(row(("key bias", *none), float(found.share.bias[0]), *bias.tolist()))
-    gate = prediction.stream.layers[found.layer].gate[at, found.neurons[0]]
+        rows.append(row(("key bias", *none), float(memory.share.bias[0]), *bias.tolist()))
+    gate = prediction.stream.layers[memory.layer].gate[position, memory.neurons[0]]
     whole = torch.tensor([coefficient, coefficient, float(gate)], dtype=torch.float64)
     rows.append(row(("remainder", *none), coefficient - shown, *(whole - sums - bias).tolist()))
     return rows
@@ -105,29 +115,34 @@ def _bias(linear: Linear | None) -> float:
     return 0.0 if linear is None else float(linear.bias[0])
 
 
-def _branches(found: Switches, vector: Tensor) -> Tensor:
+def _branches(memory: Switches, vector: Tensor) -> Tensor:
     """The vector's share by the gate alone, by the other branch alone, and its inner product with the key."""
     values = [
-        0.0 if one is None else float(one.of(vector[None])) for one in (found.gate, found.up, found.inner)
+        0.0 if linear is None else float(linear.of(vector[None]))
+        for linear in (memory.gate, memory.up, memory.inner)
     ]
     return torch.tensor(values, dtype=torch.float64)
 
 
 def _vector(prediction: TracedPrediction, kind: str, layer: int, unit: int) -> Float[Tensor, " width"]:
-    stream, at = prediction.stream, prediction.position
+    stream, position = prediction.stream, prediction.position
     if kind == "embedding":
         return prediction.points[0]
     if kind == "neuron":
-        return stream.neuron_parts(layer, at, torch.tensor([unit]))[0]
-    return stream.attention_bias(layer, at) if kind == "attention bias" else stream.ffn_bias(layer, at)
+        return stream.neuron_parts(layer, position, torch.tensor([unit]))[0]
+    return (
+        stream.attention_bias(layer, position)
+        if kind == "attention bias"
+        else stream.ffn_bias(layer, position)
+    )
 
 
 def _all_shares(
-    prediction: TracedPrediction, found: Switches, below: list[Float[Tensor, " neuron"]]
+    prediction: TracedPrediction, memory: Switches, below: list[Float[Tensor, " neuron"]]
 ) -> tuple[list[tuple[int, str, int]], Float[Tensor, " query"]]:
     """Every vector below a neuron and its share; ``kinds`` says where each kind and layer begins."""
-    stream, at = prediction.stream, prediction.position
-    kinds, parts, size = [(0, "embedding", 0)], [found.share.of(prediction.points[:1])[:, 0]], 1
+    stream, position = prediction.stream, prediction.position
+    kinds, parts, size = [(0, "embedding", 0)], [memory.share.of(prediction.points[:1])[:, 0]], 1
 
     def add(kind: str, layer: int, shares: Tensor) -> None:
         nonlocal size
@@ -136,40 +151,41 @@ def _all_shares(
         size += len(shares)
 
     # In parallel blocks the FFN does not read the attention beside it (G5).
-    for layer in range(found.layer + (not stream.anatomy.parallel)):
-        add("head", layer, found.share.of(prediction.attention(layer).flatten(0, 1))[:, 0])
-        add("attention bias", layer, found.share.of(stream.attention_bias(layer, at)[None])[:, 0])
-        if layer < found.layer:
+    for layer in range(memory.layer + (not stream.anatomy.parallel)):
+        add("head", layer, memory.share.of(prediction.attention(layer).flatten(0, 1))[:, 0])
+        add("attention bias", layer, memory.share.of(stream.attention_bias(layer, position)[None])[:, 0])
+        if layer < memory.layer:
             add("neuron", layer, below[layer])
-            add("ffn bias", layer, found.share.of(stream.ffn_bias(layer, at)[None])[:, 0])
+            add("ffn bias", layer, memory.share.of(stream.ffn_bias(layer, position)[None])[:, 0])
     return kinds, torch.cat(parts)
 
 
 def chained(
     prediction: TracedPrediction, neurons: pl.DataFrame, heads: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Both frames with their column ``chain``: A63 over the shown neurons, with leave-one-out as C."""
+    """The frames of neurons and heads with a column ``chain``: A63 over the shown neurons, leave-one-out as C."""
     anatomy = prediction.stream.anatomy
-    own = torch.zeros(anatomy.n_layers, anatomy.n_neurons)
+    scores = torch.zeros(anatomy.n_layers, anatomy.n_neurons)
     for layer, neuron, left in neurons.select("layer", "neuron", "leave_one_out").iter_rows():
-        own[layer, neuron] = left
-    found = chain(prediction.stream, prediction.position, own)
+        scores[layer, neuron] = left
+    recursive = chain(prediction.stream, prediction.position, scores)
     totals = [
-        float(found.total[layer, neuron]) for layer, neuron in neurons.select("layer", "neuron").iter_rows()
+        float(recursive.total[layer, neuron])
+        for layer, neuron in neurons.select("layer", "neuron").iter_rows()
     ]
     earned = []
     for layer, head, source, left in heads.select("layer", "head", "source", "leave_one_out").iter_rows():
-        pull = found.pull[layer + anatomy.parallel]
+        pull = recursive.pull[layer + anatomy.parallel]
         earned.append(left + float(prediction.attention(layer)[head, source] @ pull))
-    place = neurons.columns.index("promotes")
+    column = neurons.columns.index("promotes")
     return (
-        neurons.insert_column(place, pl.Series("chain", totals, pl.Float64)),
+        neurons.insert_column(column, pl.Series("chain", totals, pl.Float64)),
         heads.with_columns(pl.Series("chain", earned, pl.Float64)),
     )
 
 
 def score_row(prediction: TracedPrediction) -> Float[Tensor, " width"]:
-    """What a vector is multiplied with to score it for the target: its logit minus the first foil's.
+    """The row that scores a vector for the target by a dot product: its logit minus the first foil's.
 
     Without a foil, minus the expected logit: the gradient of log p(target). With the statistic of the final residual
     under own and frozen.
@@ -188,9 +204,11 @@ def attention_queries(prediction: TracedPrediction) -> pl.DataFrame:
     row = score_row(prediction)
     scores = torch.stack([prediction.attention(layer).sum(0) @ row for layer in range(prediction.layers)])
     layer, source = divmod(int(scores.argmax()), scores.shape[1])
-    found = origins(prediction.stream, layer, prediction.position, source, lambda vector: float(vector @ row))
+    vectors = origins(
+        prediction.stream, layer, prediction.position, source, lambda vector: float(vector @ row)
+    )
     piece = prediction.words.pieces(prediction.stream.tokens.tolist())[source]
-    rows = [(layer, source, piece, one.point, one.recomputed, one.fixed) for one in found]
+    rows = [(layer, source, piece, origin.point, origin.recomputed, origin.fixed) for origin in vectors]
     names = ["layer", "source", "source_token", "point", "recomputed", "fixed"]
     kinds = [pl.Int32, pl.Int32, pl.String, pl.String, pl.Float64, pl.Float64]
     return pl.DataFrame(rows, dict(zip(names, kinds, strict=True)), orient="row")

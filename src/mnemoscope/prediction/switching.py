@@ -1,4 +1,4 @@
-"""Who switched a memory on: coefficients and attention sub-values shared among the vectors that came before.
+"""Coefficients and attention sub-values are shared among the vectors that came before: who switched a memory on.
 
 A neuron reads ``g = norm(x) . k + b`` with ``norm(x) = w * (x - [mean]) * s + c``. With the statistic ``s`` frozen at
 what it was, ``g = x . K + B`` for the norm-folded key ``K = s [centre] (w * k)`` and ``B = c . k + b`` (Yu et al. 2023,
@@ -63,20 +63,20 @@ def switches(
     stream: Stream, layer: int, position: int, neurons: Int[Tensor, " neuron"] | None = None
 ) -> Switches:
     """The linear form of some neurons (all by default) of a layer at a position."""
-    part, traced = stream.anatomy.layers[layer], stream.layers[layer]
+    block, traced = stream.anatomy.layers[layer], stream.layers[layer]
     if neurons is None:
         neurons = torch.arange(stream.anatomy.n_neurons)
     residual = (traced.lin if stream.anatomy.parallel else traced.lres)[position].float()
-    inner = folded(part.ffn_norm, residual, part.keys()[neurons], _some(part.key_bias(), neurons))
+    inner = folded(block.ffn_norm, residual, block.keys()[neurons], _some(block.key_bias(), neurons))
     g = traced.gate[position][neurons].float()
     act, rate = _activation(stream, g)
     coefficient = traced.coefficients[position][neurons].float()
     if traced.up is None:
         share = _scaled(inner, rate)
         return Switches(layer, neurons, coefficient, share, share, None, inner)
-    ups = part.ups()
+    ups = block.ups()
     assert ups is not None, f"layer {layer} has an up projection in its trace and none in its anatomy"
-    second = folded(part.ffn_norm, residual, ups[neurons], _some(part.up_bias(), neurons))
+    second = folded(block.ffn_norm, residual, ups[neurons], _some(block.up_bias(), neurons))
     gate = _scaled(inner, rate * traced.up[position][neurons].float())
     up = _scaled(second, act)
     share = Linear((gate.key + up.key) / 2, (gate.bias + up.bias) / 2)
@@ -127,12 +127,12 @@ def _activation(stream: Stream, g: Tensor) -> tuple[Tensor, Tensor]:
 def neuron_shares(
     stream: Stream, layer: int, position: int, keys: Float[Tensor, "key width"]
 ) -> Float[Tensor, "neuron key"]:
-    """What each neuron of a layer brings to some keys above it, without making the vectors it writes."""
-    part, traced = stream.anatomy.layers[layer], stream.layers[layer]
-    norm = part.post_ffn_norm
+    """The shares that each neuron of a layer brings to some keys above it, without making the vectors it writes."""
+    block, traced = stream.anatomy.layers[layer], stream.layers[layer]
+    norm = block.post_ffn_norm
     if norm is not None:
         keys = adjoint(norm, norm.scale(traced.ffn_output[position].float()), keys)
-    read = part.values().float() @ (keys.T * stream.anatomy.residual_multiplier)
+    read = block.values().float() @ (keys.T * stream.anatomy.residual_multiplier)
     return read * traced.coefficients[position].float()[:, None]
 
 
@@ -143,19 +143,6 @@ def layer_queries(stream: Stream, layer: int, position: int) -> Float[Tensor, "q
     """
     points = stream.points(position)[: 2 * layer + (1 if stream.anatomy.parallel else 2)]
     return torch.cat([points[:1], points.diff(dim=0)])
-
-
-def cross_layer(
-    found: Switches, queries: Float[Tensor, "query width"], contributions: Float[Tensor, " neuron"] | None
-) -> Float[Tensor, " query"]:
-    """Cr of each query vector on one FFN layer: Eq. 24, or with the neurons' contributions Eq. 25 (A58).
-
-    The inner product is that with the linear key of `Switches.share`: for an active ReLU neuron it is the paper's, up
-    to the standard deviation; for a gated one it takes both branches. Choose neurons (helpful, unhelpful, top 10)
-    when calling `switches`.
-    """
-    inner = found.share.of(queries)
-    return inner.sum(-1) if contributions is None else inner @ contributions.float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,15 +171,15 @@ def chain(stream: Stream, position: int, contributions: Float[Tensor, "layer neu
         chosen = contributions[layer].nonzero()[:, 0]
         pull[layer] = pull[layer + 1]
         if len(chosen):
-            found = switches(stream, layer, position, chosen)
-            weight = total[layer][chosen] / found.coefficient
-            pull[layer] = pull[layer] + torch.nan_to_num(weight, posinf=0.0, neginf=0.0) @ found.share.key
+            switched = switches(stream, layer, position, chosen)
+            weight = total[layer][chosen] / switched.coefficient
+            pull[layer] = pull[layer] + torch.nan_to_num(weight, posinf=0.0, neginf=0.0) @ switched.share.key
     return Chain(total, pull)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """How much an attention sub-value's score falls when one vector is taken out of its source (A53, A54).
+    """The fall of an attention sub-value's score when one vector is taken out of its source (A53, A54).
 
     recomputed  weights and values computed again without it (method 1); fixed  the weights kept (method 2)
     """
@@ -209,14 +196,14 @@ def origins(
     source: int,
     score: Callable[[Float[Tensor, " width"]], float],
 ) -> Sequence[Origin]:
-    """Where the sub-value that ``layer`` takes from ``source`` (all heads) got what it scores.
+    """The origins of the score of the sub-value that ``layer`` takes from ``source`` (all heads).
 
     The norm is computed again on what is left of the source's residual. A post-norm keeps its statistic (G4).
     """
-    traced, part = stream.layers[layer], stream.anatomy.layers[layer]
-    heads = part.heads().float().flatten(0, 1)
+    traced, block = stream.layers[layer], stream.anatomy.layers[layer]
+    heads = block.heads().float().flatten(0, 1)
     points = stream.points(source)[: 2 * layer + 1]
-    norm, output = part.post_attention_norm, traced.attention_output[position].float()
+    norm, output = block.post_attention_norm, traced.attention_output[position].float()
 
     def written(alpha: Tensor, value: Tensor) -> float:
         weighted = alpha[:, position, source, None].float() * value[:, source].float()
@@ -228,8 +215,8 @@ def origins(
     vectors = torch.cat([points[:1], points.diff(dim=0)])
     changed = traced.lin.float().repeat(len(vectors), 1, 1)
     changed[:, source] -= vectors
-    found = []
+    losses = []
     for index, (alpha, value) in enumerate(stream.attend(layer, changed)):
         name = "Lin0" if index == 0 else f"{('FFN', 'ATTN')[index % 2]}{(index - 1) // 2}"
-        found.append(Origin(name, whole - written(alpha, value), whole - written(traced.alpha, value)))
-    return found
+        losses.append(Origin(name, whole - written(alpha, value), whole - written(traced.alpha, value)))
+    return losses

@@ -30,16 +30,16 @@ class TracedPrediction:
     target: int
     foils: tuple[int, ...]
     words: Vocabulary
-    known: Geometry | None = None
+    shared: Geometry | None = None
 
     @cached_property
     def position(self) -> int:
-        """The last one."""
+        """The position that is explained: the last one."""
         return len(self.stream.tokens) - 1
 
     @property
     def layers(self) -> int:
-        """How many there are."""
+        """The number of layers."""
         return self.stream.anatomy.n_layers
 
     @property
@@ -59,7 +59,7 @@ class TracedPrediction:
 
     @cached_property
     def updates(self) -> Float[Tensor, "update width"]:
-        """What attention 0, FFN 0, attention 1, ... added: row i is added to point i."""
+        """The vectors that attention 0, FFN 0, attention 1, ... added: row i is added to point i."""
         return self.points.diff(dim=0)
 
     @cached_property
@@ -69,9 +69,9 @@ class TracedPrediction:
 
     @cached_property
     def bases(self) -> ResidualBases:
-        """Everything that vectors are added to or taken from."""
+        """The residuals that vectors are added to or taken from."""
         rows = torch.cat([self.points, self.points[:1] * 0])
-        return ResidualBases(self.lens, self.target, rows, self.scale, self.known)
+        return ResidualBases(self.lens, self.target, rows, self.scale, self.shared)
 
     def attention(self, layer: int) -> Float[Tensor, "head source width"]:
         """Every head x source of a layer; kept when all of them are small."""
@@ -112,7 +112,7 @@ class TracedPrediction:
         return self.bases.measured(vectors, [Measure(final, True)])[:, 0]
 
     def logit(self, vectors: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
-        """What the lens reads for the target in the vectors alone, before a soft cap."""
+        """The logit that the lens reads for the target in the vectors alone, before a soft cap."""
         row = self.lens.unembedding[self.target]
         read = linear_directions(self.lens, vectors, self.scale) @ row
         if self.lens.name == "own" and self.lens.bias is not None:
@@ -122,14 +122,14 @@ class TracedPrediction:
     def odds(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
     ) -> Float[Tensor, "part measure foil"]:
-        """What each vector does to log p(target) - log p(foil): added to its base, and left out of the end."""
+        """The change of log p(target) - log p(foil) by each vector: added to its base, and left out of the end."""
         tokens = torch.tensor([self.target, *self.foils])
         added = self.bases.odds(vectors, base, tokens)
         linear = self.bases.linear and self.lens.softcap is None
         final = torch.full_like(base, self.final)
         left = added if linear else -self.bases.odds(-vectors, final, tokens)
-        both = torch.stack([added, left], 1)
-        return both[..., :1] - both[..., 1:]
+        moved = torch.stack([added, left], 1)
+        return moved[..., :1] - moved[..., 1:]
 
     @cached_property
     def point_odds(self) -> Float[Tensor, "point foil"]:
@@ -144,8 +144,8 @@ class TracedPrediction:
         lens = Lens.of(self.stream.anatomy, "own")
         up: list[list[str]] = []
         down: list[list[str]] = []
-        for some in vectors.split(64):
-            scores = raw_logits(lens, some, None)
+        for chunk in vectors.split(64):
+            scores = raw_logits(lens, chunk, None)
             for side, largest in ((up, True), (down, False)):
                 tokens = scores.topk(min(count, scores.shape[1]), largest=largest).indices
                 side += [["".join(self.words.pieces([token])) for token in row] for row in tokens.tolist()]
@@ -154,7 +154,7 @@ class TracedPrediction:
 
 @dataclass(frozen=True)
 class _Made:
-    """Makes the vectors of one group."""
+    """A maker of the vectors of one group."""
 
     prediction: TracedPrediction
     kind: str

@@ -1,4 +1,4 @@
-"""How neurons see one's own text: a pass of the model over it, read by the run's distributions.
+"""A trace shows how neurons see one's own text: a pass of the model over it, read by the run's distributions.
 
 With neurons, each is followed along the text. Without, every neuron is looked at, and for each token the most unusual
 are kept, layer by layer, so that memory does not grow with the model.
@@ -27,7 +27,15 @@ from mnemoscope.records import ContextBatch, NeuronId, Progress
 from mnemoscope.text.spelling import vocabulary_of
 from mnemoscope.text.tokenizer import encode, special_ids
 from mnemoscope.text.vocabulary import Vocabulary
-from mnemoscope.tracing.traced import LEVEL, Distributions, NeuronTrace, Reading, Trace, TracedToken, Unusual
+from mnemoscope.tracing.traced import (
+    LEVEL,
+    Distributions,
+    NeuronReading,
+    NeuronTrace,
+    Trace,
+    TracedToken,
+    Unusual,
+)
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -61,8 +69,8 @@ def trace(
     ids, counted = batch.tokens[0].tolist(), batch.counted[0].tolist()
     pieces = [words.visible(piece, edges=False) for piece in words.pieces(ids)]
     tokens = tuple(
-        TracedToken(position, token, piece or words.label(token), here)
-        for position, (token, piece, here) in enumerate(zip(ids, pieces, counted, strict=True))
+        TracedToken(position, token, piece or words.label(token), counts)
+        for position, (token, piece, counts) in enumerate(zip(ids, pieces, counted, strict=True))
     )
     about = Trace(
         model=model.id,
@@ -77,7 +85,7 @@ def trace(
         counted=None,
         units=model.anatomy.n_layers * model.anatomy.n_neurons,
     )
-    watch = _Follow(model, run, about, chosen) if chosen else _Search(model, run, about, top)
+    watch = _FollowedNeurons(model, run, about, chosen) if chosen else _UnusualNeurons(model, run, about, top)
     say, layers = report or (lambda _: None), model.anatomy.n_layers
 
     def receive(
@@ -106,7 +114,7 @@ def _batch(model: Model, text: str) -> ContextBatch:
             f"tracing a text: it has {len(ids)} tokens and {model.id} reads at most {most}; shorten it"
         )
     special = special_ids(model.tokenizer)
-    counted = np.array([[at > 0 and token not in special for at, token in enumerate(ids)]], bool)
+    counted = np.array([[position > 0 and token not in special for position, token in enumerate(ids)]], bool)
     if not counted.any():
         raise QueryError(
             f"tracing the text {text!r}: none of its {len(ids)} tokens counts, as the first and special tokens never "
@@ -128,8 +136,8 @@ def _address(model: Model, neuron: tuple[int, int]) -> NeuronId:
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """What a pass says of some neurons of a layer, and what is known of them.
+class _LayerReadings:
+    """Some neurons of a layer: what a pass says of them, and what the run knows.
 
     coefficients f32[token neuron], norms f32[neuron], gate and up signs i64[token neuron], tails and deviations
     f64[token neuron] where a run has their distributions of `total` coefficients
@@ -153,41 +161,47 @@ class _Layer:
         gate: Tensor | None,
         up: Tensor | None,
         neurons: Sequence[int] | slice,
-    ) -> _Layer:
-        """Of the given neurons of a layer."""
+    ) -> _LayerReadings:
+        """The readings of the chosen neurons of a layer."""
         numbers = _numbers(coefficients)[:, neurons]
-        gate_signs, up_signs = (None if part is None else _signs(part)[:, neurons] for part in (gate, up))
-        seen = cls(numbers, _norms(model, layer)[neurons], gate_signs, up_signs)
+        gate_signs, up_signs = (
+            None if branch is None else _signs(branch)[:, neurons] for branch in (gate, up)
+        )
+        measured = cls(numbers, _norms(model, layer)[neurons], gate_signs, up_signs)
         if run is None:
-            return seen
-        known = Distributions.of(run, layer)
-        some = replace(known, counts=known.counts[neurons], mean=known.mean[neurons], std=known.std[neurons])
+            return measured
+        stored = Distributions.of(run, layer)
+        chosen = replace(
+            stored, counts=stored.counts[neurons], mean=stored.mean[neurons], std=stored.std[neurons]
+        )
         return replace(
-            seen, tails=some.tails(numbers), deviations=some.deviations(numbers), total=known.total
+            measured, tails=chosen.tails(numbers), deviations=chosen.deviations(numbers), total=stored.total
         )
 
-    def reading(self, about: Trace, neuron: NeuronId, at: int, column: int) -> Reading:
-        """Of one neuron, which is a column here, at one token."""
-        gate, up = (None if part is None else int(part[at, column]) for part in (self.gate, self.up))
-        coefficient = float(self.coefficients[at, column])
-        reading = Reading(
-            neuron, at, coefficient, size=abs(coefficient) * float(self.norms[column]), gate=gate, up=up
+    def reading(self, about: Trace, neuron: NeuronId, position: int, column: int) -> NeuronReading:
+        """The reading of one neuron, which is a column here, at one token."""
+        gate, up = (
+            None if branch is None else int(branch[position, column]) for branch in (self.gate, self.up)
         )
-        if self.tails is None or self.deviations is None or not about.tokens[at].counted:
+        coefficient = float(self.coefficients[position, column])
+        reading = NeuronReading(
+            neuron, position, coefficient, size=abs(coefficient) * float(self.norms[column]), gate=gate, up=up
+        )
+        if self.tails is None or self.deviations is None or not about.tokens[position].counted:
             return reading
-        tail, far = float(self.tails[at, column]), float(self.deviations[at, column])
+        tail, far = float(self.tails[position, column]), float(self.deviations[position, column])
         return replace(
             reading, tail=tail, expected=tail * about.units, deviations=far if np.isfinite(far) else None
         )
 
 
-class _Follow:
-    """Given neurons along the text."""
+class _FollowedNeurons:
+    """A watch of chosen neurons along the text."""
 
     def __init__(self, model: Model, run: Run | None, about: Trace, neurons: Sequence[NeuronId]) -> None:
         self._model, self._run, self._about = model, run, about
         self._neurons = tuple(dict.fromkeys(neurons))
-        self._found: dict[NeuronId, list[Reading]] = {}
+        self._readings: dict[NeuronId, list[NeuronReading]] = {}
         self._total: int | None = None
 
     def see(
@@ -200,15 +214,16 @@ class _Follow:
         inputs: Tensor,
     ) -> None:
         """Keep the columns of those that are in this layer."""
-        here = [neuron for neuron in self._neurons if neuron.layer == layer]
-        if not here:
+        followed = [neuron for neuron in self._neurons if neuron.layer == layer]
+        if not followed:
             return
-        columns = [neuron.neuron for neuron in here]
-        seen = _Layer.of(self._model, self._run, layer, coefficients, gate, up, columns)
-        self._total = seen.total
-        for column, neuron in enumerate(here):
-            self._found[neuron] = [
-                seen.reading(self._about, neuron, at, column) for at in range(len(self._about.tokens))
+        columns = [neuron.neuron for neuron in followed]
+        measured = _LayerReadings.of(self._model, self._run, layer, coefficients, gate, up, columns)
+        self._total = measured.total
+        for column, neuron in enumerate(followed):
+            self._readings[neuron] = [
+                measured.reading(self._about, neuron, position, column)
+                for position in range(len(self._about.tokens))
             ]
 
     def result(self, words: Vocabulary) -> Trace:
@@ -217,25 +232,27 @@ class _Follow:
         return replace(self._about, neurons=followed, counted=self._total)
 
     def _neuron(self, neuron: NeuronId, words: Vocabulary) -> NeuronTrace:
-        readings = self._found[neuron]
+        readings = self._readings[neuron]
         if self._run is None:
             promotes, suppresses = _read(self._model, [neuron], words)[neuron]
             return NeuronTrace(neuron, promotes, suppresses, tuple(readings))
-        known = card(self._run, neuron, examples=0)
-        bounds = {1: known.positive.threshold, -1: known.negative.threshold}
+        stored = card(self._run, neuron, examples=0)
+        bounds = {1: stored.positive.threshold, -1: stored.negative.threshold}
         promotes, suppresses = (
-            tuple(token.text for token in tokens[:WRITES]) for tokens in (known.promoted, known.suppressed)
+            tuple(token.text for token in tokens[:WRITES]) for tokens in (stored.promoted, stored.suppressed)
         )
-        readings = [replace(one, trigger=_is_trigger(one.coefficient, bounds)) for one in readings]
-        return NeuronTrace(neuron, promotes, suppresses, tuple(readings), known)
+        readings = [
+            replace(reading, trigger=_is_trigger(reading.coefficient, bounds)) for reading in readings
+        ]
+        return NeuronTrace(neuron, promotes, suppresses, tuple(readings), stored)
 
 
-class _Search:
-    """Every neuron; at each token the most unusual."""
+class _UnusualNeurons:
+    """A watch of every neuron, which keeps the most unusual at each token."""
 
     def __init__(self, model: Model, run: Run | None, about: Trace, top: int) -> None:
         self._model, self._run, self._about, self._top = model, run, about, top
-        self._best: list[list[tuple[tuple[float, ...], Reading]]] = [[] for _ in about.tokens]
+        self._best: list[list[tuple[tuple[float, ...], NeuronReading]]] = [[] for _ in about.tokens]
         self._beyond: dict[str, np.ndarray] = {}
         self._units: dict[str, int] = {}
         self._total: int | None = None
@@ -256,40 +273,43 @@ class _Search:
         inputs: Tensor,
     ) -> None:
         """Let the neurons of a layer compete, and count how many units of each kind are beyond the level."""
-        seen = _Layer.of(self._model, self._run, layer, coefficients, gate, up, slice(None))
-        if self._run is None or seen.tails is None or seen.deviations is None:
-            self._keep(layer, seen, [-np.abs(seen.coefficients) * seen.norms])
+        measured = _LayerReadings.of(self._model, self._run, layer, coefficients, gate, up, slice(None))
+        if self._run is None or measured.tails is None or measured.deviations is None:
+            self._keep(layer, measured, [-np.abs(measured.coefficients) * measured.norms])
             return
-        self._total = seen.total
-        self._keep(layer, seen, [seen.tails, -np.abs(seen.deviations)])
-        self._count("neuron", seen.tails)
+        self._total = measured.total
+        self._keep(layer, measured, [measured.tails, -np.abs(measured.deviations)])
+        self._count("neuron", measured.tails)
         if self._nulls is not None:
             for kind, columns in self._nulls.columns(layer, batch, inputs, coefficients).items():
-                known = Distributions.of(self._run, layer, kind)
-                self._count(kind, known.tails(_numbers(columns.coefficients)))
+                stored = Distributions.of(self._run, layer, kind)
+                self._count(kind, stored.tails(_numbers(columns.coefficients)))
 
     def _count(self, kind: str, tails: np.ndarray) -> None:
         self._beyond[kind] = self._beyond.get(kind, 0) + (tails <= self._level).sum(1)
         self._units[kind] = self._units.get(kind, 0) + tails.shape[1]
 
-    def _keep(self, layer: int, seen: _Layer, order: Sequence[np.ndarray]) -> None:
+    def _keep(self, layer: int, measured: _LayerReadings, order: Sequence[np.ndarray]) -> None:
         """Merge a layer's best into the best of all; `order`: what is least for the first, f64[token neuron] each."""
-        for at, token in enumerate(self._about.tokens):
+        for position, token in enumerate(self._about.tokens):
             if not token.counted:
                 continue
-            keys = [scores[at] for scores in order]
+            keys = [scores[position] for scores in order]
             first = np.lexsort((np.arange(len(keys[0])), *reversed(keys)))[: self._top]
             for column in first.tolist():
-                reading = seen.reading(self._about, NeuronId(layer, column), at, column)
-                self._best[at].append(((*(float(key[column]) for key in keys), layer, column), reading))
-            self._best[at] = sorted(self._best[at], key=lambda ranked: ranked[0])[: self._top]
+                reading = measured.reading(self._about, NeuronId(layer, column), position, column)
+                self._best[position].append(((*(float(key[column]) for key in keys), layer, column), reading))
+            self._best[position] = sorted(self._best[position], key=lambda ranked: ranked[0])[: self._top]
 
     def result(self, words: Vocabulary) -> Trace:
         """The best of each token, with what they write, and the shares."""
-        found = sorted({reading.neuron for best in self._best for _, reading in best})
-        written = _read(self._model, found, words) if self._run is None else _stored(self._run, found)
+        addresses = sorted({reading.neuron for best in self._best for _, reading in best})
+        written = _read(self._model, addresses, words) if self._run is None else _stored(self._run, addresses)
         unusual = tuple(
-            tuple(Unusual(one, written[one.neuron][0 if one.coefficient > 0 else 1]) for _, one in best)
+            tuple(
+                Unusual(reading, written[reading.neuron][0 if reading.coefficient > 0 else 1])
+                for _, reading in best
+            )
             for best in self._best
         )
         shares = {
@@ -313,8 +333,8 @@ def _numbers(coefficients: Tensor) -> np.ndarray:
     return coefficients[0].float().cpu().numpy()
 
 
-def _signs(part: Tensor) -> np.ndarray:
-    return np.where(_numbers(part) > 0, 1, -1)
+def _signs(branch: Tensor) -> np.ndarray:
+    return np.where(_numbers(branch) > 0, 1, -1)
 
 
 def _norms(model: Model, layer: int) -> np.ndarray:
@@ -322,29 +342,31 @@ def _norms(model: Model, layer: int) -> np.ndarray:
     return model.anatomy.layers[layer].values().detach().float().norm(dim=1).cpu().numpy()
 
 
-Words = dict[
-    NeuronId, tuple[tuple[str, ...], tuple[str, ...]]
-]  # what is written when positive, when negative
+# What each neuron writes when it is positive, and when it is negative.
+Words = dict[NeuronId, tuple[tuple[str, ...], tuple[str, ...]]]
 
 
 def _read(model: Model, neurons: Sequence[NeuronId], words: Vocabulary) -> Words:
-    """Read some values through the lens."""
-    found: Words = {}
+    """The tokens that some values write, read through the lens."""
+    written: Words = {}
     lens = Lens.of(model.anatomy, values.LENS)
     for layer in sorted({neuron.layer for neuron in neurons}):
-        here = [neuron for neuron in neurons if neuron.layer == layer]
-        rows = torch.tensor([neuron.neuron for neuron in here], device=model.device)
+        chosen = [neuron for neuron in neurons if neuron.layer == layer]
+        rows = torch.tensor([neuron.neuron for neuron in chosen], device=model.device)
         tokens, _ = values.value_tokens(model, layer, lens, rows)
-        for neuron, (promoted, suppressed) in zip(here, tokens[:, :, :WRITES].tolist(), strict=True):
-            found[neuron] = tuple(map(words.label, promoted)), tuple(map(words.label, suppressed))
-    return found
+        for neuron, (promoted, suppressed) in zip(chosen, tokens[:, :, :WRITES].tolist(), strict=True):
+            written[neuron] = tuple(map(words.label, promoted)), tuple(map(words.label, suppressed))
+    return written
 
 
 def _stored(run: Run, neurons: Sequence[NeuronId]) -> Words:
-    """What a run says that some values write."""
-    found: Words = {}
+    """The tokens that some values write, as a run keeps them."""
+    written: Words = {}
     for neuron in neurons:
         rows = run.rows("values", *neuron).filter(pl.col("rank") < WRITES).sort("rank")
         sides = [rows.filter(pl.col("polarity") == sign)["token"].to_list() for sign in (1, -1)]
-        found[neuron] = tuple(map(run.vocabulary.label, sides[0])), tuple(map(run.vocabulary.label, sides[1]))
-    return found
+        written[neuron] = (
+            tuple(map(run.vocabulary.label, sides[0])),
+            tuple(map(run.vocabulary.label, sides[1])),
+        )
+    return written

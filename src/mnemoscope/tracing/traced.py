@@ -1,4 +1,4 @@
-"""How neurons see a text: their coefficients at its tokens, and how unusual these are by the run's own distributions.
+"""A trace holds the coefficients of neurons along a text, and how unusual these are by the run's own distributions.
 
 A coefficient x of a neuron is judged by the neuron's stored histogram of T coefficients, counted on the run's text:
 
@@ -7,8 +7,8 @@ A coefficient x of a neuron is judged by the neuron's stored histogram of T coef
 
 A whole bin counts as being as far out as x, so `tail` is never too small; on text like the run's it falls below a level
 in at most that share of cases, and it cannot fall below 2 / (1 + T). Of N neurons, N x tail or fewer are as unusual at
-any one token by chance (`Reading.expected`): the most unusual of thousands always looks unusual. What beats chance
-shows in `Trace.shares`, beside the same share of the run's pseudo-neurons.
+any one token by chance (`NeuronReading.expected`): the most unusual of thousands always looks unusual. What beats
+chance shows in `Trace.shares`, beside the same share of the run's pseudo-neurons.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TracedToken:
 
 
 @dataclass(frozen=True)
-class Reading:
+class NeuronReading:
     """A coefficient of a neuron at a token.
 
     tail        as the module says; None without a run, and where the token does not count
@@ -74,7 +74,7 @@ class NeuronTrace:
     neuron: NeuronId
     promotes: tuple[str, ...]
     suppresses: tuple[str, ...]
-    readings: tuple[Reading, ...]
+    readings: tuple[NeuronReading, ...]
     card: NeuronCard | None = None
 
 
@@ -82,17 +82,17 @@ class NeuronTrace:
 class Unusual:
     """A reading that stands out at its token, and the first tokens that it writes (with its sign)."""
 
-    reading: Reading
+    reading: NeuronReading
     writes: tuple[str, ...]
 
 
 @dataclass(frozen=True, repr=False)
 class Trace(Shown):
-    """What neurons do along a text.
+    """A trace of neurons along a text.
 
     neurons  the neurons that were asked for
     unusual  if none were: for each token the most unusual ones, first by `tail`, then by |deviations|, then by address;
-             without a run, those that write most (`Reading.size`); empty where the token does not count
+             without a run, those that write most (`NeuronReading.size`); empty where the token does not count
     shares   for each token, by kind of unit (`neuron`, and the run's pseudo-neurons), the share of units whose tail is
              at most `level`; None where the token does not count
     counted  coefficients in each histogram: T
@@ -114,15 +114,16 @@ class Trace(Shown):
         """As JSON-ready values: neurons by their address, without the cards."""
         neurons = [
             {
-                "neuron": str(one.neuron),
-                "promotes": one.promotes,
-                "suppresses": one.suppresses,
-                "readings": [_plain(reading) for reading in one.readings],
+                "neuron": str(entry.neuron),
+                "promotes": entry.promotes,
+                "suppresses": entry.suppresses,
+                "readings": [_plain(reading) for reading in entry.readings],
             }
-            for one in self.neurons
+            for entry in self.neurons
         ]
         unusual = [
-            [_plain(one.reading) | {"writes": one.writes} for one in readings] for readings in self.unusual
+            [_plain(entry.reading) | {"writes": entry.writes} for entry in readings]
+            for readings in self.unusual
         ]
         facts = ("model", "run", "corpus", "text", "level", "counted", "units")
         return {name: getattr(self, name) for name in facts} | {
@@ -133,7 +134,7 @@ class Trace(Shown):
         }
 
 
-def _plain(reading: Reading) -> dict[str, Any]:
+def _plain(reading: NeuronReading) -> dict[str, Any]:
     return asdict(reading) | {"neuron": str(reading.neuron)}
 
 
@@ -152,13 +153,11 @@ class Distributions:
 
     @classmethod
     def of(cls, run: Run, layer: int, kind: str | None = None) -> Distributions:
-        """Those of the neurons of a layer, or of its pseudo-neurons of a kind."""
+        """The distributions of the neurons of a layer, or of its pseudo-neurons of a kind."""
         prefix = "" if kind is None else "null_"
-        chosen = (
-            pl.col("layer") == layer
-            if kind is None
-            else (pl.col("layer") == layer) & (pl.col("kind") == kind)
-        )
+        chosen = pl.col("layer") == layer
+        if kind is not None:
+            chosen &= pl.col("kind") == kind
         counts, moments = (
             run.table(prefix + name).filter(chosen).sort("neuron").select(columns).collect()
             for name, columns in (("histograms", ["counts"]), ("neurons", ["mean", "std"]))
@@ -177,10 +176,10 @@ class Distributions:
         """f64[token unit] of coefficients f32[token unit]: see the module."""
         upto = np.cumsum(self.counts, axis=1)
         unit = np.arange(len(self.counts))
-        place = self.bins(coefficients)
+        index = self.bins(coefficients)
         total = upto[:, -1]
-        below = upto[unit, place]
-        above = total - below + self.counts[unit, place]
+        below = upto[unit, index]
+        above = total - below + self.counts[unit, index]
         return np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + total))
 
     def bins(self, coefficients: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mnemoscope.records import NULLS
 from mnemoscope.text.vocabulary import Vocabulary
-from mnemoscope.tracing.traced import NeuronTrace, Reading, Trace, TracedToken, Unusual
+from mnemoscope.tracing.traced import NeuronTrace, NeuronReading, Trace, TracedToken, Unusual
 from mnemoscope.views import words
 from mnemoscope.views.page import environment
 from mnemoscope.views.terminal import BLUE, ORANGE, Fitted, listed, sign_style, table
@@ -96,7 +96,7 @@ def reach(neuron: NeuronTrace) -> float:
     return max(abs(neuron.card.statistics.min or 0.0), abs(neuron.card.statistics.max or 0.0))
 
 
-def strength(neuron: NeuronTrace, reading: Reading) -> float:
+def strength(neuron: NeuronTrace, reading: NeuronReading) -> float:
     """|coefficient| as a share of `reach`, at most 1."""
     largest = reach(neuron)
     return min(abs(reading.coefficient) / largest, 1.0) if largest else 0.0
@@ -113,7 +113,7 @@ def before_word(token: TracedToken) -> tuple[str, str]:
     return (token.text[: -len(word)], word) if word else ("", token.text)
 
 
-def followed_cells(trace: Trace, reading: Reading) -> tuple[str, ...]:
+def followed_cells(trace: Trace, reading: NeuronReading) -> tuple[str, ...]:
     """A token of a followed neuron, in the columns FOLLOWED."""
     token = trace.tokens[reading.position]
     note = "as a trigger" if reading.trigger else ""
@@ -129,7 +129,7 @@ def followed_cells(trace: Trace, reading: Reading) -> tuple[str, ...]:
     )
 
 
-def found_cells(trace: Trace, reading: Reading) -> tuple[str, ...]:
+def found_cells(trace: Trace, reading: NeuronReading) -> tuple[str, ...]:
     """One of the most unusual, in the columns FOUND, or FOUND_BARE without a run."""
     start = (str(reading.neuron), words.number(reading.coefficient, sign=True))
     if trace.run is None:
@@ -207,7 +207,7 @@ def _unusual(trace: Trace, unusual: Sequence[Unusual], width: int) -> Table:
     return drawn
 
 
-def _shade(neuron: NeuronTrace, reading: Reading) -> str:
+def _shade(neuron: NeuronTrace, reading: NeuronReading) -> str:
     shade, colour = strength(neuron, reading), sign_style(reading.coefficient)
     return f"bold reverse {colour}" if shade >= 0.5 else f"underline {colour}" if shade >= 0.1 else ""
 

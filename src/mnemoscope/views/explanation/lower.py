@@ -11,7 +11,7 @@ import polars as pl
 
 from mnemoscope.errors import RunError
 from mnemoscope.neuron.card import NeuronCard, card
-from mnemoscope.prediction.explanation import Choice, Contrast, Explanation, foil_names
+from mnemoscope.prediction.explanation import ChosenToken, Contrast, Explanation, foil_names
 from mnemoscope.records import NeuronId
 from mnemoscope.run.reading import open_run
 from mnemoscope.text.vocabulary import Vocabulary
@@ -139,7 +139,7 @@ def _word(piece: str | None, position: int | None) -> Word | None:
     return None if piece is None else Word(_label(piece), position)
 
 
-def _candidate(choice: Choice, probability: float, rank: int | None = None) -> Candidate:
+def _candidate(choice: ChosenToken, probability: float, rank: int | None = None) -> Candidate:
     asked = _label(choice.given) if choice.given is not None and len(choice.tokens) > 1 else None
     return Candidate(Word(_label(choice.piece)), probability, rank, asked)
 
