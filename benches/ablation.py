@@ -1,4 +1,4 @@
-"""Accounting beside causation (A79): does leave-one-out say what happens when a part is really taken out?
+"""Accounting is compared with causation (A79): does leave-one-out say what happens when a part is really taken out?
 
 For every prompt the 200 neurons and the 200 heads x sources with the largest |leave-one-out| on the model's own
 prediction are set to zero one at a time in a forward pass. Printed are the correlations between what was accounted
@@ -22,7 +22,7 @@ from mnemoscope import explain, load_model
 
 
 def correlations(frame: pl.DataFrame) -> dict[str, float]:
-    """Of leave-one-out and effect: Pearson, Spearman, and the share of equal signs."""
+    """Pearson's and Spearman's of leave-one-out and effect, and the share of equal signs."""
     accounted, happened = frame["leave_one_out"].to_numpy(), frame["effect"].to_numpy()
     return {
         "pearson": float(pearsonr(accounted, happened).statistic),
@@ -32,13 +32,15 @@ def correlations(frame: pl.DataFrame) -> dict[str, float]:
 
 
 def summary(frames: list[pl.DataFrame]) -> dict[str, Any]:
-    """All prompts together, and the median prompt."""
+    """Correlations over all prompts together, and of the median prompt."""
     each = [correlations(frame) for frame in frames]
     together = correlations(pl.concat(frames))
     return {
         "parts": sum(frame.height for frame in frames),
         **{name: round(value, 3) for name, value in together.items()},
-        "median_prompt": {name: round(statistics.median(one[name] for one in each), 3) for name in together},
+        "median_prompt": {
+            name: round(statistics.median(prompt[name] for prompt in each), 3) for name in together
+        },
     }
 
 
@@ -51,9 +53,9 @@ def main() -> None:
     model = load_model("sample:smollm2-135m", dtype="fp32")
     frames: dict[str, list[pl.DataFrame]] = {"neuron": [], "head": []}
     for prompt in PROMPTS[: arguments.prompts]:
-        found = explain(model, prompt, top=arguments.top, ablate=arguments.top).ablations
+        ablations = explain(model, prompt, top=arguments.top, ablate=arguments.top).ablations
         for kind, kept in frames.items():
-            kept.append(found.filter(pl.col("kind") == kind))
+            kept.append(ablations.filter(pl.col("kind") == kind))
     result = {f"{kind}s": summary(kept) for kind, kept in frames.items()}
     print(json.dumps({"bench": "ablation", "prompts": arguments.prompts, "top": arguments.top, **result}))
 

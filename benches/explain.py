@@ -1,4 +1,4 @@
-"""Explaining: the certified search against brute force (target: at least 30 x), and a whole explanation (1.5 s).
+"""This bench times the certified search against brute force (target: at least 30 x), and a whole explanation (1.5 s).
 
 For every prompt and lens the 100 largest and 100 most negative contributions among all neurons are searched for, and
 all neurons are evaluated. The neurons must be the same, the values equal to 1e-5 nats, and every bound of every stage
@@ -84,41 +84,37 @@ def prediction_of(model: Model, prompt: str, lens: str) -> TracedPrediction:
 
 
 def thinned(group: Parts) -> Parts:
-    """One in so many of its vectors."""
+    """A group with one in so many of the vectors."""
     kept = torch.arange(0, group.size, EVERY)
     return Parts(len(kept), group.base, lambda index: group.vectors(kept if index is None else kept[index]))
 
 
 def outside(values: torch.Tensor, bounds: torch.Tensor) -> int:
-    """How many are not in their interval."""
+    """The number of values that are not in their interval."""
     return int(((bounds[:, 0] > values + 1e-6) | (bounds[:, 1] < values - 1e-6)).sum())
 
 
-def differences(prediction: TracedPrediction, found: ExtremeParts, every: torch.Tensor) -> dict[str, Any]:
+def differences(prediction: TracedPrediction, extremes: ExtremeParts, every: torch.Tensor) -> dict[str, Any]:
     """Whether the search found what brute force found, and whether the bounds hold."""
     flat = every.flatten()
     order = flat.argsort()
     wanted = torch.cat([order[:TOP], order[-TOP:]])
-    place = found.group * every.shape[1] + found.index
-    chosen = flat[place].sort().values
-    apart = float((found.values[:, 0] - flat[place]).abs().max())
+    neurons = extremes.group * every.shape[1] + extremes.index
+    chosen = flat[neurons].sort().values
+    apart = float((extremes.values[:, 0] - flat[neurons]).abs().max())
     # Ties within the tolerance may swap places; their values may not differ.
-    sets = float(
-        (torch.cat([chosen[:TOP], chosen[-TOP:]]) - torch.cat([flat[order[:TOP]], flat[order[-TOP:]]]))
-        .abs()
-        .max()
-    )
+    sets = float((torch.cat([chosen[:TOP], chosen[-TOP:]]) - flat[wanted]).abs().max())
     groups = prediction.groups("neurons")
     broken = 0
     for count in (0, *STAGES[:-1]):
         bounds = certified(prediction.bases, groups, count)[:, 0]
         broken += outside(flat, bounds)
     # More tokens, or all in bf16, take as long as half of brute force: a part of the neurons must do.
-    some, few = every[:, ::EVERY].flatten(), [thinned(group) for group in groups]
+    sample, few = every[:, ::EVERY].flatten(), [thinned(group) for group in groups]
     for count, screen in ((STAGES[-1], False), (STAGES[-2], True)):
-        broken += outside(some, certified(prediction.bases, few, count, screen=screen)[:, 0])
+        broken += outside(sample, certified(prediction.bases, few, count, screen=screen)[:, 0])
     return {
-        "same_neurons": len({*place.tolist()} & {*wanted.tolist()}),
+        "same_neurons": len({*neurons.tolist()} & {*wanted.tolist()}),
         "largest_difference": max(apart, sets),
         "bounds_broken": broken,
     }
@@ -131,20 +127,20 @@ def against_brute_force(model: Model, prompts: list[str], lenses: list[str]) -> 
         for lens in lenses:
             prediction = prediction_of(model, prompt, lens)
             groups = prediction.groups("neurons")
-            ranking = [TopK(groups, TOP)]
-            _ = prediction.bases.probabilities  # of the residuals: both need them
-            searching, (found,) = timed(lambda s=prediction, one=ranking: search(s.bases, one))
-            brute, parts = timed(lambda s=prediction, all_of=groups: [exhaustive(s.bases, g) for g in all_of])
+            bases = prediction.bases
+            _ = bases.probabilities  # both ways need them
+            searching, (extremes,) = timed(lambda b=bases, all_of=groups: search(b, [TopK(all_of, TOP)]))
+            brute, values = timed(lambda b=bases, all_of=groups: [exhaustive(b, group) for group in all_of])
             rows.append(
                 {
                     "prompt": prompt,
                     "lens": lens,
                     "search_seconds": searching,
                     "brute_seconds": brute,
-                    "evaluations": found.full,
-                    "partial_evaluations": found.partly,
-                    "neurons": found.of,
-                    **differences(prediction, found, torch.stack(parts)[..., 0]),
+                    "evaluations": extremes.full,
+                    "partial_evaluations": extremes.partly,
+                    "neurons": extremes.of,
+                    **differences(prediction, extremes, torch.stack(values)[..., 0]),
                 }
             )
     return rows
@@ -182,16 +178,15 @@ def main() -> None:
         with torch.inference_mode():
             rows = against_brute_force(model, list(PROMPTS[: arguments.prompts]), arguments.lenses.split(","))
         for lens in arguments.lenses.split(","):
-            some = [row for row in rows if row["lens"] == lens]
+            column = {name: [row[name] for row in rows if row["lens"] == lens] for name in rows[0]}
             result[lens] = {
-                "prompts": len(some),
-                "speed_up": sum(row["brute_seconds"] for row in some)
-                / sum(row["search_seconds"] for row in some),
-                "evaluations_median": statistics.median(row["evaluations"] for row in some),
-                "evaluations_most": max(row["evaluations"] for row in some),
-                "largest_difference": max(row["largest_difference"] for row in some),
-                "bounds_broken": sum(row["bounds_broken"] for row in some),
-                "same_neurons_fewest": min(row["same_neurons"] for row in some),
+                "prompts": len(column["prompt"]),
+                "speed_up": sum(column["brute_seconds"]) / sum(column["search_seconds"]),
+                "evaluations_median": statistics.median(column["evaluations"]),
+                "evaluations_most": max(column["evaluations"]),
+                "largest_difference": max(column["largest_difference"]),
+                "bounds_broken": sum(column["bounds_broken"]),
+                "same_neurons_fewest": min(column["same_neurons"]),
             }
         failed = any(row["bounds_broken"] or row["largest_difference"] > TOLERANCE for row in rows)
         result |= {"rows": rows} if arguments.rows else {}

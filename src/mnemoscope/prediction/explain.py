@@ -22,7 +22,7 @@ from mnemoscope.prediction.ablate import NO_ABLATIONS, ablate_top
 from mnemoscope.prediction.bases import Geometry
 from mnemoscope.prediction.explanation import ChosenToken, Contrast, Explanation, foil_names
 from mnemoscope.prediction.questions import ask
-from mnemoscope.prediction.search import ExtremeParts, TopK, search
+from mnemoscope.prediction.search import TopK, search
 from mnemoscope.prediction.switched import attention_queries, chained, queries
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import Progress
@@ -92,7 +92,10 @@ def explain(
         say("heads and neurons")
         rankings = [TopK(prediction.groups(kind), _top_of(kind, top)) for kind in KINDS]
         extremes = dict(zip(KINDS, search(prediction.bases, rankings, final=prediction.final), strict=True))
-        frames = {kind: _rows(prediction, kind, extremes[kind]) for kind in KINDS}
+        frames = {
+            kind: _rows(prediction, kind, parts.group, parts.index, parts.values, logits=True)
+            for kind, parts in extremes.items()
+        }
         frames["neurons"], frames["heads"] = chained(prediction, frames["neurons"], frames["heads"])
         contrasts = []
         for number, foil in enumerate(question.foils):
@@ -126,8 +129,8 @@ def explain(
             ablations=ablations,
             contrasts=tuple(contrasts),
             run=None if run is None else str(run.path),
-            evaluations={kind: extremes[kind].full for kind in KINDS}
-            | {f"{kind}_of": extremes[kind].of for kind in KINDS},
+            evaluations={kind: parts.full for kind, parts in extremes.items()}
+            | {f"{kind}_of": parts.of for kind, parts in extremes.items()},
             notes=question.notes + _notes(model, lens),
         )
 
@@ -260,8 +263,7 @@ def _whole(prediction: TracedPrediction, foils: Sequence[str]) -> dict[str, pl.D
     )
     table = _frame(
         {
-            "layer": [layer for layer in range(layers) for _ in range(2)],
-            "part": ["attention", "ffn"] * layers,
+            **_updates(layers),
             "contribution": log_p.diff().tolist(),
             "leave_one_out": prediction.left(prediction.updates).tolist(),
             "logit": prediction.logit(prediction.updates).tolist(),
@@ -301,25 +303,29 @@ def _others(prediction: TracedPrediction) -> pl.DataFrame:
     return _frame(dict(zip(("part", "layer", *_MEASURES, "logit"), zip(*rows, strict=True), strict=True)))
 
 
-def _rows(prediction: TracedPrediction, kind: str, extremes: ExtremeParts) -> pl.DataFrame:
-    """The frame of one kind of part, sorted by leave-one-out."""
-    columns: dict[str, Sequence[object]] = _address(prediction, kind, extremes.group, extremes.index)
-    vectors = torch.cat(_vectors(prediction, kind, extremes.group, extremes.index))
-    columns |= {name: extremes.values[:, number].tolist() for number, name in enumerate(_MEASURES)}
-    columns["logit"] = prediction.logit(vectors).tolist()
+def _rows(
+    prediction: TracedPrediction, kind: str, group: Tensor, index: Tensor, values: Tensor, *, logits: bool
+) -> pl.DataFrame:
+    """The frame of some parts of one kind, which stand in order of group and index, sorted by leave-one-out."""
+    groups = prediction.groups(kind)
+    vectors = torch.cat([groups[row].vectors(index[group == row]) for row in group.unique().tolist()])
+    columns = _address(prediction, kind, group, index) | _nats(values)
+    if logits:
+        columns["logit"] = prediction.logit(vectors).tolist()
     if kind == "neurons":
-        columns |= _read(prediction, vectors)
+        columns["promotes"], columns["suppresses"] = prediction.promoted(vectors, PROMOTED)
     return _frame(columns).sort("leave_one_out", descending=True, maintain_order=True)
 
 
-def _vectors(prediction: TracedPrediction, kind: str, group: Tensor, index: Tensor) -> list[Tensor]:
-    groups = prediction.groups(kind)
-    return [groups[int(row)].vectors(index[group == row]) for row in group.unique()]
+def _nats(values: Tensor) -> dict[str, Sequence[object]]:
+    """The columns of contribution and leave-one-out."""
+    return {name: values[:, column].tolist() for column, name in enumerate(_MEASURES)}
 
 
-def _read(prediction: TracedPrediction, vectors: Tensor) -> dict[str, Sequence[object]]:
-    up, down = prediction.promoted(vectors, PROMOTED)
-    return {"promotes": up, "suppresses": down}
+def _updates(layers: int) -> dict[str, Sequence[object]]:
+    """The columns that say what each update of the stream is."""
+    layer = [layer for layer in range(layers) for _ in range(2)]
+    return {"layer": layer, "part": ["attention", "ffn"] * layers}
 
 
 def _address(
@@ -361,7 +367,7 @@ def _details(prediction: TracedPrediction, frames: dict[str, pl.DataFrame]) -> d
     total = torch.stack([prediction.attention(layer).sum(0) for layer in range(prediction.layers)]).sum(0)
     left = prediction.left(total)
     sources = left.abs().topk(min(GRID[1], len(left))).indices.sort().values
-    pairs = [(layer, head) for layer, head in heads.select("layer", "head").iter_rows()]
+    pairs = list(heads.select("layer", "head").iter_rows())
     vectors = torch.cat([prediction.attention(layer)[head][sources] for layer, head in pairs])
     base = torch.tensor([2 * layer for layer, _ in pairs]).repeat_interleave(len(sources))
     values = prediction.measured(vectors, base)
@@ -372,7 +378,7 @@ def _details(prediction: TracedPrediction, frames: dict[str, pl.DataFrame]) -> d
             "head": [head for _, head in pairs for _ in sources],
             "source": source,
             "source_token": [pieces[position] for position in source],
-            **{name: values[:, number].tolist() for number, name in enumerate(_MEASURES)},
+            **_nats(values),
         }
     )
     tokens = _frame(
@@ -390,16 +396,9 @@ def _details(prediction: TracedPrediction, frames: dict[str, pl.DataFrame]) -> d
 def _contrast(prediction: TracedPrediction, number: int, foil: ChosenToken, top: int) -> Contrast:
     """The contrast of the target with one foil; only two logits are needed, so every part is measured."""
     odds = prediction.point_odds[:, number]
-    compared = TracedPrediction(
-        prediction.stream, prediction.lens, prediction.target, (foil.token,), prediction.words
-    )
-    compared.__dict__.update(bases=prediction.bases, _attention=prediction._attention)
 
     def measured(vectors: Tensor, base: Tensor) -> Tensor:
-        return compared.odds(vectors, base)[..., 0]
-
-    def columns(values: Tensor) -> dict[str, Sequence[object]]:
-        return {name: values[:, column].tolist() for column, name in enumerate(_MEASURES)}
+        return prediction.odds(vectors, base, [foil.token])[..., 0]
 
     steps = measured(prediction.updates, torch.arange(2 * prediction.layers))
     steps[:, 0] = odds.diff()
@@ -417,25 +416,17 @@ def _contrast(prediction: TracedPrediction, number: int, foil: ChosenToken, top:
         )
         chosen = torch.cat([order[:top] for order in rows.split(len(flat))]).unique()
         group, index = chosen // values.shape[1], chosen % values.shape[1]
-        table = _address(prediction, kind, group, index) | columns(flat[chosen])
-        if kind == "neurons":
-            table |= _read(prediction, torch.cat(_vectors(prediction, kind, group, index)))
-        frames[kind] = _frame(table).sort("leave_one_out", descending=True, maintain_order=True)
-    layers = [layer for layer in range(prediction.layers) for _ in range(2)]
+        frames[kind] = _rows(prediction, kind, group, index, flat[chosen], logits=False)
+    parts, layers = zip(*names, strict=True)
     return Contrast(
         foil,
-        float(prediction.bases.log_probabilities[prediction.final, foil.token].exp()),
-        float(odds[0]),
-        float(odds[-1]),
-        _frame({"layer": layers, "part": ["attention", "ffn"] * prediction.layers, **columns(steps)}),
-        _frame(
-            {
-                "part": [name for name, _ in names],
-                "layer": [layer for _, layer in names],
-                **columns(measured(vectors, base)),
-            }
+        probability=float(prediction.bases.log_probabilities[prediction.final, foil.token].exp()),
+        start=float(odds[0]),
+        total=float(odds[-1]),
+        layers=_frame(_updates(prediction.layers) | _nats(steps)),
+        others=_frame({"part": parts, "layer": layers, **_nats(measured(vectors, base))}),
+        sources=_frame(
+            {"source": range(len(sources)), "source_token": _pieces(prediction), **_nats(sources)}
         ),
-        frames["heads"],
-        _frame({"source": range(len(sources)), "source_token": _pieces(prediction), **columns(sources)}),
-        frames["neurons"],
+        **frames,
     )

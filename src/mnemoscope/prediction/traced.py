@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -120,10 +121,16 @@ class TracedPrediction:
         return (read * self.lens.multiplier).double()
 
     def odds(
-        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
+        self,
+        vectors: Float[Tensor, "part width"],
+        base: Int[Tensor, " part"],
+        foils: Sequence[int] | None = None,
     ) -> Float[Tensor, "part measure foil"]:
-        """The change of log p(target) - log p(foil) by each vector: added to its base, and left out of the end."""
-        tokens = torch.tensor([self.target, *self.foils])
+        """The change of log p(target) - log p(foil) by each vector: added to its base, and left out of the end.
+
+        foils  some tokens instead of all foils of the prediction
+        """
+        tokens = torch.tensor([self.target, *(self.foils if foils is None else foils)])
         added = self.bases.odds(vectors, base, tokens)
         linear = self.bases.linear and self.lens.softcap is None
         final = torch.full_like(base, self.final)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -88,16 +88,9 @@ def trace(
     watch = _FollowedNeurons(model, run, about, chosen) if chosen else _UnusualNeurons(model, run, about, top)
     say, layers = report or (lambda _: None), model.anatomy.n_layers
 
-    def receive(
-        layer: int,
-        coefficients: Tensor,
-        batch: ContextBatch,
-        gate: Tensor | None,
-        up: Tensor | None,
-        inputs: Tensor,
-    ) -> None:
+    def receive(layer: int, *activity: Any) -> None:
         say(Progress("tracing", layer, layers, "layers"))
-        watch.see(layer, coefficients, batch, gate, up, inputs)
+        watch.see(layer, *activity)
 
     last = max(neuron.layer for neuron in chosen) if chosen else None
     with Capture(model, last) as capture:
