@@ -75,44 +75,42 @@ def effects(model: Model, stream: Stream, target: int, cuts: Sequence[Cut]) -> F
     return np.asarray(differences)
 
 
+Hook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
+Change = Callable[[Stream, Tensor, Cut], None]  # of what a module reads at the last position, in place
+
+
 def _hooks(stream: Stream, cuts: Sequence[Cut]) -> list[Any]:
-    by_place: dict[tuple[int, bool], list[tuple[int, Cut]]] = {}
+    by_module: dict[tuple[int, bool], list[tuple[int, Cut]]] = {}
     for row, cut in enumerate(cuts, start=1):
-        by_place.setdefault((cut.layer, cut.source is None), []).append((row, cut))
+        by_module.setdefault((cut.layer, cut.source is None), []).append((row, cut))
     handles = []
-    for (layer, is_neuron), rows in by_place.items():
+    for (layer, is_neuron), rows in by_module.items():
         block = stream.anatomy.layers[layer]
-        module, make = (block.down, _set_coefficients) if is_neuron else (block.attention_out, _drop_sources)
-        handles.append(module.register_forward_pre_hook(make(stream, rows)))
+        module, change = (block.down, _set_coefficient) if is_neuron else (block.attention_out, _drop_source)
+        handles.append(module.register_forward_pre_hook(_hook(stream, rows, change)))
     return handles
 
 
-Hook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
-
-
-def _set_coefficients(stream: Stream, rows: Sequence[tuple[int, Cut]]) -> Hook:
+def _hook(stream: Stream, rows: Sequence[tuple[int, Cut]], change: Change) -> Hook:
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         changed = inputs[0].clone()
         flat = changed.view(-1, len(stream.tokens), changed.shape[-1])  # OPT flattens contexts and tokens
         for row, cut in rows:
-            flat[row, -1, cut.unit] = cut.value
+            change(stream, flat[row, -1], cut)
         return (changed, *inputs[1:])
 
     return hook
 
 
-def _drop_sources(stream: Stream, rows: Sequence[tuple[int, Cut]]) -> Hook:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        changed = inputs[0].clone()
-        flat = changed.view(-1, len(stream.tokens), stream.anatomy.n_heads, stream.anatomy.head_dim)
-        for row, cut in rows:
-            traced = stream.layers[cut.layer]
-            # Nothing before this layer was touched, so its weights and values are those of the trace.
-            taken = traced.alpha[cut.unit, -1, cut.source] * traced.value[cut.unit, cut.source]
-            flat[row, -1, cut.unit] -= taken.to(flat.dtype)
-        return (changed, *inputs[1:])
+def _set_coefficient(_: Stream, coefficients: Tensor, cut: Cut) -> None:
+    coefficients[cut.unit] = cut.value
 
-    return hook
+
+def _drop_source(stream: Stream, values: Tensor, cut: Cut) -> None:
+    # Nothing before this layer was touched, so its weights and values are those of the trace.
+    traced = stream.layers[cut.layer]
+    taken = traced.alpha[cut.unit, -1, cut.source] * traced.value[cut.unit, cut.source]
+    values.view(stream.anatomy.n_heads, stream.anatomy.head_dim)[cut.unit] -= taken.to(values.dtype)
 
 
 def ablate_top(
@@ -131,9 +129,8 @@ def ablate_top(
     cuts: list[Cut] = []
     best = pl.col("leave_one_out").abs()
     for kind, unit in (("neurons", "neuron"), ("heads", "head")):
-        for row in (
-            frames[kind].sort(best, descending=True, maintain_order=True).head(count).iter_rows(named=True)
-        ):
+        largest = frames[kind].sort(best, descending=True, maintain_order=True).head(count)
+        for row in largest.iter_rows(named=True):
             source = row.get("source")
             value, how = (0.0, "zero") if source is not None else _value(to, run, row["layer"], row["neuron"])
             cuts.append(Cut(row["layer"], row[unit], source, value))

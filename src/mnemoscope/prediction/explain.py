@@ -70,7 +70,9 @@ def explain(
 
     Raises QueryError for a question without an answer, RunMismatch for a run of another model.
     """
-    _check(model, lens, top, run, ablate, ablate_to)
+    check_explanation(lens, top, ablate, ablate_to, has_run=run is not None)
+    if run is not None:
+        model.check_built(run, "explaining with the run")
     model.check_tokenizer()
     say = _Steps(report or (lambda _: None), 3 + (ablate > 0))
     with model.running(), torch.inference_mode(), _on(model.device):
@@ -83,10 +85,9 @@ def explain(
         words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
         chosen = question.target or _own_choice(stream, words.pieces, question.foils)
         reading = Lens.of(model.anatomy, lens)
-        others = tuple(foil.token for foil in question.foils)
-        prediction = TracedPrediction(
-            stream, reading, chosen.token, others, words, geometry_of(model, reading)
-        )
+        foil_tokens = tuple(foil.token for foil in question.foils)
+        geometry = geometry_of(model, reading)
+        prediction = TracedPrediction(stream, reading, chosen.token, foil_tokens, words, geometry)
         say("layers")
         whole = _whole(prediction, foil_names(question.foils))
         say("heads and neurons")
@@ -181,12 +182,6 @@ class _Traces:
     def likelier(self, tokens: tuple[int, ...], ways: list[tuple[int, ...]]) -> int:
         scores = self.of(tokens).logits[-1]
         return max(range(len(ways)), key=lambda index: float(scores[ways[index][0]]))
-
-
-def _check(model: Model, lens: str, top: int, run: Run | None, ablate: int, ablate_to: str | float) -> None:
-    check_explanation(lens, top, ablate, ablate_to, has_run=run is not None)
-    if run is not None:
-        model.check_built(run, "explaining with the run")
 
 
 def _own_choice(

@@ -14,7 +14,7 @@ import json
 import operator
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mnemoscope.arguments import check_question
@@ -298,13 +298,7 @@ class _Resolver:
 
 
 def _noted(way: _Spelled, note: str) -> _Spelled:
-    return _Spelled(
-        way.given,
-        way.read,
-        way.tokens,
-        "; ".join(remark for remark in (note, way.note) if remark),
-        way.melted,
-    )
+    return replace(way, note="; ".join(remark for remark in (note, way.note) if remark))
 
 
 def _shared(target: _Spelled, foils: Sequence[_Spelled]) -> int:

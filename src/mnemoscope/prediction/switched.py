@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import polars as pl
 import torch
 from jaxtyping import Float
@@ -70,24 +73,15 @@ def _queries_of(
     largest = shares.abs().topk(min(ROWS, len(shares))).indices.tolist()
     rows, shown = [], float(memory.share.bias[0])
     coefficient, sums = float(memory.coefficient[0]), torch.zeros(3, dtype=torch.float64)
+    address = memory.layer, int(memory.neurons[0])
 
-    def row(
-        query: tuple[object, ...], share: float, gate: float, up: float, inner: float
-    ) -> tuple[object, ...]:
+    def row(query: tuple[object, ...], share: float, values: Tensor) -> tuple[object, ...]:
+        gate, up, inner = values.tolist()
         credit = contribution * share / coefficient if coefficient else 0.0
         branches = (gate, up if memory.up is not None else None)
-        return (
-            memory.layer,
-            int(memory.neurons[0]),
-            *query,
-            share,
-            *branches,
-            inner,
-            inner * contribution,
-            credit,
-        )
+        return *address, *query, share, *branches, inner, inner * contribution, credit
 
-    for index in (index for index in largest if shares[index] != 0):
+    for index in (number for number in largest if shares[number] != 0):
         start, kind, layer = next(block for block in reversed(kinds) if block[0] <= index)
         unit = index - start
         if kind == "head":
@@ -95,32 +89,26 @@ def _queries_of(
             named: tuple[object, ...] = (kind, layer, unit // count, unit % count, pieces[unit % count])
         else:
             vector = _vector(prediction, kind, layer, unit)
-            below_layer = None if kind == "embedding" else layer
-            named = (kind, below_layer, unit if kind == "neuron" else None, None, None)
-        values = _branches(memory, vector)
+            written_in = None if kind == "embedding" else layer
+            named = (kind, written_in, unit if kind == "neuron" else None, None, None)
+        values = _branches(memory, partial(Linear.of, queries=vector[None]))
         sums += values
         shown += float(shares[index])
-        rows.append(row(named, float(shares[index]), *values.tolist()))
+        rows.append(row(named, float(shares[index]), values))
     none = (None, None, None, None)
-    bias = torch.tensor([_bias(memory.gate), _bias(memory.up), _bias(memory.inner)], dtype=torch.float64)
+    bias = _branches(memory, lambda linear: linear.bias)
     if bool(bias.any()):
-        rows.append(row(("key bias", *none), float(memory.share.bias[0]), *bias.tolist()))
+        rows.append(row(("key bias", *none), float(memory.share.bias[0]), bias))
     gate = prediction.stream.layers[memory.layer].gate[position, memory.neurons[0]]
     whole = torch.tensor([coefficient, coefficient, float(gate)], dtype=torch.float64)
-    rows.append(row(("remainder", *none), coefficient - shown, *(whole - sums - bias).tolist()))
+    rows.append(row(("remainder", *none), coefficient - shown, whole - sums - bias))
     return rows
 
 
-def _bias(linear: Linear | None) -> float:
-    return 0.0 if linear is None else float(linear.bias[0])
-
-
-def _branches(memory: Switches, vector: Tensor) -> Tensor:
-    """The vector's share by the gate alone, by the other branch alone, and its inner product with the key."""
-    values = [
-        0.0 if linear is None else float(linear.of(vector[None]))
-        for linear in (memory.gate, memory.up, memory.inner)
-    ]
+def _branches(memory: Switches, read: Callable[[Linear], Tensor]) -> Tensor:
+    """Shares by the gate alone and by the other branch alone, and the inner product with the key; 0 if plain."""
+    branches = (memory.gate, memory.up, memory.inner)
+    values = [0.0 if linear is None else float(read(linear)) for linear in branches]
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -130,11 +118,8 @@ def _vector(prediction: TracedPrediction, kind: str, layer: int, unit: int) -> F
         return prediction.points[0]
     if kind == "neuron":
         return stream.neuron_parts(layer, position, torch.tensor([unit]))[0]
-    return (
-        stream.attention_bias(layer, position)
-        if kind == "attention bias"
-        else stream.ffn_bias(layer, position)
-    )
+    bias = stream.attention_bias if kind == "attention bias" else stream.ffn_bias
+    return bias(layer, position)
 
 
 def _all_shares(

@@ -67,7 +67,7 @@ def switches(
     if neurons is None:
         neurons = torch.arange(stream.anatomy.n_neurons)
     residual = (traced.lin if stream.anatomy.parallel else traced.lres)[position].float()
-    inner = folded(block.ffn_norm, residual, block.keys()[neurons], _some(block.key_bias(), neurons))
+    inner = folded(block.ffn_norm, residual, block.keys()[neurons], _rows_of(block.key_bias(), neurons))
     g = traced.gate[position][neurons].float()
     act, rate = _activation(stream, g)
     coefficient = traced.coefficients[position][neurons].float()
@@ -76,7 +76,7 @@ def switches(
         return Switches(layer, neurons, coefficient, share, share, None, inner)
     ups = block.ups()
     assert ups is not None, f"layer {layer} has an up projection in its trace and none in its anatomy"
-    second = folded(block.ffn_norm, residual, ups[neurons], _some(block.up_bias(), neurons))
+    second = folded(block.ffn_norm, residual, ups[neurons], _rows_of(block.up_bias(), neurons))
     gate = _scaled(inner, rate * traced.up[position][neurons].float())
     up = _scaled(second, act)
     share = Linear((gate.key + up.key) / 2, (gate.bias + up.bias) / 2)
@@ -113,7 +113,7 @@ def _scaled(linear: Linear, factor: Float[Tensor, " neuron"]) -> Linear:
     return Linear(linear.key * factor[:, None], linear.bias * factor)
 
 
-def _some(bias: Tensor | None, neurons: Tensor) -> Tensor | None:
+def _rows_of(bias: Tensor | None, neurons: Tensor) -> Tensor | None:
     return None if bias is None else bias[neurons]
 
 
