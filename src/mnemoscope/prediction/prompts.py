@@ -30,7 +30,7 @@ class Prompt:
     line: int = 0
 
 
-KEYS = tuple(one.name for one in fields(Prompt) if one.name != "line")
+KEYS = tuple(field.name for field in fields(Prompt) if field.name != "line")
 
 
 def check_table(path: str | Path, prompts: str | Path | Iterable[Mapping[str, Any]] = ()) -> None:
