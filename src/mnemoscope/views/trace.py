@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mnemoscope.records import NULLS
 from mnemoscope.text.vocabulary import Vocabulary
-from mnemoscope.tracing.traced import NeuronTrace, NeuronReading, Trace, TracedToken, Unusual
+from mnemoscope.tracing.traced import NeuronReading, NeuronTrace, Trace, TracedToken, Unusual
 from mnemoscope.views import words
 from mnemoscope.views.page import environment
 from mnemoscope.views.terminal import BLUE, ORANGE, Fitted, listed, sign_style, table
