@@ -297,7 +297,7 @@ def simulated(
         rates = np.repeat([applied[1]] * 2 if null else applied, size)
         patterns = (answers.SeenPattern("p", (0, 1, 2), "shallow"),) if random.random() < found[null] else ()
         applies = frozenset(np.flatnonzero(random.random(2 * size) < rates).tolist()) if patterns else None
-        said[str(number)] = answers.ItemAnswer(patterns, applies, ("",) * size, ("",) * 2 * size)
+        said[str(number)] = answers.SheetAnswer(patterns, applies, ("",) * size, ("",) * 2 * size)
     key = Key.model_construct(format=1, salt="", seed=0, model="m", corpus="c", run="", items=items)
     return key, answers.Filled(Path("a"), "a", said)
 
@@ -352,7 +352,7 @@ def test_several_annotators_are_compared_on_the_same_units() -> None:
     three = scores.score(key, [one, one, other], samples=10).agreement["found"]
     assert three.cohen.value is None
     assert three.annotators == 3
-    silent = answers.ItemAnswer(None, None, ("",) * 10, ("",) * 20)
+    silent = answers.SheetAnswer(None, None, ("",) * 10, ("",) * 20)
     half = answers.Filled(one.path, "b", one.answers | {str(i): silent for i in range(40)})
     found = scores.score(key, [one, half], samples=10)
     assert found.annotators[1].open == 40
@@ -365,7 +365,7 @@ def test_holding_up_is_fishers_exact_test(hits: int, alarms: int) -> None:
     mine = (Prefix(context=0, position=1),) * 20 + (Prefix(context=0, position=1, source=False),) * 20
     item = SheetItem(kind="neuron", annotate=mine[:1], apply=mine, digest="")
     chosen = frozenset([*range(hits), *range(20, 20 + alarms)])
-    answer = answers.ItemAnswer((answers.SeenPattern("p", (0, 1, 2), "shallow"),), chosen, ("",), ("",) * 40)
+    answer = answers.SheetAnswer((answers.SeenPattern("p", (0, 1, 2), "shallow"),), chosen, ("",), ("",) * 40)
     p = stats.fisher_exact([[hits, 20 - hits], [alarms, 20 - alarms]], alternative="greater").pvalue
     assert scores.holds(answer, item) == (p <= 0.05)
 

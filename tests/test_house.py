@@ -25,7 +25,6 @@ DOORS = {
 FLOORS = 23  # files in the longest chain of imports
 ROLES = {"found", "one", "part", "some", "mine"}  # what a thing does in its sentence, not what it is
 ROLE_NAMES = 93
-DOUBLES = {"ItemAnswer", "Run", "_Strict"}
 
 
 def _files(source: Path) -> dict[str, Path]:

@@ -37,7 +37,7 @@ class SeenPattern:
 
 
 @dataclass(frozen=True)
-class ItemAnswer:
+class SheetAnswer:
     """The answers to one item.
 
     patterns  None: not answered; empty: nothing was found
@@ -56,7 +56,7 @@ class Filled:
 
     path: Path
     annotator: str
-    answers: dict[str, ItemAnswer]
+    answers: dict[str, SheetAnswer]
 
     @property
     def answered(self) -> list[str]:
@@ -133,7 +133,7 @@ def annotated(key: Key, filled: Filled, neuron: tuple[int, int]) -> pl.DataFrame
 LABELS = ("none", "shallow", "semantic", "both")
 
 
-def kinds(answer: ItemAnswer) -> list[int]:
+def kinds(answer: SheetAnswer) -> list[int]:
     """For each prefix of `annotate` its label: a place in `LABELS`."""
     labels = [0] * len(answer.annotate)
     for pattern in answer.patterns or ():
@@ -198,7 +198,7 @@ def _filled(path: Path, lines: list[dict[str, Any]], key: Key) -> Filled:
     return Filled(path, str(header.get("annotator") or path.stem), answers)
 
 
-def _answer(where: str, row: dict[str, Any], item: SheetItem) -> ItemAnswer:
+def _answer(where: str, row: dict[str, Any], item: SheetItem) -> SheetAnswer:
     described, applies = row.get("patterns"), row.get("applies")
     if described is not None and not isinstance(described, list):
         raise SheetError(
@@ -216,7 +216,7 @@ def _answer(where: str, row: dict[str, Any], item: SheetItem) -> ItemAnswer:
             )
         applies = None
     chosen = None if applies is None else _indices(where, "applies", applies, len(item.apply))
-    return ItemAnswer(
+    return SheetAnswer(
         patterns,
         None if chosen is None else frozenset(chosen),
         tuple(row["annotate"].values()),

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from mnemoscope.annotation.agreement import RESAMPLES, Agreement, agreement
-from mnemoscope.annotation.answers import LABELS, Filled, ItemAnswer, kinds
+from mnemoscope.annotation.answers import LABELS, Filled, SheetAnswer, kinds
 from mnemoscope.annotation.key import NULLS, Key, SheetItem
 from mnemoscope.display import Shown
 from mnemoscope.intervals import estimate_of_share
@@ -130,7 +130,7 @@ def rogan_gladen(apparent: np.ndarray, sensitivity: float, specificity: np.ndarr
     return np.asarray(np.clip(share, 0, 1))
 
 
-def holds(answer: ItemAnswer, item: SheetItem) -> bool | None:
+def holds(answer: SheetAnswer, item: SheetItem) -> bool | None:
     """Whether the patterns told held-out prefixes from distractors; None if they were not applied."""
     if answer.patterns == ():
         return False
@@ -140,7 +140,7 @@ def holds(answer: ItemAnswer, item: SheetItem) -> bool | None:
     return bool(stats.hypergeom.sf(a - 1, a + b + c + d, a + b, a + c) <= LEVEL)
 
 
-def _table(answer: ItemAnswer, item: SheetItem) -> tuple[tuple[int, int], tuple[int, int]]:
+def _table(answer: SheetAnswer, item: SheetItem) -> tuple[tuple[int, int], tuple[int, int]]:
     """Held-out prefixes, then distractors: to how many the patterns apply, and to how many not."""
     chosen = answer.applies or frozenset()
     sources = [index for index, prefix in enumerate(item.apply) if prefix.source]
@@ -204,7 +204,7 @@ def _items(flags: Sequence[bool | None], weights: np.ndarray, null: np.ndarray) 
     return _detection(*(count.astype(float) for count in counts), items=tuple(judged))
 
 
-def _applied(pairs: Sequence[tuple[ItemAnswer, SheetItem]], weights: np.ndarray) -> Detection:
+def _applied(pairs: Sequence[tuple[SheetAnswer, SheetItem]], weights: np.ndarray) -> Detection:
     tables = [
         _table(answer, item) if answer.applies is not None else ((0, 0), (0, 0)) for answer, item in pairs
     ]
@@ -289,11 +289,11 @@ def _agreement(key: Key, filled: Sequence[Filled], samples: int, seed: int) -> d
     }
 
 
-def _found(answer: ItemAnswer) -> list[bool] | None:
+def _found(answer: SheetAnswer) -> list[bool] | None:
     return None if answer.patterns is None else [bool(answer.patterns)]
 
 
-def _marks(answer: ItemAnswer) -> list[bool] | None:
+def _marks(answer: SheetAnswer) -> list[bool] | None:
     """Where nothing was found, nothing applies."""
     if answer.patterns == ():
         return [False] * len(answer.apply)
