@@ -20,11 +20,11 @@ Kind = Literal["neuron", "random", "direction", "mixed"]
 NULLS: tuple[Kind, ...] = ("random", "direction", "mixed")
 
 
-class _Strict(BaseModel):
+class _SealedModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Prefix(_Strict):
+class Prefix(_SealedModel):
     """Where a prefix comes from; rank and coefficient where it is a trigger of the item's own unit.
 
     source  whether it belongs to what the item is made of; in `apply` the others are distractors
@@ -37,7 +37,7 @@ class Prefix(_Strict):
     coefficient: float | None = None
 
 
-class SheetItem(_Strict):
+class SheetItem(_SealedModel):
     """What an item is: a neuron with a polarity, a null direction with its number, or neither.
 
     digest  of the item as the annotator sees it, without answers
@@ -57,7 +57,7 @@ class SheetItem(_Strict):
         return self.kind != "neuron"
 
 
-class Key(_Strict):
+class Key(_SealedModel):
     """What belongs to a sheet and is kept from the annotator; `run` is the fingerprint of the run."""
 
     format: int
