@@ -16,3 +16,10 @@ Attention weights are seen, not recomputed: under the "eager" implementation the
 projection is ``weights @ values`` in every family, whatever masks, positions, caps or norms came before. That this is
 what the output projection reads is part of the check.
 """
+
+import os
+
+# Without this, MKL's products end in other bits when another number of threads computes them, and a run would show how
+# many workers it had. It is read at the first product, so a choice that was made before stands; and it is set here, so
+# that no file of the room can be imported without it.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,10 +28,6 @@ from mnemoscope.text.tokenizer import check_rows, serialised
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
-
-# Without this, MKL's products end in other bits when another number of threads computes them, and a run would show
-# how many workers it had. It is read at the first product, so a choice that was made before stands.
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 _NOTHING = Fingerprint((), ())
 NAMES = {full: name for name, full in DTYPES.items()} | {name: name for name in DTYPES}
