@@ -317,6 +317,14 @@ def test_terminal_fits(width: int, run: Run) -> None:
         assert max(map(cell_len, lines)) > min(width, 100) - 25
 
 
+@pytest.mark.parametrize("width", range(50, 84))
+def test_a_title_stands_apart_from_what_is_beside_it(width: int) -> None:
+    """However narrow the terminal, the title of a side is whole and does not run into the signs of gate and up."""
+    titled = words.side_title(CARD.negative, len(CARD.negative.examples))
+    (head,) = (line for line in plain(printed(CARD), width).splitlines() if line.startswith(titled))
+    assert not head.removeprefix(titled)[:1].strip()
+
+
 def test_terminal_shows_twelve_tokens_before() -> None:
     """On a narrow terminal too, twelve tokens stand before the active one, which is bracketed."""
     shown = " ".join(plain(printed(CARD), 60).split())

@@ -126,13 +126,11 @@ def _axis(card: NeuronCard, columns: words.Columns, indent: int) -> Text:
 
 def _side(side: Side, most: int, room: Room) -> RenderResult:
     shown = side.examples[:most]
-    head = Table.grid(expand=True)
-    head.add_column()
-    head.add_column(justify="right")
-    head.add_row(
-        Text(words.side_title(side, len(shown)), style="bold"),
-        Text(words.quadrants(side) or "", style="dim"),
-    )
+    head = Table.grid(expand=True, padding=(0, 1, 0, 0))
+    title = words.side_title(side, len(shown))
+    head.add_column(no_wrap=True)
+    head.add_column(justify="right", ratio=1)
+    head.add_row(Text(title, style="bold"), Text(words.quadrants(side) or "", style="dim"))
     yield head
     if shown:
         yield examples(shown, room)
