@@ -1,4 +1,4 @@
-"""Planted truth on a real text: recovery by kind, false discoveries on every null, purity and coverage, speed.
+"""Planted truth on a real text: recovery by kind, false discoveries on every null, precision and recall, speed.
 
 nulls        units that know nothing (independent), or only documents, positions or token frequencies: share with
              a family-wise p below .05, Kolmogorov-Smirnov p of uniformity, false discovery proportion after
@@ -10,7 +10,7 @@ recovery     share of planted units whose claim is confirmed and has, on all of 
              half, of the claim by triggers and of that by the whole distribution the confirmed one, or the better by F1
              beyond chance; `first` is the same of the first candidate. Targets of single patterns hold from a base rate
              of 1e-3 and 60 documents with firings on; units below are counted apart
-two-way      purity and coverage of the claim in the test half, against those with which the unit fired
+two-way      precision and recall of the claim in the test half, against those with which the unit fired
 speed        the whole search of `--speed` units with as many triggers as neurons have
 
 Each part is a line of JSON as soon as it is there, with its number of units (repetitions) and its seconds.
@@ -50,7 +50,7 @@ from mnemoscope.trials.heldout import LEVEL, confirm, discovery_rate
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from planted_patterns import NULLS, fire, null, triggers
 
-LEVELS = (0.5, 0.8, 1.0)  # of purity and of coverage
+LEVELS = (0.5, 0.8, 1.0)  # of precision and of recall
 LIKE = {TOPIC: 0.3, LABEL: 0.3}
 TARGETS = {TOPIC: 0.8, "conjunction": 0.7}
 WITHIN = 0.03
@@ -61,7 +61,7 @@ MIDDLE = BINS // 2
 class World:
     """A text, planted units first and null units after them, and what the search said of them.
 
-    truth, sides  of the planted units: what they answer to, with what purity and coverage
+    truth, sides  of the planted units: what they answer to, with what precision and recall
     kinds         str[unit]
     claims        the candidates that the two-way test chooses from, confirmed, with `q`
     whole         claims of the family `whole`, one of a unit
@@ -162,7 +162,7 @@ def nulls_of(world: World) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Outcome:
     """What became of one planted unit: how like (Jaccard) its first candidate and its claim are to what was planted,
-    whether the claim is confirmed, purity and coverage as claimed and as fired in the test half, and what the targets
+    whether the claim is confirmed, precision and recall as claimed and as fired in the test half, and what the targets
     require."""
 
     kind: str
@@ -265,7 +265,7 @@ def outcomes(world: World) -> Iterator[Outcome]:
             parts=_named(masked, what, text) if masked else 0.0,
             rate=len(what.rows) / len(text),
             documents=len(np.unique(text.document[on])),
-            planted=f"{what.name} (purity {sides[0]:g}, coverage {sides[1]:g})",
+            planted=f"{what.name} (precision {sides[0]:g}, recall {sides[1]:g})",
             claim=claim.spec,
         )
 
@@ -290,7 +290,7 @@ def _shares(active: np.ndarray, shown: np.ndarray) -> tuple[float, float]:
 
 
 def _sides(test: Half, score: np.ndarray, shown: np.ndarray, threshold: int) -> tuple[float, float]:
-    """Purity and coverage in the test half with the threshold that the discovery half chose."""
+    """Precision and recall in the test half with the threshold that the discovery half chose."""
     return _shares(score[test.rows] >= threshold, shown[test.rows]) if threshold >= 0 else (0.0, 0.0)
 
 
@@ -336,7 +336,7 @@ def recovery(done: list[Outcome]) -> dict[str, Any]:
 
 
 def two_way(done: list[Outcome]) -> dict[str, Any]:
-    """How far purity and coverage are from those with which the units fired, where the targets hold."""
+    """How far precision and recall are from those with which the units fired, where the targets hold."""
     results = {}
     done = [outcome for outcome in done if outcome.ample]
     recovered = [outcome for outcome in done if outcome.recovered]
@@ -368,7 +368,7 @@ def two_way(done: list[Outcome]) -> dict[str, Any]:
                         4,
                     ),
                 }
-                for column, side in enumerate(("purity", "coverage"))
+                for column, side in enumerate(("precision", "recall"))
             },
         }
     return results

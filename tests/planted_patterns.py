@@ -1,7 +1,7 @@
 """Text and units of which it is known what they answer to, for the search of patterns and whatever follows it.
 
 A unit is an array of coefficients, one for each prefix, standard normal but for where it *fires* (6 higher). A planted
-unit fires at a share `coverage` of the prefixes of its pattern, and elsewhere so often that a share `purity` of
+unit fires at a share `recall` of the prefixes of its pattern, and elsewhere so often that a share `precision` of
 its firings have the pattern. A null unit depends on nothing (independent), on its document, on the
 position or on how frequent the last token is, in ways drawn at random, and on nothing else.
 """
@@ -22,19 +22,19 @@ NULLS = ("independent", "document", "position", "frequency")
 def fire(
     text: Text,
     mask: np.ndarray,
-    purity: float,
-    coverage: float,
+    precision: float,
+    recall: float,
     random: np.random.Generator,
     *,
     noise: float = 1.0,
 ) -> np.ndarray:
-    """f32[prefix]: coefficients of a unit that detects `mask`, as well as `purity` and `coverage` say. It fires at the
+    """f32[prefix]: coefficients of a unit that detects `mask`, as well as `precision` and `recall` say. It fires at the
     same prefixes however much `noise` there is."""
     values = (noise * random.normal(size=len(text))).astype(np.float32)
     on = np.flatnonzero(mask & text.counted)
     off = np.flatnonzero(~mask & text.counted)
-    fired = on[random.random(len(on)) < coverage]
-    wrong = random.choice(off, min(len(off), round(len(fired) * (1 - purity) / purity)), replace=False)
+    fired = on[random.random(len(on)) < recall]
+    wrong = random.choice(off, min(len(off), round(len(fired) * (1 - precision) / precision)), replace=False)
     values[fired] += HEIGHT
     values[wrong] += HEIGHT
     return values

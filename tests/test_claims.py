@@ -44,7 +44,7 @@ def _row(
     active = polarity * m >= EDGE
     both = active & shown
     row = dict.fromkeys(SCHEMAS["pattern_tests"].names)
-    shares = {"purity": both.sum() / active.sum(), "coverage": both.sum() / shown.sum()}
+    shares = {"precision": both.sum() / active.sum(), "recall": both.sum() / shown.sum()}
     shares["f1"] = 2 * both.sum() / (active.sum() + shown.sum())
     for end, shift in (("", 0), ("_low", -0.03), ("_high", 0.03)):
         row |= {f"{name}{end}": value + shift for name, value in shares.items()}
@@ -107,7 +107,7 @@ def _claim(run: Run, neuron: int) -> Claim:
 
 @pytest.mark.parametrize(("neuron", "polarity", "seed"), [(3, 1, 0), (4, -1, 1)])
 def test_the_sweep_by_hand(run: Run, neuron: int, polarity: int, seed: int) -> None:
-    """Each meaning of active, from the coefficients: tokens, purity, coverage and verdict; both polarities."""
+    """Each meaning of active, from the coefficients: tokens, precision, recall and verdict; both polarities."""
     _, m, shown = _row(neuron, polarity, seed)
     claim, norm = _claim(run, neuron), run.rows("neurons", 1, neuron)["value_norm"][0]
     score = m * polarity
@@ -118,8 +118,8 @@ def test_the_sweep_by_hand(run: Run, neuron: int, polarity: int, seed: int) -> N
             continue
         active = np.abs(m) >= EDGE if "either" in name else score >= abs(one.threshold or 0)
         assert one.active == active.mean(), name
-        assert one.purity == pytest.approx(shown[active].mean()), name
-        assert one.coverage == pytest.approx(active[shown].mean()), name
+        assert one.precision == pytest.approx(shown[active].mean()), name
+        assert one.recall == pytest.approx(active[shown].mean()), name
     assert found["top 1 % of tokens"].active <= 0.01 < found["top 10 % of tokens"].active <= 0.1
     assert found["above 0 (2⁻¹²)"].verdict == twoway.NONE  # half of all tokens are: F1 is below the null
     assert found["chosen"].verdict == "iff"  # by the figures alone
@@ -127,7 +127,7 @@ def test_the_sweep_by_hand(run: Run, neuron: int, polarity: int, seed: int) -> N
     assert abs(write.threshold) >= 0.5 / norm > abs(write.threshold) / 1.25
     assert (
         found["chosen, gate > 0, up < 0"].active == 5 / 4000
-        and found["chosen, gate > 0, up < 0"].purity == 0.4
+        and found["chosen, gate > 0, up < 0"].precision == 0.4
     )
 
 
@@ -150,18 +150,18 @@ def test_the_curve_by_hand(run: Run) -> None:
     _, m, shown = _row(3, 1, 0)
     for point in _claim(run, 3).curve:
         active = m >= point.threshold
-        assert point.active == active.mean() and point.purity == pytest.approx(shown[active].mean())
-        assert point.coverage == pytest.approx(active[shown].mean())
+        assert point.active == active.mean() and point.precision == pytest.approx(shown[active].mean())
+        assert point.recall == pytest.approx(active[shown].mean())
 
 
 def test_the_sentence(run: Run) -> None:
     """It reads as it should."""
     claim = _claim(run, 3)
-    purity, coverage, f1 = (claims.decimal(part.value) for part in (claim.purity, claim.coverage, claim.f1))
+    precision, recall, f1 = (claims.decimal(part.value) for part in (claim.precision, claim.recall, claim.f1))
     found = claims.sentence(claim)
-    assert found.startswith(f"When positive: *a <year>* (precision {purity} [")
+    assert found.startswith(f"When positive: *a <year>* (precision {precision} [")
     assert (
-        f"recall {coverage} [" in found
+        f"recall {recall} [" in found
         and f"F1 {f1} [" in found
         and "; random directions of this layer: median F1 .11, " in found
     )
@@ -203,6 +203,7 @@ def test_terminal_page_and_dictionary_agree(run: Run) -> None:
         claims.figures(claim),
         claims.baselines(claim),
         claims.bands(claim),
+        "Precision, P(pattern | active), and recall, P(active | pattern), are the two sides of a claim.",
     ):
         assert part in shown and part in unescape(page)
     assert "a <year>" in shown and "a <year>" not in page and "a &lt;year&gt;" in page
@@ -211,7 +212,9 @@ def test_terminal_page_and_dictionary_agree(run: Run) -> None:
     assert page.count("<polyline") == 3  # of the claim that is believed, not of the other
     assert [claim.tests for claim in card.claims] == ["main", "next"]
     found = json.loads(json.dumps(card.to_dict()))["claims"][0]
-    assert found["purity"]["value"] == claim.purity.value and found["definitions"][0]["name"] == "chosen"
+    assert (
+        found["precision"]["value"] == claim.precision.value and found["definitions"][0]["name"] == "chosen"
+    )
     doubted = plain(printed(card_of(run, (1, 5))))
     row = claims.doubted(next(one for one in card_of(run, (1, 5)).claims if one.verdict == twoway.NONE))
     line = next(line for line in doubted.splitlines() if row[0] in line)
@@ -262,7 +265,7 @@ def _report(summary: Summary) -> PatternReport:
 def _summary(claims: int, *, path: str = "runs/demo") -> Summary:
     """What a run amounts to, made by hand."""
     names = [f"the token “{'long ' * (place % 5)}{place}”" for place in range(claims)]
-    ends = {f"{side}{end}": [value] * claims for side in ("purity", "coverage", "f1")
+    ends = {f"{side}{end}": [value] * claims for side in ("precision", "recall", "f1")
             for end, value in (("", 0.91), ("_low", 0.83), ("_high", 0.97))}  # fmt: skip
     frame = pl.DataFrame(
         {"layer": list(range(claims)), "neuron": [1005] * claims, "polarity": [1, -1] * (claims // 2), "name": names,

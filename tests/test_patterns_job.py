@@ -118,7 +118,7 @@ def test_planted_words_are_found(run: Run) -> None:
         assert word.strip().casefold() in row["name"].casefold(), row["name"]
         assert row["verdict"] == "iff", row
         assert row["specificity_rank"] == 0 and row["baseline_token"] > 0.9
-        assert row["purity_low"] <= row["purity"] <= row["purity_high"]
+        assert row["precision_low"] <= row["precision"] <= row["precision_high"]
 
 
 def test_few_nulls_get_a_verdict(run: Run) -> None:
@@ -132,7 +132,7 @@ def test_few_nulls_get_a_verdict(run: Run) -> None:
 
 def test_a_verdict_needs_more_than_a_lucky_token(run: Run) -> None:
     """A claim stands by the lower end of its F1. With the figure alone others would stand, on a few tokens."""
-    rows = _tests(run).with_columns(pl.col("f1", "f1_low", "purity_low", "coverage_low").fill_null(0))
+    rows = _tests(run).with_columns(pl.col("f1", "f1_low", "precision_low", "recall_low").fill_null(0))
     bars = run.table("calibration").filter(
         (pl.col("measure").str.starts_with("f1 of ")) & (pl.col("unit") != "neuron")
     )
@@ -290,7 +290,7 @@ def test_the_card_says_it(run: Run) -> None:
         assert "river" in text and "random directions of this layer: median F1" in text
         assert "1/2 of largest" in text and "gate > 0, up > 0" in text
     assert page.count("<polyline") >= 3
-    assert json.loads(json.dumps(card.to_dict()))["claims"][0]["purity"]["low"] <= 1
+    assert json.loads(json.dumps(card.to_dict()))["claims"][0]["precision"]["low"] <= 1
     assert claim.definitions[0].f1 == pytest.approx(claim.f1.value)
     assert max(point.f1 for point in claim.curve) >= claim.f1.value - 1e-9
     assert claim.bands[0].shown >= claim.bands[-1].shown
@@ -383,7 +383,7 @@ def test_my_own_claim(run: Run, bare: Run, model: Model) -> None:
     assert (claim.active, claim.present, claim.both) == (stored.active, stored.present, stored.both)
     assert {null.kind for null in claim.nulls} == {"random", "rotated"}
     more = hypothesis.test(bare, model, (0, 3), "words:river,war,king,queen", budget=BUDGET)
-    assert more.verdict in ("active -> pattern", "no pattern above the null") and more.purity.value == 1
+    assert more.verdict in ("active -> pattern", "no pattern above the null") and more.precision.value == 1
     assert (
         hypothesis.test(bare, model, (0, 3), "word:war", budget=BUDGET).verdict == "no pattern above the null"
     )

@@ -56,7 +56,7 @@ class Planting(NamedTuple):
 
 @pytest.fixture(scope="module")
 def planting() -> Planting:
-    """Null units of each kind, planted units of each kind with purity and coverage of .8 and of 1, two topics, and
+    """Null units of each kind, planted units of each kind with precision and recall of .8 and of 1, two topics, and
     a unit with two meanings."""
     text, topic = small_text(400)
     random = np.random.default_rng(2)

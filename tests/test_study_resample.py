@@ -123,8 +123,8 @@ def test_no_interval_of_a_share_is_a_point(count: int, value: float) -> None:
         np.full((1, count), 2),
         twoway.draws(count, 20),
     )
-    for side, name in (("purity", "precision"), ("coverage", "recall")):
-        found[name] = Interval(np.array(value), both[side].low[0], both[side].high[0])
+    for side in ("precision", "recall"):
+        found[side] = Interval(np.array(value), both[side].low[0], both[side].high[0])
     for name, one in found.items():
         open_ = float(one.high) if value == 0 else 1 - float(one.low)
         assert float(one.value) == value, name

@@ -40,7 +40,7 @@ def _case(seed: int, tokens: int = 3000) -> Case:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_every_threshold_is_scikit_learns(seed: int) -> None:
-    """At every edge of the bins purity, coverage, F1 and IoU of the raw coefficients, exactly."""
+    """At every edge of the bins precision, recall, F1 and IoU of the raw coefficients, exactly."""
     case = _case(seed)
     middle = BINS // 2
     filled = np.flatnonzero(case.curve.active[middle:] > 0)[:-1][::13] + middle
@@ -48,10 +48,10 @@ def test_every_threshold_is_scikit_learns(seed: int) -> None:
         active = case.m * case.polarity >= HISTOGRAM_EDGES[place]
         given_ = (case.shown, active)
         options = {"zero_division": np.nan}
-        assert case.curve.purity[place] == pytest.approx(
+        assert case.curve.precision[place] == pytest.approx(
             metrics.precision_score(*given_, **options), abs=1e-12
         )
-        assert case.curve.coverage[place] == pytest.approx(metrics.recall_score(*given_), abs=1e-12)
+        assert case.curve.recall[place] == pytest.approx(metrics.recall_score(*given_), abs=1e-12)
         assert case.curve.f1[place] == pytest.approx(metrics.f1_score(*given_), abs=1e-12)
         assert case.curve.iou[place] == pytest.approx(metrics.jaccard_score(*given_), abs=1e-12)
 
@@ -87,7 +87,7 @@ def test_figures_without_a_threshold(seed: int) -> None:
 def test_a_curve_of_many_is_many_curves(counts: np.ndarray) -> None:
     """Units beside each other do not touch, and every figure is a share."""
     whole = Curve(*counts)
-    for name in ("purity", "coverage", "f1", "iou", "average_precision", "information"):
+    for name in ("precision", "recall", "f1", "iou", "average_precision", "information"):
         found = getattr(whole, name)
         alone = [getattr(Curve(counts[0, unit], counts[1, unit]), name) for unit in range(3)]
         np.testing.assert_array_equal(found, np.stack(alone))
@@ -141,7 +141,7 @@ def test_intervals_are_those_of_resampled_documents() -> None:
     found = twoway.resampled(active, both, present, weights)
     for claim in range(4):
         a, b, p = (np.array([(w * part[claim]).sum() for w in weights]) for part in (active, both, present))
-        slow = {"purity": b / a, "coverage": b / p, "f1": 2 * b / (a + p)}
+        slow = {"precision": b / a, "recall": b / p, "f1": 2 * b / (a + p)}
         for name, values in slow.items():
             ends = np.sort(values)[[5, 194]]
             np.testing.assert_allclose([found[name].low[claim], found[name].high[claim]], ends, rtol=1e-6)
@@ -149,7 +149,7 @@ def test_intervals_are_those_of_resampled_documents() -> None:
 
 @pytest.mark.parametrize("clustered", [False, True])
 def test_intervals_hold_the_truth(clustered: bool) -> None:
-    """95 % intervals hold the true purity in about 95 % of repetitions, also when documents differ from each other.
+    """95 % intervals hold the true precision in about 95 % of repetitions, also when documents differ from each other.
 
     Tokens drawn one by one would hold it far less often: the test fails without the protection.
     """
@@ -162,7 +162,7 @@ def test_intervals_hold_the_truth(clustered: bool) -> None:
     )
     active = np.full((repetitions, documents), 20)
     both = generator.binomial(active, share)
-    found = twoway.resampled(active, both, active, twoway.draws(documents, 400))["purity"]
+    found = twoway.resampled(active, both, active, twoway.draws(documents, 400))["precision"]
     held = ((found.low <= 0.5) & (found.high >= 0.5)).mean()
     assert 0.9 <= held <= 0.99
     if clustered:
@@ -173,7 +173,7 @@ def test_intervals_hold_the_truth(clustered: bool) -> None:
 
 def test_a_few_documents_do_not_make_certain() -> None:
     """All of seven, or none: each resample says the same, and still the truth may be .6, or .4. A trap: the bootstrap
-    alone is as certain of seven documents as of seven hundred, and misses a purity of .9 half of the time."""
+    alone is as certain of seven documents as of seven hundred, and misses a precision of .9 half of the time."""
     ones, none = np.ones((1, 7), np.int64), np.zeros((1, 7), np.int64)
     weights = twoway.draws(7)
     found = twoway.resampled(ones, ones, ones, weights)
@@ -183,7 +183,7 @@ def test_a_few_documents_do_not_make_certain() -> None:
     for side in found.values():
         assert side.low[0] == 0 and side.high[0] == pytest.approx(beta.ppf(0.975, 1, 7))
     both = np.random.default_rng(2).binomial(1, 0.9, (1000, 7))
-    found = twoway.resampled(np.ones_like(both), both, np.ones_like(both), weights)["purity"]
+    found = twoway.resampled(np.ones_like(both), both, np.ones_like(both), weights)["precision"]
     assert ((found.low <= 0.9) & (found.high >= 0.9)).mean() > 0.95
     assert (both.mean(1) == 1).mean() > 0.4  # which the bootstrap alone calls [1, 1]
 
@@ -222,18 +222,18 @@ def test_headline_figures_see_wrong_labels(labels: str) -> None:
         )
         headline = (curve.f1[at], curve.average_precision, curve.iou[at], r)
         figures.append(
-            (np.array(headline), curve.purity[at], curve.coverage[at], metrics.roc_auc_score(shown, score))
+            (np.array(headline), curve.precision[at], curve.recall[at], metrics.roc_auc_score(shown, score))
         )
-    (right, purity, coverage, area), (other, purity_wrong, coverage_wrong, area_wrong) = figures
+    (right, precision, recall, area), (other, precision_wrong, recall_wrong, area_wrong) = figures
     assert (other < 0.9 * right).all()
     if labels == "missing":
-        assert coverage_wrong > 0.95 * coverage and area_wrong > 0.95 * area
+        assert recall_wrong > 0.95 * recall and area_wrong > 0.95 * area
     else:
-        assert purity_wrong > 0.95 * purity
+        assert precision_wrong > 0.95 * precision
 
 
 @pytest.mark.parametrize(
-    ("purity", "coverage", "f1", "q", "verdict"),
+    ("precision", "recall", "f1", "q", "verdict"),
     [
         (0.9, 0.8, 0.6, 0.01, "iff"),
         (0.9, 0.4, 0.6, 0.01, "active -> pattern"),
@@ -244,9 +244,9 @@ def test_headline_figures_see_wrong_labels(labels: str) -> None:
         (np.nan, np.nan, np.nan, 1.0, "no pattern above the null"),
     ],
 )
-def test_verdicts(purity: float, coverage: float, f1: float, q: float, verdict: str) -> None:
+def test_verdicts(precision: float, recall: float, f1: float, q: float, verdict: str) -> None:
     """Each verdict where its rule holds."""
-    sides = [np.asarray(value) for value in (purity, coverage, f1)]
+    sides = [np.asarray(value) for value in (precision, recall, f1)]
     assert str(twoway.verdicts(sides[0], sides[1], sides[2], 0.2, q)) == verdict
 
 

@@ -51,8 +51,8 @@ class CurvePoint:
 
     threshold: float
     active: float
-    purity: float
-    coverage: float
+    precision: float
+    recall: float
     f1: float
 
 
@@ -72,8 +72,8 @@ class Definition:
     name: str
     threshold: float | None
     active: float
-    purity: float | None
-    coverage: float | None
+    precision: float | None
+    recall: float | None
     f1: float | None
     verdict: str
 
@@ -100,8 +100,8 @@ class Claim:
     active: int
     present: int
     both: int
-    purity: Share
-    coverage: Share
+    precision: Share
+    recall: Share
     f1: Share
     iou: float
     auprc: float | None
@@ -179,8 +179,8 @@ def of_row(
     baselines = {name: row[f"baseline_{name}"] for name in ("constant", "random", "token", "other")}
     return Claim(
         **{name: row[name] for name in fields},
-        purity=share("purity"),
-        coverage=share("coverage"),
+        precision=share("precision"),
+        recall=share("recall"),
         f1=share("f1"),
         baselines={name: value for name, value in baselines.items() if value is not None},
         neurons=run.manifest.model.neurons,
@@ -213,7 +213,7 @@ def _points(curve: Curve, edges: np.ndarray) -> tuple[CurvePoint, ...]:
     active = curve.active[places]
     places = places[(active > 0) & (np.diff(active, append=0) != 0)]
     shares = curve.active / np.maximum(curve.tokens, 1)
-    columns = [column[places] for column in (edges, shares, curve.purity, curve.coverage, curve.f1)]
+    columns = [column[places] for column in (edges, shares, curve.precision, curve.recall, curve.f1)]
     return tuple(CurvePoint(*map(float, np.nan_to_num(point))) for point in zip(*columns, strict=True))
 
 
@@ -263,10 +263,10 @@ class _Judge(NamedTuple):
         """The verdict on some active tokens, `both` of which show the pattern."""
         shown, tokens = int(self.curve.shown[0]), int(self.curve.tokens)
         pairs = np.array([(both, active), (both, shown), (2 * both, active + shown)])
-        purity, coverage, f1 = twoway.ratio(pairs[:, 0], pairs[:, 1])
-        verdict = str(twoway.verdicts(purity, coverage, f1, self.null, self.q, self.rule))
+        precision, recall, f1 = twoway.ratio(pairs[:, 0], pairs[:, 1])
+        verdict = str(twoway.verdicts(precision, recall, f1, self.null, self.q, self.rule))
         known = lambda side: None if np.isnan(side) else float(side)  # noqa: E731
-        figures = (known(purity), known(coverage), known(f1))
+        figures = (known(precision), known(recall), known(f1))
         return Definition(name, threshold, active / max(tokens, 1), *figures, verdict)
 
     def quantile(self, share: float) -> float:
@@ -322,7 +322,7 @@ def rows_with_verdict(run: Run, layer: int | None = None) -> pl.DataFrame:
     patterns.
     """
     table = within(run, "pattern_tests", layer)
-    ends = [f"{side}{end}" for side in ("purity", "coverage", "f1") for end in ("", "_low", "_high")]
+    ends = [f"{side}{end}" for side in ("precision", "recall", "f1") for end in ("", "_low", "_high")]
     return (
         table.filter((pl.col("unit") == NEURON) & (pl.col("verdict") != NONE))
         .select(*_CLAIM, "tests", "name", "verdict", *ends, "active", "present")

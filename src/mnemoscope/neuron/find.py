@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
 ALL = 2**31 - 1  # as a count: every hit
-_CLAIMED = ("pattern", "verdict", "f1", "purity", "coverage", "tokens")
+_CLAIMED = ("pattern", "verdict", "f1", "precision", "recall", "tokens")
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,7 +159,7 @@ def _left_out(number: int) -> str:
 def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Hits:
     """Neurons with a tested pattern whose name or spec contains `text` (case does not matter), believed ones first.
 
-    Rows: neuron, sign, pattern, verdict, f1, purity, coverage, tokens (active). `QueryError` if no neuron has such a
+    Rows: neuron, sign, pattern, verdict, f1, precision, recall, tokens (active). `QueryError` if no neuron has such a
     pattern, or none were looked for.
     """
     wanted = text.strip().casefold()
@@ -172,7 +172,7 @@ def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         (pl.col("tests") == NEXT).alias("follows"),
     )
     claim = ["layer", "neuron", "unit", "polarity", "follows", "name"]
-    columns = [*claim, "none", "verdict", "f1", "purity", "coverage", "active"]
+    columns = [*claim, "none", "verdict", "f1", "precision", "recall", "active"]
     hits = rows.filter("hit").select(columns).collect() if wanted else pl.DataFrame()
     if len(hits):  # what triggers and the whole distribution both say is one pattern
         hits = hits.sort("none", "f1", descending=[False, True], nulls_last=True)
@@ -203,8 +203,8 @@ def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
 def tested(run: Run, *, layer: int | None = None, count: int = 20) -> Hits:
     """Neurons with a tested pattern that has a verdict, clearest first (`neuron.claims`).
 
-    Rows: neuron, sign, about, pattern, verdict, f1, purity, coverage, tokens (active). `QueryError` if none were looked
-    for.
+    Rows: neuron, sign, about, pattern, verdict, f1, precision, recall, tokens (active). `QueryError` if none were
+    looked for.
     """
     believed = rows_with_verdict(run, layer)
     by_unit = within(run, "pattern_tests", layer).group_by("unit")

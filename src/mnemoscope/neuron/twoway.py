@@ -3,13 +3,14 @@
 Arrays say what a unit and a pattern do together; the last axis of a histogram is its bins, any axes before it are
 units. A *score* is the coefficient times the polarity of the unit, so that active is always "at or above".
 
-    Curve(present, absent)         purity, coverage, F1, IoU at every threshold; average precision, information
+    Curve(present, absent)         precision, recall, F1, IoU at every threshold; average precision, information
     pearson(...)                   from exact sums, not from bins
     resampled(...)                 intervals: documents are what is drawn again
     verdicts(...)                  which of the two directions hold, and whether more than chance holds
 
 Headline figures are F1, average precision, Pearson and IoU: figures that a constant answer or a random pattern
-cannot win (NeuronEval, 2025). Purity and coverage are shown as the two sides of F1.
+cannot win (NeuronEval, 2025). Precision, P(pattern | active), and recall,
+P(active | pattern), are shown beside F1 as the two sides of the claim.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ NULL_LEVEL = 0.99  # the quantile of the null's F1 that the lower end of a unit'
 class Rule:
     """What a verdict requires.
 
-    least  of purity, and of coverage, at the lower end of its interval: then that direction holds
+    least  of precision, and of recall, at the lower end of its interval: then that direction holds
     q      false discovery rate at which a pattern counts as confirmed on held-out triggers
     """
 
@@ -89,12 +90,12 @@ class Curve:
         return self.present.sum(-1) + self.absent.sum(-1)
 
     @property
-    def purity(self) -> np.ndarray:
+    def precision(self) -> np.ndarray:
         """[..., bin]: P(pattern given active); NaN where nothing is active."""
         return ratio(self.both, self.active)
 
     @property
-    def coverage(self) -> np.ndarray:
+    def recall(self) -> np.ndarray:
         """[..., bin]: P(active given pattern); NaN where the pattern never is."""
         return ratio(self.both, self.shown)
 
@@ -119,12 +120,12 @@ class Curve:
 
     @property
     def average_precision(self) -> np.ndarray:
-        """[...]: area under purity against coverage, in steps: sum of (coverage gained) x purity over thresholds from
-        the highest down. Scores within a bin count as equal. NaN where the pattern never is.
+        """[...]: area under precision against recall, in steps: sum of (recall gained) x precision over thresholds
+        from the highest down. Scores within a bin count as equal. NaN where the pattern never is.
         """
         gained = ratio(self.present, self.shown)
         never = (self.shown == 0)[..., 0]
-        return np.where(never, np.nan, (np.nan_to_num(gained) * np.nan_to_num(self.purity)).sum(-1))
+        return np.where(never, np.nan, (np.nan_to_num(gained) * np.nan_to_num(self.precision)).sum(-1))
 
     @property
     def information(self) -> np.ndarray:
@@ -204,7 +205,7 @@ def draws(documents: int, count: int = RESAMPLES, seed: int = 0) -> np.ndarray:
 def resampled(
     active: np.ndarray, both: np.ndarray, present: np.ndarray, weights: np.ndarray
 ) -> dict[str, Resampled]:
-    """Intervals of `purity`, `coverage` and `f1` by drawing documents again (tokens of one document are no
+    """Intervals of `precision`, `recall` and `f1` by drawing documents again (tokens of one document are no
     independent witnesses).
 
     active, both, present  [claim, document]: tokens
@@ -219,11 +220,11 @@ def resampled(
     )
     kind = np.float32 if largest * float(weights.max(initial=1)) < 2**24 else np.float64
     a, b, p = (weights.astype(kind) @ counts.T.astype(kind) for counts in (active, both, present))
-    pairs = {"purity": (b, a), "coverage": (b, p), "f1": (2 * b, a + p)}
+    pairs = {"precision": (b, a), "recall": (b, p), "f1": (2 * b, a + p)}
     seen, shown = active > 0, present > 0
-    witnesses = {"purity": seen, "coverage": shown, "f1": seen | shown}
+    witnesses = {"precision": seen, "recall": shown, "f1": seen | shown}
     hits, *whole = (counts.sum(1, dtype=np.int64) for counts in (both, active, present))
-    all_hits = {"purity": hits == whole[0], "coverage": hits == whole[1], "f1": 2 * hits == sum(whole)}
+    all_hits = {"precision": hits == whole[0], "recall": hits == whole[1], "f1": 2 * hits == sum(whole)}
     return {
         name: _excluded(
             _ends(np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)),
@@ -259,8 +260,8 @@ def constant_f1(active: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def verdicts(
-    purity_low: np.ndarray,
-    coverage_low: np.ndarray,
+    precision_low: np.ndarray,
+    recall_low: np.ndarray,
     f1_low: np.ndarray,
     null: np.ndarray | float,
     q: np.ndarray | float,
@@ -273,7 +274,9 @@ def verdicts(
     `rule.least` of it does, by the lower end of its interval. Where there are no intervals, give the figures.
     """
     believed = (np.nan_to_num(f1_low) > null) & (np.asarray(q) <= rule.q)
-    pure, covers = (np.nan_to_num(side) >= rule.least for side in (purity_low, coverage_low))
+    precise, complete = (np.nan_to_num(side) >= rule.least for side in (precision_low, recall_low))
     return np.select(
-        [~believed, pure & covers, pure, covers], [NONE, IFF, ACTIVE_PATTERN, PATTERN_ACTIVE], NEITHER
+        [~believed, precise & complete, precise, complete],
+        [NONE, IFF, ACTIVE_PATTERN, PATTERN_ACTIVE],
+        NEITHER,
     )

@@ -12,8 +12,8 @@
 An example. Nine of the strongest triggers of neuron L3N7, when positive, end with "river": `word:river` is a
 candidate, and so is `word:river@16`. Triggers of the test half show it too (q = .001). The model reads 65,536 tokens
 of the discovery half, where `word:river` has the larger F1 when active is a score of 120 or more. It reads as many
-of the test half: of 40 active tokens 38 end with "river", and of 45 that do 38 are active, so purity is .95, coverage
-.84, F1 .89. No random direction of the layer reaches that: the verdict is `iff`.
+of the test half: of 40 active tokens 38 end with "river", and of 45 that do 38 are active, so precision is .95,
+recall .84, F1 .89. No random direction of the layer reaches that: the verdict is `iff`.
 
 unit       a neuron or a pseudo-neuron of a null, with a polarity
 polarity   +1 or -1: the end of the coefficients that is looked at
@@ -23,7 +23,7 @@ candidate  a pattern that may describe a unit;  spec: how a pattern is written
 column     the mask of one pattern, in a matrix of them
 claim      a unit, a polarity and a column; the chosen candidate
 both       tokens at which the unit is active and the pattern is there;  shown: those where it is there
-purity     both / active;  coverage: both / shown
+precision  both / active, P(pattern | active);  recall: both / shown, P(active | pattern)
 stratum    prefixes of like position and like frequency of the last token: what chance is taken at (N1)
 group      documents that are drawn again together
 null       a pseudo-neuron: a random direction, a rotated basis, shuffled weights

@@ -77,7 +77,7 @@ class TestTables:
             rows += quantiles
         for kind, columns in measured.items():
             columns["q"] = self._tested[kind].q[self.claims(kind, layer)]
-            bounds = columns["purity_low"], columns["coverage_low"], columns["f1_low"]
+            bounds = columns["precision_low"], columns["recall_low"], columns["f1_low"]
             columns["verdict"] = twoway.verdicts(*bounds, columns.pop("null"), columns["q"], self._rule)
         return measured, rows
 
@@ -116,7 +116,7 @@ class TestTables:
             ),
             "counts_present": shown, "counts_absent": absent,
         }  # fmt: skip
-        for name, value in (("purity", curve.purity), ("coverage", curve.coverage), ("f1", curve.f1)):
+        for name, value in (("precision", curve.precision), ("recall", curve.recall), ("f1", curve.f1)):
             columns[name] = at_threshold(value)
             for end, bound in zip(("low", "high"), bounds[name], strict=True):
                 columns[f"{name}_{end}"] = np.where(np.isfinite(columns[name]), bound, np.nan)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mnemoscope.results import Highlights, Verification
     from mnemoscope.run.reading import Run
 
-_HEADINGS = {"purity": "precision", "coverage": "recall"}
 _WORDS = ("neuron", "token", "sign", "about", "pattern", "verdict")
 
 
@@ -34,11 +33,10 @@ def found(result: Hits) -> RenderableType:
         [Text(_cell(name, value)) for name, value in row.items()] for row in result.rows.iter_rows(named=True)
     )
     left = [index for index, name in enumerate(names) if name in _WORDS]
-    headings = [_HEADINGS.get(name, name) for name in names]
     return _stacked(
         Text(result.question, style="bold"),
         Text(result.null, style="dim"),
-        table(headings, rows, left=left, wraps=range(len(names))),
+        table(names, rows, left=left, wraps=range(len(names))),
     )
 
 

@@ -15,9 +15,10 @@ from mnemoscope.records import NULLS
 from mnemoscope.views.terminal import Fitted, block, table
 from mnemoscope.views.words import SIGN, number, share
 
-RESAMPLED = (
-    "Intervals hold 95 % of 1,000 resamples of the documents of the test half, in which neither the pattern nor "
-    "the threshold was chosen; where all resamples agree, what so many documents leave open."
+SIDES_NOTE = (
+    "Precision, P(pattern | active), and recall, P(active | pattern), are the two sides of a claim. Intervals hold "
+    "95 % of 1,000 resamples of the documents of the test half, in which neither the pattern nor the threshold was "
+    "chosen; where all resamples agree, what so many documents leave open."
 )
 VERDICTS = {  # as stored, and as readers are told
     IFF: "both ways (precise and complete)",
@@ -83,7 +84,7 @@ def family(claim: Claim) -> str:
 def evidence(claim: Claim) -> str:
     """Both sides, and what pseudo-neurons reach."""
     nulls = "; ".join(null_line(null) for null in claim.nulls) or "the run was built without nulls"
-    return f"(precision {interval(claim.purity)}, recall {interval(claim.coverage)}, F1 {interval(claim.f1)}; {nulls})"
+    return f"(precision {interval(claim.precision)}, recall {interval(claim.recall)}, F1 {interval(claim.f1)}; {nulls})"
 
 
 def null_line(null: LayerNull) -> str:
@@ -159,7 +160,7 @@ def bands(claim: Claim) -> str:
 
 def definition(active: Definition) -> tuple[str, str, str, str, str, str, str]:
     """A row of the sweep: what active means, threshold, share of tokens, precision, recall, F1, verdict."""
-    sides = (decimal(active.purity), decimal(active.coverage), decimal(active.f1))
+    sides = (decimal(active.precision), decimal(active.recall), decimal(active.f1))
     return (
         active.name,
         number(active.threshold, sign=True),
@@ -186,8 +187,8 @@ def doubted(claim: Claim) -> tuple[str, str, str, str, str, str]:
     return (
         claim.name + family(claim),
         "> 0" if claim.polarity > 0 else "< 0",
-        decimal(claim.purity.value),
-        decimal(claim.coverage.value),
+        decimal(claim.precision.value),
+        decimal(claim.recall.value),
         interval(claim.f1),
         decimal(high),
     )
@@ -208,8 +209,6 @@ def spark(shares: list[float]) -> str:
 
 # -- Tested patterns in the terminal ---------------------------------------------------------------------------
 
-_SIDES = {"purity": "precision", "coverage": "recall", "f1": "F1"}
-
 
 def section(claims: Sequence[Claim] | None, width: int) -> Iterator[RenderableType]:
     """The part of a card that is about patterns; nothing if none were looked for."""
@@ -225,7 +224,7 @@ def section(claims: Sequence[Claim] | None, width: int) -> Iterator[RenderableTy
     if rest := [claim for claim in claims if not believed(claim)]:
         yield Padding(doubted_table(rest), (0, 0, 0, 1))
     if claims:
-        yield Padding(Text(RESAMPLED, style="dim"), (0, 0, 0, 1))
+        yield Padding(Text(SIDES_NOTE, style="dim"), (0, 0, 0, 1))
 
 
 def tested(claim: Claim) -> Fitted:
@@ -262,8 +261,8 @@ def curve(claim: Claim, most: int) -> RenderableType:
     lines = Table.grid(padding=(0, 2, 0, 0))
     if not points:
         return lines
-    for name, heading in _SIDES.items():
-        shares = [getattr(point, name) for point in points]
+    for heading in ("precision", "recall", "F1"):
+        shares = [getattr(point, heading.lower()) for point in points]
         lines.add_row(Text(heading, style="dim"), spark(shares))
     first, last = (number(claim.polarity * point.threshold, sign=True) for point in (points[0], points[-1]))
     ends = f"{first}{last:>{max(len(points) - len(first), len(last) + 1)}}"

@@ -68,7 +68,7 @@ def environment() -> Environment:
         "definition_names": claims.DEFINITIONS,
         "doubted_names": claims.DOUBTED,
         "no_pattern": claims.NONE,
-        "resampled_note": claims.RESAMPLED,
+        "sides_note": claims.SIDES_NOTE,
     }
     return templates
 

@@ -85,7 +85,7 @@ def _clearest(known: Summary) -> Fitted:
 def _claim(row: Mapping[str, Any]) -> tuple[str, ...]:
     about = "" if row["about"] == "the text so far" else f" ({row['about']})"
     precision, recall = (
-        Share(*(row[f"{side}{end}"] for end in ("", "_low", "_high"))) for side in ("purity", "coverage")
+        Share(*(row[f"{side}{end}"] for end in ("", "_low", "_high"))) for side in ("precision", "recall")
     )
     sign = "+" if row["polarity"] > 0 else "-"
     neuron = str(NeuronId(row["layer"], row["neuron"]))
