@@ -25,13 +25,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import HISTOGRAM_EDGES, make_run
 
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
 from mnemoscope.run.reading import Run, _SortedTable, open_run
-from mnemoscope.run.schemas import ADDING, KEYS, MANIFEST, OPTIONAL, SCHEMAS, TABLES, WORK
+from mnemoscope.run.schemas import ADDING, KEYS, MANIFEST, OPTIONAL, SCHEMAS, TABLES, WORK, arrow_table
 from mnemoscope.run.writing import RunWriter, add_tables, finish_commit
 
 HERE = Path(__file__).parent
@@ -106,6 +107,34 @@ def test_every_column_is_described() -> None:
         assert table.meaning.endswith(".") and set(table.key) <= set(SCHEMAS[table.name].names), table.name
         assert len(set(SCHEMAS[table.name].names)) == len(table.columns), table.name
         assert not [column for column in table.columns if not all(column)], table.name
+
+
+def test_columns_become_rows() -> None:
+    """One value is for all rows, a matrix gives lists; what is masked, NaN where it may be, or missing is null."""
+    columns = {
+        "layer": 3,
+        "neuron": pl.Series([1, 2]),
+        "polarity": torch.tensor([1, -1]),
+        "rank": [0, 1],
+        "context": np.arange(2),
+        "coefficient": np.array([0.5, 2.0]),
+    }
+    masked = np.ma.array([5, -1], mask=[False, True])
+    rows = arrow_table("triggers", columns | {"position": np.ones(2), "next_token": masked})
+    assert rows.schema.equals(SCHEMAS["triggers"])
+    assert rows["layer"].to_pylist() == [3, 3] and rows["neuron"].to_pylist() == [1, 2]
+    assert rows["polarity"].to_pylist() == [1, -1] and rows["position"].to_pylist() == [1, 1]
+    assert rows["next_token"].to_pylist() == [5, None] and rows["gate_sign"].to_pylist() == [None, None]
+    for skewness in (np.array([np.nan, 1.0]), pl.Series([np.nan, 1.0])):
+        given = {"skewness": skewness, "key_tokens": np.eye(2, dtype=int)}
+        few = arrow_table("neurons", given, partial=True)
+        assert few.to_pydict() == {"skewness": [None, 1.0], "key_tokens": [[1, 0], [0, 1]]}
+    with pytest.raises(AssertionError, match="position"):
+        arrow_table("triggers", columns)
+    with pytest.raises(AssertionError, match="nuron"):
+        arrow_table("neurons", {"nuron": 1}, partial=True)
+    with pytest.raises(pa.ArrowInvalid, match="truncated"):
+        arrow_table("neurons", {"neuron": np.array([1.5])}, partial=True)
 
 
 def _cell(field: pa.Field) -> st.SearchStrategy:

@@ -37,6 +37,7 @@ from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import DEFAULT, Nulls, recipe
 from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Progress
 from mnemoscope.run.reading import Run, open_run
+from mnemoscope.run.schemas import arrow_table
 from mnemoscope.run.writing import RunWriter, check_place, finish_commit, is_finished
 from mnemoscope.text import corpus
 from mnemoscope.text.corpus import Corpus
@@ -192,14 +193,8 @@ class _Build:
     def _vocabulary(self) -> pa.Table:
         spelled = token_bytes(self.model.tokenizer, self.model.anatomy.vocabulary)
         text, raw, special = zip(*spelled, strict=True)
-        return pa.table(
-            {
-                "token": np.arange(len(spelled), dtype=np.int32),
-                "text": pa.array(text, pa.string()),
-                "bytes": pa.array(raw, pa.binary()),
-                "special": pa.array(special, pa.bool_()),
-            }
-        )
+        columns = {"token": np.arange(len(spelled)), "text": text, "bytes": raw, "special": special}
+        return arrow_table("vocabulary", columns)
 
     def _manifest(self, plan: Plan) -> dict[str, Any]:
         text = self.text

@@ -10,7 +10,8 @@ import pyarrow as pa
 from mnemoscope.mine import kernel
 from mnemoscope.mine.kernel import BINS, COARSE_BINS, EMPTY, SPREADER
 from mnemoscope.mine.places import address_of
-from mnemoscope.mine.reading import Fields, LayerReading, nullable, share_out
+from mnemoscope.mine.reading import Fields, LayerReading, share_out
+from mnemoscope.run.schemas import arrow_table
 from mnemoscope.text.split import splitmix64
 
 _BLOCK = 128  # neurons that a thread takes at a time
@@ -44,14 +45,8 @@ class Histograms(Fields):
     def result(self, layer: int) -> pa.Table:
         """Rows of `histograms`: one for each neuron."""
         counts = self.counts[layer]
-        offsets = np.arange(0, counts.size + 1, BINS, dtype=np.int32)
-        return pa.table(
-            {
-                "layer": np.full(len(counts), layer, np.int16),
-                "neuron": np.arange(len(counts), dtype=np.int32),
-                "counts": pa.ListArray.from_arrays(offsets, counts.ravel().astype(np.int64)),
-            }
-        )
+        columns = {"layer": layer, "neuron": np.arange(len(counts)), "counts": counts}
+        return arrow_table("histograms", columns)
 
 
 class Samples(Fields):
@@ -102,14 +97,15 @@ class Samples(Fields):
         neuron, bin_ = np.nonzero(self.key[layer] != EMPTY)
         key, token = self.key[layer][neuron, bin_], self.next_token[layer][neuron, bin_]
         context, position = address_of((key * _UNSPREADER) ^ self._salt[layer][neuron])
-        return pa.table(
+        return arrow_table(
+            "samples",
             {
-                "layer": np.full(len(key), layer, np.int16),
-                "neuron": neuron.astype(np.int32),
-                "bin": bin_.astype(np.int16),
+                "layer": layer,
+                "neuron": neuron,
+                "bin": bin_,
                 "coefficient": self.coefficient[layer][neuron, bin_],
                 "context": context,
                 "position": position,
-                "next_token": nullable(token, token < 0, pa.int32()),
-            }
+                "next_token": np.ma.array(token, mask=token < 0),
+            },
         )

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from mnemoscope.errors import RunError
-from mnemoscope.mine.reading import LayerReading, fields_of, nullable, set_fields
+from mnemoscope.mine.reading import LayerReading, fields_of, set_fields
+from mnemoscope.run.schemas import arrow_table
 
 
 @dataclass(frozen=True)
@@ -221,19 +222,21 @@ class Moments:
             total.count > 0, [self.minimum[layer], self.maximum[layer]], np.float32(np.nan)
         )
         flat = ~(std > 0)
-        return pa.table(
+        return arrow_table(
+            "neurons",
             {
-                "layer": np.full(neurons, layer, np.int16),
-                "neuron": np.arange(neurons, dtype=np.int32),
-                "tokens": np.full(neurons, total.count, np.int64),
+                "layer": layer,
+                "neuron": np.arange(neurons),
+                "tokens": total.count,
                 "mean": mean,
                 "std": std,
-                "skewness": nullable(skewness, flat, pa.float64()),
-                "kurtosis": nullable(kurtosis, flat, pa.float64()),
+                "skewness": np.ma.array(skewness, mask=flat),
+                "kurtosis": np.ma.array(kurtosis, mask=flat),
                 "min": minimum,
                 "max": maximum,
                 "positive_fraction": positive,
-            }
+            },
+            partial=True,
         )
 
     def shard_rows(self) -> pa.Table:
@@ -242,14 +245,15 @@ class Moments:
         columns = dict(
             zip(("sum", "sum_squares", "sum_cubes", "sum_fourths"), self.totals.reshape(-1, 4).T, strict=True)
         )
-        return pa.table(
+        return arrow_table(
+            "shards",
             {
                 "shard": np.repeat(self.shard, layers),
-                "layer": np.tile(np.arange(layers, dtype=np.int16), len(self.shard)),
+                "layer": np.tile(np.arange(layers), len(self.shard)),
                 "contexts": self.contexts.ravel(),
                 "tokens": self.tokens.ravel(),
                 **columns,
-            }
+            },
         )
 
 

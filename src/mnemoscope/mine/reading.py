@@ -278,8 +278,3 @@ class Fields:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Become what had this state."""
         set_fields(self, state)
-
-
-def nullable(values: np.ndarray, null: np.ndarray, kind: Any) -> pa.Array:
-    """A column with nulls where `null` is true."""
-    return pa.array(values, kind, mask=null)

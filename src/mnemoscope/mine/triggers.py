@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from mnemoscope.mine import kernel
-from mnemoscope.mine.reading import Extremes, Fields, LayerReading, nullable, share_out
+from mnemoscope.mine.reading import Extremes, Fields, LayerReading, share_out
+from mnemoscope.run.schemas import arrow_table
 
 POLARITIES = (1, -1)
 _BLOCK = 128  # neurons that a thread takes at a time
@@ -90,19 +91,20 @@ class Triggers(Fields):
         token = ((what >> np.uint64(4)) & _LOW).astype(np.int64) - 1
         gate_sign = ((what >> np.uint64(2)) & np.uint64(3)).astype(np.int8) - 1
         up_sign = (what & np.uint64(3)).astype(np.int8) - 1
-        return pa.table(
+        return arrow_table(
+            "triggers",
             {
-                "layer": np.full(len(key), layer, np.int16),
-                "neuron": neuron.astype(np.int32),
+                "layer": layer,
+                "neuron": neuron,
                 "polarity": polarity,
-                "rank": rank.astype(np.int16),
+                "rank": rank,
                 "coefficient": _coefficients(key) * polarity.astype(np.float32),
                 "context": (_LOW - (key & _LOW)).astype(np.int64),
-                "position": (what >> np.uint64(36)).astype(np.int32),
-                "next_token": nullable(token.astype(np.int32), token < 0, pa.int32()),
-                "gate_sign": nullable(gate_sign, gate_sign == 2, pa.int8()),
-                "up_sign": nullable(up_sign, up_sign == 2, pa.int8()),
-            }
+                "position": what >> np.uint64(36),
+                "next_token": np.ma.array(token, mask=token < 0),
+                "gate_sign": np.ma.array(gate_sign, mask=gate_sign == 2),
+                "up_sign": np.ma.array(up_sign, mask=up_sign == 2),
+            },
         )
 
 

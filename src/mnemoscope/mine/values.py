@@ -12,6 +12,7 @@ take block. This says what switches a neuron on only near the bottom of the mode
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from torch import Tensor
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
+from mnemoscope.run.schemas import arrow_table
 
 LENS = "own"
 VALUE_TOKENS = 50  # kept for each neuron and polarity
@@ -44,36 +46,35 @@ def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> t
     """
     block = model.anatomy.layers[layer]
     tokens, logits, normalisers, entropies = _read_values(lens, value_vectors(block))
-    n_neurons = tokens.shape[0]
     probabilities = np.exp(logits - normalisers[:, None, None])
-    shape = tokens.shape
-    index = np.indices(shape)
-    values = pa.table(
+    neuron, end, rank = np.indices(tokens.shape)
+    values = arrow_table(
+        "values",
         {
-            "layer": np.full(tokens.size, layer, np.int16),
-            "neuron": index[0].ravel().astype(np.int32),
-            "polarity": np.where(index[1].ravel() == 0, 1, -1).astype(np.int8),
-            "rank": index[2].ravel().astype(np.int16),
+            "layer": layer,
+            "neuron": neuron.ravel(),
+            "polarity": np.where(end.ravel() == 0, 1, -1),
+            "rank": rank.ravel(),
             "token": tokens.ravel(),
             "logit": logits.ravel(),
-            "probability": probabilities.ravel().astype(np.float32),
-        }
+            "probability": probabilities.ravel(),
+        },
     )
     ups = block.ups()
-    columns = {
-        "layer": np.full(n_neurons, layer, np.int16),
-        "neuron": np.arange(n_neurons, dtype=np.int32),
+    columns: dict[str, Any] = {
+        "layer": layer,
+        "neuron": np.arange(len(tokens)),
         "value_norm": _norms(block.values()),
         "key_norm": _norms(block.keys()),
-        "up_norm": pa.nulls(n_neurons, pa.float32()) if ups is None else _norms(ups),
-        "value_max_probability": probabilities[:, 0, 0].astype(np.float32),
-        "value_entropy": entropies.astype(np.float32),
+        "up_norm": None if ups is None else _norms(ups),
+        "value_max_probability": probabilities[:, 0, 0],
+        "value_entropy": entropies,
     }
     key_tokens, coefficients = _read_keys(model, block, token_vectors)
     for side, suffix in ((0, ""), (1, "_negative")):
-        columns[f"key_tokens{suffix}"] = _lists(key_tokens[:, side], pa.int32())
-        columns[f"key_coefficients{suffix}"] = _lists(coefficients[:, side], pa.float32())
-    return values, pa.table(columns)
+        columns[f"key_tokens{suffix}"] = key_tokens[:, side]
+        columns[f"key_coefficients{suffix}"] = coefficients[:, side]
+    return values, arrow_table("neurons", columns, partial=True)
 
 
 def value_tokens(model: Model, layer: int, lens: Lens, neurons: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -179,11 +180,6 @@ def _extremes(scores, columns, kept):  # type: ignore[no-untyped-def]
 
 def _norms(rows: Tensor) -> np.ndarray:
     return rows.detach().float().norm(dim=1).cpu().numpy()
-
-
-def _lists(rows: np.ndarray, kind: pa.DataType) -> pa.ListArray:
-    offsets = np.arange(rows.shape[0] + 1, dtype=np.int32) * rows.shape[1]
-    return pa.ListArray.from_arrays(offsets, pa.array(rows.ravel(), kind))
 
 
 def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table, pa.Table]]:

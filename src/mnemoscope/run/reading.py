@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
+from mnemoscope.files import sha256
 from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId
 from mnemoscope.run.schemas import KEYS, MANIFEST, OFFLINE, OPTIONAL, SCHEMAS, WORK, pack
 from mnemoscope.text.vocabulary import Vocabulary
@@ -47,12 +47,6 @@ class Problem(NamedTuple):
 
     table: str
     text: str
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

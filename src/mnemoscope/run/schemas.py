@@ -1,19 +1,21 @@
 """What a run directory holds, read from tables.txt: the columns of every table, and the order that makes it searchable.
 
-TABLES["triggers"].columns[4]   # Column(name='coefficient', dtype='f32', unit='coefficient', null='never', ...)
-SCHEMAS["triggers"]             # the same columns as Arrow takes them
-KEYS["triggers"]                # ('layer', 'neuron')
+TABLES["triggers"].columns[4]     # Column(name='coefficient', dtype='f32', unit='coefficient', null='never', ...)
+SCHEMAS["triggers"]               # the same columns as Arrow takes them
+KEYS["triggers"]                  # ('layer', 'neuron')
+arrow_table("triggers", columns)  # rows of it, from arrays, tensors or series
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 MANIFEST = "manifest.json"
@@ -35,6 +37,7 @@ _ARROW = {
     "bool": pa.bool_(),
 }
 _NEVER = "never"
+_SCALAR = (str, bytes, bool, int, float, np.generic)
 
 
 class Column(NamedTuple):
@@ -105,6 +108,43 @@ GROUP_ROWS = {
     "pattern_tests": 512,
 }
 GROUP_ROWS_DEFAULT = 12_800
+
+
+def arrow_table(name: str, columns: Mapping[str, Any], *, partial: bool = False) -> pa.Table:
+    """Rows of table `name` from its columns, by name and in any order.
+
+    columns  arrays, tensors, series or lists with a value for each row; a matrix, whose rows become lists; or one value
+             for all rows. Null becomes what a masked array masks and, where the column may be null, NaN
+    partial  whether to make the columns that are given and no others; else those that are missing are null
+    """
+    schema = SCHEMAS[name]
+    assert columns.keys() <= set(schema.names), (name, columns.keys() - set(schema.names))
+    fields = [field for field in schema if not partial or field.name in columns]
+    lengths = (len(values) for values in columns.values() if not isinstance(values, (*_SCALAR, type(None))))
+    length = next(lengths, 1)
+    arrays = [_arrow_array(columns.get(field.name), field, length) for field in fields]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _arrow_array(values: Any, field: pa.Field, length: int) -> pa.Array:
+    if values is None:
+        assert field.nullable, field.name
+        return pa.nulls(length, field.type)
+    if isinstance(values, _SCALAR):
+        return pa.repeat(pa.scalar(values, field.type), length)
+    if isinstance(values, pl.Series):
+        may_be_nan = field.nullable and values.dtype.is_float()
+        return (values.fill_nan(None) if may_be_nan else values).to_arrow().cast(field.type)
+    if isinstance(values, list | tuple):
+        return pa.array(values, field.type)
+    values = np.asanyarray(values)  # keeps a mask; of a tensor the numbers
+    if values.ndim == 2:
+        offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+        return pa.ListArray.from_arrays(offsets, pa.array(values.ravel()).cast(field.type.value_type))
+    data, null = np.ma.getdata(values), None
+    if field.nullable:
+        null = np.ma.getmaskarray(values) | (np.isnan(data) if data.dtype.kind == "f" else False)
+    return pa.array(data, field.type if data.dtype == object else None, mask=null).cast(field.type)
 
 
 def numbers(column: pa.Array | pa.ChunkedArray) -> np.ndarray:

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from mnemoscope import files
 from mnemoscope.errors import RunCorrupt, RunError
-from mnemoscope.files import sync
+from mnemoscope.files import sha256, sync
 from mnemoscope.records import Manifest, TableEntry
-from mnemoscope.run.reading import Run, dataset, open_run, read_manifest, sha256
+from mnemoscope.run.reading import Run, dataset, open_run, read_manifest
 from mnemoscope.run.schemas import (
     ADDING,
     GROUP_ROWS,

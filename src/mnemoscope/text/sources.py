@@ -17,7 +17,7 @@ from typing import Any
 from mnemoscope import files
 from mnemoscope.errors import CorpusError
 from mnemoscope.text.readers import accepted, files_in, is_one_text, read_file, readable
-from mnemoscope.text.samples import SAMPLES, corpus_file, file_sha256
+from mnemoscope.text.samples import SAMPLES, corpus_file
 from mnemoscope.text.tabular import Document, Note, row_document, table_documents, wanted, whole
 
 SHUFFLE = {"seed": 0, "buffer": 10_000}  # of a data set that is streamed up to a limit
@@ -111,7 +111,7 @@ def _files(path: Path, column: str) -> Source:
         raise _missing(str(path)) from error
 
     def identify() -> dict[str, Any]:
-        held = [{"name": whole(_below(file, base)), "sha256": file_sha256(file)} for file in paths]
+        held = [{"name": whole(_below(file, base)), "sha256": files.sha256(file)} for file in paths]
         return {"kind": "files", "files": held, "column": column}
 
     def documents() -> Iterator[Document]:
@@ -179,7 +179,7 @@ def _stdin(column: str) -> Source:
     def documents() -> Iterator[Document]:
         return read_file(Path(folder.name) / "stdin.txt", column)  # which keeps the folder
 
-    return Source("-", column, documents, lambda: {"kind": "stdin", "sha256": file_sha256(path)})
+    return Source("-", column, documents, lambda: {"kind": "stdin", "sha256": files.sha256(path)})
 
 
 # -- what a program holds ----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mnemoscope.mine.kernel import BINS
 from mnemoscope.neuron import twoway
@@ -17,7 +18,7 @@ from mnemoscope.patterns.triggers import Addressed
 from mnemoscope.patterns.whole import by_document
 from mnemoscope.records import NEURON, WHOLE
 from mnemoscope.run.reading import Run
-from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.schemas import SCHEMAS, arrow_table
 from mnemoscope.trials.claims import ClaimsToTest, KindClaims
 from mnemoscope.trials.counts import TestCounts
 from mnemoscope.trials.heldout import discovery_rate
@@ -249,7 +250,9 @@ def run_tables(
         for layer in range(layers):
             frame = candidates[np.flatnonzero(layer_of == layer)]
             columns = {name: frame[name] for name in SCHEMAS["patterns"].names if name in frame.columns}
-            yield _in_order(table("patterns", columns | {"triggers": frame["n"]} | _described(frame, units)))
+            yield _in_order(
+                arrow_table("patterns", columns | {"triggers": frame["n"]} | _described(frame, units))
+            )
 
     def tests() -> Iterator[pa.Table]:
         for layer in range(layers):
@@ -260,13 +263,14 @@ def run_tables(
             tables = []
             for kind, columns in measured.items():
                 frame = candidates[claims[kind].rows[verdicts.claims(kind, layer)]]
-                tables.append(table("pattern_tests", _described(frame, units) | columns))
+                tables.append(arrow_table("pattern_tests", _described(frame, units) | columns))
             yield _in_order(pa.concat_tables(tables))
         tell(layers)
 
     def calibrated() -> Iterator[pa.Table]:
         by_layer = sorted(calibration, key=lambda row: row["layer"])
-        yield pa.Table.from_pylist(by_layer, schema=SCHEMAS["calibration"])
+        names = SCHEMAS["calibration"].names
+        yield arrow_table("calibration", {name: [row[name] for row in by_layer] for name in names})
 
     return {"patterns": lists(), "pattern_tests": tests(), "calibration": calibrated()}
 
@@ -297,31 +301,11 @@ def _of_search(groups: pl.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def table(name: str, columns: Mapping[str, Any]) -> pa.Table:
-    """Columns as a table of `SCHEMAS`: NaN is null, a matrix a list column."""
-    schema = SCHEMAS[name]
-    return pa.table(
-        {field.name: _column(columns.get(field.name), field, len(columns["layer"])) for field in schema},
-        schema,
-    )
-
-
-def _column(values: Any, field: pa.Field, length: int) -> pa.Array:
-    if values is None:
-        assert field.nullable, field.name
-        return pa.nulls(length, field.type)
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
-        return pa.ListArray.from_arrays(offsets, pa.array(values.ravel(), field.type.value_type))
-    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-        empty = np.isnan(values)
-        whole = np.where(empty, 0, values) if pa.types.is_integer(field.type) else values
-        return pa.array(whole, field.type, mask=empty)
-    return pa.array(values, field.type)
-
-
 def _in_order(rows: pa.Table) -> pa.Table:
     """Rows of one layer by neuron, unit (neurons, then kinds of null), polarity (+1 first), tests and rank."""
+    for field in rows.schema:
+        if pa.types.is_floating(field.type) and not field.nullable:
+            assert not pc.any(pc.is_nan(rows[field.name])).as_py(), (field.name, "NaN")
     unit = rows["unit"].to_numpy().astype(str)
     keys = [rows["rank"].to_numpy()] if "rank" in rows.column_names else []
     keys += [rows["tests"].to_numpy().astype(str), -rows["polarity"].to_numpy(), unit, unit != NEURON]

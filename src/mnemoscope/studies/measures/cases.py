@@ -30,7 +30,7 @@ from mnemoscope.prediction.switching import chain
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
-from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.schemas import SCHEMAS, arrow_table
 from mnemoscope.studies.measures.positions import Sizes, in_shards
 from mnemoscope.studies.measures.questions import Asked, ask_all
 from mnemoscope.text.spelling import vocabulary_of
@@ -67,7 +67,7 @@ def measure(
     def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
         (number,) = numbers.tolist()
         found = taken_apart(model, cases[number], np.random.default_rng([sizes.seed, number]))
-        return {name: _table(name, number, frame) for name, frame in found.items()}
+        return {name: _rows(name, number, frame) for name, frame in found.items()}
 
     return in_shards(folder, cases, shard, "cases", report, size=1)
 
@@ -291,7 +291,7 @@ def _first(prediction: TracedPrediction, neurons: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _table(name: str, number: int, frame: pl.DataFrame) -> pa.Table:
-    schema = SCHEMAS[name]
-    rows = frame.with_columns(question=pl.lit(number)).select(schema.names)
-    return rows.to_arrow().cast(schema)
+def _rows(name: str, number: int, frame: pl.DataFrame) -> pa.Table:
+    """Rows of a table, from those columns of a frame that the table has."""
+    numbered = frame.with_columns(question=pl.lit(number)).select(SCHEMAS[name].names)
+    return arrow_table(name, numbered.to_dict())

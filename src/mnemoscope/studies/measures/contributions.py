@@ -27,8 +27,9 @@ from mnemoscope.prediction.survey import Intervals, IntervalSurvey
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import arrow_table
 from mnemoscope.studies.measures.crosslayer import Columns, RankedNeurons, crosslayer
-from mnemoscope.studies.measures.positions import Examples, Sizes, arrow, in_shards, sample
+from mnemoscope.studies.measures.positions import Examples, Sizes, in_shards, sample
 from mnemoscope.studies.measures.reductions import log_sums
 from mnemoscope.studies.measures.value_ranks import ValueRanks
 from mnemoscope.text.vocabulary import Vocabulary
@@ -82,7 +83,7 @@ def measure(
             )
             for name, parts in columns.items():
                 rows[name] += [_of(examples, number, name, part) for part in parts]
-        return {name: arrow(name, _joined(parts)) for name, parts in rows.items()}
+        return {name: arrow_table(name, _joined(parts)) for name, parts in rows.items()}
 
     with torch.inference_mode():
         return in_shards(folder, examples, shard, "contributions", report, size=_EXAMPLES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from mnemoscope import files
 from mnemoscope.errors import QueryError
 from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.run.reading import Run
-from mnemoscope.run.schemas import SCHEMAS
 from mnemoscope.text.plan import packed
 from mnemoscope.text.split import half
 
@@ -179,19 +178,6 @@ def in_shards(
             measured.setdefault(name, []).append(pq.read_table(folder / f"{index:05d}-{name}.parquet"))
     report(Progress(stage, len(examples), len(examples), "examples"))
     return measured
-
-
-def arrow(name: str, columns: Mapping[str, np.ndarray], absent: np.ndarray | None = None) -> pa.Table:
-    """Rows of a table of the run, in the columns of its schema.
-
-    absent  where what may be null is null; without it, where it is NaN
-    """
-    schema, arrays = SCHEMAS[name], []
-    for field in schema:
-        values = columns[field.name].ravel()
-        mask = (np.isnan(values) if absent is None else absent.ravel()) if field.nullable else None
-        arrays.append(pa.array(values, mask=mask).cast(field.type, safe=False))
-    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _shards(count: int, size: int) -> list[np.ndarray]:

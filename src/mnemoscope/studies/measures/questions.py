@@ -26,7 +26,8 @@ from mnemoscope.model.model import Model
 from mnemoscope.prediction.questions import ask
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
-from mnemoscope.studies.measures.positions import Sizes, arrow
+from mnemoscope.run.schemas import arrow_table
+from mnemoscope.studies.measures.positions import Sizes
 
 BUILT_IN = "city_in_country"
 LENSES = ("own", "raw")
@@ -153,7 +154,8 @@ def table(model: Model, asked: list[Asked], seed: int) -> pa.Table:
         for lens in lenses:
             parts.append(_rows(index, question, other, lens, wanted))
     columns = {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]}
-    return arrow("question_ranks", columns, columns["null_rank"] < 0)
+    columns["null_rank"] = np.ma.array(columns["null_rank"], mask=columns["null_rank"] < 0)
+    return arrow_table("question_ranks", columns)
 
 
 def _rows(index: int, asked: Asked, other: int, lens: Lens, wanted: Tensor) -> dict[str, np.ndarray]:

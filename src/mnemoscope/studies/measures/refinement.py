@@ -25,8 +25,9 @@ from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import shuffled_copy
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
+from mnemoscope.run.schemas import SCHEMAS, arrow_table
 from mnemoscope.studies.measures.lenses import Points, Reader, points, value_tops
-from mnemoscope.studies.measures.positions import SHARD, Examples, Sizes, arrow, in_shards, sample
+from mnemoscope.studies.measures.positions import SHARD, Examples, Sizes, in_shards, sample
 from mnemoscope.studies.measures.reductions import first_largest, log_sums, moments, ranks
 
 LENSES = ("own", "raw")
@@ -334,7 +335,7 @@ def _rows(
         "unit": np.array(names)[unit],
         "lens": np.array(lenses)[lens],
     }
-    return arrow("refinement", columns, alone)
+    return _table("refinement", columns, alone)
 
 
 def _examples(
@@ -359,9 +360,16 @@ def _examples(
         "next_token": examples.targets[numbers][example],
         "partner": partner[example],
     }
-    return arrow(
-        "refinement_examples", columns, np.broadcast_to(_alone(numbers, blocks)[:, None], example.shape)
-    )
+    alone = np.broadcast_to(_alone(numbers, blocks)[:, None], example.shape)
+    return _table("refinement_examples", columns, alone)
+
+
+def _table(name: str, columns: Mapping[str, np.ndarray], alone: np.ndarray) -> pa.Table:
+    """The rows of a table; what may be null is null where an example is alone."""
+    flat = {key: values.ravel() for key, values in columns.items()}
+    of_partner = [field.name for field in SCHEMAS[name] if field.nullable]
+    masked = {key: np.ma.array(flat[key], mask=alone.ravel()) for key in of_partner}
+    return arrow_table(name, flat | masked)
 
 
 def _alone(numbers: np.ndarray, blocks: Sequence[_Block]) -> np.ndarray:

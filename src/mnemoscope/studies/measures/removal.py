@@ -28,7 +28,7 @@ from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model
 from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.run.reading import Run
-from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.schemas import SCHEMAS, arrow_table
 from mnemoscope.run.writing import add_tables
 from mnemoscope.studies.measures.positions import Sizes
 from mnemoscope.text.plan import BATCH_TOKENS, packed
@@ -95,7 +95,7 @@ def measure(
     """The table `removal`, as a measurement of the study."""
     documents = max(10, sizes.positions // _POSITIONS)
     rows = removal(run, model, documents=documents, seed=sizes.seed, report=report)
-    return {"removal": [rows.to_arrow()]}
+    return {"removal": [arrow_table("removal", rows.to_dict())]}
 
 
 def add(
@@ -113,7 +113,7 @@ def add(
     if "removal" in run.manifest.tables and run.manifest.options.get("removal") == options:
         return run
     rows = removal(run, model, **options, report=report)
-    return add_tables(run.path, {"removal": [rows.to_arrow()]}, {"removal": options})
+    return add_tables(run.path, {"removal": [arrow_table("removal", rows.to_dict())]}, {"removal": options})
 
 
 def _sample(run: Run, documents: int, generator: np.random.Generator) -> list[_SampledText]:

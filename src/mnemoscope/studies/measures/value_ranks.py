@@ -29,7 +29,7 @@ from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
-from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.schemas import arrow_table
 from mnemoscope.studies.measures import reductions
 from mnemoscope.studies.measures.positions import Sizes
 
@@ -106,14 +106,9 @@ def _read(lens: Lens, layer: Layer, triggers: pl.DataFrame, asked: np.ndarray) -
             vectors = values[neuron[index].to(values.device)] * sign[index, None].to(values.device)
             tiles.append(_rank(lens, vectors, torch.from_numpy(asked[index.numpy()])))
     columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
-    absent = asked < 0
-    frame = triggers.with_columns(**{name: pl.Series(column) for name, column in columns.items()})
-    frame = frame.with_columns(
-        pl.when(~pl.Series(absent[:, place])).then(pl.col(name)).alias(name)
-        for place, name in enumerate(_ASKED)
-    )
-    schema = SCHEMAS["value_ranks"]
-    return frame.select(schema.names).to_arrow().cast(schema)
+    for place, name in enumerate(_ASKED):
+        columns[name] = np.ma.array(columns[name], mask=asked[:, place] < 0)
+    return arrow_table("value_ranks", triggers.to_dict() | columns)
 
 
 def _rank(lens: Lens, vectors: Tensor, asked: Tensor) -> dict[str, np.ndarray]:
