@@ -74,7 +74,7 @@ def make(
         start=start,
         stream=stream,
         layers=whole,
-        others=_frame(others, ["part", "layer", "contribution", "leave_one_out", "logit"]),
+        others=_frame(others, ["part", "layer", "increase", "leave_one_out", "logit"]),
         **tables,
         queries=_queries(tables["neurons"].head(3 if queries else 0), pieces, gated),
         attention_queries=_attention_queries(random, pieces, layers).head(100 if queries else 0),
@@ -123,7 +123,7 @@ def _layers(steps: np.ndarray, random: np.random.Generator) -> pl.DataFrame:
         {
             "layer": [layer for layer in range(count) for _ in range(2)],
             "part": ["attention", "ffn"] * count,
-            "contribution": steps,
+            "increase": steps,
             "leave_one_out": steps * random.uniform(0.2, 0.9, len(steps)),
             "logit": steps * 1.5,
         }
@@ -140,7 +140,7 @@ def _tables(
 ) -> dict[str, pl.DataFrame]:
     """heads, whole_heads, sources, grid and neurons; sorted by leave-one-out, as `explain` gives them."""
     count = 4 * _TOP
-    measures = ["contribution", "leave_one_out", "logit"]
+    measures = ["increase", "leave_one_out", "logit"]
 
     def measured(rows: int) -> dict[str, np.ndarray]:
         values = random.normal(0, 0.5, (3, rows))
@@ -191,7 +191,7 @@ def _tables(
             "head": [b for _, b, _ in cells],
             "source": [at for _, _, at in cells],
             "source_token": [pieces[at] for _, _, at in cells],
-            "contribution": cell_values["contribution"],
+            "increase": cell_values["increase"],
             "leave_one_out": cell_values["leave_one_out"],
         }
     )
@@ -202,7 +202,7 @@ def _queries(neurons: pl.DataFrame, pieces: Sequence[str], gated: bool) -> pl.Da
     """Some neurons, each switched on by five vectors, a bias and a remainder."""
     rows = []
     for row in neurons.iter_rows(named=True):
-        coefficient, contribution = row["coefficient"], row["contribution"]
+        coefficient, increase = row["coefficient"], row["increase"]
         last = len(pieces) - 1
         named = (
             ("embedding", None, None, None, None, 0.31),
@@ -218,12 +218,12 @@ def _queries(neurons: pl.DataFrame, pieces: Sequence[str], gated: bool) -> pl.Da
             rows.append(
                 (
                     row["layer"], row["neuron"], kind, layer, unit, source, token, share, 1.2 * share,
-                    0.8 * share if gated else None, 0.5 * share, 0.5 * share * contribution, part * contribution,
+                    0.8 * share if gated else None, 0.5 * share, 0.5 * share * increase, part * increase,
                 )
             )  # fmt: skip
     names = (
         "layer", "neuron", "kind", "query_layer", "query_unit", "source", "source_token", "share", "gate", "up",
-        "inner", "score", "contribution",
+        "inner", "score", "increase",
     )  # fmt: skip
     return _frame(rows, names)
 
@@ -249,7 +249,7 @@ _ABLATIONS = {
     "source": pl.Int32,
     "source_token": pl.String,
     "how": pl.String,
-    "contribution": pl.Float64,
+    "increase": pl.Float64,
     "leave_one_out": pl.Float64,
     "effect": pl.Float64,
 }
@@ -264,7 +264,7 @@ def _ablations(
             source = row.get("source")
             token = None if source is None else pieces[source]
             measured = [
-                row["contribution"],
+                row["increase"],
                 row["leave_one_out"],
                 row["leave_one_out"] + random.normal(0, 0.1),
             ]
@@ -283,7 +283,7 @@ def _contrast(
     steps = random.normal(0.3, 0.4, 2 * layers)
 
     def same(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-        values = pl.Series("contribution", random.normal(0, 0.3, frame.height))
+        values = pl.Series("increase", random.normal(0, 0.3, frame.height))
         both = frame.select(*names).with_columns(values, values.alias("leave_one_out"))
         return both.sort("leave_one_out", descending=True)
 
@@ -295,7 +295,7 @@ def _contrast(
         -0.25,
         -0.25 + float(steps.sum()),
         _layers(steps, random).drop("logit"),
-        _frame([("embedding", None, -0.25, -0.25)], ["part", "layer", "contribution", "leave_one_out"]),
+        _frame([("embedding", None, -0.25, -0.25)], ["part", "layer", "increase", "leave_one_out"]),
         same(tables["heads"], ("layer", "head", "source", "source_token", "weight")),
         same(sources, ("source", "source_token")),
         neurons,

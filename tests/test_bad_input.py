@@ -343,7 +343,7 @@ def test_a_table_is_what_its_name_says(
         tables.append(readers[at.suffix.lower()](at))
     whole, table = tables
     assert table.columns == whole.columns and table.height == whole.height > 50
-    for column in ("frame", "part", "layer", "contribution"):
+    for column in ("frame", "part", "layer", "increase"):
         assert table[column].cast(whole[column].dtype).to_list() == whole[column].to_list(), column
 
 

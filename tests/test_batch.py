@@ -102,12 +102,10 @@ def test_a_table_adds_up(table: Path) -> None:
     """For each prompt and foil the `layers` sum to `total`, and so do listed parts and `remainder`."""
     found = pl.read_parquet(table)
     for _, group in found.group_by("prompt", "foil"):
-        sums = {
-            name: group.filter(pl.col("frame") == name)["contribution"].sum() for name in set(group["frame"])
-        }
+        sums = {name: group.filter(pl.col("frame") == name)["increase"].sum() for name in set(group["frame"])}
         assert sums["layers"] == pytest.approx(sums["total"], abs=1e-4)
         biases = group.filter((pl.col("frame") == "others") & pl.col("part").str.ends_with("bias"))
-        listed = sums["heads"] + sums["neurons"] + biases["contribution"].sum()
+        listed = sums["heads"] + sums["neurons"] + biases["increase"].sum()
         assert listed + sums["remainder"] == pytest.approx(sums["total"], abs=1e-4)
 
 

@@ -40,7 +40,7 @@ def test_a_uniform_vector_changes_nothing() -> None:
     residual = torch.randn(6, generator=generator)
     uniform = torch.tensor([[0.0, 0, 0, 0, 0, 3.0], [0, 0, 0, 0, 0, -200.0]])
     for target in range(50):
-        found = _bases(unembedding, residual, target).contributions(uniform, torch.zeros(2, dtype=torch.long))
+        found = _bases(unembedding, residual, target).increases(uniform, torch.zeros(2, dtype=torch.long))
         assert found.abs().max() < 1e-6
 
 
@@ -48,7 +48,7 @@ def test_the_papers_example_of_two_vectors_with_one_rank() -> None:
     """bs [3, 3, 1, 1] gains more on token 0 from [5, 1, 1, 4] than from [5, 4, 1, 1], which rank it alike (A45)."""
     x = torch.tensor([3.0, 3, 1, 1])
     a, b = torch.tensor([5.0, 4, 1, 1]), torch.tensor([5.0, 1, 1, 4])
-    found = _bases(torch.eye(4), x, 0).contributions(torch.stack([a, b]), torch.zeros(2, dtype=torch.long))
+    found = _bases(torch.eye(4), x, 0).increases(torch.stack([a, b]), torch.zeros(2, dtype=torch.long))
     for value, v in zip(found, (a, b), strict=True):
         expected = (x + v).log_softmax(0)[0] - x.log_softmax(0)[0]
         assert float(value) == pytest.approx(float(expected), abs=1e-6)
@@ -68,7 +68,7 @@ def test_the_formula_is_the_difference_of_two_log_probabilities(family: str, len
     scale = reading.scale(final)
     bases = ResidualBases(reading, 11, torch.stack([x, final]), scale)
     base = torch.tensor([0, 1, 0, 1, 0, 1, 0])
-    found = bases.contributions(v, base)
+    found = bases.increases(v, base)
     exact = partial(_log_p, reading, scale=scale.double())
     expected = exact(bases.residuals[base].double() + v) - exact(bases.residuals[base].double())
     assert torch.allclose(found, expected[:, 11], rtol=2e-6, atol=4e-6)

@@ -71,11 +71,11 @@ def test_the_account_adds_up(name: str) -> None:
     expected = float(logits.log_softmax(0)[found.target.token])
     assert found.log_probability == pytest.approx(expected, abs=1e-4)
     assert found.stream.height == 2 * found.layer_count + 1
-    assert float(found.layers["contribution"].sum()) == pytest.approx(found.total, abs=1e-4)
+    assert float(found.layers["increase"].sum()) == pytest.approx(found.total, abs=1e-4)
     account = found.account
     assert account["nats"][-1] == pytest.approx(expected, abs=1e-4)
-    shown = found.heads["contribution"].sum() + found.neurons["contribution"].sum()
-    biases = found.others.filter(pl.col("part").is_in(["attention bias", "ffn bias"]))["contribution"].sum()
+    shown = found.heads["increase"].sum() + found.neurons["increase"].sum()
+    biases = found.others.filter(pl.col("part").is_in(["attention bias", "ffn bias"]))["increase"].sum()
     assert shown + biases + found.remainder == pytest.approx(found.total, abs=1e-9)
     for row in found.remainders.iter_rows(named=True):
         assert row["shown"] + row["remainder"] == pytest.approx(row["total"], abs=1e-9)
@@ -111,7 +111,7 @@ def test_the_frames_hold_the_extremes_of_everything(name: str, lens: str) -> Non
         if kind == "heads":
             index = index * (prediction.position + 1) + frame["source"].to_numpy()
         layer = frame["layer"].to_numpy()
-        shown = torch.tensor(np.array(frame.select("contribution", "leave_one_out").to_numpy()))
+        shown = torch.tensor(np.array(frame.select("increase", "leave_one_out").to_numpy()))
         assert torch.allclose(shown, every[layer.tolist(), index.tolist()], atol=1e-5)
         top = 5 if kind in ("heads", "neurons") else 1
         for column in range(2):
@@ -130,28 +130,28 @@ def test_contrasts_telescope_and_add_up(name: str, lens: str) -> None:
     contrast = found.contrasts[0]
     assert contrast.foil.piece == " London"
     assert contrast.total == pytest.approx(scores[-1], abs=1e-4)
-    assert float(contrast.layers["contribution"].sum()) == pytest.approx(
+    assert float(contrast.layers["increase"].sum()) == pytest.approx(
         contrast.total - contrast.start, abs=1e-4
     )
-    shown = contrast.heads["contribution"].sum() + contrast.neurons["contribution"].sum()
+    shown = contrast.heads["increase"].sum() + contrast.neurons["increase"].sum()
     assert contrast.remainder <= abs(contrast.total - contrast.start) + abs(shown) + 10
     if lens != "own" and name not in CAPPED:
-        attention = contrast.layers.filter(pl.col("part") == "attention")["contribution"].sum()
-        biases = contrast.others.filter(pl.col("part") == "attention bias")["contribution"].sum()
-        assert float(contrast.sources["contribution"].sum()) + biases == pytest.approx(attention, abs=1e-4)
-        assert np.allclose(contrast.heads["contribution"], contrast.heads["leave_one_out"], atol=1e-6)
+        attention = contrast.layers.filter(pl.col("part") == "attention")["increase"].sum()
+        biases = contrast.others.filter(pl.col("part") == "attention bias")["increase"].sum()
+        assert float(contrast.sources["increase"].sum()) + biases == pytest.approx(attention, abs=1e-4)
+        assert np.allclose(contrast.heads["increase"], contrast.heads["leave_one_out"], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox", "phi"])
 def test_queries_add_up_to_their_coefficient(name: str) -> None:
-    """Named shares and the remainder make the coefficient, by each branch; contributions make the neuron's (A43)."""
+    """Named shares and the remainder make the coefficient, by each branch; increases make the neuron's (A43)."""
     found = _explained(name)
     neurons = {(row["layer"], row["neuron"]): row for row in found.neurons.iter_rows(named=True)}
     for (layer, neuron), rows in found.queries.group_by("layer", "neuron"):
         row = neurons[layer, neuron]
         for column in ("share", "gate") + (("up",) if _model(name).anatomy.gated else ()):
             assert float(rows[column].sum()) == pytest.approx(row["coefficient"], abs=1e-4)
-        assert float(rows["contribution"].sum()) == pytest.approx(row["contribution"], abs=1e-3)
+        assert float(rows["increase"].sum()) == pytest.approx(row["increase"], abs=1e-3)
         assert rows["kind"].to_list().count("remainder") == 1
     assert found.queries["up"].is_null().all() != _model(name).anatomy.gated
 
@@ -162,9 +162,7 @@ def test_everything_goes_to_json() -> None:
     back = json.loads(text)
     assert back["target"]["piece"] == " Paris"
     assert back["contrasts"][0]["remainder"] == _explained("llama").contrasts[0].remainder
-    assert {"layer", "neuron", "coefficient", "contribution", "leave_one_out", "logit"} <= set(
-        back["neurons"][0]
-    )
+    assert {"layer", "neuron", "coefficient", "increase", "leave_one_out", "logit"} <= set(back["neurons"][0])
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt_neox", "gemma2", "bloom"])
@@ -196,7 +194,7 @@ def test_ablations_stand_beside_contributions() -> None:
     found = explain(_model("llama"), PROMPT, top=3, ablate=2, ablate_to=0.5).ablations
     assert found["kind"].to_list() == ["neuron", "neuron", "head", "head"]
     assert found["how"].to_list() == ["value", "value", "zero", "zero"]
-    assert found.select("contribution", "leave_one_out", "effect").null_count().sum_horizontal().item() == 0
+    assert found.select("increase", "leave_one_out", "effect").null_count().sum_horizontal().item() == 0
 
 
 def test_half_precision_is_explained_in_fp32() -> None:
@@ -204,7 +202,7 @@ def test_half_precision_is_explained_in_fp32() -> None:
     model = load_model(FAMILIES["llama"]().to(torch.bfloat16), tokenizer=tokenizer())
     found = explain(model, PROMPT, " Paris", " London", top=3, ablate=1)
     assert found.dtype == "bf16"
-    assert float(found.layers["contribution"].sum()) == pytest.approx(found.total, abs=1e-4)
+    assert float(found.layers["increase"].sum()) == pytest.approx(found.total, abs=1e-4)
     assert found.log_probability == pytest.approx(_explained("llama").log_probability, abs=0.2)
 
 
@@ -403,10 +401,10 @@ def test_paris(sample_model: Model) -> None:
     assert found.target.piece == " Paris"
     assert "leading space" in found.target.note
     assert found.log_probability == pytest.approx(np.log(0.7725), abs=1e-2)
-    assert float(found.layers["contribution"].sum()) == pytest.approx(found.total, abs=1e-4)
+    assert float(found.layers["increase"].sum()) == pytest.approx(found.total, abs=1e-4)
     best = found.neurons.sort("leave_one_out", descending=True).head(3)
     assert any("capital" in token for row in best["promotes"] for token in row)
-    sources = found.contrasts[0].heads.sort("contribution", descending=True).head(3)
+    sources = found.contrasts[0].heads.sort("increase", descending=True).head(3)
     assert " France" in sources["source_token"].to_list()
-    assert found.contrasts[0].sources.sort("contribution", descending=True)["source_token"][0] == " France"
+    assert found.contrasts[0].sources.sort("increase", descending=True)["source_token"][0] == " France"
     assert "several tokens" in found.foils[1].note

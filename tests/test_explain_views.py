@@ -368,7 +368,7 @@ def test_labels_do_not_touch(values: list[float], gap: float) -> None:
 
 @given(st.floats(-50, 50))
 def test_nats_say_their_sign(value: float) -> None:
-    """A contribution reads back to three decimals, with a sign unless it is shown as nothing."""
+    """An increase reads back to three decimals, with a sign unless it is shown as nothing."""
     shown = wording.nats(value)
     assert float(shown) == pytest.approx(value, abs=5.1e-4)
     assert (shown[0] in "+-") == (float(shown) != 0)

@@ -32,7 +32,7 @@ def check(one: Explanation) -> None:
     """Everything that the sentence says is in the frames."""
     said = one.headline
     record: Explanation | Contrast = one.contrasts[0] if one.contrasts else one
-    measure = "contribution" if one.contrasts else "leave_one_out"
+    measure = "increase" if one.contrasts else "leave_one_out"
     sign = _opening(one, said)
     numbers = re.findall(r"\([+-]\d+\.\d\d\)", said)
     found = 0
@@ -40,7 +40,7 @@ def check(one: Explanation) -> None:
         part = "attention" if kind.startswith("attention") else "ffn"
         rows = record.layers.filter(
             (pl.col("part") == part) & pl.col("layer").is_between(int(first), int(last or first))
-        )["contribution"]
+        )["increase"]
         assert len(rows) == int(last or first) - int(first) + 1 <= headline.RUN
         assert float(nats) == pytest.approx(rows.sum(), abs=0.0051)
         assert ((rows * sign) > 0).all()
@@ -58,11 +58,11 @@ def check(one: Explanation) -> None:
         assert (verb == "helps") == (sign > 0) == (float(nats) > 0)
         found += 1
     assert found == len(numbers)  # no number stands without a name that was looked up
-    added = float((record.layers["contribution"] * sign).clip(lower_bound=0).sum())
-    assert ("no layer moves it" in said) == (added < headline.SHOWN)
+    increase = float((record.layers["increase"] * sign).clip(lower_bound=0).sum())
+    assert ("no layer moves it" in said) == (increase < headline.SHOWN)
     if "spread over many" in said:
         assert said.count("largest single part") == 1 and "mostly through" not in said
-    elif added >= headline.SHOWN:
+    elif increase >= headline.SHOWN:
         assert "mostly through" in said
 
 
@@ -96,18 +96,18 @@ def _drawn(seed: int, scale: float, shift: float, sparse: float, **options: obje
         return pl.Series(drawn)
 
     def changed(rows: pl.DataFrame) -> pl.DataFrame:
-        names = [name for name in ("contribution", "leave_one_out") if name in rows.columns]
+        names = [name for name in ("increase", "leave_one_out") if name in rows.columns]
         return rows.with_columns(**{name: values(rows.height) for name in names})
 
     def with_frames(record: object) -> dict[str, pl.DataFrame]:
         return {name: changed(getattr(record, name)) for name in ("layers", "heads", "neurons")}
 
     frames = with_frames(one)
-    log_p = -5 + np.concatenate([[0], np.cumsum(frames["layers"]["contribution"].to_numpy())])
+    log_p = -5 + np.concatenate([[0], np.cumsum(frames["layers"]["increase"].to_numpy())])
     log_p -= max(log_p.max() + 0.01, 0)
     stream = one.stream.with_columns(log_probability=pl.Series(log_p), probability=pl.Series(np.exp(log_p)))
     contrasts = tuple(
-        replace(each, **some, total=each.start + float(some["layers"]["contribution"].sum()))
+        replace(each, **some, total=each.start + float(some["layers"]["increase"].sum()))
         for each in one.contrasts
         for some in [with_frames(each)]
     )
@@ -134,7 +134,7 @@ def test_a_headline_says_what_the_frames_hold(
 def _flat(one: Explanation) -> Explanation:
     """A model that is dead: no part changes anything."""
     frames = {
-        name: getattr(one, name).with_columns(contribution=pl.lit(0.0), leave_one_out=pl.lit(0.0))
+        name: getattr(one, name).with_columns(increase=pl.lit(0.0), leave_one_out=pl.lit(0.0))
         for name in ("layers", "heads", "neurons")
     }
     return replace(one, stream=one.stream.with_columns(log_probability=pl.lit(-2.0)), **frames)

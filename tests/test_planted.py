@@ -116,9 +116,9 @@ def _best(queries: pl.DataFrame, neuron: tuple[int, int]) -> dict[str, object]:
 def test_what_beats_the_foil_is_the_country() -> None:
     """Paris minus London comes from the token France, and falls by the neuron that says London."""
     contrast = _found().contrasts[0]
-    best = contrast.sources.sort("contribution", descending=True).row(0, named=True)
+    best = contrast.sources.sort("increase", descending=True).row(0, named=True)
     assert best["source_token"] == " France"
-    worst = contrast.neurons.sort("contribution").row(0, named=True)
+    worst = contrast.neurons.sort("increase").row(0, named=True)
     assert (worst["layer"], worst["neuron"]) in {FOIL, VETO}
 
 

@@ -154,7 +154,7 @@ def test_sources_are_sums_over_heads_and_layers(case: tuple[Run, str]) -> None:
         for layer in range(slow.parts.n_layers):
             parts = slow.stream.attention_parts(layer, slow.at).numpy()  # head, source
             expected += slow.moved(parts, 2 * layer, words[:2]).sum(0)
-        assert rows["contribution"].to_numpy() == pytest.approx(expected, abs=2e-3, rel=1e-3)
+        assert rows["increase"].to_numpy() == pytest.approx(expected, abs=2e-3, rel=1e-3)
         subject = rows.filter(pl.col("class") == "subject")["source_token"].to_list()
         assert [text.strip() for text in subject] == [row["subject"]]
         assert rows["class"].to_list()[-1] == "last"
@@ -191,7 +191,7 @@ def _written(slow: Slow, layer: int) -> np.ndarray:
 
 
 def test_neurons_are_the_best_of_all(case: tuple[Run, str]) -> None:
-    """Ten with the largest contribution to answer minus near foil, found by brute force, with ranks (A55, A56)."""
+    """The ten that raise answer minus near foil most, found by brute force, with ranks (A55, A56)."""
     run, name = case
     for row, slow, words in _cases(run, name):
         rows = _of(run, "case_neurons", row)
@@ -239,7 +239,7 @@ def test_chains_and_queries_by_their_recursion(case: tuple[Run, str]) -> None:
         _model(name), str(row["prompt"]), str(row["answer"]), [str(row["near"])], top=job.TOP
     ).contrasts[0]
     shown = list(
-        near.neurons.sort("layer", descending=True).select("layer", "neuron", "contribution").iter_rows()
+        near.neurons.sort("layer", descending=True).select("layer", "neuron", "increase").iter_rows()
     )
     asked = {
         (layer, neuron): switches(stream, layer, slow.at, torch.tensor([neuron]))

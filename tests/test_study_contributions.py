@@ -139,7 +139,7 @@ def test_counts_sums_and_choices_equal_their_definitions(name: str, lens: str, f
                     assert row[name_] == pytest.approx(expected, abs=2e-4, rel=2e-4)
             active = np.flatnonzero(m)
             order = {
-                "contribution": -alone,
+                "increase": -alone,
                 "coefficient": -np.abs(m),
                 "weight": -np.linalg.norm(vectors, axis=1),
                 "rank": slow.ranks(vectors, token),
@@ -152,7 +152,7 @@ def test_counts_sums_and_choices_equal_their_definitions(name: str, lens: str, f
 
 @pytest.mark.parametrize(("name", "lens"), SOME)
 def test_helpful_neurons_together_equal_their_definition(name: str, lens: str, folder: Path) -> None:
-    """From the least helpful on: the sum of contributions and the contribution of the sum (A40); the top as listed."""
+    """From the least helpful on: the sum of increases and the increase by the sum (A40); the top as listed."""
     rows, slow = read(name, lens, folder), Slow(name, lens)
     token = of(rows, "contribution_examples", target="model")["token"][0]
     for layer in range(len(slow.stream.layers)):
@@ -173,12 +173,12 @@ def test_helpful_neurons_together_equal_their_definition(name: str, lens: str, f
             ]
             assert listed["neuron"].to_list() == best
             assert listed["rank"].to_list() == list(range(len(best)))
-            assert listed["contribution"].to_numpy() == pytest.approx(alone[best], abs=1e-5, rel=1e-4)
+            assert listed["increase"].to_numpy() == pytest.approx(alone[best], abs=1e-5, rel=1e-4)
             assert listed["coefficient"].to_numpy() == pytest.approx(slow.coefficients(layer)[best], rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "lens"), SOME)
-def test_a_survey_holds_every_contribution_and_is_exact_at_the_ends(name: str, lens: str) -> None:
+def test_a_survey_holds_every_increase_and_is_exact_at_the_ends(name: str, lens: str) -> None:
     """Intervals hold what brute force finds, for the target and for any other token; extremes and signs are right."""
     model, words = wrapped(name), Vocabulary([], [])
     with torch.inference_mode():
@@ -390,7 +390,7 @@ def test_figures_of_contributions_equal_their_definitions(measured: Run, found: 
             expected = (means[f"{side}_top"] / means[f"{side}_all"]).to_list()
             assert ten[column].to_list() == pytest.approx(expected, rel=1e-4)
         for part, label in (("attention", "attention"), ("ffn", "feed-forward")):
-            parts = found["contributions-of-layers"].frame.filter(part=label)
+            parts = found["increases-by-layers"].frame.filter(part=label)
             assert parts[column].to_list() == pytest.approx(means[part].to_list(), rel=1e-4, abs=1e-6)
         for lens in LENSES:
             curve = (
@@ -491,17 +491,15 @@ def test_every_figure_can_be_drawn(found: dict[str, Finding]) -> None:
 @example([1.0, -7e-310], -1.0)  # a side so small that no finite factor makes it count
 def test_shares_add_up_to_their_total(values: list[float], total: float) -> None:
     """Sharing conserves the total (A41)."""
-    contributions = np.array(values)
-    if abs(float(contributions.sum())) < 1e-3 and contributions.any():
+    increases = np.array(values)
+    if abs(float(increases.sum())) < 1e-3 and increases.any():
         return
-    found = shared(contributions, total)
-    assert float(found.sum()) == pytest.approx(
-        total, abs=1e-6 * (1 + float(np.abs(contributions).max()) * 1e3)
-    )
+    found = shared(increases, total)
+    assert float(found.sum()) == pytest.approx(total, abs=1e-6 * (1 + float(np.abs(increases).max()) * 1e3))
 
 
 def test_sharing_keeps_signs_where_the_total_allows_it() -> None:
-    """Helpful and unhelpful are scaled apart, so cancelling contributions do not blow up (A41)."""
+    """Helpful and unhelpful are scaled apart, so cancelling increases do not blow up (A41)."""
     found = shared(np.array([4.0, 2.0, -5.9]), 1.0)
     assert found.tolist() == pytest.approx([4.0, 2.0, -5.0])
     found = shared(np.array([4.0, 2.0, -1.0]), 2.0)

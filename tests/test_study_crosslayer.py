@@ -21,7 +21,7 @@ TOP, ASKED, FIRST = 3, 4, 9  # smaller than in the study, so that something is l
 
 
 class Loops:
-    """The definitions, written out; contributions are planted."""
+    """The definitions, written out; increases are planted."""
 
     def __init__(self, name: str) -> None:
         self.slow = Slow(name, "frozen")
@@ -79,7 +79,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fast(name: str) -> tuple[Columns, Columns, list[Columns]]:
-    """The measurement with the same planted contributions."""
+    """The measurement with the same planted increases."""
     model, planted = wrapped(name), loops(name)
     ranked = [
         RankedNeurons(

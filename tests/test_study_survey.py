@@ -76,7 +76,7 @@ def test_intervals_hold_what_is_exact(prediction: TracedPrediction, layer: int) 
     assert bool(((surveyed.low <= exact.low + slack) & (exact.low <= surveyed.high + slack)).all())
     _, mine, theirs = ranked(prediction, layer, null=False)
     assert torch.equal(mine.top, theirs.top)
-    assert torch.allclose(mine.contribution[mine.top], theirs.contribution[mine.top], atol=1e-6, rtol=1e-5)
+    assert torch.allclose(mine.increase[mine.top], theirs.increase[mine.top], atol=1e-6, rtol=1e-5)
     assert bool((surveyed.low == surveyed.high)[mine.top].all())
 
 
@@ -92,7 +92,7 @@ def test_counts_are_certain_and_what_is_undecided_is_little(
     for side in ("helpful", "unhelpful"):
         assert 0 <= exact[side] - found[side] <= found["undecided"]
     assert found["undecided"] <= 0.1 * found["active"]
-    size = theirs.contribution.abs()
+    size = theirs.increase.abs()
     assert float(size[mine.signs == 0].sum()) <= 0.1 * float(size.sum())
 
 
@@ -120,9 +120,9 @@ def test_sums_of_helpful_neurons(prediction: TracedPrediction, layer: int) -> No
 
 @pytest.mark.parametrize("null", [False, True])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_sums_weighted_with_contributions(prediction: TracedPrediction, layer: int, null: bool) -> None:
+def test_sums_weighted_with_increases(prediction: TracedPrediction, layer: int, null: bool) -> None:
     """Sums of |C| over the neurons of a side, which weight queries (A49), and over all (A63)."""
     _, mine, theirs = ranked(prediction, layer, null)
     for some in (mine.signs > 0, mine.signs < 0, mine.signs < 2):
-        sums = [float(one.contribution[some].abs().sum()) for one in (mine, theirs)]
+        sums = [float(one.increase[some].abs().sum()) for one in (mine, theirs)]
         assert sums[0] == pytest.approx(sums[1], rel=OFF)

@@ -65,8 +65,8 @@ def test_finest_parts_share_like_their_layers(name: str) -> None:
         assert torch.allclose(whole, found.share.of(queries[2 + 2 * layer, None])[0], atol=1e-4)
 
 
-def test_a_contribution_is_shared_like_its_coefficient() -> None:
-    """The paper's example: coefficients 2 and 1 share a contribution of 5 into 3.33 and 1.66 (A43)."""
+def test_an_increase_is_shared_like_its_coefficient() -> None:
+    """The paper's example: coefficients 2 and 1 share an increase of 5 into 3.33 and 1.66 (A43)."""
     linear = Linear(torch.tensor([[1.0, 0.0]]), torch.zeros(1))
     shares = linear.of(torch.tensor([[2.0, 5.0], [1.0, -3.0]]))[:, 0]
     assert (5 * shares / shares.sum()).tolist() == pytest.approx([10 / 3, 5 / 3])

@@ -29,12 +29,12 @@ Glossary
     group (`Parts`) parts that are added to the same residual: the neurons of one layer, say
     base            a residual to which vectors are added; `ResidualBases` has a row for each
     direction       what a vector changes in what the unembedding reads
-    contribution    C(v) at the residual that the part was added to
+    increase        C(v) at the residual that the part was added to
     leave_one_out   log p(target) at the end minus the same without v, nothing reacting; `effect`: all reacting
     odds            log p(target) - log p(foil); only two logits enter
     ranking (`TopK`)  groups of which the k largest and k smallest are wanted; found, they are `ExtremeParts`
     bounds          an interval in which C(v) certainly lies, from a part of the vocabulary
     share           what a vector below a neuron gave to its coefficient; shares and bias add up
-    chain           a part's own contribution and what it earns by switching neurons on (A63)
+    chain           a part's own increase and what it earns by switching neurons on (A63)
     point           Lin0, Lres0, Lout0, ...: the stream before and after each update
 """

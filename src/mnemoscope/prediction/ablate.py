@@ -34,7 +34,7 @@ _SCHEMA = {
     "source": pl.Int32,
     "source_token": pl.String,
     "how": pl.String,
-    "contribution": pl.Float64,
+    "increase": pl.Float64,
     "leave_one_out": pl.Float64,
     "effect": pl.Float64,
 }
@@ -135,7 +135,7 @@ def ablate_top(
             value, how = (0.0, "zero") if source is not None else _value(to, run, row["layer"], row["neuron"])
             cuts.append(Cut(row["layer"], row[unit], source, value))
             piece = None if source is None else pieces[source]
-            measured = [row["contribution"], row["leave_one_out"]]
+            measured = [row["increase"], row["leave_one_out"]]
             rows.append([unit, row["layer"], row[unit], source, piece, how, *measured])
     changes = effects(model, stream, target, cuts)
     return pl.DataFrame(

@@ -153,7 +153,7 @@ class ResidualBases:
         moved = (v * new.float()).addcmul_(change.float(), x)
         return moved if norm.weight is None else moved.mul_(norm.weight.float())
 
-    def contributions(
+    def increases(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
     ) -> Float[Tensor, " part"]:
         """C of each vector added to its base, exactly: through the whole vocabulary, in tiles; fp64, nats."""

@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
         *(
             (name, pa.float64())
             for name in (
-                "weight", "coefficient", "contribution", "leave_one_out", "logit", "chain", "share", "inner", "score",
+                "weight", "coefficient", "increase", "leave_one_out", "logit", "chain", "share", "inner", "score",
                 "effect", "log_probability", "probability",
             )
         ),
@@ -104,8 +104,8 @@ def rows(explanation: Explanation, index: int, label: str | None = None) -> pl.D
     end = explanation.stream.row(-1, named=True)
     whole = {name: end[name] for name in ("log_probability", "probability", "rank")}
     frames = [
-        _row("total", contribution=explanation.total, **whole),
-        _row("remainder", contribution=explanation.remainder),
+        _row("total", increase=explanation.total, **whole),
+        _row("remainder", increase=explanation.remainder),
     ]
     frames += [_columns(name, getattr(explanation, name)) for name in _FRAMES]
     for contrast, name in zip(explanation.contrasts, foil_names(explanation.foils), strict=True):
@@ -121,8 +121,8 @@ def rows(explanation: Explanation, index: int, label: str | None = None) -> pl.D
 
 
 def _contrast(contrast: Contrast) -> list[pl.DataFrame]:
-    whole = {"contribution": contrast.total - contrast.start, "probability": contrast.probability}
-    frames = [_row("total", **whole), _row("remainder", contribution=contrast.remainder)]
+    whole = {"increase": contrast.total - contrast.start, "probability": contrast.probability}
+    frames = [_row("total", **whole), _row("remainder", increase=contrast.remainder)]
     return frames + [_columns(name, getattr(contrast, name)) for name in _CONTRASTED]
 
 

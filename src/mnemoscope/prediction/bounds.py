@@ -42,8 +42,8 @@ class MeasureKind(NamedTuple):
 
 
 def kinds_of(final: int | None) -> list[MeasureKind]:
-    contribution = MeasureKind(None, False)
-    return [contribution] if final is None else [contribution, MeasureKind(final, True)]
+    increase = MeasureKind(None, False)
+    return [increase] if final is None else [increase, MeasureKind(final, True)]
 
 
 class _BoundTerms(NamedTuple):
@@ -119,7 +119,7 @@ class PartialVocabulary:
         base: Int[Tensor, " part"],
         quotient: Float[Tensor, " part"] | None = None,
     ) -> Float[Tensor, "part 3"]:
-        """Bounds of the contribution, and an estimate between them.
+        """Bounds of the increase, and an estimate between them.
 
         quotient  `Geometry.quotient` of the vectors' directions, where it is known
 

@@ -35,7 +35,7 @@ KINDS = ("heads", "whole_heads", "sources", "neurons")
 PREDICTIONS = 10
 GRID = (8, 64)  # heads and tokens of the grid
 PROMOTED = 6  # tokens named for a neuron
-_MEASURES = ("contribution", "leave_one_out")
+_MEASURES = ("increase", "leave_one_out")
 _INTEGERS = ("layer", "head", "source", "neuron", "position", "token")
 
 
@@ -259,7 +259,7 @@ def _whole(prediction: TracedPrediction, foils: Sequence[str]) -> dict[str, pl.D
     table = _frame(
         {
             **_updates(layers),
-            "contribution": log_p.diff().tolist(),
+            "increase": log_p.diff().tolist(),
             "leave_one_out": prediction.left(prediction.updates).tolist(),
             "logit": prediction.logit(prediction.updates).tolist(),
         }
@@ -293,8 +293,10 @@ def _others(prediction: TracedPrediction) -> pl.DataFrame:
         rows.append(
             ("head bias", None, alone + math.log(len(nothing)), None, float(nothing[prediction.target]))
         )
-    for (name, layer), (added, left), logit in zip(names, values.tolist(), logits.tolist(), strict=True):
-        rows.append((name, layer, added, left, logit))
+    for (name, layer), (increase, left_out), logit in zip(
+        names, values.tolist(), logits.tolist(), strict=True
+    ):
+        rows.append((name, layer, increase, left_out, logit))
     return _frame(dict(zip(("part", "layer", *_MEASURES, "logit"), zip(*rows, strict=True), strict=True)))
 
 
@@ -313,7 +315,7 @@ def _rows(
 
 
 def _nats(values: Tensor) -> dict[str, Sequence[object]]:
-    """The columns of contribution and leave-one-out."""
+    """The columns of increase and leave-one-out."""
     return {name: values[:, column].tolist() for column, name in enumerate(_MEASURES)}
 
 

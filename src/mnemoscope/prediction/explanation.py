@@ -5,22 +5,22 @@ have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the f
 
     stream       point (Lin0, Lres0, Lout0, ...), layer, log_probability, probability, rank and logit of the target,
                  and one column ``logit_<name of the foil>`` per foil (`foil_names`: its `ChosenToken.piece`)
-    layers       layer, part (attention | ffn), contribution, leave_one_out, logit; the contributions add up to the
+    layers       layer, part (attention | ffn), increase, leave_one_out, logit; the increases add up to the
                  last minus the first log_probability of the stream
-    others       part (head bias | embedding | attention bias | ffn bias), layer, contribution, leave_one_out, logit:
+    others       part (head bias | embedding | attention bias | ffn bias), layer, increase, leave_one_out, logit:
                  what no head and no neuron wrote; only those that exist
-    heads        layer, head, source, source_token, weight (of attention), contribution, leave_one_out, logit, chain
-    whole_heads  layer, head, contribution, leave_one_out, logit: each head summed over its sources
-    sources      layer, source, source_token, contribution, leave_one_out, logit: each source summed over the heads
+    heads        layer, head, source, source_token, weight (of attention), increase, leave_one_out, logit, chain
+    whole_heads  layer, head, increase, leave_one_out, logit: each head summed over its sources
+    sources      layer, source, source_token, increase, leave_one_out, logit: each source summed over the heads
                  (the attention sub-values of Yu et al. 2023, Eq. 5)
-    grid         layer, head, source, source_token, contribution, leave_one_out: the heads that matter most x the tokens
-    neurons      layer, neuron, coefficient, contribution, leave_one_out, logit, chain, promotes, suppresses
+    grid         layer, head, source, source_token, increase, leave_one_out: the heads that matter most x the tokens
+    neurons      layer, neuron, coefficient, increase, leave_one_out, logit, chain, promotes, suppresses
                  (chain: A63, see `switching`; the last two are tokens, read with the sign of the coefficient)
     queries      what switched on the neurons that matter most, largest |share| first and a row ``remainder`` last:
                  layer, neuron | kind (embedding, head, neuron, attention bias, ffn bias, key bias, remainder),
                  query_layer, query_unit (head or neuron), source, source_token | share (of the coefficient; the rows
                  of a neuron add up to it), gate and up (what each branch alone gives; null if plain), inner (with
-                 the norm-folded key; Eq. 24), score (inner x contribution; Eq. 25), contribution (the neuron's, shared)
+                 the norm-folded key; Eq. 24), score (inner x increase; Eq. 25), increase (the neuron's, shared)
     attention_queries  where the best attention sub-value got what it carries (A53, A54): layer, source, source_token,
                  point (Lin0, ATTN0, FFN0, ...), recomputed, fixed: how much the sub-value's score for the target (its
                  logit minus the first foil's, or minus the expected logit) falls when this vector is taken out of
@@ -28,13 +28,13 @@ have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the f
     predictions  token, piece, logit, log_probability, probability: the model's own, most probable first
     tokens       position, token, piece, leave_one_out, logit: the prompt up to the explained position, with what all
                  attention together brought from each token
-    ablations    kind (neuron | head), layer, unit, source, source_token, how (zero | mean | value), contribution,
+    ablations    kind (neuron | head), layer, unit, source, source_token, how (zero | mean | value), increase,
                  leave_one_out, effect: log p(target) minus log p(target) with it ablated in a forward pass
 
-`heads` and `neurons` hold the `top` largest and the `top` most negative by `contribution` and by `leave_one_out`, found
+`heads` and `neurons` hold the `top` largest and the `top` most negative by `increase` and by `leave_one_out`, found
 exactly, `whole_heads` and `sources` a quarter as many; all are sorted by `leave_one_out`, largest first.
 
-    contribution   log p(w | x + v) - log p(w | x), x being what the part is added to (Yu et al. 2023, Eq. 19; A38, A39)
+    increase       log p(w | x + v) - log p(w | x), x being what the part is added to (Yu et al. 2023, Eq. 19; A38, A39)
     leave_one_out  log p(w | final) - log p(w | final - v), both under the lens; nothing downstream reacts
     logit          what the lens reads for the target in v alone
     effect         the same as leave_one_out, with everything downstream reacting (A79)
@@ -51,7 +51,7 @@ import polars as pl
 from mnemoscope.display import Shown
 from mnemoscope.prediction.headline import Account, probability, sentence, token
 
-MEASURES = ("contribution", "leave_one_out", "logit")
+MEASURES = ("increase", "leave_one_out", "logit")
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,16 @@ def foil_names(foils: Sequence[ChosenToken]) -> list[str]:
 class Contrast:
     """A contrast of the target with one foil: log p(target) - log p(foil), in nats, by part (A50-A52, A55).
 
-    A part's `contribution` is the increase of that difference when it is added to its layer's input, its
-    `leave_one_out` the loss when it is taken from the final residual. No other token enters, so both are exact for
+    A part's `increase` is what that difference gains when it is added to its layer's input, its `leave_one_out`
+    what is lost when it is taken from the final residual. No other token enters, so both are exact for
     every part; under the raw and frozen lens without a soft cap they are the same number, and add up.
 
     total    the difference at the end of the stream; `start` the difference at Lin0
-    layers   layer, part, contribution, leave_one_out; the contributions add up to total - start
+    layers   layer, part, increase, leave_one_out; the increases add up to total - start
     others   as in `Explanation`, without `logit`
-    heads    layer, head, source, source_token, weight, contribution, leave_one_out: the top of both signs
-    sources  source, source_token, contribution, leave_one_out: all layers and heads together, every token
-    neurons  layer, neuron, coefficient, contribution, leave_one_out, promotes, suppresses: the top of both signs
+    heads    layer, head, source, source_token, weight, increase, leave_one_out: the top of both signs
+    sources  source, source_token, increase, leave_one_out: all layers and heads together, every token
+    neurons  layer, neuron, coefficient, increase, leave_one_out, promotes, suppresses: the top of both signs
     """
 
     foil: ChosenToken
@@ -112,8 +112,8 @@ class Contrast:
 
     @property
     def remainder(self) -> float:
-        """total - start minus the contributions of the shown heads and neurons and of all biases (nats)."""
-        return self.total - self.start - _shown(self, "contribution")
+        """total - start minus the increases of the shown heads and neurons and of all biases (nats)."""
+        return self.total - self.start - _shown(self, "increase")
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,8 +174,8 @@ class Explanation(Shown):
     def headline(self) -> str:
         """One sentence from the frames: who wins and through which parts; with a foil, against the first one.
 
-        Without a foil layers are told by `contribution`, heads and neurons by `leave_one_out`; with one, all by the
-        `contribution` of the `Contrast`. In nats.
+        Without a foil layers are told by `increase`, heads and neurons by `leave_one_out`; with one, all by the
+        `increase` of the `Contrast`. In nats.
         """
         if self.contrasts:
             return sentence(_against(self, self.contrasts[0]))
@@ -183,20 +183,20 @@ class Explanation(Shown):
 
     @property
     def remainder(self) -> float:
-        """`total` minus the contributions of the shown heads x sources and neurons and of all biases (nats).
+        """`total` minus the increases of the shown heads x sources and neurons and of all biases (nats).
 
         It holds the parts that are not shown and what parts do only together: log-probabilities do not add.
         """
-        return self.total - _shown(self, "contribution")
+        return self.total - _shown(self, "increase")
 
     @property
     def account(self) -> pl.DataFrame:
         """part, nats: from no information to log p(target), exactly; the last row, ``total``, is their sum."""
-        added = {
-            kind: float(self.layers.filter(pl.col("part") == kind)["contribution"].sum()) for kind in PARTS
+        increases = {
+            kind: float(self.layers.filter(pl.col("part") == kind)["increase"].sum()) for kind in PARTS
         }
         fixed = self.others.filter(pl.col("part").is_in(["head bias", "embedding"]))
-        rows = {"uniform": self.start, **dict(fixed.select("part", "contribution").iter_rows()), **added}
+        rows = {"uniform": self.start, **dict(fixed.select("part", "increase").iter_rows()), **increases}
         rows["total"] = sum(rows.values())
         return pl.DataFrame({"part": list(rows), "nats": list(rows.values())})
 
@@ -256,11 +256,11 @@ def _against(explanation: Explanation, contrast: Contrast) -> Account:
     foil = f"{token(contrast.foil.piece)} ({probability(contrast.probability)})"
     stands = "ahead of" if contrast.total >= 0 else "behind"
     opening = f"{target} is {stands} {foil} by {abs(contrast.total):.2f} nats"
-    return _account(opening, 1 if contrast.total >= 0 else -1, contrast, "contribution")
+    return _account(opening, 1 if contrast.total >= 0 else -1, contrast, "increase")
 
 
 def _account(opening: str, sign: int, record: Explanation | Contrast, measure: str) -> Account:
-    layers = record.layers.with_columns(nats="contribution")
+    layers = record.layers.with_columns(nats="increase")
     heads, neurons = (rows.with_columns(nats=measure) for rows in (record.heads, record.neurons))
     return Account(opening, sign, layers, heads, neurons)
 

@@ -55,10 +55,10 @@ class Named(NamedTuple):
 
 def sentence(account: Account) -> str:
     """The headline."""
-    added = float((account.layers["nats"] * account.sign).clip(lower_bound=0).sum())
-    if added < SHOWN:
+    increase = float((account.layers["nats"] * account.sign).clip(lower_bound=0).sum())
+    if increase < SHOWN:
         return f"{account.opening}: no layer moves it."
-    named = sorted(_named(account, added), key=lambda part: -abs(part.nats))
+    named = sorted(_named(account, increase), key=lambda part: -abs(part.nats))
     if named:
         parts = f"mostly through {' and '.join(map(str, named))}"
     else:
@@ -81,10 +81,10 @@ def probability(value: float) -> str:
     return f"{value:.2g}".replace("e-0", "e-")
 
 
-def _named(account: Account, added: float) -> Iterator[Named]:
+def _named(account: Account, increase: float) -> Iterator[Named]:
     """The parts that did enough of all that layers added."""
-    layers, head, least = _layers(account), _best(account.heads, account.sign), HEAD_LEAST * added
-    if layers and layers.nats * account.sign >= LAYERS_LEAST * added:
+    layers, head, least = _layers(account), _best(account.heads, account.sign), HEAD_LEAST * increase
+    if layers and layers.nats * account.sign >= LAYERS_LEAST * increase:
         yield layers
         least = min(least, HEAD_NATS)
     if head and head.nats * account.sign >= least:

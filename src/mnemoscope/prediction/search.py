@@ -48,7 +48,7 @@ class ExtremeParts:
     """The parts among the k largest or the k smallest by any measure, sorted by group and index.
 
     group, index  which part of which group each is
-    values  Float[Tensor, "extreme measure"], exact, nats: contribution, and leave_one_out if it was asked for
+    values  Float[Tensor, "extreme measure"], exact, nats: increase, and leave_one_out if it was asked for
     full    how many vectors were taken through the whole vocabulary, of how many
     partly  what the bounds cost, in whole vocabularies
     """
@@ -64,7 +64,7 @@ class ExtremeParts:
 def search(bases: ResidualBases, rankings: Sequence[TopK], *, final: int | None = None) -> list[ExtremeParts]:
     """The k largest and the k smallest of each ranking, exactly: equal to `exhaustive` and a sort.
 
-    By contribution, and if the row ``final`` of the bases is given also by leave-one-out there. Ties at the k-th place
+    By increase, and if the row ``final`` of the bases is given also by leave-one-out there. Ties at the k-th place
     are decided by (group, index).
     """
     kinds = kinds_of(final)

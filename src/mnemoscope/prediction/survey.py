@@ -1,4 +1,4 @@
-"""Certified intervals of the contribution of every part, exact where a part is among the extremes."""
+"""Certified intervals of the increase of every part, exact where a part is among the extremes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STAGES = (384, 4096)
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """Where each part's contribution certainly lies; nats, fp64; both ends are the value where that is exact.
+    """Where each part's increase certainly lies; nats, fp64; both ends are the value where that is exact.
 
     likely  the exact value, where it is known, and else an estimate inside of the interval: sums of it come within a
             few hundredths of the exact ones, where sums of middles are off by up to a half (docs/log.md, 2026-11-25)
@@ -78,7 +78,7 @@ class IntervalSurvey:
         pairs = list(zip(groups, rows, strict=True))
         vectors = torch.cat([group.vectors(index) for group, index in pairs])
         base = torch.cat([torch.full_like(index, group.base) for group, index in pairs])
-        values = self._bases.contributions(vectors, base).split([len(index) for index in rows])
+        values = self._bases.increases(vectors, base).split([len(index) for index in rows])
         for ends, index, exact in zip(bounds, rows, values, strict=True):
             ends[index] = exact[:, None]
         return [Intervals(*ends.unbind(-1)) for ends in bounds]

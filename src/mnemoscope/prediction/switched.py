@@ -14,7 +14,7 @@ from mnemoscope.prediction.bases import ResidualBases
 from mnemoscope.prediction.switching import Linear, Switches, adjoint, chain, neuron_shares, origins, switches
 from mnemoscope.prediction.traced import TracedPrediction
 
-NEURONS = (6, 2)  # explained: the largest |leave_one_out|, and the largest |contribution| besides
+NEURONS = (6, 2)  # explained: the largest |leave_one_out|, and the largest |increase| besides
 ROWS = 12  # queries named for each neuron
 
 _SCHEMA = {
@@ -30,7 +30,7 @@ _SCHEMA = {
     "up": pl.Float64,
     "inner": pl.Float64,
     "score": pl.Float64,
-    "contribution": pl.Float64,
+    "increase": pl.Float64,
 }
 
 
@@ -49,22 +49,22 @@ def queries(
             neuron_shares(stream, layer, position, keys)
             for layer in range(max(layer for layer, *_ in chosen))
         ]
-        for column, (memory, (*_, contribution)) in enumerate(zip(memories, chosen, strict=True)):
-            rows += _queries_of(prediction, memory, [shares[:, column] for shares in below], contribution)
+        for column, (memory, (*_, increase)) in enumerate(zip(memories, chosen, strict=True)):
+            rows += _queries_of(prediction, memory, [shares[:, column] for shares in below], increase)
     return pl.DataFrame(rows, _SCHEMA, orient="row")
 
 
 def _important(neurons: pl.DataFrame, most: tuple[int, int]) -> pl.DataFrame:
     chosen = [
         neurons.sort(pl.col(name).abs(), descending=True, maintain_order=True).head(count)
-        for name, count in zip(("leave_one_out", "contribution"), most, strict=True)
+        for name, count in zip(("leave_one_out", "increase"), most, strict=True)
     ]
     rows = pl.concat(chosen).filter(pl.col("coefficient") != 0)  # what is off was not switched on
-    return rows.select("layer", "neuron", "contribution").unique(maintain_order=True)
+    return rows.select("layer", "neuron", "increase").unique(maintain_order=True)
 
 
 def _queries_of(
-    prediction: TracedPrediction, memory: Switches, below: list[Float[Tensor, " neuron"]], contribution: float
+    prediction: TracedPrediction, memory: Switches, below: list[Float[Tensor, " neuron"]], increase: float
 ) -> list[tuple[object, ...]]:
     """The rows of one neuron: the largest shares, its key's bias, and what is left."""
     stream, position, count = prediction.stream, prediction.position, prediction.position + 1
@@ -77,9 +77,9 @@ def _queries_of(
 
     def row(query: tuple[object, ...], share: float, values: Tensor) -> tuple[object, ...]:
         gate, up, inner = values.tolist()
-        credit = contribution * share / coefficient if coefficient else 0.0
+        credit = increase * share / coefficient if coefficient else 0.0
         branches = (gate, up if memory.up is not None else None)
-        return *address, *query, share, *branches, inner, inner * contribution, credit
+        return *address, *query, share, *branches, inner, inner * increase, credit
 
     for index in (number for number in largest if shares[number] != 0):
         start, kind, layer = next(block for block in reversed(kinds) if block[0] <= index)

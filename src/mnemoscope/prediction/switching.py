@@ -157,18 +157,18 @@ class Chain:
     pull: Float[Tensor, "layer_plus_one width"]
 
 
-def chain(stream: Stream, position: int, contributions: Float[Tensor, "layer neuron"]) -> Chain:
-    """Method 2 of Yu et al. 2023, D.3, from the top layer down, for any contributions C (0 leaves a neuron out).
+def chain(stream: Stream, position: int, increases: Float[Tensor, "layer neuron"]) -> Chain:
+    """Method 2 of Yu et al. 2023, D.3, from the top layer down, for any increases C (0 leaves a neuron out).
 
     ``share(a -> b)`` is a's share of b's coefficient as a fraction of it. As shares are linear, the sum over b is one
     inner product of what a writes with ``sum_b key_b total(b) / m_b``.
     """
     layers, width = stream.anatomy.n_layers, stream.anatomy.width
-    total = contributions.float().clone()
+    total = increases.float().clone()
     pull = torch.zeros(layers + 1, width)
     for layer in reversed(range(layers)):
         total[layer] += neuron_shares(stream, layer, position, pull[layer + 1][None])[:, 0]
-        chosen = contributions[layer].nonzero()[:, 0]
+        chosen = increases[layer].nonzero()[:, 0]
         pull[layer] = pull[layer + 1]
         if len(chosen):
             switched = switches(stream, layer, position, chosen)

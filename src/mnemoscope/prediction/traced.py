@@ -103,7 +103,7 @@ class TracedPrediction:
     def measured(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
     ) -> Float[Tensor, "part measure"]:
-        """Contribution and leave-one-out of a few vectors, exactly."""
+        """Increase and leave-one-out of a few vectors, exactly."""
         final = torch.full_like(base, self.final)
         return self.bases.measured(vectors, [Measure(base, False), Measure(final, True)])
 
@@ -131,11 +131,11 @@ class TracedPrediction:
         foils  some tokens instead of all foils of the prediction
         """
         tokens = torch.tensor([self.target, *(self.foils if foils is None else foils)])
-        added = self.bases.odds(vectors, base, tokens)
+        increase = self.bases.odds(vectors, base, tokens)
         linear = self.bases.linear and self.lens.softcap is None
         final = torch.full_like(base, self.final)
-        left = added if linear else -self.bases.odds(-vectors, final, tokens)
-        moved = torch.stack([added, left], 1)
+        left_out = increase if linear else -self.bases.odds(-vectors, final, tokens)
+        moved = torch.stack([increase, left_out], 1)
         return moved[..., :1] - moved[..., 1:]
 
     @cached_property

@@ -59,7 +59,7 @@ def _ways(name: str, tables: Tables) -> Finding:
         id=f"case-ways-{slug(name)}",
         items=("A56",),
         title=f"Four ways in which neurons tell the answer from the near foil ({name})",
-        says=f"Of the ten neurons with the largest contribution to answer minus near foil, in brackets of neurons "
+        says=f"Of the ten neurons that raise answer minus near foil most, in brackets of neurons "
         f"drawn from the same layers: {said}.",
         frame=frame,
         figure=bar(frame, "neurons (%)", x="way", x_title="way", share=True),
@@ -157,7 +157,7 @@ def _printed(word: str) -> pl.Expr:
     return pl.when(last < first).then(-1 - last).otherwise(first)
 
 
-MEASURES = ("contribution", "leave_one_out")
+MEASURES = ("increase", "leave_one_out")
 
 
 def agreement(parts: np.ndarray, effects: np.ndarray) -> np.ndarray:
@@ -207,7 +207,7 @@ def _ablated(name: str, tables: Tables) -> Finding:
             if measure == "leave_one_out":
                 said.append(f"{title}: {told}")
             else:
-                notes.append(f"contribution instead of leave-one-out, {title}: {told}")
+                notes.append(f"increase instead of leave-one-out, {title}: {told}")
     return Finding(
         id=f"case-ablation-{slug(name)}",
         items=("A79",),

@@ -118,15 +118,15 @@ def _by_layer(name: str, tables: Tables) -> Finding:
     parts, best = [], {}
     own, null = (_differences(tables["stream"], column) for column in ("logit", "null"))
     for foil in FOILS:
-        added, chance = mean(np.diff(own[foil])), mean(np.diff(null[foil]))
-        step = np.arange(len(added.value))
+        increase, chance = mean(np.diff(own[foil])), mean(np.diff(null[foil]))
+        step = np.arange(len(increase.value))
         part = np.where(step % 2 == 0, "attention", "feed-forward")
-        top = int(np.argmax(added.value))
-        best[foil] = f"{part[top]} layer {top // 2} adds {number(added, top)} ({number(chance, top)})"
+        top = int(np.argmax(increase.value))
+        best[foil] = f"{part[top]} layer {top // 2} adds {number(increase, top)} ({number(chance, top)})"
         parts.append(
             pl.DataFrame(
                 {
-                    "foil": np.repeat(f"{foil} foil", len(step)), "layer": step // 2, "part": part, **columns(added),
+                    "foil": np.repeat(f"{foil} foil", len(step)), "layer": step // 2, "part": part, **columns(increase),
                     "null": chance.value,
                 }
             )
@@ -160,7 +160,7 @@ def _sources(name: str, tables: Tables) -> list[Finding]:
     if rows.height == 0:
         return []
     largest = (
-        rows.sort("contribution", descending=True, maintain_order=True)
+        rows.sort("increase", descending=True, maintain_order=True)
         .group_by("question", maintain_order=True)
         .first()
     )
@@ -194,9 +194,7 @@ def _sources(name: str, tables: Tables) -> list[Finding]:
         f"brings from the subject adds {number(brought[0])} to the difference of logits, from the last token itself "
         f"{number(brought[3])}.",
         frame=frame,
-        figure=bar(
-            frame, "questions (%)", x="class", x_title="token with the largest contribution", share=True
-        ),
+        figure=bar(frame, "questions (%)", x="class", x_title="token with the largest increase", share=True),
         paper="one question: the sub-value of the country's name carries the improvement",
         null="share of the prompt's tokens that are of this kind",
         resampled="questions (Wilson)",
@@ -207,8 +205,8 @@ def _sources(name: str, tables: Tables) -> list[Finding]:
 
 def _brought(rows: pl.DataFrame, kind: str) -> np.ndarray:
     """f64[question]: what all tokens of a kind contribute together."""
-    those = pl.col("contribution").filter(pl.col("class") == kind).sum()
-    return rows.group_by("question", maintain_order=True).agg(those)["contribution"].to_numpy().astype(float)
+    those = pl.col("increase").filter(pl.col("class") == kind).sum()
+    return rows.group_by("question", maintain_order=True).agg(those)["increase"].to_numpy().astype(float)
 
 
 _METHODS = {"recomputed": "weights recomputed (method 1)", "fixed": "weights kept (method 2)"}

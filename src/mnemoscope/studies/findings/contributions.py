@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
 
-def shared(contributions: np.ndarray, total: float) -> np.ndarray:
-    """f64[part]: the contribution of a sum shared among its parts, helpful and unhelpful apart (Yu et al. 2023; A41).
+def shared(increases: np.ndarray, total: float) -> np.ndarray:
+    """f64[part]: the increase by a sum shared among its parts, helpful and unhelpful apart (Yu et al. 2023; A41).
 
-    The paper scales every C_i by C(sum) / sum C_i, which is unstable when contributions of both signs cancel. Here the
+    The paper scales every C_i by C(sum) / sum C_i, which is unstable when increases of both signs cancel. Here the
     side that is too large (the helpful when sum C_i > C(sum), else the unhelpful) is scaled down and the other kept,
     so that signs stay and shares add up to `total`; where a side would have to change its sign for that, the other
-    side is scaled up. Zero contributions get nothing; with no contribution at all the total is shared equally.
+    side is scaled up. Zero increases get nothing; with no increase at all the total is shared equally.
     """
-    up, down = np.maximum(contributions, 0.0), np.minimum(contributions, 0.0)
-    if not contributions.any():
-        return np.full(len(contributions), total / max(len(contributions), 1))
-    shrink, keep = (up, down) if contributions.sum() > total else (down, up)
+    up, down = np.maximum(increases, 0.0), np.minimum(increases, 0.0)
+    if not increases.any():
+        return np.full(len(increases), total / max(len(increases), 1))
+    shrink, keep = (up, down) if increases.sum() > total else (down, up)
     for scaled, kept in ((shrink, keep), (keep, shrink)):
         size = float(scaled.sum())
         with np.errstate(over="ignore"):
@@ -46,12 +46,12 @@ def shared(contributions: np.ndarray, total: float) -> np.ndarray:
         if 0 <= factor < math.inf:
             return np.asarray(kept + scaled * factor)
     # Only one sign is there and the total has the other: the paper's rule is all that is left.
-    return np.asarray(contributions * (total / float(contributions.sum())))
+    return np.asarray(increases * (total / float(increases.sum())))
 
 
 SIDES = ("helpful", "unhelpful")
 CHOICES = {
-    "contribution": "by contribution",
+    "increase": "by increase",
     "rank": "by rank",
     "weight": "by |m||v|",
     "coefficient": "by |m|",
@@ -185,18 +185,18 @@ def _parts(grids: dict[str, ExampleGrid]) -> Finding:
     layers = len(both["ffn"].value)
     frame = pl.concat(frames)
     return Finding(
-        id="contributions-of-layers",
+        id="increases-by-layers",
         items=("A38", "A65"),
         title="What attention and feed-forward of each layer contribute",
         says=f"All attention brings {number(total['attention'])} nats and all feed-forward "
         f"{number(total['ffn'])}; the mean is certainly above 0 in {useful['attention']} and "
         f"{useful['ffn']} of {layers} layers.",
         frame=frame,
-        figure=line(frame, "mean contribution (nats)", color="part"),
+        figure=line(frame, "mean increase (nats)", color="part"),
         paper="knowledge is in attention and feed-forward of all layers",
         null=_NULL,
         resampled=_DOCUMENTS,
-        notes=("contributions of all layers add up to log p at the end less log p of the embedding",),
+        notes=("increases by all layers add up to log p at the end less log p of the embedding",),
     )
 
 
@@ -226,8 +226,8 @@ def _shared(main: ExampleGrid) -> Finding:
         f"that both add up to the {number(whole, -1)} nats of the layer, {number(shares['helpful'], -1)} and "
         f"{number(shares['unhelpful'], -1)}.",
         frame=frame,
-        figure=line(frame, "contribution (nats)", color="side", facet="counted"),
-        paper="every contribution scaled by one factor, so that they add up",
+        figure=line(frame, "increase (nats)", color="side", facet="counted"),
+        paper="every increase scaled by one factor, so that they add up",
         resampled=_DOCUMENTS,
         notes=(
             "the side that is too large is scaled down and the other kept: one factor explodes where both cancel",
@@ -237,7 +237,7 @@ def _shared(main: ExampleGrid) -> Finding:
 
 
 def correlations(rows: pl.DataFrame) -> pl.DataFrame:
-    """example, layer, pearson, spearman, slope: the contribution of sums against the sum of contributions (A40).
+    """example, layer, pearson, spearman, slope: the increase by sums against the sum of increases (A40).
 
     rows  of `contribution_sums`; fewer than three sums, or sums that are all alike, give no number
     """
@@ -256,7 +256,7 @@ def correlations(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _sums(run: Run, main: ExampleGrid) -> Finding:
-    """A40: does the contribution of a sum follow the sum of contributions?"""
+    """A40: does the increase by a sum follow the sum of increases?"""
     rows = run.table("contribution_sums").collect()
     correlated = correlations(rows)
     documents = main.documents[correlated["example"].to_numpy()]
@@ -272,18 +272,18 @@ def _sums(run: Run, main: ExampleGrid) -> Finding:
     )
     frame = frame.sort("layer", "step").with_columns(series="layer " + pl.col("layer").cast(pl.String))
     return Finding(
-        id="figure-3-contribution-of-sums",
+        id="figure-3-increase-by-sums",
         items=("A39", "A40"),
         title="Helpful neurons together against each alone (Yu Figure 3)",
-        says=f"From the least helpful on, the contribution of the sum follows the sum of contributions with Pearson "
+        says=f"From the least helpful on, the increase by the sum follows the sum of increases with Pearson "
         f"{number(pearson)}, Spearman {number(spearman)} and slope {number(slope)}.",
         frame=frame,
         figure=line(
             frame,
-            "contribution of the sum (nats)",
+            "increase by the sum (nats)",
             x="separate",
             y="together",
-            x_title="sum of contributions (nats)",
+            x_title="sum of increases (nats)",
             color="series",
         ),
         paper="linear, monotone",
@@ -321,8 +321,8 @@ def _table(grids: dict[str, ExampleGrid]) -> Finding:
         title="Ten neurons of a layer, chosen in four ways (Yu Table 1)",
         says=f"Together ten neurons raise log p of the prediction, in nats, chosen {said}.",
         frame=frame,
-        figure=bar(frame, "contribution of their sum (nats)", x="chosen", x_title="ten neurons chosen"),
-        paper="contribution 1.75, rank 1.73, m |v| 0.15, m 0.05: contribution >= rank >> m |v| > m",
+        figure=bar(frame, "increase by their sum (nats)", x="chosen", x_title="ten neurons chosen"),
+        paper="increase 1.75, rank 1.73, m |v| 0.15, m 0.05: increase >= rank >> m |v| > m",
         null=f"{_NULL}: ten neurons chosen for it raise it, too",
         resampled=_DOCUMENTS,
         notes=(
@@ -341,16 +341,16 @@ def _table_by_layer(grids: dict[str, ExampleGrid]) -> Finding:
         band = None if null is None else null.mean(f"by_{choice}")
         frame = series(grids["model"].mean(f"by_{choice}"), band, chosen=label)
         frames.append(frame.filter(pl.col("layer").is_in(known.tolist())))
-    best = grids["model"].mean("by_contribution")
+    best = grids["model"].mean("by_increase")
     top = int(known[np.nanargmax(best.value[known])])
     frame = pl.concat(frames)
     return Finding(
         id="table-1-by-layer",
         items=("A44", "A65"),
         title="The same, layer by layer",
-        says=f"The contribution of ten neurons chosen by it is largest in layer {top}: {number(best, top)} nats.",
+        says=f"Ten neurons chosen by increase raise log p most in layer {top}: by {number(best, top)} nats.",
         frame=frame,
-        figure=line(frame, "contribution of ten neurons (nats)", color="chosen"),
+        figure=line(frame, "increase by ten neurons (nats)", color="chosen"),
         null=_NULL,
         resampled=_DOCUMENTS,
     )

@@ -151,7 +151,7 @@ def _upper(queries: ExampleGrid) -> Finding:
         id="figures-13-14-queries-of-all-layers",
         items=("A60",),
         title="What each vector does to all layers above it (Yu Figures 13 and 14)",
-        says=f"Weighted with contributions and summed over all upper layers, {part(best)} matters most: "
+        says=f"Weighted with increases and summed over all upper layers, {part(best)} matters most: "
         f"{number(net, best)}.",
         frame=frame,
         figure=_drawn(frame, "cross-layer score (coefficient x nats)"),

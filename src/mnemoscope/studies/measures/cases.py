@@ -37,7 +37,7 @@ from mnemoscope.text.spelling import vocabulary_of
 
 TOP = 25  # rows of each sign and measure: enough for the ablated
 ABLATED = 50  # neurons, and heads x sources
-NEURONS = 10  # with the largest contribution, and as many drawn
+NEURONS = 10  # with the largest increase, and as many drawn
 WORDS = ("answer", "near", "far")
 
 Frames = dict[str, pl.DataFrame]
@@ -217,7 +217,7 @@ def classes(pieces: Sequence[str], subject: str) -> list[str | None]:
 def _neurons(prediction: TracedPrediction, near: Contrast, generator: np.random.Generator) -> pl.DataFrame:
     """The neurons that tell the answer from the near foil best, and as many of the same layers (A55-A57)."""
     place = ["layer", "neuron"]
-    best = near.neurons.sort("contribution", descending=True, maintain_order=True).head(NEURONS)
+    best = near.neurons.sort("increase", descending=True, maintain_order=True).head(NEURONS)
     mine = list(best.select(place).iter_rows())
     both = mine + _others(prediction, mine, generator)
     layer, neuron = torch.tensor(both).T
@@ -248,7 +248,7 @@ def _neurons(prediction: TracedPrediction, near: Contrast, generator: np.random.
             "suppresses": suppresses,
         }
     ).with_columns(pl.col(place).cast(pl.Int32))
-    asked = frame.select(*place, "coefficient", contribution="difference", leave_one_out="difference")
+    asked = frame.select(*place, "coefficient", increase="difference", leave_one_out="difference")
     return frame.join(_first(prediction, asked), on=place, how="left", maintain_order="left")
 
 
@@ -269,7 +269,7 @@ def _chains(prediction: TracedPrediction, near: Contrast) -> Float[Tensor, "laye
     """What each neuron does to answer minus near foil by switching on those above it that the contrast shows (A63)."""
     anatomy = prediction.stream.anatomy
     own = torch.zeros(anatomy.n_layers, anatomy.n_neurons)
-    for layer, neuron, value in near.neurons.select("layer", "neuron", "contribution").iter_rows():
+    for layer, neuron, value in near.neurons.select("layer", "neuron", "increase").iter_rows():
         own[layer, neuron] = value
     return chain(prediction.stream, prediction.position, own).total - own
 

@@ -36,7 +36,7 @@ from mnemoscope.text.vocabulary import Vocabulary
 
 TARGETS = ("model", "null")  # and `gold`, the token that really follows, on request
 TOP = 10  # most helpful, most unhelpful neurons of a layer; neurons in each row of Table 1
-CHOICES = ("contribution", "coefficient", "weight", "rank")  # ways of choosing them (A44)
+CHOICES = ("increase", "coefficient", "weight", "rank")  # ways of choosing them (A44)
 
 _STEPS = 16  # sums of helpful neurons, from the least helpful on (A40)
 _SUMMED = 6  # layers in which they are taken
@@ -67,7 +67,7 @@ def measure(
 ) -> Mapping[str, Iterable[pa.Table]]:
     """The tables `contribution_*` and `cross_*` (docs/format.md) of one position of each of some contexts.
 
-    lens     under which contributions are taken; the stream is read under all three
+    lens     under which increases are taken; the stream is read under all three
     targets  `model` first; `null` and `gold` are asked the same
     """
     examples = sample(run, sizes.sentences, longest=sizes.longest, seed=sizes.seed)
@@ -301,7 +301,7 @@ class _Neurons:
         columns: dict[str, int | float] = {"active": int(active.sum())}
         for name, sign in (("helpful", 1), ("unhelpful", -1)):
             side = ranked.signs == sign
-            size = (sign * ranked.contribution).clamp_min(0)
+            size = (sign * ranked.increase).clamp_min(0)
             columns[name] = int(side.sum())
             columns[f"{name}_negative"] = int((side & negative).sum())
             # So many equally strong would be as concentrated; in a gated model hardly any neuron has C = 0.
@@ -313,7 +313,7 @@ class _Neurons:
         """All helpful together, their top, both of the unhelpful (A48); and ten chosen in each way (A44)."""
         masks = [ranked.signs > 0, self._mask(ranked.helpful), ranked.signs < 0, self._mask(ranked.unhelpful)]
         length = self.vectors.square().sum(-1).sqrt()
-        best = [-ranked.contribution, -self.coefficient.abs(), -length]
+        best = [-ranked.increase, -self.coefficient.abs(), -length]
         if order is not None:
             best.append(order.rank(self.vectors, self.coefficient < 0, token))
         idle = self.coefficient == 0
@@ -326,18 +326,18 @@ class _Neurons:
 
     def cumulated(self, ranked: RankedNeurons, bases: ResidualBases) -> Columns:
         """Helpful neurons together, from the least helpful on, and the sum of what each does alone (A40)."""
-        order = torch.argsort(ranked.contribution, stable=True)
+        order = torch.argsort(ranked.increase, stable=True)
         order = order[ranked.signs[order] > 0]
         ends = torch.arange(1, _STEPS + 1, dtype=torch.float64) * len(order) / _STEPS
         ends = ends.ceil().long().unique()
         ends = ends[ends > 0]
         mask = torch.arange(len(order))[None] < ends[:, None]
         together = mask.float() @ self.vectors[order]
-        alone = ranked.contribution[order].cumsum(0)[ends - 1]
-        contribution = alone
+        alone = ranked.increase[order].cumsum(0)[ends - 1]
+        increase = alone
         if len(ends):
-            contribution = bases.contributions(together, torch.full((len(ends),), self.base))
-        return _columns({"layer": self.layer}, neurons=ends, separate=alone, together=contribution)
+            increase = bases.increases(together, torch.full((len(ends),), self.base))
+        return _columns({"layer": self.layer}, neurons=ends, separate=alone, together=increase)
 
     def top(self, ranked: RankedNeurons) -> Columns:
         """The ten most helpful, then the ten most unhelpful."""
@@ -345,7 +345,7 @@ class _Neurons:
         places = torch.cat([torch.arange(len(ranked.helpful)), torch.arange(len(ranked.unhelpful))])
         return _columns(
             {"layer": self.layer}, neuron=ranked.top, side=sides, rank=places,
-            coefficient=self.coefficient[ranked.top], contribution=ranked.contribution[ranked.top],
+            coefficient=self.coefficient[ranked.top], increase=ranked.increase[ranked.top],
         )  # fmt: skip
 
     def _mask(self, chosen: Tensor) -> Tensor:
@@ -360,7 +360,7 @@ def _scores(bases: ResidualBases, sums: Sequence[Tensor]) -> Float[Tensor, "laye
     known = ~vectors[..., :1].isnan()[..., 0]
     base = 2 * torch.arange(len(vectors))[:, None].expand(known.shape) + 1
     scores = torch.full(known.shape, torch.nan, dtype=torch.float64)
-    scores[known] = bases.contributions(vectors[known], base[known])
+    scores[known] = bases.increases(vectors[known], base[known])
     return scores
 
 

@@ -29,12 +29,12 @@ Columns = dict[str, np.ndarray]
 class RankedNeurons:
     """The neurons of one layer by what they contribute.
 
-    contribution  nats; exact for the top, else an estimate inside of a certified interval
+    increase  nats; exact for the top, else an estimate inside of a certified interval
     signs         +1 helpful, -1 unhelpful, 0 inactive or undecided
     helpful       the most helpful first; `unhelpful` likewise
     """
 
-    contribution: Float[Tensor, " neuron"]
+    increase: Float[Tensor, " neuron"]
     signs: Int[Tensor, " neuron"]
     helpful: Int[Tensor, " helpful"]
     unhelpful: Int[Tensor, " unhelpful"]
@@ -93,13 +93,13 @@ def crosslayer(
 
 
 def _pull(switched: Switches, neurons: RankedNeurons, chosen: Tensor) -> Float[Tensor, " width"]:
-    weight = neurons.contribution[chosen].abs().float() * switched.coefficient[chosen].sign()
+    weight = neurons.increase[chosen].abs().float() * switched.coefficient[chosen].sign()
     return weight @ switched.share.key[chosen]
 
 
 def _sums(inner: Float[Tensor, "query neuron"], neurons: RankedNeurons) -> dict[str, Tensor]:
     """Eq. 24 over all helpful, all unhelpful and their top; and Eq. 25, which weights with |C| (A49, A59)."""
-    size = neurons.contribution.abs().float()
+    size = neurons.increase.abs().float()
     columns = {"any": inner.sum(-1)}
     for name, every, top in (
         ("helpful", neurons.signs > 0, neurons.helpful),
@@ -119,7 +119,7 @@ def _padded(column: Tensor, size: int) -> Tensor:
 
 def _called(inner: Float[Tensor, "query neuron"], neurons: RankedNeurons, layer: int) -> dict[str, int]:
     """How many neurons are among the five that some earlier feed-forward layer moves most, weighted with C (A62)."""
-    score = (inner[2 : 2 * layer + 1 : 2] * neurons.contribution.float()).abs()
+    score = (inner[2 : 2 * layer + 1 : 2] * neurons.increase.float()).abs()
     called = score.topk(min(CALLED, score.shape[-1])).indices.unique()
     return {"called": len(called), "called_top": int(torch.isin(called, neurons.top).sum())}
 
@@ -128,7 +128,7 @@ def _layers(
     stream: Stream, position: int, ranked: Sequence[RankedNeurons], pulls: Sequence[Pull]
 ) -> tuple[dict[str, Tensor], list[Columns]]:
     """What neurons do as queries: for which upper layers they matter, and how much in all (A61, A63, A64)."""
-    own = torch.stack([neurons.contribution.float() for neurons in ranked])
+    own = torch.stack([neurons.increase.float() for neurons in ranked])
     chosen = torch.zeros_like(own)
     for layer, neurons in enumerate(ranked):
         chosen[layer, neurons.top] = own[layer, neurons.top]

@@ -73,7 +73,7 @@ TOP = 20  # what `explain` takes when it is not said
 REMEMBERED = 12  # neurons shown with triggers from the run
 EMPTY = "∅"
 _LABEL = 24
-_MEASURES = {INCREASE: "contribution", LEFT_OUT: "leave_one_out", "logit": "logit", "chain": "chain"}
+_MEASURES = {INCREASE: "increase", LEFT_OUT: "leave_one_out", "logit": "logit", "chain": "chain"}
 _COLUMNS = (INCREASE, LEFT_OUT, ABLATED, "chain", "logit")
 _PARTS = {"attention": "attention", "ffn": "FFN"}
 
@@ -178,7 +178,7 @@ def _stream(explanation: Explanation) -> Iterable[Point]:
 
 def _steps(layers: pl.DataFrame) -> tuple[Step, ...]:
     return tuple(
-        Step(row["layer"], _PARTS[row["part"]], row["contribution"]) for row in layers.iter_rows(named=True)
+        Step(row["layer"], _PARTS[row["part"]], row["increase"]) for row in layers.iter_rows(named=True)
     )
 
 
@@ -321,7 +321,7 @@ def _cause(row: Mapping[str, Any]) -> Cause:
         "remainder": "not shown",
     }.get(kind, kind)
     return Cause(
-        name, _word(row["source_token"], row["source"]), row["share"], row["contribution"], row["gate"],
+        name, _word(row["source_token"], row["source"]), row["share"], row["increase"], row["gate"],
         row["up"], row["inner"], kind,
     )  # fmt: skip
 
@@ -338,7 +338,7 @@ def _ablated(frame: pl.DataFrame) -> Iterable[Ablated]:
     for row in frame.iter_rows(named=True):
         name = f"L{row['layer']}{'N' if row['kind'] == 'neuron' else 'H'}{row['unit']}"
         yield Ablated(
-            name, _word(row["source_token"], row["source"]), row["kind"], row["how"], row["contribution"],
+            name, _word(row["source_token"], row["source"]), row["kind"], row["how"], row["increase"],
             row["leave_one_out"], row["effect"],
         )  # fmt: skip
 

@@ -46,7 +46,7 @@ CARRIED = (
 
 
 def nats(value: float | None, places: int = 3) -> str:
-    """A signed contribution; a dash where there is none; what rounds to nothing has no sign."""
+    """A signed increase; a dash where there is none; what rounds to nothing has no sign."""
     if value is None:
         return "–"
     shown = f"{value:+.{places}f}"
