@@ -39,11 +39,12 @@ from mnemoscope.mine.kernel import BINS
 from mnemoscope.mine.places import bin_of
 from mnemoscope.neuron.twoway import Curve, Rule, choose, plainest
 from mnemoscope.patterns.language import masks
-from mnemoscope.patterns.search import Options, Units, search
+from mnemoscope.patterns.search import search
+from mnemoscope.patterns.triggers import Options, Units
 from mnemoscope.patterns.whole import Language
 from mnemoscope.records import MAIN
 from mnemoscope.run.text import Text
-from mnemoscope.text.split import half
+from mnemoscope.text.sampling import half
 from mnemoscope.trials.discovery import TESTED
 from mnemoscope.trials.heldout import LEVEL, confirm, discovery_rate
 

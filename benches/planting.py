@@ -17,8 +17,8 @@ from mnemoscope import load_corpus, load_model
 from mnemoscope.patterns.language import masks
 from mnemoscope.run.text import Text
 from mnemoscope.text.corpus import write_plan
+from mnemoscope.text.sampling import half
 from mnemoscope.text.spelling import vocabulary_of
-from mnemoscope.text.split import half
 from mnemoscope.text.tokenizer import special_ids
 
 ENDINGS = (

@@ -28,7 +28,7 @@ from mnemoscope.mine.places import (
 from mnemoscope.mine.reading import scan, scan_torch
 from mnemoscope.mine.statistics import NeuronStatistics, load_state, save_state
 from mnemoscope.records import ContextBatch
-from mnemoscope.text.split import splitmix64
+from mnemoscope.text.sampling import splitmix64
 
 EXACT = ["histograms", "triggers", "samples"]
 EVERY = 2  # so that small corpora have selected contexts

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mnemoscope.patterns.space import _drawn
 from mnemoscope.run.text import Text
 from mnemoscope.text import sampling
-from mnemoscope.text.split import half, mixed
+from mnemoscope.text.sampling import half, mixed
 from mnemoscope.trials.masked_text import document_sample
 
 

@@ -12,10 +12,9 @@ from scipy.sparse import csc_array
 
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.score import log_binomial_tail, poisson_binomial_tail
-from mnemoscope.patterns.search import Options, Units, one_each
 from mnemoscope.patterns.space import strata
+from mnemoscope.patterns.triggers import Options, Units, halves, one_each
 from mnemoscope.run.text import Text
-from mnemoscope.text.split import halves
 from mnemoscope.trials import heldout
 from mnemoscope.trials.heldout import (
     beyond_last_token,

@@ -26,7 +26,7 @@ from tiny import texts
 from mnemoscope import build
 from mnemoscope.neuron import find as search
 from mnemoscope.patterns import summary as patterns
-from mnemoscope.patterns.search import Options
+from mnemoscope.patterns.triggers import Options
 from mnemoscope.records import NeuronId
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings.finding import KINDS, Figure, Finding, Section, items

@@ -29,13 +29,13 @@ from mnemoscope.neuron.card import card as card_of
 from mnemoscope.patterns import summary as analysis
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.pattern import predicate
-from mnemoscope.patterns.search import Options
+from mnemoscope.patterns.triggers import Options
 from mnemoscope.records import NeuronId
 from mnemoscope.results import PatternReport
 from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
 from mnemoscope.text.plan import batches
-from mnemoscope.text.split import half
+from mnemoscope.text.sampling import half
 from mnemoscope.trials import hypothesis, job
 from mnemoscope.trials.job import WORK, Settings, patterns
 from mnemoscope.trials.outcomes import LEVELS

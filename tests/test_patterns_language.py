@@ -16,8 +16,7 @@ from planted_patterns import small_text, vocabulary
 from mnemoscope.errors import PatternError, QueryError
 from mnemoscope.patterns import foreign
 from mnemoscope.patterns.columns import from_flags
-from mnemoscope.patterns.language import masks, usual
-from mnemoscope.patterns.mined import Limits, mine
+from mnemoscope.patterns.language import Limits, masks, mine, usual
 from mnemoscope.patterns.pattern import BUILTINS, parse, predicate
 from mnemoscope.patterns.space import representatives
 from mnemoscope.run.text import Text

@@ -19,14 +19,13 @@ from scipy.stats import false_discovery_control, hypergeom, kstest
 from mnemoscope.errors import PatternError
 from mnemoscope.patterns import score
 from mnemoscope.patterns.combine import word_unions
-from mnemoscope.patterns.language import masks
-from mnemoscope.patterns.mined import Limits
+from mnemoscope.patterns.language import Limits, masks
 from mnemoscope.patterns.score import log_binomial_tail, poisson_binomial_tail
-from mnemoscope.patterns.search import Options, SearchResult, Units, search
+from mnemoscope.patterns.search import SearchResult, search
 from mnemoscope.patterns.space import Space
 from mnemoscope.patterns.topics import k_means, log_odds
+from mnemoscope.patterns.triggers import Options, Units, halves
 from mnemoscope.run.text import Text
-from mnemoscope.text.split import halves
 from mnemoscope.trials.heldout import beyond_last_token, confirm
 
 EACH = 60

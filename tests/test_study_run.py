@@ -28,7 +28,7 @@ from mnemoscope.studies import run as study
 from mnemoscope.studies.findings import glance
 from mnemoscope.studies.findings.finding import STATES, Item, items
 from mnemoscope.studies.measures.positions import Sizes, in_shards, sample
-from mnemoscope.text.split import half
+from mnemoscope.text.sampling import half
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"

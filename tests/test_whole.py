@@ -10,11 +10,11 @@ from scipy.stats import kstest
 
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.pattern import parse
-from mnemoscope.patterns.search import FOUND, Options, SearchResult, Units, search
+from mnemoscope.patterns.search import SearchResult, search
+from mnemoscope.patterns.triggers import FOUND, Options, Units, halves
 from mnemoscope.patterns.whole import SINGLES, Counted, Language, by_document, proposed, surprise
 from mnemoscope.records import MAIN, WHOLE
 from mnemoscope.run.text import Text
-from mnemoscope.text.split import halves
 from mnemoscope.trials.masked_text import MaskedText
 
 

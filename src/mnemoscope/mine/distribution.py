@@ -12,7 +12,7 @@ from mnemoscope.mine.kernel import BINS, COARSE_BINS, EMPTY, SPREADER
 from mnemoscope.mine.places import address_of
 from mnemoscope.mine.reading import Fields, LayerReading, share_out
 from mnemoscope.run.schemas import arrow_table
-from mnemoscope.text.split import splitmix64
+from mnemoscope.text.sampling import splitmix64
 
 _BLOCK = 128  # neurons that a thread takes at a time
 _UNSPREADER = np.uint64(pow(int(SPREADER), -1, 2**64))

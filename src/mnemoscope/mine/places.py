@@ -17,7 +17,7 @@ import numpy as np
 
 from mnemoscope.mine.kernel import BINS, COARSE_BINS, COARSE_OCTAVES, OCTAVES, SUB_BINS, ZERO_EXPONENT
 from mnemoscope.records import ContextBatch
-from mnemoscope.text.split import splitmix64
+from mnemoscope.text.sampling import splitmix64
 
 HISTOGRAM_EVERY = 8  # one context in so many is counted into histograms and samples
 HISTOGRAM_SHARE = 1 / HISTOGRAM_EVERY

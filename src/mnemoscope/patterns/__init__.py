@@ -2,14 +2,14 @@
 
 1. Write patterns down (`pattern`: specs, their names and kinds) and find where they hold (`language`: masks; made of
    `sequences`, `forms`, `foreign` and `columns`).
-2. Mine a text for all the patterns that it has (`mined`, `topics`), and join those that hold at the same prefixes
+2. Mine a text for all the patterns that it has (`language`, `topics`), and join those that hold at the same prefixes
    (`space`).
 3. Score each pattern by how many triggers of a unit share it (`score`), and combine the best (`combine`: any of
    several, all of several).
 4. Calibrate: drawn sets of triggers go through the same search, and tell how small a tail chance finds
    (`calibration`). `search` does 3 and 4 for every unit; `whole` looks at the whole distribution instead of triggers.
 
-`triggers` reads the units of a run, `summary` and `labels` say what its patterns amount to.
+`triggers` holds the units of a run and how they are searched, `summary` and `labels` say what its patterns amount to.
 
 An example. Of 25 triggers of a unit nine have the mask of `word:river`, which holds at .0004 of the prefixes of their
 strata: log P(X >= 9) is -56. `words:river,lake,sea` is shared by eleven; its tail must be smaller by the price of

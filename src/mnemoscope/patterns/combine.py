@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mnemoscope.patterns.columns import Groups
+from mnemoscope.patterns.pattern import ALL, ANY, PARTS, SINGLE
 from mnemoscope.patterns.score import SUPPORT, Top, base_of, log_binomial_tail
 from mnemoscope.patterns.space import Space
 
-SINGLE, ALL, ANY = 0, 1, 2
-PARTS = {ALL: 3, ANY: 4}
 SAMPLE = 4000  # points of the rarer part, at most, among which the others are counted
 
 

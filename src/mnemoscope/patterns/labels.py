@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.patterns.language import masks
+from mnemoscope.patterns.triggers import halves
 from mnemoscope.records import NEURON
 from mnemoscope.run.text import Text
-from mnemoscope.text.split import halves, mixed
+from mnemoscope.text.sampling import mixed
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run

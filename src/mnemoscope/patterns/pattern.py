@@ -31,6 +31,8 @@ from mnemoscope.errors import PatternError
 from mnemoscope.records import MAIN, NEXT, POSITION
 
 WINDOWS = (4, 16, 64)
+SINGLE, ALL, ANY = 0, 1, 2  # how a pattern is made of others
+PARTS = {ALL: 3, ANY: 4}  # at most
 
 # Name -> (how it reads, kind). Their masks are in `forms`.
 BUILTINS: dict[str, tuple[str, str]] = {

@@ -13,9 +13,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.special import gammaln
 
-from mnemoscope.patterns.space import Space
-
-MOST = 64  # trials: the triggers of a unit are bits of one integer
+from mnemoscope.patterns.space import MOST, Space
 
 _LOG_FACTORIAL = gammaln(np.arange(MOST + 2) + 1.0)
 

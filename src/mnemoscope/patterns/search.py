@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -12,80 +11,15 @@ import polars as pl
 from mnemoscope.patterns import combine
 from mnemoscope.patterns.calibration import DrawnNull, draw, grouped
 from mnemoscope.patterns.combine import word_unions
-from mnemoscope.patterns.mined import Limits
-from mnemoscope.patterns.pattern import Pattern, conjunction, disjunction
-from mnemoscope.patterns.score import MOST, SharedPatterns, Top, best, log_binomial_tail, shared
-from mnemoscope.patterns.space import BACKGROUND, Space
-from mnemoscope.records import MAIN, NEXT, POSITION
+from mnemoscope.patterns.pattern import ALL, SINGLE, Pattern, conjunction, disjunction
+from mnemoscope.patterns.score import SharedPatterns, Top, best, log_binomial_tail, shared
+from mnemoscope.patterns.space import Space
+from mnemoscope.patterns.triggers import FOUND, Options, Units, half_triggers
+from mnemoscope.records import MAIN
 from mnemoscope.run.text import Text
-from mnemoscope.text.split import halves
 
 CHUNK = 1000  # sets at a time
 BEAM = 20  # patterns of a set that compounds are made of
-
-FOUND: dict[str, Any] = {
-    "unit": pl.Int64,
-    "tests": pl.String,
-    "rank": pl.Int16,
-    "role": pl.String,
-    "spec": pl.String,
-    "name": pl.String,
-    "family": pl.String,
-    "kind": pl.String,
-    "complexity": pl.Int16,
-    "n": pl.Int32,
-    "hits": pl.Int32,
-    "base_rate": pl.Float64,
-    "p": pl.Float64,
-    "p_family": pl.Float64,
-    "equivalents": pl.List(pl.String),
-}
-
-
-@dataclass(frozen=True)
-class Units:
-    """Triggers of units as rows of a text, strongest first: those of unit i are `rows[indptr[i] : indptr[i + 1]]`."""
-
-    indptr: np.ndarray
-    rows: np.ndarray
-
-    @classmethod
-    def of(cls, triggers: Sequence[Sequence[int] | np.ndarray]) -> Units:
-        """Make units from one list of rows for each."""
-        sizes = [len(rows) for rows in triggers]
-        flat = [np.asarray(rows, np.int64) for rows in triggers]
-        return cls(np.concatenate([[0], np.cumsum(sizes)]), np.concatenate([*flat, np.zeros(0, np.int64)]))
-
-    def __len__(self) -> int:
-        return len(self.indptr) - 1
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to search.
-
-    tests             families of tests, each with p-values of its own
-    draws             drawn sets in the null of each group of units
-    covering          patterns of a unit, each found in what the earlier ones leave unexplained
-    alternatives      further candidates: other readings of the same triggers, for the two-way test to choose from
-    background        prefixes that rates are taken from, at most
-    split             search in the discovery half alone
-    one_per_document  of several triggers in a document, take the strongest
-    stratify          take chance at the position and the token frequency of each trigger (N1), not overall (N0)
-
-    The last three are protections; without any of them the p-values are wrong (tests show how wrong).
-    """
-
-    tests: tuple[str, ...] = (MAIN, NEXT, POSITION)
-    draws: int = 2000
-    covering: int = 3
-    alternatives: int = 2
-    limits: Limits = field(default_factory=Limits)
-    background: int = BACKGROUND
-    split: bool = True
-    one_per_document: bool = True
-    stratify: bool = True
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,39 +78,6 @@ def search(
             language = list(zip(space.specs, space.last_words, space.rate.tolist(), strict=True))
     candidates = pl.concat(frames) if frames else pl.DataFrame(schema=FOUND)
     return SearchResult(candidates.sort("unit", "tests", "rank"), pl.concat(quantiles), group, language)
-
-
-def half_triggers(text: Text, units: Units, options: Options, *, test: bool) -> tuple[Text, np.ndarray]:
-    """The text of one half of the documents, and i64[unit, slot] the rows of the triggers there; the whole text when
-    it is not split. `PatternError` if it has too few documents."""
-    documents = halves(text.document[text.counted])[int(test)] if options.split else np.unique(text.document)
-    half_text, rows = text.part(documents)
-    back = np.full(len(text), -1)
-    back[rows] = np.arange(len(rows))
-    return half_text, one_each(half_text, units, back[units.rows], one_per_document=options.one_per_document)
-
-
-def one_each(text: Text, units: Units, rows: np.ndarray, *, one_per_document: bool = True) -> np.ndarray:
-    """i64[unit, slot]: the strongest triggers of each unit in different documents, at most 64; -1 is none.
-
-    rows   the triggers as rows of `text`, -1 for one that is not in it
-    """
-    owner = np.repeat(np.arange(len(units)), np.diff(units.indptr))
-    ok = rows >= 0
-    ok[ok] = text.counted[rows[ok]]
-    owner, rows = owner[ok], rows[ok]
-    if one_per_document and len(rows):
-        order = np.lexsort((np.arange(len(rows)), text.document[rows], owner))
-        new = np.ones(len(rows), bool)
-        same = text.document[rows[order]]
-        new[1:] = (owner[order][1:] != owner[order][:-1]) | (same[1:] != same[:-1])
-        first = np.sort(order[new])
-        owner, rows = owner[first], rows[first]
-    slot = np.arange(len(rows)) - np.searchsorted(owner, np.arange(len(units)))[owner]
-    kept = slot < MOST
-    out = np.full((len(units), int(min(slot.max(initial=-1) + 1, MOST))), -1)
-    out[owner[kept], slot[kept]] = rows[kept]
-    return out
 
 
 def _family(
@@ -385,7 +286,7 @@ def _described(space: Space, how: np.ndarray, columns: np.ndarray, frame: pl.Dat
     rows = []
     for number, row in frame.unique("pattern", maintain_order=True).iter_rows():
         pattern = _pattern(space, int(how[row]), columns[row])
-        same = list(space.names[columns[row, 0]][1:]) if how[row] == combine.SINGLE else []
+        same = list(space.names[columns[row, 0]][1:]) if how[row] == SINGLE else []
         rows.append(
             (number, pattern.spec, pattern.name, pattern.family, pattern.kind, pattern.complexity, same[:8])
         )
@@ -397,9 +298,9 @@ def _described(space: Space, how: np.ndarray, columns: np.ndarray, frame: pl.Dat
 
 def _pattern(space: Space, how: int, columns: np.ndarray) -> Pattern:
     parts = tuple(space.pattern(int(column)) for column in columns if column >= 0)
-    if how == combine.SINGLE:
+    if how == SINGLE:
         return parts[0]
-    return (conjunction if how == combine.ALL else disjunction)(parts)
+    return (conjunction if how == ALL else disjunction)(parts)
 
 
 def _quantiles(space: Space, slots: np.ndarray, tests: str, null: DrawnNull) -> pl.DataFrame:

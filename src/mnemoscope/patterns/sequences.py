@@ -12,7 +12,7 @@ from scipy.sparse import csc_array
 from mnemoscope.patterns.columns import Groups, columns, joined, spans
 from mnemoscope.patterns.pattern import Pattern
 from mnemoscope.run.text import Text
-from mnemoscope.text.words import chain
+from mnemoscope.text.sampling import chain
 
 # Which of the last tokens are looked at, oldest first; 0 is the last. Gaps are any token.
 PLAIN = ((0,), (1, 0), (2, 1, 0), (3, 2, 1, 0), (4, 3, 2, 1, 0))

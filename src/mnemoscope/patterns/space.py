@@ -14,11 +14,11 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 
 from mnemoscope.patterns.columns import Groups, columns
-from mnemoscope.patterns.mined import Limits, mine
+from mnemoscope.patterns.language import Limits, mine
 from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.records import POSITION
 from mnemoscope.run.text import Text
-from mnemoscope.text.split import mixed
+from mnemoscope.text.sampling import mixed
 
 JACCARD = 0.95
 HASHES, BAND = 12, 3  # of two masks at .95, one in 2,000 shares none of the bands
@@ -109,6 +109,7 @@ def _overlap(matrix: csc_array, a: int, b: int) -> float:
 TYPES = (
     16  # different tokens in a bin of frequency, at least: a bin of one token would explain that token away
 )
+MOST = 64  # triggers of a unit: which of them have a pattern is one integer of as many bits
 BACKGROUND = 600_000  # prefixes; of a longer text, whole documents are drawn
 
 

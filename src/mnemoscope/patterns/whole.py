@@ -12,16 +12,18 @@ of the tokens of some text, and those tokens are compared with all others at the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
 from scipy.stats import norm, t
 
-from mnemoscope.patterns.combine import ANY, PARTS
-from mnemoscope.patterns.pattern import Pattern, disjunction, parse
-from mnemoscope.patterns.search import FOUND, SearchResult
+from mnemoscope.patterns.pattern import ANY, PARTS, Pattern, disjunction, parse
+from mnemoscope.patterns.triggers import FOUND
 from mnemoscope.records import WHOLE
+
+if TYPE_CHECKING:
+    from mnemoscope.patterns.search import SearchResult
 
 SHARE = 0.02  # of the tokens, at most, where a unit is active while candidates are looked for
 COMMON = 0.03  # share of the prefixes from which a pattern is common

@@ -1,7 +1,10 @@
-"""Which documents of a text are read when there are more than can be: drawn by a hash, a budget shared among them.
+"""Which documents of a text are read: a sample when there are more than can be, or the half that a question is for.
 
 Documents stand in an order (subjects, years, authors), so that the first ones are no sample of the whole; and one that
-is long must not keep the others out.
+is long must not keep the others out. They are drawn by a hash, and share a budget.
+
+The half to discover on or to test on depends on the id of a document and nothing else, so that it is the same for every
+question asked of a run, whatever was asked before (testing on examples used for discovery certifies anything).
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -85,3 +88,35 @@ def wished(contexts: Sequence[np.ndarray], budget: int, least: int = LEAST) -> i
 def within(lengths: np.ndarray, tokens: int) -> int:
     """How many contexts of a document are within so many tokens; at least one, if it has any."""
     return max(int(np.searchsorted(np.cumsum(lengths), tokens, "right")), min(1, len(lengths)))
+
+
+# -- Halves, and the hash of integers that they are drawn by ----------------------------------------------------
+
+
+def half(documents: np.ndarray, seed: int = 0) -> np.ndarray:
+    """bool[...]: True where a document belongs to the test half; a fair coin for each document id."""
+    return (mixed(documents, seed) >> np.uint64(63)).astype(bool)
+
+
+def splitmix64(values: Any) -> np.ndarray:
+    """u64[...]: a bijection of 64-bit integers that leaves no visible order (SplitMix64; Steele et al. 2014)."""
+    bits = np.asarray(values).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def mixed(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """u64[...]: integers scattered over 64 bits, one to one, another way for each seed."""
+    with np.errstate(over="ignore"):
+        bits = np.asarray(values).astype(np.int64).view(np.uint64)
+        return splitmix64(bits + np.uint64(0x9E3779B97F4A7C15) * np.uint64(2 * seed + 1))
+
+
+def chain(hashes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """u64[...]: the hash of a sequence made longer by one value."""
+    with np.errstate(over="ignore"):
+        return mixed(
+            (hashes * np.uint64(0x100000001B3) + np.asarray(values).astype(np.uint64)).view(np.int64)
+        )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnemoscope.text.split import mixed
+from mnemoscope.text.sampling import chain
 
 if TYPE_CHECKING:
     from mnemoscope.run.text import Text
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
 
 _UNFIT = re.compile(r"[⟨,@\s]")
 LONGEST = 16  # pieces; scripts without spaces would make a word of a whole text
-
-
-def chain(hashes: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """u64[...]: the hash of a sequence made longer by one value."""
-    with np.errstate(over="ignore"):
-        return mixed(
-            (hashes * np.uint64(0x100000001B3) + np.asarray(values).astype(np.uint64)).view(np.int64)
-        )
 
 
 @dataclass(frozen=True)

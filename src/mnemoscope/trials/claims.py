@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.patterns.columns import spans
-from mnemoscope.text.split import half
+from mnemoscope.text.sampling import half
 
 if TYPE_CHECKING:
     from mnemoscope.patterns.triggers import Addressed

@@ -10,8 +10,7 @@ import polars as pl
 from mnemoscope.mine.kernel import BINS
 from mnemoscope.neuron import twoway
 from mnemoscope.neuron.twoway import MARGIN, Curve, oriented
-from mnemoscope.patterns.search import FOUND
-from mnemoscope.patterns.triggers import Addressed
+from mnemoscope.patterns.triggers import FOUND, Addressed
 from mnemoscope.patterns.whole import SHARE, Counted, Language, proposed
 from mnemoscope.records import MAIN, NEURON, NEXT, POSITION, WHOLE
 from mnemoscope.run.reading import Run

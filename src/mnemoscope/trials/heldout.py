@@ -14,9 +14,9 @@ from mnemoscope.patterns.columns import Groups, columns
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.patterns.score import log_binomial_tail, poisson_binomial_tail
-from mnemoscope.patterns.search import Options, Units, half_triggers
 from mnemoscope.patterns.sequences import hashed
 from mnemoscope.patterns.space import strata
+from mnemoscope.patterns.triggers import Options, Units, half_triggers
 from mnemoscope.run.text import Text
 from mnemoscope.trials import counting
 

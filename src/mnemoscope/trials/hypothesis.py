@@ -27,12 +27,12 @@ from mnemoscope.patterns import foreign
 from mnemoscope.patterns.language import usual
 from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.patterns.score import log_binomial_tail
-from mnemoscope.patterns.search import Options, Units, half_triggers
 from mnemoscope.patterns.space import strata
+from mnemoscope.patterns.triggers import Options, Units, half_triggers
 from mnemoscope.records import MAIN, NEURON, NeuronId, Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
-from mnemoscope.text.split import half
+from mnemoscope.text.sampling import half
 from mnemoscope.trials.claims import Claims, ClaimsToTest
 from mnemoscope.trials.counts import CountingState, TestCounts, ThresholdCounts
 from mnemoscope.trials.discovery import best_thresholds

@@ -29,14 +29,13 @@ from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import Nulls
 from mnemoscope.neuron.twoway import LEAST_DOCUMENTS, NULL_LEVEL, RESAMPLES, Rule
 from mnemoscope.patterns.language import masks
-from mnemoscope.patterns.search import Options, search
-from mnemoscope.patterns.triggers import addressed
+from mnemoscope.patterns.search import search
+from mnemoscope.patterns.triggers import Options, addressed, halves
 from mnemoscope.patterns.whole import Language
 from mnemoscope.records import NEURON, WHOLE, Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
 from mnemoscope.run.writing import add_tables
-from mnemoscope.text.split import halves
 from mnemoscope.trials.claims import Baselines, KindClaims, claims_by_kind
 from mnemoscope.trials.counts import CandidateCounts, CountingState, Counts, TestCounts, ThresholdCounts
 from mnemoscope.trials.discovery import first_candidates, proposals, thresholds, with_choice, with_proposals

@@ -12,11 +12,12 @@ from scipy.sparse import csc_array, csr_array
 
 from mnemoscope.neuron.twoway import LEAST_DOCUMENTS
 from mnemoscope.patterns.space import strata
+from mnemoscope.patterns.triggers import halves
 from mnemoscope.records import ContextBatch
 from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
 from mnemoscope.text.plan import Plan, PlanWriter
-from mnemoscope.text.split import halves, mixed
+from mnemoscope.text.sampling import mixed
 
 BUDGET = 65_536  # tokens of each half that the model reads
 GROUPS = 1_024  # documents beyond these share a group: the unit of what is drawn again

@@ -19,7 +19,7 @@ from mnemoscope.errors import QueryError
 from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.run.reading import Run
 from mnemoscope.text.plan import packed
-from mnemoscope.text.split import half
+from mnemoscope.text.sampling import half
 
 SHARD = 128  # examples: the unit of work and of checkpoints
 
