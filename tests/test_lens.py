@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import FAMILIES
 
-from mnemoscope.model.lens import LENSES, Lens, ranks
+from mnemoscope.model.lens import LENSES, Lens
 from mnemoscope.model.reading import describe
 from mnemoscope.model.stream import trace
 
@@ -52,12 +52,6 @@ def test_own_lens_does_not_see_the_length_of_a_vector() -> None:
     vector = 100 * torch.randn(anatomy.width, generator=torch.Generator().manual_seed(2))
     reading = Lens.of(anatomy, "own")
     assert torch.allclose(reading.logits(vector), reading.logits(2 * vector), atol=1e-4)
-
-
-def test_ranks_are_zero_based_and_ties_share_the_better() -> None:
-    """The largest logit has rank 0; equal logits have equal ranks."""
-    logits = torch.tensor([0.5, 2.0, 2.0, -1.0])
-    assert ranks(logits, torch.tensor([0, 1, 2, 3])).tolist() == [2, 0, 0, 3]
 
 
 def test_unknown_lens_and_missing_reference_are_refused() -> None:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 import mnemoscope as mn
 from mnemoscope.model.capture import residuals
+from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Norm
 from mnemoscope.model.reading import describe
@@ -33,7 +34,7 @@ from mnemoscope.studies.findings import composition, refinement
 from mnemoscope.studies.findings.composition import STOP_WORDS, kind
 from mnemoscope.studies.findings.finding import Finding
 from mnemoscope.studies.measures import positions
-from mnemoscope.studies.measures.lenses import Reader, points, value_tops
+from mnemoscope.studies.measures.lenses import points, read_tops, value_tops
 from mnemoscope.studies.measures.positions import Examples, Sizes
 from mnemoscope.studies.measures.refinement import _blocks, _Unit, measure
 from mnemoscope.views.figures import chart
@@ -279,7 +280,7 @@ def test_under_an_additive_lens_agreement_is_never_overruled(name: str, tmp_path
     assert same[..., 1:].any()
     violated = same & (columns["output"] != columns["residual"])
     assert not violated[..., 1:].any()
-    if unit.own.offset is None:
+    if not unit.own.biased:
         assert not violated.any()
     if name == "opt_no_final_norm":
         for values in columns.values():
@@ -288,19 +289,19 @@ def test_under_an_additive_lens_agreement_is_never_overruled(name: str, tmp_path
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_reader_reads_as_its_lens_does(name: str) -> None:
+def test_a_lens_reads_the_same_from_its_linear_half(name: str) -> None:
     """Logits from the linear half are those of the lens; the model's own for the last output under own."""
     model, generator = wrapped(name), torch.Generator().manual_seed(0)
     vectors, final = torch.randn(2, 5, model.anatomy.width, generator=generator)
     for lens in ALL:
-        reader = Reader(model, lens)
-        scale = reader.scale(vectors, final)
-        logits = reader.part(reader.linear(vectors), scale)
-        expected = reader.lens.logits(vectors, scale if lens == "frozen" else None)
+        reading = Lens.of(model.anatomy, lens)
+        scale = reading.scale(final, vectors)
+        logits = reading.part(reading.linear(vectors), scale)
+        expected = reading.logits(vectors, scale if lens == "frozen" else None)
         assert torch.allclose(logits, expected, atol=1e-4)
         if lens != "own":
-            expected = reader.lens.cap(expected + reader.lens.offset)
-        assert torch.allclose(reader.point(reader.linear(vectors), scale), expected, atol=1e-4)
+            expected = reading.cap(expected + reading.offset)
+        assert torch.allclose(reading.point(reading.linear(vectors), scale), expected, atol=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
@@ -393,11 +394,11 @@ def test_the_tables_go_into_a_run(case: tuple[Run, Model], measured: Run) -> Non
 def test_what_values_say_is_read_once_and_kept(case: tuple[Run, Model], tmp_path: Path, lens: str) -> None:
     """From the table `values`, from the weights, or from the folder of the work: the same tokens."""
     run, model = case
-    reader = Reader(model, lens)
-    read = reader.tops(model)
+    reading = Lens.of(model.anatomy, lens)
+    read = read_tops(model, reading)
     for source in (run, None):
         for _ in range(2):
-            assert torch.equal(value_tops(source, model, reader, tmp_path), read)
+            assert torch.equal(value_tops(source, model, reading, tmp_path), read)
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ class ResidualBases:
     @cached_property
     def raw_logits(self) -> Float[Tensor, "base vocabulary"]:
         """Logits before a soft cap, all biases included."""
-        return raw_logits(self.lens, self.residuals, self.scale)
+        return self.lens.raw_logits(self.residuals, self.scale)
 
     @cached_property
     def log_probabilities(self) -> Float[Tensor, "base vocabulary"]:
@@ -140,7 +140,7 @@ class ResidualBases:
         """dv: the change, by each vector added to its base, of what the unembedding reads."""
         lens = self.lens
         if lens.name != "own" or lens.norm is None:
-            return linear_directions(lens, vectors, self.scale)
+            return lens.directions(vectors, self.scale)
         # n(x + v) - n(x) without cancellation: (r' - r) x + r' v with r' - r from the difference of the squares.
         norm, v = lens.norm, vectors.float()
         x = self.residuals[base[:1] if bool((base == base[0]).all()) else base].float()
@@ -167,7 +167,7 @@ class ResidualBases:
         for rows in torch.arange(len(vectors)).split(ROWS):
             chosen = [measure.rows(rows) for measure in measures]
             if self.linear:
-                out[rows] = self._exact(linear_directions(self.lens, vectors[rows], self.scale), chosen)
+                out[rows] = self._exact(self.lens.directions(vectors[rows], self.scale), chosen)
                 continue
             for column, measure in enumerate(chosen):
                 moved = measure.sign * self.directions(measure.sign * vectors[rows], measure.base)
@@ -275,24 +275,6 @@ class Measure:
     def sign(self) -> float:
         """-1 when vectors are removed."""
         return -1.0 if self.remove else 1.0
-
-
-def linear_directions(
-    lens: Lens, vectors: Float[Tensor, "row width"], scale: Float[Tensor, " 1"] | None
-) -> Float[Tensor, "row width"]:
-    """`Lens.directions` with one scale for all rows."""
-    return lens.directions(vectors, None if scale is None else scale.expand(len(vectors), 1))
-
-
-def raw_logits(
-    lens: Lens, residuals: Float[Tensor, "base width"], scale: Float[Tensor, " 1"] | None
-) -> Float[Tensor, "base vocabulary"]:
-    """Logits of residuals before a soft cap, with the biases of the final norm and the unembedding."""
-    scores = linear_directions(lens, residuals, scale) @ lens.unembedding.T
-    if lens.name == "own":
-        scores = scores if lens.bias is None else scores + lens.bias
-        return scores * lens.multiplier
-    return scores * lens.multiplier + lens.offset
 
 
 def log_sums(scores: Float[Tensor, "row token"]) -> Float[Tensor, " row"]:

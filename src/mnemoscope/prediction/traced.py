@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.stream import Stream
-from mnemoscope.prediction.bases import Geometry, Measure, ResidualBases, linear_directions, raw_logits
+from mnemoscope.prediction.bases import Geometry, Measure, ResidualBases
 from mnemoscope.prediction.search import Parts
 from mnemoscope.text.vocabulary import Vocabulary
 
@@ -115,7 +115,7 @@ class TracedPrediction:
     def logit(self, vectors: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
         """The logit that the lens reads for the target in the vectors alone, before a soft cap."""
         row = self.lens.unembedding[self.target]
-        read = linear_directions(self.lens, vectors, self.scale) @ row
+        read = self.lens.directions(vectors, self.scale) @ row
         if self.lens.name == "own" and self.lens.bias is not None:
             read = read + self.lens.bias[self.target]
         return (read * self.lens.multiplier).double()
@@ -152,7 +152,7 @@ class TracedPrediction:
         up: list[list[str]] = []
         down: list[list[str]] = []
         for chunk in vectors.split(64):
-            scores = raw_logits(lens, chunk, None)
+            scores = lens.raw_logits(chunk)
             for side, largest in ((up, True), (down, False)):
                 tokens = scores.topk(min(count, scores.shape[1]), largest=largest).indices
                 side += [["".join(self.words.pieces([token])) for token in row] for row in tokens.tolist()]

@@ -19,9 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mnemoscope.errors import QueryError
-from mnemoscope.model.lens import Lens, ranks
+from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
-from mnemoscope.prediction.bases import raw_logits
 from mnemoscope.prediction.explain import PROMOTED, explain, geometry_of
 from mnemoscope.prediction.explanation import Contrast, Explanation
 from mnemoscope.prediction.questions import ask
@@ -33,6 +32,7 @@ from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS, arrow_table
 from mnemoscope.studies.measures.positions import Sizes, in_shards
 from mnemoscope.studies.measures.questions import Asked, ask_all
+from mnemoscope.studies.measures.reductions import ranks
 from mnemoscope.text.spelling import vocabulary_of
 
 TOP = 25  # rows of each sign and measure: enough for the ablated
@@ -187,7 +187,7 @@ def _stream(prediction: TracedPrediction, partner: TracedPrediction, case: Case)
     """Logits of the three words at every point, before a soft cap, here and at the partner's prompt (A50, A51)."""
     words = list(case.words)
     own, null = (
-        raw_logits(one.lens, one.points, one.scale)[:, words].T.flatten().cpu().numpy()
+        one.lens.raw_logits(one.points, one.scale)[:, words].T.flatten().cpu().numpy()
         for one in (prediction, partner)
     )
     count = len(prediction.points)
@@ -227,7 +227,7 @@ def _neurons(prediction: TracedPrediction, near: Contrast, generator: np.random.
     coefficient = [float(prediction.stream.layers[a].coefficients[prediction.position, b]) for a, b in both]
     moved = prediction.odds(vectors, 2 * layer + 1)[..., 0]
     chains = _chains(prediction, near)[layer, neuron]
-    scores = raw_logits(Lens.of(prediction.stream.anatomy, "own"), vectors, None)
+    scores = Lens.of(prediction.stream.anatomy, "own").raw_logits(vectors)
     words = torch.tensor([[prediction.target, prediction.foils[0]]]).expand(len(both), 2)
     first, last = ranks(scores, words), ranks(-scores, words)
     promotes, suppresses = prediction.promoted(vectors, PROMOTED)

@@ -22,7 +22,7 @@ from torch import Tensor
 from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import LENSES, Lens
 from mnemoscope.model.model import Model
-from mnemoscope.prediction.bases import Geometry, ResidualBases, linear_directions, raw_logits
+from mnemoscope.prediction.bases import Geometry, ResidualBases
 from mnemoscope.prediction.survey import Intervals, IntervalSurvey
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import Progress
@@ -201,7 +201,7 @@ class ContributionSurvey:
         """Every point of the stream under every lens: the target's logit, and all others' as one (A36, A46)."""
         of_target: dict[str, list[Columns]] = {name: [] for name in wanted}
         for lens in self.lenses:
-            logits = lens.cap(raw_logits(lens, prediction.points, lens.scale(prediction.points[-1])))
+            logits = lens.cap(lens.raw_logits(prediction.points, lens.scale(prediction.points[-1])))
             for name, token in wanted.items():
                 logit = logits[:, token].clone()
                 logits[:, token] = -torch.inf
@@ -255,11 +255,7 @@ def quotients(model: Model, lens: Lens, geometry: Geometry) -> list[Float[Tensor
     """What `ContributionSurvey` keeps of values; None under a lens that is not linear."""
     if lens.softcap is not None or (lens.name == "own" and lens.norm is not None):
         return None
-    unscaled = torch.ones(1, device=model.device)
-    return [
-        geometry.quotient(linear_directions(lens, value_vectors(layer), unscaled))
-        for layer in model.anatomy.layers
-    ]
+    return [geometry.quotient(lens.weighted(value_vectors(layer))) for layer in model.anatomy.layers]
 
 
 def spread(layers: int, most: int) -> list[int]:

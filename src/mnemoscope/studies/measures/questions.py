@@ -21,13 +21,14 @@ from torch import Tensor
 
 from mnemoscope.errors import QueryError
 from mnemoscope.model.capture import residuals
-from mnemoscope.model.lens import Lens, ranks
+from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.prediction.questions import ask
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import arrow_table
 from mnemoscope.studies.measures.positions import Sizes
+from mnemoscope.studies.measures.reductions import ranks
 
 BUILT_IN = "city_in_country"
 LENSES = ("own", "raw")

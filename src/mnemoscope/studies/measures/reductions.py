@@ -28,7 +28,7 @@ def first_largest(scores: Float[Tensor, "row token"]) -> Int[Tensor, " row"]:
 def ranks(scores: Float[Tensor, "row token"], tokens: Int[Tensor, "row chosen"]) -> Int[Tensor, "row chosen"]:
     """How many tokens of its row score higher than each chosen one."""
     above = np.empty(tuple(tokens.shape), np.int64)
-    _ranks(scores.cpu().numpy(), tokens.cpu().numpy(), above)
+    _ranks(scores.cpu().numpy(), tokens.cpu().contiguous().numpy(), above)
     return torch.from_numpy(above).to(scores.device)
 
 

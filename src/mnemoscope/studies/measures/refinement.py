@@ -21,12 +21,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mnemoscope.mine.values import value_vectors
+from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import shuffled_copy
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS, arrow_table
-from mnemoscope.studies.measures.lenses import Points, Reader, points, value_tops
+from mnemoscope.studies.measures.lenses import Points, points, value_tops
 from mnemoscope.studies.measures.positions import SHARD, Examples, Sizes, in_shards, sample
 from mnemoscope.studies.measures.reductions import first_largest, log_sums, moments, ranks
 
@@ -114,20 +115,20 @@ class _Unit:
 
     name: str
     model: Model
-    readers: Sequence[Reader]
+    lenses: Sequence[Lens]
     tops: Sequence[Int[Tensor, "layer neuron side"]]
     lengths: Float[Tensor, "layer neuron"]
-    own: Reader
+    own: Lens
 
     @classmethod
     def of(cls, name: str, model: Model, lenses: Sequence[str], run: Run | None, folder: Path) -> _Unit:
         """Values are looked up in the run, if one is given, and else read."""
         kept = folder / name
         kept.mkdir(exist_ok=True)
-        readers = [Reader(model, lens) for lens in lenses]
-        tops = [value_tops(run, model, reader, kept) for reader in readers]
+        read = [Lens.of(model.anatomy, lens) for lens in lenses]
+        tops = [value_tops(run, model, lens, kept) for lens in read]
         lengths = [value_vectors(layer).square().sum(-1).sqrt() for layer in model.anatomy.layers]
-        return cls(name, model, readers, tops, torch.stack(lengths), Reader(model, "own"))
+        return cls(name, model, read, tops, torch.stack(lengths), Lens.of(model.anatomy, "own"))
 
     def shard(
         self, examples: Examples, numbers: np.ndarray, blocks: Sequence[_Block]
@@ -148,7 +149,7 @@ class _Unit:
     def _end(self, seen: Points) -> Columns:
         """What the model itself says next, and how surely."""
         final = seen.output[:, -1]
-        logits = self.own.point(self.own.linear(final), self.own.scale(final, final))
+        logits = self.own.point(self.own.linear(final), self.own.scale(final))
         best, prediction = logits.max(-1)
         return {"prediction": prediction, "p_prediction": (best - logits.logsumexp(-1)).exp()}
 
@@ -159,10 +160,10 @@ class _Unit:
             memories = _Memories.of(seen.coefficients[:, layer], self.lengths[layer])
             r, y = seen.residual[:, layer], seen.ffn[:, layer]
             readings = []
-            for reader, tops in zip(self.readers, self.tops, strict=True):
+            for lens, tops in zip(self.lenses, self.tops, strict=True):
                 said = memories.say(tops[layer])
                 other = memories.say(tops[(layer + len(tops) // 2) % len(tops)])
-                read = _Read.of(reader, r, y, seen.output[:, -1], block)
+                read = _Read.of(lens, r, y, seen.output[:, -1], block)
                 columns = read.columns(prediction, memories.heaviest(said))
                 readings.append(columns | memories.active | memories.agreement(said, other, columns, block))
             layers.append(
@@ -182,7 +183,7 @@ class _Read:
     `permuted` is the scale of r with the partner's y.
     """
 
-    reader: Reader
+    lens: Lens
     block: _Block
     of_r: Float[Tensor, "example vocabulary"]
     of_y: Float[Tensor, "example vocabulary"]
@@ -192,11 +193,11 @@ class _Read:
     permuted: Float[Tensor, "example 1"]
 
     @classmethod
-    def of(cls, reader: Reader, r: Tensor, y: Tensor, final: Tensor, block: _Block) -> _Read:
+    def of(cls, lens: Lens, r: Tensor, y: Tensor, final: Tensor, block: _Block) -> _Read:
         """From vectors [example width]; `final` are the last outputs, for the frozen lens."""
         vectors = (r, y, r + y, r + block.partner(y))
-        scales = (reader.scale(vector, final) for vector in vectors)
-        return cls(reader, block, *reader.linear(torch.cat([r, y])).chunk(2), *scales)
+        scales = (lens.scale(final, vector) for vector in vectors)
+        return cls(lens, block, *lens.linear(torch.cat([r, y])).chunk(2), *scales)
 
     def columns(self, prediction: Int[Tensor, " example"], memory: Int[Tensor, " example"]) -> Columns:
         """Top tokens, probabilities, ranks (A21-A25); where y puts what the strongest memory says (A29)."""
@@ -223,12 +224,12 @@ class _Read:
         self, rows: Int[Tensor, " row"], theirs: Int[Tensor, " row"], asked: Int[Tensor, "row token"]
     ) -> Columns:
         """`columns` of a few examples and their partners, whose logits stay in the cache; z not yet standardised."""
-        reader, of_r, of_y, of_other = self.reader, self.of_r[rows], self.of_y[rows], self.of_y[theirs]
-        before = reader.point(of_r, self.residual[rows])
-        written = reader.part(of_y, self.ffn[rows])
-        other = reader.part(of_other, self.ffn[theirs])
-        after = reader.point(of_r + of_y, self.output[rows])
-        permuted = first_largest(reader.point(of_r + of_other, self.permuted[rows]))
+        lens, of_r, of_y, of_other = self.lens, self.of_r[rows], self.of_y[rows], self.of_y[theirs]
+        before = lens.point(of_r, self.residual[rows])
+        written = lens.part(of_y, self.ffn[rows])
+        other = lens.part(of_other, self.ffn[theirs])
+        after = lens.point(of_r + of_y, self.output[rows])
+        permuted = first_largest(lens.point(of_r + of_other, self.permuted[rows]))
         residual, ffn, output = (first_largest(logits) for logits in (before, written, after))
         prediction, their_prediction, memory, their_memory = asked.unbind(-1)
 
@@ -255,7 +256,7 @@ class _Read:
 
     def _similarity(self, tokens: Tensor, others: Tensor) -> Tensor:
         """Cosine of two tokens' rows of the unembedding."""
-        rows = self.reader.lens.unembedding
+        rows = self.lens.unembedding
         return torch.cosine_similarity(rows[tokens], rows[others], dim=-1)
 
 

@@ -196,7 +196,6 @@ def _sorted(lens: Lens, layer: Layer, places: np.ndarray) -> np.ndarray:
 
 def _unit(lens: Lens, vectors: Tensor) -> Tensor:
     """As the unembedding reads them, up to the lens's scale: ranks need no more."""
-    if lens.name != "raw" and lens.norm is not None:
-        vectors = lens.norm.linear(vectors, vectors.new_ones(1))
+    vectors = lens.weighted(vectors)
     sign = -1.0 if lens.multiplier < 0 else 1.0
     return vectors * (sign / vectors.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-30))
