@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_run
 
-from mnemoscope.patterns import labels
+from mnemoscope.patterns import covered, labels
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS
 from mnemoscope.run.writing import add_tables
@@ -62,14 +62,14 @@ def patterns(*some: tuple[str, float, int, int]) -> pl.DataFrame:
 
 def test_cases_are_counted_trigger_by_trigger() -> None:
     """Bit i is the i-th trigger: shallow {0, 1}, semantic {1, 2} of four is one of each case."""
-    some = keys.cases(patterns(("shallow", 1.0, 4, 0b0011), ("semantic", 0.01, 4, 0b0110)), 0.05)
-    assert some.select(keys.CASES).rows() == [(1, 1, 1, 1)]
+    some = covered.cases(patterns(("shallow", 1.0, 4, 0b0011), ("semantic", 0.01, 4, 0b0110)), 0.05)
+    assert some.select(covered.CASES).rows() == [(1, 1, 1, 1)]
     assert some.select("patterns", "triggers").rows() == [(0, 4)]
 
 
 def test_ordinary_prefixes_show_patterns_by_their_base_rates() -> None:
     """N1: of the patterns that count, each is there in a tenth of ordinary prefixes; another reading adds nothing."""
-    some = keys.cases(
+    some = covered.cases(
         patterns(
             ("shallow", 1.0, 10, 0b0000000111),
             ("shallow", 1.0, 10, 0b0000000111),  # the same triggers again
@@ -80,9 +80,9 @@ def test_ordinary_prefixes_show_patterns_by_their_base_rates() -> None:
     )
     flat, deep = 1 - 0.9**2, 0.1
     expected = [flat * (1 - deep), flat * deep, (1 - flat) * deep, (1 - flat) * (1 - deep)]
-    found = some.select(f"ordinary {case}" for case in keys.CASES).row(0)
+    found = some.select(f"ordinary {case}" for case in covered.CASES).row(0)
     assert found == pytest.approx([10 * share for share in expected])
-    assert some.select(keys.CASES).row(0) == (6, 0, 4, 0) and some["patterns"].item() == 3
+    assert some.select(covered.CASES).row(0) == (6, 0, 4, 0) and some["patterns"].item() == 3
 
 
 @settings(max_examples=50)
@@ -98,14 +98,14 @@ def test_a_pattern_counts_with_three_triggers_of_its_own(units: list[list[int]])
             shown = {bit for bit in range(8) if bits >> bit & 1}
             expected.append(len(shown - seen) >= 3)
             seen |= shown if expected[-1] else set()
-    assert keys._distinct(where, first).tolist() == expected
+    assert covered._distinct(where, first).tolist() == expected
 
 
 def test_the_last_token_alone_is_shallow() -> None:
     """A semantic pattern that the last tokens explain counts as shallow; one that is not confirmed, as none."""
     some = patterns(("semantic", 0.5, 2, 0b01))
-    assert keys.cases(some, 0.05).select(keys.CASES).rows() == [(1, 0, 0, 1)]
-    assert keys.cases(some, 0.001).select(keys.CASES).rows() == [(0, 0, 0, 2)]
+    assert covered.cases(some, 0.05).select(covered.CASES).rows() == [(1, 0, 0, 1)]
+    assert covered.cases(some, 0.001).select(covered.CASES).rows() == [(0, 0, 0, 2)]
 
 
 BITS = 10
@@ -124,7 +124,7 @@ def test_cases_against_a_slow_definition(drawn: list[tuple[str, float, float, in
     """Trigger by trigger: only confirmed patterns explain one, by what they are beyond the last token."""
     some = patterns(*[(kind, token_q, BITS, bits) for kind, _, token_q, bits in drawn])
     some = some.with_columns(q=pl.Series([q for _, q, _, _ in drawn]))
-    expected = dict.fromkeys(keys.CASES, 0)
+    expected = dict.fromkeys(covered.CASES, 0)
     for bit in range(BITS):
         shown = [
             (kind == "semantic" and token_q <= 0.05)
@@ -132,21 +132,23 @@ def test_cases_against_a_slow_definition(drawn: list[tuple[str, float, float, in
             if q <= 0.05 and bits >> bit & 1
         ]
         case = 3 if not shown else 2 if all(shown) else 0 if not any(shown) else 1
-        expected[keys.CASES[case]] += 1
-    found = keys.cases(some, 0.05)
-    assert found.select(keys.CASES).row(0, named=True) == expected
+        expected[covered.CASES[case]] += 1
+    found = covered.cases(some, 0.05)
+    assert found.select(covered.CASES).row(0, named=True) == expected
     seen: set[int] = set()
     counted = 0
     for _, q, _, bits in drawn:
         mine = {bit for bit in range(BITS) if bits >> bit & 1}
-        if q <= 0.05 and len(mine - seen) >= keys.LEAST:
+        if q <= 0.05 and len(mine - seen) >= covered.LEAST:
             counted, seen = counted + 1, seen | mine
     assert found["patterns"].item() == counted
 
 
 def test_all_sixty_four_triggers_have_a_bit() -> None:
     """The sign bit of the column is the 64th trigger."""
-    assert keys.cases(patterns(("shallow", 1.0, 64, -1)), 0.05).select(keys.CASES).rows() == [(64, 0, 0, 0)]
+    assert covered.cases(patterns(("shallow", 1.0, 64, -1)), 0.05).select(covered.CASES).rows() == [
+        (64, 0, 0, 0)
+    ]
 
 
 def test_layers_add_up_and_the_unconfirmed_do_not_count(run: Run) -> None:
@@ -195,18 +197,18 @@ def test_verdicts_are_shares_of_tested_units(run: Run) -> None:
 
 def test_shares_are_those_of_the_patterns_command(run: Run) -> None:
     """The same triggers by the same rule as `mnemoscope patterns` counts them."""
-    from mnemoscope.patterns.summary import _units, explained
+    from mnemoscope.patterns.summary import shares_covered
 
     frame = {one.id: one for one in keys.findings(run)}["figure-2-covered"].frame
-    other = explained(run, _units(run)).filter(pl.col("unit") == "neuron").sort("layer")
-    names = dict(zip(keys.CASES, ("shallow", "both", "semantic", "none"), strict=True))
+    other = shares_covered(run).filter(pl.col("unit") == "neuron").sort("layer")
+    names = dict(zip(covered.CASES, ("shallow", "both", "semantic", "none"), strict=True))
     for case, name in names.items():
         mine = (
             frame.filter((pl.col("case") == case) & (pl.col("units") == "neurons"))
             .sort("layer")["share"]
             .to_list()
         )
-        assert mine == pytest.approx(other[name].to_list(), abs=0.02)
+        assert mine == pytest.approx(other[name].to_list(), abs=1e-12)
 
 
 def test_token_removal_is_told(tmp_path: Path) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
 from mnemoscope.intervals import wilson
 from mnemoscope.neuron.claims import rows_with_verdict
 from mnemoscope.neuron.twoway import NONE, NULL_LEVEL, VERDICTS
+from mnemoscope.patterns.covered import CASES, units_covered, units_with_triggers
 from mnemoscope.records import NEURON, NeuronId
 
 if TYPE_CHECKING:
@@ -71,33 +69,20 @@ def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
         "layer", "neuron", "unit", "polarity", "tests", "f1_low", "q", "verdict"
     )
     rows = tests.collect()
-    units = _units(run)
+    sides = units_with_triggers(run).group_by("layer", "unit")
+    units = sides.agg(units=pl.col("neuron").n_unique().cast(pl.Int64), sides=pl.len().cast(pl.Int64)).sort(
+        "layer", "unit"
+    )
     verdicts = rows.group_by("unit", "tests", "verdict").len().sort("unit", "tests", _ORDER)
     return Summary(
         beyond=_beyond(run, rows, units),
         verdicts=verdicts,
         expected=_expected(verdicts, units),
-        triggers=explained(run, units),
+        triggers=shares_covered(run),
         claims=clearest(run, count),
         silent=_silent(run, rows, count, seed),
         path=str(run.path),
     )  # fmt: skip
-
-
-def _units(run: Run) -> pl.DataFrame:
-    """layer, unit, units (with a trigger of either polarity), sides (units and polarities with one)."""
-    parts = [run.table("triggers").select("layer", "neuron", "polarity", pl.lit(NEURON).alias("unit"))]
-    if "null_triggers" in run.manifest.tables:
-        parts.append(
-            run.table("null_triggers").select("layer", "neuron", "polarity", pl.col("kind").alias("unit"))
-        )
-    sides = pl.concat(parts).unique()
-    return (
-        sides.group_by("layer", "unit")
-        .agg(units=pl.col("neuron").n_unique().cast(pl.Int64), sides=pl.len().cast(pl.Int64))
-        .sort("layer", "unit")
-        .collect()
-    )
 
 
 def _beyond(run: Run, rows: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
@@ -176,52 +161,17 @@ def _bars(run: Run) -> pl.DataFrame:
     )
 
 
-def explained(run: Run, units: pl.DataFrame) -> pl.DataFrame:
-    """A8 (Figure 2), from confirmed patterns of the prefix: layer, unit, `SHARES`, triggers.
-
-    A pattern counts as semantic if its kind is and it is beyond the last token (N2), else as shallow. Units without a
-    candidate have as many triggers as the mean of the others.
-    """
-    rate = run.manifest.options["patterns"]["q"]
-    rows = (
-        run.table("patterns")
-        .filter(pl.col("tests") == "main")
-        .select("layer", "neuron", "unit", "polarity", "kind", "q", "token_q", "test_triggers", "test_where")
-        .with_columns(semantic=(pl.col("kind") == "semantic") & (pl.col("token_q") <= rate))
-        .with_columns(
-            **{
-                name: pl.when((pl.col("q") <= rate) & which).then(pl.col("test_where")).otherwise(0)
-                for name, which in (("deep", pl.col("semantic")), ("flat", ~pl.col("semantic")))
-            }
-        )
-        .group_by("layer", "unit", "neuron", "polarity")
-        .agg(pl.col("test_triggers").first(), pl.col("deep", "flat"))
-        .sort("layer", "unit", "neuron", "polarity", descending=[False, False, False, True])
-        .collect()
-    )
-    deep, flat = (
-        np.array([_union(bits) for bits in rows[name].to_list()], np.uint64) for name in ("deep", "flat")
-    )
-    counts = {"shallow": flat & ~deep, "both": flat & deep, "semantic": deep & ~flat}
-    frame = rows.select(
-        "layer", "unit", pl.col("test_triggers").cast(pl.Int64).alias("triggers")
-    ).with_columns(
-        **{name: pl.Series(np.bitwise_count(bits).astype(np.int64)) for name, bits in counts.items()}
-    )
-    sums = frame.group_by("layer", "unit").agg(pl.col("triggers", *counts).sum(), present=pl.len())
-    joined = units.join(sums, on=["layer", "unit"], how="left").fill_null(0)
-    total = pl.col("triggers") * pl.col("sides") / pl.col("present").clip(1)
+def shares_covered(run: Run) -> pl.DataFrame:
+    """A8 (Figure 2): layer, unit, `SHARES` of the held-out triggers by what confirmed patterns show, triggers."""
+    names = dict(zip(SHARES, CASES, strict=True))
+    sums = units_covered(run).group_by("layer", "unit").agg(pl.col("triggers", *CASES).sum())
     return (
-        joined.with_columns(triggers=total.clip(1))
-        .with_columns(pl.col(name) / pl.col("triggers") for name in counts)
-        .with_columns(none=1 - pl.sum_horizontal(*counts))
-        .select("layer", "unit", *SHARES, pl.col("triggers").round().cast(pl.Int64))
+        sums.with_columns(pl.col("triggers").clip(1))
+        .with_columns(pl.col(case) / pl.col("triggers") for case in CASES[:-1])
+        .with_columns((1 - pl.sum_horizontal(CASES[:-1])).alias(CASES[-1]))
+        .select("layer", "unit", **names, triggers=pl.col("triggers").round().cast(pl.Int64))
         .sort("layer", "unit")
     )
-
-
-def _union(bits: Sequence[int]) -> int:
-    return reduce(int.__or__, bits, 0) & (2**64 - 1)
 
 
 def clearest(run: Run, count: int) -> pl.DataFrame:
