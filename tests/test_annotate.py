@@ -178,6 +178,12 @@ def spoil_key(path: Path) -> None:
     file.write_text(json.dumps(key), encoding="utf-8")
 
 
+def age_key(path: Path) -> None:
+    """Let the key be of an older format."""
+    file = sheet.key_path(path)
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "format": 0, "runs": []}))
+
+
 def edit(change: Callable[[Lines], Any]) -> Callable[[Path], None]:
     """A change to the lines of a sheet."""
 
@@ -197,6 +203,10 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no sheet": (lambda path: path.unlink(), "no such file"),
     "not JSON": (lambda path: path.write_text("{oops"), "line 1: this is not JSON"),
     "another file": (lambda path: path.write_text('{"a": 1}\n'), "its first line is no header"),
+    "an older sheet": (edit(lambda lines: lines[0].update(sheet=0)), "older version of mnemoscope (format 0; this"),
+    "a newer sheet": (edit(lambda lines: lines[0].update(sheet=9)), "(format 9; this one reads 1); upgrade mnemoscope"),
+    "no format": (edit(lambda lines: lines[0].pop("sheet")), "its first line is no header"),
+    "an older key": (age_key, "(format 0; this one reads 1); write a new sheet with `mnemoscope annotate`"),
     "new commitment": (edit(lambda lines: lines[0].update(commitment="0" * 64)), "not the one that was sealed"),
     "changed text": (edit(lambda lines: lines[3]["annotate"].update({"1": "mine"})), "its texts are not those"),
     "lost item": (edit(lambda lines: lines.pop(4)), "item 04 is missing"),

@@ -37,6 +37,11 @@ TABLE = {
     "show truncated": "triggers has 1000 bytes instead of",
     "show broken": "manifest",
     "show newer": "format 99",
+    "show older": r"older version of mnemoscope \(format 1; this one reads 2\); build it again in another folder",
+    "patterns older": "format 1; this one reads 2",
+    "study -o older": "format 1; this one reads 2",
+    "compare run older": "format 1; this one reads 2",
+    "build model --corpus good.txt -o older" + LATE: "format 1; this one reads 2",
     # which neuron
     "show run L13N99999": "out of range",
     "show run L99N0": "layers 0 to 2",
@@ -208,12 +213,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (at / name).write_bytes(content)
     (at / "folder").mkdir()
     (at / "beside_files").write_text("")
-    for kind in ("truncated", "broken", "newer"):
+    for kind in ("truncated", "broken", "newer", "older"):
         shutil.copytree(at / "run", at / kind)
-    table, manifest = at / "truncated" / "triggers.parquet", at / "newer" / "manifest.json"
+    table = at / "truncated" / "triggers.parquet"
     table.write_bytes(table.read_bytes()[:1000])
     (at / "broken" / "manifest.json").write_text('{"schema_version": 1')
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 99}))
+    for kind, version in (("newer", 99), ("older", 1)):
+        manifest = at / kind / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": version}))
     for kind in ("cut-model", "odd-model"):
         shutil.copytree(at / "model", at / kind)
     weights = at / "cut-model" / "model.safetensors"

@@ -325,6 +325,26 @@ def test_an_unfinished_run_of_another_corpus_is_refused(
     assert build(model, texts(60), path, top=TOP).manifest.corpus.documents == 60
 
 
+def test_what_an_older_version_began_is_refused(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says which format it has and what to do; nothing there is touched."""
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("mnemoscope.mine.build._Build._write", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            build(model, texts(60), path, top=TOP)
+    file = path / ".work" / "identity.json"
+    begun = json.loads(file.read_text())
+    assert begun.pop("schema_version") == 2
+    file.write_text(json.dumps(begun))
+    with pytest.raises(
+        RunError, match=r"resuming the build in .*older.*\(format 1; this one reads 2\); build it again"
+    ):
+        build(model, texts(60), path, top=TOP)
+    assert json.loads(file.read_text()) == begun
+
+
 def test_nan_activations_are_named(folder: Path, tmp_path: Path) -> None:
     """A neuron that overflows in fp16, and not in the fp32 of the self-check: its address; no run appears."""
     hf = load_model(folder, dtype="fp16").hf

@@ -30,7 +30,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import HISTOGRAM_EDGES, make_run
 
+import mnemoscope as mn
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
+from mnemoscope.records import SCHEMA_VERSION
 from mnemoscope.run.reading import Run, _SortedTable, open_run
 from mnemoscope.run.schemas import ADDING, KEYS, MANIFEST, OPTIONAL, SCHEMAS, TABLES, WORK, arrow_table
 from mnemoscope.run.writing import RunWriter, add_tables, finish_commit
@@ -512,11 +514,16 @@ def test_damage_found_while_reading(copy: Path) -> None:
     assert [problem.table for problem in opened.check()] == ["triggers"]
 
 
+_OLDER = rf"older version of mnemoscope \(format 1; this one reads {SCHEMA_VERSION}\); build it again in another folder"
+
+
 @pytest.mark.parametrize(
     ("edit", "error", "words"),
     [
         (lambda m: {**m, "schema_version": 99}, RunError, "format 99.*upgrade"),
         (lambda m: {**m, "schema_version": 99, "new": 1}, RunError, "format 99.*upgrade"),
+        (lambda m: {**m, "schema_version": 1}, RunError, _OLDER),
+        (lambda m: {"schema_version": 1, "tables": {}}, RunError, _OLDER),
         (lambda m: {**m, "surprise": 1}, RunCorrupt, "cannot be read"),
         (lambda m: {k: v for k, v in m.items() if k != "schema_version"}, RunCorrupt, "cannot be read"),
         (lambda m: [m], RunCorrupt, "cannot be read"),
@@ -525,12 +532,14 @@ def test_damage_found_while_reading(copy: Path) -> None:
     ],
 )
 def test_edited_manifest(edit, error: type[RunError], words: str, copy: Path) -> None:
-    """A manifest from the future, or one that was tampered with, is refused in one line."""
+    """A manifest from the past or the future, or one that was tampered with, is refused in one line."""
     file = copy / MANIFEST
     file.write_text(json.dumps(edit(json.loads(file.read_text()))))
-    with pytest.raises(error, match=words) as caught:
-        open_run(copy)
-    assert type(caught.value) is error and "\n" not in str(caught.value)
+    for opened in (open_run, mn.open_run):
+        with pytest.raises(error, match=words) as caught:
+            opened(copy)
+        assert type(caught.value) is error and "\n" not in str(caught.value)
+        assert str(caught.value).startswith(f"opening the run {copy}: ")
 
 
 def test_truncated_manifest(copy: Path) -> None:

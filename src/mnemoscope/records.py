@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mnemoscope.errors import QueryError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # of a run: what its tables and their columns are called and mean
 
 NEURON = "neuron"  # the kind of unit that is none of `NULLS`
 NULLS = {  # the kinds of pseudo-neurons, as readers are told of them
@@ -102,6 +102,12 @@ def padded(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, lengths
 
 
+def other_format(found: int, read: int, remedy: str) -> str:
+    """Why what has the format `found` cannot be read, and what to do: the remedy is for an older one than `read`."""
+    age, advice = ("an older", remedy) if found < read else ("a newer", "upgrade mnemoscope")
+    return f"it was written by {age} version of mnemoscope (format {found}; this one reads {read}); {advice}"
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -118,7 +124,7 @@ class ModelEntry(_Strict):
     """Which model a run was built from."""
 
     id: str
-    path: str | None = None  # of a local folder or file, absolute; None for other models and in older runs
+    path: str | None = None  # of a local folder or file, absolute; None for other models
     revision: str | None = None
     family: str
     weights_sha256: str

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from mnemoscope.annotation.draw import LEAST
-from mnemoscope.annotation.key import FORMAT, Key, SheetItem, read_key
+from mnemoscope.annotation.key import FORMAT, RENEW, Key, SheetItem, read_key
 from mnemoscope.annotation.sheet import fingerprint, seen
 from mnemoscope.errors import RunMismatch, SheetError
-from mnemoscope.records import NeuronId
+from mnemoscope.records import NeuronId, other_format
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -158,14 +158,13 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             raise SheetError(
                 f"{path}, line {number}: this is not JSON ({error.msg} at character {error.colno}); fix it"
             ) from error
-    if not lines or not all(isinstance(line, dict) for line in lines) or "commitment" not in lines[0]:
+    header = lines[0] if lines and all(isinstance(line, dict) for line in lines) else {}
+    if not ("commitment" in header and isinstance(header.get("sheet"), int)):
         raise SheetError(
             f"reading the sheet {path}: its first line is no header; give a sheet of `mnemoscope annotate`"
         )
-    if lines[0].get("sheet") != FORMAT:
-        raise SheetError(
-            f"reading the sheet {path}: it has format {lines[0].get('sheet')!r}, and this mnemoscope reads {FORMAT}"
-        )
+    if header["sheet"] != FORMAT:
+        raise SheetError(f"reading the sheet {path}: {other_format(header['sheet'], FORMAT, RENEW)}")
     return lines
 
 

@@ -14,14 +14,22 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mnemoscope.errors import SheetError
+from mnemoscope.records import other_format
 
-FORMAT = 1
+FORMAT = 1  # of a sheet and of its key
+RENEW = "write a new sheet with `mnemoscope annotate`"
 Kind = Literal["neuron", "random", "direction", "mixed"]
 NULLS: tuple[Kind, ...] = ("random", "direction", "mixed")
 
 
 class _SealedModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Format(BaseModel):
+    """What a key of any version says of its format."""
+
+    format: int
 
 
 class Prefix(_SealedModel):
@@ -81,9 +89,13 @@ def digest(value: Any) -> str:
 
 
 def read_key(path: Path) -> Key:
-    """Read a key; `SheetError` if there is none or it is none."""
+    """Read a key; `SheetError` if there is none, it is none, or an older or a newer mnemoscope wrote it."""
     try:
-        return Key.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        version = _Format.model_validate_json(text).format
+        if version != FORMAT:
+            raise SheetError(f"reading the key {path}: {other_format(version, FORMAT, RENEW)}")
+        return Key.model_validate_json(text)
     except (OSError, UnicodeDecodeError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise SheetError(

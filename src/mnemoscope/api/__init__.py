@@ -80,7 +80,7 @@ def open_run(path: str | Path) -> Run:
     """Open a finished run, checking that every table is there with the size that the manifest says.
 
     `RunMissing` if there is none or it was never finished, `RunCorrupt` if a table is missing or short, `RunError` if
-    a newer mnemoscope wrote it. ``Run.check`` reads every byte.
+    an older or a newer mnemoscope wrote it. ``Run.check`` reads every byte.
     """
     return Run.of(open_stored(path))
 

@@ -28,15 +28,15 @@ from transformers import PreTrainedModel
 
 from mnemoscope import files
 from mnemoscope.arguments import check_build
-from mnemoscope.errors import ModelChanged, RunMismatch
+from mnemoscope.errors import ModelChanged, RunError, RunMismatch
 from mnemoscope.mine import kept_values, loop, values
 from mnemoscope.mine.places import HISTOGRAM_EDGES, HISTOGRAM_SHARE
 from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.load import load_model
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import DEFAULT, Nulls, recipe
-from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Progress
-from mnemoscope.run.reading import Run, open_run
+from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Progress, other_format
+from mnemoscope.run.reading import REBUILD, Run, open_run
 from mnemoscope.run.schemas import arrow_table
 from mnemoscope.run.writing import RunWriter, check_place, finish_commit, is_finished
 from mnemoscope.text import corpus
@@ -139,9 +139,14 @@ class _Build:
         file = self.work / "identity.json"
         if file.exists() and (self.work / "plan.json").exists():
             begun = json.loads(file.read_text(encoding="utf-8"))
+            version = begun.get("schema_version", 1)  # format 1 did not say so here
+            if version != SCHEMA_VERSION:
+                reason = other_format(version, SCHEMA_VERSION, REBUILD)
+                raise RunError(f"resuming the build in {self.writer.path}: {reason}")
             _compare(begun, self.identity, f"{self.writer.path} holds an unfinished run that was")
         else:
-            files.write(file, json.dumps(self.identity, indent=1), "writing the run")
+            begun = {"schema_version": SCHEMA_VERSION} | self.identity
+            files.write(file, json.dumps(begun, indent=1), "writing the run")
 
     def _plan(self) -> Plan:
         if (self.work / "plan.json").exists():

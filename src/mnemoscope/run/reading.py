@@ -18,13 +18,15 @@ from pydantic import ValidationError
 
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
 from mnemoscope.files import sha256
-from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId
+from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId, other_format
 from mnemoscope.run.schemas import KEYS, MANIFEST, OFFLINE, OPTIONAL, SCHEMAS, WORK, pack
 from mnemoscope.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import duckdb
     from pyarrow.dataset import Dataset
+
+REBUILD = "build it again in another folder with `mnemoscope build`"
 
 
 class StoredContext(NamedTuple):
@@ -152,7 +154,7 @@ def open_run(path: str | Path) -> Run:
     """Open a finished run, checking that every table is there with the size the manifest says.
 
     `RunMissing` if there is none or it was never finished, `RunCorrupt` if a table is missing or short,
-    `RunError` if a newer mnemoscope wrote it. `Run.check` reads every byte.
+    `RunError` if an older or a newer mnemoscope wrote it. `Run.check` reads every byte.
     """
     path = Path(path)
     if not path.is_dir():
@@ -185,11 +187,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["schema_version"]
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise RunError(
-                f"opening the run {path.parent}: it has format {version} and this mnemoscope reads up to "
-                f"{SCHEMA_VERSION}; upgrade mnemoscope"
-            )
+        if isinstance(version, int) and version != SCHEMA_VERSION:
+            raise RunError(f"opening the run {path.parent}: {other_format(version, SCHEMA_VERSION, REBUILD)}")
         manifest = Manifest.model_validate(content)
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
