@@ -9,19 +9,23 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mnemoscope.annotation import agreement, scores
-from mnemoscope.intervals import Interval, estimate_of_share, of_share, unanimous, wilson
-from mnemoscope.neuron import twoway
-from mnemoscope.studies.findings.statistics import (
+from mnemoscope.intervals import (
+    Estimate,
+    Interval,
     by_document,
     mean_by_document,
     mean_by_group,
+    of_share,
     per_document,
     quantile_by_document,
     ratio,
     share_by_document,
     share_by_group,
     share_of_sums,
+    unanimous,
+    wilson,
 )
+from mnemoscope.neuron import twoway
 
 
 def test_means_by_document_equal_a_loop_over_resampled_documents() -> None:
@@ -110,7 +114,7 @@ def test_no_interval_of_a_share_is_a_point(count: int, value: float) -> None:
             *(end[0] for end in share_by_group(hits, np.zeros(2 * count, int), 1, documents, n=20))
         ),
         "of sums": share_of_sums(hits * 3, np.full(2 * count, 3.0), documents, n=20),
-        "estimate": estimate_of_share(np.full(21, value), count),
+        "estimate": Estimate.of(np.full(21, value), count),
         "agreement": agreement.agreement(
             np.array([[0, 1 - int(value)], [1, int(value)]] * count), 2, documents, samples=20
         ).same,
@@ -121,7 +125,7 @@ def test_no_interval_of_a_share_is_a_point(count: int, value: float) -> None:
         np.full((1, count), 2),
         np.full((1, count), int(2 * value)),
         np.full((1, count), 2),
-        twoway.draws(count, 20),
+        twoway.document_weights(count, 20),
     )
     for side in ("precision", "recall"):
         found[side] = Interval(np.array(value), both[side].low[0], both[side].high[0])

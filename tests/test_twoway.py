@@ -136,7 +136,7 @@ def test_intervals_are_those_of_resampled_documents() -> None:
     present = generator.poisson(3, (4, 40))
     both = generator.binomial(present, 0.6)
     active = both + generator.poisson(1, (4, 40))
-    weights = twoway.draws(40, 200)
+    weights = twoway.document_weights(40, 200)
     assert (weights.sum(1) == 40).all()
     found = twoway.resampled(active, both, present, weights)
     for claim in range(4):
@@ -162,7 +162,7 @@ def test_intervals_hold_the_truth(clustered: bool) -> None:
     )
     active = np.full((repetitions, documents), 20)
     both = generator.binomial(active, share)
-    found = twoway.resampled(active, both, active, twoway.draws(documents, 400))["precision"]
+    found = twoway.resampled(active, both, active, twoway.document_weights(documents, 400))["precision"]
     held = ((found.low <= 0.5) & (found.high >= 0.5)).mean()
     assert 0.9 <= held <= 0.99
     if clustered:
@@ -175,7 +175,7 @@ def test_a_few_documents_do_not_make_certain() -> None:
     """All of seven, or none: each resample says the same, and still the truth may be .6, or .4. A trap: the bootstrap
     alone is as certain of seven documents as of seven hundred, and misses a precision of .9 half of the time."""
     ones, none = np.ones((1, 7), np.int64), np.zeros((1, 7), np.int64)
-    weights = twoway.draws(7)
+    weights = twoway.document_weights(7)
     found = twoway.resampled(ones, ones, ones, weights)
     for side in found.values():
         assert side.low[0] == pytest.approx(beta.ppf(0.025, 7, 1)) and side.high[0] == 1

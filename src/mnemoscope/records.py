@@ -173,24 +173,6 @@ class Manifest(_Strict):
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A figure with the 2.5th and the 97.5th percentile over resamplings; None where it is not defined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Estimate:
-        """From f64[1 + sample]: the figure itself first, then the figure of each resampling; NaN is undefined."""
-        drawn = values[1:][~np.isnan(values[1:])]
-        if np.isnan(values[0]) or len(drawn) == 0:
-            return cls(None, None, None)
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        return cls(float(values[0]), float(low), float(high))
-
-
-@dataclass(frozen=True)
 class Kept:
     """One thing in the cache folder: its kind (`text.cache.KINDS`), what it is, its size in bytes, where it lies."""
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mnemoscope.intervals import estimate_of_share
-from mnemoscope.records import Estimate
+from mnemoscope.intervals import Estimate
 
 RESAMPLES = 1000
 
@@ -103,7 +102,7 @@ def agreement(
         return Estimate.of(np.array([figure(draw, categories) for draw in draws]))
 
     several = (ratings >= 0).sum(1) >= 2
-    equal = estimate_of_share(
+    equal = Estimate.of(
         np.array([same(draw, categories) for draw in draws]), len(np.unique(item_of[several]))
     )
     return Agreement(

@@ -21,8 +21,7 @@ from mnemoscope.annotation.agreement import RESAMPLES, Agreement, agreement
 from mnemoscope.annotation.answers import LABELS, Filled, SheetAnswer, kinds
 from mnemoscope.annotation.key import NULLS, Key, SheetItem
 from mnemoscope.display import Shown
-from mnemoscope.intervals import estimate_of_share
-from mnemoscope.records import Estimate
+from mnemoscope.intervals import Estimate, draws, ratio
 
 LEVEL = 0.05
 
@@ -176,13 +175,11 @@ def _annotator(key: Key, filled: Filled, samples: int, seed: int) -> Annotator:
             for kind in NULLS
             if (rows := [index for index, (_, item) in enumerate(pairs) if item.kind == kind])
         },
-        patterns=Estimate.of(_ratio(real @ counts, real @ ones)),
-        patterns_in_nulls=Estimate.of(_ratio(other @ counts, other @ ones)),
-        covered=estimate_of_share(_ratio(real @ covered, real @ sizes), int((~null).sum())),
-        covered_in_nulls=estimate_of_share(_ratio(other @ covered, other @ sizes), int(null.sum())),
-        semantic=estimate_of_share(
-            _ratio(real @ semantic, real @ covered), int((~null & (covered > 0)).sum())
-        ),
+        patterns=Estimate.of(ratio(real @ counts, real @ ones)),
+        patterns_in_nulls=Estimate.of(ratio(other @ counts, other @ ones)),
+        covered=Estimate.of(ratio(real @ covered, real @ sizes), int((~null).sum())),
+        covered_in_nulls=Estimate.of(ratio(other @ covered, other @ sizes), int(null.sum())),
+        semantic=Estimate.of(ratio(real @ semantic, real @ covered), int((~null & (covered > 0)).sum())),
     )
 
 
@@ -192,7 +189,7 @@ def _weights(null: np.ndarray, samples: int, random: np.random.Generator) -> np.
     for group in (~null, null):
         size = int(group.sum())
         if size:
-            weights[1:, group] = random.multinomial(size, np.full(size, 1 / size), samples)
+            weights[1:, group] = draws(random, size, samples)
     return weights
 
 
@@ -219,11 +216,11 @@ def _detection(
 ) -> Detection:
     """Compare rates of f64[1 + sample] each; `items` are those that the signals, and the noises, belong to."""
     judged = (signals > 0) & (noises > 0)
-    hit_rate, alarm_rate = _ratio(hits, signals), _ratio(alarms, noises)
+    hit_rate, alarm_rate = ratio(hits, signals), ratio(alarms, noises)
     corrected = rogan_gladen(hit_rate, 1.0, 1 - alarm_rate)
     distance = np.full(judged.shape, np.nan)
     distance[judged] = d_prime(*(counts[judged] for counts in (hits, signals, alarms, noises)))
-    rates = estimate_of_share(hit_rate, items[0]), estimate_of_share(alarm_rate, items[1])
+    rates = Estimate.of(hit_rate, items[0]), Estimate.of(alarm_rate, items[1])
     sizes = int(signals[0]), int(noises[0])
     both = _both_ends(rates, sizes, Estimate.of(distance), Estimate.of(corrected))
     return Detection(*sizes, *rates, *both)
@@ -245,10 +242,6 @@ def _widened(estimate: Estimate, ends: np.ndarray) -> Estimate:
     if estimate.value is None or estimate.low is None or estimate.high is None or np.isnan(ends).any():
         return estimate
     return Estimate(estimate.value, min(estimate.low, float(ends[0])), max(estimate.high, float(ends[1])))
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
 def _agreement(key: Key, filled: Sequence[Filled], samples: int, seed: int) -> dict[str, Agreement]:

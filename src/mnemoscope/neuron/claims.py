@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from mnemoscope.intervals import ratio
 from mnemoscope.neuron import twoway
 from mnemoscope.neuron.twoway import NONE, Curve, Rule
 from mnemoscope.records import MAIN, NEURON, NEXT, POSITION, WHOLE
@@ -263,7 +264,7 @@ class _Judge(NamedTuple):
         """The verdict on some active tokens, `both` of which show the pattern."""
         shown, tokens = int(self.curve.shown[0]), int(self.curve.tokens)
         pairs = np.array([(both, active), (both, shown), (2 * both, active + shown)])
-        precision, recall, f1 = twoway.ratio(pairs[:, 0], pairs[:, 1])
+        precision, recall, f1 = ratio(pairs[:, 0], pairs[:, 1])
         verdict = str(twoway.verdicts(precision, recall, f1, self.null, self.q, self.rule))
         known = lambda side: None if np.isnan(side) else float(side)  # noqa: E731
         figures = (known(precision), known(recall), known(f1))

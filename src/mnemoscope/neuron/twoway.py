@@ -17,11 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
-from mnemoscope.intervals import unanimous
+from mnemoscope.intervals import Interval, draws, of_share, ratio
 
 IFF, ACTIVE_PATTERN, PATTERN_ACTIVE = "iff", "active -> pattern", "pattern -> active"
 NEITHER, NONE = "neither", "no pattern above the null"
@@ -111,7 +110,7 @@ class Curve:
         F1 alone prefers what is common: half of the tokens against half of the tokens have .5 without any relation.
         """
         chance = random_f1(self.active, self.shown, self.tokens[..., None])
-        return np.nan_to_num(ratio(np.nan_to_num(self.f1) - chance, 1 - chance))
+        return np.nan_to_num(ratio(np.nan_to_num(self.f1) - chance, np.maximum(1 - chance, 0)))
 
     @property
     def iou(self) -> np.ndarray:
@@ -141,12 +140,6 @@ class Curve:
 def _above(counts: np.ndarray) -> np.ndarray:
     """[..., bin]: counts in this bin and all higher ones."""
     return np.flip(np.cumsum(np.flip(counts, -1), -1, dtype=np.int64), -1)
-
-
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole in f64; NaN where the whole is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(whole > 0, np.divide(part, whole, dtype=np.float64), np.nan)
 
 
 def pearson(
@@ -189,27 +182,20 @@ def plainest(values: np.ndarray, complexity: np.ndarray) -> int:
     return int(near[np.lexsort((near, -values[near], complexity[near]))[0]])
 
 
-class Resampled(NamedTuple):
-    """The 2.5th and 97.5th percentile over resamples, f64[...] each."""
-
-    low: np.ndarray
-    high: np.ndarray
-
-
-def draws(documents: int, count: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def document_weights(documents: int, count: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """f32[resample, document]: how often each document is drawn, with replacement, as many as there are."""
     generator = np.random.default_rng([seed, documents])
-    return generator.multinomial(documents, np.full(documents, 1 / documents), count).astype(np.float32)
+    return draws(generator, documents, count).astype(np.float32)
 
 
 def resampled(
     active: np.ndarray, both: np.ndarray, present: np.ndarray, weights: np.ndarray
-) -> dict[str, Resampled]:
+) -> dict[str, Interval]:
     """Intervals of `precision`, `recall` and `f1` by drawing documents again (tokens of one document are no
     independent witnesses).
 
     active, both, present  [claim, document]: tokens
-    weights                of `draws`
+    weights                `document_weights`
 
     A resample in which a figure is undefined counts as 0. Where a figure is 1, or 0, in all documents, it is so in all
     resamples: that end of the interval is then what so many documents can exclude (Clopper and Pearson 1934).
@@ -219,34 +205,29 @@ def resampled(
         (float(counts.sum(1, dtype=np.float64).max(initial=0)) for counts in (active, present)), default=0
     )
     kind = np.float32 if largest * float(weights.max(initial=1)) < 2**24 else np.float64
-    a, b, p = (weights.astype(kind) @ counts.T.astype(kind) for counts in (active, both, present))
-    pairs = {"precision": (b, a), "recall": (b, p), "f1": (2 * b, a + p)}
+    counted = (active, both, present)
+    drawn = _pairs(*(weights.astype(kind) @ counts.T.astype(kind) for counts in counted))
+    whole = _pairs(*(counts.sum(1, dtype=np.int64) for counts in counted))
     seen, shown = active > 0, present > 0
     witnesses = {"precision": seen, "recall": shown, "f1": seen | shown}
-    hits, *whole = (counts.sum(1, dtype=np.int64) for counts in (both, active, present))
-    all_hits = {"precision": hits == whole[0], "recall": hits == whole[1], "f1": 2 * hits == sum(whole)}
-    return {
-        name: _excluded(
-            _ends(np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)),
-            all_hits[name], hits == 0, witnesses[name].sum(1),
-        )
-        for name, (numerator, denominator) in pairs.items()
-    }  # fmt: skip
+    intervals = {name: Interval(ratio(*whole[name]), *_ends(*drawn[name])) for name in whole}
+    return {name: of_share(intervals[name], witnesses[name].sum(1)) for name in whole}
 
 
-def _excluded(drawn: Resampled, every: np.ndarray, none: np.ndarray, documents: np.ndarray) -> Resampled:
-    """An interval with the exact ends where all of its documents, or none, are hits."""
-    sure = unanimous(documents)
-    seen = documents > 0
-    low = np.where(every & seen, np.minimum(drawn.low, sure), drawn.low)
-    return Resampled(low, np.where(none & seen, np.maximum(drawn.high, 1 - sure), drawn.high))
+def _pairs(
+    active: np.ndarray, both: np.ndarray, present: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Numerator and denominator of each figure."""
+    return {"precision": (both, active), "recall": (both, present), "f1": (2 * both, active + present)}
 
 
-def _ends(values: np.ndarray) -> Resampled:
+def _ends(numerator: np.ndarray, denominator: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 2.5th and 97.5th percentile of a figure over resamples."""
+    values = np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
     last = len(values) - 1
     low, high = round(0.025 * last), round(0.975 * last)
     values.partition((low, high), axis=0)
-    return Resampled(values[low].astype(np.float64), values[high].astype(np.float64))
+    return values[low].astype(np.float64), values[high].astype(np.float64)
 
 
 def random_f1(active: np.ndarray, present: np.ndarray, tokens: np.ndarray) -> np.ndarray:

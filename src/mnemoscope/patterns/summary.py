@@ -69,10 +69,7 @@ def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
         "layer", "neuron", "unit", "polarity", "tests", "f1_low", "q", "verdict"
     )
     rows = tests.collect()
-    sides = units_with_triggers(run).group_by("layer", "unit")
-    units = sides.agg(units=pl.col("neuron").n_unique().cast(pl.Int64), sides=pl.len().cast(pl.Int64)).sort(
-        "layer", "unit"
-    )
+    units = _units(run)
     verdicts = rows.group_by("unit", "tests", "verdict").len().sort("unit", "tests", _ORDER)
     return Summary(
         beyond=_beyond(run, rows, units),
@@ -83,6 +80,13 @@ def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
         silent=_silent(run, rows, count, seed),
         path=str(run.path),
     )  # fmt: skip
+
+
+def _units(run: Run) -> pl.DataFrame:
+    """layer, unit, units (with a trigger of either polarity), sides (units and polarities with one)."""
+    counts = {"units": pl.col("neuron").n_unique(), "sides": pl.len()}
+    sides = units_with_triggers(run).group_by("layer", "unit")
+    return sides.agg(count.cast(pl.Int64).alias(name) for name, count in counts.items()).sort("layer", "unit")
 
 
 def _beyond(run: Run, rows: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mnemoscope.intervals import ratio
 from mnemoscope.mine.kernel import BINS
 from mnemoscope.neuron import twoway
 from mnemoscope.neuron.twoway import Curve, Rule
@@ -54,7 +55,7 @@ class TestTables:
         self, masked: MaskedText, tested: Mapping[str, Tested], edges: Sequence[float], rule: Rule, seed: int
     ) -> None:
         self._masked, self._tested, self._rule = masked, tested, rule
-        self._weights = twoway.draws(masked.groups, seed=seed)
+        self._weights = twoway.document_weights(masked.groups, seed=seed)
         self._edges = np.array([-np.inf, *edges, np.inf])
 
     def claims(self, kind: str, layer: int) -> slice:
@@ -111,15 +112,15 @@ class TestTables:
             "mutual_information": curve.information,
             "baseline_constant": twoway.constant_f1(active, tokens),
             "baseline_random": twoway.random_f1(active, present, tokens),
-            "baseline_token": np.nan_to_num(twoway.ratio(2 * counts.table_both[here], active + table)),
+            "baseline_token": np.nan_to_num(ratio(2 * counts.table_both[here], active + table)),
             "baseline_other": np.where(
-                compared, np.nan_to_num(twoway.ratio(2 * counts.other_both[here], active + other)), np.nan
+                compared, np.nan_to_num(ratio(2 * counts.other_both[here], active + other)), np.nan
             ),
             "counts_present": shown, "counts_absent": absent,
         }  # fmt: skip
         for name, value in (("precision", curve.precision), ("recall", curve.recall), ("f1", curve.f1)):
             columns[name] = at_threshold(value)
-            for end, bound in zip(("low", "high"), bounds[name], strict=True):
+            for end, bound in zip(("low", "high"), bounds[name][1:], strict=True):
                 columns[f"{name}_{end}"] = np.where(np.isfinite(columns[name]), bound, np.nan)
         if kind == NEURON and counts.gated[0]:
             columns["quadrants_active"] = counts.quadrants_active[here]

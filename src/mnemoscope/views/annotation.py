@@ -13,7 +13,7 @@ from mnemoscope.views.terminal import table
 
 if TYPE_CHECKING:
     from mnemoscope.annotation.scores import Annotator, Scores
-    from mnemoscope.records import Estimate
+    from mnemoscope.intervals import Estimate
     from mnemoscope.results import Annotated
 
 _NULLS = {

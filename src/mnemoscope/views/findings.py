@@ -12,7 +12,7 @@ from rich.text import Text
 from mnemoscope.views.terminal import table
 
 if TYPE_CHECKING:
-    from mnemoscope.records import Estimate
+    from mnemoscope.intervals import Estimate
     from mnemoscope.studies.findings.finding import Section
     from mnemoscope.studies.findings.removal import Effect, Removal
 

@@ -6,15 +6,9 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
+from mnemoscope.intervals import mean_by_document, ratio, share_by_document
 from mnemoscope.studies.findings.finding import Figure, Finding, bar, slug
-from mnemoscope.studies.findings.statistics import (
-    columns,
-    mean_by_document,
-    number,
-    percent,
-    ratio,
-    share_by_document,
-)
+from mnemoscope.studies.findings.statistics import columns, number, percent
 
 WAYS = ("answer among its first", "foil among its last", "query of others", "only the pair")
 EDGE = 100  # tokens at either end of what a neuron writes that count as promoted and suppressed

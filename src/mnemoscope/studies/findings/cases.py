@@ -11,17 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import Interval, wilson
+from mnemoscope.intervals import Interval, mean_by_document, share_by_document, wilson
 from mnemoscope.studies.findings import case_parts
 from mnemoscope.studies.findings.finding import Finding, bar, line, slug
-from mnemoscope.studies.findings.statistics import (
-    as_series,
-    columns,
-    mean_by_document,
-    number,
-    percent,
-    share_by_document,
-)
+from mnemoscope.studies.findings.statistics import as_series, columns, number, percent
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run

@@ -12,16 +12,9 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from mnemoscope.intervals import Interval
+from mnemoscope.intervals import Interval, mean_by_document, share_by_document
 from mnemoscope.studies.findings.finding import Finding, bar, line
-from mnemoscope.studies.findings.statistics import (
-    ExampleGrid,
-    mean_by_document,
-    number,
-    percent,
-    series,
-    share_by_document,
-)
+from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run

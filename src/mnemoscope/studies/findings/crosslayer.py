@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import Interval
+from mnemoscope.intervals import Interval, ratio
 from mnemoscope.studies.findings.finding import Figure, Finding, bar, line
-from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, ratio, series
+from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run

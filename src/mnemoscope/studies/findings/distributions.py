@@ -8,17 +8,10 @@ import numpy as np
 import polars as pl
 from scipy.stats import norm
 
-from mnemoscope.intervals import Interval, wilson
+from mnemoscope.intervals import Interval, share_by_group, wilson
 from mnemoscope.neuron.striking import RULE, peaked
 from mnemoscope.studies.findings.finding import Figure, Finding, box, line, of_row
-from mnemoscope.studies.findings.statistics import (
-    BOX,
-    BOXES,
-    ContextTokens,
-    columns,
-    quantiles,
-    share_by_group,
-)
+from mnemoscope.studies.findings.statistics import BOX, BOXES, ContextTokens, columns, quantiles
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run

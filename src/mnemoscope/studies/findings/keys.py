@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import Interval, wilson
+from mnemoscope.intervals import Interval, ratio_of_sums, share_of_sums, wilson
 from mnemoscope.patterns.covered import CASES, units_covered
 from mnemoscope.records import MAIN, NEURON, NULLS, WHOLE
 from mnemoscope.studies.findings.finding import Finding, line, stack
-from mnemoscope.studies.findings.statistics import as_series, number, ratio_of_sums, share_of_sums
+from mnemoscope.studies.findings.statistics import as_series, number
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run

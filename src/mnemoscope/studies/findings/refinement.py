@@ -12,15 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import Interval
+from mnemoscope.intervals import Interval, quantile_by_document
 from mnemoscope.studies.findings.finding import Figure, Finding, bar, box, chance, line, stack, went
-from mnemoscope.studies.findings.statistics import (
-    ExampleGrid,
-    percent,
-    quantile_by_document,
-    refinement_grids,
-    series,
-)
+from mnemoscope.studies.findings.statistics import ExampleGrid, percent, refinement_grids, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.display import Shown
-from mnemoscope.records import Estimate
+from mnemoscope.intervals import Estimate, draws, ratio
 from mnemoscope.studies.findings.finding import Finding, bracketed, line
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def effects(rows: pl.DataFrame, scales: pl.DataFrame, *, samples: int = 1000, se
     """
     layers = int(rows["layer"].max()) + 1  # type: ignore[arg-type]
     sums = _sums(rows.join(scales, on=["layer", "neuron"], how="left"), layers)
-    draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), samples)
-    weights = np.concatenate([np.ones((1, len(sums))), draws])  # the first is the estimate itself
+    drawn = draws(np.random.default_rng(seed), len(sums), samples)
+    weights = np.concatenate([np.ones((1, len(sums))), drawn])  # the first is the estimate itself
     table = _measures(np.tensordot(weights, sums, 1))  # [sample, layer, kind, removed, measure]
     with_mean = np.concatenate([table, _mean(table)[:, None]], axis=1)
     counts = sums.sum(0)[..., 0].astype(int)
@@ -164,18 +164,13 @@ def _measures(sums: np.ndarray) -> np.ndarray:
     """f64[..., measure] from sums f64[..., sum]; NaN where nothing was measured."""
     _, clear, relative, size, drop, varies, standard, before, together = np.moveaxis(sums, -1, 0)
     pairs = ((relative, clear), (drop, size), (standard, varies), (together, before))
-    return np.stack(
-        [np.divide(a, b, out=np.full_like(a, np.nan), where=b > 0) for a, b in pairs],
-        axis=-1,
-    )
+    return np.stack([ratio(*pair) for pair in pairs], axis=-1)
 
 
 def _mean(table: np.ndarray) -> np.ndarray:
     """The mean over layers, leaving out those where nothing was measured."""
     known = ~np.isnan(table)
-    count = known.sum(1)
-    total = np.where(known, table, 0).sum(1)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return ratio(np.where(known, table, 0).sum(1), known.sum(1))
 
 
 # -- Which token of a trigger matters, as findings of the study (A9); measured by `mnemoscope removal` ---------

@@ -15,8 +15,9 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.errors import QueryError
+from mnemoscope.intervals import share_by_group
 from mnemoscope.studies.findings.finding import Finding, line
-from mnemoscope.studies.findings.statistics import ContextTokens, columns, share_by_group
+from mnemoscope.studies.findings.statistics import ContextTokens, columns
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run

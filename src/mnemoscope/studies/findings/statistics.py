@@ -1,158 +1,19 @@
-"""Intervals by resampling documents with replacement, because tokens of one document are not independent."""
+"""What findings are counted from: tokens in one array, tables as grids over examples, and rows of figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import TAIL, Interval, of_share
+from mnemoscope.intervals import Interval, mean_by_document, ratio_of_sums, share_by_document, share_of_sums
 from mnemoscope.studies.findings.finding import bracketed
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
-
-TIMES = 1000
-_BLOCK = 64  # resamples at once
-
-
-def by_document(
-    values: np.ndarray,
-    documents: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    n: int = TIMES,
-    seed: int = 0,
-) -> Interval:
-    """A statistic of sums over examples, with the 2.5th and 97.5th percentile over resampled documents.
-
-    values     f64[example, ...]   what is summed; no NaN
-    documents  i64[example]        whose example it is
-    statistic  f64[sample, ...] sums -> f64[sample, ...], each sample on its own
-    """
-    sums = per_document(values, documents)
-    flat = sums.reshape(len(sums), int(np.prod(sums.shape[1:])))
-    generator = np.random.default_rng(seed)
-    even = np.full(len(sums), 1 / max(len(sums), 1))
-    drawn = []
-    for start in range(0, n if len(sums) else 0, _BLOCK):
-        weights = generator.multinomial(len(sums), even, min(_BLOCK, n - start))
-        drawn.append(statistic((weights @ flat).reshape(len(weights), *sums.shape[1:])))
-    value = statistic(sums.sum(0, keepdims=True))[0]
-    return interval(value, np.concatenate(drawn) if drawn else value[None] * np.nan)
-
-
-def mean_by_document(values: np.ndarray, documents: np.ndarray, n: int = TIMES, seed: int = 0) -> Interval:
-    """Means over examples of values f64[example, ...], NaN left out, resampled by document."""
-    known = ~np.isnan(values)
-    both = np.stack([np.where(known, values, 0.0), known], axis=1)
-    return by_document(both, documents, lambda sums: ratio(sums[:, 0], sums[:, 1]), n, seed)
-
-
-def share_by_document(hits: np.ndarray, documents: np.ndarray, n: int = TIMES, seed: int = 0) -> Interval:
-    """Means over examples of shares (or hits) f64[example, ...] in [0, 1], NaN left out, resampled by document."""
-    known = ~np.isnan(hits)
-    _assert_shares(hits[known])
-    witnesses = (per_document(known.astype(float), documents) > 0).sum(0)
-    return of_share(mean_by_document(hits, documents, n, seed), witnesses)
-
-
-def share_by_group(
-    hits: np.ndarray, groups: np.ndarray, count: int, documents: np.ndarray, n: int = TIMES, seed: int = 0
-) -> Interval:
-    """As `mean_by_group`, of shares (or hits) in [0, 1]."""
-    _assert_shares(hits)
-    _, place = _numbered(documents)
-    witnesses = np.bincount(np.unique(place * count + groups) % count, minlength=count)
-    return of_share(mean_by_group(hits, groups, count, documents, n, seed), witnesses)
-
-
-def share_of_sums(
-    above: np.ndarray, below: np.ndarray, documents: np.ndarray, n: int = TIMES, seed: int = 0
-) -> Interval:
-    """How many of `below` f64[example, ...] are `above`, summed over examples; resampled by document."""
-    assert ((above >= 0) & (above <= below + 1e-6)).all()
-    found = ratio_of_sums(above, below, documents, n, seed)
-    return of_share(found, (per_document(below, documents) > 0).sum(0))
-
-
-def ratio_of_sums(
-    above: np.ndarray, below: np.ndarray, documents: np.ndarray, n: int = TIMES, seed: int = 0
-) -> Interval:
-    """The sum of `above` over the sum of `below` f64[example, ...], resampled by document."""
-    both = np.stack([above, below], axis=1)
-    return by_document(both, documents, lambda sums: ratio(sums[:, 0], sums[:, 1]), n, seed)
-
-
-def _assert_shares(values: np.ndarray) -> None:
-    assert ((values >= 0) & (values <= 1 + 1e-6)).all(), (values.min(), values.max())
-
-
-def mean_by_group(
-    values: np.ndarray,
-    groups: np.ndarray,
-    count: int,
-    documents: np.ndarray,
-    n: int = TIMES,
-    seed: int = 0,
-) -> Interval:
-    """Means f64[group] of values f64[example], each example in one of `count` groups, resampled by document."""
-    ids, place = _numbered(documents)
-    cell, size = place * count + groups, len(ids) * count
-    sums = np.stack([np.bincount(cell, values, size), np.bincount(cell, minlength=size)], axis=-1)
-    both = sums.reshape(len(ids), count, 2)
-    return by_document(both, ids, lambda some: ratio(some[..., 0], some[..., 1]), n, seed)
-
-
-def _numbered(documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `np.unique` with the inverse, without sorting millions of ids that lie close together."""
-    if len(documents) == 0 or np.ptp(documents) > 4 * len(documents):
-        return np.unique(documents, return_inverse=True)
-    place = documents - documents.min()
-    seen = np.bincount(place) > 0
-    return np.flatnonzero(seen) + documents.min(), (np.cumsum(seen) - 1)[place]
-
-
-def quantile_by_document(
-    values: np.ndarray, documents: np.ndarray, levels: tuple[float, ...], n: int = 200, seed: int = 0
-) -> Interval:
-    """Quantiles f64[level, column] of values f64[example, column], resampled by document; the lower one of two."""
-    _, place = np.unique(documents, return_inverse=True)
-    count = int(place.max()) + 1
-    order = np.argsort(values, axis=0, kind="stable")
-    ranked = np.take_along_axis(values, order, 0)
-    generator = np.random.default_rng(seed)
-
-    def of(weights: np.ndarray) -> np.ndarray:
-        mass = np.cumsum(weights[place][order], axis=0)
-        picks = [(mass < level * mass[-1]).sum(0).clip(max=len(values) - 1) for level in levels]
-        return np.stack([np.take_along_axis(ranked, pick[None], 0)[0] for pick in picks])
-
-    drawn = [of(generator.multinomial(count, np.full(count, 1 / count))) for _ in range(n)]
-    return interval(of(np.ones(count)), np.stack(drawn))
-
-
-def per_document(values: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """f64[document, ...]: sums over the examples of each document, ascending by id."""
-    ids, place = np.unique(documents, return_inverse=True)
-    sums = np.zeros((len(ids), *values.shape[1:]))
-    np.add.at(sums, place, values)
-    return sums
-
-
-def interval(value: np.ndarray, drawn: np.ndarray) -> Interval:
-    """The estimate with the percentiles of its resamples f64[sample, ...], those that are defined."""
-    lost = np.isnan(drawn).all(0) | np.isnan(value)
-    low, high = np.nanquantile(np.where(lost, 0.0, drawn), (TAIL, 1 - TAIL), axis=0)
-    return Interval(value, np.where(lost, np.nan, low), np.where(lost, np.nan, high))
-
-
-def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """above / below, NaN where below is 0."""
-    above, below = np.broadcast_arrays(np.asarray(above, float), np.asarray(below, float))
-    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below != 0)
 
 
 class ContextTokens:

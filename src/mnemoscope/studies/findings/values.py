@@ -12,16 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import Interval, wilson
+from mnemoscope.intervals import Interval, share_by_group, wilson
 from mnemoscope.studies.findings.finding import Finding, box, chance, line, of_row
-from mnemoscope.studies.findings.statistics import (
-    BOXES,
-    ContextTokens,
-    columns,
-    number,
-    quantiles,
-    share_by_group,
-)
+from mnemoscope.studies.findings.statistics import BOXES, ContextTokens, columns, number, quantiles
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
