@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from mnemoscope.mine.distribution import Histograms, Samples
-from mnemoscope.mine.moments import Moments
+from mnemoscope.mine.moments import Histograms, Moments
 from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
 from mnemoscope.mine.reading import scan
 from mnemoscope.mine.statistics import NeuronStatistics
-from mnemoscope.mine.triggers import Triggers
+from mnemoscope.mine.triggers import Samples, Triggers
 from mnemoscope.records import ContextBatch
 
 CONTEXTS, TOKENS, NEURONS, TOP = 40, 100, 1536, 50

@@ -32,7 +32,7 @@ from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings.finding import KINDS, Figure, Finding, Section, items
 from mnemoscope.tracing.traced import NeuronReading, NeuronTrace, Trace, TracedToken
 from mnemoscope.trials import job
-from mnemoscope.views import answers, card, gallery, page, printed, report, trace
+from mnemoscope.views import answers, card, gallery, page, report, trace
 from mnemoscope.views.explanation import page as explanations
 from mnemoscope.views.explanation.terminal import ATTENTION, FFN
 from mnemoscope.views.terminal import BLUE, ORANGE
@@ -79,7 +79,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     report.write(run, sections, files["study"], items=items())
     files["trace"].write_text(trace.page(traced()), encoding="utf-8")
-    files["printed"].write_text(printed.page(terminal_text(run)), encoding="utf-8")
+    files["printed"].write_text(page.printed_page(terminal_text(run)), encoding="utf-8")
     return files
 
 
@@ -205,7 +205,12 @@ def fragments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What a card, an explanation, a trace and the results of a search give a notebook to show."""
     run = make_run(tmp_path_factory.mktemp("fragments") / "run", layers=2)
     explained = explanations.fragment(make(foils=(" London",)))
-    return [page.fragment(CARD), explained, trace.fragment(traced()), printed.fragment(terminal_text(run))]
+    return [
+        page.fragment(CARD),
+        explained,
+        trace.fragment(traced()),
+        page.printed_fragment(terminal_text(run)),
+    ]
 
 
 LOOK = (HERE / "look.js").read_text()

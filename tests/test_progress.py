@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mnemoscope.cli.progress import Lines, progress_bars
+from mnemoscope.cli.shared import Lines, progress_bars
 from mnemoscope.records import Progress
 
 

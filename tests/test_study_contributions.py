@@ -25,8 +25,7 @@ from mnemoscope.model.model import Model
 from mnemoscope.model.reading import describe
 from mnemoscope.model.stream import trace
 from mnemoscope.prediction.bases import Geometry, ResidualBases
-from mnemoscope.prediction.search import Parts, exhaustive
-from mnemoscope.prediction.survey import Intervals, IntervalSurvey
+from mnemoscope.prediction.search import Intervals, IntervalSurvey, Parts, exhaustive
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import CONTRIBUTIONS, SCHEMAS
 from mnemoscope.run.writing import add_tables

@@ -13,8 +13,7 @@ from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.stream import trace
 from mnemoscope.prediction.bases import Geometry
-from mnemoscope.prediction.search import exhaustive
-from mnemoscope.prediction.survey import Intervals, IntervalSurvey
+from mnemoscope.prediction.search import Intervals, IntervalSurvey, exhaustive
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.studies.measures.contributions import TOP, _Neurons, rank, spread
 from mnemoscope.studies.measures.crosslayer import RankedNeurons

@@ -282,7 +282,7 @@ def compare(
 
     ``.save("compare.html")`` writes the page.
     """
-    from mnemoscope.studies.compare import compare
+    from mnemoscope.studies.catalogue import compare
 
     runs = [run if isinstance(run, StoredRun) else open_stored(run) for run in (one, two)]
     return compare(*runs, only=only)

@@ -175,7 +175,7 @@ class Run(StoredRun):
 
     def compare(self, other: StoredRun | str | Path, *, only: str | None = None) -> StudyReport:
         """This run beside another; see `compare`."""
-        from mnemoscope.studies.compare import compare
+        from mnemoscope.studies.catalogue import compare
 
         return compare(self, other if isinstance(other, StoredRun) else open_stored(other), only=only)
 

@@ -12,8 +12,7 @@ from mnemoscope import files
 from mnemoscope.arguments import check_budget, check_least, check_removal, check_sign
 from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import AsJson, Count, Neuron, Reloading, RunFolder, bundled
-from mnemoscope.cli.progress import progress_bars
-from mnemoscope.cli.shared import app, model_of, print_json, print_result, say, stdout
+from mnemoscope.cli.shared import app, model_of, print_json, print_result, progress_bars, say, stdout
 from mnemoscope.records import NeuronId
 
 

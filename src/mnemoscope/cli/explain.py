@@ -10,8 +10,17 @@ from rich.console import Console
 
 from mnemoscope.arguments import check_explanation, check_least, check_question
 from mnemoscope.cli.options import AsJson, Loading, ModelName, Page, bundled
-from mnemoscope.cli.progress import progress_bars
-from mnemoscope.cli.shared import app, check_page, check_run_of, load, model_of, print_result, say, write_page
+from mnemoscope.cli.shared import (
+    app,
+    check_page,
+    check_run_of,
+    load,
+    model_of,
+    print_result,
+    progress_bars,
+    say,
+    write_page,
+)
 from mnemoscope.errors import QueryError
 
 

@@ -23,15 +23,15 @@ from mnemoscope.cli.options import (
     Workers,
     bundled,
 )
-from mnemoscope.cli.progress import progress_bars
 from mnemoscope.cli.shared import (
     app,
-    build_run,
+    building,
     check_page,
     load,
     model_of,
     print_json,
     print_result,
+    progress_bars,
     say,
     stdout,
     write_page,
@@ -63,7 +63,9 @@ def demo(
                 f"(--limit {api.DEMO_TOKENS} reads as much as on one that does)."
             )
     model = load(api.SAMPLE_MODEL, Loading())
-    run = build_run(model, load_corpus(api.SAMPLE_TEXT, limit=limit), out)
+    corpus = load_corpus(api.SAMPLE_TEXT, limit=limit)
+    with building(model, out) as report:
+        run = api.build(model, corpus, out, report=report)
     page = out / "gallery.html"
     _overview(run, page)
     _next_steps(run, page)
@@ -92,6 +94,7 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Run a text through a model, and keep what every neuron does: its triggers, distribution and value."""
+    from mnemoscope import api
     from mnemoscope.run.writing import check_place
     from mnemoscope.text.corpus import load_corpus
 
@@ -100,7 +103,8 @@ def build(
     check_place(out)
     source = load_corpus(corpus, **asdict(reading))
     loaded = load(model, loading)
-    run = build_run(loaded, source, out, top=top, nulls=kinds, workers=workers)
+    with building(loaded, out) as report:
+        run = api.build(loaded, source, out, top=top, nulls=kinds, workers=workers, report=report)
     if as_json:
         print_json(run.manifest.model_dump())
     else:

@@ -21,8 +21,7 @@ from mnemoscope.cli.options import (
     Workers,
     bundled,
 )
-from mnemoscope.cli.progress import progress_bars
-from mnemoscope.cli.shared import app, build_run, load, model_of, print_json, say, stdout
+from mnemoscope.cli.shared import app, building, load, model_of, print_json, progress_bars, say, stdout
 from mnemoscope.errors import QueryError
 
 if TYPE_CHECKING:
@@ -120,7 +119,8 @@ def study(
         source = load_corpus(corpus, **asdict(reading))
         loaded = load(model, loading)
         kinds = nulls.KINDS if shuffled else nulls.DEFAULT
-        run = build_run(loaded, source, out, nulls=kinds, workers=workers)
+        with building(loaded, out) as progress:
+            run = api.build(loaded, source, out, nulls=kinds, workers=workers, report=progress)
     if all(each.state(run, sizes) == "ready" for each in chosen if each.measured):
         result = run.study(only=only, **sampling)
     else:

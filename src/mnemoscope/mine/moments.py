@@ -1,4 +1,4 @@
-"""Mean, spread, skewness and kurtosis of every neuron, its extremes, and how often it is positive (A70).
+"""Mean, spread, skewness and kurtosis of every neuron, its extremes, how often it is positive, its histogram (A70).
 
 Adding floating-point numbers in another order gives other bits. So inside a shard power sums are added in
 the order of its batches, and shards are added along a binary tree that is fixed by their numbers: shards 2i
@@ -16,8 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from mnemoscope.errors import RunError
-from mnemoscope.mine.reading import LayerReading, fields_of, set_fields
+from mnemoscope.mine import kernel
+from mnemoscope.mine.kernel import BINS
+from mnemoscope.mine.reading import Fields, LayerReading, fields_of, set_fields, share_out
 from mnemoscope.run.schemas import arrow_table
+
+_BLOCK = 128  # neurons that a thread takes at a time
 
 
 @dataclass(frozen=True)
@@ -264,3 +268,34 @@ def _standardised(sums: Sums) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     m3 = third - d * (3 * second - 2 * d * d)
     m4 = fourth - d * (4 * third - d * (6 * second - 3 * d * d))
     return sums.pivot + d, np.sqrt(variance), m3 / variance**1.5, m4 / variance**2 - 3
+
+
+class Histograms(Fields):
+    """Counts of every neuron over the bins of `HISTOGRAM_EDGES`, in the selected contexts.
+
+    counts  i32[layer neuron bin]  enough for 2^31 selected tokens
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("counts",)
+
+    def __init__(self, layers: int, neurons: int) -> None:
+        self.counts = np.zeros((layers, neurons, BINS), np.int32)
+
+    def update(self, reading: LayerReading) -> None:
+        """Count the selected positions."""
+        counts, bins = self.counts[reading.layer], reading.bins
+
+        def block(start: int) -> None:
+            kernel.count(bins, start, min(start + _BLOCK, len(counts)), counts)
+
+        share_out(block, range(0, len(counts), _BLOCK))
+
+    def merge(self, other: Histograms) -> None:
+        """Add the counts of another state."""
+        self.counts += other.counts
+
+    def result(self, layer: int) -> pa.Table:
+        """Rows of `histograms`: one for each neuron."""
+        counts = self.counts[layer]
+        columns = {"layer": layer, "neuron": np.arange(len(counts)), "counts": counts}
+        return arrow_table("histograms", columns)

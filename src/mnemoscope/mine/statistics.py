@@ -13,11 +13,10 @@ import pyarrow as pa
 
 from mnemoscope import files
 from mnemoscope.errors import ActivationError, RunCorrupt, RunMismatch
-from mnemoscope.mine.distribution import Histograms, Samples
-from mnemoscope.mine.moments import Moments
+from mnemoscope.mine.moments import Histograms, Moments
 from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
 from mnemoscope.mine.reading import Accumulator, scan
-from mnemoscope.mine.triggers import Triggers
+from mnemoscope.mine.triggers import Samples, Triggers
 from mnemoscope.model.capture import Coefficients, Inputs
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import Nulls

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 from mnemoscope.arguments import DTYPES
 from mnemoscope.errors import ModelChanged, RunMismatch
 from mnemoscope.model.accepted import unwrapped
-from mnemoscope.model.as_run import check_traced
-from mnemoscope.model.check import examine
+from mnemoscope.model.check import check_traced, examine
 from mnemoscope.model.parts import Anatomy
 from mnemoscope.model.state import Fingerprint, Mode, fingerprint, structure
 from mnemoscope.model.stream import Stream, trace

@@ -1,11 +1,17 @@
-"""Sets of rows as columns of a sparse matrix, made without ever sorting more than one code for each row."""
+"""Sets of rows as columns of a sparse matrix, and rows that end alike: nothing but one code for each row is sorted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import csc_array, hstack
+
+from mnemoscope.text.sampling import chain
+
+if TYPE_CHECKING:
+    from mnemoscope.run.text import Text
 
 
 def columns(starts: np.ndarray, rows: np.ndarray, height: int) -> csc_array:
@@ -71,3 +77,23 @@ def spans(first: np.ndarray, size: np.ndarray) -> np.ndarray:
         return np.zeros(0, np.int64)
     before = np.cumsum(size) - size
     return np.arange(int(size.sum())) + np.repeat(first - before, size)
+
+
+def hashed(values: np.ndarray, position: np.ndarray, offsets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """u64[prefix], bool[prefix]: hash of the values at these offsets, and whether the context reaches so far."""
+    hashes = np.full(len(values), len(offsets) + 64 * offsets[0], np.uint64)
+    for offset in offsets:
+        shifted = np.zeros(len(values), np.int64)
+        shifted[offset:] = values[: len(values) - offset]
+        hashes = chain(hashes, shifted)
+    return hashes, position >= offsets[0]
+
+
+def previous(text: Text, offsets: Sequence[int]) -> np.ndarray:
+    """i64[prefix]: the last earlier row of the context that ends with the same tokens, or -1."""
+    hashes, reaches = hashed(text.tokens, text.position, offsets)
+    order = np.lexsort((np.arange(len(text)), hashes, text.first))
+    same = (hashes[order][1:] == hashes[order][:-1]) & (text.first[order][1:] == text.first[order][:-1])
+    out = np.full(len(text), -1, np.int64)
+    out[order[1:][same]] = order[:-1][same]
+    return np.where(reaches & (out - text.first >= offsets[0]), out, -1)

@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from mnemoscope.errors import PatternError
-from mnemoscope.patterns.sequences import previous
+from mnemoscope.patterns.columns import previous
 from mnemoscope.run.text import Text
 
 AFFIXES = (4, 3, 2)  # of those that are the same on a text, the longest stands for all

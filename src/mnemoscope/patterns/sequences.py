@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.sparse import csc_array
 
-from mnemoscope.patterns.columns import Groups, columns, joined, spans
+from mnemoscope.patterns.columns import Groups, columns, hashed, joined, previous, spans
 from mnemoscope.patterns.pattern import Pattern
 from mnemoscope.run.text import Text
 from mnemoscope.text.sampling import chain
@@ -18,16 +18,6 @@ from mnemoscope.text.sampling import chain
 PLAIN = ((0,), (1, 0), (2, 1, 0), (3, 2, 1, 0), (4, 3, 2, 1, 0))
 GAPPED = ((2, 0), (3, 1, 0), (3, 2, 0))
 _NOTHING = np.iinfo(np.int64).max  # a token that no text has
-
-
-def hashed(values: np.ndarray, position: np.ndarray, offsets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """u64[prefix], bool[prefix]: hash of the values at these offsets, and whether the context reaches so far."""
-    hashes = np.full(len(values), len(offsets) + 64 * offsets[0], np.uint64)
-    for offset in offsets:
-        shifted = np.zeros(len(values), np.int64)
-        shifted[offset:] = values[: len(values) - offset]
-        hashes = chain(hashes, shifted)
-    return hashes, position >= offsets[0]
 
 
 def _hash(values: Sequence[int], offsets: Sequence[int]) -> np.uint64:
@@ -125,16 +115,6 @@ def following(text: Text) -> tuple[np.ndarray, np.ndarray]:
     after[:-1] = np.where(text.position[1:] > 0, text.tokens[1:], -1)
     earlier = previous(text, (0,))
     return after, np.where(earlier >= 0, after[earlier], -1)
-
-
-def previous(text: Text, offsets: Sequence[int]) -> np.ndarray:
-    """i64[prefix]: the last earlier row of the context that ends with the same tokens, or -1."""
-    hashes, reaches = hashed(text.tokens, text.position, offsets)
-    order = np.lexsort((np.arange(len(text)), hashes, text.first))
-    same = (hashes[order][1:] == hashes[order][:-1]) & (text.first[order][1:] == text.first[order][:-1])
-    out = np.full(len(text), -1, np.int64)
-    out[order[1:][same]] = order[:-1][same]
-    return np.where(reaches & (out - text.first >= offsets[0]), out, -1)
 
 
 def mine_codes(

@@ -1,7 +1,7 @@
-"""The measurements of the study: what each answers, adds to a run and costs. Importing it imports no torch.
+"""The measurements of the study: what each answers, adds to a run and costs; and their findings in two runs.
 
 An *analysis* is `findings(run) -> list[Finding]`, pure. What it needs besides the tables of every run is measured by a
-job of the same name in `studies.run`, or added by another command.
+job of the same name in `studies.run`, or added by another command. Importing this imports no torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mnemoscope.errors import QueryError
+from mnemoscope.results import StudyReport
 from mnemoscope.run.schemas import CASES, CONTRIBUTIONS, OPTIONAL
 from mnemoscope.studies.findings import (
     cases,
@@ -23,6 +24,7 @@ from mnemoscope.studies.findings import (
     questions,
     refinement,
     removal,
+    stability,
     value_ranks,
     values,
 )
@@ -210,3 +212,30 @@ def choose(names: str | None) -> tuple[Measurement, ...]:
         raise QueryError(f"choosing measurements: there is no {odd[0]!r}; choose among {', '.join(known)}")
     tables = {table for name in wanted for table in known[name].tables}
     return tuple(m for m in CATALOGUE if m.name in wanted or (m.measured and tables & set(m.tables)))
+
+
+def compare(one: Run, two: Run, *, only: str | None = None) -> StudyReport:
+    """The study's findings of both runs, and how stable each neuron's triggers are.
+
+    only  measurements by name, with commas between; all if None
+    """
+    runs = [one, two]
+    paths = [run.path for run in runs]
+    names = [path.name for path in paths]
+    if names[0] == names[1]:
+        names = [f"{number}: {path}" for number, path in enumerate(paths, 1)]
+    sections: list[Section] = []
+    found: tuple[Finding, ...] = ()
+    lost = ""
+    try:
+        found = tuple(stability.findings(*runs))
+    except QueryError as error:
+        lost = str(error)
+    sections.append(Section("stability", "Are they the same neurons?", found, lost))
+    for measurement in choose(only):
+        both = [measurement.section(run) for run in runs]
+        missing = zip(names, (section.missing for section in both), strict=True)
+        lost = "; ".join(f"{name}: {text}" for name, text in missing if text)
+        joined = stability.side_by_side(names, [section.findings for section in both])
+        sections.append(Section(measurement.name, measurement.title, tuple(joined), lost))
+    return StudyReport(tuple(runs), tuple(sections), f"{names[0]} and {names[1]}")

@@ -12,10 +12,12 @@ the same to both. Work in progress lies in `.patterns` inside the run, and goes 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,9 +44,9 @@ from mnemoscope.trials.discovery import first_candidates, proposals, thresholds,
 from mnemoscope.trials.heldout import FURTHER, LEVEL, hold_out, masks_of_many, numbered_names
 from mnemoscope.trials.masked_text import BUDGET, HalfText, MaskedText, last_tokens, read_half
 from mnemoscope.trials.outcomes import Tested, TestTables, run_tables, with_document_tests
-from mnemoscope.trials.work import WorkFolder
 
 WORK = ".patterns"
+_DOING = "testing patterns: writing"
 WHOLE_BUDGET = 32_768  # tokens, at most, on which candidates of the family `whole` are looked for
 TABLES = {"patterns", "pattern_tests", "calibration"}
 
@@ -268,3 +270,32 @@ class _Job:
 
     def _tell(self, stage: str, done: int, total: int, unit: str = "units") -> None:
         self._report(Progress(stage, done, total, unit))
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Work in progress inside a run: what each stage made, so that an interrupted job goes on; gone once the run has
+    its tables."""
+
+    path: Path
+
+    def start(self, identity: dict[str, Any]) -> None:
+        """Start over when what lies here was begun on another run, or otherwise."""
+        text, file = json.dumps(identity, indent=1, sort_keys=True), self.path / "identity.json"
+        if file.exists() and file.read_text() == text:
+            return
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+        files.write(file, text, _DOING)
+
+    def kept(self, name: str, make: Callable[[], pl.DataFrame] = pl.DataFrame) -> pl.DataFrame:
+        """A frame that is made once and lies here from then on."""
+        file = self.path / f"{name}.parquet"
+        if not file.exists():
+            frame = make()
+            with files.replacing(file, _DOING) as partial:
+                frame.write_parquet(partial)
+        return pl.read_parquet(file, glob=False)

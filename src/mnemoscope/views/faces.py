@@ -35,7 +35,7 @@ def _views() -> dict[type, View]:
     from mnemoscope.prediction.explanation import Explanation
     from mnemoscope.studies.findings.removal import Removal
     from mnemoscope.tracing.traced import Trace
-    from mnemoscope.views import annotation, answers, card, claims, findings, page, patterns, trace
+    from mnemoscope.views import answers, card, claims, findings, page, patterns, trace
 
     return {
         NeuronCard: View(card.card, page.fragment, page.page),
@@ -44,8 +44,8 @@ def _views() -> dict[type, View]:
         Trace: View(trace.terminal, trace.fragment, trace.page),
         Verification: _printed(answers.verification),
         Removal: _printed(findings.removal),
-        Scores: _printed(annotation.scores),
-        Annotated: _printed(annotation.neuron),
+        Scores: _printed(answers.scores),
+        Annotated: _printed(answers.annotated),
         ModelFacts: _printed(lambda model: answers.anatomy(model.facts)),
         Highlights: _printed(answers.highlights),
         PatternReport: _printed(patterns.summary),
@@ -64,12 +64,12 @@ def _of_explanations() -> View:
 
 def _printed(terminal: Callable[[Any], Any], write: Write | None = None) -> View:
     """What has no page of its own is shown as the terminal prints it, in the colours of the pages."""
-    from mnemoscope.views import printed
+    from mnemoscope.views.page import printed_fragment, printed_page
 
     return View(
         terminal,
-        lambda result: printed.fragment(terminal(result)),
-        lambda result: printed.page(terminal(result)),
+        lambda result: printed_fragment(terminal(result)),
+        lambda result: printed_page(terminal(result)),
         write,
     )
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 BLUE, ORANGE = "#5f9fd6", "#e08a3c"  # negative, positive: readable on a dark and on a light ground
+ATTENTION, FFN = "#a274c9", "#3f9b94"  # as on the page, and as readable
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 

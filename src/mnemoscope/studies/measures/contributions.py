@@ -23,7 +23,7 @@ from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import LENSES, Lens
 from mnemoscope.model.model import Model
 from mnemoscope.prediction.bases import Geometry, ResidualBases
-from mnemoscope.prediction.survey import Intervals, IntervalSurvey
+from mnemoscope.prediction.search import Intervals, IntervalSurvey
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mnemoscope.views.explanation.places import anchor
-from mnemoscope.views.explanation.sheet import Cause, Sheet, Switched, Word
+from mnemoscope.views.explanation.sheet import Cause, Sheet, Switched, Word, anchor
 from mnemoscope.views.explanation.wording import nats
 
 NEURONS, CAUSES = 5, 4  # drawn: neurons, and named vectors of each

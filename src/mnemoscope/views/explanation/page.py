@@ -13,8 +13,7 @@ from markupsafe import Markup
 from mnemoscope.views.charts import svg
 from mnemoscope.views.explanation import charts, graph, wording
 from mnemoscope.views.explanation.lower import sheet
-from mnemoscope.views.explanation.places import Places, anchor
-from mnemoscope.views.explanation.sheet import Against, PromptToken, Sheet, Word, largest
+from mnemoscope.views.explanation.sheet import Against, Places, PromptToken, Sheet, Word, anchor, largest
 from mnemoscope.views.page import environment
 
 if TYPE_CHECKING:

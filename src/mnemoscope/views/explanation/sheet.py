@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from mnemoscope.neuron.card import Example
 
 INCREASE, LEFT_OUT, ABLATED = "increase", "leave-one-out", "ablated"
 NATS = (INCREASE, LEFT_OUT, ABLATED)  # columns that share one unit and one scale
+_PART = re.compile(r"L\d+[HN]\d+")
 
 
 @dataclass(frozen=True)
@@ -277,3 +279,42 @@ def largest(steps: Sequence[Step], count: int) -> tuple[list[Step], list[Step]]:
     up = [step for step in ranked[:count] if step.nats > 0]
     down = [step for step in reversed(ranked[-count:]) if step.nats < 0]
     return up, down
+
+
+# -- Addresses on a page: each neuron and each head has one, where it stands first ---------------------------
+
+
+def anchor(part: Part | Cause | Switched) -> str:
+    """L24N1005, L23H4-from-3 for a head and one of its sources; empty for what is neither."""
+    if not _PART.fullmatch(part.name):
+        return ""
+    word = getattr(part, "word", None)
+    return part.name if word is None or word.position is None else f"{part.name}-from-{word.position}"
+
+
+class Places:
+    """The addresses of one page, which are given in the order in which its rows are drawn.
+
+    prefix  before every address: empty on a page, an own word for each explanation of a notebook
+    """
+
+    def __init__(self, page: Sheet, prefix: str = "") -> None:
+        self.prefix = prefix
+        tables: list[Sheet | Against] = [page, *page.against]
+        rows = [part for table in tables for part in (*table.heads.parts, *table.neurons.parts)]
+        self._known = {anchor(part) for part in rows} | {
+            f"switched-{neuron.name}" for neuron in page.switched
+        }
+        self._free = {anchor(part) for part in rows} | {part.name for part in rows}
+        self._free.discard("")
+
+    def has(self, id: str) -> bool:
+        """Whether something on the page has this address."""
+        return id in self._known
+
+    def take(self, part: Part) -> tuple[str, str]:
+        """The address of a row and that of its head alone, each if no row before has it; else empty."""
+        row, head = anchor(part), part.name
+        row_id, head_id = (id if id in self._free else "" for id in (row, head if head != row else ""))
+        self._free -= {row_id, head_id}
+        return row_id, head_id

@@ -17,12 +17,11 @@ from mnemoscope.views.card import examples
 from mnemoscope.views.explanation import wording
 from mnemoscope.views.explanation.lower import sheet
 from mnemoscope.views.explanation.sheet import NATS, Against, Ledger, Part, Sheet, Step, Switched, largest
-from mnemoscope.views.terminal import ORANGE, Fitted, Room, block, listed, sign_style, table
+from mnemoscope.views.terminal import ATTENTION, FFN, ORANGE, Fitted, Room, block, listed, sign_style, table
 
 if TYPE_CHECKING:
     from mnemoscope.prediction.explanation import Explanation
 
-ATTENTION, FFN = "#a274c9", "#3f9b94"  # as on the page: readable on a dark and on a light ground
 _CHART_ROWS = 5
 SWITCHED, CAUSES = 4, 5  # neurons, and earlier vectors of each
 _WIDE = 110  # from here on tables have their further columns
