@@ -13,8 +13,9 @@ import synthetic
 from synthetic import make_run
 
 from mnemoscope.errors import QueryError
-from mnemoscope.neuron import card as neuron
 from mnemoscope.neuron import find, overview, striking
+from mnemoscope.neuron.card import PARTS, layer_median, state, usual_signs
+from mnemoscope.neuron.card import card as card_of
 from mnemoscope.records import NeuronId
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings import distributions
@@ -39,7 +40,7 @@ def texts(run: Run) -> dict[int, list[bytes]]:
 
 def test_card_holds_the_numbers_of_the_tables(run: Run) -> None:
     """A card's statistics, histogram and thresholds are those stored."""
-    card = neuron.card(run, (1, 5))
+    card = card_of(run, (1, 5))
     row = run.rows("neurons", 1, 5).row(0, named=True)
     assert (card.statistics.kurtosis, card.statistics.max) == (row["kurtosis"], row["max"])
     assert card.histogram.total == row["tokens"]
@@ -54,7 +55,7 @@ def test_card_holds_the_numbers_of_the_tables(run: Run) -> None:
 
 def test_examples_show_the_text_around_the_position(run: Run, texts: dict[int, list[bytes]]) -> None:
     """Before, active and after are the context's tokens around the position; the next token follows."""
-    for example in neuron.card(run, (2, 4), window=(1000, 1000)).positive.examples:
+    for example in card_of(run, (2, 4), window=(1000, 1000)).positive.examples:
         here = texts[example.context][example.position].decode(errors="ignore")
         whole = b"".join(texts[example.context]).decode().replace("\n", "↵")
         assert len(example.before) == example.position
@@ -66,8 +67,8 @@ def test_examples_show_the_text_around_the_position(run: Run, texts: dict[int, l
 
 def test_window_says_what_it_left_out(run: Run) -> None:
     """A cut example counts the tokens that it does not show."""
-    whole = neuron.card(run, (0, 3), window=(1000, 1000)).negative.examples
-    cut = neuron.card(run, (0, 3), window=(2, 1)).negative.examples
+    whole = card_of(run, (0, 3), window=(1000, 1000)).negative.examples
+    cut = card_of(run, (0, 3), window=(2, 1)).negative.examples
     for long, short in zip(whole, cut, strict=True):
         assert long.left_out == (0, 0)
         assert len(long.before) == len(short.before) + short.left_out[0]
@@ -76,35 +77,35 @@ def test_window_says_what_it_left_out(run: Run) -> None:
 
 def test_fewer_examples_leave_the_count_alone(run: Run) -> None:
     """Decoding three examples does not change how many are said to be stored, nor the quadrants."""
-    few, all_ = neuron.card(run, (1, 4), examples=3), neuron.card(run, (1, 4))
+    few, all_ = card_of(run, (1, 4), examples=3), card_of(run, (1, 4))
     assert len(few.positive.examples) == 3
     assert (few.positive.stored, few.positive.quadrants) == (all_.positive.stored, all_.positive.quadrants)
 
 
 def test_quadrants_count_every_trigger_of_a_gated_neuron(run: Run, tmp_path: object) -> None:
     """The four gate and up quadrants add up to the stored triggers; without a gate there are none."""
-    for side in neuron.card(run, (1, 4)).sides:
+    for side in card_of(run, (1, 4)).sides:
         assert side.quadrants is not None
         assert sum(side.quadrants) == side.stored
     plain = make_run(f"{tmp_path}/plain", gated=False)
-    assert all(side.quadrants is None for side in neuron.card(plain, (1, 4)).sides)
+    assert all(side.quadrants is None for side in card_of(plain, (1, 4)).sides)
 
 
 def test_between_takes_at_most_one_example_of_a_tenth(run: Run) -> None:
     """In-between examples run from large to small and no two are from the same tenth of the range."""
-    card = neuron.card(run, (0, 6))
+    card = card_of(run, (0, 6))
     low, high = card.statistics.min, card.statistics.max
     assert low is not None
     assert high is not None
     values = [example.coefficient for example in card.between]
-    tenths = [min(int((value - low) / (high - low) * neuron.PARTS), neuron.PARTS - 1) for value in values]
+    tenths = [min(int((value - low) / (high - low) * PARTS), PARTS - 1) for value in values]
     assert len(values) > 3
     assert tenths == sorted(set(tenths), reverse=True)
 
 
 def test_dead_neuron_has_a_card(run: Run) -> None:
     """A dead neuron is called dead and has no examples; what is undefined is null."""
-    card = neuron.card(run, (0, 0))
+    card = card_of(run, (0, 0))
     assert card.state == "dead"
     assert card.positive.examples == card.negative.examples == card.between == ()
     assert card.statistics.kurtosis is None
@@ -124,20 +125,20 @@ def test_dead_neuron_has_a_card(run: Run) -> None:
 )
 def test_state_names_what_is_remarkable(low: float, high: float, name: str | None) -> None:
     """Dead, constant and one-sided neurons are named; a ReLU neuron and a two-sided one are not."""
-    assert neuron.state(low, high) == name
+    assert state(low, high) == name
 
 
 def test_layer_median_is_the_median(run: Run) -> None:
     """The reference beside each number is the plain median over the layer, nulls left out."""
     rows = run.table("neurons").filter(pl.col("layer") == 2).collect()
-    usual = neuron.layer_median(run, 2)
+    usual = layer_median(run, 2)
     assert usual.max == pytest.approx(np.median(rows["max"].to_numpy()))
     assert usual.kurtosis == pytest.approx(np.median(rows["kurtosis"].drop_nulls().to_numpy()))
 
 
 def test_value_is_read_with_the_sign(run: Run) -> None:
     """What a neuron writes at a negative coefficient is what its value suppresses, most suppressed first."""
-    card = neuron.card(run, (1, 7))
+    card = card_of(run, (1, 7))
     assert card.writes(1) == card.promoted
     assert card.writes(-1) == card.suppressed
     assert [t.logit for t in card.suppressed] == sorted(t.logit for t in card.suppressed)
@@ -146,7 +147,7 @@ def test_value_is_read_with_the_sign(run: Run) -> None:
 
 def test_card_is_frozen_json_with_neighbours(run: Run) -> None:
     """A card cannot be changed, turns into strict JSON, and knows the neurons beside it."""
-    card = neuron.card(run, (2, 11))
+    card = card_of(run, (2, 11))
     with pytest.raises(FrozenInstanceError):
         card.layer = 1  # type: ignore[misc]
     assert json.loads(json.dumps(card.to_dict(), allow_nan=False, default=str))["id"] == "L2N11"
@@ -160,7 +161,7 @@ def test_card_is_frozen_json_with_neighbours(run: Run) -> None:
 def _taken(run: Run) -> dict[tuple[str, int], bool]:
     """Each neuron and sign of which its card has triggers: whether it is the one that its readings come from."""
     every = run.table("neurons").select("layer", "neuron").collect().iter_rows()
-    cards = [neuron.card(run, id, examples=0) for id in every]
+    cards = [card_of(run, id, examples=0) for id in every]
     return {
         (str(card.id), side.polarity): side is card.sides[0]
         for card in cards
@@ -183,8 +184,7 @@ def test_value_search_equals_the_cards(run: Run, ask: object, sense: int) -> Non
         expected = {
             (id, "+-"[sign < 0], usual)
             for (id, sign), usual in taken.items()
-            if token
-            in [one.id for one in neuron.card(run, NeuronId.parse(id), examples=0).writes(sign * sense)]
+            if token in [one.id for one in card_of(run, NeuronId.parse(id), examples=0).writes(sign * sense)]
         }
         assert set(found.rows.select("neuron", "sign", "usual").iter_rows()) == expected
         assert found.total == len(expected) == found.rows.height
@@ -272,7 +272,7 @@ def test_sort_orders_and_puts_undefined_last(run: Run) -> None:
     up = find.sort(run, "max", descending=False, layer=1, count=2)
     assert up.rows["neuron"][0] == "L1N0"
     assert up.total == 12
-    assert up.rows["layer_median"][0] == pytest.approx(neuron.layer_median(run, 1).max)
+    assert up.rows["layer_median"][0] == pytest.approx(layer_median(run, 1).max)
 
 
 @pytest.mark.parametrize("by", ["max", "skewness", "kurtosis", "tokens"])
@@ -388,7 +388,7 @@ def test_a_lone_outlier_is_not_called_peaked(outliers: Run) -> None:
     named = {NeuronId(*pair) for pair in striking.peaked(outliers).select("layer", "neuron").iter_rows()}
     assert named and not {one.neuron for one in named} & {LONE, SHIFTED}
     for id in named:
-        rows, card = outliers.rows("triggers", *id), neuron.card(outliers, id)
+        rows, card = outliers.rows("triggers", *id), card_of(outliers, id)
         away = (rows["coefficient"] - (card.statistics.mean or 0)) * rows["polarity"]
         far = rows.filter(away > striking.FAR * (card.statistics.std or 0))
         assert far.group_by("polarity").len()["len"].max() >= striking.LEAST
@@ -526,8 +526,8 @@ def test_token_in_no_list_is_said_to_be_further_down(run: Run) -> None:
 def test_the_usual_sign_is_that_of_the_card(run: Run, outliers: Run) -> None:
     """Search and card read a value at the same sign, in every layer and alone."""
     for some in (run, outliers):
-        found = neuron.usual_signs(some).collect()
+        found = usual_signs(some).collect()
         for layer, number, usual in found.iter_rows():
-            assert neuron.card(some, (layer, number), examples=0).sides[0].polarity == usual, (layer, number)
-        alone = neuron.usual_signs(some, 1).collect().sort("neuron")
+            assert card_of(some, (layer, number), examples=0).sides[0].polarity == usual, (layer, number)
+        alone = usual_signs(some, 1).collect().sort("neuron")
         assert alone.equals(found.filter(pl.col("layer") == 1).sort("neuron"))

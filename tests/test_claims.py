@@ -17,8 +17,7 @@ from synthetic import make_run
 from mnemoscope.errors import QueryError
 from mnemoscope.mine.kernel import BINS
 from mnemoscope.mine.places import bin_of
-from mnemoscope.neuron import find as search
-from mnemoscope.neuron import twoway
+from mnemoscope.neuron import find, twoway
 from mnemoscope.neuron.card import card as card_of
 from mnemoscope.neuron.claims import ORDER, Claim, Share
 from mnemoscope.patterns.summary import SHARES, Summary
@@ -232,19 +231,19 @@ def test_narrow_terminal(run: Run) -> None:
 
 def test_found_by_pattern(run: Run) -> None:
     """Believed neurons first; the layer can be given; what no neuron has is refused."""
-    found = search.pattern(run, "YEAR")
+    found = find.pattern(run, "YEAR")
     assert sorted(found.rows["neuron"].to_list()) == ["L1N3", "L1N3", "L1N4"] and found.total == 3
     assert found.rows["f1"][0] > found.rows["f1"][1]
     assert found.rows["verdict"].to_list()[-1] == twoway.NONE
-    assert search.pattern(run, "band", layer=1).rows["neuron"].to_list() == ["L1N5"]
+    assert find.pattern(run, "band", layer=1).rows["neuron"].to_list() == ["L1N5"]
     for text_, layer in (("band", 0), ("zebra", None), (" ", None)):
         with pytest.raises(QueryError, match="none has a pattern of that name"):
-            search.pattern(run, text_, layer=layer)
+            find.pattern(run, text_, layer=layer)
 
 
 def test_tested_neurons_clearest_first(run: Run) -> None:
     """Every claim with a verdict once, by the lower end of F1, beside how many the nulls have."""
-    found = search.tested(run)
+    found = find.tested(run)
     rows = run.table("pattern_tests").filter(pl.col("verdict") != twoway.NONE).collect()
     assert found.total == rows.height == 2
     first = rows.sort("f1_low", descending=True).row(0, named=True)
@@ -252,7 +251,7 @@ def test_tested_neurons_clearest_first(run: Run) -> None:
         found.rows["neuron"][0] == f"L{first['layer']}N{first['neuron']}"
         and found.rows["f1"][0] == first["f1"]
     )
-    assert search.tested(run, layer=0).total == 0 and search.tested(run, layer=1).total == 2
+    assert find.tested(run, layer=0).total == 0 and find.tested(run, layer=1).total == 2
     assert "neurons 2 of 4" in found.null and ORDER in found.question
     shown = plain(answers.found(found))
     assert "precision" in shown and "recall" in shown and "precise" in shown and "->" not in shown
@@ -319,7 +318,7 @@ def test_a_run_without_patterns(tmp_path: Path) -> None:
     bare = make_run(tmp_path / "bare")
     assert card_of(bare, (1, 3)).claims is None and "held-out" not in str(card_of(bare, (1, 3)))
     with pytest.raises(QueryError, match="mnemoscope patterns RUN"):
-        search.pattern(bare, "year")
+        find.pattern(bare, "year")
     with pytest.raises(QueryError, match="mnemoscope patterns RUN"):
-        search.tested(bare)
+        find.tested(bare)
     assert isinstance(bare.table("neurons"), pl.LazyFrame)

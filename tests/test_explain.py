@@ -20,7 +20,7 @@ from mnemoscope.model.lens import LENSES, Lens
 from mnemoscope.model.model import Model
 from mnemoscope.prediction.ablate import Cut, effects
 from mnemoscope.prediction.explain import KINDS
-from mnemoscope.prediction.explain import explain as job
+from mnemoscope.prediction.explain import explain as explain_in_run
 from mnemoscope.prediction.explanation import ChosenToken, Explanation
 from mnemoscope.prediction.search import Parts, exhaustive
 from mnemoscope.prediction.traced import TracedPrediction
@@ -340,7 +340,7 @@ def test_a_run_of_another_model_is_refused() -> None:
                 id, weights_sha256 = "other", "0" * 64
 
     with pytest.raises(RunMismatch, match="built from other"):
-        job(_model("llama"), PROMPT, run=Other())  # type: ignore[arg-type]
+        explain_in_run(_model("llama"), PROMPT, run=Other())  # type: ignore[arg-type]
 
 
 def _framed(after: bool) -> Model:

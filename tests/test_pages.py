@@ -24,7 +24,7 @@ from test_views import CARD
 from tiny import texts
 
 from mnemoscope import build
-from mnemoscope.neuron import find as search
+from mnemoscope.neuron import find
 from mnemoscope.patterns import summary as patterns
 from mnemoscope.patterns.triggers import Options
 from mnemoscope.records import NeuronId
@@ -117,7 +117,7 @@ def terminal_text(run: Run) -> Group:
         Text(f"in the style {style} it can be read", style=style)
         for style in (*colours, "dim", "bold", f"bold reverse {ORANGE}")
     ]
-    return Group(answers.found(search.promotes(run, " Paris")), card.card(CARD), *samples)
+    return Group(answers.found(find.promotes(run, " Paris")), card.card(CARD), *samples)
 
 
 def opened(

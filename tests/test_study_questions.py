@@ -18,7 +18,7 @@ from mnemoscope.model.model import Model
 from mnemoscope.run.reading import Run
 from mnemoscope.studies import catalogue
 from mnemoscope.studies import run as study
-from mnemoscope.studies.findings import questions as ranks
+from mnemoscope.studies.findings.questions import findings
 from mnemoscope.studies.measures import questions
 from mnemoscope.studies.measures.positions import Sizes
 
@@ -99,7 +99,7 @@ def test_the_null_is_another_questions_answer(asked: tuple[Run, Model]) -> None:
 def test_findings_follow_every_set(asked: tuple[Run, Model]) -> None:
     """Medians per point; shares by label with intervals; where answers settle."""
     run, _ = asked
-    found = {one.id: one for one in ranks.findings(run)}
+    found = {one.id: one for one in findings(run)}
     assert set(found) == {"answer-rank-mine", "answer-first-mine", "answer-settles-mine"}
     frame = found["answer-rank-mine"].frame.filter(pl.col("lens") == "own lens")
     rows = run.table("question_ranks").filter(pl.col("lens") == "own").collect()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,13 +37,13 @@ from mnemoscope.text.tokenizer import (
 NUMBERS = st.lists(st.integers(0, 9), min_size=1, max_size=8)
 
 
-def asked(
-    kind: Made, prompt: str, target: str | None, likelier: Any = lambda tokens, ways: 0
-) -> ResolvedQuestion:
-    """What would be explained, with a model that prefers the text as it is written."""
+def asked(kind: Made, prompt: str, target: str | None, *, spaced: bool = False) -> ResolvedQuestion:
+    """What would be explained, with a model that prefers the text as it is written, or what begins with a space."""
     anatomy = SimpleNamespace(vocabulary=len(kind.tokenizer), context_length=512)
     model: Any = SimpleNamespace(tokenizer=kind.tokenizer, anatomy=anatomy, id="any")
-    return ask(model, prompt, target, [], -1, likelier)
+    pieces = kind.tokenizer.convert_ids_to_tokens(range(len(kind.tokenizer)))
+    likely = torch.tensor([float(spaced and piece.startswith("Ġ")) for piece in pieces])
+    return ask(model, prompt, target, [], -1, lambda _: likely)
 
 
 @settings(max_examples=60, deadline=None)
@@ -121,11 +122,6 @@ def _byte_pairs(*pieces: str, **options: Any) -> Made:
     return Made(tokenizer, (), (), (), " ", True)
 
 
-def spaced(tokens: tuple[int, ...], ways: list[tuple[int, ...]]) -> int:
-    """A model that likes what begins with a space."""
-    return len(ways) - 1
-
-
 TARGETS: dict[str, tuple[str, str, str, str]] = {
     "a word": (
         "the cat is",
@@ -161,7 +157,7 @@ def test_the_target_is_what_is_read_behind_the_prompt(case: str) -> None:
     """A space is only added where it begins a word, never stands for the target alone, and the choice is said."""
     prompt, target, piece, note = TARGETS[case]
     kind = _byte_pairs("ĠParis", "Paris", "Ġis", "is", "the", "Ġcat")
-    found = asked(kind, prompt, target, likelier=spaced)
+    found = asked(kind, prompt, target, spaced=True)
     assert found.target is not None
     assert (found.target.piece, note in found.target.note) == (piece, True)
     assert bool(found.target.note) == bool(note)

@@ -26,7 +26,8 @@ from mnemoscope.mine.places import HISTOGRAM_EDGES, bin_of
 from mnemoscope.model.model import Model
 from mnemoscope.tracing.trace import trace
 from mnemoscope.tracing.traced import Distributions, Trace
-from mnemoscope.views import trace as view
+from mnemoscope.views.trace import followed_cells, found_cells
+from mnemoscope.views.trace import page as page_of
 
 TEXT = " the capital of France is Paris and the queen of London"
 
@@ -306,7 +307,7 @@ def test_views_show_every_number(kind: str, model: Model, run: mn.Run) -> None:
     """Terminal and page agree, fit 80 columns, stand by themselves, and show a hostile token as text."""
     options = {"neurons": [(1, 7), (0, 3)]} if kind == "follow" else {"top": 2}
     result = hostile(trace(model, TEXT, run=None if kind == "bare" else run, **options))  # type: ignore[arg-type]
-    shown, page = str(result), assert_self_contained(view.page(result))
+    shown, page = str(result), assert_self_contained(page_of(result))
     assert max(map(len, shown.splitlines())) <= WIDTH
     assert "script" not in page.tags
     assert HOSTILE in page.text
@@ -318,14 +319,10 @@ def test_views_show_every_number(kind: str, model: Model, run: mn.Run) -> None:
     assert all(name in page.text and name in words for name in columns.get(kind, ()))
     for one in result.neurons:
         for reading in one.readings:
-            assert all(
-                cell in page.text and cell in shown for cell in view.followed_cells(result, reading)[2:]
-            )
+            assert all(cell in page.text and cell in shown for cell in followed_cells(result, reading)[2:])
     for readings in result.unusual:
         for found in readings:
-            assert all(
-                cell in page.text and cell in shown for cell in view.found_cells(result, found.reading)
-            )
+            assert all(cell in page.text and cell in shown for cell in found_cells(result, found.reading))
     assert "<style>" in result._repr_html_()
     assert json.loads(json.dumps(result.to_dict()))["tokens"][1]["text"] == HOSTILE
 

@@ -22,10 +22,9 @@ from rich.console import Console
 from synthetic import make_run
 
 from mnemoscope.errors import RunError
-from mnemoscope.neuron import card as neuron
-from mnemoscope.neuron import find as search
-from mnemoscope.neuron import striking
+from mnemoscope.neuron import find, striking
 from mnemoscope.neuron.card import Example, Histogram, KeyToken, NeuronCard, Side, Statistics, ValueToken
+from mnemoscope.neuron.card import card as card_of
 from mnemoscope.records import NeuronId
 from mnemoscope.run.reading import Run
 from mnemoscope.views import answers, gallery, words
@@ -311,7 +310,7 @@ def test_terminal_golden(name: str, width: int) -> None:
 @pytest.mark.parametrize("width", [60, 80, 81, 100, 133, 200])
 def test_terminal_fits(width: int, run: Run) -> None:
     """No line is wider than the terminal, and a wide one is used."""
-    for card in (*CARDS.values(), neuron.card(run, (1, 5)), neuron.card(run, (0, 2))):
+    for card in (*CARDS.values(), card_of(run, (1, 5)), card_of(run, (0, 2))):
         lines = plain(printed(card), width).splitlines()
         assert max(map(cell_len, lines)) <= width
         assert max(map(cell_len, lines)) > min(width, 100) - 25
@@ -354,7 +353,7 @@ def _printed(environment: dict[str, str], *, terminal: bool) -> str:
 
 def test_search_results_say_question_null_and_rows(run: Run) -> None:
     """A search in the terminal shows what was asked, what to compare with, and the neurons found."""
-    found = search.trigger(run, " capital of")
+    found = find.trigger(run, " capital of")
     shown = plain(answers.found(found), 100)
     assert found.rows["neuron"][0] in shown
     assert "expected: as many random positions" in shown
@@ -514,14 +513,15 @@ def test_gallery_of_a_dead_model(tmp_path: Path) -> None:
 # -- without torch ------------------------------------------------------------------------------------------
 
 _READ = """
-card = neuron.card(run, (1, 5))
+card = card_of(run, (1, 5))
 plain(drawn.card(card)), page.page(card), gallery.render(run, neurons_per_layer=1)
-plain(answers.found(search.sort(run, "kurtosis")))
+plain(answers.found(find.sort(run, "kurtosis")))
 """
 _CHECK = """
 import sys
 from mnemoscope import open_run
-from mnemoscope.neuron import card as neuron, find as search
+from mnemoscope.neuron import find
+from mnemoscope.neuron.card import card as card_of
 from mnemoscope.views import answers, card as drawn, gallery, page
 from mnemoscope.views.terminal import plain
 run = open_run(sys.argv[1])

@@ -137,7 +137,7 @@ class Run(StoredRun):
 
         `QueryError` for none or several questions, or one that the run cannot answer.
         """
-        from mnemoscope.neuron import find as search
+        from mnemoscope.neuron import find
 
         sought = (promotes, suppresses, trigger, pattern, tested or None)
         asked = {name: ask for name, ask in zip(QUESTIONS, sought, strict=True) if ask is not None}
@@ -154,11 +154,11 @@ class Run(StoredRun):
             )
         order: dict[str, Any] = {"descending": not ascending, "layer": layer, "count": count}
         if not asked:
-            return search.sort(self, str(sort), **order)
+            return find.sort(self, str(sort), **order)
         ((name, ask),) = asked.items()
-        most = count if sort is None else search.ALL
-        hits: Hits = getattr(search, name)(self, *(() if ask is True else (ask,)), layer=layer, count=most)
-        return hits if sort is None else search.reorder(self, hits, sort, **order)
+        most = count if sort is None else find.ALL
+        hits: Hits = getattr(find, name)(self, *(() if ask is True else (ask,)), layer=layer, count=most)
+        return hits if sort is None else find.reorder(self, hits, sort, **order)
 
     def highlights(self, count: int = 6) -> Highlights:
         """A few neurons to look at first, each chosen for a stated reason (`mnemoscope.neuron.striking`)."""

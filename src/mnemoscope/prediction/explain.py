@@ -78,7 +78,7 @@ def explain(
     with model.running(), torch.inference_mode(), _on(model.device):
         traces = _Traces(model)
         question = ask(
-            model, prompt, target, foils, position, traces.likelier, target_id=target_id, foil_ids=foil_ids
+            model, prompt, target, foils, position, traces.logits, target_id=target_id, foil_ids=foil_ids
         )
         say.total += len(question.foils)
         stream = traces.of(question.tokens)
@@ -179,9 +179,8 @@ class _Traces:
             self.seen[tokens] = self.model.traced(torch.tensor([tokens], device=self.model.device))
         return self.seen[tokens]
 
-    def likelier(self, tokens: tuple[int, ...], ways: list[tuple[int, ...]]) -> int:
-        scores = self.of(tokens).logits[-1]
-        return max(range(len(ways)), key=lambda index: float(scores[ways[index][0]]))
+    def logits(self, tokens: tuple[int, ...]) -> Tensor:
+        return self.of(tokens).logits[-1]
 
 
 def _own_choice(

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from mnemoscope.arguments import check_question
 from mnemoscope.errors import QueryError
 from mnemoscope.model.model import Model
@@ -25,7 +27,7 @@ from mnemoscope.text.spelling import vocabulary_of
 from mnemoscope.text.tokenizer import Continuation, beginning, continuation, frame, prompt_tokens, unknown_id
 from mnemoscope.text.vocabulary import Vocabulary
 
-Likelier = Callable[[tuple[int, ...], list[tuple[int, ...]]], int]
+Logits = Callable[[tuple[int, ...]], Tensor]  # of what follows some tokens: f32[vocabulary]
 
 _SHOWN = 40  # characters of a text that a message quotes
 _DOING = "explaining a prediction"
@@ -63,21 +65,21 @@ def ask(
     target: str | None,
     foils: Sequence[str],
     position: int,
-    likelier: Likelier,
+    logits: Logits,
     *,
     target_id: int | None = None,
     foil_ids: Sequence[int] = (),
 ) -> ResolvedQuestion:
     """Resolve everything, or raise QueryError.
 
-    likelier  given the tokens so far and continuations, the index of the one that the model finds most probable
+    logits               asked for what the model finds more probable where a text can be written in two ways
     target_id, foil_ids  tokens by their ids instead of, or behind, those given as texts
     """
     texts, ids = _listed(foils, "foils", str), _listed(foil_ids, "foil_ids", int)
     check_question(prompt, target, texts, target_id)
     words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
     begun = _begun(model, prompt, position, words)
-    resolve = _Resolver(model, begun, words, likelier)
+    resolve = _Resolver(model, begun, words, logits)
     wanted = None if target is None else resolve(target, "target")
     if target_id is not None:
         wanted = _given_by_id(model, target_id, "target_id")
@@ -221,7 +223,7 @@ class _Resolver:
     model: Model
     begun: _Begun
     words: Vocabulary
-    likelier: Likelier
+    logits: Logits
 
     def __call__(self, text: str, role: str) -> _Spelled:
         _check_text(text, role)
@@ -285,7 +287,8 @@ class _Resolver:
             if first.read == first.given:
                 return first
             return _noted(first, "read with a leading space, because the vocabulary cannot spell it without")
-        spaced = self.likelier(self.begun.tokens, [way.tokens for way in ways]) == 1
+        scores = self.logits(self.begun.tokens)
+        spaced = float(scores[ways[1].tokens[0]]) > float(scores[first.tokens[0]])
         # A space alone says nothing about the word behind it.
         if not self.words.text(ways[1].tokens[:1]).strip():
             behind = f"to explain {_quoted(first.given or '')} behind it, end the prompt with a space"

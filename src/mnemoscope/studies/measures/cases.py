@@ -123,13 +123,9 @@ def _fits(model: Model, case: Case) -> bool:
     """Whether behind this prompt, too, the foils begin with the tokens that they have behind their own."""
     lens = Lens.of(model.anatomy, "own")
     scores = lens.logits(case.asked.stream[-1:])[0]
-
-    def likelier(_: tuple[int, ...], ways: list[tuple[int, ...]]) -> int:
-        return max(range(len(ways)), key=lambda way: float(scores[ways[way][0]]))
-
     foils = [_text(case.near), _text(case.far)]
     try:
-        found = ask(model, case.asked.question.prompt, _text(case.asked), foils, -1, likelier)
+        found = ask(model, case.asked.question.prompt, _text(case.asked), foils, -1, lambda _: scores)
     except QueryError:
         return False
     assert found.target is not None

@@ -119,13 +119,12 @@ def _ask(model: Model, question: Question) -> Asked:
     streams: dict[tuple[int, ...], Tensor] = {}
     lens = Lens.of(model.anatomy, "own")
 
-    def likelier(tokens: tuple[int, ...], ways: list[tuple[int, ...]]) -> int:
+    def logits(tokens: tuple[int, ...]) -> Tensor:
         streams[tokens] = _stream(model, tokens)
-        scores = lens.logits(streams[tokens][-1:])[0]
-        return max(range(len(ways)), key=lambda way: float(scores[ways[way][0]]))
+        return lens.logits(streams[tokens][-1:])[0]
 
     try:
-        question_read = ask(model, question.prompt, question.answer, [], -1, likelier)
+        question_read = ask(model, question.prompt, question.answer, [], -1, logits)
     except QueryError as error:
         raise QueryError(f"{question.set}, {question.subject or question.prompt!r}: {error}") from error
     assert question_read.target is not None
