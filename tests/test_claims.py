@@ -97,7 +97,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "pattern_tests": [pa.Table.from_pylist(rows, SCHEMAS["pattern_tests"])],
         "calibration": [pa.Table.from_pylist(_calibration(), SCHEMAS["calibration"])],
     }
-    return add_tables(run.path, tables, {"patterns": {"least": 0.5, "q": 0.05}})
+    return add_tables(run.path, tables, {"patterns": {"least": 0.5, "q": 0.05, "fdr": 0.1}})
 
 
 def _claim(run: Run, neuron: int) -> Claim:
@@ -261,7 +261,7 @@ def _report(summary: Summary) -> PatternReport:
     return PatternReport(summary, None, (), ())
 
 
-def _summary(claims: int, *, path: str = "runs/demo") -> Summary:
+def _summary(claims: int, *, path: str = "runs/demo", with_decoys: bool = False) -> Summary:
     """What a run amounts to, made by hand."""
     names = [f"the token “{'long ' * (place % 5)}{place}”" for place in range(claims)]
     ends = {f"{side}{end}": [value] * claims for side in ("precision", "recall", "f1")
@@ -276,8 +276,20 @@ def _summary(claims: int, *, path: str = "runs/demo") -> Summary:
         ["unit", "tests", "verdict", "len"], orient="row",
     )  # fmt: skip
     expected = pl.DataFrame(
-        [("main", "random", 700, 1, 0.13), ("main", "rotated", 700, 1, 0.1), ("next", "random", 234, 0, 0.0)],
-        ["tests", "unit", "believed", "null", "share"], orient="row",
+        [("main", "random", 700, 1, 0.13, 0.02, 0.7), ("main", "rotated", 700, 1, 0.1, 0.02, 0.6),
+         ("next", "random", 234, 0, 0.0, 0.0, 0.4)],
+        ["tests", "unit", "believed", "null", "share", "low", "high"], orient="row",
+    )  # fmt: skip
+    decoys = pl.DataFrame(
+        [(tests, level, 1_000, 90, 0.09) for tests in ("main", "next") for level in (0.05, 0.1, 0.2) if with_decoys],
+        {"tests": pl.String, "level": pl.Float64, "neurons": pl.Int64, "decoys": pl.Int64, "share": pl.Float64},
+        orient="row",
+    )  # fmt: skip
+    excess = pl.DataFrame(
+        [("main", "chimera", 0.5, 0.123, 0.08, 0.043, 0.031, 0.055)] if with_decoys else [],
+        dict.fromkeys(("tests", "unit"), pl.String)
+        | dict.fromkeys(("f1", "neurons", "decoys", "excess", "low", "high"), pl.Float64),
+        orient="row",
     )  # fmt: skip
     beyond = pl.DataFrame(
         [(layer, unit, "main", "N1", 10, 1, 0.1, 0.0, 0.4) for layer in range(30) for unit in ("neuron", "random")],
@@ -286,7 +298,7 @@ def _summary(claims: int, *, path: str = "runs/demo") -> Summary:
     shares = pl.DataFrame(
         [(0, "neuron", 0.5, 0.1, 0.1, 0.3, 100)], ["layer", "unit", *SHARES, "triggers"], orient="row"
     )
-    return Summary(beyond, verdicts, expected, shares, frame, (), path)
+    return Summary(beyond, verdicts, expected, decoys, excess, shares, frame, (), path)
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -296,8 +308,8 @@ def test_patterns_answer_first(width: int) -> None:
     assert max(map(len, lines)) <= width and len(lines) <= 32
     top = " ".join(" ".join(lines[:25]).split())
     assert (
-        "700 neurons and signs have a verdict; random directions would give 13 % as many, rotated axes 10 %"
-        in top
+        "700 neurons and signs have a verdict; random directions would give 13 % [2, 70] as many, rotated "
+        "axes 10 % [2, 60]" in top
     )
     assert all(f"L{layer}N1005" in top for layer in range(10))
     assert top.count(".91 [.83, .97] .91 [.83, .97] both ways") == 10
@@ -305,6 +317,21 @@ def test_patterns_answer_first(width: int) -> None:
     assert "beyond each null" not in " ".join(lines)
     whole = plain(patterns.summary(_report(_summary(10)), layers=True), width)
     assert "beyond each null" in whole and whole.startswith("\n".join(lines[:20]))
+
+
+def test_decoys_answer_first_where_there_are_some() -> None:
+    """What beats its decoys, by the rate of false discoveries, and the excess with its interval and what it is of."""
+    lines = plain(patterns.summary(_report(_summary(10, with_decoys=True))), 100).splitlines()
+    top = " ".join(" ".join(lines[:25]).split())
+    assert (
+        "beat their decoys, by the rate of false discoveries: 1,000 at 5.0 %, 1,000 at 10 %, 1,000 at 20 %"
+        in top
+    )
+    assert (
+        "12.30 % of them, 8.00 % of chimeras (the gate of one neuron, the up of another): +4.30 [3.10, 5.50]"
+        in top
+    )
+    assert "would give" not in top
 
 
 def test_patterns_without_a_verdict() -> None:

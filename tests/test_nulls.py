@@ -41,9 +41,11 @@ def seen(model: Model, units: Nulls, batch: ContextBatch) -> list[dict[str, tupl
     """By layer: copies of inputs and coefficients, and of what each kind makes of them."""
     kept: list[dict[str, tuple[Tensor, ...]]] = []
 
-    def receive(layer: int, m: Tensor, batch: ContextBatch, gate: object, up: object, inputs: Tensor) -> None:
+    def receive(
+        layer: int, m: Tensor, batch: ContextBatch, gate: Tensor | None, up: Tensor | None, inputs: Tensor
+    ) -> None:
         assert layer == len(kept)
-        found = units.columns(layer, batch, inputs, m)
+        found = units.columns(layer, batch, inputs, m, gate, up)
         kept.append(
             {"model": (inputs.clone(), m.clone())}
             | {kind: tuple(x.clone() for x in columns if x is not None) for kind, columns in found.items()}
@@ -186,6 +188,68 @@ def test_shuffled_units_are_neurons_of_the_shuffled_copy(model: Model) -> None:
             )
 
 
+@pytest.mark.parametrize("name", ["llama_biases", "phi3", "falcon_new", "gpt2", "opt_no_bias"])
+def test_decoys_are_as_defined(name: str) -> None:
+    """A chimera has a neuron's own gate with another's up, in a plain layer the mean of two other keys; a direction of
+    kind covariance is a signed sum of many keys. Told one by one, from the weights."""
+    model = wrapped(MODELS[name]())
+    units, neurons = Nulls(model, nulls.DECOYS), model.anatomy.n_neurons
+    for layer, found in enumerate(seen(model, units, padded([5, 9]))):
+        for kind in nulls.DECOYS:
+            source = units._sources[kind]
+            if kind == "chimera" and model.anatomy.gated:
+                (shift, *_) = source._shifts[layer]  # type: ignore[attr-defined]
+                (gates, a), (ups, b) = keys(model, layer)
+                rows = [
+                    (gates[i], a[i], ups[(i + shift) % neurons], b[(i + shift) % neurons])
+                    for i in range(neurons)
+                ]
+            else:
+                drawn = nulls._generator(0, kind, layer)
+                shifts = nulls._shifts(drawn, neurons, 2 if kind == "chimera" else nulls._SUMMED)
+                signs = np.ones((len(shifts), neurons))
+                if kind == "covariance":
+                    signs = drawn.choice([-1.0, 1.0], signs.shape)
+                assert 0 not in shifts % neurons and len(set(shifts.tolist())) == len(shifts)
+                rows = []
+                for i in range(neurons):
+                    row = []
+                    for weight, bias in keys(model, layer):
+                        whole = torch.cat([weight, bias[:, None]], 1).double()
+                        mean = whole.mean(0)
+                        terms = [
+                            s * (whole[(i + shift) % neurons] - mean)
+                            for shift, s in zip(shifts, signs[:, i], strict=True)
+                        ]
+                        mixed = mean + sum(terms) / len(shifts) ** 0.5
+                        row += [mixed[:-1].float(), mixed[-1].float()]
+                    rows.append(tuple(row))
+            inputs = found["model"][0]
+            for i, parts in enumerate(rows):
+                expected = model.anatomy.act(inputs @ parts[0] + parts[1])
+                if len(parts) == 4:
+                    expected = expected * (inputs @ parts[2] + parts[3])
+                torch.testing.assert_close(found[kind][0][..., i], expected, rtol=2e-4, atol=2e-5)
+            assert len(found[kind]) == (3 if model.anatomy.gated else 1)
+
+
+@given(seed=st.integers(0, 999), neurons=st.integers(2, 30), width=st.integers(1, 5))
+def test_mixed_keys_keep_the_mean_and_the_covariance(seed: int, neurons: int, width: int) -> None:
+    """Over all draws of signs, and over all shifts, a mixture has the mean and the covariance of the keys: exactly,
+    because each term of every pair of signs meets the other."""
+    generator = np.random.default_rng(seed)
+    rows = generator.standard_normal((neurons, width)) @ generator.standard_normal((width, width)) + 3
+    shifts = nulls._shifts(generator, neurons, 4)
+    count = len(shifts)
+    every = np.array(np.meshgrid(*[[-1.0, 1.0]] * count)).reshape(count, -1).T  # all signs
+    drawn = np.concatenate(
+        [nulls._mixed(rows, shifts, np.repeat(signs[:, None], neurons, 1)) for signs in every]
+    )
+    assert np.allclose(drawn.mean(0), rows.mean(0))
+    about, original = drawn - drawn.mean(0), rows - rows.mean(0)
+    assert np.allclose(about.T @ about / len(drawn), original.T @ original / neurons)
+
+
 def test_the_same_recipe_makes_the_same_units_and_another_seed_others(model: Model) -> None:
     """Of each kind, whatever kinds are beside it and in whatever order they are named."""
     batch = padded([6, 5])
@@ -207,7 +271,10 @@ def test_the_same_recipe_makes_the_same_units_and_another_seed_others(model: Mod
 
 def test_no_more_units_than_neurons(model: Model) -> None:
     """A small layer has as many null units as neurons."""
-    assert Nulls(model).count == model.anatomy.n_neurons == 40
+    assert set(Nulls(model, KINDS).sizes.values()) == {model.anatomy.n_neurons} == {40}
+    assert Nulls(model, KINDS, 7).sizes == {
+        "random": 7, "rotated": 7, "shuffled": 7, "chimera": 40, "covariance": 40
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
@@ -299,7 +366,9 @@ def test_a_null_that_is_not_finite_is_said_to_be_one(model: Model) -> None:
     """The message names the kind, so that nobody looks for a fault in a neuron."""
 
     class Broken:
-        def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, m: Tensor) -> NullColumns:
+        def columns(
+            self, layer: int, batch: ContextBatch, inputs: Tensor, m: Tensor, *_: object
+        ) -> NullColumns:
             return NullColumns(torch.full((*m.shape[:2], 40), float("inf")))
 
     units = Nulls(model, ["rotated"])
@@ -336,7 +405,7 @@ def test_null_tables_equal_the_definition(family: str, tmp_path: Path) -> None:
         values = np.concatenate(parts).astype(np.float64)
         here = (pl.col("kind") == kind) & (pl.col("layer") == layer)
         moments = run.table("null_neurons").filter(here).collect()
-        assert moments["neuron"].to_list() == list(range(units.count))
+        assert moments["neuron"].to_list() == list(range(units.sizes[kind]))
         assert set(moments["tokens"]) == {len(values)}
         for name, expected in {
             "mean": values.mean(0),
@@ -346,7 +415,7 @@ def test_null_tables_equal_the_definition(family: str, tmp_path: Path) -> None:
         }.items():
             np.testing.assert_allclose(moments[name].to_numpy(), expected, rtol=1e-4, atol=1e-5)
         triggers = run.table("null_triggers").filter(here & (pl.col("rank") == 0)).collect()
-        for unit in range(0, units.count, 7):
+        for unit in range(0, units.sizes[kind], 7):
             for polarity in (1, -1):
                 best = (polarity * values[:, unit]).argmax()
                 if polarity * values[best, unit] <= 1e-6:

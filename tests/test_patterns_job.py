@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from html import unescape
 from pathlib import Path
@@ -38,7 +38,6 @@ from mnemoscope.text.plan import batches
 from mnemoscope.text.sampling import half
 from mnemoscope.trials import hypothesis, job
 from mnemoscope.trials.job import WORK, Settings, patterns
-from mnemoscope.trials.outcomes import LEVELS
 from mnemoscope.views.claims import sentence
 from mnemoscope.views.page import page as page_of
 from mnemoscope.views.patterns import summary as printed
@@ -49,8 +48,8 @@ BUDGET = 3000
 SIZE = 80
 
 
-def planted_model() -> Model:
-    """Three neurons of the first layer answer to one word each; all others, and all directions, to words and noise.
+def planted_model(planted: Mapping[int, str] = PLANTED, neurons: int = 24) -> Model:
+    """A few neurons of the first layer answer to one word each; all others, and all directions, to words and noise.
 
     Half of the residual stream is one-hot for the word, the other half a loud random mixture of the words before
     it, which attention writes. Only the planted neurons read nothing but the first half: without the mixture any
@@ -59,7 +58,7 @@ def planted_model() -> Model:
     generator = torch.Generator().manual_seed(0)
     hf = tiny(
         "llama", vocab_size=SIZE, hidden_size=2 * SIZE, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=SIZE, intermediate_size=24, max_position_embeddings=64,
+        num_key_value_heads=2, head_dim=SIZE, intermediate_size=neurons, max_position_embeddings=64,
     )  # fmt: skip
     words = tokenizer()
     with torch.no_grad():
@@ -71,7 +70,7 @@ def planted_model() -> Model:
             layer.self_attn.o_proj.weight[SIZE:] *= 8
             layer.mlp.down_proj.weight.zero_()
         mlp = hf.model.layers[0].mlp
-        for neuron, word in PLANTED.items():
+        for neuron, word in planted.items():
             for keys in (mlp.gate_proj, mlp.up_proj):
                 keys.weight[neuron] = 0.5 * torch.eye(2 * SIZE)[words(word)["input_ids"][0]]
     return load_model(hf, tokenizer=words)
@@ -131,19 +130,26 @@ def test_few_nulls_get_a_verdict(run: Run) -> None:
 
 
 def test_a_verdict_needs_more_than_a_lucky_token(run: Run) -> None:
-    """A claim stands by the lower end of its F1. With the figure alone others would stand, on a few tokens."""
-    rows = _tests(run).with_columns(pl.col("f1", "f1_low", "precision_low", "recall_low").fill_null(0))
-    bars = run.table("calibration").filter(
-        (pl.col("measure").str.starts_with("f1 of ")) & (pl.col("unit") != "neuron")
+    """A claim stands by the lower end of its F1, above pseudo-neurons of the other parity than its own. With the figure
+    alone others would stand, on a few tokens."""
+    rows = _tests(run).with_columns(
+        pl.col("f1", "f1_low", "precision_low", "recall_low").fill_null(0), parity=pl.col("neuron") % 2
     )
-    level = bars.with_columns(
-        tests=pl.col("measure").str.strip_prefix("f1 of "), bar=pl.col("values").list.get(LEVELS.index(0.99))
-    ).group_by("layer", "tests").agg(pl.col("bar").max())  # fmt: skip
-    rows = rows.join(level.collect(), on=["layer", "tests"])
-    believed = rows["verdict"] != "no pattern above the null"
-    assert ((rows["f1_low"] > rows["bar"]) & (rows["q"] <= 0.05)).equals(believed)
-    doubted = rows.filter(~believed & (pl.col("f1") > pl.col("bar")) & (pl.col("q") <= 0.05))
-    assert doubted.height
+    sizes = {"random": 24, "rotated": 24}
+    level = {}
+    for layer, tests in rows.select("layer", "tests").unique().iter_rows():
+        for parity in (0, 1):
+            bars = []
+            for kind, size in sizes.items():
+                of_kind = rows.filter(layer=layer, tests=tests, unit=kind, parity=1 - parity)["f1"].to_numpy()
+                bars.append(np.quantile(np.append(of_kind, np.zeros(size - len(of_kind))), twoway.NULL_LEVEL))
+            level[layer, tests, parity] = max(bars)
+    bar = np.array([level[key] for key in rows.select("layer", "tests", "parity").iter_rows()])
+    believed = (rows["verdict"] != "no pattern above the null").to_numpy()
+    assert (((rows["f1_low"].to_numpy() > bar) & (rows["q"] <= 0.05).to_numpy()) == believed).all()
+    doubted = ~believed & (rows["f1"].to_numpy() > bar) & (rows["q"] <= 0.05).to_numpy()
+    assert doubted.any()
+    assert rows["decoy_q"].null_count() == rows.height, "a run without decoys has none of theirs"
 
 
 def _coefficients(run: Run, model: Model, documents: set[int]) -> tuple[np.ndarray, np.ndarray]:

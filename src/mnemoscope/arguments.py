@@ -12,7 +12,8 @@ from mnemoscope.errors import MnemoscopeError, ModelError, PatternError, QueryEr
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # short name, and torch's
 LENSES = ("raw", "own", "frozen")
-NULLS = ("random", "rotated", "shuffled")
+NULLS = ("random", "rotated", "shuffled", "chimera", "covariance")
+DECOYS = ("chimera", "covariance")  # kinds of null units of which there is one for each neuron
 DEFAULT_NULLS = ("random", "rotated")
 MOST_TRIGGERS = 10_000  # kept for a neuron and sign
 ABLATED_TO = ("zero", "mean")

@@ -36,6 +36,8 @@ NULLS = {  # the kinds of pseudo-neurons, as readers are told of them
     "random": "random directions",
     "rotated": "rotated axes",
     "shuffled": "neurons of a model with shuffled weights",
+    "chimera": "chimeras (the gate of one neuron, the up of another)",
+    "covariance": "directions drawn within the covariance of the keys",
 }
 MAIN, NEXT, POSITION, WHOLE = "main", "next", "position", "whole"  # families of tests, never in one p-value
 

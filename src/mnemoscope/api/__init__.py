@@ -101,8 +101,8 @@ def build(
     corpus   what `load_corpus` takes, or its result
     path     the run's folder; an unfinished build goes on, a finished one is opened
     top      triggers kept for each neuron and polarity
-    nulls    kinds of units that mean nothing, mined to compare with: ``random``, ``rotated``, ``shuffled``; the first
-             two if None, () for none
+    nulls    kinds of units that mean nothing, mined to compare with: ``random``, ``rotated``, ``shuffled``, and decoys
+             of every neuron, ``chimera``, ``covariance``; the first two if None, () for none
     workers  processes; the result is the same for any number
     report   called with a `Progress` after every step
 
@@ -245,11 +245,12 @@ def study(
         raise RunMissing(
             f"studying: {path} holds no finished run; give a model and a corpus to build it from"
         )
-    from mnemoscope.model.nulls import DEFAULT, KINDS
+    from mnemoscope.model.nulls import DEFAULT
 
     if not isinstance(corpus, Corpus):
         corpus = load_corpus(corpus, limit=FAST_TOKENS if fast else None)
-    run = build(model, corpus, path, nulls=KINDS if shuffled else DEFAULT, workers=workers, report=report)
+    kinds = (*DEFAULT, "shuffled") if shuffled else DEFAULT
+    run = build(model, corpus, path, nulls=kinds, workers=workers, report=report)
     return run.study(only=only, fast=fast, shuffled=shuffled, model=model, report=report, **sizes)
 
 

@@ -118,7 +118,7 @@ def study(
             reading = replace(reading, limit=api.FAST_TOKENS)
         source = load_corpus(corpus, **asdict(reading))
         loaded = load(model, loading)
-        kinds = nulls.KINDS if shuffled else nulls.DEFAULT
+        kinds = (*nulls.DEFAULT, "shuffled") if shuffled else nulls.DEFAULT
         with building(loaded, out) as progress:
             run = api.build(loaded, source, out, nulls=kinds, workers=workers, report=progress)
     if all(each.state(run, sizes) == "ready" for each in chosen if each.measured):

@@ -141,7 +141,7 @@ class RunStatistics:
     @classmethod
     def of(cls, model: Model, nulls: Nulls, top: int) -> RunStatistics:
         """An empty one, of a model's shape, that keeps `top` triggers."""
-        sizes = {_NEURONS: model.anatomy.n_neurons} | dict.fromkeys(nulls.kinds, nulls.count)
+        sizes = {_NEURONS: model.anatomy.n_neurons} | nulls.sizes
         return cls(
             nulls, {name: NeuronStatistics(model.anatomy.n_layers, size, top) for name, size in sizes.items()}
         )
@@ -167,7 +167,7 @@ class RunStatistics:
     ) -> None:
         """Take in one layer of one batch: a `Receiver`. ActivationError when something counted is not finite."""
         self.neurons.update(layer, coefficients, batch, gate, up)
-        for kind, columns in self._nulls.columns(layer, batch, inputs, coefficients).items():
+        for kind, columns in self._nulls.columns(layer, batch, inputs, coefficients, gate, up).items():
             try:
                 self._by_kind[kind].update(layer, columns.coefficients, batch, columns.gate, columns.up)
             except ActivationError as error:

@@ -6,13 +6,21 @@ Each kind answers a different doubt:
     rotated   "any axis of the coefficients would do": no privileged basis
     shuffled  "any network of these weight statistics would do": a copy of the model, its matrices shuffled
 
+Two kinds are *decoys*: there is one for each neuron, made of the layer's own parts, so that neuron and decoy can
+compete one against one (`neuron.decoys`).
+
+    chimera     "the gates and the ups would do, however paired": the neuron's gate with the up of another neuron.
+                In a plain layer the mean of two other keys, about the layer's mean, as long as keys are
+    covariance  "any direction would do that is distributed as the keys are": sums of many of the layer's keys with
+                random signs, about their mean; gate, up and biases are drawn together
+
 Anything with keys, an activation function and a column of coefficients can enter by the same door.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -22,9 +30,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from mnemoscope.arguments import DECOYS, check_nulls
 from mnemoscope.arguments import DEFAULT_NULLS as DEFAULT
 from mnemoscope.arguments import NULLS as KINDS
-from mnemoscope.arguments import check_nulls
 from mnemoscope.model.capture import Capture, Coefficients
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Projection
@@ -33,6 +41,7 @@ from mnemoscope.records import ContextBatch
 COUNT = 64  # pseudo-neurons in a layer: a 99th percentile over the layers, for a few per cent of the time
 
 _BLOCK = 512  # inputs that are multiplied at once
+_SUMMED = 64  # keys that make a direction of kind "covariance"
 
 
 class NullColumns(NamedTuple):
@@ -52,6 +61,8 @@ class NullSource(Protocol):
         batch: ContextBatch,
         inputs: Float[Tensor, "context token width"],
         coefficients: Coefficients,
+        gate: Coefficients | None,
+        up: Coefficients | None,
     ) -> NullColumns:
         """The coefficients of its pseudo-neurons in one layer of one batch."""
 
@@ -71,7 +82,8 @@ def recipe(
 
 
 class Nulls:
-    """`count` pseudo-neurons of each kind in every layer; the same for the same model and recipe.
+    """`count` pseudo-neurons of each kind in every layer, or one for each neuron if the kind is one of `DECOYS`; the
+    same for the same model and recipe.
 
     kinds  of `KINDS`, in any order; "shuffled" runs a copy of the model and so doubles time and memory
     count  as asked, or the layer's neurons where these are fewer
@@ -84,9 +96,12 @@ class Nulls:
     ) -> None:
         self.recipe = recipe(model, kinds, count, seed)
         self.kinds: tuple[str, ...] = tuple(self.recipe["kinds"]) if self.recipe else ()
-        self.count: int = self.recipe["count"] if self.recipe else 0
+        count = self.recipe["count"] if self.recipe else 0
+        self.sizes: dict[str, int] = {
+            kind: model.anatomy.n_neurons if kind in DECOYS else count for kind in self.kinds
+        }
         self._sources: dict[str, NullSource] = {
-            kind: _SOURCES[kind](model, self.count, seed) for kind in self.kinds
+            kind: _SOURCES[kind](model, self.sizes[kind], seed) for kind in self.kinds
         }
 
     @classmethod
@@ -100,14 +115,18 @@ class Nulls:
         batch: ContextBatch,
         inputs: Float[Tensor, "context token width"],
         coefficients: Coefficients,
+        gate: Coefficients | None = None,
+        up: Coefficients | None = None,
     ) -> dict[str, NullColumns]:
         """The coefficients of the pseudo-neurons by kind, in the model's dtype; ask layer by layer.
 
         inputs        what the layer's first projections read
         coefficients  of the layer's neurons
+        gate, up      their pre-activations, None if the layer is plain
         """
         return {
-            kind: source.columns(layer, batch, inputs, coefficients) for kind, source in self._sources.items()
+            kind: source.columns(layer, batch, inputs, coefficients, gate, up)
+            for kind, source in self._sources.items()
         }
 
 
@@ -129,13 +148,18 @@ class _Random:
             biases.append(np.concatenate([_biases(projection, like) for projection in rows]))
         self._weight, self._bias = _tensor(weights, model), _tensor(biases, model)
 
-    def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, coefficients: Tensor) -> NullColumns:
+    def columns(
+        self,
+        layer: int,
+        batch: ContextBatch,
+        inputs: Tensor,
+        coefficients: Tensor,
+        gate: Tensor | None,
+        up: Tensor | None,
+    ) -> NullColumns:
         """act(x.g + a) * (x.u + b), or act(x.k + a) where the layer is plain."""
         products = _product(inputs, self._weight[layer]).add_(self._bias[layer])
-        if products.shape[-1] == self._count:
-            return NullColumns(self._act(products))
-        gate, up = products.split(self._count, -1)
-        return NullColumns(self._act(gate) * up, gate, up)
+        return _activated(self._act, products, self._count)
 
 
 class _Rotated:
@@ -149,7 +173,15 @@ class _Rotated:
         ]
         self._weight = _tensor(rows, model)
 
-    def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, coefficients: Tensor) -> NullColumns:
+    def columns(
+        self,
+        layer: int,
+        batch: ContextBatch,
+        inputs: Tensor,
+        coefficients: Tensor,
+        gate: Tensor | None,
+        up: Tensor | None,
+    ) -> NullColumns:
         """m R; it has no keys of its own, and so no gate."""
         return NullColumns(_product(coefficients, self._weight[layer]))
 
@@ -183,7 +215,15 @@ class _Shuffled:
         self._batch: ContextBatch | None = None
         self._columns: dict[int, NullColumns] = {}
 
-    def columns(self, layer: int, batch: ContextBatch, inputs: Tensor, coefficients: Tensor) -> NullColumns:
+    def columns(
+        self,
+        layer: int,
+        batch: ContextBatch,
+        inputs: Tensor,
+        coefficients: Tensor,
+        gate: Tensor | None,
+        up: Tensor | None,
+    ) -> NullColumns:
         """What the copy computes for the chosen neurons."""
         if self._batch is not batch or layer not in self._columns:
             self._batch, self._columns = batch, {}
@@ -205,10 +245,126 @@ class _Shuffled:
         self._columns[layer] = NullColumns(coefficients[..., chosen], *branches)
 
 
-_SOURCES: dict[str, type[_Random | _Rotated | _Shuffled]] = {
+class _Chimera:
+    """For each neuron its gate with the up of another; in a plain layer two other keys, mixed.
+
+    The other is so many places further on: the order of neurons means nothing, and a shift is read in order.
+    """
+
+    def __init__(self, model: Model, count: int, seed: int) -> None:
+        parts = model.anatomy
+        self._act = parts.act
+        self._shifts = [
+            _shifts(_generator(seed, "chimera", layer), count, 2) for layer in range(parts.n_layers)
+        ]
+        self._mixed = None
+        if not parts.gated:
+            signs = np.ones((2, count))
+            self._mixed = _Mixtures(model, [(shifts, signs[: len(shifts)]) for shifts in self._shifts])
+
+    def columns(
+        self,
+        layer: int,
+        batch: ContextBatch,
+        inputs: Tensor,
+        coefficients: Tensor,
+        gate: Tensor | None,
+        up: Tensor | None,
+    ) -> NullColumns:
+        """act(x.g + a) * (x.u' + b'), or act(x.k' + a') where the layer is plain."""
+        if self._mixed is not None:
+            return self._mixed.columns(layer, inputs)
+        assert gate is not None and up is not None, "a gated layer hands out its gate and its up"
+        other = up.roll(-self._shifts[layer][0], -1)
+        return NullColumns(self._act(gate) * other, gate, other)
+
+
+class _Covariance:
+    """For each neuron a direction with the mean and the covariance of the layer's keys."""
+
+    def __init__(self, model: Model, count: int, seed: int) -> None:
+        drawn = []
+        for layer in range(model.anatomy.n_layers):
+            generator = _generator(seed, "covariance", layer)
+            shifts = _shifts(generator, count, _SUMMED)
+            drawn.append((shifts, generator.choice([-1.0, 1.0], (len(shifts), count))))
+        self._mixed = _Mixtures(model, drawn)
+
+    def columns(
+        self,
+        layer: int,
+        batch: ContextBatch,
+        inputs: Tensor,
+        coefficients: Tensor,
+        gate: Tensor | None,
+        up: Tensor | None,
+    ) -> NullColumns:
+        """act(x.g' + a') * (x.u' + b'), or act(x.k' + a') where the layer is plain."""
+        return self._mixed.columns(layer, inputs)
+
+
+class _Mixtures:
+    """Keys that are sums of the layer's keys about their mean, one for each neuron.
+
+    drawn  for each layer shifts i64[term], and signs f64[term neuron]: neuron i has the keys of the neurons
+           i + shift, by sign. Gate, up and biases are summed alike, and so keep what ties them.
+    """
+
+    def __init__(self, model: Model, drawn: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        parts = model.anatomy
+        self._act, self._count = parts.act, parts.n_neurons
+        weights, biases = [], []
+        every = np.arange(parts.n_neurons)
+        for layer, (shifts, signs) in zip(parts.layers, drawn, strict=True):
+            rows = [layer.gate] if layer.up is None else [layer.gate, layer.up]
+            weights.append(
+                np.concatenate(
+                    [_mixed(projection.weight().double().cpu().numpy(), shifts, signs) for projection in rows]
+                )
+            )
+            biases.append(
+                np.concatenate(
+                    [_mixed(_biases(projection, every)[:, None], shifts, signs)[:, 0] for projection in rows]
+                )
+            )
+        self._weight, self._bias = _tensor(weights, model), _tensor(biases, model)
+
+    def columns(self, layer: int, inputs: Tensor) -> NullColumns:
+        """What these keys make of the inputs of a layer."""
+        products = nn.functional.linear(inputs, self._weight[layer], self._bias[layer])
+        return _activated(self._act, products, self._count)
+
+
+def _mixed(rows: np.ndarray, shifts: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """f64[neuron width]: mean + the sum of signed, shifted (rows - mean), over the square root of their number."""
+    mean = rows.mean(0)
+    about, total = rows - mean, np.zeros_like(rows)
+    for shift, sign in zip(shifts, signs, strict=True):
+        total += sign[:, None] * np.roll(about, -shift, 0)
+    return mean + total / np.sqrt(max(len(shifts), 1))
+
+
+def _shifts(generator: np.random.Generator, neurons: int, count: int) -> np.ndarray:
+    """i64[term]: different numbers of places, never back to the neuron itself; fewer where there are not so many."""
+    if neurons == 1:
+        return np.zeros(1, np.int64)
+    return 1 + generator.choice(neurons - 1, min(count, neurons - 1), replace=False)
+
+
+def _activated(act: Callable[[Tensor], Tensor], products: Tensor, count: int) -> NullColumns:
+    """Coefficients of `count` units from the products with their keys, the gates before the ups."""
+    if products.shape[-1] == count:
+        return NullColumns(act(products))
+    gate, up = products.split(count, -1)
+    return NullColumns(act(gate) * up, gate, up)
+
+
+_SOURCES: dict[str, Callable[[Model, int, int], NullSource]] = {
     "random": _Random,
     "rotated": _Rotated,
     "shuffled": _Shuffled,
+    "chimera": _Chimera,
+    "covariance": _Covariance,
 }
 
 

@@ -85,6 +85,7 @@ class Claim:
 
     baselines    F1 of other explanations of the same activity, by name
     nulls        what pseudo-neurons of the layer reach
+    decoy_...    what decoys of the neuron reach, and the rate of false discoveries at which it beats them; None without
     curve        thresholds ascending; bands from the largest scores down
     definitions  the chosen threshold first
     """
@@ -113,6 +114,8 @@ class Claim:
     specificity_null: float | None
     neurons: int
     q: float
+    decoy_f1_low: float | None
+    decoy_q: float | None
     verdict: str
     nulls: tuple[LayerNull, ...]
     curve: tuple[CurvePoint, ...]
@@ -164,7 +167,7 @@ def of_row(
     """
     options = run.manifest.options
     asked = options.get("patterns", asdict(Rule()))
-    rule = Rule(asked["least"], asked["q"])
+    rule = Rule(asked["least"], asked["q"], asked["fdr"])
     edges = np.array([-np.inf, *options["histogram_edges"], np.inf])
     polarity, nulls = row["polarity"], nulls_of(calibration, row["tests"])
     counts = [np.array(row[f"counts_{presence}"], np.int64) for presence in ("present", "absent")]
@@ -175,7 +178,7 @@ def of_row(
     reach = abs(statistics["max"] if polarity > 0 else statistics["min"])
     fields = ("spec", "name", "family", "kind", "tests", "polarity", "threshold", "tokens", "documents", "active",
               "present", "both", "iou", "auprc", "pearson", "mutual_information", "specificity_rank",
-              "specificity_null", "q", "verdict")  # fmt: skip
+              "specificity_null", "q", "decoy_f1_low", "decoy_q", "verdict")  # fmt: skip
     share = lambda name: Share(*(row[f"{name}{end}"] for end in ("", "_low", "_high")))  # noqa: E731
     baselines = {name: row[f"baseline_{name}"] for name in ("constant", "random", "token", "other")}
     return Claim(

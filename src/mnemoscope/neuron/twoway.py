@@ -38,10 +38,12 @@ class Rule:
 
     least  of precision, and of recall, at the lower end of its interval: then that direction holds
     q      false discovery rate at which a pattern counts as confirmed on held-out triggers
+    fdr    rate of false discoveries among neurons that beat decoys of their own, in a run that has these
     """
 
     least: float = 0.5
     q: float = 0.05
+    fdr: float = 0.1
 
 
 def oriented(counts: np.ndarray, polarity: int) -> np.ndarray:
@@ -250,8 +252,9 @@ def verdicts(
 ) -> np.ndarray:
     """str[...]: one of `VERDICTS` (A74).
 
-    No pattern above the null, unless F1 exceeds `null` (the layer's `NULL_LEVEL` quantile) by the lower end of its
-    interval, and the pattern was confirmed on held-out triggers (q). Then a direction holds if at least
+    No pattern above the null, unless F1 exceeds `null` (the `NULL_LEVEL` quantile of half of the layer's
+    pseudo-neurons; with decoys 0 for a unit that beats them, and 1 for others) by the lower end of its interval, and
+    the pattern was confirmed on held-out triggers (q). Then a direction holds if at least
     `rule.least` of it does, by the lower end of its interval. Where there are no intervals, give the figures.
     """
     believed = (np.nan_to_num(f1_low) > null) & (np.asarray(q) <= rule.q)

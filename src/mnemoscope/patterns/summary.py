@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from mnemoscope.intervals import wilson
+from mnemoscope.neuron import decoys
 from mnemoscope.neuron.claims import rows_with_verdict
-from mnemoscope.neuron.twoway import NONE, NULL_LEVEL, VERDICTS
+from mnemoscope.neuron.twoway import NONE, VERDICTS
 from mnemoscope.patterns.covered import CASES, units_covered, units_with_triggers
 from mnemoscope.records import NEURON, NeuronId
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
 SHARES = ("shallow", "both", "semantic", "none")
+_BAR = ("layer", "tests", "parity")  # what a bar depends on, besides the kind of null
 _ORDER = pl.col("verdict").cast(pl.Enum(VERDICTS))
 
 
@@ -27,11 +30,17 @@ class Summary:
     beyond    a row for each layer, kind of unit, family of tests and null: `units`, of which `share` have a pattern
               beyond it, with its 95 % interval (Wilson, over units: layers hold all of their neurons, so the interval
               is about neurons like these). Nulls: `N1` (position and frequency: confirmed on held-out triggers),
-              `N2` (beyond the last token), `N3 random` ... (F1 above the layer's 99th percentile by the lower end of
-              its interval), `verdict` (any but that there is none)
+              `N2` (beyond the last token), `N3 random` ... (F1 above the 99th percentile of the other half of the
+              layer's pseudo-neurons by the lower end of its interval), `verdict` (any but that there is none)
     verdicts  how many units and polarities have each, by kind of unit and family of tests
     expected  what share of a family's verdicts of neurons would be expected if neurons were pseudo-neurons of a kind:
-              the rate of verdicts among these over the rate among neurons. Verdicts are no surer than that
+              the rate of verdicts among these over the rate among neurons, with its interval (Wilson, over
+              pseudo-neurons). Verdicts are no surer than that
+    decoys    if the run has some: a row for each family of tests and level of false discoveries, how many neurons with
+              sign beat decoys of their own at that level and are confirmed, how many decoys do as much, and what share
+              of the neurons is estimated from these to be wrong
+    excess    if the run has decoys: for each family, kind of decoy and F1, the share of neurons (with sign) that reach
+              it, that of decoys, and the difference with its interval over documents
     triggers  A8: for each layer and kind of unit, the share of held-out triggers that confirmed patterns explain:
               `shallow` only, `both`, `semantic` only (beyond the last token, N2), or `none`
     claims    the clearest claims (`neuron.claims.rows_with_verdict`), no pattern and no neuron twice; `silent` some
@@ -42,6 +51,8 @@ class Summary:
     beyond: pl.DataFrame
     verdicts: pl.DataFrame
     expected: pl.DataFrame
+    decoys: pl.DataFrame
+    excess: pl.DataFrame
     triggers: pl.DataFrame
     claims: pl.DataFrame
     silent: tuple[NeuronId, ...]
@@ -56,7 +67,7 @@ class Summary:
         """As JSON-ready values."""
         frames = {
             name: getattr(self, name).to_dicts()
-            for name in ("beyond", "verdicts", "expected", "triggers", "claims")
+            for name in ("beyond", "verdicts", "expected", "decoys", "excess", "triggers", "claims")
         }
         return frames | {
             name: [str(neuron) for neuron in getattr(self, name)] for name in ("clearest", "silent")
@@ -66,7 +77,7 @@ class Summary:
 def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
     """Read the tables that `mnemoscope patterns` added; `QueryError` when they are not there."""
     tests = run.table("pattern_tests").select(
-        "layer", "neuron", "unit", "polarity", "tests", "f1_low", "q", "verdict"
+        "layer", "neuron", "unit", "polarity", "tests", "f1_low", "q", "decoy_q", "verdict"
     )
     rows = tests.collect()
     units = _units(run)
@@ -75,6 +86,8 @@ def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
         beyond=_beyond(run, rows, units),
         verdicts=verdicts,
         expected=_expected(verdicts, units),
+        decoys=_against_decoys(rows, run.manifest.options["patterns"]["q"]),
+        excess=_excess(run),
         triggers=shares_covered(run),
         claims=clearest(run, count),
         silent=_silent(run, rows, count, seed),
@@ -93,11 +106,10 @@ def _beyond(run: Run, rows: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
     rate = run.manifest.options["patterns"]["q"]
     bars = _bars(run)
     tests_of = {"N1": pl.col("q") <= rate, "verdict": pl.col("verdict") != NONE}
+    rows = rows.with_columns(parity=pl.col("neuron") % 2)
     for kind in bars["null"].unique().sort():
-        rows = rows.join(
-            bars.filter(pl.col("null") == kind).select("layer", "tests", pl.col("bar").alias(f"bar {kind}")),
-            on=["layer", "tests"], how="left",
-        )  # fmt: skip
+        of_kind = bars.filter(pl.col("null") == kind).select(*_BAR, pl.col("bar").alias(f"bar {kind}"))
+        rows = rows.join(of_kind, on=[*_BAR], how="left")
         tests_of[f"N3 {kind}" if kind != "shuffled" else "N4 shuffled"] = (pl.col("q") <= rate) & (
             pl.col("f1_low").fill_null(0) > pl.col(f"bar {kind}")
         )
@@ -130,7 +142,8 @@ def _beyond(run: Run, rows: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
 
 
 def _expected(verdicts: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
-    """tests, unit (a kind of null), believed (of neurons), null (of this kind), share (null without a verdict)."""
+    """tests, unit (a kind of null), believed (of neurons), null (of this kind), share (null without a verdict), low,
+    high."""
     sides = dict(units.group_by("unit").agg(pl.col("sides").sum()).iter_rows())
     rows = []
     for tests in verdicts["tests"].unique().sort():
@@ -139,30 +152,79 @@ def _expected(verdicts: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
         believed = count_of.get(NEURON, 0)
         for kind in sorted(sides.keys() - {NEURON}):
             null = count_of.get(kind, 0)
-            share = null / max(sides[kind], 1) * sides[NEURON] / believed if believed else None
-            rows.append((tests, kind, believed, null, share))
-    schema = (
-        ("tests", pl.String),
-        ("unit", pl.String),
-        ("believed", pl.Int64),
-        ("null", pl.Int64),
-        ("share", pl.Float64),
+            rate = wilson(np.array(null), np.array(max(sides[kind], 1)))
+            shares = [float(end) * sides[NEURON] / believed if believed else None for end in rate]
+            rows.append((tests, kind, believed, null, *shares))
+    schema: dict[str, type[pl.DataType]] = {
+        "tests": pl.String,
+        "unit": pl.String,
+        "believed": pl.Int64,
+        "null": pl.Int64,
+        "share": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+    }
+    return pl.DataFrame(rows, schema, orient="row")
+
+
+def _against_decoys(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
+    """tests, level, neurons, decoys, share: with sign, which win at the level and are confirmed on held-out triggers;
+    share is what part of the neurons is estimated to be wrong, decoys by kind over neurons."""
+    kinds = rows.filter(pl.col("decoy_q").is_not_null() & (pl.col("unit") != NEURON))["unit"].n_unique()
+    told = rows.filter(pl.col("decoy_q").is_not_null() & (pl.col("q") <= rate))
+    real = pl.col("unit") == NEURON
+    levels = [
+        told.filter(pl.col("decoy_q") <= level)
+        .group_by("tests")
+        .agg(level=pl.lit(level), neurons=real.sum().cast(pl.Int64), decoys=(~real).sum().cast(pl.Int64))
+        for level in decoys.LEVELS
+    ]
+    families = rows.filter(pl.col("decoy_q").is_not_null()).select("tests").unique()
+    every = families.join(pl.DataFrame({"level": [*decoys.LEVELS]}), how="cross")
+    return (
+        every.join(pl.concat(levels), on=["tests", "level"], how="left")
+        .with_columns(pl.col("neurons", "decoys").fill_null(0))
+        .with_columns(
+            share=pl.when(pl.col("neurons") > 0).then(pl.col("decoys") / pl.col("neurons") / max(kinds, 1))
+        )
+        .sort("tests", "level")
     )
-    return pl.DataFrame(rows, [*schema], orient="row")
+
+
+def _excess(run: Run) -> pl.DataFrame:
+    """tests, unit (the kind of decoy), f1, neurons, decoys, excess, low, high: shares of units with sign."""
+    measures = run.table("calibration").filter(pl.col("measure").str.contains(" in .*: ")).collect()
+    told = {
+        (row["unit"], *row["measure"].replace(": ", " in ").split(" in ")): dict(
+            zip(row["levels"], row["values"], strict=True)
+        )
+        for row in measures.iter_rows(named=True)
+    }
+    rows = []
+    for (unit, what, tests, end), values in told.items():
+        if (what, end) != ("excess of neurons", "value"):
+            continue
+        for f1 in values:
+            shares = [told[unit, f"share of {units}", tests, "value"][f1] for units in ("neurons", "decoys")]
+            ends = [told[unit, what, tests, which][f1] for which in ("value", "low", "high")]
+            rows.append((tests, unit, f1, *shares, *ends))
+    figures = ("f1", "neurons", "decoys", "excess", "low", "high")
+    schema: dict[str, type[pl.DataType]] = {"tests": pl.String, "unit": pl.String}
+    for name in figures:
+        schema[name] = pl.Float64
+    return pl.DataFrame(rows, schema, orient="row").sort("tests", "unit", "f1")
 
 
 def _bars(run: Run) -> pl.DataFrame:
-    """layer, tests, null, bar: what the lower end of F1 has to exceed."""
-    rows = run.table("calibration").filter(
-        pl.col("measure").str.starts_with("f1 of ") & (pl.col("unit") != NEURON)
-    ).collect()  # fmt: skip
-    level = rows["levels"][0].to_list().index(NULL_LEVEL) if len(rows) else 0
+    """layer, tests, parity (of a unit's number), null, bar: what the lower end of F1 has to exceed."""
+    rows = run.table("calibration").filter(pl.col("measure").str.starts_with("bar of ")).collect()
     return rows.select(
         "layer",
-        pl.col("measure").str.strip_prefix("f1 of ").alias("tests"),
+        pl.col("measure").str.strip_prefix("bar of ").alias("tests"),
+        pl.col("levels").cast(pl.List(pl.Int32)).alias("parity"),
         pl.col("unit").alias("null"),
-        pl.col("values").list.get(level).alias("bar"),
-    )
+        pl.col("values").alias("bar"),
+    ).explode("parity", "bar")
 
 
 def shares_covered(run: Run) -> pl.DataFrame:

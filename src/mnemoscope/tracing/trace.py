@@ -274,7 +274,7 @@ class _UnusualNeurons:
         self._keep(layer, measured, [measured.tails, -np.abs(measured.deviations)])
         self._count("neuron", measured.tails)
         if self._nulls is not None:
-            for kind, columns in self._nulls.columns(layer, batch, inputs, coefficients).items():
+            for kind, columns in self._nulls.columns(layer, batch, inputs, coefficients, gate, up).items():
                 stored = Distributions.of(self._run, layer, kind)
                 self._count(kind, stored.tails(_numbers(columns.coefficients)))
 

@@ -335,7 +335,7 @@ class CountingState:
         masks = self._masked.of_batch(batch)
         columns = {NEURON: NullColumns(coefficients, gate, up)}
         if self._nulls is not None:
-            columns |= self._nulls.columns(layer, batch, inputs, coefficients)
+            columns |= self._nulls.columns(layer, batch, inputs, coefficients, gate, up)
         for kind, counts in self.parts.items():
             counts.update(layer, LayerBatch.of(columns[kind], masks))
 

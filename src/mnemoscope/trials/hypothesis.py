@@ -90,9 +90,7 @@ class _Question:
         self._run, self._model, self._neuron = run, model, neuron
         self._pattern, self._seed, self._report = pattern, seed, report
         self._nulls = Nulls.of(model, run.manifest.options.get("nulls") or recipe(model, DEFAULT))
-        self._sizes = {NEURON: run.manifest.model.neurons} | dict.fromkeys(
-            self._nulls.kinds, self._nulls.count
-        )
+        self._sizes = {NEURON: run.manifest.model.neurons} | self._nulls.sizes
 
     def answer(self, polarity: int | None, budget: int, folder: Path) -> Claim:
         """Choose thresholds in the discovery half; count and decide in the test half."""
@@ -190,14 +188,15 @@ class _Question:
         )
         tested[NEURON].q[row_of_neuron] = self._p(text, triggers)
         run, pattern = self._run, self._pattern
-        verdicts = TestTables(masked, tested, run.manifest.options["histogram_edges"], Rule(), self._seed)
+        edges = run.manifest.options["histogram_edges"]
+        verdicts = TestTables(masked, tested, edges, Rule(), self._seed, compete=False)
         measured, calibration = verdicts.layer(layer)
         norms = run.table("neurons").filter(pl.col("layer") == layer).select("value_norm").collect()
         calibration.append(verdicts.writes(layer, norms["value_norm"].to_numpy()))
         row = {name: _plain(values[row_of_neuron[0]]) for name, values in measured[NEURON].items()}
         row |= {name: getattr(pattern, name) for name in ("spec", "name", "family", "kind")}
         row |= {"polarity": self._polarity, "tests": MAIN}
-        row = dict.fromkeys(("quadrants_active", "quadrants_both")) | row
+        row = dict.fromkeys(("quadrants_active", "quadrants_both", "decoy_f1_low", "decoy_q")) | row
         statistics = run.rows("neurons", *self._neuron).row(0, named=True)
         return of_row(run, row, pl.DataFrame(calibration), statistics)
 

@@ -250,7 +250,7 @@ class _Job:
     def _size(self, kind: str) -> int:
         """Units of a kind in a layer."""
         neurons = self._run.manifest.model.neurons
-        return neurons if kind == NEURON or self._nulls is None else self._nulls.count
+        return neurons if kind == NEURON or self._nulls is None else self._nulls.sizes[kind]
 
     def _read(self, name: str, *, test: bool, most: int | None = None) -> HalfText:
         """Text of one half, within the budget, and how the model will read it."""

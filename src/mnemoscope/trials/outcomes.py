@@ -11,9 +11,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mnemoscope.intervals import ratio
+from mnemoscope.arguments import DECOYS
+from mnemoscope.intervals import Interval, ratio
 from mnemoscope.mine.kernel import BINS
-from mnemoscope.neuron import twoway
+from mnemoscope.neuron import decoys, twoway
 from mnemoscope.neuron.twoway import Curve, Rule
 from mnemoscope.patterns.triggers import Addressed
 from mnemoscope.patterns.whole import by_document
@@ -47,16 +48,28 @@ class Tested:
 class TestTables:
     """The columns of `pattern_tests` and the rows of `calibration`, layer by layer.
 
-    tested  by kind of unit, the neurons first
-    seed    of the documents that are drawn again
+    tested   by kind of unit, the neurons first
+    seed     of the documents that are drawn again
+    compete  whether neurons are judged against decoys of their own, where there are any
     """
 
     def __init__(
-        self, masked: MaskedText, tested: Mapping[str, Tested], edges: Sequence[float], rule: Rule, seed: int
+        self,
+        masked: MaskedText,
+        tested: Mapping[str, Tested],
+        edges: Sequence[float],
+        rule: Rule,
+        seed: int,
+        *,
+        compete: bool = True,
     ) -> None:
-        self._masked, self._tested, self._rule = masked, tested, rule
+        self._masked, self._tested, self._rule, self._seed = masked, tested, rule, seed
         self._weights = twoway.document_weights(masked.groups, seed=seed)
         self._edges = np.array([-np.inf, *edges, np.inf])
+        self._families = np.unique(np.concatenate([of_kind.tests for of_kind in tested.values()])).tolist()
+        self._decoys = [kind for kind in tested if compete and kind in DECOYS]
+        self._bounds = {kind: self._resampled(of_kind) for kind, of_kind in tested.items()}
+        self._rates = self._competition() if self._decoys else {}
 
     def claims(self, kind: str, layer: int) -> slice:
         """Which claims of a kind are of this layer."""
@@ -66,27 +79,122 @@ class TestTables:
         """By kind the columns of its claims (those that counts decide), and rows of `calibration`."""
         measured = {kind: self._measured(kind, layer) for kind in self._tested}
         rows = []
-        for tests in np.unique(np.concatenate([tested.tests for tested in self._tested.values()])).tolist():
-            of_family = {
-                kind: tested.tests[self.claims(kind, layer)] == tests for kind, tested in self._tested.items()
-            }
-            quantiles = [
-                self._quantiles(kind, layer, tests, measured[kind]["f1"][claims])
-                for kind, claims in of_family.items()
-            ]
-            for kind, claims in of_family.items():
-                measured[kind]["null"][claims] = null_level(quantiles)
-            rows += quantiles
+        for tests in self._families:
+            f1 = {kind: self._of_units(kind, layer, tests, measured[kind]["f1"]) for kind in measured}
+            rows += [self._quantiles(kind, layer, tests, values) for kind, values in f1.items()]
+            bars = {kind: crossed_bars(values) for kind, values in f1.items() if kind != NEURON}
+            rows += [
+                {"layer": layer, "unit": kind, "measure": f"bar of {tests}", "count": f1[kind].size,
+                 "levels": [0.0, 1.0], "values": bar.tolist()}
+                for kind, bar in bars.items()
+            ]  # fmt: skip
+            highest = np.max([np.zeros(2), *bars.values()], axis=0)
+            for kind, columns in measured.items():
+                here = self.claims(kind, layer)
+                of_family = self._tested[kind].tests[here] == tests
+                parity = self._tested[kind].chosen.claims.unit[here][of_family] % 2
+                columns["null"][of_family] = highest[parity]
         for kind, columns in measured.items():
-            columns["q"] = self._tested[kind].q[self.claims(kind, layer)]
+            here = self.claims(kind, layer)
+            columns["q"] = self._tested[kind].q[here]
+            if kind in self._rates:
+                columns["decoy_f1_low"], columns["decoy_q"] = (of_all[here] for of_all in self._rates[kind])
+                # A neuron that beats its decoys need not exceed anything else; one that does not never does.
+                columns["null"] = np.where(columns["decoy_q"] <= self._rule.fdr, 0.0, 1.0)
             bounds = columns["precision_low"], columns["recall_low"], columns["f1_low"]
             columns["verdict"] = twoway.verdicts(*bounds, columns.pop("null"), columns["q"], self._rule)
         return measured, rows
 
+    def _resampled(self, tested: Tested) -> dict[str, Interval]:
+        """The intervals of all claims of a kind, layer by layer to save memory."""
+        by_layer = [
+            twoway.resampled(*self._by_document(tested, layer), self._weights)
+            for layer in np.unique(tested.chosen.claims.layer).tolist()
+        ]
+        none = Interval(*np.zeros((3, 0)))
+        return {
+            name: Interval(*map(np.concatenate, zip(none, *(layer[name] for layer in by_layer), strict=True)))
+            for name in ("precision", "recall", "f1")
+        }
+
+    def _by_document(self, tested: Tested, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """[claim, document] of a layer: tokens that are active, both, and that show the pattern."""
+        here, counts = tested.chosen.claims.of(layer), tested.counts
+        return counts.active[here], counts.both[here], self._masked.shown[tested.chosen.claims.column[here]]
+
+    # -- neurons against decoys of their own, over all layers --------------------------------------------------
+
+    def _competition(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By kind, for each claim: the largest lower end of F1 among the unit's rivals f64[claim], and the level of
+        false discoveries f64[claim] at which its own is larger (`decoys.rates`). Layers are pooled; families are not,
+        and each unit has at most one claim in each."""
+        kinds = [NEURON, *self._decoys]
+        neurons, layers = self._size(NEURON), len(self._tested[NEURON].counts.total)
+        sizes = {kind: len(self._tested[kind].tests) for kind in kinds}
+        told = {kind: (np.zeros(size), np.ones(size)) for kind, size in sizes.items()}
+        for tests in self._families:
+            places = {kind: self._unit_numbers(kind, tests) for kind in kinds}
+            scores = np.zeros((len(kinds), layers * neurons * 2))
+            for score, (kind, (claims, unit)) in zip(scores, places.items(), strict=True):
+                score[unit] = np.nan_to_num(self._bounds[kind]["f1"].low[claims])
+            of_neurons, of_decoys = decoys.rates(scores[0], scores[1:].T, self._seed)
+            best = scores.argmax(0)
+            for index, (kind, (claims, unit)) in enumerate(places.items()):
+                rivals = np.delete(scores, index, 0)[:, unit].max(0)
+                level = of_neurons if kind == NEURON else np.where(best == index, of_decoys, 1.0)
+                told[kind][0][claims], told[kind][1][claims] = rivals, level[unit]
+        return told
+
+    def _unit_numbers(self, kind: str, tests: str) -> tuple[np.ndarray, np.ndarray]:
+        """Claims i64[...] of a kind and a family, and which unit with sign each is about, over all layers."""
+        claims = self._tested[kind].chosen.claims
+        of_family = np.flatnonzero(self._tested[kind].tests == tests)
+        unit = claims.layer[of_family] * self._size(kind) + claims.unit[of_family]
+        return of_family, 2 * unit + (claims.polarity[of_family] < 0)
+
+    def excess(self) -> list[dict[str, Any]]:
+        """Rows of `calibration`: what share of neurons, less what share of decoys, has an F1 of at least so much."""
+        rows = []
+        for tests in self._families if self._decoys else ():
+            layers = len(self._tested[NEURON].counts.total)
+            counted = decoys.Excess(2 * layers * self._size(NEURON))
+            for kind in (NEURON, *self._decoys):
+                tested = self._tested[kind]
+                for layer in np.unique(tested.chosen.claims.layer).tolist():
+                    of_family = tested.tests[self.claims(kind, layer)] == tests
+                    active, both, present = (counts[of_family] for counts in self._by_document(tested, layer))
+                    counted.add(kind, decoys.f1_without(active, both, present))
+            for kind in self._decoys:
+                for of_what, estimates in (
+                    ("excess of neurons", counted.over(NEURON, kind)),
+                    ("share of neurons", counted.shares(NEURON)),
+                    ("share of decoys", counted.shares(kind)),
+                ):
+                    for end in ("value", "low", "high"):
+                        rows.append({
+                            "layer": -1, "unit": kind, "measure": f"{of_what} in {tests}: {end}",
+                            "count": counted.units, "levels": [*decoys.FIGURES],
+                            "values": [getattr(estimate, end) for estimate in estimates],
+                        })  # fmt: skip
+        return rows
+
+    def _size(self, kind: str) -> int:
+        """Units of a kind in a layer."""
+        return int(self._tested[kind].counts.total.shape[1])
+
+    def _of_units(self, kind: str, layer: int, tests: str, f1: np.ndarray) -> np.ndarray:
+        """f64[unit 2]: F1 of every unit of a kind in a layer, by sign (+1 first); 0 where there is no claim."""
+        claims, here = self._tested[kind].chosen.claims, self.claims(kind, layer)
+        of_family = self._tested[kind].tests[here] == tests
+        values = np.zeros((self._size(kind), 2))
+        unit, negative = claims.unit[here][of_family], claims.polarity[here][of_family] < 0
+        values[unit, negative.astype(int)] = np.nan_to_num(f1[of_family])
+        return values
+
     def _measured(self, kind: str, layer: int) -> dict[str, Any]:
         tested = self._tested[kind]
         counts, claims, here = tested.counts, tested.chosen.claims, tested.chosen.claims.of(layer)
-        unit, polarity, column = claims.unit[here], claims.polarity[here], claims.column[here]
+        unit, polarity = claims.unit[here], claims.polarity[here]
         shown, whole = counts.counts[here].astype(np.int64), counts.totals[layer, unit].astype(np.int64)
         absent = whole - shown
         curve = Curve(*(np.where(polarity[:, None] > 0, side, side[:, ::-1]) for side in (shown, absent)))
@@ -94,8 +202,7 @@ class TestTables:
         at_threshold = lambda values: np.take_along_axis(values, score[:, None], 1)[:, 0]  # noqa: E731
         active, both, present = at_threshold(curve.active), at_threshold(curve.both), curve.shown[:, 0]
         tokens = np.full(len(unit), self._masked.tokens, np.int64)
-        of_documents = counts.active[here], counts.both[here], self._masked.shown[column]
-        bounds = twoway.resampled(*of_documents, self._weights)
+        bounds = self._bounds[kind]
         table, other = counts.table[here], counts.other[here]
         compared = tested.chosen.other[here] >= 0
         columns: dict[str, Any] = {
@@ -121,7 +228,7 @@ class TestTables:
         for name, value in (("precision", curve.precision), ("recall", curve.recall), ("f1", curve.f1)):
             columns[name] = at_threshold(value)
             for end, bound in zip(("low", "high"), bounds[name][1:], strict=True):
-                columns[f"{name}_{end}"] = np.where(np.isfinite(columns[name]), bound, np.nan)
+                columns[f"{name}_{end}"] = np.where(np.isfinite(columns[name]), bound[here], np.nan)
         if kind == NEURON and counts.gated[0]:
             columns["quadrants_active"] = counts.quadrants_active[here]
             columns["quadrants_both"] = counts.quadrants_both[here]
@@ -172,12 +279,9 @@ class TestTables:
 
     def _quantiles(self, kind: str, layer: int, tests: str, f1: np.ndarray) -> dict[str, Any]:
         """A row of `calibration`: F1 of all units of a kind in both polarities, 0 where there is no claim."""
-        units = 2 * self._tested[kind].counts.total.shape[1]
-        values = np.concatenate([np.nan_to_num(f1), np.zeros(units - len(f1))])
-        quantiles = np.quantile(values, LEVELS).tolist()
         return {
-            "layer": layer, "unit": kind, "measure": f"f1 of {tests}", "count": units, "levels": [*LEVELS],
-            "values": quantiles,
+            "layer": layer, "unit": kind, "measure": f"f1 of {tests}", "count": f1.size, "levels": [*LEVELS],
+            "values": np.quantile(f1, LEVELS).tolist(),
         }  # fmt: skip
 
     def writes(self, layer: int, norms: np.ndarray) -> dict[str, Any]:
@@ -198,10 +302,14 @@ class TestTables:
         }  # fmt: skip
 
 
-def null_level(rows: Sequence[Mapping[str, Any]]) -> float:
-    """What the lower end of F1 must exceed: over the kinds of null the largest quantile; 0 without any."""
-    level = LEVELS.index(twoway.NULL_LEVEL)
-    return max((row["values"][level] for row in rows if row["unit"] != NEURON), default=0.0)
+def crossed_bars(f1: np.ndarray) -> np.ndarray:
+    """f64[2]: what the lower end of F1 must exceed where there are no decoys, for units of even and of odd number.
+
+    Each is the `NULL_LEVEL` quantile of F1 (f64[unit 2]) of the pseudo-neurons of the other parity, so that none is
+    part of the bar that it is held against.
+    """
+    halves = [f1[1::2], f1[::2]]
+    return np.array([np.quantile(half, twoway.NULL_LEVEL) if half.size else 0.0 for half in halves])
 
 
 def with_document_tests(
@@ -267,6 +375,7 @@ def run_tables(
                 tables.append(arrow_table("pattern_tests", _described(frame, units) | columns))
             yield _in_order(pa.concat_tables(tables))
         tell(layers)
+        calibration.extend(verdicts.excess())
 
     def calibrated() -> Iterator[pa.Table]:
         by_layer = sorted(calibration, key=lambda row: row["layer"])

@@ -110,18 +110,42 @@ def _by_layer(known: Summary) -> list[RenderableType]:
 
 
 def expected_lines(known: Summary) -> list[str]:
-    """For each kind of pattern how many neurons have a verdict, and how many pseudo-neurons would."""
+    """For each kind of pattern how many neurons have a verdict, and how many of that is what chance gives: by decoys of
+    their own if the run has some, else by pseudo-neurons."""
+    if known.decoys.height:
+        return list(_decoy_lines(known))
     lines = []
     expected = known.expected.filter(pl.col("believed") > 0)
     for (tests,), units in expected.group_by("tests", maintain_order=True):
         shares = [
-            f"{NULLS.get(row['unit'], row['unit'])} {'' if index else 'would give '}{words.share(row['share'])}"
-            f"{'' if index else ' as many'}"
+            f"{NULLS.get(row['unit'], row['unit'])} {'' if index else 'would give '}{words.share(row['share'])} "
+            f"[{', '.join(_percent(row[end]) for end in ('low', 'high'))}]{'' if index else ' as many'}"
             for index, row in enumerate(units.iter_rows(named=True))
         ]
         nulls = f"; {', '.join(shares)}" if shares else ""
         lines.append(f"{ABOUT[str(tests)]}: {units['believed'][0]:,} neurons and signs have a verdict{nulls}")
     return lines
+
+
+def _decoy_lines(known: Summary) -> Iterator[str]:
+    """How many neurons beat their decoys, by level of false discoveries; and how many more of them reach an F1."""
+    for tests, about in ABOUT.items():
+        counts = known.decoys.filter(pl.col("tests") == tests)
+        if not counts.height:
+            continue
+        levels = ", ".join(
+            f"{row['neurons']:,} at {words.share(row['level'])}"
+            for row in counts.sort("level").iter_rows(named=True)
+        )
+        yield f"{about}: neurons and signs that beat their decoys, by the rate of false discoveries: {levels}"
+        for row in known.excess.filter((pl.col("tests") == tests) & (pl.col("f1") == 0.5)).iter_rows(
+            named=True
+        ):
+            ends = "" if row["low"] is None else f" [{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
+            yield (
+                f"  F1 of at least .5: {100 * row['neurons']:.2f} % of them, {100 * row['decoys']:.2f} % of "
+                f"{NULLS[row['unit']]}: {100 * row['excess']:+.2f}{ends} points"
+            )
 
 
 def label_line(check: LabelCheck) -> str:
