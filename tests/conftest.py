@@ -15,8 +15,10 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
+from checked import checked
+from hypothesis import HealthCheck, settings
 
 SOURCE = Path(__file__).parents[1] / "src" / "mnemoscope"
 _COMPILED = ("_compiled", "njit")  # loops that numba compiles cannot be wrapped
@@ -32,16 +34,13 @@ def _annotated() -> list[str]:
     return names
 
 
-with install_import_hook(_annotated(), "beartype.beartype"):
-    for name in _annotated():
-        import_module(name)
-
-from hypothesis import HealthCheck, settings  # noqa: E402
-
-import mnemoscope.api  # noqa: E402, F401 - hands results their views
-
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("default")
+def _import_checked() -> None:
+    """Import these modules with the signatures of their functions checked, and the one that hands results views."""
+    jaxtyping.jaxtyped = checked  # which is what the hook decorates with
+    with jaxtyping.install_import_hook(_annotated(), "beartype.beartype"):
+        for name in _annotated():
+            import_module(name)
+    import_module("mnemoscope.api")
 
 
 def _cache_of_this_session() -> None:
@@ -58,7 +57,14 @@ def _cache_of_this_session() -> None:
     atexit.register(shutil.rmtree, own, ignore_errors=True)
 
 
-_cache_of_this_session()
+def pytest_configure(config: pytest.Config) -> None:
+    """Get a process ready that runs tests; one that only hands them out to others needs none of it."""
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return
+    settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("default")
+    _import_checked()
+    _cache_of_this_session()
 
 
 @pytest.fixture(scope="session")
