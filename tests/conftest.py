@@ -14,11 +14,13 @@ import tempfile
 import warnings
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
 from checked import checked
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import WorkStealingScheduling
 
 SOURCE = Path(__file__).parents[1] / "src" / "mnemoscope"
 _COMPILED = ("_compiled", "njit")  # loops that numba compiles cannot be wrapped
@@ -65,6 +67,12 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("default")
     _import_checked()
     _cache_of_this_session()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WorkStealingScheduling | None:
+    """Give each worker a run of neighbours: what the tests of a file share is then made by one of them."""
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(scope="session")

@@ -175,6 +175,10 @@ def test_value_search_equals_the_cards(run: Run, ask: object, sense: int) -> Non
     """Found are the neurons whose card names the token under that verb, best rank first, read with the same sign."""
     taken = _taken(run)
     assert set(taken.values()) == {True, False}
+    writes = {
+        (id, sign): {word.id for word in card_of(run, NeuronId.parse(id), examples=0).writes(sign * sense)}
+        for id, sign in taken
+    }
     words = run.table("values").filter(pl.col("token").is_between(257, 320)).collect()
     pieces = run.table("vocabulary").collect()["bytes"]
     often = words["token"].value_counts().sort("count", "token", descending=True)["token"]
@@ -182,9 +186,7 @@ def test_value_search_equals_the_cards(run: Run, ask: object, sense: int) -> Non
         text = pieces[token].decode()
         found = ask(run, text, count=100)  # type: ignore[operator]
         expected = {
-            (id, "+-"[sign < 0], usual)
-            for (id, sign), usual in taken.items()
-            if token in [one.id for one in card_of(run, NeuronId.parse(id), examples=0).writes(sign * sense)]
+            (id, "+-"[sign < 0], usual) for (id, sign), usual in taken.items() if token in writes[id, sign]
         }
         assert set(found.rows.select("neuron", "sign", "usual").iter_rows()) == expected
         assert found.total == len(expected) == found.rows.height

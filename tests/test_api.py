@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from mnemoscope.cli import app
 from mnemoscope.display import WIDTH, Shown
 from mnemoscope.errors import MnemoscopeError, QueryError, RunError, RunMissing
 from mnemoscope.neuron.card import card
+from mnemoscope.patterns.triggers import Options
 from mnemoscope.records import NeuronId
 from mnemoscope.run.reading import Run as StoredRun
+from mnemoscope.trials import job
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +114,13 @@ def test_every_command_has_a_counterpart() -> None:
 
 
 @pytest.mark.parametrize("command", sorted(set(COUNTERPARTS) - {"demo"}))
-def test_the_counterparts_answer(command: str, built: mn.Run, folder: Path, tmp_path: Path) -> None:
+def test_the_counterparts_answer(
+    command: str, built: mn.Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each is called once on a tiny run, and what it gives shows itself in 80 columns, in a notebook and as JSON."""
+    monkeypatch.setattr(
+        job, "Options", partial(Options, draws=100)
+    )  # which is what takes the time of a search
     result = COUNTERPARTS[command](built, folder, tmp_path)
     assert result is not None
     if isinstance(result, Shown):

@@ -73,7 +73,10 @@ def _imports(files: dict[str, Path]) -> dict[str, set[str]]:
     return graph
 
 
-IMPORTS = _imports(FILES)
+@cache
+def imports() -> dict[str, set[str]]:
+    """Of each module of the package those that it imports."""
+    return _imports(FILES)
 
 
 def _longest(graph: dict[str, set[str]]) -> list[str]:
@@ -104,7 +107,7 @@ def test_every_package_has_a_place() -> None:
 def test_modules_import_in_no_circle() -> None:
     """Lazy imports are counted: a circle is two files that are one."""
     try:
-        order = list(TopologicalSorter(IMPORTS).static_order())
+        order = list(TopologicalSorter(imports()).static_order())
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' -> '.join(reversed(error.args[1]))}")
     assert len(order) == len(FILES)
@@ -115,14 +118,14 @@ def test_the_spine_imports_no_wing() -> None:
     spine = {module for module in FILES if _room(module) not in WINGS} - {"mnemoscope", "mnemoscope.__main__"}
     assert len(spine) > 60
     faults = {
-        f"{module} imports {name}" for module in spine for name in IMPORTS[module] if _room(name) in WINGS
+        f"{module} imports {name}" for module in spine for name in imports()[module] if _room(name) in WINGS
     }
     assert not faults
 
 
 def test_the_chain_of_imports_is_short() -> None:
     """Who wants to understand a file reads those below it: there are no more floors than there were."""
-    chain = _longest(IMPORTS)
+    chain = _longest(imports())
     assert len(chain) <= FLOORS, "\n".join(chain)
 
 
@@ -133,7 +136,7 @@ def test_every_module_is_reached_from_the_command_line() -> None:
         module = left.pop()
         if module not in seen:
             seen.add(module)
-            left += IMPORTS[module]
+            left += imports()[module]
     packages = {module for module, path in FILES.items() if path.name == "__init__.py"}
     assert set(FILES) - seen - packages == set()
 

@@ -26,7 +26,7 @@ from mnemoscope.mine.build import build
 from mnemoscope.model.load import load_built, load_model
 from mnemoscope.model.model import Model
 from mnemoscope.prediction.explain import explain
-from mnemoscope.run.reading import open_run
+from mnemoscope.run.reading import Run, open_run
 
 PROMPT, TARGET = "the capital of France is", " Paris"
 
@@ -147,8 +147,14 @@ TAKEN: dict[str, Callable[[], Any]] = {
 }
 
 
+# Each of these compiles for seconds; quick are a compiled model, a parallel one, and two families in parts.
+DEAR = {"compiled data parallel", *(f"{family} compiled in parts" for family in PARTS[2:])}
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("kind", TAKEN)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in DEAR else []) for kind in TAKEN]
+)
 def test_what_is_taken_equals_the_models_own_logits(kind: str) -> None:
     """explain gives the log-probability of the object that was passed, and that object is as it was."""
     given = TAKEN[kind]()
@@ -602,14 +608,23 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Run]:
+    """An explanation and a run that nothing surrounds."""
+    model = load_model(FAMILIES["llama"](), tokenizer=tokenizer())
+    run = build(model, texts(10), tmp_path_factory.mktemp("plain") / "run", top=2)
+    return explain(model, PROMPT, TARGET, top=2).to_dict(), run
+
+
 @pytest.mark.parametrize("when", ["before loading", "after loading"])
 @pytest.mark.parametrize("kind", SURROUNDINGS)
-def test_what_surrounds_a_call_changes_no_number(kind: str, when: str, tmp_path: Path) -> None:
+def test_what_surrounds_a_call_changes_no_number(
+    kind: str, when: str, undisturbed: tuple[dict[str, Any], Run], tmp_path: Path
+) -> None:
     """Autocast and defaults of torch hold in one thread of one process; a run must not depend on its workers."""
+    expected, plain = undisturbed
     hf = FAMILIES["llama"]()
     still = load_model(hf, tokenizer=tokenizer())
-    expected = explain(still, PROMPT, TARGET, top=2).to_dict()
-    plain = build(still, texts(10), tmp_path / "plain", top=2)
     with SURROUNDINGS[kind]():
         model = still if when == "after loading" else load_model(hf, tokenizer=tokenizer())
         found = explain(model, PROMPT, TARGET, top=2).to_dict()

@@ -767,23 +767,24 @@ def test_two_readers(run: Run) -> None:
 
 _READ = """
 import sys
-{before}
 from mnemoscope import open_run
-run = open_run({path!r})
+run = open_run(sys.argv[1])
 run.rows("triggers", 1, 3), run.contexts([1]), run.vocabulary, run.by_token(3)
 run.table("values").collect()
-print(*sorted({{"pandas"}} & set(sys.modules)), end=" ")
+print(sorted({"pandas"} & set(sys.modules)))
 run.sql("select 1")
-print(*sorted({{"torch", "transformers", "numba"}} & set(sys.modules)))
+heavy = {"torch", "transformers", "numba"}
+print(sorted(heavy & set(sys.modules)))
+sys.modules["numba"] = sys  # a stand-in, to see that it would be noticed
+print(sorted(heavy & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize(("before", "heavy"), [("", ""), ("import numba", "numba")], ids=["reading", "meta"])
-def test_reading_is_light(run: Run, before: str, heavy: str) -> None:
-    """Reading a run imports no torch, transformers, numba or pandas; a process that imports one is caught."""
-    code = _READ.format(before=before, path=str(run.path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == heavy
+def test_reading_is_light(run: Run) -> None:
+    """Reading a run imports no torch, transformers, numba or pandas; a stand-in for one of them is noticed."""
+    command = [sys.executable, "-c", _READ, str(run.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "[]", "['numba']"]
 
 
 # -- the synthetic run itself ----------------------------------------------------------------------------
