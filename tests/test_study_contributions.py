@@ -45,7 +45,7 @@ from mnemoscope.studies.measures.contributions import (
     rank,
     spread,
 )
-from mnemoscope.studies.measures.positions import Sizes
+from mnemoscope.studies.measures.positions import Sizes, Work
 from mnemoscope.studies.measures.value_ranks import ValueRanks, marked
 from mnemoscope.text.vocabulary import Vocabulary
 from mnemoscope.views.figures import chart
@@ -67,7 +67,7 @@ def read(name: str, lens: str, folder: Path) -> Rows:
     """One prefix at the survey, every neuron measured whole."""
     kept = folder / f"{name}-{lens}"
     kept.mkdir(exist_ok=True)
-    survey = ContributionSurvey.of(wrapped(name), Vocabulary([], []), lens, 10, kept)
+    survey = ContributionSurvey.of(wrapped(name), Vocabulary([], []), lens, 10, Work(kept))
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(contributions, "IntervalSurvey", Exact)
         return survey.example(PREFIX, {"gold": 9}, ("model", "null", "gold"), lambda _: OTHER)
@@ -247,8 +247,8 @@ def test_ranks_between_marks_are_nearly_right(tmp_path: Path) -> None:
     hf = FAMILIES["llama"]()
     lens = Lens("raw", None, torch.randn(2000, 32, generator=generator), None, 1.0, None)
     part = describe(hf).layers[1]
-    order = ValueRanks.of(lens, part, tmp_path / "order.npy")
-    again = ValueRanks.of(lens, part, tmp_path / "order.npy")
+    order = ValueRanks.of(lens, part, Work(tmp_path), "order")
+    again = ValueRanks.of(lens, part, Work(tmp_path), "order")
     assert torch.equal(order.marks, again.marks)
     coefficient = torch.randn(40, generator=generator)
     coefficient[3] = 0
@@ -307,7 +307,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Model]:
 def tables(run: Run, model: Model, folder: Path) -> dict[str, pl.DataFrame]:
     """What the measurement adds to a run."""
     folder.mkdir(exist_ok=True)
-    found = measure(run, model, Sizes(sentences=20), folder, lambda _: None)
+    found = measure(run, model, Sizes(sentences=20), Work(folder))
     return {name: pl.concat([pl.from_arrow(part) for part in parts]) for name, parts in found.items()}  # type: ignore[misc]
 
 
@@ -342,7 +342,7 @@ def measured(case: tuple[Run, Model], tmp_path_factory: pytest.TempPathFactory) 
     copied = tmp_path_factory.mktemp("measured") / "run"
     shutil.copytree(run.path, copied)
     work = tmp_path_factory.mktemp("work")
-    return add_tables(copied, measure(run, model, Sizes(sentences=20), work, lambda _: None), {})
+    return add_tables(copied, measure(run, model, Sizes(sentences=20), Work(work)), {})
 
 
 def test_tables_have_a_row_for_everything(measured: Run) -> None:

@@ -35,7 +35,7 @@ from mnemoscope.studies.findings.composition import STOP_WORDS, kind
 from mnemoscope.studies.findings.finding import Finding
 from mnemoscope.studies.measures import positions
 from mnemoscope.studies.measures.lenses import points, read_tops, value_tops
-from mnemoscope.studies.measures.positions import Examples, Sizes
+from mnemoscope.studies.measures.positions import Examples, Sizes, Work
 from mnemoscope.studies.measures.refinement import _blocks, _Unit, measure
 from mnemoscope.views.figures import chart
 
@@ -227,7 +227,9 @@ def test_every_column_equals_its_definition_in_fp64(name: str, tmp_path: Path) -
     """Tokens, ranks, counts, probabilities and shares of every lens are those of one prefix alone, computed by hand."""
     model, some = wrapped(name), examples(4)
     blocks = _blocks(some.documents, 80)
-    columns, ends = _Unit.of("model", model, ALL, None, tmp_path).shard(some, np.arange(len(some)), blocks)
+    columns, ends = _Unit.of("model", model, ALL, None, Work(tmp_path)).shard(
+        some, np.arange(len(some)), blocks
+    )
     partner = np.roll(np.arange(len(some)), -blocks[0].shift)
     slow = Slow(model.hf)
     seen = [slow.points(prefix) for prefix in some.prefixes]
@@ -274,7 +276,7 @@ def test_the_points_are_those_of_the_stream(name: str) -> None:
 def test_under_an_additive_lens_agreement_is_never_overruled(name: str, tmp_path: Path) -> None:
     """Where r and y say the same, o says it too under raw and frozen; without biases under own as well (A23)."""
     some = examples(40, seed=1)
-    unit = _Unit.of("model", wrapped(name), ALL, None, tmp_path)
+    unit = _Unit.of("model", wrapped(name), ALL, None, Work(tmp_path))
     columns, _ = unit.shard(some, np.arange(40), _blocks(some.documents, 80))
     same = columns["residual"] == columns["ffn"]
     assert same[..., 1:].any()
@@ -331,7 +333,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Model]:
 def tables(run: Run, model: Model, folder: Path) -> dict[str, pl.DataFrame]:
     """What the measurement adds to a run, in shards of eight."""
     folder.mkdir(exist_ok=True)
-    found = measure(run, model, Sizes(positions=20, shuffled=True), folder, lambda _: None)
+    found = measure(run, model, Sizes(positions=20, shuffled=True), Work(folder))
     return {
         name: pl.concat([pl.DataFrame(pl.from_arrow(part)) for part in parts])
         for name, parts in found.items()
@@ -398,7 +400,7 @@ def test_what_values_say_is_read_once_and_kept(case: tuple[Run, Model], tmp_path
     read = read_tops(model, reading)
     for source in (run, None):
         for _ in range(2):
-            assert torch.equal(value_tops(source, model, reading, tmp_path), read)
+            assert torch.equal(value_tops(source, model, reading, Work(tmp_path), "tops"), read)
 
 
 @pytest.fixture(scope="module")
@@ -407,9 +409,7 @@ def measured(case: tuple[Run, Model], tmp_path_factory: pytest.TempPathFactory) 
     run, model = case
     copied = tmp_path_factory.mktemp("measured") / "run"
     shutil.copytree(run.path, copied)
-    found = measure(
-        run, model, Sizes(positions=20, shuffled=True), tmp_path_factory.mktemp("work"), lambda _: None
-    )
+    found = measure(run, model, Sizes(positions=20, shuffled=True), Work(tmp_path_factory.mktemp("work")))
     return add_tables(copied, found, {})
 
 

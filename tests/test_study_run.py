@@ -27,7 +27,7 @@ from mnemoscope.studies import catalogue
 from mnemoscope.studies import run as study
 from mnemoscope.studies.findings import glance
 from mnemoscope.studies.findings.finding import STATES, Item, items
-from mnemoscope.studies.measures.positions import Sizes, in_shards, sample
+from mnemoscope.studies.measures.positions import Sizes, Work, sample
 from mnemoscope.text.sampling import half
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def test_an_interrupted_measurement_goes_on(case: tuple[Run, Model], tmp_path: P
         return {"rows": pa.table({"target": examples.targets[numbers]})}
 
     def everything() -> list[int]:
-        tables = in_shards(tmp_path, examples, measure, "measuring", lambda _: None, size=7)
+        tables = Work(tmp_path).shards(examples, measure, "measuring", size=7)
         return pa.concat_tables(tables["rows"])["target"].to_pylist()
 
     with pytest.raises(KeyboardInterrupt):

@@ -29,13 +29,13 @@ from mnemoscope.studies.measures import (
     removal,
     value_ranks,
 )
-from mnemoscope.studies.measures.positions import Sizes
+from mnemoscope.studies.measures.positions import Sizes, Work
 from mnemoscope.trials.job import Settings, patterns
 
 WHOLE = 1_000_000  # tokens of the run that minutes of the catalogue are about
 FIXED = 0.2  # share of those minutes that does not depend on how many
 Tables = Mapping[str, Iterable[pa.Table]]
-Job = Callable[[Run, Model, Sizes, Path, Callable[[Progress], None]], Tables | Run]
+Measure = Callable[[Run, Model, Sizes, Work], Tables | Run]
 WORK = ".study"  # in the folder of the run, while a measurement is under way
 
 
@@ -79,7 +79,7 @@ def _add(
     folder = run.path / WORK / f"{measurement.name}-{positions.digest(about)}"
     folder.mkdir(parents=True, exist_ok=True)
     with model.running():
-        added = JOBS[measurement.name](run, model, sizes, folder, report)
+        added = JOBS[measurement.name](run, model, sizes, Work(folder, report))
     tables = {} if isinstance(added, Run) else added
     run = add_tables(run.path, tables, {measurement.key: measurement.sizes(sizes)})
     _remove(folder)
@@ -127,9 +127,7 @@ def _speed(run: Run, model: Model) -> float:
 _PARTS = ("attention", "ffn", "other")
 
 
-def _parameters(
-    run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]
-) -> Mapping[str, list[pa.Table]]:
+def _parameters(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, list[pa.Table]]:
     """The table `parameters` (A2): attention, feed-forward and other parameters of every layer, and what is in none."""
     seen: set[int] = set()
     rows: list[tuple[int, str, int]] = []
@@ -159,14 +157,14 @@ def _count(modules: list[nn.Module], seen: set[int]) -> int:
     return sum(p.numel() for p in fresh.values())
 
 
-def _patterns(run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]) -> Run:
+def _patterns(run: Run, model: Model, sizes: Sizes, work: Work) -> Run:
     """The run with the tables `patterns`, `pattern_tests` and `calibration` of every neuron (A7, A8, A74, A77)."""
-    return patterns(run, model, Settings(budget=sizes.tokens, seed=sizes.seed), report=report)
+    return patterns(run, model, Settings(budget=sizes.tokens, seed=sizes.seed), report=work.report)
 
 
 # What each adds to a run: all columns of its tables in the order of the schema, or the run to which it added them
-# itself. The folder is its own, for checkpoints.
-JOBS: dict[str, Job] = {
+# itself.
+JOBS: dict[str, Measure] = {
     "glance": _parameters,
     "keys": _patterns,
     "removal": removal.measure,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -27,10 +26,9 @@ from mnemoscope.prediction.questions import ask
 from mnemoscope.prediction.switched import queries
 from mnemoscope.prediction.switching import chain
 from mnemoscope.prediction.traced import TracedPrediction
-from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS, arrow_table
-from mnemoscope.studies.measures.positions import Sizes, in_shards
+from mnemoscope.studies.measures.positions import Sizes, Work
 from mnemoscope.studies.measures.questions import Asked, ask_all
 from mnemoscope.studies.measures.reductions import ranks
 from mnemoscope.text.spelling import vocabulary_of
@@ -58,18 +56,16 @@ class Case:
         return self.asked.token, self.near.token, self.far.token
 
 
-def measure(
-    run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]
-) -> Mapping[str, Iterable[pa.Table]]:
+def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, Iterable[pa.Table]]:
     """The tables `case_*` (docs/format.md); `QueryError` when no question has two foils."""
-    cases = chosen(model, ask_all(model, sizes, report), sizes)
+    cases = chosen(model, ask_all(model, sizes, work.report), sizes)
 
     def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
         (number,) = numbers.tolist()
         found = taken_apart(model, cases[number], np.random.default_rng([sizes.seed, number]))
         return {name: _rows(name, number, frame) for name, frame in found.items()}
 
-    return in_shards(folder, cases, shard, "cases", report, size=1)
+    return work.shards(cases, shard, "cases", size=1)
 
 
 def chosen(model: Model, asked: Sequence[Asked], sizes: Sizes) -> list[Case]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -29,7 +28,7 @@ from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import arrow_table
 from mnemoscope.studies.measures.crosslayer import Columns, RankedNeurons, crosslayer
-from mnemoscope.studies.measures.positions import Examples, Sizes, in_shards, sample
+from mnemoscope.studies.measures.positions import Examples, Sizes, Work, sample
 from mnemoscope.studies.measures.reductions import log_sums
 from mnemoscope.studies.measures.value_ranks import ValueRanks
 from mnemoscope.text.vocabulary import Vocabulary
@@ -59,8 +58,7 @@ def measure(
     run: Run,
     model: Model,
     sizes: Sizes,
-    folder: Path,
-    report: Callable[[Progress], None],
+    work: Work,
     *,
     lens: str = "frozen",
     targets: Sequence[str] = TARGETS,
@@ -71,7 +69,7 @@ def measure(
     targets  `model` first; `null` and `gold` are asked the same
     """
     examples = sample(run, sizes.sentences, longest=sizes.longest, seed=sizes.seed)
-    survey = ContributionSurvey.of(model, run.vocabulary, lens, sizes.sentences // 10, folder, report)
+    survey = ContributionSurvey.of(model, run.vocabulary, lens, sizes.sentences // 10, work)
     others = Frequencies.of(run)
 
     def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
@@ -86,7 +84,7 @@ def measure(
         return {name: arrow_table(name, _joined(parts)) for name, parts in rows.items()}
 
     with torch.inference_mode():
-        return in_shards(folder, examples, shard, "contributions", report, size=_EXAMPLES)
+        return work.shards(examples, shard, "contributions", size=_EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -150,18 +148,15 @@ class ContributionSurvey:
         words: Vocabulary,
         lens: str,
         most: int,
-        folder: Path,
-        report: Callable[[Progress], None] = lambda _: None,
+        work: Work,
     ) -> ContributionSurvey:
-        """With the values of at most so many layers (and at least four) read for their ranks, kept in the folder."""
+        """With the values of at most so many layers (and at least four) read for their ranks, once."""
         main, orders = Lens.of(model.anatomy, lens), {}
         layers = spread(model.anatomy.n_layers, max(4, most))
         with torch.inference_mode():
             for done, layer in enumerate(layers):
-                report(Progress("ordering values", done, len(layers), "layers"))
-                orders[layer] = ValueRanks.of(
-                    main, model.anatomy.layers[layer], folder / f"order-{layer}.npy"
-                )
+                work.report(Progress("ordering values", done, len(layers), "layers"))
+                orders[layer] = ValueRanks.of(main, model.anatomy.layers[layer], work, f"order-{layer}")
             geometry = Geometry(main.unembedding)
             known = quotients(model, main, geometry)
         lenses = [Lens.of(model.anatomy, name) for name in LENSES]

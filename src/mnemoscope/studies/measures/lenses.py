@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope import files
 from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
@@ -19,25 +17,25 @@ from mnemoscope.model.parts import Norm
 from mnemoscope.model.watch import hooked, watch
 from mnemoscope.records import ContextBatch
 from mnemoscope.run.reading import Run
+from mnemoscope.studies.measures.positions import Work
 
 _TILE = 64  # values read at once: their logits stay near the cache
 
 
-def value_tops(run: Run | None, model: Model, lens: Lens, folder: Path) -> Int[Tensor, "layer neuron side"]:
+def value_tops(
+    run: Run | None, model: Model, lens: Lens, work: Work, name: str
+) -> Int[Tensor, "layer neuron side"]:
     """The token that each value promotes most, alone, with a positive (side 0) and a negative coefficient.
 
     The size of the coefficient is no matter: the own lens removes it, and raw and frozen are linear. Looked up in a run
-    that has them, and otherwise kept in the folder.
+    that has them, and otherwise read once and kept under the name.
     """
     if run is not None and lens.name == "own" and not lens.biased:
         rows = run.table("values").filter(pl.col("rank") == 0).select("token").collect()
         shape = (model.anatomy.n_layers, model.anatomy.n_neurons, 2)
         return torch.from_numpy(rows["token"].to_numpy().copy().reshape(shape)).to(model.device)
-    file = folder / f"tops-{lens.name}.npy"
-    if not file.exists():
-        with files.replacing(file, "reading values: writing") as partial, partial.open("wb") as stream:
-            np.save(stream, read_tops(model, lens).cpu().numpy())
-    return torch.from_numpy(np.load(file)).to(model.device)
+    tops = work.kept(f"{name}-{lens.name}", lambda: read_tops(model, lens).cpu().numpy())
+    return torch.from_numpy(tops).to(model.device)
 
 
 def read_tops(model: Model, lens: Lens) -> Int[Tensor, "layer neuron side"]:

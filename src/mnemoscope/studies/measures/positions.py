@@ -1,4 +1,5 @@
-"""Which prefixes a measurement reads: one random counted position of each context, held out by document (A26)."""
+"""Which prefixes a measurement reads, one random counted position of each context, held out by document (A26); and how
+its work is kept."""
 
 from __future__ import annotations
 
@@ -149,35 +150,49 @@ def sample(run: Run, count: int, *, longest: int = 128, seed: int = 0, held_out:
     )
 
 
-def in_shards(
-    folder: Path,
-    examples: Sized,
-    measure: Callable[[np.ndarray], dict[str, pa.Table]],
-    stage: str,
-    report: Callable[[Progress], None],
-    size: int | None = None,
-) -> dict[str, list[pa.Table]]:
-    """Tables of `measure(numbers)` for every shard of the examples, in order; shards that are in the folder are read.
+@dataclass(frozen=True)
+class Work:
+    """What a measurement has finished, in a folder of its own while it is under way, and who is told how far it is."""
 
-    Each shard is written when it is finished, whole or not at all, so that a killed study loses one shard at most and
-    gives the same bits as one that was not.
-    """
-    size = size or SHARD
-    shards = _shards(len(examples), size)
-    measured: dict[str, list[pa.Table]] = {}
-    for index, numbers in enumerate(shards):
-        report(Progress(stage, index * size, len(examples), "examples"))
-        done = folder / f"{index:05d}.json"
-        if not done.exists():
-            tables = measure(numbers)
-            for name, table in tables.items():
-                with files.replacing(folder / f"{index:05d}-{name}.parquet", _DOING) as partial:
-                    pq.write_table(table, partial, compression="zstd")
-            files.write(done, json.dumps(sorted(tables)), _DOING)
-        for name in json.loads(done.read_text()):
-            measured.setdefault(name, []).append(pq.read_table(folder / f"{index:05d}-{name}.parquet"))
-    report(Progress(stage, len(examples), len(examples), "examples"))
-    return measured
+    folder: Path
+    report: Callable[[Progress], None] = lambda _: None
+
+    def kept(self, name: str, read: Callable[[], np.ndarray]) -> np.ndarray:
+        """An array that is read once."""
+        file = self.folder / f"{name}.npy"
+        if not file.exists():
+            with files.replacing(file, "reading values: writing") as partial, partial.open("wb") as stream:
+                np.save(stream, read())
+        return np.asarray(np.load(file))
+
+    def shards(
+        self,
+        examples: Sized,
+        measure: Callable[[np.ndarray], dict[str, pa.Table]],
+        stage: str,
+        size: int | None = None,
+    ) -> dict[str, list[pa.Table]]:
+        """Tables of `measure(numbers)` for every shard of the examples, in order; finished ones are read.
+
+        Each shard is written when it is finished, whole or not at all, so that a killed study loses one shard at most
+        and gives the same bits as one that was not.
+        """
+        size = size or SHARD
+        measured: dict[str, list[pa.Table]] = {}
+        for index, numbers in enumerate(_shards(len(examples), size)):
+            self.report(Progress(stage, index * size, len(examples), "examples"))
+            done = self.folder / f"{index:05d}.json"
+            table_of = lambda name: self.folder / f"{index:05d}-{name}.parquet"  # noqa: B023, E731
+            if not done.exists():
+                tables = measure(numbers)
+                for name, table in tables.items():
+                    with files.replacing(table_of(name), _DOING) as partial:
+                        pq.write_table(table, partial, compression="zstd")
+                files.write(done, json.dumps(sorted(tables)), _DOING)
+            for name in json.loads(done.read_text()):
+                measured.setdefault(name, []).append(pq.read_table(table_of(name)))
+        self.report(Progress(stage, len(examples), len(examples), "examples"))
+        return measured
 
 
 def _shards(count: int, size: int) -> list[np.ndarray]:

@@ -27,7 +27,7 @@ from mnemoscope.prediction.questions import ask
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import arrow_table
-from mnemoscope.studies.measures.positions import Sizes
+from mnemoscope.studies.measures.positions import Sizes, Work
 from mnemoscope.studies.measures.reductions import ranks
 
 BUILT_IN = "city_in_country"
@@ -97,11 +97,9 @@ def _question(name: str, number: int, line: str) -> Question:
     return Question(name, **texts)
 
 
-def measure(
-    run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]
-) -> Mapping[str, list[pa.Table]]:
+def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, list[pa.Table]]:
     """The table `question_ranks` for the built-in set and the sets in `sizes.questions`."""
-    return {"question_ranks": [table(model, ask_all(model, sizes, report), sizes.seed)]}
+    return {"question_ranks": [table(model, ask_all(model, sizes, work.report), sizes.seed)]}
 
 
 def ask_all(model: Model, sizes: Sizes, report: Callable[[Progress], None]) -> list[Asked]:

@@ -10,9 +10,8 @@ another null, memories say the top tokens of values half the model away.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +23,10 @@ from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import shuffled_copy
-from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS, arrow_table
 from mnemoscope.studies.measures.lenses import Points, points, value_tops
-from mnemoscope.studies.measures.positions import SHARD, Examples, Sizes, in_shards, sample
+from mnemoscope.studies.measures.positions import SHARD, Examples, Sizes, Work, sample
 from mnemoscope.studies.measures.reductions import first_largest, log_sums, moments, ranks
 
 LENSES = ("own", "raw")
@@ -52,8 +50,7 @@ def measure(
     run: Run,
     model: Model,
     sizes: Sizes,
-    folder: Path,
-    report: Callable[[Progress], None],
+    work: Work,
     *,
     lenses: Sequence[str] = LENSES,
 ) -> Mapping[str, Iterable[pa.Table]]:
@@ -64,9 +61,9 @@ def measure(
     If the sizes say so, the same of a copy of the model whose matrices are shuffled, beside it.
     """
     examples = sample(run, sizes.positions, longest=sizes.longest, seed=sizes.seed)
-    units = [_Unit.of("model", model, lenses, run, folder)]
+    units = [_Unit.of("model", model, lenses, run, work)]
     if sizes.shuffled:
-        units.append(_Unit.of("shuffled", shuffled_copy(model, sizes.seed), lenses, None, folder))
+        units.append(_Unit.of("shuffled", shuffled_copy(model, sizes.seed), lenses, None, work))
 
     def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
         blocks = _blocks(examples.documents[numbers], model.anatomy.vocabulary)
@@ -78,7 +75,7 @@ def measure(
         }
 
     with torch.inference_mode():
-        return in_shards(folder, examples, shard, "refinement", report)
+        return work.shards(examples, shard, "refinement")
 
 
 @dataclass(frozen=True)
@@ -121,12 +118,10 @@ class _Unit:
     own: Lens
 
     @classmethod
-    def of(cls, name: str, model: Model, lenses: Sequence[str], run: Run | None, folder: Path) -> _Unit:
+    def of(cls, name: str, model: Model, lenses: Sequence[str], run: Run | None, work: Work) -> _Unit:
         """Values are looked up in the run, if one is given, and else read."""
-        kept = folder / name
-        kept.mkdir(exist_ok=True)
         read = [Lens.of(model.anatomy, lens) for lens in lenses]
-        tops = [value_tops(run, model, lens, kept) for lens in read]
+        tops = [value_tops(run, model, lens, work, f"tops-{name}") for lens in read]
         lengths = [value_vectors(layer).square().sum(-1).sqrt() for layer in model.anatomy.layers]
         return cls(name, model, read, tops, torch.stack(lengths), Lens.of(model.anatomy, "own"))
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +29,7 @@ from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS, arrow_table
 from mnemoscope.run.writing import add_tables
-from mnemoscope.studies.measures.positions import Sizes
+from mnemoscope.studies.measures.positions import Sizes, Work
 from mnemoscope.text.plan import BATCH_TOKENS, packed
 
 REMOVED = ("first", "last", "random")
@@ -89,12 +88,10 @@ def removal(
     return _Passes(texts, prefixes).table(model, report or (lambda _: None))
 
 
-def measure(
-    run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]
-) -> Mapping[str, list[pa.Table]]:
+def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, list[pa.Table]]:
     """The table `removal`, as a measurement of the study."""
     documents = max(10, sizes.positions // _POSITIONS)
-    rows = removal(run, model, documents=documents, seed=sizes.seed, report=report)
+    rows = removal(run, model, documents=documents, seed=sizes.seed, report=work.report)
     return {"removal": [arrow_table("removal", rows.to_dict())]}
 
 

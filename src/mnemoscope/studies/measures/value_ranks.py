@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -21,7 +20,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope import files
 from mnemoscope.mine.reading import share_out
 from mnemoscope.mine.values import LENS, value_vectors
 from mnemoscope.model.lens import Lens
@@ -31,17 +29,15 @@ from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import arrow_table
 from mnemoscope.studies.measures import reductions
-from mnemoscope.studies.measures.positions import Sizes
+from mnemoscope.studies.measures.positions import Sizes, Work
 
 _TILE = 64  # values read at once
 _ASKED = ("rank", "last_rank", "permuted_rank", "other_rank")
 
 
-def measure(
-    run: Run, model: Model, sizes: Sizes, folder: Path, report: Callable[[Progress], None]
-) -> Mapping[str, Iterator[pa.Table]]:
+def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, Iterator[pa.Table]]:
     """The table `value_ranks`: a row for each neuron and polarity whose strongest trigger is followed by a token."""
-    return {"value_ranks": _layers(run, model, sizes.seed, report)}
+    return {"value_ranks": _layers(run, model, sizes.seed, work.report)}
 
 
 def _layers(run: Run, model: Model, seed: int, report: Callable[[Progress], None]) -> Iterator[pa.Table]:
@@ -156,13 +152,11 @@ class ValueRanks:
     ranks: Int[Tensor, " mark"]
 
     @classmethod
-    def of(cls, lens: Lens, layer: Layer, file: Path) -> ValueRanks:
-        """Read once and kept in the file."""
+    def of(cls, lens: Lens, layer: Layer, work: Work, name: str) -> ValueRanks:
+        """Read once and kept under the name."""
         places = marked(lens.unembedding.shape[0])
-        if not file.exists():
-            with files.replacing(file, "reading values: writing") as partial, partial.open("wb") as stream:
-                np.save(stream, _sorted(lens, layer, places))
-        return cls(lens, torch.from_numpy(np.load(file)), torch.from_numpy(places))
+        marks = work.kept(name, lambda: _sorted(lens, layer, places))
+        return cls(lens, torch.from_numpy(marks), torch.from_numpy(places))
 
     def rank(
         self, vectors: Float[Tensor, "neuron width"], negative: Tensor, token: int
