@@ -129,6 +129,25 @@ def test_few_nulls_get_a_verdict(run: Run) -> None:
     assert rows.filter(pl.col("verdict") != "no pattern above the null").height <= 0.05 * total
 
 
+def test_near_duplicates_are_one_document(model: Model, tmp_path: Path) -> None:
+    """The job and a claim of one's own say how many documents count as another; the manifest keeps it."""
+    plain = texts(60)
+    copies = [f"{text} river king" for text in plain if len(text.split()) > 25]
+    built = build(model, plain + copies, tmp_path / "run", top=12)
+    notes: list[str] = []
+    found = patterns(built, model, Settings(budget=600), report=lambda step: notes.append(step.note))
+    said = {"documents": len(copies), "groups": len(copies)}
+    assert len(copies) > 10 and found.manifest.options["patterns"]["near_duplicates"] == said
+    assert (
+        sum(f"{len(copies)} of {60 + len(copies)} documents are nearly copies" in note for note in notes) == 1
+    )
+    asked: list[str] = []
+    hypothesis.test(
+        found, model, (0, 3), "word:river", budget=600, report=lambda step: asked.append(step.note)
+    )
+    assert sum("documents are nearly copies" in note for note in asked) == 1
+
+
 def test_a_verdict_needs_more_than_a_lucky_token(run: Run) -> None:
     """A claim stands by the lower end of its F1, above pseudo-neurons of the other parity than its own. With the figure
     alone others would stand, on a few tokens."""
@@ -210,6 +229,7 @@ def test_tables_agree(run: Run) -> None:
     assert (np.bitwise_count(bits) == by_triggers["test_hits"].to_numpy()).all()
     assert run.check() == [] and not (run.path / WORK).exists()
     assert run.manifest.options["patterns"]["budget"] == BUDGET
+    assert run.manifest.options["patterns"]["near_duplicates"] == {"documents": 0, "groups": 0}
 
 
 class _Stopped(BaseException):

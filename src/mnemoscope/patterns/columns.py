@@ -47,14 +47,23 @@ class Groups:
         self.codes = ordered[self.starts[:-1]]
 
     def spread(self, documents: np.ndarray) -> np.ndarray:
-        """i64[group]: different documents; the rows of a document must be neighbours."""
+        """i64[group]: different documents."""
         if not len(self.rows):
             return np.zeros(0, np.int64)
-        ordered = documents[self.rows]
+        return np.add.reduceat(self.by_document(documents)[1].astype(np.int64), self.starts[:-1])
+
+    def by_document(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """i64[row], the rows with those of a document as neighbours in each group, and bool[row], where a document
+        begins in a group. Near-duplicates are one document, and lie apart in the text."""
+        rows = self.rows
+        if (np.diff(documents) < 0).any():
+            group = np.repeat(np.arange(len(self.codes)), np.diff(self.starts))
+            rows = rows[np.lexsort((documents[rows], group))]
+        ordered = documents[rows]
         new = np.ones(len(ordered), bool)
         new[1:] = ordered[1:] != ordered[:-1]
         new[self.starts[:-1]] = True
-        return np.add.reduceat(new.astype(np.int64), self.starts[:-1])
+        return rows, new
 
     def take(self, groups: np.ndarray) -> csc_array:
         """A column for each group; -1 is an empty one."""

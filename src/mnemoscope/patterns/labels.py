@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from mnemoscope.patterns.duplicates import near_duplicates
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.triggers import halves
 from mnemoscope.records import NEURON
@@ -54,14 +55,13 @@ def check(run: Run, key: str = "topic", *, seed: int = 0) -> LabelCheck | None:
     ids = np.array(sorted(labels), np.int64)
     if not specs or len(set(labels.values())) < 2:
         return None
-    contexts = run.table("contexts").select("context", "document").collect()
-    test = halves(contexts["document"].to_numpy())[1]
+    text = Text.of(run)
+    test = halves(near_duplicates(text).group)[1]  # of copies, the first alone
     ids = np.intersect1d(ids, test)
     ids = np.sort(ids[np.argsort(mixed(ids, seed + 5))][:DOCUMENTS])
-    read = contexts.filter(pl.col("document").is_in(pl.Series(ids).implode()))["context"].to_list()
     if len(ids) < 2:
         return None
-    text = Text.of(run, read)
+    text, _ = text.part(ids)
     names, code = np.unique([labels[int(document)] for document in ids], return_inverse=True)
     met = _met(text, specs, ids)
     measured = information(met, code)

@@ -4,7 +4,8 @@ Documents stand in an order (subjects, years, authors), so that the first ones a
 is long must not keep the others out. They are drawn by a hash, and share a budget.
 
 The half to discover on or to test on depends on the id of a document and nothing else, so that it is the same for every
-question asked of a run, whatever was asked before (testing on examples used for discovery certifies anything).
+question asked of a run, whatever was asked before (testing on examples used for discovery certifies anything). Where
+documents are nearly copies of each other, that is the id of the first of them (`patterns.duplicates`).
 """
 
 from __future__ import annotations

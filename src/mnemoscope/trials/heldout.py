@@ -241,17 +241,14 @@ class _Neighbours(NamedTuple):
 
     @classmethod
     def of(cls, text: Text, codes: np.ndarray, usable: np.ndarray) -> _Neighbours:
-        groups = Groups(codes, usable)  # in ascending order of rows, so documents lie together
-        documents = text.document[groups.rows]
-        new = np.ones(len(documents), bool)
-        new[1:] = documents[1:] != documents[:-1]
-        new[groups.starts[:-1]] = True
+        groups = Groups(codes, usable)
+        rows, new = groups.by_document(text.document)
         ending, in_document = np.full((2, len(text)), -1)
-        ending[groups.rows] = np.repeat(np.arange(len(groups.codes)), np.diff(groups.starts))
-        in_document[groups.rows] = np.cumsum(new) - 1
+        ending[rows] = np.repeat(np.arange(len(groups.codes)), np.diff(groups.starts))
+        in_document[rows] = np.cumsum(new) - 1
         others = np.zeros(len(text), np.int64)
-        sizes = [np.bincount(code[groups.rows])[code[groups.rows]] for code in (ending, in_document)]
-        others[groups.rows] = sizes[0] - sizes[1]
+        sizes = [np.bincount(code[rows])[code[rows]] for code in (ending, in_document)]
+        others[rows] = sizes[0] - sizes[1]
         return cls(ending, in_document, others)
 
     def having(self, matrix: csc_array, rows: np.ndarray, column: np.ndarray) -> np.ndarray:

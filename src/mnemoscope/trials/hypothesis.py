@@ -24,6 +24,7 @@ from mnemoscope.model.nulls import DEFAULT, Nulls, recipe
 from mnemoscope.neuron.claims import Claim, of_row
 from mnemoscope.neuron.twoway import LEAST_DOCUMENTS, Rule
 from mnemoscope.patterns import foreign
+from mnemoscope.patterns.duplicates import near_duplicates
 from mnemoscope.patterns.language import usual
 from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.patterns.score import log_binomial_tail
@@ -95,6 +96,10 @@ class _Question:
     def answer(self, polarity: int | None, budget: int, folder: Path) -> Claim:
         """Choose thresholds in the discovery half; count and decide in the test half."""
         text = Text.of(self._run)
+        duplicates = near_duplicates(text)
+        text = duplicates.join(text)
+        if duplicates.note:
+            self._report(Progress("first look", 0, 0, "tokens", duplicates.note))
         early, late = (
             read_half(text, test, budget, folder / str(test), self._run, self._seed) for test in (False, True)
         )

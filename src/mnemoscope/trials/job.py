@@ -30,6 +30,7 @@ from mnemoscope.mine import loop
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import Nulls
 from mnemoscope.neuron.twoway import LEAST_DOCUMENTS, NULL_LEVEL, RESAMPLES, Rule
+from mnemoscope.patterns.duplicates import Duplicates, near_duplicates
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.search import search
 from mnemoscope.patterns.triggers import Options, addressed, halves
@@ -120,7 +121,7 @@ def _identity(run: Run, settings: Settings) -> dict[str, Any]:
         "settings": asdict(settings),
         "version": version("mnemoscope"),
         "tables": {name: tables[name].sha256 for name in sources if name in tables},
-        "read": "parts of long documents",  # work that was begun before reads other contexts
+        "read": "near-duplicates as one document",  # work that was begun before reads other contexts
     }
 
 
@@ -129,7 +130,9 @@ class _Job:
 
     def __init__(self, run: Run, model: Model, settings: Settings, work: WorkFolder, report: Report) -> None:
         self._run, self._model, self._settings, self._work, self._report = run, model, settings, work, report
-        self._text = Text.of(run)
+        text = Text.of(run)
+        self._duplicates = self._near_duplicates(text)
+        self._text = self._duplicates.join(text)
         self._units = addressed(run, self._text)
         recipe = run.manifest.options.get("nulls")
         self._nulls = Nulls.of(model, recipe) if recipe else None
@@ -140,6 +143,15 @@ class _Job:
         candidates = self._work.kept("proposed", lambda: self._propose(candidates))
         candidates = self._work.kept("chosen", lambda: self._choose(candidates))
         return self._test(candidates)
+
+    def _near_duplicates(self, text: Text) -> Duplicates:
+        """Which documents count as one in all that follows."""
+        contexts = len(text.contexts)
+        self._tell("near-duplicates", 0, contexts, "contexts")
+        duplicates = Duplicates.read(self._work.kept("duplicates", lambda: near_duplicates(text).frame))
+        self._report(Progress("near-duplicates", contexts, contexts, "contexts", duplicates.note))
+        halves(duplicates.group)
+        return duplicates
 
     def _search(self) -> pl.DataFrame:
         """Candidates (columns of `FOUND`, `unit` an index into units) from the triggers of the discovery half."""
@@ -209,7 +221,10 @@ class _Job:
         layers, smallest = self._run.manifest.model.layers, self._work.kept("calibration")
         tell = lambda done: self._tell("two-way test", done, layers, "layers")  # noqa: E731
         tables = run_tables(self._run, self._units, candidates, claims, verdicts, smallest, tell)
-        counted = {"tokens": int(half.text.counted.sum()), "nulls": list(claims)[1:]}
+        counted = {
+            "tokens": int(half.text.counted.sum()), "nulls": list(claims)[1:],
+            "near_duplicates": {"documents": self._duplicates.joined, "groups": self._duplicates.groups},
+        }  # fmt: skip
         return add_tables(self._run.path, tables, {"patterns": _recipe(self._settings) | counted})
 
     def _test_counts(

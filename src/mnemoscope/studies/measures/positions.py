@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 
 from mnemoscope import files
 from mnemoscope.errors import QueryError
+from mnemoscope.patterns.duplicates import near_duplicates
 from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.run.reading import Run
+from mnemoscope.run.text import Text
 from mnemoscope.text.plan import packed
 from mnemoscope.text.sampling import half
 
@@ -121,7 +123,8 @@ def sample(run: Run, count: int, *, longest: int = 128, seed: int = 0, held_out:
     special = np.array(run.manifest.options.get("special", []), np.int64)
     rows = run.table("contexts").select("context", "document", "tokens").collect()
     if held_out:
-        rows = rows.filter(pl.Series(half(rows["document"].to_numpy())))
+        groups = near_duplicates(Text.of(run)).of(rows["document"].to_numpy())
+        rows = rows.filter(pl.Series(half(groups)))
     rows = rows[generator.permutation(rows.height)]
     chosen: list[tuple[int, int, int, int, np.ndarray]] = []
     for context, document, column in rows.iter_rows():
