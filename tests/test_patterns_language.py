@@ -140,6 +140,32 @@ def test_built_in_forms() -> None:
     assert any(s.endswith("New") for s in shown("new-line", text))
 
 
+def test_numbers_by_their_digits() -> None:
+    """Numbers of so many digits, with a decimal point, and in groups of three, at the end of the prefix so far; all of
+    them are mined."""
+    text = bytes_text("In 1984, 25 of 1,234,567 had 3.14 and 12.5", "At 07:45 x25 25x 7")
+    assert shown("digits:4", text) == ["In 1984"]
+    assert [s[-3:] for s in shown("digits:2", text)] == [
+        " 19",
+        " 25",
+        ",23",
+        ",56",
+        ".14",
+        " 12",
+        " 07",
+        ":45",
+        " 25",
+    ]
+    assert [s[-3:] for s in shown("digits:3", text)] == ["198", "234", "567"]
+    assert [s[-5:] for s in shown("grouped-number", text)] == ["1,234", "4,567"]
+    assert [s[-4:] for s in shown("decimal", text)] == [" 3.1", "3.14", "12.5"]
+    assert parse("digits:2").name == "a number of 2 digits" and parse("digits: 02").spec == "digits:2"
+    for wrong in ("digits:0", "digits:two", "digits:-1"):
+        with pytest.raises(PatternError, match="no number of digits"):
+            parse(wrong)
+    assert {"digits:2", "digits:4"} <= set(MINED["main"][0])
+
+
 def test_words_and_tokens_are_aligned_once() -> None:
     """A word of several tokens is one word, punctuation is its own, and a prefix sees the word so far."""
     text = bytes_text("The rivers, river")

@@ -23,6 +23,8 @@ _SCALE = "thousand|million|billion|trillion"
 
 # Name -> (what the last word must be like, for speed; what the prefix must end with).
 _ENDINGS = {
+    "decimal": (r"\d+", r"\d\.\d+$"),
+    "grouped-number": (r"\d+", r"(?<![\d,.])\d{1,3}(?:,\d\d\d)+$"),
     "year-range": (r"\d+", rf"(?<!\d){_YEAR} ?[-–—] ?(?:{_YEAR}|\d\d)$"),
     "date": (
         rf"\d+|{_MONTH.casefold()}",
@@ -88,6 +90,8 @@ def labels(text: Text, head: str, size: int = 0) -> tuple[np.ndarray, list[str]]
         return _coded(
             lemmas([w if ok else "" for w, ok in zip(words.folded, words.lettered, strict=True)]), words.word
         )
+    if head == "digits":
+        return _coded([str(len(word)) if word.isdecimal() else "" for word in words.folded], words.word)
     form = shape if head == "shape" else casing
     return _coded([form(word) if any(map(str.isalpha, word)) else "" for word in words.forms], words.raw)
 

@@ -179,6 +179,7 @@ _FAMILIES: dict[str, Callable[[Text, Sequence[Pattern]], csc_array]] = {
     "prefix": _labels,
     "shape": _labels,
     "casing": _labels,
+    "digits": _labels,
     "lemma": _labels,
     "form": _form,
     "position": _position,
@@ -231,7 +232,7 @@ def _mine_main(text: Text, limits: Limits, seed: int) -> Iterator[Mined]:
         yield sequences.mine(text, head, text.counted, limits.least)
     for head, size in (("word", 0), *((h, n) for h in ("suffix", "prefix") for n in forms.AFFIXES)):
         yield _labelled(text, head, size, limits)
-    for head in ("shape", "casing", *(["lemma"] if find_spec("simplemma") else [])):
+    for head in ("shape", "casing", "digits", *(["lemma"] if find_spec("simplemma") else [])):
         yield _labelled(text, head, 0, limits)
     yield _each(list(BUILTINS), from_flags(forms.flags(text, list(BUILTINS)), len(text)))
     for window in (*WINDOWS, None):

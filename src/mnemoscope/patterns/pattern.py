@@ -10,6 +10,7 @@ A spec is a head, a colon and arguments, or the name of a built-in (`year`, `ope
     topic:3:band,album,song       at least 3 of these words so far
     suffix:tion  prefix:un        the last word so far ends, begins with
     shape:Xx     casing:upper     form of the last word so far
+    digits:2                      the last word so far is a number of two digits
     position:5-8                  0-based position in the context
     followed:" York"              the last token stood earlier in the context, and this token followed it
     next:" York"  nextword:york  nextclass:number     what comes next: a family of its own
@@ -38,6 +39,8 @@ PARTS = {ALL: 3, ANY: 4}  # at most
 BUILTINS: dict[str, tuple[str, str]] = {
     "number": ("a number", "shallow"),
     "year": ("a year", "shallow"),
+    "decimal": ("a number with a decimal point", "shallow"),
+    "grouped-number": ("a number such as 1,234", "shallow"),
     "decade": ("a decade (1980s)", "shallow"),
     "year-range": ("a range of years", "shallow"),
     "date": ("a date", "shallow"),
@@ -71,6 +74,7 @@ _KINDS = {
     "prefix": "shallow",
     "shape": "shallow",
     "casing": "shallow",
+    "digits": "shallow",
     "position": "shallow",
     "followed": "syntactic",
     "next": "shallow",
@@ -273,6 +277,13 @@ def _plain(head: str, template: str, fold: bool = False) -> Callable[[str, str],
     return read
 
 
+def _digits(spec: str, rest: str) -> Pattern:
+    if not rest.strip().isdecimal() or not int(rest):
+        raise _wrong(spec, f"{rest!r} is no number of digits", "write digits:2")
+    name = f"a number of {int(rest)} digit{'s' if int(rest) > 1 else ''}"
+    return Pattern(f"digits:{int(rest)}", name, "digits", "shallow", 1, (str(int(rest)),))
+
+
 def _position(spec: str, rest: str) -> Pattern:
     low, dash, high = rest.partition("-")
     if not low.isdecimal() or (dash and high and not high.isdecimal()) or (high and int(high) < int(low)):
@@ -326,6 +337,7 @@ _READERS: dict[str, Callable[[str, str], Pattern]] = {
     "prefix": _plain("prefix", "a word in {}-", fold=True),
     "shape": _plain("shape", "a word shaped {}"),
     "casing": _plain("casing", "a word in {} case"),
+    "digits": _digits,
     "position": _position,
     "followed": _token("followed", "its last token stood there before, followed by {}"),
     "next": _token("next", "before the token {}"),
