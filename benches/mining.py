@@ -1,11 +1,12 @@
 """What building costs beside a plain forward pass over the same tokens (target: at most 1.00 of it).
 
-Four ways take turns batch by batch, so that a machine whose speed drifts slows all of them:
+Six ways take turns batch by batch, so that a machine whose speed drifts slows all of them:
 
     plain   ``model(input_ids)`` with the language-model head: what a user pays anyway
     floor   the body alone, stopped at the last down projection: what one pass must cost
     mining  the capture and every accumulator: both polarities, top 50, moments, ranges, histograms, samples
     nulls   the same, with the null units that a build has unless told otherwise (target: at most 1.08 of mining)
+    chimera, covariance   mining with a decoy of that kind for every neuron (target: at most 2.0 of mining)
 
     python -m benches.mining [--tokens 200000] [--dtype auto]
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 import torch
 
 from mnemoscope import load_corpus, load_model
+from mnemoscope.arguments import DECOYS
 from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model, native_bf16
@@ -46,8 +48,9 @@ def measure(model: Model, plan: Plan) -> dict[str, float]:
     states = {
         "mining": RunStatistics.of(model, Nulls(model, ()), 50),
         "nulls": RunStatistics.of(model, Nulls(model), 50),
+        **{kind: RunStatistics.of(model, Nulls(model, [kind]), 50) for kind in DECOYS},
     }
-    spent = {"plain": 0.0, "floor": 0.0, "mining": 0.0, "nulls": 0.0}
+    spent = dict.fromkeys(("plain", "floor", *states), 0.0)
     seen = 0
 
     def plain(batch: ContextBatch) -> None:
@@ -62,7 +65,7 @@ def measure(model: Model, plan: Plan) -> dict[str, float]:
         with Capture(model) as capture:
             capture.sweep(batch, states[state].update)
 
-    ways = {"plain": plain, "floor": floor, "mining": mining, "nulls": partial(mining, state="nulls")}
+    ways = {"plain": plain, "floor": floor} | {name: partial(mining, state=name) for name in states}
     for shard in range(plan.shards):
         for batch in plan.batches(shard):
             order = list(ways)[seen % len(ways) :] + list(ways)[: seen % len(ways)]
@@ -101,6 +104,8 @@ def main() -> None:
                 "target": 1.0,
                 "nulls_to_mining": round(spent["nulls"] / spent["mining"], 3),
                 "nulls_target": 1.08,
+                "decoys_to_mining": {kind: round(spent[kind] / spent["mining"], 3) for kind in DECOYS},
+                "decoys_target": 2.0,
             }
         )
     )
