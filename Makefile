@@ -10,7 +10,7 @@ demo: $(VENV)/.demo               ## set up, build a run of the sample model, sh
 	$(BIN)/mnemoscope demo
 
 test: $(VENV)/.dev                ## the quick tests; SLOW=1 for all of them
-	$(BIN)/python -m pytest -n 2 $(if $(SLOW),,-m "not slow") $(ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 2 $(if $(SLOW),,-m "not slow") $(ARGS)
 
 check: $(VENV)/.dev               ## style, types, import contracts, docs that are generated
 	$(BIN)/ruff check .
