@@ -86,6 +86,17 @@ class Slow:
         x = self.points[2 * layer + 1]
         return self.log_p(x + vectors, token) - self.log_p(x, token)
 
+    def above_mean(self, layer: int, vector: np.ndarray, token: int) -> float:
+        """What a vector added after the attention of a layer does to a logit above the mean token's, before a cap."""
+        norm, x = self.parts.final_norm, self.points[2 * layer + 1]
+        if self.lens != "raw" and norm is not None:
+            if self.lens == "own":
+                vector = normed(norm, x + vector, x + vector) - normed(norm, x, x)
+            else:
+                vector = normed(norm, vector, self.points[-1])
+        scores = vector @ self.unembedding.T * self.parts.logit_multiplier
+        return float(scores[token] - scores.mean())
+
     def ranks(self, vectors: np.ndarray, token: int) -> np.ndarray:
         """Where each vector, alone and without biases, puts the token."""
         norm = self.parts.final_norm

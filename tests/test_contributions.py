@@ -8,14 +8,14 @@ from functools import cache, partial
 import pytest
 import torch
 from families import FAMILIES
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mnemoscope.model.lens import LENSES, Lens
 from mnemoscope.model.reading import describe
 from mnemoscope.prediction.bases import Geometry, ResidualBases
-from mnemoscope.prediction.search import Parts, TopK, certified, exhaustive, search
+from mnemoscope.prediction.search import IntervalSurvey, Parts, TopK, certified, exhaustive, search
 
 WIDTH, VOCABULARY = 12, 2200
 
@@ -148,6 +148,57 @@ def test_families_agree_with_brute_force(family: str, lens: str) -> None:
     for column in range(2):
         order = every[:, column].argsort()
         assert {*order[:10].tolist(), *order[-10:].tolist()} <= set(place)
+
+
+def _increases(bases: ResidualBases, vectors: Tensor) -> Tensor:
+    """In fp64, without the target's own term: nothing cancels where it has nearly all of the probability."""
+    rows, target = bases.lens.unembedding.double(), bases.target
+    delta, p = vectors.double() @ rows.T, (bases.residuals[0].double() @ rows.T).softmax(-1)
+    beside = (delta - delta[:, [target]]).expm1()
+    beside[:, target] = 0
+    return -(beside @ p).log1p()
+
+
+@settings(max_examples=24, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0, 34), st.floats(1e-4, 0.3))
+@example(1, 22.0, 0.02)
+@example(1, 30.0, 0.02)  # 1 - p = 1e-8: half of the signs were wrong, and certified
+def test_no_certified_sign_is_wrong_however_sure_the_prediction_is(
+    seed: int, sure: float, length: float
+) -> None:
+    """Intervals hold what fp64 finds, with p of the target up to 1 - 1e-9; few signs are open; estimates come close."""
+    generator = torch.Generator().manual_seed(seed)
+    unembedding = torch.randn(3000, 24, generator=generator)
+    towards = unembedding[5] / unembedding[5].square().sum()
+    residual = 0.3 * torch.randn(24, generator=generator) + 1.3 * sure * towards
+    vectors = (
+        length * torch.randn(150, 24, generator=generator) * torch.randn(150, 1, generator=generator).exp()
+    )
+    bases = _bases(unembedding, residual, 5)
+    group = Parts(150, 0, lambda index: vectors if index is None else vectors[index])
+    (found,) = IntervalSurvey(bases, 4)([group])
+    exact = _increases(bases, vectors)
+    assert bool(((found.low <= exact) & (exact <= found.high)).all())
+    assert bool((found.signs * exact >= 0).all())
+    if length < 0.05:  # longer ones than neurons write cannot be told by a mean and a variance
+        assert float((found.signs == 0).float().mean()) < 0.2
+        assert float((found.likely - exact).abs().sum() / exact.abs().sum()) < 0.05
+    every = exhaustive(bases, group)[:, 0]
+    doubt = bases.rounding(vectors.norm(dim=1), torch.zeros(150, dtype=torch.long), every)
+    assert bool(((every - exact).abs() <= doubt).all())
+    assert float(doubt.sum() / exact.abs().sum()) < 0.02
+
+
+def test_a_logit_above_the_mean_tokens_is_additive() -> None:
+    """It is U_w v less the mean of U_j v, whatever the residual and however sure the prediction (A44)."""
+    bases, groups = _problem(0, 3.0, 0.3)
+    vectors = groups[0].vectors(None)
+    logits = vectors @ bases.lens.unembedding.T
+    base = torch.arange(200) % 4
+    found = bases.above_mean(vectors, base)
+    assert torch.allclose(found.float(), logits[:, 5] - logits.mean(1), atol=1e-4)
+    total = bases.above_mean(vectors.sum(0, keepdim=True), base[:1])
+    assert float(total) == pytest.approx(float(found.sum()), rel=1e-4)
 
 
 def test_leagues_do_not_mix() -> None:

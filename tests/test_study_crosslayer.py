@@ -7,6 +7,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from slow_sentence import PREFIX, Slow, wrapped
 
 from mnemoscope.model.stream import trace
@@ -34,6 +36,10 @@ class Loops:
             c[np.abs(self.slow.coefficients(layer)) < 0.02] = 0
         self.helpful = [np.argsort(-c, kind="stable")[:TOP] for c in self.c]
         self.unhelpful = [np.argsort(c, kind="stable")[:TOP] for c in self.c]
+        self.strength = [
+            np.linalg.norm(self.slow.written(layer), axis=1).astype(np.float32)
+            for layer in range(self.layers)
+        ]
         points = self.slow.points
         self.vectors = np.concatenate([points[:1], np.diff(points, axis=0)])[:-1]
 
@@ -49,6 +55,20 @@ class Loops:
         share = self.slow.share(layer, vector)
         weight = self.c[layer] if signed else np.abs(self.c[layer])
         return float(sum(share[one] * weight[one] for one in chosen))
+
+    def matched(self, layer: int, chosen: np.ndarray, others: set[int]) -> list[tuple[int, int]]:
+        """For each chosen neuron the next stronger and the next weaker of others, one twice at either end."""
+        strength = self.strength[layer]
+        pairs = []
+        for one in chosen.tolist():
+            left = sorted(others - {one}, key=lambda two: (strength[two], two))
+            above = [two for two in left if (strength[two], two) > (strength[one], one)]
+            below = [two for two in left if (strength[two], two) < (strength[one], one)]
+            pairs.append(((above or below[-1:])[0], (below or above[:1])[-1]))
+        return pairs
+
+    def active(self, layer: int) -> set[int]:
+        return set(np.flatnonzero(self.strength[layer] > 0).tolist())
 
     def totals(self) -> list[np.ndarray]:
         """total(a) = C(a) + sum over chosen b above of share(a, b) total(b), without C(a) itself."""
@@ -84,15 +104,19 @@ def fast(name: str) -> tuple[Columns, Columns, list[Columns]]:
     ranked = [
         RankedNeurons(
             torch.from_numpy(c),
-            torch.from_numpy(np.sign(c)).int(),
+            # As if those with a small increase were open.
+            torch.from_numpy(np.sign(c) * (np.abs(c) > 0.1)).int(),
             torch.from_numpy(up),
             torch.from_numpy(down),
+            torch.from_numpy(strength),
         )
-        for c, up, down in zip(planted.c, planted.helpful, planted.unhelpful, strict=True)
+        for c, up, down, strength in zip(
+            planted.c, planted.helpful, planted.unhelpful, planted.strength, strict=True
+        )
     ]
     with torch.inference_mode():
         stream = trace(model.hf, model.anatomy, torch.from_numpy(PREFIX.astype(np.int64))[None])
-        return crosslayer.crosslayer(stream, len(PREFIX) - 1, ranked)
+        return crosslayer.crosslayer(stream, len(PREFIX) - 1, ranked, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -113,10 +137,26 @@ def test_query_scores_equal_their_definitions(name: str) -> None:
             expected[f"{side}_top"] = share[top].sum()
             expected[f"{side}_weighted"] = planted.score(vector, layer, every, signed=False)
             expected[f"{side}_top_weighted"] = planted.score(vector, layer, top, signed=False)
+            expected[f"{side}_certain"] = share[every][np.abs(c[every]) > 0.1].sum()
+            unlisted = planted.active(layer) - set(planted.top(layer))
+            for suffix, chosen, others in (("", every, planted.active(layer)), ("_top", top, unlisted)):
+                pairs = planted.matched(layer, chosen, others)
+                even = [(share[two] + share[three]) / 2 for two, three in pairs]
+                expected[f"{side}{suffix}_matched"] = sum(even)
+                expected[f"{side}{suffix}_weighted_matched"] = float(np.abs(c[chosen]) @ even)
             upper = [above for above in range(planted.layers) if query in planted.seen(above)]
             chosen = planted.helpful if side == "helpful" else planted.unhelpful
             found = sum(planted.score(vector, above, chosen[above], signed=False) for above in upper)
             assert queries[f"upper_{side}"][query] == pytest.approx(found, rel=2e-3, abs=2e-4)
+            matched = 0.0
+            for above in upper:
+                shares, left = (
+                    planted.slow.share(above, vector),
+                    planted.active(above) - set(planted.top(above)),
+                )
+                for one, pair in zip(chosen[above], planted.matched(above, chosen[above], left), strict=True):
+                    matched += abs(planted.c[above][one]) * shares[list(pair)].mean()
+            assert queries[f"upper_{side}_matched"][query] == pytest.approx(matched, rel=2e-3, abs=2e-4)
         expected["any"] = share.sum()
         for column, value in expected.items():
             if query in planted.seen(layer):
@@ -151,10 +191,14 @@ def test_neurons_as_queries_equal_their_definitions(name: str) -> None:
             union |= {int(one) for one in np.argsort(-moved)[:5]}
         called.append(union)
     chained = planted.totals()
-    first = [_first(scores) for scores in (planted.c, query, chained)]
+    first = [_first(scores) for scores in (planted.c, query, chained, planted.strength)]
     for layer in range(count):
         up, down = set(planted.helpful[layer].tolist()), set(planted.unhelpful[layer].tolist())
-        values, queries, chains = ({one for at, one in found if at == layer} for found in first)
+        values, queries, chains, writes = ({one for at, one in found if at == layer} for found in first)
+        unlisted = planted.active(layer) - up - down
+        listed = {"helpful": planted.helpful[layer], "unhelpful": planted.unhelpful[layer]}
+        pairs = {side: np.array(planted.matched(layer, chosen, unlisted)) for side, chosen in listed.items()}
+        strong = planted.matched(layer, np.array(sorted(queries), int), planted.active(layer))
         expected = {
             "layer": layer,
             "helpful": TOP,
@@ -170,9 +214,23 @@ def test_neurons_as_queries_equal_their_definitions(name: str) -> None:
             "both_first": len(queries & chains),
             "helpful_first": len(queries & up),
             "unhelpful_first": len(queries & down),
+            "writes_first": len(writes),
         }
+        halves = {"both_matched": sum(one in chains for pair in strong for one in pair) / 2}
+        for side, both in pairs.items():
+            expected[f"{side}_matched"] = TOP
+            halves[f"{side}_matched_asked"] = np.isin(both, sorted(asked[layer])).sum() / 2
+            halves[f"{side}_matched_first"] = np.isin(both, sorted(queries)).sum() / 2
+        assert {column: float(layers[column][layer]) for column in halves} == halves
+        assert layers["called_dealt"][layer] <= 5 * layer
+        assert layers["called_top_matched"][layer] <= layers["called_matched"][layer] <= 5 * layer
         assert {column: int(layers[column][layer]) for column in expected} == expected
-        for column, scores in (("value", planted.c), ("query", query), ("chain", chained)):
+        for column, scores in (
+            ("value", planted.c),
+            ("query", query),
+            ("chain", chained),
+            ("write", planted.strength),
+        ):
             total = sum(np.abs(one).sum() for one in scores)
             assert layers[f"{column}_mass"][layer] == pytest.approx(
                 np.abs(scores[layer]).sum() / total, rel=1e-3
@@ -183,13 +241,61 @@ def test_neurons_as_queries_equal_their_definitions(name: str) -> None:
         assert neurons[layer]["query"] == pytest.approx(query[layer][top], rel=2e-3, abs=1e-3)
         assert neurons[layer]["chain"] == pytest.approx(chained[layer][top], rel=2e-3, abs=1e-3 * scale)
     assert sum(layers["values_first"]) == sum(layers["queries_first"]) == FIRST
-    for kind in ("value", "query", "chain"):
+    for kind in ("value", "query", "chain", "write"):
         assert layers[f"{kind}_mass"].sum() == pytest.approx(1)
 
 
 def _first(scores: list[np.ndarray]) -> list[tuple[int, int]]:
     flat = [(-abs(value), layer, one) for layer, row in enumerate(scores) for one, value in enumerate(row)]
     return [(layer, one) for size, layer, one in sorted(flat)[:FIRST] if size]
+
+
+def _ranked(strength: np.ndarray, increase: np.ndarray) -> RankedNeurons:
+    up, down = (np.argsort(sign * increase, kind="stable")[:TOP] for sign in (-1, 1))
+    parts = (increase, np.sign(increase).astype(np.int32), up, down, strength)
+    return RankedNeurons(*(torch.from_numpy(part) for part in parts))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(0, 3, width=32), min_size=1, max_size=12), st.integers(0, 2**12), st.integers(0, 2**12)
+)
+def test_neurons_are_matched_with_the_nearest_in_strength(
+    strengths: list[float], some: int, others: int
+) -> None:
+    """The next stronger and the next weaker of those allowed, never itself; nothing when there is no other."""
+    strength = np.array(strengths, np.float32)
+    chosen = np.array([place for place in range(len(strength)) if some >> place & 1], int)
+    among = np.array([bool(others >> place & 1) for place in range(len(strength))])
+    ranked = _ranked(strength, np.ones(len(strength)))
+    found = ranked.matched(torch.from_numpy(chosen), torch.from_numpy(among))
+    left = [set(np.flatnonzero(among).tolist()) - {one} for one in chosen.tolist()]
+    if not all(left):
+        return
+    assert len(found) == len(chosen)
+    for one, candidates, pair in zip(chosen.tolist(), left, found.tolist(), strict=True):
+        assert set(pair) <= candidates
+        stronger = [strength[two] for two in candidates if strength[two] > strength[one]]
+        weaker = [strength[two] for two in candidates if strength[two] < strength[one]]
+        alike = [strength[two] for two in candidates if strength[two] == strength[one]]
+        # Ties stand on either side.
+        assert strength[pair[0]] in (min(stronger, default=max(weaker, default=strength[one])), *alike)
+        assert strength[pair[1]] in (max(weaker, default=min(stronger, default=strength[one])), *alike)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 20), st.integers(0, 10**6))
+def test_inner_products_are_dealt_among_neighbours_in_strength(neurons: int, size: int, seed: int) -> None:
+    """Each row keeps its products within each group of neighbours, and inactive neurons keep their own (A62)."""
+    generator = np.random.default_rng(seed)
+    strength = np.maximum(generator.standard_normal(neurons), 0).astype(np.float32)
+    rows = generator.standard_normal((3, neurons)).astype(np.float32)
+    found = crosslayer.dealt(torch.from_numpy(rows), torch.from_numpy(strength), size, generator).numpy()
+    order = np.argsort(-strength, kind="stable")[: (strength > 0).sum()]
+    for start in range(0, len(order), size):
+        group = order[start : start + size]
+        assert np.array_equal(np.sort(found[:, group]), np.sort(rows[:, group]))
+    assert np.array_equal(found[:, strength == 0], rows[:, strength == 0])
 
 
 def test_table_4_is_its_formula() -> None:

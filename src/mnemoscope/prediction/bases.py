@@ -23,6 +23,11 @@ _NEGLIGIBLE = 12.0  # nats below the largest of a sum of exponentials, where fp3
 _SMALL = 40.0  # |delta| up to which exp(delta) and p exp(delta) are safe in fp32
 _NOTHING = -80.0  # nats below the largest of a sum of exponentials: 5e4 such terms are nothing in fp64
 _GONE = -0.9  # a change of the sum of probabilities after which fp32 has lost a digit of what is left
+SURE = 0.5  # a target that is more probable is left out of sums: its terms would cancel all that counts
+ROUNDING = (
+    4e-6  # what fp32 may be off: a product with the unembedding relative to both lengths, a sum to its terms
+)
+_LOGITS = 1e-6  # the same of the logits at a residual: four times what they are off in the sample model
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +129,40 @@ class ResidualBases:
         """Probabilities under the lens."""
         return self.log_probabilities.exp()
 
+    def elsewhere(self) -> Float[Tensor, " base"]:
+        """1 - p of the target at each base, to the precision of the other probabilities and not of 1; fp64."""
+        others = self.probabilities.index_fill(1, torch.tensor([self.target]), 0.0)
+        return others.sum(-1, dtype=torch.float64)
+
+    def rounding(
+        self,
+        size: Float[Tensor, " part"],
+        base: Int[Tensor, " part"],
+        increases: Float[Tensor, " part"],
+    ) -> Float[Tensor, " part"]:
+        """A bound on what fp32 may have done to increases of vectors, added to their bases; nats, fp64.
+
+        size  |dv| of each, in logits: its direction's length times the lens's multiplier
+
+        With p before and q after, C = log q_w - log p_w follows the logits that a vector moves by 1 - q_w for the
+        target and by q_j for each other token, and the logits of its base by p_j - q_j. So it vanishes with 1 - p_w as
+        C itself does, where the target is left out of sums (`SURE`).
+        """
+        reach, before = size.double() * self.geometry.longest, self.elsewhere()[base]
+        # A soft cap is the difference of two capped logits, each as large as the cap.
+        off = ROUNDING * (reach + (self.lens.softcap or 0.0) / 10)
+        after = (before - (1 - before) * increases.expm1()).clamp(0, 1)
+        carried = torch.where(before < 1 - SURE, after, 1.0)
+        # sum_j |p_j - q_j|: no more than all that is elsewhere, and than the largest change of odds.
+        passed = torch.minimum(before + after, before * (2 * reach).clamp_max(_SMALL).expm1())
+        return 2 * off * carried + (ROUNDING + self._off[base]) * passed
+
+    @cached_property
+    def _off(self) -> Float[Tensor, " base"]:
+        """What fp32 may be off in the logits of each base; fp64."""
+        read = norms(self.lens.directions(self.residuals, self.scale)).double() * abs(self.lens.multiplier)
+        return _LOGITS * read * self.geometry.longest
+
     @cached_property
     def mean(self) -> Float[Tensor, "base width"]:
         """The expected row of the unembedding, E_p[U]."""
@@ -190,29 +229,54 @@ class ResidualBases:
         before = self.raw_logits[:, tokens][base].double()
         return self.lens.cap(before + delta) - self.lens.cap(before)
 
+    def above_mean(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
+    ) -> Float[Tensor, " part"]:
+        """How much more each vector moves the target's logit than the mean token's, before a soft cap; fp64.
+
+        It does not saturate as the log-probability does, and is a vector's own: additive under a linear lens.
+        """
+        row = self.lens.unembedding[self.target].double() - self.geometry.centre.double()
+        return self.directions(vectors, base).double() @ row * self.lens.multiplier
+
     def _exact(self, moved: Tensor, measures: Sequence[Measure]) -> Tensor:
         """The values of directions by each measure: ``delta_w - log sum p exp(delta)``."""
-        change, most = self._changes(moved, measures)
-        sums = change.clamp_min(_GONE).log1p()
+        row = self.lens.unembedding[self.target].double()
+        wanted = (moved.double() @ row * self.lens.multiplier)[:, None]
+        target = slice(self.target, self.target + 1)
+        delta_w = [self._capped(wanted * measure.sign, measure.base, target)[:, 0] for measure in measures]
+        # Where the target has nearly all of the probability, all deltas are taken from its own, so that it has no term.
+        beside = [
+            torch.where(self.probabilities[measure.base, self.target] > SURE, delta, 0.0)
+            for measure, delta in zip(measures, delta_w, strict=True)
+        ]
+        change, most = self._changes(moved, measures, beside)
+        sums = change.clamp_min(_GONE).log1p() + torch.stack(beside, -1)
         # Where most of the probability went elsewhere, 1 + change has lost its digits.
         far = ((most > _SMALL) | ~(change >= _GONE)).any(-1).nonzero()[:, 0]
         if len(far):
             sums[far] = self._log_sums(moved[far], [measure.rows(far) for measure in measures])
-        row = self.lens.unembedding[self.target].double()
-        wanted = (moved.double() @ row * self.lens.multiplier)[:, None]
-        target = slice(self.target, self.target + 1)
-        for column, measure in enumerate(measures):
-            delta_w = self._capped(wanted * measure.sign, measure.base, target)[:, 0]
-            sums[:, column] = measure.sign * (delta_w - sums[:, column])
-        return sums
+        signs = torch.tensor([measure.sign for measure in measures], dtype=torch.float64)
+        return signs * (torch.stack(delta_w, -1) - sums)
 
-    def _changes(self, moved: Tensor, measures: Sequence[Measure]) -> tuple[Tensor, Tensor]:
-        """sum_j p_j (exp(delta_j) - 1), of use where no delta is large; and the largest delta."""
+    def _changes(
+        self, moved: Tensor, measures: Sequence[Measure], beside: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """sum_j p_j (exp(delta_j - beside) - 1), of use where no delta is large; and the largest of these.
+
+        Where `beside` is not 0 it is the target's delta, whose term is 0 and not what rounding leaves of it.
+        """
         total = torch.zeros(len(moved), len(measures), dtype=torch.float64)
         most = torch.zeros(len(moved), len(measures))
+        shifted = [bool(shift.any()) for shift in beside]
         for tokens, plain in self._tiles(moved):
+            own = self.target - tokens.start
             for column, measure in enumerate(measures):
                 delta = self._capped(plain * measure.sign, measure.base, tokens)
+                if shifted[column]:
+                    delta -= beside[column][:, None].float()
+                    if 0 <= own < delta.shape[1]:
+                        delta[:, own].masked_fill_(beside[column] != 0, 0.0)
                 most[:, column] = torch.maximum(most[:, column], delta.amax(-1))
                 # Not einsum: its sums run through thousands of terms one by one, and lose two digits.
                 products = delta.expm1_().mul_(self.probabilities[measure.base, tokens])

@@ -9,6 +9,12 @@ by Jensen on the left and Bennett (R >= delta_j - mean_T for all j in T) on the 
 product with one vector per layer. When many tokens are evaluated, ``var_T <= max_T p_j dv^T (scatter of U) dv / P_T``
 holds as well, and is tight where p is flat. `Bf16Vocabulary` takes T in bf16, certain up to rounding.
 
+Where the target w has most of the probability, C is nearly 0 and both of its terms are not. There
+
+    C = -log(1 + sum_{j != w} p_j (exp(delta_j - delta_w) - 1)),
+
+bounded in the same way, has no term of w, and rounding is as small as 1 - p_w (`ResidualBases.rounding`).
+
 A soft cap makes delta non-linear in v; then there are no bounds, and every vector is evaluated.
 """
 
@@ -23,11 +29,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope.prediction.bases import NEVER, Measure, ResidualBases, log_sums, norms, runs
+from mnemoscope.prediction.bases import NEVER, ROUNDING, SURE, Measure, ResidualBases, log_sums, norms, runs
 
 _NOTHING = 2e-6  # what sums over a vocabulary of probabilities in fp32 may be off
 _SOME = 256  # tokens that cost about as much as how the others scatter, which is not asked with fewer
-_SLACK = 4e-6  # what fp32 may be off, relative to the size of delta: intervals are widened by it
+_LARGEST = 80.0  # nats: what exp still holds in fp32
 
 
 class MeasureKind(NamedTuple):
@@ -55,6 +61,16 @@ class _BoundTerms(NamedTuple):
     centre: Tensor  # and to the mean logit
     evaluated: Tensor  # and to the logits of the tokens that are evaluated
     scattered: Tensor | None  # dv^T scatter dv
+
+
+class _Rest(NamedTuple):
+    """Probabilities at one base where the target has most: the target's is left out of them."""
+
+    evaluated: Tensor  # of the tokens that are evaluated
+    mass: float  # of those that are not
+    mean: Tensor  # of U over these
+    spread: float  # sum over them of p_j |U_j - mean|^2, over their mass
+    away: float  # |mean - mean U|
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +145,11 @@ class PartialVocabulary:
         moved = self.bases.directions(vectors, base) * self.bases.lens.multiplier
         quotients = self.bases.geometry.quotient(moved) if quotient is None else quotient
         terms, total = self._terms(moved, quotients), float(self.bases.geometry.scatter.trace())
-        low, high = self._bounds(terms, base, 1.0)
         scattered = terms.size.square() * quotients / total
+        row = int(base[0])
+        if row in self._beside and bool((base == row).all()):
+            return self._beside_target(terms, row, scattered)
+        low, high = self._bounds(terms, base, 1.0)
         variance = self.spread[base] / self.mass[base].clamp_min(_NOTHING) * scattered
         rest = self.mass[base].log() + _paired(moved, self.mean, base).double() + variance / 2
         likely = terms.target - torch.logaddexp(self._inside(terms, base, 1.0), rest)
@@ -170,6 +189,51 @@ class PartialVocabulary:
             delta_w - torch.logaddexp(inside, below) + slack,
         )
 
+    @cached_property
+    def _beside(self) -> dict[int, _Rest]:
+        """What is left beside the target and the evaluated tokens, at bases where the target has most."""
+        own = (self.tokens == self.bases.target).nonzero()[:, 0]
+        rows = (self.bases.elsewhere() < 1 - SURE).nonzero()[:, 0]
+        if not len(own) or not len(rows):
+            return {}
+        geometry, p = self.bases.geometry, self.bases.probabilities[rows]
+        evaluated = p[:, self.tokens].index_fill_(1, own, 0.0)
+        others = p.index_fill(1, self.tokens, 0.0)
+        mass = others.sum(-1, dtype=torch.float64)
+        # Of the others alone: of a difference of sums little would be left.
+        size = mass.clamp_min(1e-300)[:, None]
+        mean = (others @ geometry.unembedding).double() / size
+        squares = (others @ geometry.squares).double() / size[:, 0]
+        spread = (squares - mean.square().sum(-1)).clamp_min(0) + ROUNDING * squares
+        away = (mean - geometry.centre).square().sum(-1).sqrt()
+        rests = zip(evaluated, mass.tolist(), mean.float(), spread.tolist(), away.tolist(), strict=True)
+        return {row: _Rest(*rest) for row, rest in zip(rows.tolist(), rests, strict=True)}
+
+    def _beside_target(self, terms: _BoundTerms, row: int, scattered: Tensor) -> Float[Tensor, "part 3"]:
+        """Bounds of C and an estimate, by what vectors do to all tokens but the target."""
+        rest, size = self._beside[row], terms.size
+        gap = terms.evaluated - terms.target[:, None].float()
+        beyond = gap.amax(-1) > _LARGEST
+        inside = (gap.clamp_max_(_LARGEST).expm1_() @ rest.evaluated).double()
+        expected = (terms.moved @ rest.mean).double() - terms.target
+        reach = size * (self.radius + rest.away)
+        variance = size.square() * rest.spread
+        if terms.scattered is not None:
+            flat = terms.scattered * 1.001 + 1e-6 * size.square()
+            variance = torch.minimum(variance, flat * self.likeliest[row] / max(rest.mass, 1e-300))
+        bennett = expected + (variance * _phi(reach)).log1p()
+        ceiling = terms.centre - terms.target + size * self.radius
+        changes = torch.stack(
+            [torch.minimum(bennett, ceiling), expected, expected + rest.spread * scattered / 2]
+        )
+        found = -(inside + rest.mass * changes.clamp_max(_LARGEST).expm1()).log1p()
+        low, high, likely = found
+        low = torch.where(beyond | (changes[0] > _LARGEST), -torch.inf, low)
+        base = torch.full((len(size),), row)
+        doubt = self.bases.rounding(size, base, low)
+        low, high = low - doubt, high + doubt
+        return torch.stack([low, high, torch.minimum(torch.maximum(likely, low), high)], -1)
+
     def _inside(self, terms: _BoundTerms, base: Tensor, sign: float) -> Tensor:
         """log of the sum of p_j exp(delta_j) over the tokens that are evaluated."""
         scores = terms.evaluated * sign
@@ -179,7 +243,7 @@ class PartialVocabulary:
 
     def _slack(self, terms: _BoundTerms) -> Tensor:
         """By how much fp32 may be off."""
-        return _SLACK * (1 + terms.size * self.bases.geometry.longest)
+        return ROUNDING * (1 + terms.size * self.bases.geometry.longest)
 
 
 def _paired(

@@ -270,10 +270,10 @@ def _intervals(
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """Where each part's increase certainly lies; nats, fp64; both ends are the value where that is exact.
+    """Where each part's increase certainly lies; nats, fp64; what rounding may have done is inside.
 
-    likely  the exact value, where it is known, and else an estimate inside of the interval: sums of it come within a
-            few hundredths of the exact ones, where sums of middles are off by up to a half (docs/log.md, 2026-11-25)
+    likely  the evaluated value, where there is one, and else an estimate inside of the interval: sums of it come within
+            a few hundredths of the exact ones, where sums of middles are off by up to a half (docs/log.md, 2026-11-25)
     """
 
     low: Float[Tensor, " part"]
@@ -285,19 +285,20 @@ class Intervals:
         """+1 helpful, -1 unhelpful (A47); 0 where the part is nothing, or the interval holds both signs."""
         return (self.low > 0).int() - (self.high < 0).int()
 
-    def moved(self, by: Float[Tensor, " part"]) -> Intervals:
-        """For another token whose logit each part moves by so much more than the target's.
+    def moved(self, by: Float[Tensor, " part"], doubt: Float[Tensor, " part"]) -> Intervals:
+        """For another token whose logit each part moves by so much more than the target's, give or take `doubt`.
 
         ``C(v) = delta_w - log sum_j p_j exp(delta_j)``, and only the first term knows the target.
         """
-        return Intervals(self.low + by, self.high + by, self.likely + by)
+        return Intervals(self.low + by - doubt, self.high + by + doubt, self.likely + by)
 
 
 class IntervalSurvey:
     """A survey of parts that are added to residuals; its tokens are chosen once for all of them.
 
     Every part is evaluated on the most probable tokens; those whose sign is open then, and those that may be among the
-    k largest or smallest of their group, on more; the latter on all. So the extremes are exact, as `search` finds them.
+    k largest or smallest of their group, on more; the latter on all. So the extremes are evaluated, as `search` finds
+    them, and their intervals are as wide as fp32 may be off.
     """
 
     def __init__(self, bases: ResidualBases, k: int) -> None:
@@ -328,9 +329,14 @@ class IntervalSurvey:
         pairs = list(zip(groups, rows, strict=True))
         vectors = torch.cat([group.vectors(index) for group, index in pairs])
         base = torch.cat([torch.full_like(index, group.base) for group, index in pairs])
-        values = self._bases.increases(vectors, base).split([len(index) for index in rows])
-        for ends, index, exact in zip(bounds, rows, values, strict=True):
-            ends[index] = exact[:, None]
+        values = self._bases.increases(vectors, base)
+        size = norms(self._bases.directions(vectors, base)) * abs(self._bases.lens.multiplier)
+        doubt = self._bases.rounding(size, base, values)
+        evaluated = torch.stack([values - doubt, values + doubt, values], -1)
+        for ends, index, known in zip(
+            bounds, rows, evaluated.split([len(index) for index in rows]), strict=True
+        ):
+            ends[index] = known
         return [Intervals(*ends.unbind(-1)) for ends in bounds]
 
     def _bounded(self, group: Parts, quotient: Tensor | None) -> Float[Tensor, "part 3"]:

@@ -2,8 +2,12 @@
 
 Each prefix is traced once. Its target is what the model predicts. Beside it stands a null: another token, about as
 frequent in the corpus, asked of the same residuals and neurons: some neurons help any token, and ten chosen for it
-raise it. Sub-values of the prediction's neurons are surveyed (`IntervalSurvey`): exact where they are among the
-ten most helpful or unhelpful of a layer, and certified intervals with an estimate for the rest.
+raise it. Sub-values of the prediction's neurons are surveyed (`IntervalSurvey`): evaluated where they are among the
+ten most helpful or unhelpful of a layer, and certified intervals with an estimate for the rest. Neurons are helpful or
+unhelpful by their estimates; how many are so for certain stands beside.
+
+Log-probabilities saturate: what is nearly certain cannot be raised by much. So beside every increase by a sum stands
+what the sum does to the target's logit, above the mean token's.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from torch import Tensor
 from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import LENSES, Lens
 from mnemoscope.model.model import Model
-from mnemoscope.prediction.bases import Geometry, ResidualBases
+from mnemoscope.prediction.bases import ROUNDING, Geometry, ResidualBases, norms
 from mnemoscope.prediction.search import Intervals, IntervalSurvey
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import Progress
@@ -36,6 +40,11 @@ from mnemoscope.text.vocabulary import Vocabulary
 TARGETS = ("model", "null")  # and `gold`, the token that really follows, on request
 TOP = 10  # most helpful, most unhelpful neurons of a layer; neurons in each row of Table 1
 CHOICES = ("increase", "coefficient", "weight", "rank")  # ways of choosing them (A44)
+SUMS = (
+    *("helpful_all", "helpful_top", "unhelpful_all", "unhelpful_top"),
+    *("helpful_all_certain", "unhelpful_all_certain"),
+    *(f"by_{choice}" for choice in CHOICES),
+)
 
 _STEPS = 16  # sums of helpful neurons, from the least helpful on (A40)
 _SUMMED = 6  # layers in which they are taken
@@ -77,7 +86,11 @@ def measure(
         for number in numbers.tolist():
             followed = {"gold": int(examples.targets[number])}
             columns = survey.example(
-                examples.prefixes[number], followed, targets, others.near(sizes.seed, number)
+                examples.prefixes[number],
+                followed,
+                targets,
+                others.near(sizes.seed, number),
+                np.random.default_rng([sizes.seed, number, 1]),
             )
             for name, parts in columns.items():
                 rows[name] += [_of(examples, number, name, part) for part in parts]
@@ -168,10 +181,12 @@ class ContributionSurvey:
         followed: Mapping[str, int],
         targets: Sequence[str],
         other: Callable[[int], int],
+        generator: np.random.Generator,
     ) -> Rows:
         """Columns of every table, without those that say which example it is.
 
-        followed  the tokens of targets that the model does not decide; `other` gives the null's from the model's
+        followed   the tokens of targets that the model does not decide; `other` gives the null's from the model's
+        generator  of `crosslayer`
         """
         tokens = torch.from_numpy(prefix.astype(np.int64))[None].to(self.model.device)
         stream = self.model.traced(tokens)
@@ -186,7 +201,7 @@ class ContributionSurvey:
         rows["contribution_examples"] = [{"target": names, "token": np.array(list(wanted.values()))}]
         rows["contribution_points"] = self._points(prediction, wanted)
         ranked = self._layers(prediction, wanted, rows)
-        queries, layers, neurons = crosslayer(stream, prediction.position, ranked)
+        queries, layers, neurons = crosslayer(stream, prediction.position, ranked, generator)
         rows["cross_queries"], rows["cross_layers"] = [queries], [layers]
         for part, more in zip(rows["contribution_neurons"], neurons, strict=True):
             part |= more
@@ -225,12 +240,10 @@ class ContributionSurvey:
         for layer in range(prediction.layers):
             neurons = _Neurons.of(prediction, layer)
             for name, token in wanted.items():
-                intervals = (
-                    surveyed[layer]
-                    if name == "model"
-                    else surveyed[layer].moved(neurons.odds(prediction.bases, token))
-                )
-                order = rank(intervals)
+                intervals = surveyed[layer]
+                if name != "model":
+                    intervals = intervals.moved(*neurons.odds(prediction.bases, token))
+                order = rank(intervals, neurons.strength)
                 counts[name].append(neurons.counts(order))
                 sums[name].append(neurons.sums(order, self.orders.get(layer), token))
                 if name == "model":
@@ -239,9 +252,8 @@ class ContributionSurvey:
                     if layer in summed:
                         rows["contribution_sums"].append(neurons.cumulated(order, prediction.bases))
         for name in wanted:
-            scores = _scores(bases[name], sums[name])
             rows["contribution_layers"].append(
-                _layer_columns(prediction, bases[name], name, counts[name], scores)
+                _layer_columns(prediction, bases[name], name, counts[name], torch.stack(sums[name]))
             )
         return ranked
 
@@ -258,11 +270,11 @@ def spread(layers: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, layers - 1, min(layers, most)).round().astype(int)).tolist()
 
 
-def rank(intervals: Intervals) -> RankedNeurons:
+def rank(intervals: Intervals, strength: Float[Tensor, " neuron"]) -> RankedNeurons:
     """A surveyed layer in order; ties go to the lower number."""
     likely = intervals.likely
     down, up = (torch.argsort(sign * likely, stable=True)[:TOP] for sign in (-1, 1))
-    return RankedNeurons(likely, intervals.signs, down[likely[down] > 0], up[likely[up] < 0])
+    return RankedNeurons(likely, intervals.signs, down[likely[down] > 0], up[likely[up] < 0], strength)
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,11 +292,19 @@ class _Neurons:
         vectors = prediction.stream.neuron_parts(layer, prediction.position)
         return cls(layer, 2 * layer + 1, vectors, coefficient)
 
-    def odds(self, bases: ResidualBases, token: int) -> Float[Tensor, " neuron"]:
-        """How much more each moves another token's logit than the target's."""
+    @property
+    def strength(self) -> Float[Tensor, " neuron"]:
+        """|m||v|: the length of what each writes."""
+        return norms(self.vectors)
+
+    def odds(
+        self, bases: ResidualBases, token: int
+    ) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+        """How much more each moves another token's logit than the target's, and what fp32 may be off."""
         base = torch.full((len(self.vectors),), self.base)
         both = bases.odds(self.vectors, base, torch.tensor([bases.target, token]))
-        return both[:, 1] - both[:, 0]
+        reach = norms(bases.directions(self.vectors, base)).double() * abs(bases.lens.multiplier)
+        return both[:, 1] - both[:, 0], 2 * ROUNDING * reach * bases.geometry.longest
 
     def counts(self, ranked: RankedNeurons) -> dict[str, int | float]:
         """How many help and how many do not (A47), of both kinds those with a negative coefficient (A37)."""
@@ -294,17 +314,19 @@ class _Neurons:
             side = ranked.signs == sign
             size = (sign * ranked.increase).clamp_min(0)
             columns[name] = int(side.sum())
+            columns[f"{name}_certain"] = int((ranked.certain == sign).sum())
             columns[f"{name}_negative"] = int((side & negative).sum())
             # So many equally strong would be as concentrated; in a gated model hardly any neuron has C = 0.
             columns[f"{name}_effective"] = float(size.sum() ** 2 / size.square().sum().clamp_min(1e-300))
-        columns["undecided"] = int((active & (ranked.signs == 0)).sum())
+        columns["undecided"] = int((active & (ranked.certain == 0)).sum())
         return columns
 
     def sums(self, ranked: RankedNeurons, order: ValueRanks | None, token: int) -> Float[Tensor, "sum width"]:
-        """All helpful together, their top, both of the unhelpful (A48); and ten chosen in each way (A44)."""
+        """All helpful together, their top, both of the unhelpful (A48); those of either side that are certain; and
+        ten chosen in each way (A44)."""
         masks = [ranked.signs > 0, self._mask(ranked.helpful), ranked.signs < 0, self._mask(ranked.unhelpful)]
-        length = self.vectors.square().sum(-1).sqrt()
-        best = [-ranked.increase, -self.coefficient.abs(), -length]
+        masks += [ranked.certain > 0, ranked.certain < 0]
+        best = [-ranked.increase, -self.coefficient.abs(), -ranked.strength]
         if order is not None:
             best.append(order.rank(self.vectors, self.coefficient < 0, token))
         idle = self.coefficient == 0
@@ -312,11 +334,14 @@ class _Neurons:
             chosen = torch.argsort(score.double().masked_fill(idle, torch.inf), stable=True)[:TOP]
             masks.append(self._mask(chosen) & ~idle)
         summed = torch.stack(masks).float() @ self.vectors
-        missing = torch.full((4 + len(CHOICES) - len(summed), summed.shape[1]), torch.nan)
+        missing = torch.full((len(SUMS) - len(summed), summed.shape[1]), torch.nan)
         return torch.cat([summed, missing])
 
     def cumulated(self, ranked: RankedNeurons, bases: ResidualBases) -> Columns:
-        """Helpful neurons together, from the least helpful on, and the sum of what each does alone (A40)."""
+        """Helpful neurons together, from the least helpful on, and the sum of what each does alone (A40).
+
+        In logits both are the same.
+        """
         order = torch.argsort(ranked.increase, stable=True)
         order = order[ranked.signs[order] > 0]
         ends = torch.arange(1, _STEPS + 1, dtype=torch.float64) * len(order) / _STEPS
@@ -325,10 +350,11 @@ class _Neurons:
         mask = torch.arange(len(order))[None] < ends[:, None]
         together = mask.float() @ self.vectors[order]
         alone = ranked.increase[order].cumsum(0)[ends - 1]
-        increase = alone
+        increase = logit = alone
         if len(ends):
-            increase = bases.increases(together, torch.full((len(ends),), self.base))
-        return _columns({"layer": self.layer}, neurons=ends, separate=alone, together=increase)
+            base = torch.full((len(ends),), self.base)
+            increase, logit = bases.increases(together, base), bases.above_mean(together, base)
+        return _columns({"layer": self.layer}, neurons=ends, separate=alone, together=increase, logit=logit)
 
     def top(self, ranked: RankedNeurons) -> Columns:
         """The ten most helpful, then the ten most unhelpful."""
@@ -345,14 +371,18 @@ class _Neurons:
         return mask
 
 
-def _scores(bases: ResidualBases, sums: Sequence[Tensor]) -> Float[Tensor, "layer sum"]:
-    """What each sum does to log p where its layer adds it."""
-    vectors = torch.stack(list(sums))
-    known = ~vectors[..., :1].isnan()[..., 0]
-    base = 2 * torch.arange(len(vectors))[:, None].expand(known.shape) + 1
-    scores = torch.full(known.shape, torch.nan, dtype=torch.float64)
-    scores[known] = bases.increases(vectors[known], base[known])
-    return scores
+def scores(
+    bases: ResidualBases, sums: Float[Tensor, "layer sum width"], names: Sequence[str]
+) -> dict[str, Float[Tensor, " layer"]]:
+    """What each sum does to log p where its layer adds it, and to the logit above the mean token's; NaN as it is."""
+    known = ~sums[..., 0].isnan()
+    base = 2 * torch.arange(len(sums))[:, None].expand(known.shape) + 1
+    columns: dict[str, Tensor] = {}
+    for suffix, read in (("", bases.increases), ("_logit", bases.above_mean)):
+        values = torch.full(known.shape, torch.nan, dtype=torch.float64)
+        values[known] = read(sums[known], base[known])
+        columns |= {f"{name}{suffix}": values[:, column] for column, name in enumerate(names)}
+    return columns
 
 
 def _layer_columns(
@@ -360,18 +390,16 @@ def _layer_columns(
     bases: ResidualBases,
     name: str,
     counts: Sequence[Mapping[str, int | float]],
-    scores: Tensor,
+    sums: Tensor,
 ) -> Columns:
     steps = bases.log_probabilities[: prediction.final + 1, bases.target].double().diff()
-    sides = ("helpful_all", "helpful_top", "unhelpful_all", "unhelpful_top")
-    names = [*sides, *(f"by_{choice}" for choice in CHOICES)]
     return _columns(
         {"target": name},
         layer=torch.arange(prediction.layers),
         attention=steps[0::2],
         ffn=steps[1::2],
         **{key: torch.tensor([of_layer[key] for of_layer in counts]) for key in counts[0]},
-        **{key: scores[:, column] for column, key in enumerate(names)},
+        **scores(bases, sums, SUMS),
     )
 
 

@@ -3,6 +3,10 @@
 An inner product here is a vector's share of a neuron's coefficient (`switching`, B.5), taken with the coefficient's
 sign: positive where the vector makes the neuron more of what it is. For an active ReLU neuron that is the paper's, in
 units of the coefficient. Sums over "the top" are over the ten most helpful and ten most unhelpful neurons of a layer.
+
+Listed neurons are those that write most, and whatever writes much is moved by much and moves much. So the null of each
+of them is other neurons that write as strongly (|m||v|): the next stronger and the next weaker of the layer, half each;
+for a list, of those that are on no list.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mnemoscope.model.stream import Stream
@@ -20,6 +24,7 @@ from mnemoscope.prediction.switching import Switches, chain, layer_queries, neur
 
 ASKED = 20  # queries of a layer that an upper layer names (A61)
 CALLED = 5  # neurons that an earlier layer calls (A62)
+LIKE = 16  # neighbours in strength among which inner products are dealt out anew
 FIRST = 100  # neurons of the whole model that are counted by layer (A63)
 
 Columns = dict[str, np.ndarray]
@@ -29,15 +34,69 @@ Columns = dict[str, np.ndarray]
 class RankedNeurons:
     """The neurons of one layer by what they contribute.
 
-    increase  nats; exact for the top, else an estimate inside of a certified interval
-    signs         +1 helpful, -1 unhelpful, 0 inactive or undecided
-    helpful       the most helpful first; `unhelpful` likewise
+    increase  nats; evaluated for the top, else an estimate inside of a certified interval
+    certain   +1 certainly helpful, -1 certainly unhelpful, 0 inactive or undecided
+    helpful   the most helpful first; `unhelpful` likewise
+    strength  |m||v|, of what each writes
     """
 
     increase: Float[Tensor, " neuron"]
-    signs: Int[Tensor, " neuron"]
+    certain: Int[Tensor, " neuron"]
     helpful: Int[Tensor, " helpful"]
     unhelpful: Int[Tensor, " unhelpful"]
+    strength: Float[Tensor, " neuron"]
+
+    @property
+    def signs(self) -> Int[Tensor, " neuron"]:
+        """+1 helpful, -1 unhelpful, 0 inactive: of the undecided, too, by their estimates."""
+        return self.increase.sign().int()
+
+    @property
+    def unlisted(self) -> Bool[Tensor, " neuron"]:
+        """Active and not among the top."""
+        mask = self.strength > 0
+        mask[self.top] = False
+        return mask
+
+    def matched(
+        self, chosen: Int[Tensor, " chosen"], among: Bool[Tensor, " neuron"]
+    ) -> Int[Tensor, "matched two"]:
+        """For each chosen neuron the next stronger and the next weaker of others; one twice at either end.
+
+        No rows when there is no other.
+        """
+        others = among.nonzero()[:, 0]
+        others = others[torch.argsort(self.strength[others], stable=True)]
+        place = torch.full_like(among, -1, dtype=torch.long)
+        place[others] = torch.arange(len(others))
+        own = place[chosen]
+        above = torch.searchsorted(self.strength[others].contiguous(), self.strength[chosen].contiguous())
+        weaker = torch.where(own >= 0, own, above) - 1
+        stronger = torch.where(own >= 0, own + 1, above)
+        if len(others) - int((own >= 0).any()) < 1:
+            return torch.zeros(0, 2, dtype=torch.long)
+        last = len(others) - 1
+        weaker, stronger = (
+            torch.where(weaker < 0, stronger, weaker).clamp_max(last),
+            torch.where(stronger > last, weaker, stronger).clamp_min(0),
+        )
+        return torch.stack([others[stronger], others[weaker]], -1)
+
+    def weights(
+        self, chosen: Int[Tensor, " chosen"], size: Float[Tensor, " neuron"]
+    ) -> Float[Tensor, " neuron"]:
+        """A size for each chosen neuron and 0 for all others."""
+        return torch.zeros_like(size).index_add_(0, chosen, size[chosen])
+
+    def matched_weights(
+        self, chosen: Int[Tensor, " chosen"], size: Float[Tensor, " neuron"], among: Bool[Tensor, " neuron"]
+    ) -> Float[Tensor, " neuron"]:
+        """The sizes of the chosen neurons, dealt to those that write as strongly: half to each of two."""
+        both = self.matched(chosen, among)
+        weights = torch.zeros_like(size)
+        for column in both.unbind(-1) if len(both) else ():
+            weights.index_add_(0, column, size[chosen] / 2)
+        return weights
 
     @property
     def top(self) -> Int[Tensor, " chosen"]:
@@ -52,10 +111,14 @@ def middle_layer(layers: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Pull:
-    """What one layer's top neurons ask for: a query's inner product with it is Eq. 25 with |C| (A58)."""
+    """What one layer's top neurons ask for: a query's inner product with it is Eq. 25 with |C| (A58).
+
+    matched  what neurons that write as strongly would ask for with the same |C|: of the helpful, of the unhelpful
+    """
 
     helpful: Float[Tensor, " width"]
     unhelpful: Float[Tensor, " width"]
+    matched: Float[Tensor, "side width"]
 
     @property
     def net(self) -> Float[Tensor, " width"]:
@@ -64,10 +127,13 @@ class Pull:
 
 
 def crosslayer(
-    stream: Stream, position: int, ranked: Sequence[RankedNeurons]
+    stream: Stream, position: int, ranked: Sequence[RankedNeurons], generator: np.random.Generator
 ) -> tuple[Columns, Columns, list[Columns]]:
     """Columns of `cross_queries` and `cross_layers` (docs/format.md), and for the top of each layer those of
-    `contribution_neurons` that say how they work as queries."""
+    `contribution_neurons` that say how they work as queries.
+
+    generator  deals inner products out anew (A62)
+    """
     points = stream.points(position)
     queries = torch.cat([points[:1], points.diff(dim=0)])[:-1]
     pulls, called = [], []
@@ -76,39 +142,49 @@ def crosslayer(
         switched = switches(stream, layer, position)
         seen = layer_queries(stream, layer, position)
         inner = switched.share.of(seen) * switched.coefficient.sign()
-        called.append(_called(inner, order, layer))
-        sides = (order.helpful, order.unhelpful)
-        pulls.append(Pull(*(_pull(switched, order, side) for side in sides)))
+        called.append(_called(inner, order, layer, generator))
+        pulls.append(_pull(switched, order))
         if layer == middle_layer(len(ranked)):
             asked = {name: _padded(column, len(queries)) for name, column in _sums(inner, order).items()}
-    upper = {"upper_helpful": torch.zeros(len(queries)), "upper_unhelpful": torch.zeros(len(queries))}
+    names = [f"upper_{side}{suffix}" for suffix in ("", "_matched") for side in ("helpful", "unhelpful")]
+    upper = {name: torch.zeros(len(queries)) for name in names}
     for layer, pull in enumerate(pulls):
         below = queries[: len(layer_queries(stream, layer, position))]
-        upper["upper_helpful"][: len(below)] += below @ pull.helpful
-        upper["upper_unhelpful"][: len(below)] += below @ pull.unhelpful
+        for name, asks in zip(names, (pull.helpful, pull.unhelpful, *pull.matched), strict=True):
+            upper[name][: len(below)] += below @ asks
     rows = {"query": torch.arange(len(queries)), **asked, **upper}
     layers, neurons = _layers(stream, position, ranked, pulls)
     layers |= {name: torch.tensor([counts[name] for counts in called]) for name in called[0]}
     return {n: c.numpy() for n, c in rows.items()}, {n: c.numpy() for n, c in layers.items()}, neurons
 
 
-def _pull(switched: Switches, neurons: RankedNeurons, chosen: Tensor) -> Float[Tensor, " width"]:
-    weight = neurons.increase[chosen].abs().float() * switched.coefficient[chosen].sign()
-    return weight @ switched.share.key[chosen]
+def _pull(switched: Switches, neurons: RankedNeurons) -> Pull:
+    size, sides = neurons.increase.abs().float(), (neurons.helpful, neurons.unhelpful)
+    own = [neurons.weights(side, size) for side in sides]
+    matched = [neurons.matched_weights(side, size, neurons.unlisted) for side in sides]
+    asks = (torch.stack([*own, *matched]) * switched.coefficient.sign()) @ switched.share.key
+    return Pull(asks[0], asks[1], asks[2:])
 
 
 def _sums(inner: Float[Tensor, "query neuron"], neurons: RankedNeurons) -> dict[str, Tensor]:
-    """Eq. 24 over all helpful, all unhelpful and their top; and Eq. 25, which weights with |C| (A49, A59)."""
-    size = neurons.increase.abs().float()
+    """Eq. 24 over all helpful, all unhelpful and their top; and Eq. 25, which weights with |C| (A49, A59).
+
+    Beside each, what neurons that write as strongly would have with the same weights.
+    """
+    weight, even = neurons.increase.abs().float(), torch.ones(inner.shape[1])
+    active = neurons.strength > 0
     columns = {"any": inner.sum(-1)}
-    for name, every, top in (
-        ("helpful", neurons.signs > 0, neurons.helpful),
-        ("unhelpful", neurons.signs < 0, neurons.unhelpful),
-    ):
-        columns[name] = inner[:, every].sum(-1)
-        columns[f"{name}_weighted"] = inner[:, every] @ size[every]
-        columns[f"{name}_top"] = inner[:, top].sum(-1)
-        columns[f"{name}_top_weighted"] = inner[:, top] @ size[top]
+    for name, sign, top in (("helpful", 1, neurons.helpful), ("unhelpful", -1, neurons.unhelpful)):
+        every = (neurons.signs == sign).nonzero()[:, 0]
+        columns[f"{name}_certain"] = inner[:, neurons.certain == sign].sum(-1)
+        for suffix, chosen, size, others in (
+            ("", every, even, active),
+            ("_weighted", every, weight, active),
+            ("_top", top, even, neurons.unlisted),
+            ("_top_weighted", top, weight, neurons.unlisted),
+        ):
+            columns[f"{name}{suffix}"] = inner @ neurons.weights(chosen, size)
+            columns[f"{name}{suffix}_matched"] = inner @ neurons.matched_weights(chosen, size, others)
     return columns
 
 
@@ -117,11 +193,40 @@ def _padded(column: Tensor, size: int) -> Tensor:
     return torch.cat([column, torch.full((size - len(column),), torch.nan)])
 
 
-def _called(inner: Float[Tensor, "query neuron"], neurons: RankedNeurons, layer: int) -> dict[str, int]:
-    """How many neurons are among the five that some earlier feed-forward layer moves most, weighted with C (A62)."""
-    score = (inner[2 : 2 * layer + 1 : 2] * neurons.increase.float()).abs()
-    called = score.topk(min(CALLED, score.shape[-1])).indices.unique()
-    return {"called": len(called), "called_top": int(torch.isin(called, neurons.top).sum())}
+def _called(
+    inner: Float[Tensor, "query neuron"], neurons: RankedNeurons, layer: int, generator: np.random.Generator
+) -> dict[str, int]:
+    """How many neurons are among the five that some earlier feed-forward layer moves most, weighted with C (A62).
+
+    The same with every layer's inner products dealt out anew and C kept: among all active neurons of the layer, and
+    among those that write about as strongly.
+    """
+    moved = inner[2 : 2 * layer + 1 : 2]
+    counts = {}
+    for suffix, size in (("", None), ("_dealt", len(neurons.strength)), ("_matched", LIKE)):
+        dealt_out = moved if size is None else dealt(moved, neurons.strength, size, generator)
+        score = (dealt_out * neurons.increase.float()).abs()
+        called = score.topk(min(CALLED, score.shape[-1])).indices.unique()
+        counts[f"called{suffix}"] = len(called)
+        counts[f"called_top{suffix}"] = int(torch.isin(called, neurons.top).sum())
+    return counts
+
+
+def dealt(
+    rows: Float[Tensor, "row neuron"],
+    strength: Float[Tensor, " neuron"],
+    size: int,
+    generator: np.random.Generator,
+) -> Float[Tensor, "row neuron"]:
+    """Each row dealt out anew among active neurons, so many neighbours in strength at a time."""
+    order = torch.argsort(-strength, stable=True)[: int((strength > 0).sum())]
+    groups = torch.arange(len(order)) // size
+    out = rows.clone()
+    for row in range(len(rows)):
+        drawn = torch.from_numpy(generator.random(len(order)))
+        # Within each group in a random order: the groups are ascending, and one more than any draw apart.
+        out[row, order] = rows[row, order[torch.argsort(groups + drawn)]]
+    return out
 
 
 def _layers(
@@ -144,18 +249,27 @@ def _layers(
         mask[most.flatten()] = layer + 1 < len(ranked)
         named.append(mask)
     query, asked = torch.stack(summed), torch.stack(named)
-    first = {"values": _first(own), "queries": _first(query), "chains": _first(chained)}
+    strength = torch.stack([neurons.strength for neurons in ranked])
+    first = {
+        "values": _first(own),
+        "queries": _first(query),
+        "chains": _first(chained),
+        "writes": _first(strength),
+    }
     counts = {f"{name}_first": mask.sum(-1) for name, mask in first.items()}
-    counts["both_first"] = (first["queries"] & first["chains"]).sum(-1)
+    counts |= shared_first(ranked, first["queries"], first["chains"])
     for side in ("helpful", "unhelpful"):
         tops = [getattr(neurons, side) for neurons in ranked]
+        matched = [neurons.matched(top, neurons.unlisted) for neurons, top in zip(ranked, tops, strict=True)]
         counts[side] = torch.tensor([len(top) for top in tops])
-        counts[f"{side}_asked"] = torch.stack([asked[layer, top].sum() for layer, top in enumerate(tops)])
-        counts[f"{side}_first"] = torch.stack(
-            [first["queries"][layer, top].sum() for layer, top in enumerate(tops)]
-        )
+        counts[f"{side}_matched"] = torch.tensor([len(both) for both in matched])
+        for name, mask in (("asked", asked), ("first", first["queries"])):
+            counts[f"{side}_{name}"] = torch.stack([mask[layer, top].sum() for layer, top in enumerate(tops)])
+            counts[f"{side}_matched_{name}"] = torch.stack(
+                [mask[layer, both].sum() / 2 for layer, both in enumerate(matched)]
+            )
     counts["asked"] = asked.sum(-1)
-    for name, score in (("value", own), ("query", query), ("chain", chained)):
+    for name, score in (("value", own), ("query", query), ("chain", chained), ("write", strength)):
         size = score.abs().double().sum(-1)
         counts[f"{name}_mass"] = size / size.sum().clamp_min(1e-300)
     scores = {"query": query, "chain": chained, "asked": asked}
@@ -164,6 +278,20 @@ def _layers(
         for layer, neurons in enumerate(ranked)
     ]
     return {"layer": torch.arange(len(ranked)), **counts}, top
+
+
+def shared_first(
+    ranked: Sequence[RankedNeurons],
+    queries: Bool[Tensor, "layer neuron"],
+    chains: Bool[Tensor, "layer neuron"],
+) -> dict[str, Tensor]:
+    """By layer, how many are first by both scores; and how many would be, were a neuron's chain that of one of its
+    layer that writes as strongly."""
+    matched = []
+    for layer, neurons in enumerate(ranked):
+        both = neurons.matched(queries[layer].nonzero()[:, 0], neurons.strength > 0)
+        matched.append(chains[layer, both].sum() / 2)
+    return {"both_first": (queries & chains).sum(-1), "both_matched": torch.stack(matched)}
 
 
 def _first(score: Float[Tensor, "layer neuron"]) -> Tensor:
