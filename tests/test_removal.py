@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def test_every_coefficient_is_that_of_the_shortened_prefix_alone(
         whole = coefficient(model, row["layer"], row["neuron"], tokens)
         without = coefficient(model, row["layer"], row["neuron"], np.delete(tokens, row["removed_position"]))
         assert [row["whole"], row["without"]] == pytest.approx([whole, without], rel=1e-4, abs=1e-5)
+
+
+def test_weights_in_half_precision_are_read_in_fp32(tmp_path: Path) -> None:
+    """Whole and shortened prefixes are read as a copy of the model in fp32 reads them; the weights stay as they are."""
+    model = mn.load_model(FAMILIES["llama"]().to(torch.bfloat16), tokenizer=tokenizer())
+    run = mn.build(model, texts(30), tmp_path / "run", top=5, nulls=())
+    wide = mn.load_model(copy.deepcopy(model.hf).float(), tokenizer=tokenizer())
+    rows = removal(run, model, documents=10, per_layer=20, triggers=5)
+    assert {weight.dtype for weight in model.hf.parameters()} == {torch.bfloat16}
+    for row in rows.sample(12, seed=0).iter_rows(named=True):
+        tokens = run.contexts([row["context"]])[row["context"]].tokens[: row["position"] + 1]
+        without = coefficient(wide, row["layer"], row["neuron"], np.delete(tokens, row["removed_position"]))
+        assert row["whole"] == pytest.approx(
+            coefficient(wide, row["layer"], row["neuron"], tokens), rel=1e-3, abs=1e-5
+        )
+        assert row["without"] == pytest.approx(without, rel=1e-3, abs=1e-5)
 
 
 def test_what_is_removed_and_what_stands_beside(case: tuple[Run, Model, pl.DataFrame]) -> None:

@@ -355,7 +355,9 @@ def test_findings_say_what_the_tables_hold(case: tuple[Run, str]) -> None:
             assert row[name] == pytest.approx(
                 float((words["answer"][column] - foil[column]).mean()), abs=1e-4
             )
-        assert row["low"] <= row["value"] <= row["high"]
+        assert (
+            row["n"] < 20 and row["low"] is None and row["high"] is None
+        )  # a handful of questions has no interval
     layers = found["case-layers-mine"].frame.filter(pl.col("foil") == "near foil")
     near = along.filter(pl.col("foil") == "near foil")["value"]
     assert layers["value"].sum() == pytest.approx(near[-1] - near[0], abs=1e-3)

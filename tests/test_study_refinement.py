@@ -34,8 +34,9 @@ from mnemoscope.studies.findings import composition, refinement
 from mnemoscope.studies.findings.composition import STOP_WORDS, kind
 from mnemoscope.studies.findings.finding import Finding
 from mnemoscope.studies.measures import positions
-from mnemoscope.studies.measures.lenses import points, read_tops, value_tops
+from mnemoscope.studies.measures.lenses import Points, points, read_tops, value_tops
 from mnemoscope.studies.measures.positions import Examples, Sizes, Work
+from mnemoscope.studies.measures.questions import _stream
 from mnemoscope.studies.measures.refinement import _blocks, _Unit, measure
 from mnemoscope.views.figures import chart
 
@@ -150,8 +151,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def slow_row(slow: Slow, lens: str, layer: int, mine: Any, theirs: Any) -> dict[str, float]:
-    """Every column of one row, from the points of an example and of its partner."""
+def slow_row(slow: Slow, lens: str, layer: int, mine: Any, theirs: Any, place: int) -> dict[str, float]:
+    """Every column of one row, from the points of an example (at a place of its block) and of its partner."""
     (r, o, m), (their_r, their_o, their_m) = mine[layer], theirs[layer]
     final, their_final = mine[-1][1], theirs[-1][1]
     say = slow.read("own", final, final, part=False).argmax()
@@ -176,6 +177,7 @@ def slow_row(slow: Slow, lens: str, layer: int, mine: Any, theirs: Any) -> dict[
         words[weight.argmax()],
         slow.says(lens, layer, their_m, final)[their_weight.argmax()],
     )
+    head = [token for token in np.argsort(-of_r)[:6] if token not in (top, new)]
     row = {
         "residual": top,
         "ffn": of_y.argmax(),
@@ -195,7 +197,9 @@ def slow_row(slow: Slow, lens: str, layer: int, mine: Any, theirs: Any) -> dict[
         "ffn_z_residual": (of_y[top] - of_y.mean()) / of_y.std(),
         "ffn_z_residual_permuted": (their_y[top] - their_y.mean()) / their_y.std(),
         "similarity": rows[top] @ rows[new],
-        "similarity_permuted": rows[top] @ rows[their_top],
+        "similarity_permuted": rows[top] @ rows[null],
+        "similarity_head": rows[top] @ rows[head[place % 4]],
+        "similarity_unrelated": rows[top] @ rows[their_top],
         "memory": memory,
         "ffn_rank_memory": rank(of_y, memory),
         "ffn_rank_memory_permuted": rank(of_y, their_memory),
@@ -240,7 +244,7 @@ def test_every_column_equals_its_definition_in_fp64(name: str, tmp_path: Path) -
         assert float(ends["p_prediction"][example]) == pytest.approx(p.max(), rel=1e-3)
         for layer in range(model.anatomy.n_layers):
             for at, lens in enumerate(ALL):
-                expected = slow_row(slow, lens, layer, mine, seen[partner[example]])
+                expected = slow_row(slow, lens, layer, mine, seen[partner[example]], example)
                 found = {column: float(values[example, layer, at]) for column, values in columns.items()}
                 # In fp32 the tail of a GELU is 0 a little earlier.
                 for count in ("nonzero", "active"):
@@ -270,6 +274,34 @@ def test_the_points_are_those_of_the_stream(name: str) -> None:
                 summed = part.post_ffn_norm(summed)
             written = summed * model.anatomy.residual_multiplier
             assert torch.allclose(written, seen.ffn[:, index], atol=1e-4 * float(written.abs().max()))
+
+
+def test_weights_in_half_precision_are_read_in_fp32() -> None:
+    """A prefix gives the same alone, in a batch, and in a copy of the model in fp32; the weights stay as they are."""
+    half, some = FAMILIES["llama"]().to(torch.bfloat16), examples(6)
+    wide = copy.deepcopy(half).float()
+    models = [Model(hf, None, describe(hf), "tiny") for hf in (half, wide)]
+    numbers = np.arange(len(some))
+    both = [
+        Points.joined([points(model, batch) for _, batch in some.batches(numbers)], numbers)
+        for model in models
+    ]
+    order = np.argsort(np.concatenate([rows for rows, _ in some.batches(numbers)]))
+    alone = Points.joined(
+        [
+            points(models[0], batch)
+            for number in numbers
+            for _, batch in some.batches(numbers[number : number + 1])
+        ],
+        numbers,
+    )
+    for name in ("residual", "ffn", "coefficients"):
+        batched, exact, single = (getattr(seen, name) for seen in (both[0], both[1], alone))
+        assert torch.allclose(batched, exact, atol=1e-5) and torch.allclose(batched[order], single, atol=1e-5)
+    prefix = some.prefixes[0]
+    streams = [_stream(model, tuple(prefix.tolist())) for model in models]
+    assert torch.allclose(*streams, atol=1e-5)
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -1,6 +1,8 @@
 """Intervals at 95 %: Wilson's, by resampling, and what so many witnesses leave open where all of them agree.
 
-Documents are resampled with replacement, because tokens of one document are not independent.
+Documents are resampled with replacement, because tokens of one document are not independent. How the resamples become
+an interval depends on how many documents have something to say: below `LEAST` there is none, up to `SMALL` it is
+corrected for bias, skewness and the number of documents (`bca`), beyond it is their percentiles.
 
 A bootstrap never draws what was not seen: of 0 hits in 8 items every resample has 0, and its interval would be as
 certain of eight items as of eight thousand. There an end of the interval is what so many witnesses can exclude
@@ -21,12 +23,19 @@ TAIL = (1 - LEVEL) / 2
 _QUANTILE = 1.959963984540054
 
 
-class Interval(NamedTuple):
-    """f64[...] each: an estimate and the interval around it; NaN where it is not defined."""
-
+class _Ends(NamedTuple):
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+
+class Interval(_Ends):
+    """f64[...] each of three: an estimate, `value`, and the interval around it, `low` and `high`; NaN where undefined.
+
+    n  i64[...]: the units that were resampled and have something to say; None where it was not counted
+    """
+
+    n: np.ndarray | None = None
 
     @classmethod
     def of(cls, value: np.ndarray, drawn: np.ndarray) -> Interval:
@@ -36,6 +45,21 @@ class Interval(NamedTuple):
         lost = np.isnan(drawn).all(0) | np.isnan(value)
         low, high = np.nanquantile(np.where(lost, 0.0, drawn), (TAIL, 1 - TAIL), axis=0)
         return cls(value, np.where(lost, np.nan, low), np.where(lost, np.nan, high))
+
+    def among(self, units: np.ndarray | int) -> Interval:
+        """The same with how many units it rests on, and without an interval below `LEAST` of them."""
+        n = np.broadcast_to(np.asarray(units, np.int64), np.shape(self.value))
+        return Interval(self.value, *(np.where(n < LEAST, np.nan, end) for end in (self.low, self.high)))._of(
+            n
+        )
+
+    def at(self, place: int | tuple[int, ...]) -> Interval:
+        """One of its figures."""
+        return Interval(*(end[place] for end in self))._of(None if self.n is None else self.n[place])
+
+    def _of(self, n: np.ndarray | None) -> Interval:
+        self.n = n
+        return self
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,8 @@ class Estimate:
 
 
 GROUPS = 40  # of documents, which a jackknife leaves out one after another
-LEAST = 20  # groups, or there is no interval
+LEAST = 20  # units or groups of them, or there is no interval
+SMALL = 100  # units up to which percentiles of resamples are corrected
 
 
 def jackknife(values: np.ndarray) -> Estimate:
@@ -67,15 +92,33 @@ def jackknife(values: np.ndarray) -> Estimate:
     The delete-a-group jackknife with quantiles of Student's t (Kott 2001), for what is not smooth, such as a count of
     figures above a bar: documents drawn with replacement would add noise to each figure, and so move the count.
     """
-    value, without = float(values[0]), values[1:]
+    interval = jackknifed(values)
+    ends = (None if np.isnan(end) else float(end) for end in (interval.low, interval.high))
+    return Estimate(float(interval.value), *ends)
+
+
+def jackknifed(values: np.ndarray, documents: int | None = None) -> Interval:
+    """The same of many figures f64[1 + group, ...]; n is the number of documents, or of groups."""
+    value, without = values[0], values[1:]
     count = len(without)
     if count < LEAST:
-        return Estimate(value, None, None)
+        none = np.full(np.shape(value), np.nan)
+        return Interval(value, none, none).among(count)
+    reach = _student(count) * np.sqrt((count - 1) / count * ((without - without.mean(0)) ** 2).sum(0))
+    return Interval(value, value - reach, value + reach).among(documents or count)
+
+
+def groups_of(documents: np.ndarray, count: int = GROUPS) -> np.ndarray:
+    """i64[...]: which of so many groups each document is in, as even as can be; fewer groups for fewer documents."""
+    ids, place = _numbered(documents)
+    return np.random.default_rng(0).permutation(len(ids))[place] % max(min(count, len(ids)), 1)
+
+
+def _student(count: np.ndarray | int) -> np.ndarray:
+    """f64[...]: the quantile of Student's t at the upper end, of so many units."""
     from scipy.special import stdtrit
 
-    error = float(np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum()))
-    reach = float(stdtrit(count - 1, 1 - TAIL)) * error
-    return Estimate(value, value - reach, value + reach)
+    return np.asarray(stdtrit(np.maximum(count, 2) - 1.0, 1 - TAIL))
 
 
 def wilson(hits: np.ndarray, total: np.ndarray) -> Interval:
@@ -97,9 +140,9 @@ def unanimous(witnesses: np.ndarray | int) -> np.ndarray:
 def of_share(found: Interval, witnesses: np.ndarray | int) -> Interval:
     """The interval of a share in [0, 1] by resampling, with exact ends where all or none of its witnesses are hits."""
     least = unanimous(witnesses)
-    low = np.where(found.value == 1, np.minimum(found.low, least), found.low)
-    high = np.where(found.value == 0, np.maximum(found.high, 1 - least), found.high)
-    return Interval(found.value, low, high)
+    low = np.where(found.value == 1, np.minimum(found.low, least), np.maximum(found.low, 0))
+    high = np.where(found.value == 0, np.maximum(found.high, 1 - least), np.minimum(found.high, 1))
+    return Interval(found.value, low, high)._of(found.n)
 
 
 # -- By resampling --------------------------------------------------------------------------------------------------
@@ -114,22 +157,84 @@ def by_document(
     statistic: Callable[[np.ndarray], np.ndarray],
     n: int = TIMES,
     seed: int = 0,
+    *,
+    witnesses: np.ndarray | int | None = None,
+    corrected: bool = True,
 ) -> Interval:
-    """A statistic of sums over examples, with the 2.5th and 97.5th percentile over resampled documents.
+    """A statistic of sums over examples, with its interval over resampled documents.
 
     values     f64[example, ...]   what is summed; no NaN
     documents  i64[example]        whose example it is
     statistic  f64[sample, ...] sums -> f64[sample, ...], each sample on its own
+    witnesses  i64[...]: how many documents each figure rests on, if not on all. Below `LEAST` there is no interval,
+               up to `SMALL` it is `bca`, from twice as many resamples, beyond that the 2.5th to 97.5th percentile
+    corrected  False for percentiles even then: of what moves in steps, such as the layer of a peak
     """
     sums = per_document(values, documents)
+    value = statistic(sums.sum(0, keepdims=True))[0]
+    known = np.broadcast_to(np.asarray(len(sums) if witnesses is None else witnesses), value.shape)
+    small = corrected & (known >= LEAST) & (known <= SMALL)
+    drawn = resampled(sums, statistic, 2 * n if small.any() else n, seed)
+    found = Interval.of(value, drawn)
+    if small.any():
+        exact = bca(value, drawn, statistic(sums.sum(0) - sums), known)
+        low, high = (np.where(small, *ends) for ends in zip(exact[1:], found[1:], strict=True))
+        found = Interval(value, low, high)
+    return found.among(known)
+
+
+def resampled(
+    sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n: int = TIMES, seed: int = 0
+) -> np.ndarray:
+    """f64[sample, ...]: a statistic of sums of documents f64[document, ...], drawn with replacement so many times."""
     flat = sums.reshape(len(sums), int(np.prod(sums.shape[1:])))
     generator = np.random.default_rng(seed)
-    drawn = []
+    drawn = [statistic(np.zeros((1, *sums.shape[1:])))[:0]]
     for start in range(0, n if len(sums) else 0, _BLOCK):
         weights = draws(generator, len(sums), min(_BLOCK, n - start))
         drawn.append(statistic((weights @ flat).reshape(len(weights), *sums.shape[1:])))
-    value = statistic(sums.sum(0, keepdims=True))[0]
-    return Interval.of(value, np.concatenate([value[None][:0], *drawn]))
+    return np.concatenate(drawn)
+
+
+def bca(value: np.ndarray, drawn: np.ndarray, without: np.ndarray, units: np.ndarray | int) -> Interval:
+    """Percentiles of resamples, corrected for bias and skewness and for how few units there are.
+
+    value    f64[...]          the figure
+    drawn    f64[sample, ...]  and of each resample; NaN where it is not defined
+    without  f64[unit, ...]    and without each of the units
+    units    i64[...]          how many units have something to say
+
+    Bias-corrected and accelerated (Efron 1987), the acceleration being the skewness of what each unit adds, without
+    the bias of few; expanded as Student's interval is wider than the normal one (Hesterberg 2015), because resamples
+    of n units vary too little by (n - 1) / n and do not know that their spread is estimated.
+    """
+    from scipy.special import ndtr, ndtri
+
+    units = np.maximum(np.asarray(units, float), 3)
+    known = ~np.isnan(drawn)
+    size = np.maximum(known.sum(0), 1)
+    slack = 1e-12 * np.abs(value)
+    less = ((drawn < value - slack) & known).sum(0) + ((np.abs(drawn - value) <= slack) & known).sum(0) / 2
+    bias = ndtri(np.clip(less / size, 0.5 / size, 1 - 0.5 / size))
+    defined = ~np.isnan(without)
+    mean = ratio(np.where(defined, without, 0.0).sum(0), defined.sum(0))
+    added = np.where(defined, mean - without, 0.0)
+    cubes, spread = (added**3).sum(0), (added**2).sum(0) ** 1.5
+    unbiased = np.sqrt(units * (units - 1)) / (units - 2)
+    skewness = unbiased * np.divide(cubes, 6 * spread, out=np.zeros_like(spread), where=spread > 0)
+    reach = np.sqrt(units / (units - 1)) * _student(units)
+    ranked = np.sort(drawn, axis=0)  # what is not defined comes last
+    ends = []
+    for step in (bias - reach, bias + reach):
+        level = ndtr(bias + step / np.maximum(1 - skewness * step, 0.05))
+        place = np.clip(
+            level * (size + 1) - 1, 0, size - 1
+        )  # of so many and the figure itself (Davison, Hinkley 1997)
+        below = np.floor(place).astype(np.int64)
+        above = np.minimum(below + 1, size - 1)
+        left, right = (np.take_along_axis(ranked, at[None], 0)[0] for at in (below, above))
+        ends.append(left + (place - below) * (right - left))
+    return Interval(value, *(np.where(known.any(0) & ~np.isnan(value), end, np.nan) for end in ends))
 
 
 def draws(generator: np.random.Generator, count: int, times: int = 1) -> np.ndarray:
@@ -141,15 +246,14 @@ def mean_by_document(values: np.ndarray, documents: np.ndarray, n: int = TIMES, 
     """Means over examples of values f64[example, ...], NaN left out, resampled by document."""
     known = ~np.isnan(values)
     both = np.stack([np.where(known, values, 0.0), known], axis=1)
-    return by_document(both, documents, lambda sums: ratio(sums[:, 0], sums[:, 1]), n, seed)
+    return by_document(both, documents, _quotient, n, seed, witnesses=_witnesses(known, documents))
 
 
 def share_by_document(hits: np.ndarray, documents: np.ndarray, n: int = TIMES, seed: int = 0) -> Interval:
     """Means over examples of shares (or hits) f64[example, ...] in [0, 1], NaN left out, resampled by document."""
     known = ~np.isnan(hits)
     _assert_shares(hits[known])
-    witnesses = (per_document(known.astype(float), documents) > 0).sum(0)
-    return of_share(mean_by_document(hits, documents, n, seed), witnesses)
+    return of_share(mean_by_document(hits, documents, n, seed), _witnesses(known, documents))
 
 
 def share_by_group(
@@ -157,9 +261,9 @@ def share_by_group(
 ) -> Interval:
     """As `mean_by_group`, of shares (or hits) in [0, 1]."""
     _assert_shares(hits)
-    _, place = _numbered(documents)
-    witnesses = np.bincount(np.unique(place * count + groups) % count, minlength=count)
-    return of_share(mean_by_group(hits, groups, count, documents, n, seed), witnesses)
+    found = mean_by_group(hits, groups, count, documents, n, seed)
+    assert found.n is not None
+    return of_share(found, found.n)
 
 
 def share_of_sums(
@@ -167,8 +271,7 @@ def share_of_sums(
 ) -> Interval:
     """How many of `below` f64[example, ...] are `above`, summed over examples; resampled by document."""
     assert ((above >= 0) & (above <= below + 1e-6)).all()
-    found = ratio_of_sums(above, below, documents, n, seed)
-    return of_share(found, (per_document(below, documents) > 0).sum(0))
+    return of_share(ratio_of_sums(above, below, documents, n, seed), _witnesses(below > 0, documents))
 
 
 def ratio_of_sums(
@@ -176,7 +279,16 @@ def ratio_of_sums(
 ) -> Interval:
     """The sum of `above` over the sum of `below` f64[example, ...], resampled by document."""
     both = np.stack([above, below], axis=1)
-    return by_document(both, documents, lambda sums: ratio(sums[:, 0], sums[:, 1]), n, seed)
+    return by_document(both, documents, _quotient, n, seed, witnesses=_witnesses(below != 0, documents))
+
+
+def _quotient(sums: np.ndarray) -> np.ndarray:
+    return ratio(sums[:, 0], sums[:, 1])
+
+
+def _witnesses(known: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """i64[...]: documents that have an example that is known."""
+    return np.asarray((per_document(known.astype(float), documents) > 0).sum(0))
 
 
 def _assert_shares(values: np.ndarray) -> None:
@@ -196,7 +308,10 @@ def mean_by_group(
     cell, size = place * count + groups, len(ids) * count
     sums = np.stack([np.bincount(cell, values, size), np.bincount(cell, minlength=size)], axis=-1)
     both = sums.reshape(len(ids), count, 2)
-    return by_document(both, ids, lambda some: ratio(some[..., 0], some[..., 1]), n, seed)
+    witnesses = (both[..., 1] > 0).sum(0)
+    return by_document(
+        both, ids, lambda some: ratio(some[..., 0], some[..., 1]), n, seed, witnesses=witnesses
+    )
 
 
 def _numbered(documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -209,22 +324,64 @@ def _numbered(documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quantile_by_document(
-    values: np.ndarray, documents: np.ndarray, levels: tuple[float, ...], n: int = 200, seed: int = 0
+    values: np.ndarray,
+    documents: np.ndarray,
+    levels: tuple[float, ...],
+    n: int = 200,
+    seed: int = 0,
+    of: Callable[[np.ndarray], np.ndarray] = lambda quantiles: quantiles,
 ) -> Interval:
-    """Quantiles f64[level, column] of values f64[example, column], resampled by document; the lower one of two."""
+    """Quantiles f64[level, column] of values f64[example, column], resampled by document; the lower one of two.
+
+    of  a figure made of them, such as the difference of two medians
+    """
     _, place = np.unique(documents, return_inverse=True)
     count = int(place.max()) + 1
     order = np.argsort(values, axis=0, kind="stable")
     ranked = np.take_along_axis(values, order, 0)
     generator = np.random.default_rng(seed)
 
-    def of(weights: np.ndarray) -> np.ndarray:
+    def figure(weights: np.ndarray) -> np.ndarray:
         mass = np.cumsum(weights[place][order], axis=0)
         picks = [(mass < level * mass[-1]).sum(0).clip(max=len(values) - 1) for level in levels]
-        return np.stack([np.take_along_axis(ranked, pick[None], 0)[0] for pick in picks])
+        return of(np.stack([np.take_along_axis(ranked, pick[None], 0)[0] for pick in picks]))
 
-    drawn = [of(draws(generator, count)[0]) for _ in range(n)]
-    return Interval.of(of(np.ones(count)), np.stack(drawn))
+    drawn = [figure(draws(generator, count)[0]) for _ in range(n)]
+    return Interval.of(figure(np.ones(count)), np.stack(drawn)).among(count)
+
+
+# -- Many figures at once -------------------------------------------------------------------------------------------
+
+RATE = 0.05  # of false ones among the places of a family that are named
+
+
+def chance_of_zero(
+    values: np.ndarray, documents: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
+) -> np.ndarray:
+    """f64[...]: two-sided p of a difference: twice the share of resamples of documents on the other side of 0.
+
+    As in `by_document`. 1 where fewer than `LEAST` documents, or nothing, is known.
+    """
+    sums = per_document(values, documents)
+    value = statistic(sums.sum(0, keepdims=True))[0]
+    if len(sums) < LEAST:
+        return np.ones(value.shape)
+    drawn = resampled(sums, statistic, 4 * TIMES, seed)
+    known = np.maximum((~np.isnan(drawn)).sum(0), 1)
+    beyond = np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
+    return np.where(np.isnan(value), 1.0, np.minimum(1.0, 2 * (1 + beyond) / (1 + known)))
+
+
+def discoveries(p: np.ndarray, rate: float = RATE) -> np.ndarray:
+    """bool[...]: which figures of one family differ, at most this share of them falsely (Benjamini, Hochberg 1995)."""
+    flat = np.asarray(p, float).reshape(-1)
+    if not flat.size:
+        return np.zeros(np.shape(p), bool)
+    order = np.argsort(flat, kind="stable")
+    kept = np.flatnonzero(flat[order] <= rate * np.arange(1, len(flat) + 1) / len(flat))
+    out = np.zeros(len(flat), bool)
+    out[order[: kept[-1] + 1 if len(kept) else 0]] = True
+    return out.reshape(np.shape(p))
 
 
 def per_document(values: np.ndarray, documents: np.ndarray) -> np.ndarray:

@@ -1,18 +1,33 @@
 """Within a layer: how many memories are active, and whether any of them alone says what the layer says (A16-A19, A29).
 
 Geva et al. 2021, Section 5.1. In a gated model a coefficient is hardly ever 0, so "active" needs a rule: every figure
-shows several. The null of an agreement is another example's target, permuted so that tokens stay as frequent.
+shows several. The null of an agreement is another example's target, permuted so that tokens stay as frequent, and
+asked in the same way (`ASKED`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from mnemoscope.intervals import Interval
 from mnemoscope.studies.findings.finding import Figure, Finding, bar, line
-from mnemoscope.studies.findings.statistics import ExampleGrid, percent, refinement_grids, series
+from mnemoscope.studies.findings.statistics import (
+    OTHER_LAYER,
+    PARTNER,
+    Asked,
+    Contrast,
+    ExampleGrid,
+    Side,
+    against_partner,
+    percent,
+    points,
+    refinement_grids,
+    series,
+)
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -52,7 +67,38 @@ SHORT = 5  # tokens; a prefix with fewer is short (A19)
 HEAD = 10  # tokens of the layer's reading among which a memory's word is heard (A29)
 _STRONG = 0.1
 _PERMUTED = "another example's target, permuted so that tokens stay as frequent"
-_DOCUMENTS = "documents"
+_DOCUMENTS = "documents of the prefixes"
+_GATED, _PLAIN, _STRONG_ONLY = "m other than 0", "m > 0", "at least 10 % of the largest"
+
+# Whether no active memory says the layer's first token, by what counts as active (A18).
+SILENT = {
+    _GATED: Asked(lambda of: of["agree"] < 1),
+    _PLAIN: Asked(lambda of: of["agree_positive"] < 1),
+    _STRONG_ONLY: Asked(lambda of: of["strongest"] < _STRONG),
+    "all, active or not": Asked(lambda of: of["agree_all"] < 1),
+}
+# Whether what the strongest memory says is heard in what the layer says (A29).
+HEARD = {
+    "first": Asked(lambda of: of["ffn_rank_memory"] < 1),
+    f"not among the first {HEAD}": Asked(lambda of: of["ffn_rank_memory"] >= HEAD),
+}
+ASKED = {f"silent, {rule}": asked for rule, asked in SILENT.items()} | {
+    f"heard, {word}": asked for word, asked in HEARD.items()
+}
+
+
+def contrasts(grid: ExampleGrid, *, overall: bool = True) -> dict[str, Contrast]:
+    """Every figure of `ASKED` beside the same with another example's target or strongest memory."""
+    return {name: _against(asked, grid, overall=overall) for name, asked in ASKED.items()}
+
+
+def _against(asked: Asked, grid: ExampleGrid, suffix: str = PARTNER, *, overall: bool = False) -> Contrast:
+    return against_partner(asked, Side(grid), Side(grid, suffix), overall=overall)
+
+
+def _cases(grid: ExampleGrid) -> str:
+    read, documents = grid.examples.height, len(np.unique(grid.documents))
+    return f"{read:,} prefixes of {documents:,} documents and all {grid.count} layers ({grid.name} lens)"
 
 
 def findings(run: Run) -> list[Finding]:
@@ -88,8 +134,9 @@ def _active(run: Run, grid: ExampleGrid, copy: ExampleGrid | None) -> Finding:
         id="figure-7-active-memories",
         items=("A16", "A72"),
         title="How many memories of a layer are active (Geva Figure 7)",
-        says=f"{percent(positive)} of memories have a positive coefficient, and {percent(strong)} "
-        f"(about {number:,.0f}) write at least a tenth as strongly as the strongest of their layer.",
+        says=f"Over {_cases(grid)}, {percent(positive)} of the {size:,} memories of a layer have a positive "
+        f"coefficient, and {percent(strong)} (about {number:,.0f}) write at least a tenth as strongly (|m||v|) as the "
+        f"strongest of their layer{_of_copy(copy, lambda other: other.overall(other['active_10'] / size))}.",
         frame=frame,
         figure=_line(frame, "memories of the layer (%)", "rule"),
         paper="40-50 % in layers 1-5 of 16, 10-15 % at layer 10, 15-20 % in 11-16; ReLU, so active is m > 0",
@@ -97,6 +144,10 @@ def _active(run: Run, grid: ExampleGrid, copy: ExampleGrid | None) -> Finding:
         resampled=_DOCUMENTS,
         notes=("strength is |m||v|; the participation ratio is (sum |m||v|)^2 / sum (|m||v|)^2",),
     )
+
+
+def _of_copy(copy: ExampleGrid | None, share: Callable[[ExampleGrid], Interval]) -> str:
+    return "" if copy is None else f"; in a copy with shuffled weights {percent(share(copy))}"
 
 
 def _mass(grid: ExampleGrid, copy: ExampleGrid | None) -> Finding:
@@ -111,7 +162,8 @@ def _mass(grid: ExampleGrid, copy: ExampleGrid | None) -> Finding:
         id="mass-of-the-strongest",
         items=("A16",),
         title="How much of a layer's output the strongest memories write",
-        says=f"The ten strongest memories of a layer have {percent(ten)} of the sum of |m||v|.",
+        says=f"Over {_cases(grid)}, the ten strongest memories of a layer have {percent(ten)} of the sum of |m||v| "
+        f"over its memories{_of_copy(copy, lambda other: other.overall(other['mass_10']))}.",
         frame=frame,
         figure=_line(frame, "share of the sum of |m||v| (%)", "memories"),
         null="" if copy is None else "a copy of the model with shuffled weights",
@@ -119,53 +171,47 @@ def _mass(grid: ExampleGrid, copy: ExampleGrid | None) -> Finding:
     )
 
 
-def _silent(grid: ExampleGrid, suffix: str = "") -> dict[str, np.ndarray]:
-    """f64[example, layer] by rule: 1 where no active memory says the target, NaN where there is no target."""
-    limits = {
-        "m other than 0": ("agree", 1),
-        "m > 0": ("agree_positive", 1),
-        "at least 10 % of the largest": ("strongest", _STRONG),
-        "all, active or not": ("agree_all", 1),
-    }
-    columns = {rule: (grid[f"{name}{suffix}"], least) for rule, (name, least) in limits.items()}
-    return {
-        rule: np.where(np.isnan(values), np.nan, values < least) for rule, (values, least) in columns.items()
-    }
-
-
-def _different(silent: dict[str, np.ndarray]) -> list[str]:
+def _different(grid: ExampleGrid) -> list[str]:
     """Rules, without those that come to the same as one before them: in a gated model all memories are active."""
     kept: list[str] = []
-    for rule, values in silent.items():
-        if not any(np.array_equal(values, silent[other]) for other in kept):
+    values = {rule: asked.hits(Side(grid)) for rule, asked in SILENT.items()}
+    for rule, silent in values.items():
+        if not any(np.array_equal(silent, values[other]) for other in kept):
             kept.append(rule)
     return kept
 
 
 def _zero_agreement(run: Run, grid: ExampleGrid, others: list[ExampleGrid]) -> Finding:
     """A18: examples in which no memory says what the layer says."""
-    silent, null = _silent(grid), _silent(grid, "_permuted")
-    targets = {
-        "the layer's own first token": silent,
-        "the output's first token": _silent(grid, "_output"),
-        "the layer's own, said by values of another layer": _silent(grid, "_other"),
-    }
     frames = []
-    for rule in _different(silent):
-        for target, quiet in targets.items():
-            band = grid.share(null[rule]) if quiet is silent else None
-            frames.append(series(grid.share(quiet[rule]), band, target=target, active=rule))
-    rule = "m other than 0" if run.manifest.model.gated else "m > 0"
-    here, chance = grid.overall(silent[rule]), grid.overall(null[rule])
-    strong = grid.overall(silent["at least 10 % of the largest"])
-    frame = pl.concat(frames)
+    for rule in _different(grid):
+        asked = SILENT[rule]
+        frames.append(_against(asked, grid).rows(target="the layer's own first token", active=rule))
+        for target, suffix in {
+            "the output's first token": "_output",
+            "the layer's own, said by values of another layer": OTHER_LAYER,
+        }.items():
+            frames.append(series(grid.share(asked.hits(Side(grid, suffix))), target=target, active=rule))
+    rule = _GATED if run.manifest.model.gated else _PLAIN
+    told = {
+        name: (
+            _against(SILENT[name], grid, overall=True),
+            _against(SILENT[name], grid, OTHER_LAYER, overall=True),
+        )
+        for name in (rule, _STRONG_ONLY)
+    }
+    said = {
+        name: f"{percent(partner.own, 0)}, of another example's first token {percent(partner.null, 0)} "
+        f"({points(partner.excess, 0)}), and with the words of another layer's values {percent(other.null, 0)}"
+        for name, (partner, other) in told.items()
+    }
+    frame = pl.concat(frames, how="diagonal")
     return Finding(
         id="figure-8-zero-agreement",
         items=("A18",),
         title="How often no memory alone says what its layer says (Geva Figure 8)",
-        says=f"In {percent(here)} of cases no active memory ({rule}) has the layer's first token as its own, in "
-        f"{percent(strong)} no memory a tenth as strong as the strongest; for another example's token "
-        f"{percent(chance)}.",
+        says=f"Over {_cases(grid)}, no active memory ({rule}) has the layer's first token as its own in {said[rule]}; "
+        f"no memory a tenth as strong as the strongest does in {said[_STRONG_ONLY]}.",
         frame=frame,
         figure=_line(frame, "prefixes without an agreeing memory (%)", "target", "active"),
         paper="at least 68 % everywhere, 85-90 % around layers 5-9, 68-80 % at the ends",
@@ -174,7 +220,7 @@ def _zero_agreement(run: Run, grid: ExampleGrid, others: list[ExampleGrid]) -> F
         notes=(
             f"memories are read under the {grid.name} lens, with the sign of their coefficient",
             *(
-                f"{other.name} lens, {rule}: {percent(other.overall(_silent(other)[rule]))}"
+                f"{other.name} lens, {rule}: {percent(_against(SILENT[rule], other, overall=True).own, 0)}"
                 for other in others
             ),
         ),
@@ -183,21 +229,24 @@ def _zero_agreement(run: Run, grid: ExampleGrid, others: list[ExampleGrid]) -> F
 
 def _sweep(grid: ExampleGrid) -> Finding:
     """A18, A72: the same, by how strong a memory must be to count."""
-    strongest, null = grid["strongest"], grid["strongest_permuted"]
-    rows = []
-    for least in THRESHOLDS:
-        share = grid.overall(strongest < least)
-        chance = grid.overall((null < least), grid.known())
-        rows.append((least, *map(float, (*share, *chance))))
-    columns = ["threshold", "value", "low", "high", "null", "null_low", "null_high"]
-    frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.Float64), orient="row").fill_nan(None)
-    first, last = frame.row(0, named=True), frame.row(-1, named=True)
+    found = {
+        least: _against(Asked(lambda of, least=least: of["strongest"] < least), grid, overall=True)  # type: ignore[misc]
+        for least in THRESHOLDS
+    }
+    frame = pl.concat(
+        [
+            contrast.rows().drop("layer").select(pl.lit(least).alias("threshold"), pl.all())
+            for least, contrast in found.items()
+        ]
+    )
+    ends = [found[least] for least in (THRESHOLDS[0], THRESHOLDS[-1])]
     return Finding(
         id="zero-agreement-by-strength",
         items=("A18", "A72"),
         title="Zero agreement, by how strong a memory must be to count",
-        says=f"Counting memories from a thousandth of the strongest on, none agrees in {100 * first['value']:.1f} % "
-        f"of cases; counting the strongest alone, in {100 * last['value']:.1f} %.",
+        says=f"Over {_cases(grid)}, counting memories from a thousandth of the strongest on, none says the layer's "
+        f"first token in {percent(ends[0].own, 0)} of cases, and another example's in {percent(ends[0].null, 0)}; "
+        f"counting the strongest alone, in {percent(ends[1].own, 0)} and {percent(ends[1].null, 0)}.",
         frame=frame,
         figure=line(
             frame,
@@ -248,13 +297,15 @@ def _who_agrees(run: Run, grid: ExampleGrid) -> Finding:
     )
     frame = pl.DataFrame(rows, schema=schema, orient="row").fill_nan(None)
     strong = [grid.overall(hits, groups["a strong memory agrees"]) for hits in asked.values()]
+    usual = [grid.overall(hits) for hits in asked.values()]
     return Finding(
         id="cases-of-agreement",
         items=("A19", "A27"),
         title="Where one memory says what the layer says",
-        says=f"Where a memory a tenth as strong as the strongest agrees, the token is a stop word in "
-        f"{percent(strong[0])} and the prefix shorter than {SHORT} tokens in {percent(strong[2])}; over all cases "
-        f"{100 * frame['base'][0]:.1f} % and {100 * frame['base'][-1]:.1f} %.",
+        says=f"Over {_cases(grid)}: where a memory a tenth as strong as the strongest says the layer's first token "
+        f"(n = {int(groups['a strong memory agrees'].sum()):,} cases), that is a stop word in {percent(strong[0])} and "
+        f"the prefix shorter than {SHORT} tokens in {percent(strong[2])}; over all cases in {percent(usual[0])} and "
+        f"{percent(usual[2])}.",
         frame=frame,
         figure=bar(frame, "cases (%)", x="question", color="cases", null="base", share=True),
         paper="where a memory agrees: a stop word in 60 %, a prefix of fewer than 5 tokens in 43 %",
@@ -270,24 +321,20 @@ def _who_agrees(run: Run, grid: ExampleGrid) -> Finding:
 
 def _suppressed(grid: ExampleGrid) -> Finding:
     """A29: is what the strongest memory says still heard in what the layer says?"""
-    ranks, null = grid["ffn_rank_memory"], grid["ffn_rank_memory_permuted"]
-    frames, words = [], []
-    for label, most in {"first": 1, f"among the first {HEAD}": HEAD}.items():
-        heard, chance = (ranks < most), (null < most)
-        frames.append(series(grid.share(heard), grid.share(chance, grid.known()), word=label))
-        words.append((grid.overall(heard), grid.overall(chance, grid.known())))
-    lost = grid.overall(ranks >= HEAD)
-    frame = pl.concat(frames)
+    frame = pl.concat([_against(asked, grid).rows(word=word) for word, asked in HEARD.items()])
+    first, lost = (_against(asked, grid, overall=True) for asked in HEARD.values())
     return Finding(
         id="suppressed-memories",
         items=("A29",),
         title="Is the strongest memory heard?",
-        says=f"What the strongest memory says is the layer's first token in {percent(words[0][0])} of cases and not "
-        f"among its first {HEAD} in {percent(lost)}: identified, but suppressed. Another example's strongest "
-        f"memory would be first in {percent(words[0][1])}.",
+        says=f"Over {_cases(grid)}, what the strongest memory says is the layer's first token in "
+        f"{percent(first.own, 0)} of cases, what another example's says in {percent(first.null, 0)}; it is not among "
+        f"the layer's first {HEAD} in {percent(lost.own, 0)}, and another example's in {percent(lost.null, 0)} "
+        f"({points(lost.excess, 0)}).",
         frame=frame,
         figure=_line(frame, "prefixes (%)", "word"),
         paper="suggested as a use: patterns that a memory identifies and the layer does not act on",
-        null="what the strongest memory of another example says",
+        null="what the strongest memory of another example says, asked the same",
         resampled=_DOCUMENTS,
+        notes=("a memory is suppressed only if it is heard less often than another example's would be",),
     )

@@ -189,7 +189,9 @@ def bracketed(value: float, low: float, high: float, form: str = ".1%") -> str:
 
 
 def of_row(row: Mapping[str, Any], form: str = ".1%") -> str:
-    """The `share` of a row with its `low` and `high`."""
+    """The `share` of a row with its `low` and `high`; without these, how many units were too few for an interval."""
+    if row["low"] is None or row["high"] is None:
+        return f"{row['share']:{form}} (no interval: n = {row['n']})"
     return bracketed(row["share"], row["low"], row["high"], form)
 
 

@@ -1,7 +1,8 @@
 """From layer to layer: what the residual would predict, and what a feed-forward layer changes (A21-A25).
 
 Geva et al. 2021, Section 5.2. The null of every change is another example's feed-forward output, added to the same
-residual; the null of every agreement with the prediction is another example's prediction.
+residual; the null of every agreement with the prediction is another example's prediction. Each figure is said once, in
+`ASKED`, and asked of both: where it is about compositions, the null is about those that the other output makes.
 """
 
 from __future__ import annotations
@@ -14,19 +15,75 @@ import polars as pl
 
 from mnemoscope.intervals import Interval, quantile_by_document
 from mnemoscope.studies.findings.finding import Figure, Finding, bar, box, chance, line, stack, went
-from mnemoscope.studies.findings.statistics import ExampleGrid, percent, refinement_grids, series
+from mnemoscope.studies.findings.statistics import (
+    PARTNER,
+    Asked,
+    Contrast,
+    ExampleGrid,
+    Selection,
+    Side,
+    against_partner,
+    layers_named,
+    number,
+    percent,
+    points,
+    refinement_grids,
+    series,
+)
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
 CASES = ("residual", "agreement", "composition", "ffn", "violation")
 LEVELS = {"whisker_low": 0.05, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "whisker_high": 0.95}
-HEAD = 5  # tokens that are the head of a distribution (A24)
+HEAD = 5  # tokens that are the head of a distribution (A24, A25), as in the measurement
 PAIRS = 100  # changes of the last layer that are listed (A25)
+ALIKE = 0.95  # of unrelated pairs, beyond which two tokens are called alike (A25)
 _BINS = {"0": 0, "1": 1, "2-4": 2, "5-9": 5, "10-99": 10, "100-999": 100, "1,000 on": 1000}
 _WORDS = 12  # tokens of a prefix that are shown
-_DOCUMENTS = "documents"
+_DOCUMENTS = "documents of the prefixes"
 _PERMUTED = "another example's feed-forward output added to the same residual"
+_BASIS = (
+    "in the output basis: residuals are read through the model's own final norm and unembedding, with no map fitted to "
+    "their layer, so that what a residual holds in another basis counts as undecided"
+)
+
+
+def composed(of: Side) -> np.ndarray:
+    """Select compositions: neither the residual's first token nor the feed-forward output's comes out first."""
+    return cases(of["residual"], of["ffn"], of["output"]) == CASES.index("composition")
+
+
+def _in_last(selection: Selection) -> Selection:
+    def last(of: Side) -> np.ndarray:
+        chosen = selection(of).copy()
+        chosen[:, :-1] = False
+        return chosen
+
+    return last
+
+
+ASKED = {
+    "said": Asked(lambda of: of["residual"] == of["prediction"]),
+    "changed": Asked(lambda of: of["output"] != of["residual"]),
+    "from the head": Asked(lambda of: of["rank_output"] < HEAD, composed),
+    "old one lowered": Asked(lambda of: of["ffn_z_residual"] < 0, composed),
+    "cosine": Asked(lambda of: of["similarity"], _in_last(composed)),
+}
+
+
+def contrasts(grid: ExampleGrid, *, overall: bool = True) -> dict[str, Contrast]:
+    """Every figure of `ASKED` beside the same with another example's output or prediction."""
+    return {name: _against(asked, grid, overall=overall) for name, asked in ASKED.items()}
+
+
+def _against(asked: Asked, grid: ExampleGrid, *, overall: bool = False) -> Contrast:
+    return against_partner(asked, Side(grid), Side(grid, PARTNER), overall=overall)
+
+
+def _prefixes(grid: ExampleGrid) -> str:
+    documents = len(np.unique(grid.documents))
+    return f"{grid.examples.height:,} prefixes of {documents:,} documents"
 
 
 def findings(run: Run) -> list[Finding]:
@@ -53,29 +110,26 @@ def _lens(grid: ExampleGrid) -> str:
 
 def _agreement(units: dict[tuple[str, str], ExampleGrid]) -> Finding:
     """A21: how often the residual's first token is what the model will say."""
-    frames, notes, main = [], [], None
-    for (unit, lens), grid in units.items():
-        prediction = grid.examples["prediction"].to_numpy()[:, None]
-        residual = grid["residual"]
-        share = grid.share(residual == prediction)
-        null = grid.share((residual == grid.partners(prediction)), grid.known())
-        name = _lens(grid) if unit == "model" else f"shuffled weights, {lens} lens"
-        frames.append(series(share, null, series=name))
-        main = main or (share, null)
-        if unit == "model" and lens != next(iter(units))[1]:
-            notes.append(_differs(main[0], share, lens))
-    assert main is not None
-    share, null = main
-    half = np.flatnonzero(share.value >= 0.5)
+    frames, notes = [], [_BASIS]
+    found = {key: _against(ASKED["said"], grid) for key, grid in units.items()}
+    main_key, main = next(iter(found.items()))
+    for (unit, lens), contrast in found.items():
+        name = f"{lens} lens" if unit == "model" else f"shuffled weights, {lens} lens"
+        frames.append(contrast.rows(series=name))
+        if unit == "model" and lens != main_key[1]:
+            notes.append(_differs(main.own, contrast.own, lens))
+    half = np.flatnonzero(main.own.value >= 0.5)
     reached = f"it passes half at layer {half[0]}" if len(half) else "it never reaches half"
     frame = pl.concat(frames)
+    grid = units[main_key]
     return Finding(
         id="figure-9-residual-is-prediction",
         items=("A21",),
-        title="Does the residual already say what the model will say? (Geva Figure 9)",
-        says=f"Before the feed-forward layer, the residual's first token is the model's prediction in "
-        f"{percent(share, 0)} of prefixes in layer 0 and {percent(share, -1)} in the last; {reached}. Another "
-        f"example's prediction is met in {percent(null, -1)} in the last.",
+        title="Does the residual already say what the model will say, in the output basis? (Geva Figure 9)",
+        says=f"Over {_prefixes(grid)}, read in the output basis ({_lens(grid)}), the residual before the feed-forward "
+        f"layer has the model's prediction first in {percent(main.own, 0)} of prefixes in layer 0 and in "
+        f"{percent(main.own, -1)} in layer {grid.count - 1}; {reached}. Another example's prediction is first in "
+        f"{percent(main.null, -1)} in layer {grid.count - 1}.",
         frame=frame,
         figure=_line(frame, "prefixes (%)", color="series"),
         paper="about 0 in layer 1 of 16, 20-40 % by layer 9, about 95 % in layer 16",
@@ -104,8 +158,9 @@ def _box(grid: ExampleGrid, column: str, null: str | None) -> pl.DataFrame:
             **{name: quantiles.value[level] for level, name in enumerate(LEVELS)},
             "median_low": quantiles.low[middle],
             "median_high": quantiles.high[middle],
+            "n": np.full(grid.count, len(np.unique(grid.documents))),
         }
-    )
+    ).with_columns(pl.col("median_low", "median_high").fill_nan(None))
     if null is not None:
         known = grid[null][grid.known()[:, 0]]
         medians = np.quantile(known, 0.5, axis=0) if len(known) else np.full(grid.count, np.nan)
@@ -121,22 +176,30 @@ def _boxes(frame: pl.DataFrame, y_title: str, **more: Any) -> Figure:
 def _probability(grids: dict[str, ExampleGrid]) -> Finding:
     """A22: how much probability the residual gives to what the model will say."""
     frame = pl.concat([_box(grid, "p_final", "p_final_permuted") for grid in grids.values()])
-    last = frame.filter(pl.col("layer") == frame["layer"].max()).row(0, named=True)
-    first = frame.row(0, named=True)
+    grid = next(iter(grids.values()))
+    first, last = (frame.row(at, named=True) for at in (0, grid.count - 1))
+    null = "" if last["null"] is None else f"; of another example's prediction {chance(last['null'])}"
     return Finding(
         id="figure-10-probability-of-prediction",
         items=("A22",),
-        title="How probable the residual finds what the model will say (Geva Figure 10)",
-        says=f"The median probability of the model's prediction {went(first['median'], last['median'])} from "
-        f"{chance(first['median'])} in layer 0 to {last['median']:.2f} "
-        f"[{last['median_low']:.2f}, {last['median_high']:.2f}] before the last feed-forward layer ({first['lens']}).",
+        title="How probable the residual finds what the model will say, in the output basis (Geva Figure 10)",
+        says=f"Over {_prefixes(grid)}, read in the output basis ({first['lens']}), the median probability of the "
+        f"model's prediction {went(first['median'], last['median'])} from {chance(first['median'])} in layer 0 to "
+        f"{_median(last, '.2f')} before the feed-forward layer of layer {last['layer']}{null}.",
         frame=frame,
         figure=_boxes(frame, "probability"),
         paper="about 0 in layers 1-7 of 16, medians of 0.6-0.8 in layers 14-16",
         null="median probability of another example's prediction",
         resampled=_DOCUMENTS,
-        notes=("boxes: quartiles over prefixes; whiskers: 5th to 95th percentile",),
+        notes=("boxes: quartiles over prefixes; whiskers: 5th to 95th percentile", _BASIS),
     )
+
+
+def _median(row: dict[str, Any], form: str) -> str:
+    """The median of a row with its interval, if there is one."""
+    if row["median_low"] is None:
+        return f"{row['median']:{form}} (no interval: n = {row['n']})"
+    return f"{row['median']:{form}} [{row['median_low']:{form}}, {row['median_high']:{form}}]"
 
 
 def _rank(grids: dict[str, ExampleGrid]) -> Finding:
@@ -152,13 +215,13 @@ def _rank(grids: dict[str, ExampleGrid]) -> Finding:
     return Finding(
         id="rank-of-prediction",
         items=("A21", "A76"),
-        title="The rank of what the model will say, under the residual of each layer",
-        says=f"The prediction has a median rank of {first['median']:,.0f} [{first['median_low']:,.0f}, "
-        f"{first['median_high']:,.0f}] in layer 0 and {where} ({first['lens']}).",
+        title="The rank of what the model will say, under the residual of each layer, in the output basis",
+        says=f"Over {_prefixes(next(iter(grids.values())))}, read in the output basis ({first['lens']}), the "
+        f"prediction has a median rank of {_median(first, ',.0f')} in layer 0 and {where}.",
         frame=frame,
         figure=_boxes(frame, "rank of the prediction (0 is first)", log_y=True),
         resampled=_DOCUMENTS,
-        notes=("boxes: quartiles over prefixes; whiskers: 5th to 95th percentile",),
+        notes=("boxes: quartiles over prefixes; whiskers: 5th to 95th percentile", _BASIS),
     )
 
 
@@ -186,8 +249,8 @@ def _null_cases(grid: ExampleGrid) -> np.ndarray:
 
 def _stack(grid: ExampleGrid, which: np.ndarray, panel: str, among: np.ndarray | None = None) -> pl.DataFrame:
     parts = []
-    for number, case in enumerate(CASES):
-        share = grid.share((which == number), among)
+    for place, case in enumerate(CASES):
+        share = grid.share((which == place), among)
         parts.append(series(share, case=case, panel=panel).drop("null", "null_low", "null_high"))
     return pl.concat(parts)
 
@@ -199,14 +262,19 @@ def _cases(grids: dict[str, ExampleGrid]) -> Finding:
     stacks = [_stack(grid, _observed(grid), _lens(grid)) for grid in grids.values()]
     stacks.append(_stack(main, null, f"another example's FFN output ({_lens(main)})", main.known()))
     changed = (which == 2) | (which == 3) | (which == 4)
+    moved = ((null == 2) | (null == 3) | (null == 4)) & main.known()
     kept, to_ffn = main.overall(~changed), main.overall((which == 3), changed)
+    null_kept = main.overall(~moved, np.broadcast_to(main.known(), moved.shape))
+    null_to_ffn = main.overall((null == 3), moved)
     violations = {lens: float((_observed(grid) == 4).mean()) for lens, grid in grids.items()}
     return Finding(
         id="figure-11-cases",
         items=("A20", "A23"),
         title="Whose word is it after the feed-forward layer? (Geva Figure 11)",
-        says=f"Over all layers the residual's first token survives the feed-forward layer in {percent(kept)} of cases; "
-        f"where it changes, the new one is the feed-forward layer's own in {percent(to_ffn)}.",
+        says=f"Over {_prefixes(main)} and all {main.count} layers ({_lens(main)}) the residual's first token survives "
+        f"the feed-forward layer in {percent(kept)} of cases, with another example's output in "
+        f"{percent(null_kept)}; where it changes, the new one is the feed-forward layer's own in {percent(to_ffn)}, "
+        f"with another's output in {percent(null_to_ffn)}.",
         frame=pl.concat(stacks),
         figure=stack("prefixes (%)", color="case", facet="panel", share=True, order=CASES),
         paper="residual 60-85 % in most layers, the others small, ffn very small; violations impossible there",
@@ -219,130 +287,149 @@ def _cases(grids: dict[str, ExampleGrid]) -> Finding:
 
 
 def _changes(grids: dict[str, ExampleGrid]) -> Finding:
-    """A23, the other way round: how often a feed-forward layer changes the first token."""
-    frames, overall = [], []
-    for grid in grids.values():
-        residual, known = grid["residual"], grid.known()
-        changed = grid["output"] != residual
-        permuted = grid["permuted"] != residual
-        frames.append(series(grid.share(changed), grid.share(permuted, known), lens=_lens(grid)))
-        overall.append((grid, grid.overall(changed), grid.overall(permuted, known)))
-    grid, own, null = overall[0]
-    frame = pl.concat(frames)
+    """A23, the other way round: how often a feed-forward layer changes the first token, layer by layer."""
+    grid = next(iter(grids.values()))
+    found = {lens: _against(ASKED["changed"], each) for lens, each in grids.items()}
+    frame = pl.concat([contrast.rows(lens=f"{lens} lens") for lens, contrast in found.items()])
+    overall, layers = _against(ASKED["changed"], grid, overall=True), found[grid.name]
+    above, below = (layers.differs & (sign * layers.excess.value > 0) for sign in (1, -1))
     return Finding(
         id="changes-of-the-first-token",
         items=("A23",),
         title="How often a feed-forward layer changes the first token",
-        says=f"A feed-forward layer changes the residual's first token in {percent(own)} of cases, and another "
-        f"example's output would in {percent(null)} ({_lens(grid)}).",
+        says=f"Over {_prefixes(grid)} and all {grid.count} layers ({_lens(grid)}) a feed-forward layer changes the "
+        f"residual's first token in {percent(overall.own, 0)} of cases, and another example's output would in "
+        f"{percent(overall.null, 0)}: {points(overall.excess, 0)}. Layer by layer its own changes it more often in "
+        f"{layers_named(above)} and less often in {layers_named(below)} (paired by prefix; of {grid.count} layers "
+        "together at a false discovery rate of 5 %).",
         frame=frame,
         figure=_line(frame, "prefixes (%)", color="lens"),
         null=_PERMUTED,
         resampled=_DOCUMENTS,
+        notes=("the table has the paired difference of each layer: excess, excess_low, excess_high",),
     )
 
 
 def _veto(grids: dict[str, ExampleGrid]) -> Finding:
     """A24: in compositions, does the new token come from the head of r, and does y push the old one down?"""
-    frames, says = list[pl.DataFrame](), list[str]()
-    for grid in grids.values():
-        mixed = _observed(grid) == 2
-        other = (_null_cases(grid) == 2) & grid.known()
-        old, old_null = grid["ffn_z_residual"] < 0, grid["ffn_z_residual_permuted"] < 0
-        new, new_null = grid["rank_output"] < HEAD, grid["rank_output_permuted"] < HEAD
-        asked = {
-            f"the new token is among the residual's first {HEAD}": (new, mixed, new_null, other),
-            "the FFN puts the old token below its average token": (
-                old,
-                mixed,
-                old_null,
-                mixed & grid.known(),
-            ),
-        }
-        for question, (hits, among, null, null_among) in asked.items():
-            band = grid.share(null, null_among)
-            frames.append(series(grid.share(hits, among), band, question=question, lens=_lens(grid)))
-            if len(says) < 2:
-                by_chance = percent(grid.overall(null, null_among))
-                says.append(f"{question} in {percent(grid.overall(hits, among))} (by chance {by_chance})")
-    frame = pl.concat(frames)
+    questions = {
+        f"the new token is among the residual's first {HEAD}": ASKED["from the head"],
+        "the FFN puts the old token below its average token": ASKED["old one lowered"],
+    }
+    main = next(iter(grids.values()))
+    frame = pl.concat(
+        [
+            _against(asked, grid).rows(question=question, lens=_lens(grid))
+            for grid in grids.values()
+            for question, asked in questions.items()
+        ]
+    )
+    told = []
+    for question, asked in questions.items():
+        found = _against(asked, main, overall=True)
+        told.append(
+            f"{question} in {percent(found.own, 0)} of them and in {percent(found.null, 0)} of the compositions that "
+            f"another example's output makes ({points(found.excess, 0)})"
+        )
+    mixed, other = (composed(side) & side.known() for side in (Side(main), Side(main, PARTNER)))
     return Finding(
         id="veto",
         items=("A24",),
         title="Is a composition a veto?",
-        says=f"Of compositions, {says[0]}, and {says[1]}.",
+        says=f"Of {int(mixed.sum()):,} compositions over {_prefixes(main)} and all layers ({_lens(main)}; with "
+        f"another's output {int(other.sum()):,}), {told[0]}, and {told[1]}.",
         frame=frame,
         figure=_line(frame, "compositions (%)", color="lens", facet="question"),
         paper="conjectured: the layer vetoes the first token, and another from the head of the residual takes over",
-        null=f"{_PERMUTED}: its compositions, and what it does to the old token",
+        null=f"{_PERMUTED}: the compositions that it makes, asked the same",
         resampled=_DOCUMENTS,
+        notes=("any output that displaces a token tends to score it low: the null displaces one, too",),
     )
 
 
 def _veto_ranks(grid: ExampleGrid) -> Finding:
     """A24: the distributions behind `_veto`, over all layers."""
-    mixed, other = _observed(grid) == 2, (_null_cases(grid) == 2) & grid.known()
-    asked = {
-        "new token, under the residual": ("rank_output", mixed, "rank_output_permuted", other),
-        "old token, under the FFN output": (
-            "ffn_rank_residual",
-            mixed,
-            "ffn_rank_residual_permuted",
-            mixed & grid.known(),
-        ),
+    columns = {
+        "new token, under the residual": "rank_output",
+        "old token, under the FFN output": "ffn_rank_residual",
     }
-    parts, medians = list[pl.DataFrame](), list[float]()
+    own, partner = Side(grid), Side(grid, PARTNER)
     edges = [*_BINS.values(), np.inf]
-    for token, (column, among, null, null_among) in asked.items():
-        ranks, null_ranks = grid[column], grid[null]
-        medians.append(float(np.median(ranks[among])) if among.any() else float("nan"))
-        for label, low, high in zip(_BINS, edges, edges[1:], strict=False):
-            inside = grid.overall(((ranks >= low) & (ranks < high)), among)
-            chance = grid.overall(((null_ranks >= low) & (null_ranks < high)), null_among)
-            share, band = (Interval(*map(np.atleast_1d, numbers)) for numbers in (inside, chance))
-            parts.append(series(share, band, token=token, rank=label).drop("layer"))
+    parts = [
+        _against(_between(column, low, high), grid, overall=True).rows(token=token, rank=label).drop("layer")
+        for token, column in columns.items()
+        for label, low, high in zip(_BINS, edges, edges[1:], strict=False)
+    ]
+    medians = [
+        f"{_middle(own, column)} (with another's output {_middle(partner, column)})"
+        for column in columns.values()
+    ]
     frame = pl.concat(parts)
     return Finding(
         id="veto-ranks",
         items=("A24",),
         title="Where compositions take their token from, and where they put the old one",
-        says=f"In compositions of all layers the new token has a median rank of {medians[0]:,.0f} under the residual, "
-        f"and the old one of {medians[1]:,.0f} under the feed-forward output ({_lens(grid)}).",
+        says=f"In {int(composed(own).sum()):,} compositions of all layers the new token has a median rank of "
+        f"{medians[0]} under the residual, and the old one of {medians[1]} under the feed-forward output "
+        f"({_lens(grid)}).",
         frame=frame,
         figure=bar(
             frame, "compositions (%)", x="rank", x_title="rank (0 is first)", facet="token", share=True
         ),
-        null=_PERMUTED,
+        null=f"{_PERMUTED}: the compositions that it makes",
         resampled=_DOCUMENTS,
     )
 
 
+def _middle(side: Side, column: str) -> str:
+    """The median of a column over compositions."""
+    values = side[column][composed(side) & side.known()]
+    return f"{np.median(values):,.0f}" if len(values) else "undefined"
+
+
+def _between(column: str, low: float, high: float) -> Asked:
+    return Asked(lambda of: (of[column] >= low) & (of[column] < high), composed)
+
+
+def alike(grid: ExampleGrid) -> tuple[float, Contrast]:
+    """A25: the cosine beyond which tokens are alike, and how often the two of a change in the last layer are."""
+    unlike = (grid["residual"] != grid.partners(grid["output"])) & grid.known()
+    unrelated = grid["similarity_unrelated"][:, -1][unlike[:, -1]]
+    limit = float(np.quantile(unrelated, ALIKE)) if len(unrelated) else float("nan")
+    asked = Asked(lambda of: of["similarity"] > limit, ASKED["cosine"].among)
+    return limit, _against(asked, grid, overall=True)
+
+
 def _similarity(grid: ExampleGrid) -> Finding:
-    """A25: are the tokens of a change in the last layer alike?"""
-    mixed = (_observed(grid) == 2)[:, -1]
-    near = grid["similarity"][:, -1]
-    null = grid["similarity_permuted"][:, -1]
-    unlike = grid["residual"] != grid.partners(grid["output"])
-    known = (grid.known() & unlike)[:, -1]
-    limit = float(np.quantile(null[known], 0.95)) if known.any() else float("nan")
-    alike = grid.overall((near > limit)[:, None], mixed[:, None])
+    """A25: are the tokens of a change in the last layer alike, more than others that it might have changed to?"""
+    limit, found = alike(grid)
+    cosine = _against(ASKED["cosine"], grid, overall=True)
+    mixed = np.broadcast_to(ASKED["cosine"].among(Side(grid)), grid["residual"].shape)
+    head = grid["similarity_head"]
+    shares = {
+        "share": grid.overall(head > limit, mixed),
+        "mean": grid.mean(np.where(mixed, head, np.nan)).at(-1),
+    }
     edges = np.linspace(-0.2, 1.0, 25)
-    counts = np.histogram(near[mixed], edges)[0]
-    chance = np.histogram(null[known], edges)[0]
-    frame = pl.DataFrame(
-        {
-            "from": edges[:-1],
-            "to": edges[1:],
-            "value": counts / max(counts.sum(), 1),
-            "null": chance / max(chance.sum(), 1),
-        }
-    )
+    chosen = [
+        (side, ASKED["cosine"].among(side) & side.known()) for side in (Side(grid), Side(grid, PARTNER))
+    ]
+    cosines = {
+        name: side["similarity"][which] for name, (side, which) in zip(("value", "null"), chosen, strict=True)
+    }
+    cosines["head"] = head[mixed]
+    bins = {name: np.histogram(values, edges)[0] / max(len(values), 1) for name, values in cosines.items()}
+    frame = pl.DataFrame({"from": edges[:-1], "to": edges[1:], **bins})
     return Finding(
         id="last-layer-similarity",
         items=("A25",),
         title="How alike the two tokens of a change in the last layer are",
-        says=f"Of {int(mixed.sum())} compositions in the last layer, {percent(alike)} are between tokens whose rows of "
-        f"the unembedding are more alike (cosine above {limit:.2f}) than 95 % of unrelated pairs.",
+        says=f"Of {int(mixed.sum()):,} compositions in layer {grid.count - 1} ({_lens(grid)}), {percent(found.own, 0)} "
+        f"are between tokens whose rows of the unembedding are more alike (cosine above {limit:.2f}) than 95 % of "
+        f"unrelated pairs; of the {len(cosines['null']):,} that another example's output makes "
+        f"{percent(found.null, 0)} ({points(found.excess, 0)}), of the old token with another of the "
+        f"residual's first {HEAD} {percent(shares['share'])}. "
+        f"The mean cosine is {number(cosine.own, 0)}, {number(cosine.null, 0)} and {number(shares['mean'])}.",
         frame=frame,
         figure=Figure(
             "histogram",
@@ -355,9 +442,13 @@ def _similarity(grid: ExampleGrid) -> Finding:
             share=True,
         ),
         paper="by hand: 34 of 100 changes to a related word, 66 to a distant one",
-        null="the residual's token with another example's output token, where these differ",
+        null="compositions that another example's feed-forward output makes of the same residuals",
         resampled=_DOCUMENTS,
-        notes=("a cosine is no annotation: `sheet` gives the pairs for one",),
+        notes=(
+            "a cosine is no annotation: `sheet` gives the pairs for one",
+            "the head of a residual is alike in itself, and every composition takes its token from there: unrelated "
+            "pairs are no chance for it",
+        ),
     )
 
 
@@ -409,12 +500,12 @@ def sheet(listed: pl.DataFrame, seed: int = 0) -> tuple[str, str]:
     generator = np.random.default_rng(seed)
     null = generator.permutation(np.arange(listed.height) % 2 == 1)
     items, key = [], []
-    for number, row in enumerate(generator.permutation(listed.height).tolist()):
+    for id_, row in enumerate(generator.permutation(listed.height).tolist()):
         item = listed.row(row, named=True)
-        shown = {"id": number, "text": item["text"], "before": item["before"]}
+        shown = {"id": id_, "text": item["text"], "before": item["before"]}
         items.append({**shown, "after": item["other" if null[row] else "after"], "judgement": ""})
         about = {name: item[name] for name in ("example", "similarity")}
-        key.append({"id": number, "null": bool(null[row]), **about})
+        key.append({"id": id_, "null": bool(null[row]), **about})
     return _lines(items), _lines(key)
 
 
@@ -430,7 +521,8 @@ def _last_layer(run: Run, grid: ExampleGrid) -> Finding:
         id="last-layer-changes",
         items=("A25",),
         title="Compositions of the last layer",
-        says=f"{listed.height} random prefixes on which the last layer settles on a token that neither side had first"
+        says=f"{listed.height} random prefixes on which layer {grid.count - 1}, the last, settles on a token that "
+        f"neither the residual nor the feed-forward output had first ({_lens(grid)})"
         + (f": {'; '.join(pairs)}." if pairs else "."),
         frame=listed.drop("other"),
         paper="people to same, later to earlier, gastric to stomach",

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import Interval, mean_by_document, ratio_of_sums, share_by_document, share_of_sums
-from mnemoscope.studies.findings.finding import bracketed
+from mnemoscope.intervals import (
+    Interval,
+    by_document,
+    chance_of_zero,
+    discoveries,
+    mean_by_document,
+    per_document,
+    ratio,
+    ratio_of_sums,
+    share_by_document,
+    share_of_sums,
+)
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -101,6 +112,131 @@ def _asked(hits: np.ndarray, among: np.ndarray | None) -> np.ndarray:
     return hits.astype(float) if among is None else np.where(among, hits, np.nan)
 
 
+# -- A null passes the selection of the figure it stands beside --------------------------------------------------
+
+# What another example's feed-forward output, target or strongest memory gives an example is in the columns that end in
+# `_permuted`; some go by another name, or are the partner's own; what is of the residual alone stays.
+PARTNER, OTHER_LAYER = "_permuted", "_other"
+_RENAMED = {("output", PARTNER): "permuted"}
+_OF_PARTNER = {"ffn", "prediction"}
+_OF_RESIDUAL = {"residual"}
+
+
+@dataclass(frozen=True)
+class Side:
+    """The quantities of examples: their own, or with another's output in place of it, under the same names.
+
+    suffix  "" for their own, else that of the columns that hold the others
+    """
+
+    grid: ExampleGrid
+    suffix: str = ""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """f64[example, place]; KeyError for what the other side has no counterpart of."""
+        name_here = _RENAMED.get((name, self.suffix), f"{name}{self.suffix}")
+        if name_here in self.grid.rows.columns:
+            return self.grid[name_here]
+        if name == "prediction":
+            values = self.grid.examples["prediction"].to_numpy().astype(float)[:, None]
+        elif name in _OF_PARTNER | _OF_RESIDUAL:
+            values = self.grid[name]
+        else:
+            raise KeyError(name_here)
+        return self.grid.partners(values) if self.suffix == PARTNER and name in _OF_PARTNER else values
+
+    def known(self) -> np.ndarray:
+        """bool[example, 1]: there is such a side of the example."""
+        return self.grid.known() if self.suffix == PARTNER else np.ones((self.grid.examples.height, 1), bool)
+
+
+Selection = Callable[[Side], np.ndarray]
+
+
+def everything(of: Side) -> np.ndarray:
+    """Select every example at every place."""
+    return np.ones((1, 1), bool)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A figure of examples, said once for the examples and for whatever they are compared with.
+
+    hits   bool[example, place] (or f64, of a mean) of a side's quantities
+    among  bool[example, place]: which are selected, by the same quantities
+    """
+
+    hits: Selection
+    among: Selection = everything
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A figure and its null, both through one selection, and what is between them; resampled by document.
+
+    sums  f64[document, 4, place]: sum over the selected and how many they are, of the figure, then of the null
+    """
+
+    own: Interval
+    null: Interval
+    sums: np.ndarray
+
+    @cached_property
+    def excess(self) -> Interval:
+        """The figure less its null."""
+        return by_document(self.sums, np.arange(len(self.sums)), _difference, witnesses=self._witnesses)
+
+    @property
+    def _witnesses(self) -> np.ndarray:
+        return np.asarray(np.minimum(*(self.sums[:, [1, 3]] > 0).sum(0)))
+
+    @cached_property
+    def differs(self) -> np.ndarray:
+        """bool[place]: where the figure is not its null, of all places together (Benjamini and Hochberg)."""
+        return discoveries(chance_of_zero(self.sums, np.arange(len(self.sums)), _difference))
+
+    def rows(self, **labels: str) -> pl.DataFrame:
+        """Rows of a figure, as `series`, and the excess with its interval."""
+        excess = dict(
+            zip(("excess", "excess_low", "excess_high"), columns(self.excess).values(), strict=False)
+        )
+        return series(self.own, self.null, **labels).with_columns(**excess)
+
+
+def _difference(sums: np.ndarray) -> np.ndarray:
+    return ratio(sums[:, 0], sums[:, 1]) - ratio(sums[:, 2], sums[:, 3])
+
+
+def against_partner(asked: Asked, own: Side, partner: Side, *, overall: bool = False) -> Contrast:
+    """A figure of examples beside the same figure with another's output in place of their own.
+
+    overall  over all places at once
+    """
+    sums, intervals = [], []
+    for side in (own, partner):
+        hits = np.asarray(asked.hits(side))
+        hits, among = np.broadcast_arrays(hits, asked.among(side) & side.known())
+        values = np.where(among, hits.astype(float), np.nan)
+        documents = own.grid.documents
+        if overall:
+            documents, values = np.repeat(documents, values.shape[1]), values.reshape(-1, 1)
+        measured = share_by_document if hits.dtype == bool else mean_by_document
+        intervals.append(measured(values, documents))
+        known = ~np.isnan(values)
+        sums.append(per_document(np.stack([np.where(known, values, 0.0), known], 1), documents))
+    return Contrast(intervals[0], intervals[1], np.concatenate(sums, axis=1))
+
+
+def layers_named(which: np.ndarray) -> str:
+    """`layers 3, 5-8`, `layer 2` or `no layer`."""
+    places = np.flatnonzero(which)
+    if not len(places):
+        return "no layer"
+    runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+    said = ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"layer {said}" if len(places) == 1 else f"layers {said}"
+
+
 def refinement_grids(run: Run) -> dict[tuple[str, str], ExampleGrid]:
     """`refinement` by unit and lens, in the order of the table; `QueryError` when the run has not been measured."""
     rows = run.table("refinement").collect()
@@ -113,16 +249,18 @@ def refinement_grids(run: Run) -> dict[tuple[str, str], ExampleGrid]:
     }
 
 
-def columns(interval: Interval, value: str = "value", null: Interval | None = None) -> dict[str, np.ndarray]:
-    """Columns of a frame: the estimate under a name, `low`, `high`, and `null`, `null_low`, `null_high`."""
+def columns(interval: Interval, value: str = "value", null: Interval | None = None) -> dict[str, pl.Series]:
+    """Columns of a frame: the estimate under a name, `low`, `high`, `null`, `null_low`, `null_high`; `n` if counted.
+
+    What is not defined is null.
+    """
     names = (value, "low", "high", "null", "null_low", "null_high")
-    return dict(zip(names, (*interval, *(null or ())), strict=False))
+    found = dict(zip(names, (*interval, *(null or ())), strict=False))
+    frame = {name: pl.Series(np.atleast_1d(numbers)).fill_nan(None) for name, numbers in found.items()}
+    return frame if interval.n is None else frame | {"n": pl.Series(np.atleast_1d(interval.n))}
 
 
-def as_series(interval: Interval, value: str = "value") -> dict[str, pl.Series]:
-    """The same for `with_columns`."""
-    return {name: pl.Series(numbers) for name, numbers in columns(interval, value).items()}
-
+as_series = columns  # for `with_columns`
 
 BOX = {"low": 0.05, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "high": 0.95}
 BOXES = "boxes: quartiles over neurons; whiskers: 5th to 95th percentile"
@@ -134,26 +272,37 @@ def quantiles(value: pl.Expr, levels: Mapping[str, float] = BOX, kind: Any = "ne
 
 
 def series(interval: Interval, null: Interval | None = None, **labels: str) -> pl.DataFrame:
-    """Rows of a figure: layer, labels, value, low, high, and the null with its band (null where there is none)."""
+    """Rows of a figure: layer, labels, value, low, high, the null with its band (null where there is none), and n."""
     blank = np.full(len(interval.value), np.nan)
     numbers = columns(interval, null=null or Interval(blank, blank, blank))
-    frame = pl.DataFrame({"layer": np.arange(len(interval.value)), **numbers})
+    counted = {"n": pl.Series([None] * len(interval.value), dtype=pl.Int64)} | numbers
+    frame = pl.DataFrame({"layer": np.arange(len(interval.value)), **counted})
     texts = (pl.lit(text).alias(name) for name, text in labels.items())
-    return frame.select("layer", *texts, *numbers).fill_nan(None)
+    return frame.select("layer", *texts, pl.exclude("layer", *labels, "n"), "n")
 
 
 def percent(interval: Interval, place: int | None = None) -> str:
-    """`12.3 % [11.0, 13.9]` of a share."""
-    value, low, high = (100 * number for number in _floats(interval, place))
-    return f"{value:.1f} % [{low:.1f}, {high:.1f}]" if not np.isnan(value) else "no example"
+    """`12.3 % [11.0, 13.9]` of a share; where there are too few units for an interval, it says how many."""
+    return _written(interval, place, ".1f", 100, " %", "no example")
+
+
+def points(interval: Interval, place: int | None = None) -> str:
+    """`-1.2 points [-2.3, -0.1]` of a difference of shares."""
+    return _written(interval, place, "+.1f", 100, " points", "undefined")
 
 
 def number(interval: Interval, place: int | None = None, form: str = ".2f") -> str:
     """`1.23 [1.10, 1.37]` of anything else."""
-    value, low, high = _floats(interval, place)
-    return "undefined" if np.isnan(value) else bracketed(value, low, high, form)
+    return _written(interval, place, form, 1, "", "undefined")
 
 
-def _floats(interval: Interval, place: int | None) -> tuple[float, float, float]:
-    value, low, high = (float(numbers if place is None else numbers[place]) for numbers in interval)
-    return value, low, high
+def _written(
+    interval: Interval, place: int | None, form: str, scale: float, unit: str, undefined: str
+) -> str:
+    one = interval if place is None else interval.at(place)
+    value, low, high = (scale * float(part) for part in one)
+    if np.isnan(value):
+        return undefined
+    if np.isnan(low) or np.isnan(high):
+        return f"{value:{form}}{unit} (no interval" + (")" if one.n is None else f": n = {int(one.n)})")
+    return f"{value:{form}}{unit} [{low:{form}}, {high:{form}}]"

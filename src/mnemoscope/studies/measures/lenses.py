@@ -14,7 +14,7 @@ from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Norm
-from mnemoscope.model.watch import hooked, watch
+from mnemoscope.model.watch import hooked, observed, watch
 from mnemoscope.records import ContextBatch
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.measures.positions import Work
@@ -88,7 +88,11 @@ class Points:
 
 
 def points(model: Model, batch: ContextBatch) -> Points:
-    """One forward pass over right-padded prefixes, looked at where each ends."""
+    """One forward pass over right-padded prefixes, looked at where each ends.
+
+    In fp32 whatever the weights are in, as predictions are taken apart: in half precision a row would depend on those
+    that it is batched with.
+    """
     parts, shape = model.anatomy, batch.tokens.shape
     rows = torch.arange(len(batch.lengths), device=model.device)
     ends = torch.from_numpy(batch.lengths.astype(np.int64) - 1).to(model.device)
@@ -104,8 +108,12 @@ def points(model: Model, batch: ContextBatch) -> Points:
         return [x * parts.residual_multiplier for x in normed]
 
     tokens = torch.from_numpy(batch.tokens).to(model.device, torch.int64)
-    handles = [handle for layer in parts.layers for handle in watch(layer, _POINTS, keep)]
-    with model.running(), hooked(handles), torch.inference_mode():
+    with (
+        model.running(),
+        observed(model.hf, upcast=model.upcast, attention=None),
+        hooked([handle for layer in parts.layers for handle in watch(layer, _POINTS, keep)]),
+        torch.inference_mode(),
+    ):
         parts.body(input_ids=tokens, use_cache=False)
         attended = added(seen["attention_output"], [layer.post_attention_norm for layer in parts.layers])
         residual = [stream + update for stream, update in zip(seen["lin"], attended, strict=True)]

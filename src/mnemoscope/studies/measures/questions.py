@@ -23,6 +23,7 @@ from mnemoscope.errors import QueryError
 from mnemoscope.model.capture import residuals
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
+from mnemoscope.model.watch import observed
 from mnemoscope.prediction.questions import ask
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
@@ -135,8 +136,9 @@ def _ask(model: Model, question: Question) -> Asked:
 
 
 def _stream(model: Model, tokens: tuple[int, ...]) -> Tensor:
-    """f32[2 layer + 1, width]: Lin0, then Lres and Lout of every layer, at the last token (A30)."""
-    points = residuals(model, torch.tensor([tokens]))
+    """f32[2 layer + 1, width]: Lin0, then Lres and Lout of every layer, at the last token (A30), computed in fp32."""
+    with model.running(), observed(model.hf, upcast=model.upcast, attention=None):
+        points = residuals(model, torch.tensor([tokens]))
     last = {name: value[:, 0, -1].float() for name, value in points.items()}
     pairs = torch.stack([last["Lres"], last["Lout"]], dim=1).flatten(0, 1)
     return torch.cat([last["Lin"][:1], pairs])

@@ -36,6 +36,7 @@ ACTIVE = (
     0.5,
 )  # shares of the layer's largest |m||v| from which a memory may be called active (A16)
 HEAVIEST = (10, 100)  # memories whose share of the sum of |m||v| is kept
+HEAD = 5  # tokens that are the head of a distribution (A24, A25)
 
 _CELLS = 1 << 23  # logits of one kind at once
 _NEAR = 1 << 17  # and where they are read again and again, in the cache
@@ -209,11 +210,11 @@ class _Read:
             std
         )
         residual, output = columns["residual"], columns["output"]
-        return columns | {
-            "memory": memory,
-            "similarity": self._similarity(residual, output),
-            "similarity_permuted": self._similarity(residual, partner(output)),
-        }
+        others = {
+            "": output, "_permuted": columns["permuted"], "_head": columns.pop("head"), "_unrelated": partner(output),
+        }  # fmt: skip
+        alike = {f"similarity{name}": self._similarity(residual, tokens) for name, tokens in others.items()}
+        return columns | {"memory": memory} | alike
 
     def _tile(
         self, rows: Int[Tensor, " row"], theirs: Int[Tensor, " row"], asked: Int[Tensor, "row token"]
@@ -238,6 +239,7 @@ class _Read:
             "ffn": ffn,
             "output": output,
             "permuted": permuted,
+            "head": _other_of_head(before, torch.stack([residual, output], -1), rows),
             **dict(zip(_PROBABILITIES, p, strict=True)),
             **dict(zip(("rank_output", "rank_output_permuted", "rank_final"), in_before, strict=True)),
             "output_rank_final": ranks(after, prediction[:, None])[:, 0],
@@ -253,6 +255,16 @@ class _Read:
         """Cosine of two tokens' rows of the unembedding."""
         rows = self.lens.unembedding
         return torch.cosine_similarity(rows[tokens], rows[others], dim=-1)
+
+
+def _other_of_head(
+    logits: Tensor, but: Int[Tensor, "row token"], rows: Int[Tensor, " row"]
+) -> Int[Tensor, " row"]:
+    """One of the HEAD likeliest tokens that is not one of these, another for each row in turn."""
+    head = logits.topk(min(HEAD + 1, logits.shape[-1]), dim=-1).indices
+    taken = (head[:, :, None] == but[:, None, :]).any(-1)
+    free = head.gather(-1, taken.int().argsort(dim=-1, stable=True))
+    return free.gather(-1, (rows % (HEAD - 1))[:, None])[:, 0]
 
 
 def _at(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from mnemoscope.arguments import check_removal
 from mnemoscope.errors import QueryError
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model
+from mnemoscope.model.watch import observed
 from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS, arrow_table
@@ -237,11 +238,12 @@ class _Passes:
             yield numbers, ContextBatch(numbers, tokens, sizes, within)
 
     def table(self, model: Model, report: Callable[[Progress], None]) -> pl.DataFrame:
-        """Run every pass, stopping at the last layer, and lay out the answers."""
+        """Run every pass in fp32, stopping at the last layer, and lay out the answers."""
         answers = _Answers(self.questions, self._prefixes.rows)
         work = list(self.batches())
         total, done = sum(batch.n_tokens for _, batch in work), 0
-        with Capture(model) as capture:
+        wide = observed(model.hf, upcast=model.upcast, attention=None)
+        with model.running(), wide, Capture(model) as capture:
             for numbers, batch in work:
                 capture.sweep(batch, answers.reader(numbers))
                 done += batch.n_tokens
