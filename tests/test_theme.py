@@ -12,8 +12,8 @@ from synthetic_explanation import make
 from test_pages import KINDS, study_figures
 
 from mnemoscope.neuron import overview
-from mnemoscope.views import figures, theme
-from mnemoscope.views.charts import saved, strips, svg
+from mnemoscope.views import figures
+from mnemoscope.views.charts import CHARTS, COLOURS, saved, strips, svg
 from mnemoscope.views.explanation import charts
 from mnemoscope.views.explanation.lower import sheet
 
@@ -57,9 +57,9 @@ def test_text_of_every_picture_stands_out_in_both_schemes(pictures: dict[str, st
         shades = {shade for shade in TEXT.findall(picture) if shade != "none"}
         assert shades, name
         for shade in shades:
-            colour = theme.CHARTS[re.fullmatch(r"var\(--([a-z]+)\)", shade)[1]][scheme]
+            colour = CHARTS[re.fullmatch(r"var\(--([a-z]+)\)", shade)[1]][scheme]
             for ground in ("panel", "paper"):
-                assert contrast(colour, theme.COLOURS[ground][scheme]) >= LEAST, (name, shade, ground)
+                assert contrast(colour, COLOURS[ground][scheme]) >= LEAST, (name, shade, ground)
 
 
 def test_every_picture_is_described(pictures: dict[str, str]) -> None:
@@ -91,6 +91,6 @@ def test_files_are_for_white_paper() -> None:
 
 def test_chart_colours_can_be_told_apart() -> None:
     """A colour of a chart stands for one variable, and series are seen on the page in both schemes."""
-    assert len({light for light, _ in theme.CHARTS.values()}) == len(theme.CHARTS)
+    assert len({light for light, _ in CHARTS.values()}) == len(CHARTS)
     for name, scheme in product(("blue", "orange", "teal", "violet"), (0, 1)):
-        assert contrast(theme.CHARTS[name][scheme], theme.CHARTS["panel"][scheme]) >= 3
+        assert contrast(CHARTS[name][scheme], CHARTS["panel"][scheme]) >= 3

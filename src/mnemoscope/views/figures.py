@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from mnemoscope.views.charts import DIM, INK, LINE, PANEL, SIZE, cycled, data, series
-from mnemoscope.views.theme import light
+from mnemoscope.views.charts import DIM, INK, LINE, PANEL, SIZE, cycled, data, light, series
 
 if TYPE_CHECKING:
     import altair as alt

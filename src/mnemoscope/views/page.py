@@ -16,7 +16,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from mnemoscope.views import claims, theme, words
+from mnemoscope.views import charts, claims, words
 from mnemoscope.views.terminal import ATTENTION, BLUE, FFN, ORANGE
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def environment() -> Environment:
         "strength": _strength, "spaces": _spaces,
     }  # fmt: skip
     templates.globals |= {
-        "colours": theme.COLOURS,
+        "colours": charts.COLOURS,
         "key_note": words.KEY_NOTE,
         "key_title": words.KEY_TITLE,
         "definition_names": claims.DEFINITIONS,

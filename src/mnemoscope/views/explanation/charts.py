@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from mnemoscope.views.charts import DIM, INK, LINE, cycled, data, series
+from mnemoscope.views.charts import DIM, INK, LINE, cycled, data, light, series
 from mnemoscope.views.explanation.lower import sheet
 from mnemoscope.views.explanation.sheet import Cargo, Grid, Point, Sheet, Step
-from mnemoscope.views.theme import light
 
 if TYPE_CHECKING:
     import altair as alt
