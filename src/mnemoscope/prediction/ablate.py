@@ -6,7 +6,7 @@ downstream react. Each row of a batch is the same prompt with one thing ablated,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,29 +60,45 @@ def effects(model: Model, stream: Stream, target: int, cuts: Sequence[Cut]) -> F
 
     Row 0 of every batch is left whole, so that a difference is never one between batch sizes.
     """
-    length = len(stream.tokens)
-    size = max(1, BATCH_TOKENS // length - 1)
     differences: list[float] = []
-    for start in range(0, len(cuts), size):
-        batch = cuts[start : start + size]
+    for logits in _batches(model, stream, [[cut] for cut in cuts]):
+        scores = logits.double().log_softmax(-1)[:, target]
+        differences += (scores[0] - scores[1:]).tolist()
+    return np.asarray(differences)
+
+
+def without(
+    model: Model, stream: Stream, groups: Sequence[Sequence[Cut]]
+) -> Iterator[tuple[Float[Tensor, " vocabulary"], Float[Tensor, " vocabulary"]]]:
+    """Logits at the end of the traced sequence as it is, and with all cuts of each group made at once."""
+    for logits in _batches(model, stream, groups):
+        yield from ((logits[0], row) for row in logits[1:])
+
+
+def _batches(
+    model: Model, stream: Stream, groups: Sequence[Sequence[Cut]]
+) -> Iterator[Float[Tensor, "row vocabulary"]]:
+    """Logits of batches: row 0 with nothing cut, then a row for each group."""
+    size = max(1, BATCH_TOKENS // len(stream.tokens) - 1)
+    for start in range(0, len(groups), size):
+        batch = groups[start : start + size]
         tokens = stream.tokens.expand(len(batch) + 1, -1)
         handles = _hooks(stream, batch)
         watched = observed(model.hf, upcast=stream.upcast, attention=stream.anatomy.attention)
         with torch.inference_mode(), hooked(handles), watched:
             logits = model.hf(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[:, -1]
-        scores = logits.double().log_softmax(-1)[:, target]
-        differences += (scores[0] - scores[1:]).tolist()
-    return np.asarray(differences)
+        yield logits
 
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
 Change = Callable[[Stream, Tensor, Cut], None]  # of what a module reads at the last position, in place
 
 
-def _hooks(stream: Stream, cuts: Sequence[Cut]) -> list[Any]:
+def _hooks(stream: Stream, groups: Sequence[Sequence[Cut]]) -> list[Any]:
     by_module: dict[tuple[int, bool], list[tuple[int, Cut]]] = {}
-    for row, cut in enumerate(cuts, start=1):
-        by_module.setdefault((cut.layer, cut.source is None), []).append((row, cut))
+    for row, cuts in enumerate(groups, start=1):
+        for cut in cuts:
+            by_module.setdefault((cut.layer, cut.source is None), []).append((row, cut))
     handles = []
     for (layer, is_neuron), rows in by_module.items():
         block = stream.anatomy.layers[layer]

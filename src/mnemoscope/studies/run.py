@@ -23,11 +23,14 @@ from mnemoscope.studies.catalogue import CATALOGUE, Measurement
 from mnemoscope.studies.measures import (
     cases,
     contributions,
+    groups,
     positions,
     questions,
     refinement,
     removal,
+    tuned_lens,
     value_ranks,
+    weights,
 )
 from mnemoscope.studies.measures.positions import Sizes, Work
 from mnemoscope.trials.job import Settings, patterns
@@ -168,7 +171,10 @@ JOBS: dict[str, Measure] = {
     "glance": _parameters,
     "keys": _patterns,
     "removal": removal.measure,
+    "groups": groups.measure,
     "value_ranks": value_ranks.measure,
+    "weights": weights.measure,
+    "lens": tuned_lens.measure,
     "refinement": refinement.measure,
     "contributions": contributions.measure,
     "questions": questions.measure,

@@ -70,7 +70,7 @@ def _ranks(name: str, rows: pl.DataFrame) -> Finding:
             low="quarter",
             high="three_quarters",
             log_y=True,
-            order=("own lens", "raw lens"),
+            order=("own lens", "raw lens", "tuned lens"),
         ),
         null=f"median rank of {_NULL}",
         notes=("tinted bands are quartiles over the questions, no intervals", _RULE),

@@ -30,6 +30,7 @@ from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import arrow_table
 from mnemoscope.studies.measures.positions import Sizes, Work
 from mnemoscope.studies.measures.reductions import ranks
+from mnemoscope.studies.measures.tuned_lens import TunedLens
 
 BUILT_IN = "city_in_country"
 LENSES = ("own", "raw")
@@ -100,7 +101,8 @@ def _question(name: str, number: int, line: str) -> Question:
 
 def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, list[pa.Table]]:
     """The table `question_ranks` for the built-in set and the sets in `sizes.questions`."""
-    return {"question_ranks": [table(model, ask_all(model, sizes, work.report), sizes.seed)]}
+    asked = ask_all(model, sizes, work.report)
+    return {"question_ranks": [table(model, asked, sizes.seed, TunedLens.of(run, model))]}
 
 
 def ask_all(model: Model, sizes: Sizes, report: Callable[[Progress], None]) -> list[Asked]:
@@ -144,33 +146,51 @@ def _stream(model: Model, tokens: tuple[int, ...]) -> Tensor:
     return torch.cat([last["Lin"][:1], pairs])
 
 
-def table(model: Model, asked: list[Asked], seed: int) -> pa.Table:
-    """The rows of `question_ranks`."""
+def table(model: Model, asked: list[Asked], seed: int, tuned: TunedLens | None = None) -> pa.Table:
+    """The rows of `question_ranks`; under the tuned lens, if there is one, those of the points that it is fitted to."""
     others = _others(asked, np.random.default_rng(seed))
     lenses = [Lens.of(model.anatomy, name) for name in LENSES]
     parts = []
     for index, (question, other) in enumerate(zip(asked, others, strict=True)):
         wanted = torch.tensor([question.token, max(other, 0)], device=question.stream.device)
+        fixed = {"question": index, **_about(question)}
         for lens in lenses:
-            parts.append(_rows(index, question, other, lens, wanted))
+            points = torch.arange(len(question.stream))
+            parts.append(
+                _rows(fixed | {"lens": lens.name}, points, _read(lens, question.stream), wanted, other)
+            )
+        if tuned is not None:
+            points = torch.cat(
+                [torch.arange(1, len(question.stream), 2), torch.tensor([len(question.stream) - 1])]
+            )
+            parts.append(
+                _rows(fixed | {"lens": "tuned"}, points, tuned.stream(question.stream), wanted, other)
+            )
     columns = {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]}
     columns["null_rank"] = np.ma.array(columns["null_rank"], mask=columns["null_rank"] < 0)
     return arrow_table("question_ranks", columns)
 
 
-def _rows(index: int, asked: Asked, other: int, lens: Lens, wanted: Tensor) -> dict[str, np.ndarray]:
-    with torch.inference_mode():
-        logits = lens.logits(asked.stream)
-        if lens.name == "raw":
-            logits = lens.cap(logits)
-        place = ranks(logits, wanted.expand(len(logits), 2)).int().cpu().numpy()
-        log_p = (logits[:, asked.token].double() - logits.double().logsumexp(1)).float().cpu().numpy()
-    count = len(log_p)
-    point = np.arange(count)
-    fixed = {
-        "question": index, **asdict(asked.question), "token": asked.token, "spaced": asked.spaced,
-        "pieces": asked.pieces, "lens": lens.name,
+def _about(asked: Asked) -> dict[str, Any]:
+    return {
+        **asdict(asked.question), "token": asked.token, "spaced": asked.spaced, "pieces": asked.pieces
     }  # fmt: skip
+
+
+def _read(lens: Lens, stream: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits = lens.logits(stream)
+        return lens.cap(logits) if lens.name == "raw" else logits
+
+
+def _rows(
+    fixed: dict[str, Any], points: Tensor, logits: Tensor, wanted: Tensor, other: int
+) -> dict[str, np.ndarray]:
+    """Columns of the table for some points of the stream, from their logits; `other` is -1 if there is no null."""
+    with torch.inference_mode():
+        place = ranks(logits, wanted.expand(len(logits), 2)).int().cpu().numpy()
+        log_p = (logits[:, fixed["token"]].double() - logits.double().logsumexp(1)).float().cpu().numpy()
+    count, point = len(log_p), points.numpy()
     return {
         **{name: np.full(count, value) for name, value in fixed.items()},
         "point": point,
