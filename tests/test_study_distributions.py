@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from synthetic import HISTOGRAM_EDGES, make_run
 
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings import distributions
-from mnemoscope.studies.findings.distributions import even_columns, within
+from mnemoscope.studies.findings.distributions import deviations, even_columns, persistence, within
+from mnemoscope.text.sampling import half
 
 EDGES = np.array(HISTOGRAM_EDGES)
 
@@ -72,19 +74,51 @@ def test_active_by_the_first_rule_is_the_share_of_positive_coefficients(run: Run
 
 
 def test_the_marking_token_fades_down_the_range() -> None:
-    """Samples that carry the mark at the top only: whole at the top, nothing below, chance in between."""
+    """Samples that carry the mark at the top only: whole at the top, nothing below, another's mark in between."""
     rows = pl.DataFrame(
         {
             "layer": [0] * 40,
+            "cell": [4, 5] * 20,
             "mark": [1, 2] * 20,
-            "token": [1, 2] * 10 + [3] * 20,
+            "token": [1, 2] * 10 + [3] * 10 + [2, 1] * 5,
             "part": [9] * 20 + [0] * 20,
             "document": list(range(40)),
         }
     )
-    share, null = distributions._persistence(rows)
+    share, null = persistence(rows)
     assert share.value[9] == 1 and share.value[0] == 0 and np.isnan(share.value[5])
-    assert null[9] == pytest.approx(0.5) and null[0] == 0
+    assert null[9] == 0 and null[0] == pytest.approx(0.5)
+
+
+def test_marks_are_chosen_on_one_half_and_asked_on_the_other(tmp_path: Path) -> None:
+    """No sample is of a document that a mark was chosen from, and marks are what the other half's triggers end with."""
+    run = make_run(tmp_path / "run", layers=2, neurons=8, documents=80, top=40)
+    rows = distributions._samples(run)
+    assert rows.height and half(rows["document"].to_numpy()).all()
+    text = {one: stored.tokens for one, stored in run.contexts(range(run.manifest.corpus.contexts)).items()}
+    owner = dict(run.table("contexts").select("context", "document").collect().iter_rows())
+    triggers = run.table("triggers").filter(pl.col("polarity") == 1).collect()
+    for cell, mark in rows.select("cell", "mark").unique().iter_rows():
+        of = triggers.filter(pl.col("layer") == cell // 8, pl.col("neuron") == cell % 8)
+        ends = Counter(
+            int(text[context][position])
+            for context, position in of.select("context", "position").iter_rows()
+            if not half(np.array([owner[context]]))[0]
+        )
+        assert ends.total() >= distributions.FEWEST and ends[mark] == max(ends.values())
+
+
+@pytest.mark.parametrize("draws", ["normal", "standard_cauchy", "exponential"])
+def test_the_spread_is_that_of_the_middle(draws: str) -> None:
+    """From the bins: the median absolute deviation of the draws, however heavy their tails."""
+    values = getattr(np.random.default_rng(0), draws)(size=(2, 100_000))
+    found = deviations(np.stack([counted(row) for row in values]).astype(float), EDGES)
+    assert found == pytest.approx(stats.median_abs_deviation(values, axis=1), rel=0.02)
+
+
+def test_a_silent_neuron_has_no_spread() -> None:
+    """All of it in one bin about zero: no more than the bin's own width."""
+    assert deviations(counted(np.zeros(50))[None].astype(float), EDGES)[0] < 1e-3
 
 
 def test_nulls_are_bands_where_a_run_has_them(tmp_path: Path, run: Run) -> None:

@@ -16,7 +16,7 @@ import mnemoscope as mn
 from mnemoscope.intervals import Interval
 from mnemoscope.run.reading import Run
 from mnemoscope.run.writing import add_tables
-from mnemoscope.studies.findings import composition, refinement
+from mnemoscope.studies.findings import composition, distributions, questions, refinement, value_ranks, values
 from mnemoscope.studies.findings.statistics import (
     PARTNER,
     Asked,
@@ -124,6 +124,132 @@ def test_a_null_without_the_selection_would_be_seen(decoys: dict[str, Run]) -> N
     unselected = Asked(refinement.ASKED["old one lowered"].hits, lambda of: own)
     contrast = against_partner(unselected, Side(grid), Side(grid, PARTNER), overall=True)
     assert not covers_zero(contrast.excess)
+
+
+# -- Figures of values, ranks, distributions and questions ---------------------------------------------------------
+
+LAYERS, NEURONS, WORDS = 3, 400, 30
+
+
+def triggers(seed: int) -> pl.DataFrame:
+    """Strongest triggers whose values and next tokens are about as uneven as words, and have nothing to do with "
+    "another."""
+    generator = np.random.default_rng(seed)
+    count = LAYERS * NEURONS
+    weights = 1 / np.arange(1, WORDS + 1)
+    top, token = generator.choice(WORDS, (2, count), p=weights / weights.sum())
+    return pl.DataFrame(
+        {
+            "side": 2 * np.arange(count), "layer": np.repeat(np.arange(LAYERS), NEURONS), "top": top, "next": token,
+            "document": generator.integers(0, 150, count),
+        }
+    )  # fmt: skip
+
+
+def test_dealt_out_targets_as_ones_own_agree_as_by_chance() -> None:
+    """A11: by layer, and no layer is called above chance, of twenty draws in more than one or two."""
+    called = 0
+    for seed in range(20):
+        found = values.Agreement.of(triggers(seed), "next", LAYERS)
+        assert all(covers_zero(found.excess, layer) for layer in range(LAYERS))
+        called += bool(found.above.any())
+    assert called <= 3
+
+
+def test_an_agreement_is_called_and_its_peak_found() -> None:
+    """Where every tenth value of one layer writes what follows, that layer alone is above chance, and the peak."""
+    rows = triggers(0).with_row_index()
+    planted = (pl.col("layer") == 1) & (pl.col("index") % 10 == 0)
+    found = values.Agreement.of(
+        rows.with_columns(next=pl.when(planted).then("top").otherwise("next")), "next", LAYERS
+    )
+    assert found.above.tolist() == [False, True, False]
+    assert found.peak.value == 1 and 0 <= found.peak.low <= 1 <= found.peak.high <= 2
+
+
+def test_other_neurons_triggers_have_what_a_value_says_as_often() -> None:
+    """A14: values with triggers that are not theirs agree as often as their chance says."""
+    rows = triggers(3)
+    rows = pl.concat(
+        [rows, triggers(4).select(rows.columns).with_columns(top=rows["top"])]
+    )  # two triggers of each
+    side = rows["side"].unique().to_numpy()
+    share, chance = values.agreeing(rows, side), values.others_agree(rows, side)
+    assert abs(share.value - chance.mean()) <= NOTHING * (share.high - share.low) / 2
+    hits = rows.filter(pl.col("next") == pl.col("top"))["side"].n_unique()
+    assert share.value == pytest.approx(hits / len(side)) and share.low < share.value < share.high
+
+
+def ranks(seed: int = 0) -> pl.DataFrame:
+    """Ranks of next tokens that are drawn as those of another neuron's are."""
+    generator = np.random.default_rng(seed)
+    rank, other = (generator.lognormal(1, 2, (2, 4000))).astype(int)
+    return pl.DataFrame(
+        {
+            "rank": rank, "permuted_rank": other, "top_probability": generator.random(4000),
+            "document": generator.integers(0, 200, 4000),
+        }
+    )  # fmt: skip
+
+
+def test_another_neurons_next_token_ranks_as_ones_own() -> None:
+    """A12, A13: medians differ by nothing; in every bin of confidence the share that agrees is the one by chance."""
+    found = value_ranks.medians(ranks())
+    assert covers_zero(found, 2)
+    binned = value_ranks._binned(
+        ranks().with_columns(hit=pl.col("rank") == 0, bin=pl.int_range(pl.len()) % 10)
+    )
+    for row in binned.iter_rows(named=True):
+        half = NOTHING * (row["high"] - row["low"]) / 2
+        assert abs(row["share"] - row["null"]) <= half * np.sqrt(2), row  # the null is drawn, too
+
+
+def test_another_neurons_mark_is_met_as_often_as_ones_own() -> None:
+    """A71: marks dealt out among the neurons of a layer are met by chance, in every part of the range."""
+    generator = np.random.default_rng(0)
+    cells, each = 80, 60
+    cell = np.repeat(np.arange(cells), each)
+    rows = pl.DataFrame(
+        {
+            "layer": cell // (cells // 2), "cell": cell, "mark": generator.integers(0, 6, cells)[cell],
+            "token": generator.integers(0, 6, cells * each), "part": generator.integers(0, 10, cells * each),
+            "document": generator.integers(0, 300, cells * each),
+        }
+    )  # fmt: skip
+    share, null = distributions.persistence(rows)
+    for part in range(10):
+        assert abs(share.value[part] - null[part]) <= NOTHING * (share.high[part] - share.low[part]) / 2
+
+
+def test_directions_as_neurons_exceed_directions_as_others_do() -> None:
+    """A70: of random directions as many lie above the bound of the others as were set apart to say so."""
+    generator = np.random.default_rng(0)
+    count = 4000
+    units = pl.DataFrame({"layer": np.arange(count) % 4, "neuron": np.arange(count) // 4,
+                          "kurtosis": generator.standard_t(4, count)})  # fmt: skip
+    neurons = units.with_columns(kurtosis=generator.standard_t(4, count))
+    own, null = distributions.exceeding(neurons, units)
+    assert own == pytest.approx(null, abs=4 * np.sqrt(0.05 / (count / 2)))
+
+
+def test_another_questions_answer_as_ones_own_is_first_as_often() -> None:
+    """A66, A76: first as often as the null's, and what is resampled is answers."""
+    generator = np.random.default_rng(0)
+    answers = [f"answer {number}" for number in generator.integers(0, 60, 300)]
+    rows = pl.DataFrame({"rank": generator.integers(0, 3, 300), "answer": answers})
+    null = rows.with_columns(rank=generator.integers(0, 3, 300))
+    share, chance = questions.first_by_answer(rows), questions.first_by_answer(null)
+    assert share.n is not None and share.n == rows["answer"].n_unique()
+    assert (
+        abs(share.value - chance.value)
+        <= NOTHING * np.hypot(share.high - share.low, chance.high - chance.low) / 2
+    )
+    alike = rows.with_columns(answer=pl.Series(np.arange(300).astype(str)))
+    together = pl.concat([alike] * 4)  # four questions with each answer say no more than one
+    assert questions.first_by_answer(together).low == pytest.approx(questions.first_by_answer(alike).low)
+
+
+# -- The mechanism ---------------------------------------------------------------------------------------------------
 
 
 def test_both_sides_go_through_one_selection() -> None:

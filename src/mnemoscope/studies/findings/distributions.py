@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from scipy.stats import norm
 
-from mnemoscope.intervals import Interval, share_by_group, wilson
+from mnemoscope.intervals import Interval, share_by_group
 from mnemoscope.neuron.striking import RULE, peaked
 from mnemoscope.studies.findings.finding import Figure, Finding, box, line, of_row
 from mnemoscope.studies.findings.statistics import BOX, BOXES, ContextTokens, columns, quantiles
+from mnemoscope.text.sampling import half
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
-NEAR = 0.1  # standard deviations: what is called near zero
+NEAR = 0.1  # of the spread: what is called near zero
+TO_STD = 1.4826  # of a median absolute deviation, in a normal distribution
 COLUMNS = 60  # of an example histogram
 PARTS = 10  # of a neuron's range
 REACH = 1000  # neurons whose samples are followed down the range
+FEWEST = 5  # triggers of the discovery half that a mark is chosen from
 RULES = ("> 0", "|m| > 1 % of its largest", "|m| > 10 % of its largest", "|m| > 50 % of its largest")
 
 
@@ -30,9 +34,10 @@ def findings(run: Run) -> list[Finding]:
         _kurtosis(run),
         _mode(run),
         _boxes(run, "positive-share", ("A16", "A70"), "Share of positive coefficients", pl.col("positive_fraction"),
-               "tokens with a coefficient > 0 (%)", share=True),
+               "tokens with a coefficient > 0 (%)", "share of tokens with a coefficient above 0", share=True),
         _boxes(run, "reach", ("A72",), "How far neurons reach",
-               pl.max_horizontal(-pl.col("min"), pl.col("max")).cast(pl.Float64), "largest |coefficient|", log=True),
+               pl.max_horizontal(-pl.col("min"), pl.col("max")).cast(pl.Float64), "largest |coefficient|",
+               "largest |coefficient| of the whole text", log=True),
         _thresholds(run),
         _down_the_range(run),
     ]  # fmt: skip
@@ -66,8 +71,8 @@ def _examples(run: Run) -> Finding:
         id="example-histograms",
         items=("A69",),
         title="Whole distributions of a few neurons",
-        says=f"{_most_peaked(shaped)}; the median neuron has an excess kurtosis of {_median(live['kurtosis']):.1f}, "
-        f"the least peaked {live['kurtosis'].to_numpy().min():.2f} (a normal distribution has 0).",
+        says=f"{_most_peaked(shaped)}; the median of {live.height:,} neurons is {_median(live['kurtosis']):.1f}, "
+        f"the least peaked has {live['kurtosis'].to_numpy().min():.2f} (a normal distribution has 0).",
         frame=pl.concat(frames),
         figure=Figure(
             "histogram", "left", "tokens", "coefficient", "tokens (logarithmic)", x2="right", facet="neuron", free=True,
@@ -126,28 +131,48 @@ def _kurtosis(run: Run) -> Finding:
     """A70: excess kurtosis by layer, with that of random directions."""
     neurons = run.table("neurons").select("layer", "kurtosis").drop_nulls().collect()
     value, y_title = pl.col("kurtosis"), "excess kurtosis (normal: 0)"
-    finding = _boxes(run, "kurtosis", ("A70",), "Excess kurtosis by layer", value, y_title, log=True)
-    heavy = int((neurons["kurtosis"] > 0).sum())
-    share = wilson(np.array(heavy), np.array(neurons.height))
-    nulls = _null(run, pl.col("kurtosis"))
-    beyond = "" if nulls is None else _beyond(neurons, nulls)
+    finding = _boxes(run, "kurtosis", ("A70",), "Excess kurtosis by layer", value, y_title, "", log=True)
+    heavy = float((neurons["kurtosis"] > 0).to_numpy().mean())
+    middle = _median(neurons["kurtosis"])
     says = (
-        f"{float(share.value):.2%} of {neurons.height:,} neurons have heavier tails than a normal distribution; the "
-        f"median excess kurtosis is {_median(neurons['kurtosis']):.2f}{beyond}."
+        f"{heavy:.2%} of {neurons.height:,} neurons have heavier tails than a normal distribution (excess kurtosis "
+        f"above 0); the median excess kurtosis is {middle:.2f}{_beside_directions(run, neurons, middle)}."
     )
-    return Finding(
-        **{**finding.__dict__, "says": says, "paper": "extremely leptokurtic (one neuron of OLMo-7B)"}
-    )
+    more = {"says": says, "paper": "extremely leptokurtic (one neuron of OLMo-7B)"}
+    return Finding(**{**finding.__dict__, **more})
 
 
-def _beyond(neurons: pl.DataFrame, nulls: pl.DataFrame) -> str:
-    joined = neurons.join(nulls, on="layer", how="inner")
-    share = float((joined["kurtosis"] > joined["null_high"]).to_numpy().mean())
-    median = _median(nulls["null"])
+def _beside_directions(run: Run, neurons: pl.DataFrame, middle: float) -> str:
+    """Medians beside those of random directions, and how many neurons and other directions exceed most of these."""
+    if "null_neurons" not in run.manifest.tables:
+        return ""
+    random = (
+        run.table("null_neurons").filter(pl.col("kind") == "random").select("layer", "neuron", "kurtosis")
+    )
+    units = random.drop_nulls().collect()
+    if units.height < 2:
+        return ""
+    own, null = exceeding(neurons, units)
+    usual = _median(units["kurtosis"])
     return (
-        f", of random directions {median:.2f}; {share:.0%} lie above the 95th percentile of random directions of "
-        "their layer"
+        f", of {units.height:,} random directions of the same layers {usual:.2f}: {middle / usual:.1f} times; "
+        f"{own:.0%} of neurons lie above the 95th percentile of one half of the directions of their layer, and "
+        f"{null:.0%} of the other half"
     )
+
+
+def exceeding(neurons: pl.DataFrame, units: pl.DataFrame) -> tuple[float, float]:
+    """Shares of neurons, and of every other direction, above the 95th percentile of the rest of the layer's directions.
+
+    neurons, units  layer, kurtosis; units are numbered by `neuron`, too
+    """
+    bar = (pl.col("neuron") % 2 == 0).alias("bar")
+    limit = units.filter(bar).group_by("layer").agg(limit=pl.col("kurtosis").quantile(0.95))
+    shares = [
+        float((joined["kurtosis"] > joined["limit"]).to_numpy().mean())
+        for joined in (some.join(limit, on="layer", how="inner") for some in (neurons, units.filter(~bar)))
+    ]
+    return shares[0], shares[1]
 
 
 def _null(run: Run, value: pl.Expr) -> pl.DataFrame | None:
@@ -172,6 +197,7 @@ def _boxes(
     title: str,
     value: pl.Expr,
     y_title: str,
+    quantity: str,
     *,
     share: bool = False,
     log: bool = False,
@@ -190,14 +216,17 @@ def _boxes(
     first, last = frame.row(0, named=True), frame.row(-1, named=True)
     written = (lambda x: f"{x:.1%}") if share else (lambda x: f"{x:.3g}")
     chance = (
-        "" if nulls is None else f"; random directions {written(first['null'])} and {written(last['null'])}"
+        ""
+        if nulls is None
+        else f"; the median random direction has {written(first['null'])} and {written(last['null'])}"
     )
     return Finding(
         id=id,
         items=items,
         title=title,
-        says=f"Median over neurons: {written(first['median'])} in layer {first['layer']}, {written(last['median'])} "
-        f"in layer {last['layer']}{chance}.",
+        says=f"The median over the {first['neurons']:,} neurons of a layer of the {quantity} is "
+        f"{written(first['median'])} in layer {first['layer']} and {written(last['median'])} in layer "
+        f"{last['layer']}{chance}.",
         frame=frame,
         figure=box(frame, y_title, share=share, log_y=log),
         null=""
@@ -208,7 +237,10 @@ def _boxes(
 
 
 def _mode(run: Run) -> Finding:
-    """A70: how much of a distribution lies near zero, compared with a normal one of the same spread."""
+    """A70: how much of a distribution lies near zero, compared with a normal one of the same spread.
+
+    The spread is the median absolute deviation: a standard deviation is made by the tails that are in question.
+    """
     usual = float(2 * norm.cdf(NEAR) - 1)
     parts = [_near(run, "histograms", "neurons", None)]
     if "null_histograms" in run.manifest.tables:
@@ -218,38 +250,73 @@ def _mode(run: Run) -> Finding:
     if len(parts) == 2 and parts[1].height:
         nulls = parts[1].select("layer", null="median", null_low="low", null_high="high")
         frame = frame.join(nulls, on="layer", how="left")
-        chance = f" and random directions {_median(nulls['null']):.0%}"
+        chance = f", and the median random direction {_median(nulls['null']):.0%}"
     band = {} if chance else {"null": "normal"}
     middle = _median(frame["median"])
     return Finding(
         id="mass-near-zero",
         items=("A70", "A72"),
         title="Mass near zero",
-        says=f"In the median layer the median neuron spends {middle:.0%} of the tokens within {NEAR} standard "
-        f"deviations of zero, where a normal distribution has {usual:.0%}{chance}.",
+        says=f"In the median layer the median neuron has {middle:.0%} of its tokens within {NEAR} of its spread "
+        f"(median absolute deviation x {TO_STD}) from zero, where a normal distribution around zero has "
+        f"{usual:.0%}{chance}.",
         frame=frame,
-        figure=box(frame, f"tokens with |m| < {NEAR} standard deviations (%)", share=True, **band),
+        figure=box(frame, f"tokens with |m| < {NEAR} of the spread (%)", share=True, **band),
         paper="mostly dormant",
         null="random directions: median, 5th to 95th percentile"
         if chance
         else f"a normal distribution, {usual:.1%}",
-        notes=(BOXES, "from histograms; what a bin holds is spread evenly over it"),
+        notes=(
+            BOXES,
+            "from histograms; what a bin holds is spread evenly over it",
+            "by standard deviations, which the tails make, heavy tails alone would put more near zero",
+        ),
     )
 
 
 def _near(run: Run, histograms: str, neurons: str, kind: str | None) -> pl.DataFrame:
-    counts = run.table(histograms).collect()
-    scale = run.table(neurons).collect()
+    live = run.table(neurons).filter(pl.col("std") > 0)
+    all_counts, key = run.table(histograms), ["layer", "neuron"]
     if kind is not None:
-        counts, scale = (frame.filter(pl.col("kind") == kind) for frame in (counts, scale))
-    rows = counts.join(scale.select("layer", "neuron", "std"), on=["layer", "neuron"], how="left")
-    rows = rows.filter(pl.col("std") > 0)
-    if rows.height == 0:
+        live, all_counts = (frame.filter(pl.col("kind") == kind) for frame in (live, all_counts))
+    counts = all_counts.join(live.select(key), on=key, how="semi").collect()
+    if counts.height == 0:
         return pl.DataFrame(schema={"layer": pl.Int16, **dict.fromkeys(BOX, pl.Float64)})
-    table = _counts(rows)
-    inside = within(table, _edges(run), NEAR * rows["std"].to_numpy())
-    shares = rows.select("layer").with_columns(share=pl.Series(inside))
+    table, edges = _counts(counts), _edges(run)
+    spread = TO_STD * deviations(table, edges)
+    shares = counts.select("layer").with_columns(
+        share=pl.Series(within(table, edges, NEAR * spread)), spread=spread
+    )
     return shares.group_by("layer").agg(*quantiles(pl.col("share"))).sort("layer")
+
+
+def deviations(counts: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """f64[row]: median absolute deviations of counts f64[row, bin], to a thousandth of the innermost bin.
+
+    What a bin holds is spread evenly over it; the outermost bins are open, and end where the next to them would.
+    """
+    ends = np.concatenate([[2 * edges[0] - edges[1]], edges, [2 * edges[-1] - edges[-2]]])
+    mass = (
+        np.concatenate([np.zeros((len(counts), 1)), np.cumsum(counts, 1)], 1)
+        / np.maximum(counts.sum(1), 1)[:, None]
+    )
+
+    def below(x: np.ndarray) -> np.ndarray:
+        place = np.clip(np.searchsorted(ends, x, "right") - 1, 0, len(ends) - 2)
+        share = np.clip((x - ends[place]) / (ends[place + 1] - ends[place]), 0, 1)
+        left, right = (np.take_along_axis(mass, at[:, None], 1)[:, 0] for at in (place, place + 1))
+        return np.asarray(left + share * (right - left))
+
+    def solve(share: Callable[[np.ndarray], np.ndarray], low: float, high: float) -> np.ndarray:
+        lows, highs = np.full(len(counts), low), np.full(len(counts), high)
+        for _ in range(50):
+            middle = (lows + highs) / 2
+            enough = share(middle) >= 0.5
+            lows, highs = np.where(enough, lows, middle), np.where(enough, middle, highs)
+        return highs
+
+    median = solve(below, ends[0], ends[-1])
+    return solve(lambda reach: below(median + reach) - below(median - reach), 0.0, ends[-1] - ends[0])
 
 
 def within(counts: np.ndarray, edges: np.ndarray, reach: np.ndarray) -> np.ndarray:
@@ -289,11 +356,12 @@ def _thresholds(run: Run) -> Finding:
         ]
     )
     means = {rule: float(share.mean()) for rule, share in zip(RULES, shares, strict=True)}
+    tokens = int(run.table("neurons").select("tokens").collect()["tokens"].max())  # type: ignore[arg-type]
     return Finding(
         id="what-active-means",
         items=("A72", "A16"),
         title="How many memories are active, by what active means",
-        says="Of neurons x tokens, "
+        says=f"Of {rows.height:,} neurons x {tokens:,} tokens, "
         + ", ".join(f"{share:.1%} are active by the rule {rule}" for rule, share in means.items())
         + ".",
         frame=frame,
@@ -309,9 +377,9 @@ def _thresholds(run: Run) -> Finding:
 
 
 def _down_the_range(run: Run) -> Finding:
-    """A71: is the token that marks a neuron's top triggers still there further down its range?"""
+    """A71: is the token that marks a neuron's top triggers still there further down its range, in other documents?"""
     rows = _samples(run)
-    share, null = _persistence(rows)
+    share, null = persistence(rows)
     frame = pl.DataFrame(
         {
             "part": np.arange(PARTS) / PARTS + 0.5 / PARTS,
@@ -321,14 +389,22 @@ def _down_the_range(run: Run) -> Finding:
         }
     ).with_columns(pl.selectors.float().fill_nan(None))
     known = frame.filter(pl.col("share").is_not_null())
-    top, low = known.row(-1, named=True), known.row(0, named=True)
+    neurons, layers = run.manifest.model.neurons, run.manifest.model.layers
+    says = "No neuron has enough triggers in one half of the documents and samples in the other."
+    if known.height:
+        top, low = known.row(-1, named=True), known.row(0, named=True)
+        says = (
+            f"For the {rows['cell'].n_unique():,} of {neurons * layers:,} neurons in which one last token is commonest "
+            f"among the positive triggers of one half of the documents, that token is there in {of_row(top)} of "
+            f"{top['samples']:,} samples of the other half from the highest tenth of the neuron's range that has any "
+            f"(another of these neurons' tokens in {top['null']:.1%}), and in {of_row(low)} of {low['samples']:,} from "
+            f"the lowest (in {low['null']:.1%})."
+        )
     return Finding(
         id="down-the-range",
         items=("A71",),
         title="What the top shows, further down the range",
-        says=f"The commonest last token of a neuron's triggers is there in {of_row(top)} "
-        f"of samples from the top tenth of its range and in {low['share']:.1%} from the lowest, "
-        f"where chance gives {low['null']:.1%}.",
+        says=says,
         frame=frame,
         figure=line(
             frame,
@@ -338,23 +414,30 @@ def _down_the_range(run: Run) -> Finding:
             x_title="coefficient, as a share of the neuron's largest",
             share=True,
         ),
-        null="the same samples with the tokens of other neurons of the layer (expectation)",
+        null="the same samples with the tokens of the other neurons of the layer that were chosen (expectation)",
         resampled="documents of the samples",
         notes=(
-            f"the {REACH:,} neurons in which one token is commonest among the positive triggers",
-            "chosen by their top, so that regression to the mean is part of the fall",
+            f"token and neurons (at most {REACH:,}) are chosen on documents of the discovery half, with at least "
+            f"{FEWEST} triggers there, and asked on those of the test half",
         ),
     )
 
 
 def _samples(run: Run) -> pl.DataFrame:
-    """Samples with a positive coefficient: layer, mark (the token expected), token (found), part, document."""
+    """Samples of the test half with a positive coefficient, of neurons that the discovery half marks.
+
+    Columns layer, cell (which neuron), mark (the token expected), token (found), part, document.
+    """
     text = ContextTokens(run)
     size = run.manifest.model.neurons
     cell = (pl.col("layer").cast(pl.Int64) * size + pl.col("neuron")).alias("cell")
     ends = run.table("triggers").filter(pl.col("polarity") == 1).select(cell, "context", "position").collect()
-    known, marks, often = _commonest(_with_token(ends, text), run.manifest.model.vocabulary)
-    chosen = np.lexsort((known, -often))[:REACH]
+    found = _with_token(ends, text)
+    found = found.filter(pl.Series(~half(found["document"].to_numpy())))
+    found = found.filter(pl.len().over("cell") >= FEWEST)
+    known, marks, often = _commonest(found, run.manifest.model.vocabulary)
+    triggers = np.unique(found["cell"].to_numpy(), return_counts=True)[1]
+    chosen = np.lexsort((known, -often / np.maximum(triggers, 1)))[:REACH]
     mark = np.full(run.manifest.model.layers * size, -1, np.int64)
     mark[known[chosen]] = marks[chosen]
     top = run.table("neurons").select("max").collect()["max"].to_numpy()
@@ -365,7 +448,8 @@ def _samples(run: Run) -> pl.DataFrame:
         pl.col("mark") >= 0
     )
     part = (pl.col("coefficient") / pl.col("max") * PARTS).floor().clip(0, PARTS - 1).cast(pl.Int64)
-    return _with_token(rows, text).with_columns(part=part)
+    asked = _with_token(rows, text).with_columns(part=part)
+    return asked.filter(pl.Series(half(asked["document"].to_numpy())))
 
 
 def _commonest(rows: pl.DataFrame, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -383,14 +467,21 @@ def _with_token(rows: pl.DataFrame, text: ContextTokens) -> pl.DataFrame:
     return rows.with_columns(token=pl.Series(text.tokens[place]), document=pl.Series(text.document[place]))
 
 
-def _persistence(rows: pl.DataFrame) -> tuple[Interval, np.ndarray]:
-    """By part of the range, the share of samples with the marking token, and what other marks of the layer give."""
-    part, mark, token, layer = (rows[name].to_numpy() for name in ("part", "mark", "token", "layer"))
-    share = share_by_group((mark == token).astype(float), part, PARTS, rows["document"].to_numpy())
-    chance = np.zeros(len(token))
+def persistence(rows: pl.DataFrame) -> tuple[Interval, np.ndarray]:
+    """By part of the range, the share of samples with the marking token, and what other neurons' marks give."""
+    part, token, layer = (rows[name].to_numpy() for name in ("part", "token", "layer"))
+    hits = (rows["mark"] == rows["token"]).to_numpy()
+    share = share_by_group(hits.astype(float), part, PARTS, rows["document"].to_numpy())
+    marks = rows.select("layer", "cell", "mark").unique()
+    chance = np.full(len(token), np.nan)
     for number in np.unique(layer):
         inside = layer == number
-        size = int(max(mark[inside].max(), token[inside].max())) + 1
-        chance[inside] = np.bincount(mark[inside], minlength=size)[token[inside]] / inside.sum()
-    total = np.bincount(part, minlength=PARTS)
-    return share, np.where(total > 0, np.bincount(part, chance, PARTS) / np.maximum(total, 1), np.nan)
+        others = marks.filter(pl.col("layer") == number)["mark"].to_numpy()
+        size = int(max(others.max(), token[inside].max())) + 1
+        met = np.bincount(others, minlength=size)[token[inside]] - hits[inside]
+        if len(others) > 1:
+            chance[inside] = met / (len(others) - 1)
+    known = ~np.isnan(chance)
+    total = np.bincount(part[known], minlength=PARTS)
+    met = np.bincount(part[known], chance[known], PARTS)
+    return share, np.where(total > 0, met / np.maximum(total, 1), np.nan)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import wilson
+from mnemoscope.intervals import Interval, mean_by_document, share_by_document
 from mnemoscope.studies.findings.finding import Finding, line, of_row, slug, stack
-from mnemoscope.studies.findings.statistics import as_series, number
+from mnemoscope.studies.findings.statistics import columns, number
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -18,6 +18,11 @@ LEAST = 5  # questions of a label that are worth a line of their own
 _RULE = (
     "of an answer of several tokens the first is followed, with a leading space where that is more probable"
 )
+_BASIS = (
+    "in the output basis: the stream is read through the model's own final norm and unembedding, with no map fitted to "
+    "its layers, so that an answer held in another basis counts as unknown"
+)
+_ANSWERS = "answers: questions with the same answer count as one"
 _NULL = "the answer of another question of the same label (of the set, where the label has but one)"
 
 
@@ -50,15 +55,17 @@ def _ranks(name: str, rows: pl.DataFrame) -> Finding:
     own = frame.filter(pl.col("lens") == "own lens")
     half = own.filter(pl.col("depth") <= own["depth"].max() / 2).row(-1, named=True)  # type: ignore[operator]
     end = own.row(-1, named=True)
-    share = wilson(np.array(end["first"] * end["questions"]), np.array(end["questions"]))
-    falls = _back(rows.filter(pl.col("lens") == "own"))
+    last = rows.filter(pl.col("lens") == "own", pl.col("point") == rows["point"].max())
+    share, falls = first_by_answer(last), _back(rows.filter(pl.col("lens") == "own"))
     return Finding(
         id=f"answer-rank-{slug(name)}",
         items=("A76", "A66"),
-        title=f"Rank of the answer along the stream ({name})",
-        says=f"Over {end['questions']} questions the median rank of the answer is {half['median']:,.0f} half way up "
-        f"and {end['median']:,.0f} at the end, where {number(share, form='.0%')} "
-        f"are first; from one point to the next it gets worse in {falls:.0%} of all steps.",
+        title=f"Rank of the answer along the stream, in the output basis ({name})",
+        says=f"Over {end['questions']} questions with {last['answer'].n_unique()} answers, read in the output basis "
+        f"(own lens), the median rank of the answer is {half['median']:,.0f} after half of the layers and "
+        f"{end['median']:,.0f} at the end, another question's {_rank(half['null'])} and {_rank(end['null'])}; at the "
+        f"end {number(share, form='.0%')} of the answers are first; from one point of the stream to the next the rank "
+        f"gets worse in {falls:.0%} of all steps.",
         frame=frame,
         figure=line(
             frame,
@@ -73,8 +80,22 @@ def _ranks(name: str, rows: pl.DataFrame) -> Finding:
             order=("own lens", "raw lens", "tuned lens"),
         ),
         null=f"median rank of {_NULL}",
-        notes=("tinted bands are quartiles over the questions, no intervals", _RULE),
+        resampled=_ANSWERS,
+        notes=("tinted bands are quartiles over the questions, no intervals", _BASIS, _RULE),
     )
+
+
+def _rank(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:,.0f}"
+
+
+def first_by_answer(rows: pl.DataFrame) -> Interval:
+    """The share of questions whose answer is first, resampled by answer; one row a question."""
+    return share_by_document((rows["rank"] == 0).to_numpy().astype(float), _numbers(rows["answer"]))
+
+
+def _numbers(names: pl.Series) -> np.ndarray:
+    return np.unique(names.to_numpy(), return_inverse=True)[1]
 
 
 def _back(rows: pl.DataFrame) -> float:
@@ -85,27 +106,33 @@ def _back(rows: pl.DataFrame) -> float:
 
 def _labels(name: str, rows: pl.DataFrame) -> Finding:
     """A66: the share of answers that are first, by label."""
+    own = rows.filter(pl.col("lens") == "own").sort("label", "point", "question")
     frame = (
-        rows.filter(pl.col("lens") == "own")
-        .group_by("label", "point", maintain_order=True)
+        own.group_by("label", "point", maintain_order=True)
         .agg(
             first=(pl.col("rank") == 0).sum(), questions=pl.len(), median_rank=pl.col("rank").median(),
             null=(pl.col("null_rank") == 0).mean(),
         )
         .with_columns(depth=pl.col("point") / 2)
     )  # fmt: skip
-    share = wilson(frame["first"].to_numpy(), frame["questions"].to_numpy())
-    frame = frame.with_columns(**as_series(share, "share"))
+    frame = pl.concat(
+        [
+            of_label.with_columns(**columns(_first_by_point(own.filter(pl.col("label") == label)), "share"))
+            for (label,), of_label in frame.group_by("label", maintain_order=True)
+        ]
+    )
     large = frame.filter(pl.col("questions") >= LEAST)
     ends = (large if large.height else frame).group_by("label").last().sort("share", "label", descending=True)
     told = ", ".join(
-        f"{row['label'] or 'without a label'} {of_row(row, '.0%')}" for row in ends.iter_rows(named=True)
+        f"{row['label'] or 'without a label'} {of_row(row, '.0%')} of {row['questions']} (by chance "
+        f"{row['null'] or 0:.0%})"
+        for row in ends.iter_rows(named=True)
     )
     return Finding(
         id=f"answer-first-{slug(name)}",
         items=("A66", "A76"),
-        title=f"Answers that are first, by label ({name})",
-        says=f"At the end of the stream the answer is first for {told}.",
+        title=f"Answers that are first, by label, in the output basis ({name})",
+        says=f"At the end of the stream (own lens) the answer is first, by label and resampled by answer, for {told}.",
         frame=frame,
         figure=line(
             frame,
@@ -117,9 +144,17 @@ def _labels(name: str, rows: pl.DataFrame) -> Finding:
             share=True,
         ),
         null=_NULL,
-        resampled="questions (Wilson)",
-        notes=("own lens", _RULE),
+        resampled=_ANSWERS,
+        notes=("own lens", _BASIS, _RULE),
     )
+
+
+def _first_by_point(rows: pl.DataFrame) -> Interval:
+    """f64[point]: the share of questions of one label whose answer is first, resampled by answer."""
+    table = rows.sort("question", "point")
+    hits = (table["rank"] == 0).to_numpy().astype(float).reshape(table["question"].n_unique(), -1)
+    answers = table.unique("question", keep="first", maintain_order=True)["answer"]
+    return share_by_document(hits, _numbers(answers))
 
 
 def _steps(name: str, rows: pl.DataFrame) -> Finding:
@@ -139,12 +174,16 @@ def _steps(name: str, rows: pl.DataFrame) -> Finding:
     )
     middle = float(np.median((first + 1) // 2 - 1)) if known.any() else float("nan")
     by = float((part == "feed-forward").mean()) if known.any() else float("nan")
+    taken = mean_by_document(
+        (first == count - 1).astype(float), _numbers(own.filter(pl.col("point") == 0)["answer"])[known]
+    )
     return Finding(
         id=f"answer-settles-{slug(name)}",
         items=("A76", "A21"),
-        title=f"Where the answer settles ({name})",
-        says=f"Of the {int(known.sum())} answers that end first, half are first for good by layer {middle:.0f}; a "
-        f"feed-forward layer took the last step in {by:.0%}."
+        title=f"Where the answer settles, in the output basis ({name})",
+        says=f"Of the {int(known.sum())} of {len(known)} questions whose answer ends first (own lens), half have it "
+        f"first for good by layer {middle:.0f} of {count // 2}; a feed-forward layer took the last step in {by:.0%}, "
+        f"the very last one of all in {number(taken, form='.0%')}."
         if known.any()
         else "No answer ends first.",
         frame=frame,
@@ -157,5 +196,6 @@ def _steps(name: str, rows: pl.DataFrame) -> Finding:
         )
         if known.any()
         else None,
-        notes=("own lens",),
+        resampled=_ANSWERS if known.any() else "",
+        notes=("own lens", _BASIS),
     )

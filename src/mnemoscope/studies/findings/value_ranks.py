@@ -7,22 +7,44 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import wilson
+from mnemoscope.intervals import Interval, quantile_by_document, share_by_group
 from mnemoscope.studies.findings.finding import Finding, bar, box, chance, line, of_row
-from mnemoscope.studies.findings.statistics import BOXES, as_series, quantiles
+from mnemoscope.studies.findings.statistics import BOXES, columns, number, quantiles
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
 BINS = 10  # of equally many values
+_KEY = ["layer", "neuron", "polarity"]
+_BY_DOCUMENT = "documents of the triggers"
 _TARGETS = {"rank": "next token", "last_rank": "last token", "permuted_rank": "next token of another neuron"}
 _PAPER_EDGES = (8.9e-5, 1.3e-4, 1.8e-4, 2.2e-4, 2.7e-4, 3.1e-4, 3.6e-4, 4e-4)
 
 
 def findings(run: Run) -> list[Finding]:
     """From the table `value_ranks`."""
-    rows = run.table("value_ranks").collect()
+    rows = with_documents(run, run.table("value_ranks").collect())
     return [_ranks(run, rows), _probability(rows), _sure(rows)]
+
+
+def with_documents(run: Run, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows with the document of each strongest trigger."""
+    strongest = run.table("triggers").filter(pl.col("rank") == 0).select(*_KEY, "context").collect()
+    texts = run.table("contexts").select("context", "document").collect()
+    return rows.join(strongest, on=_KEY, how="left", maintain_order="left").join(
+        texts, on="context", how="left", maintain_order="left"
+    )
+
+
+def medians(rows: pl.DataFrame) -> Interval:
+    """f64[3]: the median rank, that of a dealt out next token, and the difference; by document of the trigger."""
+    ranks = rows.select("rank", "permuted_rank").to_numpy().astype(float)
+    return quantile_by_document(
+        ranks,
+        rows["document"].to_numpy(),
+        (0.5,),
+        of=lambda middle: np.append(middle[0], middle[0, 0] - middle[0, 1]),
+    )
 
 
 def _ranks(run: Run, rows: pl.DataFrame) -> Finding:
@@ -36,20 +58,36 @@ def _ranks(run: Run, rows: pl.DataFrame) -> Finding:
         .sort("polarity", "layer", descending=[True, False])
         .with_columns(polarity=_side())
     )
+    keys = rows.select("polarity", "layer").unique().sort("polarity", "layer", descending=[True, False])
+    found = [medians(rows.filter(polarity=side, layer=layer)) for side, layer in keys.iter_rows()]
+    ends = {
+        f"{name}_{end}": pl.Series([getattr(one, end)[place] for one in found]).fill_nan(None)
+        for name, place in (("median", 0), ("difference", 2))
+        for end in ("value", "low", "high")
+        if (name, end) != ("median", "value")
+    }
+    documents = pl.Series([0 if one.n is None else int(one.n[0]) for one in found])
+    frame = frame.with_columns(**ends, n=documents).rename({"difference_value": "difference"})
+    sides = dict(zip(frame.select("polarity", "layer").iter_rows(), found, strict=True))
     largest = frame.filter(pl.col("polarity") == frame["polarity"][0])
-    low, high = largest.row(0, named=True), largest.row(-1, named=True)
+    said = []
+    for row in (largest.row(0, named=True), largest.row(-1, named=True)):
+        one = sides[row["polarity"], row["layer"]]
+        said.append(
+            f"{number(one, 0, ',.0f')} in layer {row['layer']}, where the next token of another neuron's trigger has "
+            f"{one.value[1]:,.0f}: a difference of {number(one, 2, '+,.0f')} over {row['values']:,} neurons"
+        )
     return Finding(
         id="figure-5-rank",
         items=("A12",),
         title="Rank of the next token under the value (Geva Figure 5)",
-        says=f"The token after the strongest trigger has a median rank of {low['median']:,.0f} of "
-        f"{run.manifest.model.vocabulary:,} under the value in layer {low['layer']} and {high['median']:,.0f} in "
-        f"layer {high['layer']}; the next token of another neuron's trigger has {low['null']:,.0f} and "
-        f"{high['null']:,.0f}.",
+        says=f"Among {run.manifest.model.vocabulary:,} tokens, the one after a neuron's strongest trigger has a median "
+        f"rank under its value of {said[0]}, and of {said[1]} (by document; largest coefficients).",
         frame=frame,
         figure=box(frame, "rank of the next token (0 is first)", facet="polarity", log_y=True),
         paper="medians about 10,000-15,000 of 267,744 in layers 1-7, 0-2,000 in layers 14-16",
         null="next tokens dealt out anew among the neurons of the layer: median and quartiles",
+        resampled=_BY_DOCUMENT,
         notes=(
             BOXES,
             "the table also has the medians for the trigger's last token and for triggers of another layer",
@@ -65,7 +103,7 @@ def _side() -> pl.Expr:
 
 def _probability(rows: pl.DataFrame) -> Finding:
     """A13: agreement by how probable the value's first token is, in bins of equally many values."""
-    agree = rows.select("polarity", "top_probability", "permuted_rank", hit=pl.col("rank") == 0)
+    agree = rows.select("polarity", "top_probability", "permuted_rank", "document", hit=pl.col("rank") == 0)
     place = (pl.col("top_probability").rank("ordinal") - 1) * BINS // pl.len()
     frame = _binned(agree.with_columns(bin=place))
     first, last = frame.row(0, named=True), frame.row(-1, named=True)
@@ -73,9 +111,10 @@ def _probability(rows: pl.DataFrame) -> Finding:
         id="figure-6-confidence",
         items=("A13",),
         title="Are confident values right? (Geva Figure 6)",
-        says=f"Of the tenth of the values with the most probable first token (median {chance(last['probability'])}) "
-        f"{of_row(last)} agree with the next token, of the least "
-        f"confident tenth {of_row(first)}.",
+        says=f"Of the tenth of {rows.height:,} values (both signs, all layers) with the most probable first token "
+        f"(median {chance(last['probability'])}) {of_row(last)} write first what follows their strongest trigger, "
+        f"with next tokens dealt out anew {last['null']:.2%}; of the least confident tenth {of_row(first)} and "
+        f"{first['null']:.2%}.",
         frame=frame,
         figure=line(
             frame,
@@ -88,7 +127,7 @@ def _probability(rows: pl.DataFrame) -> Finding:
         ),
         paper="near 0 at 8.9e-5, about 95 % above 4e-4, with a vocabulary of 267,744",
         null="next tokens dealt out anew among the neurons of the layer",
-        resampled="values (Wilson)",
+        resampled=_BY_DOCUMENT,
         notes=("both signs of the coefficient together, each value read with it",),
     )
 
@@ -106,8 +145,8 @@ def _sure(rows: pl.DataFrame) -> Finding:
         items=("A13",),
         title="The same in the paper's bins",
         says=f"{top['values']:,} of {rows.height:,} values fall into the bin {top['bin']!r}, where "
-        f"{top['share']:.1%} agree: "
-        "absolute bins mean little for another vocabulary and another lens.",
+        f"{of_row(top)} write first what follows their strongest trigger, with next tokens dealt out anew "
+        f"{top['null']:.2%}: absolute bins mean little for another vocabulary and another lens.",
         frame=frame,
         figure=bar(
             frame,
@@ -119,7 +158,7 @@ def _sure(rows: pl.DataFrame) -> Finding:
         ),
         paper="near 0 in the first bin, about 95 % in the last",
         null="next tokens dealt out anew among the neurons of the layer",
-        resampled="values (Wilson)",
+        resampled=_BY_DOCUMENT,
     )
 
 
@@ -135,5 +174,12 @@ def _binned(rows: pl.DataFrame) -> pl.DataFrame:
         )
         .sort("bin")
     )
-    share = wilson(frame["hits"].to_numpy(), frame["values"].to_numpy())
-    return frame.with_columns(**as_series(share, "share"))
+    count = int(frame["bin"].max()) + 1  # type: ignore[arg-type]
+    share = share_by_group(
+        rows["hit"].to_numpy().astype(float),
+        rows["bin"].to_numpy().astype(np.int64),
+        count,
+        rows["document"].to_numpy(),
+    )
+    figures = pl.DataFrame({"bin": np.arange(count), **columns(share, "share")})
+    return frame.join(figures.cast({"bin": frame.schema["bin"]}), on="bin", how="left", maintain_order="left")

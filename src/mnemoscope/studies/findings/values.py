@@ -7,14 +7,32 @@ dealt out anew among its neurons. (1/V, the papers' base line, is beaten by what
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import Interval, share_by_group, wilson
+from mnemoscope.intervals import (
+    Interval,
+    by_document,
+    chance_of_zero,
+    discoveries,
+    groups_of,
+    jackknifed,
+    ratio,
+    share_by_group,
+)
 from mnemoscope.studies.findings.finding import Finding, box, chance, line, of_row
-from mnemoscope.studies.findings.statistics import BOXES, ContextTokens, columns, number, quantiles
+from mnemoscope.studies.findings.statistics import (
+    BOXES,
+    ContextTokens,
+    columns,
+    layers_named,
+    number,
+    percent,
+    quantiles,
+)
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -37,7 +55,7 @@ def findings(run: Run) -> list[Finding]:
         _spread(run),
         _agreement(run, rows),
         _duality(run, rows),
-        _confident(run, best),
+        _confident(run, rows, best),
         _examples(run, best),
     ]
 
@@ -97,9 +115,10 @@ def _spread(run: Run) -> Finding:
         id="value-entropy",
         items=("A10",),
         title="How peaked values are as distributions",
-        says=f"The median value has an entropy of {low['median']:.2f} nats in layer 0 and {high['median']:.2f} in "
-        f"layer {high['layer']}, where ln {size:,} = {np.log(size):.2f} would be no preference; its first token gets a "
-        f"probability of {chance(low['largest_probability'])} and {chance(high['largest_probability'])}.",
+        says=f"Over the {low['neurons']:,} values of a layer, the median entropy is {low['median']:.2f} nats in layer "
+        f"0 and {high['median']:.2f} in layer {high['layer']}, where ln {size:,} = {np.log(size):.2f} would be no "
+        f"preference; the median probability of a value's first token is {chance(low['largest_probability'])} and "
+        f"{chance(high['largest_probability'])}.",
         frame=frame,
         figure=box(frame, "entropy of the value (nats)", null="uniform"),
         null="a uniform distribution over the vocabulary",
@@ -118,28 +137,92 @@ def _agreement(run: Run, rows: pl.DataFrame) -> Finding:
     """A11, and A75's other mode: is the value's first token the one after, or the last of, the strongest trigger?"""
     first = rows.filter(pl.col("rank") == 0)
     layers = run.manifest.model.layers
-    parts = []
+    parts, agreements = [], {}
     for side in first["polarity"].unique(maintain_order=True):
         triggers = first.filter(pl.col("polarity") == side)
         for mode in ("next", "last"):
-            hits = (triggers[mode] == triggers["top"]).to_numpy().astype(float)
-            layer = triggers["layer"].to_numpy().astype(np.int64)
-            share = share_by_group(hits, layer, layers, triggers["document"].to_numpy())
-            null = dealt(triggers["top"].to_numpy(), triggers[mode].to_numpy(), layer, layers)
-            parts.append(_layers(share, null, side, mode))
+            found = agreements[side, mode] = Agreement.of(triggers, mode, layers)
+            parts.append(_layers(found.share, found.dealt, side, mode))
     frame = pl.concat(parts)
     return Finding(
         id="figure-4-agreement",
         items=("A11", "A75"),
         title="Does a value predict what follows its strongest trigger? (Geva Figure 4)",
-        says=_says_agreement(frame),
+        says=_says_agreement(agreements[1, "next"]),
         frame=frame,
         figure=line(frame, "neurons that agree (%)", y="share", color="target", facet="polarity", share=True),
         paper="next token: about 0 in layers 1-10 of 16, then rising to 3.5 %; drawn against 1/V = 0.0004 %",
         null=_DEALT.format(times=SHUFFLES),
         resampled="documents of the triggers",
-        notes=("a prediction is the first token of the value, read with the sign of the coefficient",),
+        notes=(
+            "a prediction is the first token of the value, read with the sign of the coefficient",
+            "the layer of the peak is drawn anew with the documents: its interval is over where the peak is",
+        ),
     )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often the first tokens of values are those of their strongest triggers, layer by layer, and by chance.
+
+    share  of the neurons of each layer
+    dealt  f64[time, layer]: the same with the targets of the layer dealt out anew
+    sums   f64[document, 3, layer]: triggers that agree, that would by chance (expectation), and that there are
+    """
+
+    share: Interval
+    dealt: np.ndarray
+    sums: np.ndarray
+
+    @classmethod
+    def of(cls, triggers: pl.DataFrame, mode: str, layers: int) -> Agreement:
+        """Of the strongest triggers of one polarity: columns layer, top, document and `mode`."""
+        top, target, documents = (triggers[name].to_numpy() for name in ("top", mode, "document"))
+        layer = triggers["layer"].to_numpy().astype(np.int64)
+        hits = (target == top).astype(float)
+        expected = by_chance(top, target, layer)
+        ids, place = np.unique(documents, return_inverse=True)
+        cell, size = place * layers + layer, len(ids) * layers
+        sums = [np.bincount(cell, weights, size) for weights in (hits, expected, np.ones(len(hits)))]
+        return cls(
+            share_by_group(hits, layer, layers, documents),
+            dealt(top, target, layer, layers),
+            np.stack([part.reshape(len(ids), layers) for part in sums], axis=1),
+        )
+
+    @property
+    def excess(self) -> Interval:
+        """f64[layer]: the share less the one by chance."""
+        return by_document(self.sums, np.arange(len(self.sums)), _beyond_chance)
+
+    @property
+    def above(self) -> np.ndarray:
+        """bool[layer]: where it is above chance, of all layers together (Benjamini and Hochberg)."""
+        p = chance_of_zero(self.sums, np.arange(len(self.sums)), _beyond_chance)
+        return discoveries(p) & (_beyond_chance(self.sums.sum(0, keepdims=True))[0] > 0)
+
+    @property
+    def peak(self) -> Interval:
+        """The layer with the largest share."""
+
+        def layer(sums: np.ndarray) -> np.ndarray:
+            return np.nan_to_num(ratio(sums[:, 0], sums[:, 2]), nan=-1).argmax(-1).astype(float)
+
+        return by_document(self.sums, np.arange(len(self.sums)), layer, corrected=False)
+
+
+def _beyond_chance(sums: np.ndarray) -> np.ndarray:
+    return ratio(sums[:, 0] - sums[:, 1], sums[:, 2])
+
+
+def by_chance(top: np.ndarray, target: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """f64[row]: the chance that the row's first token meets a target dealt out of its group, its own among them."""
+    size = int(max(top.max(initial=0), target.max(initial=0))) + 1
+    out = np.zeros(len(top))
+    for member in np.unique(group):
+        inside = group == member
+        out[inside] = np.bincount(target[inside], minlength=size)[top[inside]] / inside.sum()
+    return out
 
 
 def _layers(share: Interval, null: np.ndarray, side: int, mode: str) -> pl.DataFrame:
@@ -171,17 +254,20 @@ def dealt(
     return out
 
 
-def _says_agreement(frame: pl.DataFrame) -> str:
-    layers = frame.filter(
-        pl.col("target") == "next token", pl.col("polarity") == _side(1), pl.col("share").is_not_null()
-    )
-    lower = layers.filter(pl.col("layer") * 3 < 2 * (pl.col("layer").max() + 1))["share"].to_numpy().max()
-    best = layers.sort("share", descending=True).row(0, named=True)
-    above = layers.filter(pl.col("low") > pl.col("null_high")).height
+def _says_agreement(found: Agreement) -> str:
+    share, layers = found.share.value, len(found.share.value)
+    peak = int(np.nanargmax(share))
+    lower = [layer for layer in range(layers) if 3 * layer < 2 * layers]
+    usual = np.nanmean(found.dealt, axis=0) if len(found.dealt) else np.full(layers, np.nan)
+    most = float(np.nanmax(np.nan_to_num(found.dealt, nan=-1.0), axis=1).mean())
+    above = found.above
     return (
-        f"Agreement with the next token peaks in layer {best['layer']} at {of_row(best)} "
-        f"against {best['null']:.2%} by chance, and is at most {lower:.1%} in the lower two "
-        f"thirds; it is above chance in {above} of {layers.height} layers."
+        f"Of {int(found.sums[:, 2].sum()):,} neurons (largest coefficients) with strongest triggers in "
+        f"{len(found.sums):,} documents, the value's first token is the token after the trigger most often in layer "
+        f"{number(found.peak, form='.0f')} of {layers}: {percent(found.share, peak)} of its neurons, with targets "
+        f"dealt out anew in the layer {usual[peak]:.2%} there and {most:.2%} wherever that is largest. In the lower "
+        f"two thirds of the layers it is {np.nanmax(share[lower]):.1%} at most; it is above chance in "
+        f"{layers_named(above)} ({int(above.sum())} of {layers} at a false discovery rate of 5 %)."
     )
 
 
@@ -223,8 +309,9 @@ def _duality(run: Run, rows: pl.DataFrame) -> Finding:
         id="current-and-next-token",
         items=("A75",),
         title="Which token of the text is the value's first token?",
-        says=f"In the upper third of the layers the value's first token is most often {at}: in "
-        f"{of_row(best, '.2%')} of all stored triggers, against {best['null']:.2%} by chance.",
+        says=f"In the upper third of the layers ({best['layers']}) the value's first token is most often {at}: in "
+        f"{of_row(best, '.2%')} of {best['triggers']:,} stored triggers of {best['n']:,} documents, with tokens dealt "
+        f"out anew among the triggers of the layer in {best['null']:.2%}.",
         frame=frame,
         figure=line(
             frame,
@@ -282,36 +369,68 @@ def _precise(run: Run, rows: pl.DataFrame) -> pl.DataFrame:
     return frame.sort("precision", "hits", *_KEY, descending=[True, True, False, False, True])
 
 
-def _confident(run: Run, best: pl.DataFrame) -> Finding:
+def _confident(run: Run, rows: pl.DataFrame, best: pl.DataFrame) -> Finding:
     """A14: the values of the largest probability, where they are, and whether their triggers agree."""
     neurons = run.table("neurons").select("layer", "neuron", probability="value_max_probability").collect()
     chosen = neurons.sort("probability", "layer", "neuron", descending=[True, False, False]).head(CONFIDENT)
-    rows = chosen.join(best.filter(pl.col("polarity") == 1), on=["layer", "neuron"], how="left")
+    table = chosen.join(best.filter(pl.col("polarity") == 1), on=["layer", "neuron"], how="left")
     texts = _labels(run)
-    agreeing = int((rows["hits"].fill_null(0) > 0).sum())
+    size, layers = run.manifest.model.neurons, run.manifest.model.layers
+    side = (2 * (table["layer"].cast(pl.Int64) * size + table["neuron"])).to_numpy()
+    positive = rows.filter(pl.col("polarity") == 1)
+    share, by_others = agreeing(positive, side), others_agree(positive, side)
     usual = float((best.filter(pl.col("polarity") == 1)["hits"] > 0).mean())  # type: ignore[arg-type]
-    share = wilson(np.array(agreeing), np.array(rows.height))
-    layers = run.manifest.model.layers
-    upper = rows.filter(pl.col("layer") * 16 >= 10 * layers).height
-    frame = rows.select(
+    upper = table.filter(pl.col("layer") * 16 >= 10 * layers).height
+    frame = table.select(
         address=pl.format("L{}N{}", "layer", "neuron"),
         layer="layer",
         probability="probability",
         prediction=pl.col("top").replace_strict(texts, default=None, return_dtype=pl.String),
         agreeing="hits",
         triggers="triggers",
+        null=pl.Series(by_others).fill_nan(None),
     )
     return Finding(
         id="most-confident-values",
         items=("A14",),
-        title=f"The {rows.height} most confident values",
-        says=f"{upper} of the {rows.height} values of the largest probability lie in the upper six sixteenths of "
-        f"the layers; {agreeing} ({number(share, form='.0%')}) have a trigger that "
-        f"is followed by their first token, of all values {usual:.0%}.",
+        title=f"The {table.height} most confident values",
+        says=f"{upper} of the {table.height} values of the largest probability lie in the upper six sixteenths of "
+        f"the layers; of the {table.height}, {number(share, form='.0%')} have a positive trigger that is followed by "
+        f"their first token, where the triggers of another neuron of the layer would have one in "
+        f"{np.nanmean(by_others) if len(by_others) else np.nan:.0%}; of all values {usual:.0%}.",
         frame=frame,
         paper="97 of 100 in layers 11-16; 46 of 100 have one among their 50 triggers",
-        resampled="values (Wilson)",
+        null="the same values with the triggers of the other neurons of their layer (expectation)",
+        resampled="documents of the triggers (jackknife over groups of them)",
     )
+
+
+def agreeing(rows: pl.DataFrame, side: np.ndarray) -> Interval:
+    """How many of the sides have a trigger that is followed by the value's first token; jackknife over documents."""
+    groups = groups_of(rows["document"].to_numpy())
+    count = int(groups.max(initial=-1)) + 1
+    hit = (rows["next"] == rows["top"]).to_numpy()
+    sides = rows["side"].to_numpy()[hit]
+    place = np.searchsorted(np.sort(side), sides).clip(max=max(len(side) - 1, 0))
+    mine = np.sort(side)[place] == sides if len(side) else np.zeros(len(sides), bool)
+    hits = np.zeros((len(side), count))
+    np.add.at(hits, (place[mine], groups[hit][mine]), 1)
+    whole = hits.sum(1)
+    figures = [(whole > 0).mean(), *((whole[:, None] - hits > 0).mean(0))] if len(side) else [np.nan]
+    return jackknifed(np.array(figures), rows["document"].n_unique())
+
+
+def others_agree(rows: pl.DataFrame, side: np.ndarray) -> np.ndarray:
+    """f64[side]: the share of other sides of its layer with a trigger that is followed by its value's first token."""
+    known = rows.select("side", "layer", "top").unique("side")
+    chosen = pl.DataFrame({"side": side}).join(known, on="side", how="left", maintain_order="left")
+    count = known.group_by("layer").len()
+    met = rows.select("layer", "next", other="side").unique()
+    pairs = chosen.join(met, left_on=["layer", "top"], right_on=["layer", "next"], how="inner")
+    pairs = pairs.filter(pl.col("other") != pl.col("side")).group_by("side").agg(met=pl.len())
+    table = chosen.join(pairs, on="side", how="left", maintain_order="left")
+    table = table.join(count, on="layer", how="left", maintain_order="left")
+    return ratio(table["met"].fill_null(0).to_numpy(), (table["len"].fill_null(1) - 1).to_numpy())
 
 
 def _examples(run: Run, best: pl.DataFrame) -> Finding:
