@@ -15,7 +15,7 @@ import torch
 from families import FAMILIES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.stats import linregress, pearsonr, spearmanr
+from scipy.stats import linregress
 from slow_sentence import PREFIX, Slow, wrapped
 from tiny import texts, tokenizer
 
@@ -46,6 +46,7 @@ from mnemoscope.studies.measures.contributions import (
     spread,
 )
 from mnemoscope.studies.measures.positions import Sizes, Work
+from mnemoscope.studies.measures.transfer import Pairs
 from mnemoscope.studies.measures.value_ranks import ValueRanks, marked
 from mnemoscope.text.vocabulary import Vocabulary
 from mnemoscope.views.figures import chart
@@ -371,6 +372,60 @@ def test_tables_have_a_row_for_everything(measured: Run) -> None:
     assert sizes["contribution_layers"]["by_rank"].null_count() == 0
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=12), st.integers(0, 99))
+def test_pairs_are_of_other_documents(rows: list[tuple[int, int]], seed: int) -> None:
+    """The partner has the same prediction and is of another document, wherever there is such a prefix (A44)."""
+    tokens, documents = np.array(rows).T
+    pairs = Pairs.of(tokens, documents, seed)
+    for place, (token, document) in enumerate(rows):
+        away = [one for one in range(len(rows)) if documents[one] != document]
+        alike = [one for one in away if tokens[one] == token]
+        assert (pairs.same[place] in alike) if alike else (pairs.same[place] == -1)
+        far = [one for one in away if tokens[one] != token] if alike else []
+        assert (pairs.other[place] in far) if far else (pairs.other[place] == -1)
+        assert set(pairs.partners(place).values()) <= {pairs.same[place], pairs.other[place]} - {-1}
+
+
+def test_neurons_chosen_elsewhere_are_scored_here(measured: Run, case: tuple[Run, Model]) -> None:
+    """The ten by size and by increase of the partner, summed as they write here; in nats and in logits (A44)."""
+    _, model = case
+    rows = measured.table("contribution_pairs").collect()
+    examples = measured.table("contribution_examples").filter(target="model").collect()
+    listed = measured.table("contribution_neurons").filter(side=1).collect()
+    contexts = measured.table("contexts").select("context", "tokens").collect()
+    survey = contributions.ContributionSurvey(
+        model, Lens.of(model.anatomy, "frozen"), (), Vocabulary([], []),
+        Geometry(Lens.of(model.anatomy, "frozen").unembedding), {}, None,
+    )  # fmt: skip
+
+    def traced(example: int) -> contributions.TracedPrediction:
+        row = examples.row(example, named=True)
+        tokens = contexts.filter(context=row["context"])["tokens"][0].to_numpy()
+        return survey.traced(tokens[: row["position"] + 1].astype(np.int32))
+
+    assert rows.filter(kind="same").height > 0
+    with torch.inference_mode():
+        for row in rows.sample(6, seed=0).iter_rows(named=True):
+            same = [examples.row(row[name], named=True)["token"] for name in ("example", "partner")]
+            assert (same[0] == same[1]) == (row["kind"] == "same")
+            here, there, layer = traced(row["example"]), traced(row["partner"]), row["layer"]
+            m = there.stream.layers[layer].coefficients[there.position]
+            vectors = here.stream.neuron_parts(layer, here.position)
+            best = listed.filter(example=row["partner"], layer=layer)["neuron"].to_list()
+            for name, chosen in (
+                ("coefficient", m.abs().topk(TOP).indices),
+                ("increase", torch.tensor(best)),
+            ):
+                total, base = vectors[chosen].sum(0, keepdim=True), torch.tensor([2 * layer + 1])
+                if name == "increase" and len(best) < TOP:
+                    continue
+                expected = float(here.bases.increases(total, base))
+                assert row[f"by_{name}"] == pytest.approx(expected, abs=1e-5)
+                logit = float(here.bases.above_mean(total, base))
+                assert row[f"by_{name}_logit"] == pytest.approx(logit, abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def found(measured: Run) -> dict[str, Finding]:
     """All findings, by id."""
@@ -390,16 +445,26 @@ def test_figures_of_contributions_equal_their_definitions(measured: Run, found: 
         some = rows.filter(target=target).drop("target")
         means = some.group_by("layer").mean().sort("layer")
         for choice, label in answers.CHOICES.items():
-            row = found["table-1-ten-neurons-chosen"].frame.filter(chosen=label)
-            assert row[column][0] == pytest.approx(some[f"by_{choice}"].mean(), rel=1e-5)
+            for scale, suffix in answers.SCALES.items():
+                row = found["table-1-ten-neurons-chosen"].frame.filter(chosen=label, scale=scale)
+                assert row[column][0] == pytest.approx(some[f"by_{choice}{suffix}"].mean(), rel=1e-5)
         for side in answers.SIDES:
             counts = found["figure-6-helpful-and-unhelpful-neurons"].frame.filter(
                 side=side, counted="neurons"
             )
             assert counts[column].to_list() == pytest.approx(means[side].to_list())
-            ten = found["figure-7-ten-against-all"].frame.filter(side=side)
-            expected = (means[f"{side}_top"] / means[f"{side}_all"]).to_list()
-            assert ten[column].to_list() == pytest.approx(expected, rel=1e-4)
+            certain, most = (
+                found["figure-6-helpful-and-unhelpful-neurons"].frame.filter(
+                    side=side, counted=f"neurons, {end}"
+                )
+                for end in ("certainly", "at most")
+            )
+            assert certain[column].to_list() == pytest.approx(means[f"{side}_certain"].to_list())
+            assert (most[column] - certain[column]).to_list() == pytest.approx(means["undecided"].to_list())
+            for scale, suffix in answers.SCALES.items():
+                ten = found["figure-7-ten-against-all"].frame.filter(side=side, scale=scale)
+                expected = (means[f"{side}_top{suffix}"] / means[f"{side}_all{suffix}"]).to_list()
+                assert ten[column].to_list() == pytest.approx(expected, rel=1e-4)
         for part, label in (("attention", "attention"), ("ffn", "feed-forward")):
             parts = found["increases-by-layers"].frame.filter(part=label)
             assert parts[column].to_list() == pytest.approx(means[part].to_list(), rel=1e-4, abs=1e-6)
@@ -430,50 +495,48 @@ def test_the_curve_of_a_logit_is_the_logistic_and_the_stream_is_on_it(found: dic
     assert frame["series"].n_unique() == 2
 
 
-def test_correlations_of_sums_are_the_textbooks(measured: Run) -> None:
-    """Pearson, Spearman and the slope of each example and layer (A40)."""
+def test_slopes_of_sums_are_the_textbooks(measured: Run) -> None:
+    """Least squares for each example and layer (A40); in logits sums are additive, with slope 1."""
     rows = measured.table("contribution_sums").collect()
-    found = answers.correlations(rows)
+    found = answers.slopes(rows)
     assert found.height > 10
     for row in found.iter_rows(named=True):
         some = rows.filter(example=row["example"], layer=row["layer"])
         x, y = some["separate"].to_numpy(), some["together"].to_numpy()
-        assert row["pearson"] == pytest.approx(pearsonr(x, y).statistic, abs=1e-4)
-        assert row["spearman"] == pytest.approx(spearmanr(x, y).statistic, abs=1e-4)
         assert row["slope"] == pytest.approx(linregress(x, y).slope, rel=1e-3)
 
 
 def test_figures_of_queries_equal_their_definitions(measured: Run, found: dict[str, Finding]) -> None:
     """Figures 8 and 13-19 and Tables 3 and 4, with their nulls, from the tables by other means (A49, A58-A64)."""
     queries, layers = measured.table("cross_queries").collect(), measured.table("cross_layers").collect()
-    neurons, total = measured.manifest.model.neurons, measured.manifest.model.layers
+    total = measured.manifest.model.layers
     means = queries.group_by("query").mean().sort("query")
     for side in crosslayer.SIDES:
         figure = found["figure-8-queries-of-one-layer"]
         assert values(figure, side=side) == pytest.approx(means[side].to_list(), rel=1e-4, abs=1e-6)
+        for column, name in (("null", "matched"), ("certain", "certain")):
+            drawn = figure.frame.filter(side=side)[column].to_list()
+            assert drawn == pytest.approx(means[f"{side}_{name}"].to_list(), rel=1e-4, abs=1e-6)
         upper = found["figures-13-14-queries-of-all-layers"]
         assert values(upper, side=side) == pytest.approx(means[f"upper_{side}"].to_list(), rel=1e-4, abs=1e-6)
         for way, suffix in crosslayer.WAYS.items():
             drawn = values(found["figures-15-18-four-scores"], side=side, way=way)
             assert drawn == pytest.approx(means[f"{side}{suffix}"].to_list(), rel=1e-4, abs=1e-6)
+            null = found["figures-15-18-four-scores"].frame.filter(side=side, way=way)["null"].to_list()
+            assert null == pytest.approx(means[f"{side}{suffix}_matched"].to_list(), rel=1e-4, abs=1e-6)
     sums = layers.group_by("layer").sum().sort("layer")
     listed = (sums["helpful"] + sums["unhelpful"])[:-1]
     table = found["table-3-values-that-are-queries"].frame
     asked = ((sums["helpful_asked"] + sums["unhelpful_asked"])[:-1] / listed).to_list()
     assert table["value"].to_list() == pytest.approx(asked)
-    chance = [
-        sum(
-            row["asked"] / neurons * (row["helpful"] + row["unhelpful"])
-            for row in layers.filter(layer=at).to_dicts()
-        )
-        for at in range(total - 1)
-    ]
-    assert table["null"].to_list() == pytest.approx(
-        [one / all_ for one, all_ in zip(chance, listed, strict=True)]
-    )
+    matched = (sums["helpful_matched_asked"] + sums["unhelpful_matched_asked"])[:-1]
+    assert table["null"].to_list() == pytest.approx((matched / listed).to_list())
     called = layers.group_by("layer").mean().sort("layer")["called"].to_list()
     union = [called[at] / (5 * at) for at in range(1, total)]
     assert values(found["table-4-neurons-called-by-earlier-layers"]) == pytest.approx(union)
+    dealt = layers.group_by("layer").mean().sort("layer")["called_matched"].to_list()
+    null = found["table-4-neurons-called-by-earlier-layers"].frame["null"].to_list()
+    assert null == pytest.approx([dealt[at] / (5 * at) for at in range(1, total)])
     counts = layers.group_by("layer").mean().sort("layer")
     for label, name in {
         "as values": "values",
@@ -482,8 +545,12 @@ def test_figures_of_queries_equal_their_definitions(measured: Run, found: dict[s
     }.items():
         drawn = values(found["figure-19-where-values-and-queries-are"], kind=label)
         assert drawn == pytest.approx(counts[f"{name}_first"].to_list())
-    first = sums["helpful_first"].sum() / sums["queries_first"].sum()
-    assert values(found["extremes-act-as-queries"], side="helpful") == pytest.approx([first])
+        where = found["figure-19-where-values-and-queries-are"].frame.filter(kind=label)
+        assert where["null"].to_list() == pytest.approx(counts["writes_first"].to_list())
+    extremes = found["extremes-act-as-queries"].frame.filter(side="helpful")
+    assert extremes["value"][0] == pytest.approx(sums["helpful_first"].sum() / sums["helpful"].sum())
+    like = sums["helpful_matched_first"].sum() / sums["helpful"].sum()
+    assert extremes["null"][0] == pytest.approx(like)
 
 
 def test_every_figure_can_be_drawn(found: dict[str, Finding]) -> None:

@@ -56,15 +56,20 @@ class Loops:
         weight = self.c[layer] if signed else np.abs(self.c[layer])
         return float(sum(share[one] * weight[one] for one in chosen))
 
-    def matched(self, layer: int, chosen: np.ndarray, others: set[int]) -> list[tuple[int, int]]:
-        """For each chosen neuron the next stronger and the next weaker of others, one twice at either end."""
-        strength = self.strength[layer]
+    def matched(self, layer: int, chosen: np.ndarray, others: set[int]) -> list[dict[int, float]]:
+        """For each chosen neuron the next stronger and the next weaker of others, and how much each counts."""
+        strength = self.strength[layer].astype(float)
         pairs = []
         for one in chosen.tolist():
             left = sorted(others - {one}, key=lambda two: (strength[two], two))
             above = [two for two in left if (strength[two], two) > (strength[one], one)]
             below = [two for two in left if (strength[two], two) < (strength[one], one)]
-            pairs.append(((above or below[-1:])[0], (below or above[:1])[-1]))
+            if not above or not below:
+                pairs.append({one: 1.0})
+                continue
+            stronger, weaker = above[0], below[-1]
+            share = (strength[one] - strength[weaker]) / (strength[stronger] - strength[weaker])
+            pairs.append({stronger: share, weaker: 1 - share})
         return pairs
 
     def active(self, layer: int) -> set[int]:
@@ -141,7 +146,7 @@ def test_query_scores_equal_their_definitions(name: str) -> None:
             unlisted = planted.active(layer) - set(planted.top(layer))
             for suffix, chosen, others in (("", every, planted.active(layer)), ("_top", top, unlisted)):
                 pairs = planted.matched(layer, chosen, others)
-                even = [(share[two] + share[three]) / 2 for two, three in pairs]
+                even = [sum(share[two] * counts for two, counts in pair.items()) for pair in pairs]
                 expected[f"{side}{suffix}_matched"] = sum(even)
                 expected[f"{side}{suffix}_weighted_matched"] = float(np.abs(c[chosen]) @ even)
             upper = [above for above in range(planted.layers) if query in planted.seen(above)]
@@ -155,7 +160,8 @@ def test_query_scores_equal_their_definitions(name: str) -> None:
                     planted.active(above) - set(planted.top(above)),
                 )
                 for one, pair in zip(chosen[above], planted.matched(above, chosen[above], left), strict=True):
-                    matched += abs(planted.c[above][one]) * shares[list(pair)].mean()
+                    alike = sum(shares[two] * counts for two, counts in pair.items())
+                    matched += abs(planted.c[above][one]) * alike
             assert queries[f"upper_{side}_matched"][query] == pytest.approx(matched, rel=2e-3, abs=2e-4)
         expected["any"] = share.sum()
         for column, value in expected.items():
@@ -197,7 +203,7 @@ def test_neurons_as_queries_equal_their_definitions(name: str) -> None:
         values, queries, chains, writes = ({one for at, one in found if at == layer} for found in first)
         unlisted = planted.active(layer) - up - down
         listed = {"helpful": planted.helpful[layer], "unhelpful": planted.unhelpful[layer]}
-        pairs = {side: np.array(planted.matched(layer, chosen, unlisted)) for side, chosen in listed.items()}
+        pairs = {side: planted.matched(layer, chosen, unlisted) for side, chosen in listed.items()}
         strong = planted.matched(layer, np.array(sorted(queries), int), planted.active(layer))
         expected = {
             "layer": layer,
@@ -216,12 +222,12 @@ def test_neurons_as_queries_equal_their_definitions(name: str) -> None:
             "unhelpful_first": len(queries & down),
             "writes_first": len(writes),
         }
-        halves = {"both_matched": sum(one in chains for pair in strong for one in pair) / 2}
+        shares = {"both_matched": _counted(strong, chains)}
         for side, both in pairs.items():
-            expected[f"{side}_matched"] = TOP
-            halves[f"{side}_matched_asked"] = np.isin(both, sorted(asked[layer])).sum() / 2
-            halves[f"{side}_matched_first"] = np.isin(both, sorted(queries)).sum() / 2
-        assert {column: float(layers[column][layer]) for column in halves} == halves
+            expected[f"{side}_matched"] = sum(len(pair) == 2 for pair in both)
+            shares[f"{side}_matched_asked"] = _counted(both, asked[layer])
+            shares[f"{side}_matched_first"] = _counted(both, queries)
+        assert {column: float(layers[column][layer]) for column in shares} == pytest.approx(shares, abs=1e-4)
         assert layers["called_dealt"][layer] <= 5 * layer
         assert layers["called_top_matched"][layer] <= layers["called_matched"][layer] <= 5 * layer
         assert {column: int(layers[column][layer]) for column in expected} == expected
@@ -245,6 +251,10 @@ def test_neurons_as_queries_equal_their_definitions(name: str) -> None:
         assert layers[f"{kind}_mass"].sum() == pytest.approx(1)
 
 
+def _counted(pairs: list[dict[int, float]], among: set[int]) -> float:
+    return float(sum(counts for pair in pairs for one, counts in pair.items() if one in among))
+
+
 def _first(scores: list[np.ndarray]) -> list[tuple[int, int]]:
     flat = [(-abs(value), layer, one) for layer, row in enumerate(scores) for one, value in enumerate(row)]
     return [(layer, one) for size, layer, one in sorted(flat)[:FIRST] if size]
@@ -263,24 +273,24 @@ def _ranked(strength: np.ndarray, increase: np.ndarray) -> RankedNeurons:
 def test_neurons_are_matched_with_the_nearest_in_strength(
     strengths: list[float], some: int, others: int
 ) -> None:
-    """The next stronger and the next weaker of those allowed, never itself; nothing when there is no other."""
+    """Both together write as much; they are the nearest of those allowed; without both it is compared with itself."""
     strength = np.array(strengths, np.float32)
     chosen = np.array([place for place in range(len(strength)) if some >> place & 1], int)
     among = np.array([bool(others >> place & 1) for place in range(len(strength))])
     ranked = _ranked(strength, np.ones(len(strength)))
-    found = ranked.matched(torch.from_numpy(chosen), torch.from_numpy(among))
-    left = [set(np.flatnonzero(among).tolist()) - {one} for one in chosen.tolist()]
-    if not all(left):
-        return
-    assert len(found) == len(chosen)
-    for one, candidates, pair in zip(chosen.tolist(), left, found.tolist(), strict=True):
-        assert set(pair) <= candidates
-        stronger = [strength[two] for two in candidates if strength[two] > strength[one]]
-        weaker = [strength[two] for two in candidates if strength[two] < strength[one]]
-        alike = [strength[two] for two in candidates if strength[two] == strength[one]]
-        # Ties stand on either side.
-        assert strength[pair[0]] in (min(stronger, default=max(weaker, default=strength[one])), *alike)
-        assert strength[pair[1]] in (max(weaker, default=min(stronger, default=strength[one])), *alike)
+    both, shares = ranked.matched(torch.from_numpy(chosen), torch.from_numpy(among))
+    assert shares.sum(-1).numpy() == pytest.approx(1)
+    for one, pair, share in zip(chosen.tolist(), both.tolist(), shares.numpy(), strict=True):
+        left = np.delete(strength, one)[np.delete(among, one)]
+        if pair == [one, one]:
+            assert (left > strength[one]).sum() == 0 or (left < strength[one]).sum() == 0
+            continue
+        assert one not in pair
+        assert among[pair].all()
+        stronger, weaker = strength[pair]
+        assert weaker <= strength[one] <= stronger
+        assert not ((left > weaker) & (left < stronger) & (left != strength[one])).any()
+        assert float(strength[pair] @ share) == pytest.approx(strength[one], rel=1e-5, abs=1e-6)
 
 
 @settings(deadline=None)

@@ -1,16 +1,20 @@
 """Who switched on the neurons that make a prediction (Yu et al. 2023, 4.4 and D; A49, A58-A64).
 
-The null of a share is what neurons drawn at random from the layer would have, computed and not simulated.
+Listed neurons are those that write most, and what writes much moves much and is moved by much. So the null is neurons
+of the layer that write as strongly (the next stronger and the next weaker by |m||v|, weighed so that both together do),
+and what sentences say is the excess over it. A neuron without such ones is compared with itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import Interval, ratio
+from mnemoscope.intervals import LEAST, Interval, by_document, ratio
+from mnemoscope.studies.findings.contributions import excess, over, points, row
 from mnemoscope.studies.findings.finding import Figure, Finding, bar, line
 from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, series
 
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 SIDES = ("helpful", "unhelpful")
 EACH = 5  # neurons that an earlier layer calls (A62)
 FIRST = 100  # neurons of the model that are counted by layer (A63)
+LIKE = 4  # neighbours in strength among which inner products are dealt out anew (A62)
 WAYS = {
     "all, Eq. 24": "",
     "ten, Eq. 24": "_top",
@@ -27,6 +32,11 @@ WAYS = {
     "ten, Eq. 25": "_top_weighted",
 }
 _DOCUMENTS = "documents"
+_MATCHED = (
+    "the next stronger and the next weaker neuron of the layer by |m||v|, weighed so that both together write as much; "
+    "a neuron without both is compared with itself"
+)
+_UNLISTED = f"of neurons that are not among their layer's ten most helpful or unhelpful, {_MATCHED}"
 
 
 def findings(run: Run) -> list[Finding]:
@@ -40,17 +50,20 @@ def findings(run: Run) -> list[Finding]:
     counts = run.table("contribution_layers").filter(pl.col("target") == "model").sort("example", "layer")
     seen = int((~np.isnan(queries["any"][0])).sum())
     layer = (seen - 1) // 2
-    grid = counts.select("helpful", "unhelpful", "active", "layer").collect().filter(pl.col("layer") == layer)
-    active_share = {side: (grid[side] / grid["active"].clip(1)).to_numpy()[:, None] for side in SIDES}
+    rows = counts.select("active", "undecided", "layer").filter(pl.col("layer") == layer).collect()
     return [
-        _one_layer(queries, layer, active_share),
+        _one_layer(
+            queries,
+            layer,
+            float(rows["undecided"].to_numpy().sum() / max(rows["active"].to_numpy().sum(), 1)),
+        ),
         _four_ways(queries, layer),
         _upper(queries),
         _both(layers, neurons),
         _called(layers, neurons),
         _where(layers, neurons),
         _mass(layers),
-        _extremes(layers, neurons),
+        _extremes(layers),
     ]
 
 
@@ -71,118 +84,208 @@ def _drawn(frame: pl.DataFrame, y_title: str, **more: Any) -> Figure:
     return line(frame, y_title, x="query", x_title=x_title, color="side", **more)
 
 
-def _one_layer(queries: ExampleGrid, layer: int, share: dict[str, np.ndarray]) -> Finding:
+def _one_layer(queries: ExampleGrid, layer: int, undecided: float) -> Finding:
     """A49: what each earlier vector does to helpful and unhelpful neurons of one layer."""
     seen = 2 * layer + 2
-    every = queries["any"][:, :seen]
-    frames, split = [], {}
+    frames, said = [], []
     for side in SIDES:
-        inner = queries[side][:, :seen]
-        null = queries.mean(every * share[side])
-        frames.append(_by_query(queries.mean(inner), null, side=side))
-        split[side] = [queries.mean(np.nansum(inner[:, start::2], axis=1)) for start in (1, 2)]
-    said = "; ".join(
-        f"{side}: attention {number(attention)}, feed-forward {number(ffn)}"
-        for side, (attention, ffn) in split.items()
-    )
+        own, certain, matched = (
+            queries[f"{side}{suffix}"][:, :seen] for suffix in ("", "_certain", "_matched")
+        )
+        frame = _by_query(queries.mean(own), queries.mean(matched), side=side)
+        sure = queries.mean(certain).value[: frame["query"].max() + 1]  # type: ignore[operator]
+        frames.append(frame.with_columns(certain=pl.Series(sure)[frame["query"]]))
+        told = []
+        for kind, start in (("attention", 1), ("feed-forward", 2)):
+            sums = [np.nansum(values[:, start::2], axis=1) for values in (own, certain, matched)]
+            told.append(
+                f"{kind} {number(queries.mean(sums[0]))} (the certain alone {sums[1].mean():.2f}; like neurons "
+                f"{number(queries.mean(sums[2]))}, difference {number(queries.mean(sums[0] - sums[2]))})"
+            )
+        said.append(f"with {side} neurons, {', '.join(told)}")
     frame = pl.concat(frames)
     return Finding(
         id="figure-8-queries-of-one-layer",
         items=("A49", "A43"),
         title=f"What earlier vectors do to the neurons of layer {layer} (Yu Figure 8)",
-        says=f"Inner products with active neurons of layer {layer}, summed over all earlier vectors of a kind: {said}.",
+        says=f"Inner products with active neurons of layer {layer}, in units of their coefficients, summed over all "
+        f"earlier vectors of a kind and over the neurons of a side, means over {over(queries)}: {'; '.join(said)}. "
+        f"Sides are by the estimated sign of the increase; {100 * undecided:.1f} % of the neurons are undecided.",
         frame=frame,
         figure=_drawn(frame, "sum of inner products (coefficient)"),
         paper="layer 13 of 16: zigzag; attention mostly above 0, feed-forward lowers or reverses unhelpful neurons",
-        null="as many active neurons drawn at random from the layer",
+        null=f"like neurons, which write as strongly: {_MATCHED}",
         resampled=_DOCUMENTS,
         notes=(
             "an inner product is the vector's share of the coefficient, by both branches of a gate, with the "
             "coefficient's sign: above 0 it makes the neuron more of what it is",
+            "column `certain`: over the neurons whose certified interval of the increase has the sign of the side",
         ),
     )
 
 
 def _four_ways(queries: ExampleGrid, layer: int) -> Finding:
     """A58, A59: all neurons or the ten of each side, unweighted or weighted with |C|."""
-    seen, frames, net = 2 * layer + 2, [], {}
+    seen, frames = 2 * layer + 2, []
+    nets: list[np.ndarray] = []
+    likes: list[np.ndarray] = []
     for way, suffix in WAYS.items():
-        values = {side: queries[f"{side}{suffix}"][:, :seen] for side in SIDES}
-        frames += [
-            _by_query(queries.mean(grid), side=side, way=way).drop("null", "null_low", "null_high")
-            for side, grid in values.items()
-        ]
-        net[way] = np.nanmean(values["helpful"] - values["unhelpful"], axis=0)
-    alike = {way: _correlation(curve, net["ten, Eq. 25"]) for way, curve in net.items()}
-    said = ", ".join(f"{way} {alike[way]:.2f}" for way in list(WAYS)[:3])
+        for kept, end in ((nets, ""), (likes, "_matched")):
+            sides = {side: queries[f"{side}{suffix}{end}"][:, :seen] for side in SIDES}
+            kept.append(sides["helpful"] - sides["unhelpful"])
+        for side in SIDES:
+            own, like = (queries.mean(queries[f"{side}{suffix}{end}"][:, :seen]) for end in ("", "_matched"))
+            frames.append(_by_query(own, like, side=side, way=way))
+    known = ~np.isnan(np.stack(nets)).any((0, 1))
+    curves, dealt = (np.stack(kept, axis=1)[:, :, known] for kept in (nets, likes))
+    alike, chance = (_correlations(grid, queries.documents) for grid in (curves, dealt))
+    place = np.flatnonzero(known)
+    without = [_correlated(np.delete(curves, at, axis=2).sum(0)[None])[0] for at in range(len(place))] or [
+        alike.value
+    ]
+    moved = np.abs(np.array(without) - alike.value)[:, :3]
+    most = [int(np.nanargmax(column)) if np.isfinite(column).any() else 0 for column in moved.T]
+    ways = list(WAYS)[:3]
+    said = ", ".join(
+        f"{way} {_said(alike, at, queries)} (like neurons {_said(chance, at, queries)})"
+        for at, way in enumerate(ways)
+    )
+    alone = ", ".join(
+        f"{way} {without[most[at]][at]:.2f} without {part(int(place[most[at]])) if len(place) else 'any'}"
+        for at, way in enumerate(ways)
+    )
     frame = pl.concat(frames)
     return Finding(
         id="figures-15-18-four-scores",
         items=("A58", "A59"),
         title=f"Four ways to score what switches layer {layer} on (Yu Figures 15-18)",
-        says=f"Helpful less unhelpful, over earlier vectors, correlates with the ten under Eq. 25: {said}.",
+        says=f"Cross-layer scores of {len(place)} earlier vectors for the neurons of layer {layer}, helpful less "
+        f"unhelpful, means over {over(queries)}: Pearson correlation over the vectors with the score over ten of "
+        f"each side under Eq. 25: {said}. Leaving out the one vector that moves each most: {alone}.",
         frame=frame,
         figure=_drawn(frame, "cross-layer score", facet="way", free=True),
         paper="Figure 15 (all, Eq. 24) differs from 16 (ten); 16, 17 and 18 are alike",
+        null=f"like neurons, which write as strongly, with the same |C|: {_MATCHED}; for the ten of those that are not "
+        "among their layer's ten of either side",
         resampled=_DOCUMENTS,
-        notes=("Eq. 24 sums inner products; Eq. 25 weights them with |C| of the neuron (nats)",),
+        notes=(
+            "Eq. 24 sums inner products (coefficient); Eq. 25 weights them with |C| of the neuron (coefficient x nats)",
+            "sides are by the estimated sign of the increase",
+        ),
     )
 
 
-def _correlation(curve: np.ndarray, other: np.ndarray) -> float:
-    known = ~(np.isnan(curve) | np.isnan(other))
-    if known.sum() < 3 or curve[known].std() == 0 or other[known].std() == 0:
-        return float("nan")
-    return float(np.corrcoef(curve[known], other[known])[0, 1])
+def _correlated(sums: np.ndarray) -> np.ndarray:
+    """f64[sample, way]: Pearson correlation of the curves f64[sample, way, vector] with the last of them."""
+    centred = sums - sums.mean(-1, keepdims=True)
+    last = centred[:, -1:]
+    return ratio((centred * last).sum(-1), np.sqrt((centred**2).sum(-1) * (last**2).sum(-1)))
+
+
+def _correlations(curves: np.ndarray, documents: np.ndarray) -> Interval:
+    """Of curves f64[example, way, vector] summed over examples, resampled by document."""
+    return by_document(curves, documents, _correlated)
+
+
+def _said(interval: Interval, place: int, grid: ExampleGrid) -> str:
+    documents = len(np.unique(grid.documents))
+    if documents < LEAST:
+        return f"{interval.value[place]:.2f} (no interval: n = {documents})"
+    return number(interval, place)
 
 
 def _upper(queries: ExampleGrid) -> Finding:
     """A60: Eq. 25 summed over all upper layers."""
-    grids = {side: queries[f"upper_{side}"] for side in SIDES}
-    grids["helpful less unhelpful"] = grids["helpful"] - grids["unhelpful"]
-    means = {side: queries.mean(grid) for side, grid in grids.items()}
-    frames = [
-        _by_query(mean, side=side).drop("null", "null_low", "null_high") for side, mean in means.items()
-    ]
-    net = means["helpful less unhelpful"]
-    best = int(np.nanargmax(np.abs(net.value)))
+    net = "helpful less unhelpful"
+    own, like = ({side: queries[f"upper_{side}{suffix}"] for side in SIDES} for suffix in ("", "_matched"))
+    for grids in (own, like):
+        grids[net] = grids["helpful"] - grids["unhelpful"]
+    frames = [_by_query(queries.mean(own[side]), queries.mean(like[side]), side=side) for side in own]
+    means, others = (queries.mean(grid) for grid in (own[net], like[net]))
+    total, more = (queries.mean(grid.sum(1)) for grid in (own[net], own[net] - like[net]))
+    # Each is asked for its own largest: at the place of the other's it would be smaller by that choice alone.
+    best, alike = (int(np.nanargmax(np.abs(mean.value))) for mean in (means, others))
     frame = pl.concat(frames)
     return Finding(
         id="figures-13-14-queries-of-all-layers",
         items=("A60",),
         title="What each vector does to all layers above it (Yu Figures 13 and 14)",
-        says=f"Weighted with increases and summed over all upper layers, {part(best)} matters most: "
-        f"{number(net, best)}.",
+        says=f"Eq. 25 (inner product x |C|, coefficient x nats) over the ten most helpful less the ten most unhelpful "
+        f"neurons of every layer above, summed over the layers, mean over {over(queries)}: of {len(means.value)} "
+        f"vectors {part(best)} has the largest in size, {number(means, best)}, and over neurons that write as strongly "
+        f"{part(alike)}, {number(others, alike)}; all vectors together have {number(total)}, {number(more)} more than "
+        "over neurons that write as strongly.",
         frame=frame,
         figure=_drawn(frame, "cross-layer score (coefficient x nats)"),
         paper="feed-forward layers 1-3 of 16 largest; there helpful and unhelpful both below 0",
+        null=f"the same |C| and neurons that write as strongly: {_UNLISTED}",
         resampled=_DOCUMENTS,
         notes=("over the ten most helpful and ten most unhelpful neurons of every upper layer",),
     )
 
 
+Sums = tuple[np.ndarray, np.ndarray]
+
+
+def _listed(layers: ExampleGrid, what: str, sides: Sequence[str] = SIDES) -> tuple[Sums, Sums]:
+    """f64[example, layer]: how many listed neurons are so, of how many; and of those that write as strongly."""
+
+    def total(suffix: str) -> np.ndarray:
+        return np.sum([layers[f"{side}{suffix}"] for side in sides], axis=0)
+
+    listed = total("")
+    # Shares of two neurons are kept in fp32, and may add up to a little more than 1.
+    return (total(f"_{what}"), listed), (np.minimum(total(f"_matched_{what}"), listed), listed)
+
+
+def _over_layers(sums: Sums, layers: slice = slice(None)) -> Sums:
+    """f64[example] each."""
+    above, below = sums
+    return above[:, layers].sum(1), below[:, layers].sum(1)
+
+
 def _both(layers: ExampleGrid, neurons: int) -> Finding:
     """A61: neurons that matter as values, which upper layers name among their first queries."""
-    listed = layers["helpful"] + layers["unhelpful"]
-    asked = layers["helpful_asked"] + layers["unhelpful_asked"]
-    # With neurons permuted within the layer, each listed one is asked with the chance that any is.
-    share, null = layers.share_of(asked, listed), layers.share_of(listed * layers["asked"] / neurons, listed)
-    frame = series(share, null).filter(pl.col("layer") < len(share.value) - 1)
-    overall = layers.share_of(asked[:, :-1].sum(1), listed[:, :-1].sum(1))
-    chance = layers.share_of((listed * layers["asked"] / neurons)[:, :-1].sum(1), listed[:, :-1].sum(1))
+    own, like = _listed(layers, "asked")
+    below = slice(layers.count - 1)
+    share, null = (layers.share_of(*sums) for sums in (own, like))
+    frame = series(share, null).filter(pl.col("layer") < layers.count - 1)
+    own, like = _over_layers(own, below), _over_layers(like, below)
+    overall, matched = (layers.share_of(*sums) for sums in (own, like))
+    more = excess(layers.documents, own, like)
     return Finding(
         id="table-3-values-that-are-queries",
         items=("A61", "A64"),
         title="Neurons that act as values and as queries (Yu Table 3)",
-        says=f"{percent(overall)} of the ten most helpful and ten most unhelpful neurons of a layer are among the 20 "
-        f"strongest queries of the layer for some layer above; {percent(chance)} would be by chance.",
+        says=f"{percent(overall)} of the ten most helpful and ten most unhelpful neurons of a layer are among its 20 "
+        f"strongest queries (|Eq. 25|) for some layer above, over layers 0 to {layers.count - 2} and {over(layers)}; "
+        f"of unlisted neurons that write as strongly {percent(matched)} are, an excess of {points(more)}.",
         frame=frame,
         figure=line(frame, "neurons (%)", share=True),
         paper="80, 80, 75, 80, 60, 80, 60, 75, 70, 80, 85, 85, 50, 40, 25 % in layers 0-14 of 16",
-        null="neurons permuted within their layer: the share of all neurons that some layer above names",
+        null=_UNLISTED,
         resampled=_DOCUMENTS,
-        notes=("the last layer has none above it",),
+        notes=(
+            "the last layer has none above it",
+            f"{percent(_paired(layers))} of the listed have unlisted neurons on either side in strength",
+            f"of all neurons {percent(_any_asked(layers, neurons))} areof it",
+        ),
     )
+
+
+def _paired(layers: ExampleGrid) -> Interval:
+    """How many listed neurons are not compared with themselves."""
+    paired, listed = (
+        np.sum([layers[f"{side}{suffix}"] for side in SIDES], axis=0)[:, :-1].sum(1)
+        for suffix in ("_matched", "")
+    )
+    return layers.share_of(paired, listed)
+
+
+def _any_asked(layers: ExampleGrid, neurons: int) -> Interval:
+    """How many of all neurons of a layer are asked, where each layer lists as many."""
+    listed = np.sum([layers[side] for side in SIDES], axis=0)
+    return layers.share_of((listed * layers["asked"] / neurons)[:, :-1].sum(1), listed[:, :-1].sum(1))
 
 
 def union_share(called: np.ndarray, layer: np.ndarray) -> np.ndarray:
@@ -198,24 +301,45 @@ def chance_union(layer: np.ndarray, neurons: int) -> np.ndarray:
 
 def _called(layers: ExampleGrid, neurons: int) -> Finding:
     """A62: whether earlier layers call the same neurons."""
-    called = layers["called"]
-    place = np.arange(called.shape[1])
-    share = layers.mean(union_share(called, np.broadcast_to(place, called.shape)))
+    place = np.arange(layers.count)
+
+    def distinct(suffix: str) -> np.ndarray:
+        called = layers[f"called{suffix}"]
+        return union_share(called, np.broadcast_to(place, called.shape))
+
+    own, dealt, like = (distinct(suffix) for suffix in ("", "_dealt", "_matched"))
     chance = chance_union(place, neurons)
-    frame = series(share, Interval(chance, chance, chance)).filter(pl.col("layer") > 0)
-    tops = layers.share_of(layers["called_top"][:, 1:].sum(1), called[:, 1:].sum(1))
+    share = layers.mean(own)
+    frame = series(share, layers.mean(like)).with_columns(
+        dealt=pl.Series(layers.mean(dealt).value), drawn=pl.Series(chance)
+    )
+    frame = frame.filter(pl.col("layer") > 0).fill_nan(None)
+    more = layers.mean(own - like)
+    tops = {
+        suffix: layers.share_of(
+            layers[f"called_top{suffix}"][:, 1:].sum(1), layers[f"called{suffix}"][:, 1:].sum(1)
+        )
+        for suffix in ("", "_dealt", "_matched")
+    }
     return Finding(
         id="table-4-neurons-called-by-earlier-layers",
         items=("A62",),
         title="Do earlier layers call the same neurons? (Yu Table 4)",
-        says=f"The five neurons that each earlier feed-forward layer moves most are {percent(share, -1)} distinct "
-        f"in the last layer; {percent(tops)} of all are among their layer's ten most helpful or unhelpful.",
+        says=f"The five neurons of layer {layers.count - 1}, the last, that each earlier feed-forward layer moves "
+        f"most (|inner product x C|) are {percent(share, -1)} distinct, over {over(layers)}; with inner products "
+        f"dealt out anew and C kept {percent(layers.mean(dealt), -1)}, dealt out among {LIKE} neurons that write "
+        f"about as strongly {percent(layers.mean(like), -1)}, a difference of {points(more, -1)}. Of those called in "
+        f"all layers {percent(tops[''])} are among their layer's ten most helpful or unhelpful, dealt out anew "
+        f"{percent(tops['_dealt'])} and {percent(tops['_matched'])}.",
         frame=frame,
         figure=line(frame, "distinct neurons of five for each earlier layer (%)", share=True),
         paper="100, 80, 60, 60, 48, 46, 34, 35, 38, 32, 33, 35, 21, 23, 29 % in layers 1-15 of 16",
-        null="five drawn at random for each earlier layer",
+        null=f"C kept and each earlier layer's inner products dealt out anew among {LIKE} neighbours in |m||v|",
         resampled=_DOCUMENTS,
-        notes=("moved most: largest |inner product x C|",),
+        notes=(
+            "column `dealt`: dealt out anew among all active neurons of the layer; `drawn`: five drawn at random "
+            "for each earlier layer",
+        ),
     )
 
 
@@ -228,83 +352,98 @@ _KINDS = {
 
 def _where(layers: ExampleGrid, neurons: int) -> Finding:
     """A63: the hundred strongest values and queries, by layer."""
-    total = layers["layer"].shape[1]
-    chance = np.full(total, FIRST / total)
+    total = layers.count
+    strongest = layers.mean("writes_first")
     frames, middle = [], {}
-    for label, name in _KINDS.items():
-        frames.append(series(layers.mean(layers[name]), Interval(chance, chance, chance), kind=label))
+    for label, name in {**_KINDS, "as writers, |m||v|": "writes_first"}.items():
+        null = strongest if name != "writes_first" else None
+        frames.append(series(layers.mean(layers[name]), null, kind=label))
         centre = (layers[name] * np.arange(total)).sum(1)
-        middle[label] = layers.ratio(centre, layers[name].sum(1))
-    both = layers.share_of(layers["both_first"].sum(1), layers["queries_first"].sum(1))
-    random = FIRST / (total * neurons)
-    said = ", ".join(f"{label} {number(mean)}" for label, mean in middle.items())
+        middle[label] = (centre, layers[name].sum(1))
+    both, like, first = (layers[name].sum(1) for name in ("both_first", "both_matched", "queries_first"))
+    like = np.minimum(like, first)
+    more = excess(layers.documents, (both, first), (like, first))
+    said = ", ".join(
+        f"{label} {number(layers.ratio(*middle[label]))} "
+        f"(difference {number(excess(layers.documents, middle[label], middle['as writers, |m||v|']))})"
+        for label in _KINDS
+    )
     frame = pl.concat(frames)
     return Finding(
         id="figure-19-where-values-and-queries-are",
         items=("A63",),
         title="Where the hundred strongest values and queries are (Yu Figure 19)",
-        says=f"Mean layer of the hundred strongest neurons: {said}; the two ways to score queries share "
-        f"{percent(both)} of them ({100 * random:.2f} % by chance).",
+        says=f"Mean layer of the hundred strongest neurons of {total * neurons:,} in {total} layers, over "
+        f"{over(layers)}: {said}, of the hundred that write most (|m||v|) "
+        f"{number(layers.ratio(*middle['as writers, |m||v|']))}; the two ways to score queries share "
+        f"{percent(layers.share_of(both, first))} of theirs, and would share {percent(layers.share_of(like, first))} "
+        f"if a query had the chain of one that writes as strongly, an excess of {points(more)}.",
         frame=frame,
         figure=line(frame, "neurons of the hundred strongest", color="kind"),
         paper="values mainly in layers 11-13 of 16, queries mainly in 0-3; both methods alike",
-        null="a hundred neurons drawn from all layers alike",
+        null=f"the hundred that write most; for what both share, {_MATCHED}",
         resampled=_DOCUMENTS,
         notes=(
             "summed: Eq. 25 over the ten most helpful and ten most unhelpful neurons of every upper layer; chained: "
             "C(b) handed down from the top, C(a) of the query itself left out",
+            f"of two hundreds drawn at random {100 * FIRST / (total * neurons):.2f} % are shared",
         ),
     )
 
 
 def _mass(layers: ExampleGrid) -> Finding:
     """A63: how much of all value and of all querying is in each layer."""
-    even = np.full(layers["layer"].shape[1], 1 / layers["layer"].shape[1])
+    written = layers.mean("write_mass")
     kinds = {"value": "as values", "query": "as queries, summed", "chain": "as queries, chained"}
-    means = {label: layers.mean(layers[f"{name}_mass"]) for name, label in kinds.items()}
-    half = {
-        label: int(np.searchsorted(np.cumsum(mean.value), 0.5 * mean.value.sum()))
-        for label, mean in means.items()
-    }
-    said = ", ".join(f"{label} in layer {layer}" for label, layer in half.items())
-    frame = pl.concat([series(mean, Interval(even, even, even), kind=label) for label, mean in means.items()])
+    means = {label: layers.mean(f"{name}_mass") for name, label in kinds.items()}
+
+    def half(mean: Interval) -> int:
+        return int(np.searchsorted(np.cumsum(mean.value), 0.5 * mean.value.sum()))
+
+    said = ", ".join(f"{label} in layer {half(mean)}" for label, mean in means.items())
+    frame = pl.concat([series(mean, written, kind=label) for label, mean in means.items()])
     return Finding(
         id="mass-of-values-and-queries",
         items=("A63",),
         title="How value and query scores are spread over layers",
-        says=f"Half of the sum of |score| is reached {said}.",
+        says=f"From layer 0 up, half of the sum of |score| over all neurons is reached {said}, and half of the sum of "
+        f"|m||v| in layer {half(written)}; mean shares of {layers.count} layers over {over(layers)}.",
         frame=frame,
         figure=line(frame, "share of the sum of |score| (%)", color="kind", share=True),
-        null="alike in all layers",
+        null="the layer's share of the sum of |m||v|",
         resampled=_DOCUMENTS,
     )
 
 
-def _extremes(layers: ExampleGrid, neurons: int) -> Finding:
+def _extremes(layers: ExampleGrid) -> Finding:
     """A64: whether the strongest queries are helpful or unhelpful extremes of their own layer."""
-    total = layers["queries_first"].sum(1)
-    rows, said = [], []
+    frames, said = [], []
     for side in SIDES:
-        share = layers.share_of(layers[f"{side}_first"].sum(1), total)
-        chance = layers.share_of((layers[side] * layers["queries_first"] / neurons).sum(1), total)
-        rows.append((side, *map(float, (*share, *chance))))
-        said.append(f"{percent(share)} are among the ten most {side} ({percent(chance)} by chance)")
-    names = ["side", "value", "low", "high", "null", "null_low", "null_high"]
-    frame = pl.DataFrame(rows, dict(zip(names, [pl.String, *[pl.Float64] * 6], strict=True)), orient="row")
+        own, like = (_over_layers(sums) for sums in _listed(layers, "first", (side,)))
+        share, null = layers.share_of(*own), layers.share_of(*like)
+        frames.append(row(share, null, side=side))
+        of_queries = layers.share_of(own[0], layers["queries_first"].sum(1))
+        said.append(
+            f"of the ten most {side} neurons of each layer {percent(share)} (unlisted ones that write as strongly "
+            f"{percent(null)}, an excess of {points(excess(layers.documents, own, like))}); they are "
+            f"{percent(of_queries)} of the hundred"
+        )
+    frame = pl.concat(frames)
     return Finding(
         id="extremes-act-as-queries",
         items=("A64",),
-        title="The strongest queries are helpful and unhelpful extremes of their own layers",
-        says=f"Of the hundred strongest queries {said[0]}, {said[1]}.",
+        title="Helpful and unhelpful extremes among the strongest queries",
+        says=f"Among the hundred strongest queries of the model (Eq. 25, summed), over {layers.count} layers and "
+        f"{over(layers)}, are {'; '.join(said)}.",
         frame=frame,
         figure=bar(
             frame,
-            "of the hundred strongest queries (%)",
+            "among the hundred strongest queries (%)",
             x="side",
             x_title="extremes of their layer",
             share=True,
         ),
         paper="both play a big role",
-        null="neurons permuted within their layer",
+        null=_UNLISTED,
         resampled=_DOCUMENTS,
     )

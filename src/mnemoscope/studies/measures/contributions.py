@@ -34,17 +34,18 @@ from mnemoscope.run.schemas import arrow_table
 from mnemoscope.studies.measures.crosslayer import Columns, RankedNeurons, crosslayer
 from mnemoscope.studies.measures.positions import Examples, Sizes, Work, sample
 from mnemoscope.studies.measures.reductions import log_sums
+from mnemoscope.studies.measures.transfer import CHOICES, Pairs, scores, transferred
 from mnemoscope.studies.measures.value_ranks import ValueRanks
 from mnemoscope.text.vocabulary import Vocabulary
 
 TARGETS = ("model", "null")  # and `gold`, the token that really follows, on request
 TOP = 10  # most helpful, most unhelpful neurons of a layer; neurons in each row of Table 1
-CHOICES = ("increase", "coefficient", "weight", "rank")  # ways of choosing them (A44)
 SUMS = (
     *("helpful_all", "helpful_top", "unhelpful_all", "unhelpful_top"),
     *("helpful_all_certain", "unhelpful_all_certain"),
     *(f"by_{choice}" for choice in CHOICES),
 )
+_CHOSEN = "chosen"  # kept with the tables of a shard, and in none of a run
 
 _STEPS = 16  # sums of helpful neurons, from the least helpful on (A40)
 _SUMMED = 6  # layers in which they are taken
@@ -82,7 +83,7 @@ def measure(
     others = Frequencies.of(run)
 
     def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
-        rows: Rows = {name: [] for name in _TABLES}
+        rows: Rows = {name: [] for name in (*_TABLES, _CHOSEN)}
         for number in numbers.tolist():
             followed = {"gold": int(examples.targets[number])}
             columns = survey.example(
@@ -94,10 +95,22 @@ def measure(
             )
             for name, parts in columns.items():
                 rows[name] += [_of(examples, number, name, part) for part in parts]
-        return {name: arrow_table(name, _joined(parts)) for name, parts in rows.items()}
+        chosen = pa.table(_joined(rows.pop(_CHOSEN)))
+        return {name: arrow_table(name, _joined(parts)) for name, parts in rows.items()} | {_CHOSEN: chosen}
+
+    def read(number: int) -> TracedPrediction:
+        return survey.traced(examples.prefixes[number])
 
     with torch.inference_mode():
-        return work.shards(examples, shard, "contributions", size=_EXAMPLES)
+        tables: dict[str, list[pa.Table]] = work.shards(examples, shard, "contributions", size=_EXAMPLES)
+        chosen = pl.concat(pl.DataFrame(pl.from_arrow(part)) for part in tables.pop(_CHOSEN))
+        main = pl.concat(pl.DataFrame(pl.from_arrow(part)) for part in tables["contribution_examples"])
+        main = main.filter(target="model").sort("example")
+        pairs = Pairs.of(main["token"].to_numpy(), main["document"].to_numpy(), sizes.seed)
+        folder = work.folder / "pairs"
+        folder.mkdir(exist_ok=True)
+        tables["contribution_pairs"] = transferred(pairs, chosen, read, Work(folder, work.report))
+        return tables
 
 
 @dataclass(frozen=True)
@@ -175,6 +188,12 @@ class ContributionSurvey:
         lenses = [Lens.of(model.anatomy, name) for name in LENSES]
         return cls(model, main, lenses, words, geometry, orders, known)
 
+    def traced(self, prefix: np.ndarray) -> TracedPrediction:
+        """A prefix taken apart; the target is what the model predicts."""
+        stream = self.model.traced(torch.from_numpy(prefix.astype(np.int64))[None].to(self.model.device))
+        predicted = int(stream.logits[-1].argmax())
+        return TracedPrediction(stream, self.lens, predicted, (), self.words, self.geometry)
+
     def example(
         self,
         prefix: np.ndarray,
@@ -183,21 +202,19 @@ class ContributionSurvey:
         other: Callable[[int], int],
         generator: np.random.Generator,
     ) -> Rows:
-        """Columns of every table, without those that say which example it is.
+        """Columns of every table, without those that say which example it is, and the neurons that were chosen.
 
         followed   the tokens of targets that the model does not decide; `other` gives the null's from the model's
         generator  of `crosslayer`
         """
-        tokens = torch.from_numpy(prefix.astype(np.int64))[None].to(self.model.device)
-        stream = self.model.traced(tokens)
-        predicted = int(stream.logits[-1].argmax())
+        prediction = self.traced(prefix)
+        stream, predicted = prediction.stream, prediction.target
         wanted = {"model": predicted, "null": other(predicted), **followed}
         wanted = {
             name: wanted[name] for name in ("model", *(target for target in targets if target != "model"))
         }
-        prediction = TracedPrediction(stream, self.lens, predicted, (), self.words, self.geometry)
         names = np.array(list(wanted))
-        rows: Rows = {name: [] for name in _TABLES}
+        rows: Rows = {name: [] for name in (*_TABLES, _CHOSEN)}
         rows["contribution_examples"] = [{"target": names, "token": np.array(list(wanted.values()))}]
         rows["contribution_points"] = self._points(prediction, wanted)
         ranked = self._layers(prediction, wanted, rows)
@@ -245,8 +262,10 @@ class ContributionSurvey:
                     intervals = intervals.moved(*neurons.odds(prediction.bases, token))
                 order = rank(intervals, neurons.strength)
                 counts[name].append(neurons.counts(order))
-                sums[name].append(neurons.sums(order, self.orders.get(layer), token))
+                chosen = neurons.choices(order, self.orders.get(layer), token)
+                sums[name].append(neurons.sums(order, chosen))
                 if name == "model":
+                    rows[_CHOSEN] += neurons.listed(chosen | {"unhelpful_top": order.unhelpful})
                     ranked.append(order)
                     rows["contribution_neurons"].append(neurons.top(order))
                     if layer in summed:
@@ -321,21 +340,38 @@ class _Neurons:
         columns["undecided"] = int((active & (ranked.certain == 0)).sum())
         return columns
 
-    def sums(self, ranked: RankedNeurons, order: ValueRanks | None, token: int) -> Float[Tensor, "sum width"]:
+    def choices(self, ranked: RankedNeurons, order: ValueRanks | None, token: int) -> dict[str, Tensor]:
+        """Ten active neurons, chosen in each way (A44): by rank where a layer was read for it."""
+        best = {
+            "increase": -ranked.increase,
+            "coefficient": -self.coefficient.abs(),
+            "weight": -ranked.strength,
+        }
+        if order is not None:
+            best["rank"] = order.rank(self.vectors, self.coefficient < 0, token)
+        idle, chosen = self.coefficient == 0, {}
+        for choice, score in best.items():
+            first = torch.argsort(score.double().masked_fill(idle, torch.inf), stable=True)[:TOP]
+            chosen[f"by_{choice}"] = first[~idle[first]]
+        return chosen
+
+    def sums(self, ranked: RankedNeurons, chosen: Mapping[str, Tensor]) -> Float[Tensor, "sum width"]:
         """All helpful together, their top, both of the unhelpful (A48); those of either side that are certain; and
-        ten chosen in each way (A44)."""
+        what was chosen (A44); NaN for what was not."""
         masks = [ranked.signs > 0, self._mask(ranked.helpful), ranked.signs < 0, self._mask(ranked.unhelpful)]
         masks += [ranked.certain > 0, ranked.certain < 0]
-        best = [-ranked.increase, -self.coefficient.abs(), -ranked.strength]
-        if order is not None:
-            best.append(order.rank(self.vectors, self.coefficient < 0, token))
-        idle = self.coefficient == 0
-        for score in best:
-            chosen = torch.argsort(score.double().masked_fill(idle, torch.inf), stable=True)[:TOP]
-            masks.append(self._mask(chosen) & ~idle)
+        masks += [self._mask(neurons) for neurons in chosen.values()]
         summed = torch.stack(masks).float() @ self.vectors
         missing = torch.full((len(SUMS) - len(summed), summed.shape[1]), torch.nan)
         return torch.cat([summed, missing])
+
+    def listed(self, chosen: Mapping[str, Tensor]) -> list[Columns]:
+        """A row for every neuron that was chosen."""
+        return [
+            _columns({"layer": self.layer, "choice": name}, neuron=neurons)
+            for name, neurons in chosen.items()
+            if len(neurons)
+        ]
 
     def cumulated(self, ranked: RankedNeurons, bases: ResidualBases) -> Columns:
         """Helpful neurons together, from the least helpful on, and the sum of what each does alone (A40).
@@ -369,20 +405,6 @@ class _Neurons:
         mask = torch.zeros(len(self.vectors), dtype=torch.bool)
         mask[chosen] = True
         return mask
-
-
-def scores(
-    bases: ResidualBases, sums: Float[Tensor, "layer sum width"], names: Sequence[str]
-) -> dict[str, Float[Tensor, " layer"]]:
-    """What each sum does to log p where its layer adds it, and to the logit above the mean token's; NaN as it is."""
-    known = ~sums[..., 0].isnan()
-    base = 2 * torch.arange(len(sums))[:, None].expand(known.shape) + 1
-    columns: dict[str, Tensor] = {}
-    for suffix, read in (("", bases.increases), ("_logit", bases.above_mean)):
-        values = torch.full(known.shape, torch.nan, dtype=torch.float64)
-        values[known] = read(sums[known], base[known])
-        columns |= {f"{name}{suffix}": values[:, column] for column, name in enumerate(names)}
-    return columns
 
 
 def _layer_columns(

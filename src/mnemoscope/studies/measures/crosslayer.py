@@ -5,8 +5,8 @@ sign: positive where the vector makes the neuron more of what it is. For an acti
 units of the coefficient. Sums over "the top" are over the ten most helpful and ten most unhelpful neurons of a layer.
 
 Listed neurons are those that write most, and whatever writes much is moved by much and moves much. So the null of each
-of them is other neurons that write as strongly (|m||v|): the next stronger and the next weaker of the layer, half each;
-for a list, of those that are on no list.
+of them is other neurons that write as strongly (|m||v|): the next stronger and the next weaker of the layer, in such
+shares that both together do; for a list, of those that are on no list.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mnemoscope.prediction.switching import Switches, chain, layer_queries, neur
 
 ASKED = 20  # queries of a layer that an upper layer names (A61)
 CALLED = 5  # neurons that an earlier layer calls (A62)
-LIKE = 16  # neighbours in strength among which inner products are dealt out anew
+LIKE = 4  # neighbours in strength among which inner products are dealt out anew
 FIRST = 100  # neurons of the whole model that are counted by layer (A63)
 
 Columns = dict[str, np.ndarray]
@@ -60,27 +60,27 @@ class RankedNeurons:
 
     def matched(
         self, chosen: Int[Tensor, " chosen"], among: Bool[Tensor, " neuron"]
-    ) -> Int[Tensor, "matched two"]:
-        """For each chosen neuron the next stronger and the next weaker of others; one twice at either end.
+    ) -> tuple[Int[Tensor, "chosen two"], Float[Tensor, "chosen two"]]:
+        """For each chosen neuron the next stronger and the next weaker of others, and how much each of them counts.
 
-        No rows when there is no other.
+        Both together write as strongly as it does. Where one of them is missing it is compared with itself, so that
+        what is left between a figure and its null is between neurons that do have an equal.
         """
         others = among.nonzero()[:, 0]
         others = others[torch.argsort(self.strength[others], stable=True)]
         place = torch.full_like(among, -1, dtype=torch.long)
         place[others] = torch.arange(len(others))
-        own = place[chosen]
-        above = torch.searchsorted(self.strength[others].contiguous(), self.strength[chosen].contiguous())
+        own, strength = place[chosen], self.strength[chosen].contiguous()
+        above = torch.searchsorted(self.strength[others].contiguous(), strength)
         weaker = torch.where(own >= 0, own, above) - 1
         stronger = torch.where(own >= 0, own + 1, above)
-        if len(others) - int((own >= 0).any()) < 1:
-            return torch.zeros(0, 2, dtype=torch.long)
-        last = len(others) - 1
-        weaker, stronger = (
-            torch.where(weaker < 0, stronger, weaker).clamp_max(last),
-            torch.where(stronger > last, weaker, stronger).clamp_min(0),
-        )
-        return torch.stack([others[stronger], others[weaker]], -1)
+        paired = (weaker >= 0) & (stronger < len(others))
+        both = chosen[:, None].repeat(1, 2)
+        both[paired] = others[torch.stack([stronger, weaker], -1)[paired]]
+        gap = self.strength[both[:, 0]] - self.strength[both[:, 1]]
+        share = ((strength - self.strength[both[:, 1]]) / gap.clamp_min(1e-30)).clamp(0, 1)
+        share = torch.where(gap > 0, share, 0.5)
+        return both, torch.stack([share, 1 - share], -1)
 
     def weights(
         self, chosen: Int[Tensor, " chosen"], size: Float[Tensor, " neuron"]
@@ -91,12 +91,9 @@ class RankedNeurons:
     def matched_weights(
         self, chosen: Int[Tensor, " chosen"], size: Float[Tensor, " neuron"], among: Bool[Tensor, " neuron"]
     ) -> Float[Tensor, " neuron"]:
-        """The sizes of the chosen neurons, dealt to those that write as strongly: half to each of two."""
-        both = self.matched(chosen, among)
-        weights = torch.zeros_like(size)
-        for column in both.unbind(-1) if len(both) else ():
-            weights.index_add_(0, column, size[chosen] / 2)
-        return weights
+        """The sizes of the chosen neurons, dealt to those that write as strongly."""
+        both, share = self.matched(chosen, among)
+        return torch.zeros_like(size).index_add_(0, both.flatten(), (size[chosen, None] * share).flatten())
 
     @property
     def top(self) -> Int[Tensor, " chosen"]:
@@ -260,13 +257,15 @@ def _layers(
     counts |= shared_first(ranked, first["queries"], first["chains"])
     for side in ("helpful", "unhelpful"):
         tops = [getattr(neurons, side) for neurons in ranked]
-        matched = [neurons.matched(top, neurons.unlisted) for neurons, top in zip(ranked, tops, strict=True)]
         counts[side] = torch.tensor([len(top) for top in tops])
-        counts[f"{side}_matched"] = torch.tensor([len(both) for both in matched])
+        pairs = [neurons.matched(top, neurons.unlisted) for neurons, top in zip(ranked, tops, strict=True)]
+        counts[f"{side}_matched"] = torch.stack(
+            [(both[:, 0] != top).sum() for (both, _), top in zip(pairs, tops, strict=True)]
+        )
         for name, mask in (("asked", asked), ("first", first["queries"])):
             counts[f"{side}_{name}"] = torch.stack([mask[layer, top].sum() for layer, top in enumerate(tops)])
             counts[f"{side}_matched_{name}"] = torch.stack(
-                [mask[layer, both].sum() / 2 for layer, both in enumerate(matched)]
+                [(mask[layer, both] * share).sum() for layer, (both, share) in enumerate(pairs)]
             )
     counts["asked"] = asked.sum(-1)
     for name, score in (("value", own), ("query", query), ("chain", chained), ("write", strength)):
@@ -289,8 +288,8 @@ def shared_first(
     layer that writes as strongly."""
     matched = []
     for layer, neurons in enumerate(ranked):
-        both = neurons.matched(queries[layer].nonzero()[:, 0], neurons.strength > 0)
-        matched.append(chains[layer, both].sum() / 2)
+        both, share = neurons.matched(queries[layer].nonzero()[:, 0], neurons.strength > 0)
+        matched.append((chains[layer, both] * share).sum())
     return {"both_first": (queries & chains).sum(-1), "both_matched": torch.stack(matched)}
 
 
