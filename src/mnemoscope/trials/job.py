@@ -25,7 +25,7 @@ import polars as pl
 from scipy.sparse import hstack
 
 from mnemoscope import files
-from mnemoscope.arguments import check_budget
+from mnemoscope.arguments import DECOYS, check_budget
 from mnemoscope.mine import loop
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import Nulls
@@ -93,7 +93,8 @@ def estimate(run: Run, settings: Settings) -> float:
     """Seconds that the job may take on two cores, an order of magnitude: as measured with the sample model, by neurons
     and text; the model's own passes by what they read."""
     model, corpus = run.manifest.model, run.manifest.corpus
-    neurons = model.layers * model.neurons / 46_080
+    kinds = (run.manifest.options.get("nulls") or {}).get("kinds", ())
+    neurons = model.layers * model.neurons * (1 + sum(kind in DECOYS for kind in kinds)) / 46_080
     search = 60 + 240 * min(1.0, corpus.tokens / 1_000_000)
     passes = 120 * (2 * settings.budget + min(settings.budget, WHOLE_BUDGET)) / (2 * BUDGET + WHOLE_BUDGET)
     return neurons * (search + passes)
