@@ -19,6 +19,7 @@ from mnemoscope.neuron import decoys, twoway
 from mnemoscope.patterns import summary
 from mnemoscope.patterns.search import Options
 from mnemoscope.run.reading import Run
+from mnemoscope.studies.findings import keys
 from mnemoscope.trials import job
 from mnemoscope.trials.job import Settings, patterns
 
@@ -200,3 +201,15 @@ def test_rivals_in_the_tables_are_the_units_own(run: Run) -> None:
                 assert row["decoy_f1_low"] == np.delete(low[place], index).max()
                 level = own[place] if kind == "neuron" else best_decoy[place]
                 assert row["decoy_q"] == (level if kind == "neuron" or low[place].argmax() == index else 1)
+
+
+@pytest.mark.slow
+def test_the_study_says_what_decoys_do_not(run: Run) -> None:
+    """One finding with what was counted, drawn beside zero; none for a run without decoys (`test_study_keys`)."""
+    (finding,) = [finding for finding in keys.findings(run) if finding.id == "neurons-against-decoys"]
+    counts = summary.against_decoys(run.table("pattern_tests").collect(), 0.05)
+    at_ten = counts.row(by_predicate=(pl.col("tests") == "main") & (pl.col("level") == 0.1), named=True)
+    assert f"Of {2 * 2 * 32:,} neurons" in finding.says and f"{at_ten['neurons']} at 10%" in finding.says
+    assert "chimeras" in finding.says and "covariance of the keys" in finding.says
+    assert "n = " in finding.resampled and (finding.frame["null"] == 0).all()
+    assert set(finding.frame["f1"]) == set(decoys.FIGURES)

@@ -86,8 +86,8 @@ def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
         beyond=_beyond(run, rows, units),
         verdicts=verdicts,
         expected=_expected(verdicts, units),
-        decoys=_against_decoys(rows, run.manifest.options["patterns"]["q"]),
-        excess=_excess(run),
+        decoys=against_decoys(rows, run.manifest.options["patterns"]["q"]),
+        excess=excess(run),
         triggers=shares_covered(run),
         claims=clearest(run, count),
         silent=_silent(run, rows, count, seed),
@@ -167,9 +167,12 @@ def _expected(verdicts: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows, schema, orient="row")
 
 
-def _against_decoys(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
-    """tests, level, neurons, decoys, share: with sign, which win at the level and are confirmed on held-out triggers;
-    share is what part of the neurons is estimated to be wrong, decoys by kind over neurons."""
+def against_decoys(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
+    """Of rows of `pattern_tests` (unit, tests, q, decoy_q): tests, level, neurons, decoys, share.
+
+    Units with sign which win at the level and are confirmed on held-out triggers at `rate`; share is what part of the
+    neurons is estimated to be wrong, decoys by kind over neurons.
+    """
     kinds = rows.filter(pl.col("decoy_q").is_not_null() & (pl.col("unit") != NEURON))["unit"].n_unique()
     told = rows.filter(pl.col("decoy_q").is_not_null() & (pl.col("q") <= rate))
     real = pl.col("unit") == NEURON
@@ -191,7 +194,7 @@ def _against_decoys(rows: pl.DataFrame, rate: float) -> pl.DataFrame:
     )
 
 
-def _excess(run: Run) -> pl.DataFrame:
+def excess(run: Run) -> pl.DataFrame:
     """tests, unit (the kind of decoy), f1, neurons, decoys, excess, low, high: shares of units with sign."""
     measures = run.table("calibration").filter(pl.col("measure").str.contains(" in .*: ")).collect()
     told = {

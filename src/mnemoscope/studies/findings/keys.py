@@ -13,8 +13,9 @@ import polars as pl
 
 from mnemoscope.intervals import Interval, ratio_of_sums, share_of_sums, wilson
 from mnemoscope.patterns.covered import CASES, units_covered
-from mnemoscope.records import MAIN, NEURON, NULLS, WHOLE
-from mnemoscope.studies.findings.finding import Finding, line, stack
+from mnemoscope.patterns.summary import against_decoys, excess
+from mnemoscope.records import MAIN, NEURON, NEXT, NULLS, WHOLE
+from mnemoscope.studies.findings.finding import Finding, bar, bracketed, line, stack
 from mnemoscope.studies.findings.statistics import as_series, number
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def findings(run: Run) -> list[Finding]:
         _boundary(units),
         _number(units),
         *(verdict for verdict in verdicts if verdict is not None),
+        *_decoys(run),
     ]
 
 
@@ -194,3 +196,70 @@ def _verdicts(run: Run, tests: str) -> Finding | None:
         null="pseudo-neurons with their own best pattern" if chance else "",
         notes=("on text of the test half that was used for nothing else", f"all others: {VERDICTS[-1]}"),
     )
+
+
+_ABOUT = {
+    MAIN: "the text so far, by triggers",
+    WHOLE: "the same, by the whole distribution",
+    NEXT: "the next token",
+}
+_REACHED = 0.5  # the F1 that the sentence is about
+
+
+def _decoys(run: Run) -> list[Finding]:
+    """A74, A78: what neurons do that decoys of their own do not. Nothing for a run without decoys."""
+    rows = run.table("pattern_tests").select("unit", "tests", "q", "decoy_q", "documents").collect()
+    if rows["decoy_q"].null_count() == rows.height:
+        return []
+    told = against_decoys(rows, run.manifest.options["patterns"]["q"])
+    frame = excess(run).filter(pl.col("tests").is_in(list(_ABOUT)))
+    model, documents = run.manifest.model, rows["documents"][0]
+    sentences = []
+    for tests, about in _ABOUT.items():
+        counts = told.filter(pl.col("tests") == tests).sort("level")
+        if not counts.height:
+            continue
+        levels = ", ".join(
+            f"{row['neurons']:,} at {row['level']:.0%}" for row in counts.iter_rows(named=True)
+        )
+        reached = [
+            f"{row['neurons']:.2%} reach an F1 of {_REACHED} and {row['decoys']:.2%} of {NULLS[row['unit']]}, "
+            + (
+                f"{row['excess']:+.2%} (no interval)"
+                if row["low"] is None
+                else bracketed(row["excess"], row["low"], row["high"], "+.2%")
+            )
+            for row in frame.filter((pl.col("tests") == tests) & (pl.col("f1") == _REACHED)).iter_rows(
+                named=True
+            )
+        ]
+        sentences.append(f"{about}: {levels}; {'; '.join(reached)}")
+    frame = frame.with_columns(
+        about=pl.col("tests").replace_strict(_ABOUT),
+        decoy=pl.col("unit").replace_strict(NULLS),
+        null=pl.lit(0.0),
+    )
+    return [
+        Finding(
+            id="neurons-against-decoys",
+            items=("A74", "A78"),
+            title="What neurons do that decoys of their own do not",
+            says=f"Of {2 * model.layers * model.neurons:,} neurons with a sign so many beat their own decoys at a rate "
+            f"of false discoveries, by what the pattern is about. {'. '.join(map(_capital, sentences))}.",
+            frame=frame,
+            figure=bar(
+                frame, "more neurons than decoys (% of units)",
+                x="f1", y="excess", x_title="F1 on held-out text, at least", color="about", facet="decoy", share=True,
+            ),
+            null="decoys of the same neurons, searched, held out and tested alike",
+            resampled=f"documents (jackknife, n = {documents:,})",
+            notes=(
+                "the rate of false discoveries is knockoff+ (Barber and Candès 2015), layers pooled",
+                "a chimera has the neuron's own gate: what the gate alone does, it does as well",
+            ),
+        )
+    ]  # fmt: skip
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
