@@ -8,11 +8,17 @@ import numpy as np
 import polars as pl
 import pytest
 import synthetic
+from families import FAMILIES
 from synthetic import make_run
+from tiny import texts, tokenizer
 
+import mnemoscope as mn
 from mnemoscope.errors import QueryError
+from mnemoscope.intervals import jackknifed
+from mnemoscope.model.model import Model
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings import stability, values
+from mnemoscope.text.sampling import mixed
 
 synthetic_documents = synthetic._documents
 
@@ -39,6 +45,69 @@ def test_what_is_common_is_the_sum_of_smaller_shares() -> None:
     two = pl.DataFrame({"side": [0, 0, 1, 2], "kind": [6, 8, 4, 5], "share": [0.5, 0.5, 1.0, 1.0]})
     found = stability.common(one, two, 4)
     assert found[:2].tolist() == [0.5, 0.0] and np.isnan(found[2:]).all()
+
+
+def triggers_of(generator: np.random.Generator, sides: int, words: np.ndarray) -> pl.DataFrame:
+    """Thirty triggers of each side, nearly all of them words that it answers to; the same documents for all."""
+    side = np.repeat(np.arange(sides), 30)
+    kind = np.where(generator.random(len(side)) < 0.7, words[side], generator.integers(0, 40, len(side)))
+    return pl.DataFrame(
+        {"side": side, "kind": kind, "document": np.tile(np.arange(30) * 7, sides) + side % 5}
+    )
+
+
+def test_means_without_groups_of_documents_equal_a_loop() -> None:
+    """Over all documents the mean of `common`; then as if the documents of a group were not there."""
+    generator = np.random.default_rng(0)
+    layer, words = np.arange(12) // 6, generator.integers(0, 40, 12)
+    one, two = (triggers_of(generator, 12, words) for _ in range(2))
+    found = stability.kept(one, two, layer)
+    for row, left_out in enumerate(range(-1, 40)):
+        rest = [
+            rows.filter(pl.Series(mixed(rows["document"].to_numpy(), 1) % 40 != np.uint64(left_out)))
+            if left_out >= 0
+            else rows
+            for rows in (one, two)
+        ]
+        values = stability.common(*map(stability.shares, rest), 12)
+        assert found[row].tolist() == pytest.approx([values[:6].mean(), values[6:].mean(), values.mean()])
+
+
+def test_directions_keep_their_triggers_as_neurons_do() -> None:
+    """Units that answer to words alike are no more stable for being neurons; others' triggers are not theirs."""
+    generator = np.random.default_rng(1)
+    layer, figures = np.zeros(200, np.int64), []
+    for _ in range(2):
+        words = generator.integers(0, 40, 200)
+        figures.append(stability.kept(*(triggers_of(generator, 200, words) for _ in range(2)), layer)[:, -1])
+    excess = jackknifed(figures[0] - figures[1])
+    assert abs(excess.value) <= 1.7 * (excess.high - excess.low) / 2
+    strangers = stability.kept(
+        *(triggers_of(generator, 200, generator.integers(0, 40, 200)) for _ in range(2)), layer
+    )
+    beyond = jackknifed(figures[0] - strangers[:, -1])
+    assert beyond.low > 0.3
+
+
+def test_neurons_stand_beside_directions_of_both_runs(tmp_path: Path) -> None:
+    """Where both runs mined the same directions these are in the figure, and the sentence says what neurons have "
+    "more."""
+    model = mn.load_model(FAMILIES["llama"](), tokenizer=tokenizer())
+    corpus = texts(80)
+    one, two = (mn.build(model, corpus[start::2], tmp_path / str(start), top=10) for start in range(2))
+    found = stability.findings(one, two)[0]
+    assert found.frame["units"].unique(maintain_order=True).to_list() == list(stability.UNITS.values())
+    assert found.frame.height == 3 * 3
+    assert (
+        "points" in found.says and "beyond random directions" in found.says and "rotated axes" in found.says
+    )
+    assert (
+        "no directions were mined alike" in stability.findings(one, _without_nulls(model, tmp_path))[0].says
+    )
+
+
+def _without_nulls(model: Model, folder: Path) -> Run:
+    return mn.build(model, texts(80)[1::2], folder / "none", top=10, nulls=())
 
 
 def test_runs_without_common_text_are_compared_by_last_tokens(tmp_path: Path) -> None:

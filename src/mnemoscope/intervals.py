@@ -53,8 +53,8 @@ class Interval(_Ends):
             n
         )
 
-    def at(self, place: int | tuple[int, ...]) -> Interval:
-        """One of its figures."""
+    def at(self, place: int | slice | tuple[int, ...]) -> Interval:
+        """One of its figures, or some."""
         return Interval(*(end[place] for end in self))._of(None if self.n is None else self.n[place])
 
     def _of(self, n: np.ndarray | None) -> Interval:

@@ -2,7 +2,9 @@
 
 Where most contexts of the runs coincide, triggers in those can be the same text and position; where they do not (two
 halves of a corpus, or one text cut differently), only of the same kind: their last tokens are compared as multisets.
-The null compares each neuron with another one of its layer.
+What another neuron of the layer has in common with one is the least that can be asked. Whether neurons keep their
+triggers *more than anything else does* is asked of random directions and rotated axes of the same layers, where both
+runs have mined the same ones: any direction of the stream is a function of the text, and keeps what it answers to.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.errors import QueryError
-from mnemoscope.intervals import share_by_group
+from mnemoscope.intervals import GROUPS, Interval, jackknifed, ratio
+from mnemoscope.records import NEURON, NULLS
 from mnemoscope.studies.findings.finding import Finding, line
-from mnemoscope.studies.findings.statistics import ContextTokens, columns
+from mnemoscope.studies.findings.statistics import ContextTokens, columns, percent, points
+from mnemoscope.text.sampling import mixed
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -62,12 +66,16 @@ class Shared(NamedTuple):
 
 def shared_contexts(one: Run, two: Run) -> Shared:
     """The contexts that two runs have in common, by their tokens."""
-    frames = [run.table("contexts").select("context", "tokens").collect() for run in (one, two)]
+    frames = [run.table("contexts").select("context", "document", "tokens").collect() for run in (one, two)]
     texts = [[tuple(tokens) for tokens in frame["tokens"].to_list()] for frame in frames]
     numbers = {text: number for number, text in enumerate(set(texts[0]) & set(texts[1]))}
     first, second = (
         pl.DataFrame(
-            {"context": frame["context"], "text": [numbers.get(text) for text in some]},
+            {
+                "context": frame["context"],
+                "document": frame["document"],
+                "text": [numbers.get(text) for text in some],
+            },
             schema_overrides={"text": pl.Int64},
         ).drop_nulls()
         for frame, some in zip(frames, texts, strict=True)
@@ -75,21 +83,79 @@ def shared_contexts(one: Run, two: Run) -> Shared:
     return Shared(len(numbers) / max(min(map(len, texts)), 1), (first, second))
 
 
-def _kinds(run: Run, texts: pl.DataFrame | None) -> pl.DataFrame:
-    """Per side and kind of trigger its share of the side's triggers: of those in contexts that both runs have, by text
-    and position; or of all, by last token."""
-    rows = run.table("triggers").select(*_SIDE, "context", "position").collect()
+UNITS = {NEURON: "neurons", "random": NULLS["random"], "rotated": NULLS["rotated"]}
+
+
+def _populations(one: Run, two: Run) -> dict[str, int]:
+    """Kinds of units that are the same in both runs, and how many there are in a layer."""
+    found = {NEURON: one.manifest.model.neurons}
+    options = [run.manifest.options.get("nulls") for run in (one, two)]
+    if options[0] != options[1] or any("null_triggers" not in run.manifest.tables for run in (one, two)):
+        return found
+    sizes = one.table("null_neurons").group_by("kind").agg(pl.col("neuron").max() + 1).collect()
+    return found | {kind: size for kind, size in sizes.iter_rows() if kind in UNITS}
+
+
+def _triggers(run: Run, unit: str, size: int, texts: pl.DataFrame | None) -> pl.DataFrame:
+    """Triggers of the units of a kind: `side` (which unit and sign), `kind` (what makes two the same), `document`.
+
+    A trigger's kind is its text and position, of those in contexts that both runs have; or, of all, its last token.
+    """
+    table = (
+        run.table("triggers") if unit == NEURON else run.table("null_triggers").filter(pl.col("kind") == unit)
+    )
+    rows = table.select(*_SIDE, "context", "position").collect()
     if texts is not None:
         rows = rows.join(texts, on="context", how="inner")
         kind = pl.col("text") * 1_000_000 + pl.col("position")
     else:
         text = ContextTokens(run)
-        token = text.tokens[text.place(rows)]
-        rows, kind = rows.with_columns(token=pl.Series(token)), pl.col("token").cast(pl.Int64)
-    neurons = run.manifest.model.neurons
-    side = (pl.col("layer").cast(pl.Int64) * neurons + pl.col("neuron")) * 2 + (pl.col("polarity") < 0)
-    counts = rows.select(side=side, kind=kind).group_by("side", "kind").len()
+        place = text.place(rows)
+        rows = rows.with_columns(
+            token=pl.Series(text.tokens[place]), document=pl.Series(text.document[place])
+        )
+        kind = pl.col("token").cast(pl.Int64)
+    side = (pl.col("layer").cast(pl.Int64) * size + pl.col("neuron")) * 2 + (pl.col("polarity") < 0)
+    return rows.select(side=side, kind=kind, document="document")
+
+
+def shares(rows: pl.DataFrame) -> pl.DataFrame:
+    """Per side and kind of trigger its share of the side's triggers."""
+    counts = rows.group_by("side", "kind").len()
     return counts.with_columns(share=pl.col("len") / pl.col("len").sum().over("side")).drop("len")
+
+
+def kept(one: pl.DataFrame, two: pl.DataFrame, layer: np.ndarray) -> np.ndarray:
+    """f64[1 + group, layer + 1]: means of `common` over the sides of each layer, and over all; then without each of
+    `GROUPS` groups of documents, which are the same for all units.
+
+    one, two  side, kind, document
+    layer     i64[side]
+    """
+    layers = int(layer.max()) + 1
+    keys = one.select("side", "kind").unique().join(
+        two.select("side", "kind").unique(), on=["side", "kind"], how="inner"
+    ).with_row_index("key")  # fmt: skip
+    owner = keys["side"].to_numpy()
+    runs = []
+    for rows in (one, two):
+        group = mixed(rows["document"].to_numpy(), seed=1) % GROUPS
+        matched = rows.join(keys, on=["side", "kind"], how="left", maintain_order="left")["key"]
+        key = matched.cast(pl.Int64).fill_null(len(owner)).to_numpy()
+        runs.append((group.astype(np.int64), rows["side"].to_numpy(), key))
+    figures = []
+    for left_out in range(-1, GROUPS):
+        least, known = np.full(len(owner), np.inf), np.ones(len(layer), bool)
+        for group, side, key in runs:
+            read = group != left_out
+            total = np.bincount(side[read], minlength=len(layer))
+            count = np.bincount(key[read], minlength=len(owner) + 1)[: len(owner)]
+            least = np.minimum(least, count / np.maximum(total, 1)[owner])
+            known &= total > 0
+        values = np.bincount(owner, least, len(layer))[known]
+        sums = np.append(np.bincount(layer[known], values, layers), values.sum())
+        figures.append(ratio(sums, np.append(np.bincount(layer[known], minlength=layers), known.sum())))
+    return np.stack(figures)
 
 
 def common(one: pl.DataFrame, two: pl.DataFrame, count: int) -> np.ndarray:
@@ -107,43 +173,68 @@ def common(one: pl.DataFrame, two: pl.DataFrame, count: int) -> np.ndarray:
 
 
 def _overlap(one: Run, two: Run, shared: Shared, seed: int) -> Finding:
-    model = one.manifest.model
-    first, second = (
-        _kinds(run, shared.texts[number] if shared.enough else None) for number, run in enumerate((one, two))
-    )
-    count = 2 * model.layers * model.neurons
-    found = common(first, second, count)
-    null = common(first, _dealt(second, model.layers, model.neurons, seed), count)
-    layer = np.arange(count) // (2 * model.neurons)
-    known = ~np.isnan(found) & ~np.isnan(null)
-    share, chance = (
-        share_by_group(values[known], layer[known], model.layers, np.arange(known.sum()), n=100)
-        for values in (found, null)
-    )
-    limits = [np.quantile(null[known & (layer == at)], 0.95) if (known & (layer == at)).any() else np.nan
-              for at in range(model.layers)]  # fmt: skip
-    above = float((found[known] > np.array(limits)[layer[known]]).mean())
-    frame = pl.DataFrame(
-        {
-            "layer": np.arange(model.layers), **columns(share, "overlap"),
-            "null": chance.value, "null_high": np.array(limits), "null_low": np.zeros(model.layers),
-        }
-    ).with_columns(pl.selectors.float().fill_nan(None))  # fmt: skip
+    layers = one.manifest.model.layers
+    frames, told, whole, figures = [], {}, {}, {}
+    for unit, size in _populations(one, two).items():
+        rows = [
+            _triggers(run, unit, size, shared.texts[number] if shared.enough else None)
+            for number, run in enumerate((one, two))
+        ]
+        layer = np.arange(2 * layers * size) // (2 * size)
+        first, second = map(shares, rows)
+        found = common(first, second, len(layer))
+        null = common(first, _dealt(second, layers, size, seed), len(layer))
+        known = ~np.isnan(found) & ~np.isnan(null)
+        figures[unit] = kept(rows[0], rows[1], layer)
+        documents = min(one_run["document"].n_unique() for one_run in rows)
+        means = whole[unit] = jackknifed(figures[unit]).among(documents)
+        places = [known & (layer == at) for at in range(layers)]
+        limits = np.array([np.quantile(null[at], 0.95) if at.any() else np.nan for at in places])
+        apart = np.array([null[at].mean() if at.any() else np.nan for at in places])
+        above = float((found[known] > limits[layer[known]]).mean()) if known.any() else float("nan")
+        told[unit] = (float(null[known].mean()) if known.any() else float("nan"), above)
+        by_layer = means.at(slice(layers))
+        band = Interval(apart, np.zeros(layers), limits)
+        frames.append(
+            pl.DataFrame({"layer": np.arange(layers), **columns(by_layer, "overlap", band)}).select(
+                pl.lit(UNITS[unit]).alias("units"), pl.all()
+            )
+        )
+    frame = pl.concat(frames)
     what = "triggers (text and position)" if shared.enough else "last tokens of triggers"
     of_both = (
         f" in the contexts of both runs ({shared.share:.0%} of the smaller one's)" if shared.enough else ""
     )
+    others = [unit for unit in whole if unit != NEURON]
+    beyond = [
+        f"{points(jackknifed(figures[NEURON][:, -1] - figures[unit][:, -1]).among(documents))} beyond {UNITS[unit]}"
+        for unit in others
+    ]
+    special = (
+        "neurons keep " + " and ".join(beyond)
+        if others
+        else "no directions were mined alike in both runs, to say whether that is special"
+    )
+    beside = "".join(
+        f", of {UNITS[unit]} {percent(whole[unit], -1)} (different ones {told[unit][0]:.1%})"
+        for unit in others
+    )
+    known_by = "".join(f", of {UNITS[unit]} {told[unit][1]:.0%}" for unit in others)
     return Finding(
         id="trigger-stability",
         items=("A4",),
-        title="Do neurons keep their triggers?",
-        says=f"On average {found[known].mean():.1%} of the {what}{of_both} of a neuron (with its sign) are common "
-        f"to both runs, of different neurons {null[known].mean():.1%}; {above:.0%} of the neurons have more in common "
-        "than 95 % of pairs of different neurons of their layer.",
+        title="Do neurons keep their triggers, and do they more than other directions?",
+        says=f"On average {percent(whole[NEURON], -1)} of the {what}{of_both} of a neuron (with its sign) are common "
+        f"to both runs, of different neurons {told[NEURON][0]:.1%}{beside}; {told[NEURON][1]:.0%} of the neurons have "
+        f"more in common than 95 % of pairs of different neurons of their layer{known_by}; "
+        f"{special}.",
         frame=frame,
-        figure=line(frame, f"common {what} (%)", y="overlap", share=True),
-        null="each neuron against another one of its layer: mean, and up to the 95th percentile",
-        resampled="neurons",
+        figure=line(
+            frame, f"common {what} (%)", y="overlap", color="units", share=True, order=tuple(UNITS.values())
+        ),
+        null="each unit against another one of its kind and layer (mean, and up to the 95th percentile); and "
+        "directions, because any function of the text keeps its triggers",
+        resampled="documents of the triggers (jackknife over groups of them)",
         notes=() if shared.enough else (_apart(shared.share),),
     )
 
@@ -188,7 +279,8 @@ def _statistics(one: Run, two: Run) -> Finding:
         id="statistics-stability",
         items=("A70",),
         title="Do neurons keep their distributions?",
-        says="Median rank correlation over layers: "
+        says=f"Rank correlation of a statistic of {both.height:,} neurons between the two runs, median over "
+        f"{one.manifest.model.layers} layers: "
         + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in middle.items())
         + ".",
         frame=frame,
