@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(model_folder())
-    texts = [document.text for document in load_corpus("sample:wikipedia").documents()]
+    texts = [document.text for document in load_corpus("sample:wikipedia").documents]
     result = build(
         arguments.folder,
         tokenizer,

@@ -20,9 +20,11 @@ from mnemoscope.model.reading import describe
 from mnemoscope.run.reading import Run
 from mnemoscope.studies import catalogue
 from mnemoscope.studies import run as study
+from mnemoscope.studies.findings.questions import findings as question_findings
 from mnemoscope.studies.findings.tuned_lens import findings
-from mnemoscope.studies.measures import tuned_lens
+from mnemoscope.studies.measures import questions, tuned_lens
 from mnemoscope.studies.measures.positions import Sizes, Work
+from mnemoscope.studies.measures.questions import Question
 from mnemoscope.studies.measures.tuned_lens import FittedText, Readings, TunedLens, fit, partners
 from mnemoscope.text.sampling import half
 
@@ -200,10 +202,32 @@ def test_the_last_output_reads_as_the_output(studied: tuple[Run, Model]) -> None
     assert torch.allclose(read[1], lens.logits(1, seen["Lres"][1, 0, -1:].clone())[0], atol=1e-4)
 
 
+def test_questions_are_read_by_it(studied: tuple[Run, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with a tuned lens gains its rows: after each attention layer, and at the end, where it is the own lens."""
+    run, model = studied
+    asked = [Question("cities", "Paris", "Paris is the capital of", " France", "Europe")] * 2
+    monkeypatch.setattr(questions, "built_in", lambda: asked)
+    run = study.measure(run, model, chosen=catalogue.choose("questions"))
+    rows = run.table("question_ranks").filter(pl.col("question") == 0).collect()
+    tuned, own = (rows.filter(pl.col("lens") == lens) for lens in ("tuned", "own"))
+    assert tuned["point"].to_list() == [1, 3, 5, 6] and own["point"].to_list() == list(range(7))
+    assert tuned.row(-1, named=True)["rank"] == own.row(-1, named=True)["rank"]
+    lens = TunedLens.of(run, model)
+    assert lens is not None
+    seen = residuals(model, torch.tensor([model.tokenizer("Paris is the capital of")["input_ids"]]))
+    logits = lens.logits(1, seen["Lres"][1, :, -1].clone())[0].double()
+    row = tuned.row(1, named=True)
+    assert (row["layer"], row["part"]) == (1, "attention")
+    assert row["rank"] == int((logits > logits[row["token"]]).sum())
+    assert row["log_probability"] == pytest.approx(float(logits.log_softmax(-1)[row["token"]]), abs=1e-4)
+    says = {answer.id: answer.says for answer in question_findings(run)}["answer-rank-cities"]
+    assert "under the tuned lens." in says
+
+
 def test_stored_maps_are_the_fitted_ones(studied: tuple[Run, Model]) -> None:
     """What a run holds reads as what was fitted; a run without reads as none."""
     run, model = studied
-    text = FittedText.of(run, model, longest=Sizes().longest)
+    text = FittedText.of(run, model, count=3 * Sizes().positions, longest=Sizes().longest)
     fitted, stored = fit(TunedLens.identity(model), text), TunedLens.of(run, model)
     assert stored is not None
     assert torch.equal(fitted.weight, stored.weight) and torch.equal(fitted.bias, stored.bias)

@@ -127,7 +127,8 @@ CATALOGUE = (
         ("group_ablations",),
         measured=True,
         uses=("sentences", "longest", "seed"),
-        minutes=8,
+        minutes=1,
+        seconds=0.4,
     ),
     Measurement(
         "values",
@@ -153,7 +154,7 @@ CATALOGUE = (
         ("neuron_weights",),
         measured=True,
         uses=("seed",),
-        minutes=3,
+        minutes=2,
     ),
     Measurement(
         "lens",
@@ -163,7 +164,8 @@ CATALOGUE = (
         ("tuned_lens", "lens_readings"),
         measured=True,
         uses=("positions", "longest", "seed"),
-        minutes=5,
+        minutes=1,
+        seconds=0.06,
     ),
     Measurement(
         "composition",

@@ -52,12 +52,11 @@ def _lost(rows: pl.DataFrame, measure: str, name: str, unit: str) -> Finding:
             documents = group["document"].to_numpy()
             own, null = (mean_by_document(group[kind].to_numpy(), documents) for kind in ("own", "matched"))
             apart = mean_by_document((group["own"] - group["matched"]).to_numpy(), documents)
-            numbers = {key: [float(value)] for key, value in columns(own, null=null).items()}
-            parts.append(pl.DataFrame({"score": [label], "neurons": [size], **numbers}))
+            parts.append(pl.DataFrame({"score": [label], "neurons": [size], **columns(own, null=null)}))
             if size == largest:
                 told.append(f"{label}: {number(own)}, matched {number(null)}, difference {number(apart)}")
     count, sources = changed["example"].n_unique(), changed["document"].n_unique()
-    frame = pl.concat(parts).fill_nan(None)
+    frame = pl.concat(parts)
     return Finding(
         id=f"groups-{measure.replace('_', '-')}",
         items=("A79",),
@@ -75,9 +74,7 @@ def _lost(rows: pl.DataFrame, measure: str, name: str, unit: str) -> Finding:
             log_x=True,
             order=tuple(SCORES.values()),
         ),
-        paper="Yu and Ananiadou 2024: 300 of their neurons lower the answer most; 300 random ones hardly do"
-        if measure != "reciprocal"
-        else "",
+        paper="300 neurons set to zero, chosen by seven scores: reciprocal rank, p and log p of the answer",
         null=_MATCHED,
         resampled="documents",
         notes=_strengths(rows, largest),

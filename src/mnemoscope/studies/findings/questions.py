@@ -65,7 +65,7 @@ def _ranks(name: str, rows: pl.DataFrame) -> Finding:
         f"(own lens), the median rank of the answer is {half['median']:,.0f} after half of the layers and "
         f"{end['median']:,.0f} at the end, another question's {_rank(half['null'])} and {_rank(end['null'])}; at the "
         f"end {number(share, form='.0%')} of the answers are first; from one point of the stream to the next the rank "
-        f"gets worse in {falls:.0%} of all steps.",
+        f"gets worse in {falls:.0%} of all steps.{_tuned(rows)}",
         frame=frame,
         figure=line(
             frame,
@@ -96,6 +96,18 @@ def first_by_answer(rows: pl.DataFrame) -> Interval:
 
 def _numbers(names: pl.Series) -> np.ndarray:
     return np.unique(names.to_numpy(), return_inverse=True)[1]
+
+
+def _tuned(rows: pl.DataFrame) -> str:
+    """What the tuned lens says before the last feed-forward layer, beside the own lens; nothing without one."""
+    before = rows.filter(pl.col("part") == "attention").filter(pl.col("point") == pl.col("point").max())
+    tuned, own = (before.filter(pl.col("lens") == lens) for lens in ("tuned", "own"))
+    if not tuned.height:
+        return ""
+    return (
+        f" Before the last feed-forward layer it is first for {number(first_by_answer(own), form='.0%')} of them under "
+        f"the own lens and for {number(first_by_answer(tuned), form='.0%')} under the tuned lens."
+    )
 
 
 def _back(rows: pl.DataFrame) -> float:

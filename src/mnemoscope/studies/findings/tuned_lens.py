@@ -12,7 +12,7 @@ import polars as pl
 
 from mnemoscope.intervals import Interval, mean_by_document, share_by_document
 from mnemoscope.studies.findings.finding import Finding, line
-from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, series
+from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, points, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -86,7 +86,7 @@ def _first(grids: dict[str, ExampleGrid]) -> Finding:
         says=f"Before the last feed-forward layer, layer {last}, the model's prediction is already first in "
         f"{percent(own.share(own['rank'] == 0), last)} of prefixes under the own lens and in "
         f"{percent(tuned.share(tuned['rank'] == 0), last)} under the tuned lens (difference "
-        f"{percent(difference, last)}); it is so in half of them from {half['own']} under the own lens and from "
+        f"{points(difference, last)}); it is so in half of them from {half['own']} under the own lens and from "
         f"{half['tuned']} under the tuned lens ({_size(own)}).",
         frame=frame,
         figure=line(frame, "prefixes whose prediction is first (%)", color="lens", share=True, order=_ORDER),

@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 
 LENSES = ("raw", "own", "tuned")
 CONSTANT = "constant"  # the mean output over the fitted text, whatever the residual: in layer -1
-POSITIONS = 12_288  # of the discovery half that a fit reads
-STEPS = 100  # of Adam
+POSITIONS = 12_000  # of the discovery half that a fit reads, three for each of `sizes.positions`
 LEAST = 64  # positions, or nothing is fitted
 
 _CHECKED = 128  # of the positions, at most an eighth: they only decide which map is kept
@@ -56,6 +55,7 @@ _RATES = (
 )  # of Adam, in standardised coordinates: of W over the root of the width, and of b; they fall to 0
 _RIDGE = 1e-2  # of the variance of a standardised coordinate
 _READ = 1024  # tokens of a forward pass
+_FITTED, _SHORTEST = 3, 2048  # positions of a fit for each of `sizes.positions`, and at least
 _EXAMPLES = 16  # of `sizes.positions` for each prefix on which the gain is measured
 _FEWEST = 48  # such prefixes, where the text has as many
 _ROWS = 32  # readings of the vocabulary at once
@@ -141,7 +141,14 @@ def _fitted(
 
     @cache
     def text() -> FittedText:
-        return FittedText.of(run, model, longest=sizes.longest, seed=sizes.seed, report=work.report)
+        return FittedText.of(
+            run,
+            model,
+            count=max(_SHORTEST, _FITTED * sizes.positions),
+            longest=sizes.longest,
+            seed=sizes.seed,
+            report=work.report,
+        )
 
     def maps() -> np.ndarray:
         lens = fit(TunedLens.identity(model), text(), seed=sizes.seed, report=work.report)
@@ -255,19 +262,21 @@ def fit(
     lens: TunedLens,
     text: FittedText,
     *,
-    steps: int = STEPS,
+    steps: int | None = None,
     seed: int = 0,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> TunedLens:
     """The lens with maps that bring what it reads near the model's own output; with 0 steps the lens as it is.
 
-    steps  of Adam, after the regression; the same batches and tokens for every layer
+    steps  of Adam, after the regression, by default as many as let it see every position once; the same batches and
+           tokens for every layer
     """
     if steps == 0:
         return lens
     own = _differentiable(lens.own)
     checked = min(_CHECKED, len(text) // 8)
     used = len(text) - checked
+    steps = max(1, used // _BATCH) if steps is None else steps
     final = text.final.float()
     with torch.no_grad():
         aim = final * own.scale(final)
