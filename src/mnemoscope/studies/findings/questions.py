@@ -105,8 +105,8 @@ def _tuned(rows: pl.DataFrame) -> str:
     if not tuned.height:
         return ""
     return (
-        f" Before the last feed-forward layer it is first for {number(first_by_answer(own), form='.0%')} of them under "
-        f"the own lens and for {number(first_by_answer(tuned), form='.0%')} under the tuned lens."
+        f" Before the last feed-forward layer the answer is first for {number(first_by_answer(own), form='.0%')} of "
+        f"the questions under the own lens and for {number(first_by_answer(tuned), form='.0%')} under the tuned lens."
     )
 
 
