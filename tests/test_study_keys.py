@@ -12,11 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_run
 
+from mnemoscope.intervals import GROUPS
 from mnemoscope.patterns import covered, labels
+from mnemoscope.patterns.duplicates import near_duplicates
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.text import Text
 from mnemoscope.run.writing import add_tables
 from mnemoscope.studies.findings import keys
+from mnemoscope.text.sampling import half, mixed
 
 PATTERN = {
     "unit": "neuron", "polarity": 1, "tests": "main", "spec": "word:is", "name": "is", "family": "word",
@@ -171,6 +175,72 @@ def test_layers_add_up_and_the_unconfirmed_do_not_count(run: Run) -> None:
     assert share[0, "shallow"] == pytest.approx((1 + 4) / (4 * units))
     assert share[0, "semantic"] == pytest.approx(1 / (4 * units))
     assert share[1, "not covered"] == 1
+
+
+def test_triggers_of_the_test_half_have_a_group_of_documents(run: Run) -> None:
+    """Each trigger of a unit in the test half is in one group, in the order of its bits: a loop over triggers."""
+    masks, documents = covered.documents_of_triggers(run)
+    owner = dict(run.table("contexts").select("context", "document").collect().iter_rows())
+    copies = near_duplicates(Text.of(run))
+    owner = {context: int(copies.of(np.array([document]))[0]) for context, document in owner.items()}
+    rows = run.table("triggers").sort("layer", "neuron", "polarity", "rank").collect()
+    seen: set[int] = set()
+    for row in masks.iter_rows(named=True):
+        own = rows.filter(layer=row["layer"], neuron=row["neuron"], polarity=row["polarity"])
+        tested: list[int] = []
+        for context in own["context"].to_list():
+            document = owner[context]
+            if half(np.array([document]))[0] and document not in tested:
+                tested.append(document)
+        seen |= set(tested)
+        for bit, document in enumerate(tested[:64]):
+            group = int(mixed(np.array([document]), 1)[0] % np.uint64(GROUPS))
+            for number in range(GROUPS):
+                assert bool(row[f"group_{number}"] >> bit & 1) == (number == group)
+    assert documents == len(seen)
+
+
+def test_what_is_left_without_documents_is_counted_again(run: Run) -> None:
+    """Without a group, its triggers are neither covered nor there: as if their bits were not; confirmed stays so."""
+    masks, _ = covered.documents_of_triggers(run)
+    whole = covered.units_covered(run)
+    some = whole.filter(unit="neuron", layer=0, neuron=3, polarity=1).row(0, named=True)
+    mask = masks.filter(unit="neuron", layer=0, neuron=3, polarity=1).row(0, named=True)
+    for number, left in enumerate(covered.without_documents(run, masks)):
+        gone = mask[f"group_{number}"] & 0b1111
+        bits = [bit for bit in range(4) if not gone >> bit & 1]
+        row = left.filter(unit="neuron", layer=0, neuron=3, polarity=1).row(0, named=True)
+        shallow, semantic = (
+            {bit for bit in bits if 0b0011 >> bit & 1},
+            {bit for bit in bits if 0b0110 >> bit & 1},
+        )
+        expected = [len(shallow - semantic), len(shallow & semantic), len(semantic - shallow)]
+        assert [row[case] for case in covered.CASES[:3]] == expected
+        assert row["triggers"] == len(bits)
+    assert some["triggers"] == 4
+
+
+def test_directions_as_neurons_have_no_more_patterns() -> None:
+    """A7, A8: two kinds of units whose triggers are covered alike differ by nothing; and by what was added."""
+    generator = np.random.default_rng(0)
+    kinds, layers = ("neuron", keys.NULL), np.arange(3)
+
+    def counted(more: float) -> keys.Covered:
+        by_group = generator.poisson(200, (GROUPS, 2, 3, len(keys._COUNTED))).astype(float)
+        triggers = by_group[..., keys._COUNTED.index("triggers")]
+        for case in covered.CASES:
+            share = generator.normal(0.25, 0.05, triggers.shape)
+            share[:, 0] += more if case == "semantic" else 0.0
+            by_group[..., keys._COUNTED.index(case)] = triggers * share
+        whole = by_group.sum(0)
+        return keys.Covered(kinds, layers, 300, np.concatenate([whole[None], whole - by_group]))
+
+    for more in (0.0, 0.1):
+        units = counted(more)
+        figures = [units.figures(kind, *keys._DEEP, overall=True) for kind in kinds]
+        excess = units.interval(figures[0] - figures[1]).at(0)
+        assert abs(excess.value - more) <= 1.7 * (excess.high - excess.low) / 2
+        assert (excess.low > 0) == (more > 0)
 
 
 def test_patterns_per_key_count_confirmed_ones(run: Run) -> None:

@@ -99,13 +99,27 @@ def jackknife(values: np.ndarray) -> Estimate:
 
 def jackknifed(values: np.ndarray, documents: int | None = None) -> Interval:
     """The same of many figures f64[1 + group, ...]; n is the number of documents, or of groups."""
-    value, without = values[0], values[1:]
-    count = len(without)
-    if count < LEAST:
-        none = np.full(np.shape(value), np.nan)
-        return Interval(value, none, none).among(count)
-    reach = _student(count) * np.sqrt((count - 1) / count * ((without - without.mean(0)) ** 2).sum(0))
-    return Interval(value, value - reach, value + reach).among(documents or count)
+    value, error = values[0], _jackknife_error(values)
+    reach = _student(len(values) - 1) * error
+    found = Interval(value, value - reach, value + reach).among(len(values) - 1)
+    return found if documents is None else found.among(documents)
+
+
+def jackknifed_chance(values: np.ndarray) -> np.ndarray:
+    """f64[...]: two-sided p of differences f64[1 + group, ...], by Student's t; 1 below `LEAST` groups."""
+    from scipy.special import stdtr
+
+    error, count = _jackknife_error(values), len(values) - 1
+    steps = np.divide(np.abs(values[0]), error, out=np.full(np.shape(values[0]), np.inf), where=error > 0)
+    p = 2 * stdtr(max(count, 2) - 1.0, -steps)
+    return np.where(np.isnan(values[0]) | (values[0] == 0) | (count < LEAST), 1.0, p)
+
+
+def _jackknife_error(values: np.ndarray) -> np.ndarray:
+    without = values[1:]
+    count = max(len(without), 1)
+    spread = (without - without.sum(0) / count) ** 2
+    return np.asarray(np.sqrt((count - 1) / count * spread.sum(0)))
 
 
 def groups_of(documents: np.ndarray, count: int = GROUPS) -> np.ndarray:

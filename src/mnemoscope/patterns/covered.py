@@ -6,12 +6,18 @@ confirmed beyond what the last tokens of the triggers explain (N2); every other 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from mnemoscope.intervals import GROUPS
+from mnemoscope.patterns.duplicates import near_duplicates
+from mnemoscope.patterns.triggers import Options, addressed, half_triggers
 from mnemoscope.records import MAIN, NEURON
+from mnemoscope.run.text import Text
+from mnemoscope.text.sampling import mixed
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -28,17 +34,25 @@ def units_covered(run: Run) -> pl.DataFrame:
 
     A unit without a candidate has as many triggers as the mean of the others of its layer and kind.
     """
-    rate = run.manifest.options.get("patterns", {}).get("q", 0.05)
-    rows = (
+    return _filled(units_with_triggers(run), cases(_tested(run), _rate(run)))
+
+
+def _rate(run: Run) -> float:
+    return float(run.manifest.options.get("patterns", {}).get("q", 0.05))
+
+
+def _tested(run: Run) -> pl.DataFrame:
+    return (
         run.table("patterns")
         .filter(pl.col("tests") == MAIN)
         .sort("unit", *_UNIT, maintain_order=True)
         .select("unit", *_UNIT, "kind", "q", "token_q", "test_base_rate", "test_triggers", "test_where")
         .collect()
     )
-    joined = units_with_triggers(run).join(
-        cases(rows, rate), on=["unit", *_UNIT], how="left", maintain_order="left"
-    )
+
+
+def _filled(units: pl.DataFrame, covered: pl.DataFrame) -> pl.DataFrame:
+    joined = units.join(covered, on=["unit", *_UNIT], how="left", maintain_order="left")
     usual = pl.col("triggers").mean().over("unit", "layer").fill_null(1.0)
     triggers = pl.col("triggers").cast(pl.Float64).fill_null(usual)
     filled = joined.with_columns(triggers=triggers, patterns=pl.col("patterns").fill_null(0))
@@ -47,6 +61,50 @@ def units_covered(run: Run) -> pl.DataFrame:
         for case in CASES
         for which in ("", "ordinary ")
     )
+
+
+def documents_of_triggers(run: Run) -> tuple[pl.DataFrame, int]:
+    """Which triggers of the test half are in each of `GROUPS` groups of documents, and how many documents there are.
+
+    One row per unit with triggers: its address, and `group_0`, ... u64: bit i is the i-th trigger, as in `test_where`.
+    """
+    whole = Text.of(run)
+    text = near_duplicates(whole).join(whole)
+    found = addressed(run, text)
+    half_text, slots = half_triggers(text, found.units, Options(), test=True)
+    known = slots >= 0
+    documents = np.where(known, half_text.document[np.maximum(slots, 0)], 0)
+    group = np.where(known, (mixed(documents, seed=1) % GROUPS).astype(np.int64), -1)
+    bits = np.uint64(1) << np.arange(slots.shape[1], dtype=np.uint64)
+    masks = {
+        f"group_{number}": np.where(group == number, bits, np.uint64(0)).sum(1, dtype=np.uint64)
+        for number in range(GROUPS)
+    }
+    address = {"unit": np.array(found.kinds)[found.kind], "layer": found.layer, "neuron": found.neuron}
+    table = pl.DataFrame(address | {"polarity": found.polarity} | masks)
+    return table.cast({"layer": pl.Int16, "neuron": pl.Int32, "polarity": pl.Int8}), len(
+        np.unique(documents[known])
+    )
+
+
+def without_documents(run: Run, masks: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """`units_covered` without the triggers in each group of documents, one group after another.
+
+    Which patterns are confirmed stays: it is how much they cover that is asked without the group.
+    """
+    units, rows = units_with_triggers(run), _tested(run)
+    lost = rows.join(masks, on=["unit", *_UNIT], how="left", maintain_order="left")
+    where, triggers = rows["test_where"].to_numpy().view(np.uint64), rows["test_triggers"].to_numpy()
+    there = np.where(
+        triggers >= 64, ~np.uint64(0), (np.uint64(1) << (triggers % 64).astype(np.uint64)) - np.uint64(1)
+    )
+    for number in range(GROUPS):
+        gone = lost[f"group_{number}"].fill_null(0).to_numpy() & there
+        left = rows.with_columns(
+            test_where=pl.Series((where & ~gone).view(np.int64)),
+            test_triggers=pl.Series(triggers - np.bitwise_count(gone)),
+        )
+        yield _filled(units, cases(left, _rate(run)))
 
 
 def cases(rows: pl.DataFrame, rate: float) -> pl.DataFrame:

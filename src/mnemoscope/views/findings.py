@@ -83,9 +83,11 @@ def _last_tokens(measured: Removal) -> list[Effect]:
 
 
 def percent(estimate: Estimate) -> str:
-    """``-89 [-90, -88]``, or a dash where nothing was measured."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
+    """``-89 [-90, -88]``, the figure alone where it has no interval, or a dash where nothing was measured."""
+    if estimate.value is None:
         return "–"
+    if estimate.low is None or estimate.high is None:
+        return f"{100 * estimate.value:.0f}"
     value, low, high = (100 * number for number in (estimate.value, estimate.low, estimate.high))
     return (
         f"{value:.0f} [{low:.0f}, {high:.0f}]".replace("-0 ", "0 ").replace("-0,", "0,").replace("-0]", "0]")
@@ -95,10 +97,10 @@ def percent(estimate: Estimate) -> str:
 def sentences(measured: Removal) -> list[str]:
     """The shape that the paper describes, and whether it is here."""
     layers = measured.last_against_random
-    clear = sum(layer.high is not None and layer.high < 0 for layer in layers)
     known = sum(layer.value is not None for layer in layers)
     lines = [
-        f"The last token matters more than a random one in {clear} of {known} layers (interval below 0)."
+        f"The last token matters more than a random one in {measured.last_matters_more} of {known} layers (of all "
+        "layers together, at a false discovery rate of 5 %)."
     ]
     trend, beyond = measured.trend["last"], measured.beyond_null["last"]
     if trend.low is not None and trend.high is not None:

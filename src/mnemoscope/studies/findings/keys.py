@@ -6,17 +6,18 @@ confirmed beyond what the last tokens of the triggers explain; every other confi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import Interval, ratio_of_sums, share_of_sums, wilson
-from mnemoscope.patterns.covered import CASES, units_covered
+from mnemoscope.intervals import LEAST, Interval, discoveries, jackknifed, jackknifed_chance, ratio
+from mnemoscope.patterns.covered import CASES, documents_of_triggers, units_covered, without_documents
 from mnemoscope.patterns.summary import against_decoys, excess
 from mnemoscope.records import MAIN, NEURON, NEXT, NULLS, WHOLE
 from mnemoscope.studies.findings.finding import Finding, bar, bracketed, line, stack
-from mnemoscope.studies.findings.statistics import as_series, number
+from mnemoscope.studies.findings.statistics import columns, layers_named, number, percent, points
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -30,7 +31,7 @@ _NAMES = {NEURON: "neurons", **NULLS}
 
 def findings(run: Run) -> list[Finding]:
     """From the tables `patterns` and `pattern_tests`."""
-    units = units_covered(run)
+    units = Covered.of(run)
     verdicts = [_verdicts(run, MAIN), _verdicts(run, WHOLE)]
     return [
         _covered(units),
@@ -41,119 +42,186 @@ def findings(run: Run) -> list[Finding]:
     ]
 
 
-def _mean(units: pl.DataFrame, *columns: str, per: str = "triggers") -> tuple[pl.DataFrame, Interval]:
-    """Layers of the units, and by layer the sum of some columns over the sum of `per`, resampled over units."""
-    layers, group = np.unique(units["layer"].to_numpy(), return_inverse=True)
-    above = units.select(pl.sum_horizontal(pl.col(*columns).cast(pl.Float64)))[columns[0]].to_numpy()
-    below = np.ones(len(above)) if per == "" else units[per].to_numpy()
-    sums = np.zeros((2, len(group), len(layers)))
-    sums[:, np.arange(len(group)), group] = above, below
-    resampled = share_of_sums if per else ratio_of_sums
-    return pl.DataFrame({"layer": layers}), resampled(sums[0], sums[1], np.arange(len(group)), n=200)
+_COUNTED = (
+    "triggers",
+    "patterns",
+    "keyed",
+    "units",
+    *(f"{of}{case}" for case in CASES for of in ("", "ordinary ")),
+)
 
 
-def _share(units: pl.DataFrame, *columns: str) -> float:
-    """Of all triggers of the units, those in some cases."""
-    return float(units.select(pl.sum_horizontal(*columns)).sum().item() / units["triggers"].sum())
+@dataclass(frozen=True)
+class Covered:
+    """What patterns cover, summed over the units of a kind and layer, and again without each group of documents.
+
+    kinds      of units, the neurons first
+    layers     i64[layer]: their numbers
+    documents  that the triggers of the test half are in
+    sums       f64[1 + group, kind, layer, counted]: `_COUNTED`, over all documents and then without each group
+    """
+
+    kinds: tuple[str, ...]
+    layers: np.ndarray
+    documents: int
+    sums: np.ndarray
+
+    @classmethod
+    def of(cls, run: Run) -> Covered:
+        """Count all triggers of the test half, then without the documents of each group."""
+        units = units_covered(run)
+        present = set(units["unit"].unique())
+        kinds = tuple(kind for kind in _NAMES if kind in present)
+        layers = np.unique(units["layer"].to_numpy())
+        masks, documents = documents_of_triggers(run)
+        sums = [_summed(some, kinds, layers) for some in (units, *without_documents(run, masks))]
+        return cls(kinds, layers, documents, np.stack(sums))
+
+    def figures(self, kind: str, *counted: str, per: str = "triggers", overall: bool = False) -> np.ndarray:
+        """f64[1 + group, layer]: sums of some columns over that of `per`; of all layers together f64[1 + group, 1]."""
+        sums = self.sums[:, self.kinds.index(kind)]
+        if overall:
+            sums = sums.sum(1, keepdims=True)
+        place = [_COUNTED.index(name) for name in counted]
+        return ratio(sums[..., place].sum(-1), sums[..., _COUNTED.index(per)])
+
+    def mean(self, kind: str, *counted: str, per: str = "triggers", overall: bool = False) -> Interval:
+        """f64[layer]: the same with intervals, jackknife over documents."""
+        return self.interval(self.figures(kind, *counted, per=per, overall=overall))
+
+    def interval(self, figures: np.ndarray) -> Interval:
+        """Of figures f64[1 + group, ...]."""
+        return jackknifed(figures).among(self.documents)
 
 
-def _kinds(units: pl.DataFrame) -> list[str]:
-    return [kind for kind in _NAMES if kind in units["unit"].unique().to_list()]
+def _summed(units: pl.DataFrame, kinds: tuple[str, ...], layers: np.ndarray) -> np.ndarray:
+    """f64[kind, layer, counted]"""
+    rows = units.with_columns(keyed=pl.col("patterns") > 0, units=pl.lit(1))
+    found = rows.group_by("unit", "layer").agg(pl.col(name).sum().cast(pl.Float64) for name in _COUNTED)
+    out = np.zeros((len(kinds), len(layers), len(_COUNTED)))
+    for kind, layer, *counts in found.select("unit", "layer", *_COUNTED).iter_rows():
+        if kind in kinds:
+            out[kinds.index(kind), np.searchsorted(layers, layer)] = counts
+    return out
 
 
-def _covered(units: pl.DataFrame) -> Finding:
+_BY_DOCUMENT = "documents of the triggers (jackknife over groups of them)"
+_GIVEN = "intervals are over how much the confirmed patterns cover; that they are confirmed is taken as given"
+
+
+def _covered(units: Covered) -> Finding:
     """A8, Figure 2: what share of triggers each kind of pattern covers, beside what ordinary prefixes and
     pseudo-neurons have."""
-    parts, chance = [], ""
-    bars = [(_NAMES[kind], kind, "") for kind in _kinds(units)]
-    for name, kind, which in [bars[0], (ORDINARY, bars[0][1], "ordinary "), *bars[1:]]:
-        members = units.filter(pl.col("unit") == kind)
+    parts, beside = [], ""
+    bars = [(_NAMES[kind], kind, "") for kind in units.kinds]
+    for name, kind, of in [bars[0], (ORDINARY, bars[0][1], "ordinary "), *bars[1:]]:
         for case in CASES:
-            layers, mean = _mean(members, which + case)
+            share = columns(units.mean(kind, of + case), "share")
             parts.append(
-                layers.with_columns(
-                    units=pl.lit(name), case=pl.lit(case), **as_series(mean, "share")
+                pl.DataFrame({"layer": units.layers, **share}).with_columns(
+                    units=pl.lit(name), case=pl.lit(case)
                 )
-            )  # fmt: skip
+            )
         if name != bars[0][0]:
-            chance += f", {1 - _share(members, which + CASES[-1]):.1%} of {name}"
-    frame = pl.concat(parts)
-    neurons = units.filter(pl.col("unit") == "neuron")
+            beside += f", {percent(_complement(units.mean(kind, of + CASES[-1], overall=True)), 0)} of {name}"
+    neurons = _complement(units.mean(NEURON, CASES[-1], overall=True))
+    deep = {kind: units.figures(kind, *_DEEP, overall=True) for kind in units.kinds}
+    more = ""
+    if NULL in units.kinds:
+        excess = units.interval(deep[NEURON] - deep[NULL])
+        more = f", of {_NAMES[NULL]}' {percent(units.interval(deep[NULL]), 0)} ({points(excess, 0)})"
     return Finding(
         id="figure-2-covered",
         items=("A8", "A4"),
         title="Shallow and semantic patterns by layer (Geva Figure 2)",
-        says=f"Confirmed patterns cover {1 - _share(neurons, CASES[-1]):.1%} of the neurons' triggers of the test half"
-        f"{chance}; semantic ones, beyond what the last token explains, {_share(neurons, *_DEEP):.1%}.",
-        frame=frame,
+        says=f"In {units.documents:,} documents of the test half, confirmed patterns cover {percent(neurons, 0)} of "
+        f"the neurons' triggers of all layers{beside}; semantic ones, beyond what the last token explains, cover "
+        f"{percent(units.interval(deep[NEURON]), 0)}{more}.",
+        frame=pl.concat(parts),
         figure=stack(
             "triggers (%)", y="share", color="case", facet="units", share=True, order=CASES, rest=CASES[-1]
         ),
         paper="65-80 % covered; shallow patterns prevail in layers 1-9 of 16, semantic ones in 10-16",
         null="for the neurons' own patterns, prefixes at the same positions whose last tokens are as frequent (N1)"
         + ("; pseudo-neurons, searched and tested in the same way (N3, N4)" if len(bars) > 1 else ""),
-        resampled="units (in the table)",
+        resampled=_BY_DOCUMENT,
         notes=(
             "a unit is a neuron with a sign; patterns are found by search, not by annotators",
             "N1 takes the patterns that count (three triggers that no better one shows) as independent",
+            _GIVEN,
         ),
     )
 
 
-def _boundary(units: pl.DataFrame) -> Finding:
+def _complement(share: Interval) -> Interval:
+    """What is left of a share, with the same n."""
+    left = Interval(1 - share.value, 1 - share.high, 1 - share.low)
+    return left if share.n is None else left.among(share.n)
+
+
+def _boundary(units: Covered) -> Finding:
     """A77: is there a layer above which semantic patterns prevail? Measured, not assumed."""
-    neurons = units.filter(pl.col("unit") == "neuron")
-    parts, means = [], {}
-    for name, counted in (("shallow", _FLAT), ("semantic", _DEEP)):
-        layers, mean = _mean(neurons, *counted)
-        means[name] = mean
-        parts.append(layers.with_columns(kind=pl.lit(name), **as_series(mean, "share")))
-    frame = pl.concat(parts)
-    above = frame["layer"].to_numpy()[: len(means["shallow"].value)][
-        means["semantic"].low > means["shallow"].high
+    figures = {"shallow": units.figures(NEURON, *_FLAT), "semantic": units.figures(NEURON, *_DEEP)}
+    parts = [
+        pl.DataFrame({"layer": units.layers, **columns(units.interval(values), "share")}).with_columns(
+            kind=pl.lit(name)
+        )
+        for name, values in figures.items()
     ]
-    says = (
-        f"Semantic patterns cover more triggers than shallow ones, beyond the intervals, in layers "
-        f"{', '.join(map(str, above.tolist()))}."
-        if len(above)
-        else "In no layer do semantic patterns cover more triggers than shallow ones beyond the intervals."
-    )
+    more = figures["semantic"] - figures["shallow"]
+    differs = discoveries(jackknifed_chance(more)) & (units.documents >= LEAST)
+    above = np.zeros(int(units.layers.max()) + 1, bool)
+    above[units.layers[differs & (more[0] > 0)]] = True
+    frame = pl.concat(parts)
+    whole = [percent(units.mean(NEURON, *of, overall=True), 0) for of in (_DEEP, _FLAT)]
     return Finding(
         id="shallow-semantic-boundary",
         items=("A77", "A8"),
         title="Where shallow ends and semantic begins",
-        says=says,
+        says=f"In {units.documents:,} documents of the test half, semantic patterns cover {whole[0]} of the neurons' "
+        f"triggers of all layers and shallow ones {whole[1]}; semantic ones cover more in {layers_named(above)} (of "
+        f"{len(units.layers)} layers together at a false discovery rate of 5 %).",
         frame=frame,
         figure=line(frame, "triggers covered (%)", y="share", color="kind", share=True),
         paper="assumed a boundary between layers 9 and 10 of 16",
-        resampled="units",
+        resampled=_BY_DOCUMENT,
+        notes=(_GIVEN,),
     )
 
 
-def _number(units: pl.DataFrame) -> Finding:
+def _number(units: Covered) -> Finding:
     """A7: patterns per key."""
-    neurons, null = (units.filter(pl.col("unit") == kind) for kind in ("neuron", NULL))
-    layers, mean = _mean(neurons, "patterns", per="")
-    frame = layers.with_columns(**as_series(mean, "patterns"))
-    band = {}
-    if null.height:
-        usual = null.group_by("layer").agg(null=pl.col("patterns").mean())
-        frame, band = frame.join(usual, on="layer", how="left"), {"null": "null"}
-    keyed = wilson(np.array((neurons["patterns"] > 0).sum()), np.array(neurons.height))
-    chance = f", of random directions {(null['patterns'] > 0).to_numpy().mean():.1%}" if null.height else ""
-    usual_number = f" and {null['patterns'].to_numpy().mean():.2f}" if null.height else ""
+    frame = pl.DataFrame(
+        {"layer": units.layers, **columns(units.mean(NEURON, "patterns", per="units"), "patterns")}
+    )
+    count = int(units.sums[0, units.kinds.index(NEURON), :, _COUNTED.index("units")].sum())
+    keyed, many = (
+        {kind: units.figures(kind, name, per="units", overall=True) for kind in units.kinds}
+        for name in ("keyed", "patterns")
+    )
+    beside = ["", ""]
+    if NULL in units.kinds:
+        frame = frame.with_columns(
+            null=pl.Series(units.figures(NULL, "patterns", per="units")[0]).fill_nan(None)
+        )
+        excess = [units.interval(values[NEURON] - values[NULL]) for values in (keyed, many)]
+        beside = [
+            f", and {percent(units.interval(keyed[NULL]), 0)} of {_NAMES[NULL]} ({points(excess[0], 0)})",
+            f" and {number(units.interval(many[NULL]), 0)} (a difference of {number(excess[1], 0, '+.2f')})",
+        ]
     return Finding(
         id="patterns-per-key",
         items=("A7", "A73", "A78"),
         title="Patterns per key",
-        says=f"{number(keyed, form='.1%')} of neurons (with a sign) have a confirmed "
-        f"pattern{chance}; the mean is {neurons['patterns'].to_numpy().mean():.2f} patterns{usual_number}.",
+        says=f"Of {count:,} neurons with a sign, {percent(units.interval(keyed[NEURON]), 0)} have a confirmed pattern "
+        f"in their triggers in {units.documents:,} documents{beside[0]}; the mean number is "
+        f"{number(units.interval(many[NEURON]), 0)}{beside[1]}.",
         frame=frame,
-        figure=line(frame, "patterns per unit (mean)", y="patterns", null=band.get("null")),
+        figure=line(frame, "patterns per unit (mean)", y="patterns", null="null" if beside[0] else None),
         paper="at least 1 for every key, 3.6 on average, by experts",
-        null="random directions" if band else "",
-        resampled="units",
-        notes=("a pattern counts with three triggers that no better one of the unit shows",),
+        null="random directions" if beside[0] else "",
+        resampled=_BY_DOCUMENT,
+        notes=("a pattern counts with three triggers that no better one of the unit shows", _GIVEN),
     )
 
 
