@@ -16,6 +16,10 @@ DEALS = 200  # times that effects are dealt out anew
 QUARTERS = 4  # of the depth
 NAMED = 4  # promoted and suppressed tokens in a row of the table
 _QUESTIONS = "questions"
+_OTHER = (
+    "ten neurons chosen in the same way for another pair of words at the same prompt: the answer of another question, "
+    "and the near foil"
+)
 
 Tables = dict[str, pl.DataFrame]
 
@@ -53,12 +57,13 @@ def _ways(name: str, tables: Tables) -> Finding:
         id=f"case-ways-{slug(name)}",
         items=("A56",),
         title=f"Four ways in which neurons tell the answer from the near foil ({name})",
-        says=f"Of the ten neurons that raise answer minus near foil most, in brackets of neurons "
-        f"drawn from the same layers: {said}.",
+        says=f"Of the ten neurons that raise the answer's logit over the near foil's most, over "
+        f"{tables['questions'].height} questions, by each way, in brackets of the ten that raise another word most "
+        f"over the foil at the same prompt: {said}.",
         frame=frame,
         figure=bar(frame, "neurons (%)", x="way", x_title="way", share=True),
         paper="named by examples: top tokens, last tokens, query, and only the difference of the pair",
-        null="as many neurons drawn at random from the same layers, among those that are on",
+        null=_OTHER,
         resampled=_QUESTIONS,
         notes=(
             f"first and last: {EDGE} tokens of what the neuron writes, under the own lens; a query of others moves the "
@@ -92,13 +97,14 @@ def _queries(name: str, tables: Tables) -> Finding:
         id=f"case-queries-{slug(name)}",
         items=("A57",),
         title=f"What switched those neurons on ({name})",
-        says=f"The earlier vector with the largest share of a neuron's coefficient, in brackets for neurons drawn from "
-        f"the same layers: {said}; its share is {100 * usual[0]:.1f} % of the coefficient in the median"
-        f"{f' ({100 * usual[-1]:.1f} %)' if len(usual) > 1 else ''}.",
+        says=f"The earlier vector with the largest share of the coefficient of those ten neurons, over "
+        f"{tables['questions'].height} questions, in brackets of the ten for another word: {said}; its share is "
+        f"{100 * usual[0]:.1f} % of the coefficient in the "
+        f"median{f' ({100 * usual[-1]:.1f} %)' if len(usual) > 1 else ''}.",
         frame=frame,
         figure=bar(frame, "neurons (%)", x="kind", x_title="kind of vector", share=True),
         paper="one question: the sub-values of cities are switched on by attention sub-values of layer 11",
-        null="as many neurons drawn at random from the same layers, among those that are on",
+        null=_OTHER,
         resampled=_QUESTIONS,
         notes=(
             "among the embedding, every head x source and neuron below, and biases; `mnemoscope explain` lists them",
@@ -245,7 +251,7 @@ def _where_they_differ(name: str, tables: Tables) -> Finding:
         items=("A79",),
         title=f"Where the account and the ablation differ ({name})",
         says=f"Leave-one-out and ablation have the same sign, in brackets with signs dealt out anew: "
-        f"{'; '.join(said)}.",
+        f"{'; '.join(said)}; over {rows['question'].n_unique()} questions.",
         frame=frame,
         figure=bar(
             frame,

@@ -91,10 +91,11 @@ def _along(name: str, tables: Tables) -> Finding:
         id=f"case-along-{slug(name)}",
         items=("A50",),
         title=f"The answer against its foils along the stream (Yu Figure 9; {name})",
-        says=f"Over {_count(tables['stream'])} questions ({right} answered right) the answer's logit minus the near "
-        f"foil's is {number(means['near'], half)} half way up and {number(means['near'], -1)} at the end, minus the "
-        f"far foil's {number(means['far'], half)} and {number(means['far'], -1)}; at the prompt of another question "
-        f"the same words end at {number(chance['near'], -1)} and {number(chance['far'], -1)}.",
+        says=f"Mean over {_count(tables['stream'])} questions ({right} answered right), in logits: the answer's minus "
+        f"the near foil's is {number(means['near'], half)} before layer {half // 2}, half way up, and "
+        f"{number(means['near'], -1)} at the end, minus the far foil's {number(means['far'], half)} and "
+        f"{number(means['far'], -1)}; at the prompt of another question with another answer the same words end at "
+        f"{number(chance['near'], -1)} and {number(chance['far'], -1)}.",
         frame=frame,
         figure=line(
             frame, "logit of the answer minus the foil's (mean)", x="depth", x_title=_DEPTH, color="foil"
@@ -114,8 +115,12 @@ def _by_layer(name: str, tables: Tables) -> Finding:
         increase, chance = mean(np.diff(own[foil])), mean(np.diff(null[foil]))
         step = np.arange(len(increase.value))
         part = np.where(step % 2 == 0, "attention", "feed-forward")
-        top = int(np.argmax(increase.value))
-        best[foil] = f"{part[top]} layer {top // 2} adds {number(increase, top)} ({number(chance, top)})"
+        # Each by its own largest step: at the other's it would be smaller by that choice alone.
+        top, alike = int(np.argmax(increase.value)), int(np.argmax(chance.value))
+        best[foil] = (
+            f"{part[top]} of layer {top // 2} adds {number(increase, top)} (at another prompt {part[alike]} of layer "
+            f"{alike // 2}, {number(chance, alike)})"
+        )
         parts.append(
             pl.DataFrame(
                 {
@@ -129,8 +134,9 @@ def _by_layer(name: str, tables: Tables) -> Finding:
         id=f"case-layers-{slug(name)}",
         items=("A51",),
         title=f"What each layer adds to the answer against its foils (Yu Figure 10; {name})",
-        says=f"Most is added to answer minus near foil where {best['near']}, and to answer minus far foil where "
-        f"{best['far']}; in brackets behind it the same at another question's prompt.",
+        says=f"Of all layers most is added to the logit of the answer minus the near foil's, mean over "
+        f"{_count(tables['stream'])} questions, where {best['near']}, and minus the far foil's where {best['far']}; "
+        "the null is the same words at the prompt of another question with another answer, by its own largest step.",
         frame=frame,
         figure=line(
             frame,
@@ -183,9 +189,9 @@ def _sources(name: str, tables: Tables) -> list[Finding]:
         items=("A52",),
         title=f"The token that tells the answer from the near foil ({name})",
         says=f"The token from which attention brings most for the answer against the near foil is one of the subject "
-        f"in {percent(share, 0)} of {total} questions; of all tokens {100 * chance[0]:.1f} % are. What attention "
-        f"brings from the subject adds {number(brought[0])} to the difference of logits, from the last token itself "
-        f"{number(brought[3])}.",
+        f"in {percent(share, 0)} of {total} questions; of the prompt's tokens {100 * chance[0]:.1f} % are. What "
+        f"attention of all layers brings from the subject adds {number(brought[0])} logits to the difference, from the "
+        f"last token itself {number(brought[3])}.",
         frame=frame,
         figure=bar(frame, "questions (%)", x="class", x_title="token with the largest increase", share=True),
         paper="one question: the sub-value of the country's name carries the improvement",
@@ -222,7 +228,7 @@ def _origins(name: str, tables: Tables) -> Finding:
             (size >= MATTERS * most).sum(1) / (~np.isnan(grid)).sum(1), np.arange(len(grid))
         )
         said.append(
-            f"{title}: the embedding in {percent(first)} of the questions, {percent(matter)} of the vectors"
+            f"{title}: the embedding in {percent(first)} of the questions; {percent(matter)} of the vectors"
         )
         alike = np.where(np.isnan(grid), np.nan, np.nanmean(grid, axis=1, keepdims=True))
         parts.append(points.with_columns(method=pl.lit(title), null=pl.Series(mean(alike).value),
@@ -233,8 +239,9 @@ def _origins(name: str, tables: Tables) -> Finding:
         id=f"case-origins-{slug(name)}",
         items=("A53", "A54"),
         title=f"What the best attention sub-value loses without one vector of its source (Yu Figures 11, 12; {name})",
-        says=f"Which vector changes the score most, and how many change it at least a tenth as much: "
-        f"{'; '.join(said)}; the embedding would be first in {100 * chance:.1f} % by chance.",
+        says=f"Of the vectors of a source, over {len(questions)} questions, the one that changes the score (logits) of "
+        f"the best attention sub-value most, and how many change it at least a tenth as much: {'; '.join(said)}. With "
+        f"all vectors alike the embedding would be the first in {100 * chance:.1f} %.",
         frame=frame,
         figure=line(
             frame,

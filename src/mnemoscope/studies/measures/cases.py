@@ -2,13 +2,14 @@
 
 The near foil is the answer of another question of the label, the far one of another label. Everything about parts is
 what `explain` says. The null of the stream is a partner: the same words at the prompt of another question, which has
-another answer; the null of the neurons is as many drawn at random from the same layers.
+another answer; the null of the neurons is those that tell another pair of words apart, chosen in the same way at the
+same prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -21,7 +22,7 @@ from mnemoscope.errors import QueryError
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.prediction.explain import PROMOTED, explain, geometry_of
-from mnemoscope.prediction.explanation import Contrast, Explanation
+from mnemoscope.prediction.explanation import Explanation
 from mnemoscope.prediction.questions import ask
 from mnemoscope.prediction.switched import queries
 from mnemoscope.prediction.switching import chain
@@ -35,7 +36,7 @@ from mnemoscope.text.spelling import vocabulary_of
 
 TOP = 25  # rows of each sign and measure: enough for the ablated
 ABLATED = 50  # neurons, and heads x sources
-NEURONS = 10  # with the largest increase, and as many drawn
+NEURONS = 10  # with the largest increase, and as many for another pair of words
 WORDS = ("answer", "near", "far")
 
 Frames = dict[str, pl.DataFrame]
@@ -55,6 +56,13 @@ class Case:
         """Tokens of WORDS."""
         return self.asked.token, self.near.token, self.far.token
 
+    @property
+    def other(self) -> tuple[int, int]:
+        """Another pair of words: the partner's answer, or the far foil where that is the near one; and the near "
+        "foil."""
+        answer = self.partner.token
+        return (self.far.token if answer == self.near.token else answer), self.near.token
+
 
 def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, Iterable[pa.Table]]:
     """The tables `case_*` (docs/format.md); `QueryError` when no question has two foils."""
@@ -62,7 +70,7 @@ def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, It
 
     def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
         (number,) = numbers.tolist()
-        found = taken_apart(model, cases[number], np.random.default_rng([sizes.seed, number]))
+        found = taken_apart(model, cases[number])
         return {name: _rows(name, number, frame) for name, frame in found.items()}
 
     return work.shards(cases, shard, "cases", size=1)
@@ -128,7 +136,7 @@ def _fits(model: Model, case: Case) -> bool:
     return (found.target.token, *(foil.token for foil in found.foils)) == case.words
 
 
-def taken_apart(model: Model, case: Case, generator: np.random.Generator) -> Frames:
+def taken_apart(model: Model, case: Case) -> Frames:
     """Every table of one question, without its number."""
     foils = [_text(case.near), _text(case.far)]
     found = explain(model, case.asked.question.prompt, _text(case.asked), foils, top=TOP, ablate=ABLATED)
@@ -147,7 +155,7 @@ def taken_apart(model: Model, case: Case, generator: np.random.Generator) -> Fra
             "case_origins": found.attention_queries.join(
                 named, on="source", how="left", maintain_order="left"
             ).with_row_index("vector"),
-            "case_neurons": _neurons(prediction, near, generator),
+            "case_neurons": _neurons(prediction, near.neurons, case.other),
             "case_ablations": found.ablations,
         }
 
@@ -206,27 +214,51 @@ def classes(pieces: Sequence[str], subject: str) -> list[str | None]:
     return list(found)
 
 
-def _neurons(prediction: TracedPrediction, near: Contrast, generator: np.random.Generator) -> pl.DataFrame:
-    """The neurons that tell the answer from the near foil best, and as many of the same layers (A55-A57)."""
+def _neurons(prediction: TracedPrediction, shown: pl.DataFrame, other: tuple[int, int]) -> pl.DataFrame:
+    """The neurons that tell the answer from the near foil best, and those that tell another pair best (A55-A57)."""
+    another = replace(prediction, target=other[0], foils=other[1:])
+    pairs = [(prediction, shown), (another, extremes(another))]
+    frames = [
+        told_apart(pair, of_pair).with_columns(drawn=pl.lit(bool(number)))
+        for number, (pair, of_pair) in enumerate(pairs)
+    ]
+    return pl.concat(frames)
+
+
+def extremes(prediction: TracedPrediction) -> pl.DataFrame:
+    """layer, neuron, increase: the first TOP neurons of either sign by what they do to target minus first foil."""
+    moved = []
+    for layer in range(prediction.layers):
+        vectors = prediction.stream.neuron_parts(layer, prediction.position)
+        moved.append(prediction.odds(vectors, torch.full((len(vectors),), 2 * layer + 1))[:, 0, 0])
+    every = torch.stack(moved)
+    order = torch.argsort(every.flatten(), descending=True, stable=True)
+    place = torch.cat([order[:TOP], order[-TOP:]]).unique()
+    layer, neuron = place // every.shape[1], place % every.shape[1]
+    increase = every[layer, neuron]
+    frame = {"layer": layer.numpy(), "neuron": neuron.numpy(), "increase": increase.cpu().numpy()}
+    return pl.DataFrame(frame).filter(pl.col("increase") != 0)
+
+
+def told_apart(prediction: TracedPrediction, shown: pl.DataFrame) -> pl.DataFrame:
+    """The ten neurons that raise target minus first foil most, of those shown, and what there is to say of them."""
     place = ["layer", "neuron"]
-    best = near.neurons.sort("increase", descending=True, maintain_order=True).head(NEURONS)
+    best = shown.sort("increase", descending=True, maintain_order=True).head(NEURONS)
     mine = list(best.select(place).iter_rows())
-    both = mine + _others(prediction, mine, generator)
-    layer, neuron = torch.tensor(both).T
+    layer, neuron = torch.tensor(mine).T
     vectors = torch.cat(
-        [prediction.stream.neuron_parts(a, prediction.position, torch.tensor([b])) for a, b in both]
+        [prediction.stream.neuron_parts(a, prediction.position, torch.tensor([b])) for a, b in mine]
     )
-    coefficient = [float(prediction.stream.layers[a].coefficients[prediction.position, b]) for a, b in both]
+    coefficient = [float(prediction.stream.layers[a].coefficients[prediction.position, b]) for a, b in mine]
     moved = prediction.odds(vectors, 2 * layer + 1)[..., 0]
-    chains = _chains(prediction, near)[layer, neuron]
+    chains = _chains(prediction, shown)[layer, neuron]
     scores = Lens.of(prediction.stream.anatomy, "own").raw_logits(vectors)
-    words = torch.tensor([[prediction.target, prediction.foils[0]]]).expand(len(both), 2)
+    words = torch.tensor([[prediction.target, prediction.foils[0]]]).expand(len(mine), 2)
     first, last = ranks(scores, words), ranks(-scores, words)
     promotes, suppresses = prediction.promoted(vectors, PROMOTED)
     frame = pl.DataFrame(
         {
-            "drawn": np.arange(len(both)) >= len(mine),
-            "rank": [*range(len(mine)), *range(len(both) - len(mine))],
+            "rank": range(len(mine)),
             "layer": layer.numpy(),
             "neuron": neuron.numpy(),
             "coefficient": coefficient,
@@ -244,24 +276,11 @@ def _neurons(prediction: TracedPrediction, near: Contrast, generator: np.random.
     return frame.join(_first(prediction, asked), on=place, how="left", maintain_order="left")
 
 
-def _others(
-    prediction: TracedPrediction, mine: Sequence[tuple[int, int]], generator: np.random.Generator
-) -> list[tuple[int, int]]:
-    """For each neuron another one of its layer that is on; none twice."""
-    taken, found = set(mine), []
-    for layer, _ in mine:
-        on = prediction.stream.layers[layer].coefficients[prediction.position].nonzero()[:, 0].tolist()
-        if left := [one for one in on if (layer, one) not in taken]:
-            found.append((layer, int(generator.choice(left))))
-            taken.add(found[-1])
-    return found
-
-
-def _chains(prediction: TracedPrediction, near: Contrast) -> Float[Tensor, "layer neuron"]:
-    """What each neuron does to answer minus near foil by switching on those above it that the contrast shows (A63)."""
+def _chains(prediction: TracedPrediction, shown: pl.DataFrame) -> Float[Tensor, "layer neuron"]:
+    """What each neuron does to answer minus near foil by switching on those above it that are shown (A63)."""
     anatomy = prediction.stream.anatomy
     own = torch.zeros(anatomy.n_layers, anatomy.n_neurons)
-    for layer, neuron, value in near.neurons.select("layer", "neuron", "increase").iter_rows():
+    for layer, neuron, value in shown.select("layer", "neuron", "increase").iter_rows():
         own[layer, neuron] = value
     return chain(prediction.stream, prediction.position, own).total - own
 
