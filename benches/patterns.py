@@ -24,7 +24,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +63,7 @@ class World:
     """A text, planted units first and null units after them, and what the search said of them.
 
     truth, sides  of the planted units: what they answer to, with what precision and recall
+    values, on    f32[prefix] and bool[prefix] of a planted unit: coefficients and firings, the same each time
     kinds         str[unit]
     claims        the candidates that the two-way test chooses from, confirmed, with `q`
     whole         claims of the family `whole`, one of a unit
@@ -72,6 +73,8 @@ class World:
     text: Text
     truth: list[Planted]
     sides: list[tuple[float, float]]
+    values: Callable[[int], np.ndarray]
+    on: Callable[[int], np.ndarray]
     kinds: np.ndarray
     claims: pl.DataFrame
     whole: pl.DataFrame
@@ -99,13 +102,33 @@ def world(text: Text, descriptions: list[str], count: int, nulls: int, seed: int
     truth = list(planted(text, descriptions, count, random))
     sides = [tuple(random.choice(LEVELS, 2).tolist()) for _ in truth]
     kinds = [what.kind for what in truth] + [kind for kind in NULLS for _ in range(nulls)]
+
+    def values(unit: int) -> np.ndarray:
+        if unit >= len(truth):
+            return null(text, kinds[unit], random)
+        return fired(text, truth[unit], sides[unit], unit)
+
+    def on(unit: int) -> np.ndarray:
+        return fired(text, truth[unit], sides[unit], unit, noise=0.0) > 0
+
+    return searched(text, truth, sides, kinds, values, on, say)
+
+
+def searched(
+    text: Text,
+    truth: list[Planted],
+    sides: list[tuple[float, float]],
+    kinds: list[str],
+    values: Callable[[int], np.ndarray],
+    on: Callable[[int], np.ndarray],
+    say: Say,
+) -> World:
+    """Search and confirm; `values` is asked once of each unit in turn, and again of planted ones by `outcomes`."""
     whole, rows = Whole(text, len(kinds)), []
-    for unit, kind in enumerate(kinds):
-        values = (
-            fired(text, truth[unit], sides[unit], unit) if unit < len(truth) else null(text, kind, random)
-        )
-        rows.append(triggers(text, values))
-        whole.add(unit, values, text.counted)
+    for unit in range(len(kinds)):
+        of_unit = values(unit)
+        rows.append(triggers(text, of_unit))
+        whole.add(unit, of_unit, text.counted)
     say("planted", {"units": len(truth), "nulls": len(rows) - len(truth)})
     units = Units.of(rows)
     result = search(text, units, Options(tests=(MAIN,)))
@@ -132,14 +155,14 @@ def world(text: Text, descriptions: list[str], count: int, nulls: int, seed: int
             "claims": len(by_all),
         },
     )
-    return World(text, truth, sides, np.array(kinds), claims, by_all, p)
+    return World(text, truth, sides, values, on, np.array(kinds), claims, by_all, p)
 
 
 def nulls_of(world: World) -> dict[str, Any]:
     """What becomes of the units that know nothing."""
-    passed, real = world.confirmed(), len(world.truth)
+    passed, real, by_whole = world.confirmed(), len(world.truth), world.whole
     results = {}
-    for kind in (*NULLS, "all"):
+    for kind in (*dict.fromkeys(world.kinds[real:].tolist()), "all"):
         here = world.kinds == kind if kind != "all" else np.arange(len(world.kinds)) >= real
         false = int((passed["either"] & here).sum())
         true = int(passed["either"][:real].sum())
@@ -151,6 +174,7 @@ def nulls_of(world: World) -> dict[str, Any]:
             "false_discoveries": false,
             "by_triggers": int((passed["triggers"] & here).sum()),
             "by_whole_distribution": int((passed["whole"] & here).sum()),
+            "whole_05": _mean((by_whole["p"].to_numpy() < 0.05)[here[by_whole["unit"].to_numpy()]].tolist()),
             "discoveries": true + false,
             "false_discovery_proportion": round(false / max(true + false, 1), 4),
             "proportion_target": 0.05,
@@ -229,8 +253,8 @@ def outcomes(world: World) -> Iterator[Outcome]:
         return out
 
     for unit, (what, sides) in enumerate(zip(world.truth, world.sides, strict=True)):
-        score = np.maximum(bin_of(fired(text, what, sides, unit)) - MIDDLE, 0)
-        on = fired(text, what, sides, unit, noise=0.0) > 0
+        score = np.maximum(bin_of(world.values(unit)) - MIDDLE, 0)
+        on = world.on(unit)
         truth = np.zeros(len(text), bool)
         truth[what.rows] = True
         candidates = by_unit.get(unit)
@@ -402,14 +426,15 @@ def speed(text: Text, count: int) -> dict[str, Any]:
 class Say:
     """Prints each part when it is done, with the seconds (wall, processor) since the last."""
 
-    def __init__(self) -> None:
+    def __init__(self, bench: str = "patterns") -> None:
+        self._bench = bench
         self._last = (time.perf_counter(), time.process_time())
 
     def __call__(self, part: str, result: dict[str, Any]) -> None:
         now = (time.perf_counter(), time.process_time())
         seconds = [round(b - a, 1) for a, b in zip(self._last, now, strict=True)]
         self._last = now
-        print(json.dumps({"bench": "patterns", "part": part, "seconds": seconds, **result}), flush=True)
+        print(json.dumps({"bench": self._bench, "part": part, "seconds": seconds, **result}), flush=True)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 A unit is an array of coefficients, one for each prefix, standard normal but for where it *fires* (6 higher). A planted
 unit fires at a share `recall` of the prefixes of its pattern, and elsewhere so often that a share `precision` of
 its firings have the pattern. A null unit depends on nothing (independent), on its document, on the
-position or on how frequent the last token is, in ways drawn at random, and on nothing else.
+position or on how frequent the last token is (`narrow`: within .12 nats), in ways drawn at random, and on nothing else.
 """
 
 from __future__ import annotations
@@ -54,6 +54,11 @@ def null(text: Text, kind: str, random: np.random.Generator) -> np.ndarray:
         # Smooth, and not peaked among the commonest: one who singles out their frequency singles out one token.
         center, width = random.uniform(0, np.log(np.sort(counts)[-30])), random.uniform(1.0, 3.0)
         return noise - np.abs((np.log(counts[text.tokens]) - center) / width).astype(np.float32)
+    if kind == "narrow":
+        counts = np.bincount(text.tokens, minlength=len(text.vocabulary))
+        often = np.log(np.maximum(counts, 1))
+        center = random.uniform(np.log(50), np.sort(often)[-40])
+        return noise - np.abs((often[text.tokens] - center) / 0.12).astype(np.float32)
     assert kind == "independent", kind
     return noise
 

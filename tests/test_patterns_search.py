@@ -22,7 +22,7 @@ from mnemoscope.patterns.combine import word_unions
 from mnemoscope.patterns.language import Limits, masks
 from mnemoscope.patterns.score import log_binomial_tail, poisson_binomial_tail
 from mnemoscope.patterns.search import SearchResult, search
-from mnemoscope.patterns.space import Space
+from mnemoscope.patterns.space import NARROW, Space, frequency_bin, strata
 from mnemoscope.patterns.topics import k_means, log_odds
 from mnemoscope.patterns.triggers import Options, Units, halves
 from mnemoscope.run.text import Text
@@ -189,6 +189,40 @@ def test_strata_of_position_and_frequency_are_needed(planting: Planting) -> None
     on, off = (search(text, Units.of(rows), replace(QUICK, stratify=on)) for on in (True, False))
     assert (family_wise(off, 30) < 0.05).mean() > 0.5
     assert (family_wise(on, 30) < 0.05).mean() < 0.25
+
+
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=400), st.integers(1, 9))
+def test_bins_of_frequency(counts: list[int], types: int) -> None:
+    """Neighbouring ranks: ascending with frequency, equally frequent tokens together, no bin of too few tokens (if
+    there are enough), none wider than it may be unless it would have too few."""
+    frequency = np.array(counts)
+    bins = frequency_bin(np.arange(len(counts)), frequency, types)
+    often = np.maximum(frequency, 1)
+    order = np.argsort(often, kind="stable")
+    steps = np.diff(bins[order])
+    assert (
+        bins.min() == 0
+        and ((steps == 0) | (steps == 1)).all()
+        and not steps[np.diff(often[order]) == 0].any()
+    )
+    sizes = np.bincount(bins)
+    assert sizes.min() >= min(types, len(counts))
+    for number in range(1, bins.max() + 1):  # the rarest bin also holds what is left over
+        inside = np.sort(often[bins == number])[::-1]
+        wide = inside < inside[0] * np.exp(-NARROW)
+        assert not wide.any() or (inside > inside[-1]).sum() < types
+
+
+def test_frequency_is_that_of_the_whole_text() -> None:
+    """A part has the strata of the whole text: the few tokens that are read say little of how common any is."""
+    text, _ = small_text(60)
+    part, rows = text.part(np.arange(20))
+    assert (part.frequency == text.frequency).all() and (
+        part.part(np.arange(5))[0].frequency == text.frequency
+    ).all()
+    of_part, margins = strata(part, np.arange(len(part)), True)
+    of_whole, others = strata(text, np.arange(len(text)), True)
+    assert (margins[of_part] == others[of_whole[rows]]).all()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 from planted_patterns import fire, null, small_text, triggers
 from scipy.stats import kstest
 
+from mnemoscope.patterns import space
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.pattern import parse
 from mnemoscope.patterns.search import SearchResult, search
@@ -15,6 +16,9 @@ from mnemoscope.patterns.triggers import FOUND, Options, Units, halves
 from mnemoscope.patterns.whole import SINGLES, Counted, Language, by_document, proposed, surprise
 from mnemoscope.records import MAIN, WHOLE
 from mnemoscope.run.text import Text
+from mnemoscope.text.vocabulary import Vocabulary
+from mnemoscope.trials import masked_text
+from mnemoscope.trials.heldout import FURTHER, confirm, discovery_rate
 from mnemoscope.trials.masked_text import MaskedText
 
 
@@ -30,7 +34,7 @@ def _documents(random: np.random.Generator, claims: int, correlated: float) -> t
 def test_chance_is_uniform() -> None:
     """Without any relation the p-value is uniform."""
     both, expected = _documents(np.random.default_rng(0), 1500, 0.0)
-    assert kstest(by_document(both, expected, 1), "uniform").pvalue > 0.01
+    assert kstest(by_document(both, expected), "uniform").pvalue > 0.01
 
 
 @pytest.mark.parametrize("correlated", [0.5, 1.0])
@@ -39,20 +43,10 @@ def test_chance_passes_no_oftener(correlated: float) -> None:
     a witness of its own."""
     both, expected = _documents(np.random.default_rng(1), 4000, correlated)
     for level in (0.05, 0.01):
-        assert (by_document(both, expected, 1) <= level).mean() <= 1.3 * level
+        assert (by_document(both, expected) <= level).mean() <= 1.3 * level
     active = expected.sum(1) / 0.2
     z = (both.sum(1) - expected.sum(1)) / np.sqrt(active * 0.2 * 0.8)
     assert (z > 1.645).mean() > 0.1
-
-
-def test_what_strata_leave_is_no_evidence() -> None:
-    """A trap: an excess that is the same everywhere but small passes without the margin, and not with it."""
-    random = np.random.default_rng(2)
-    active = random.integers(20, 60, (200, 300))
-    both = random.binomial(active, 0.22)
-    assert (by_document(both, 0.2 * active, 1) < 1e-3).mean() > 0.95
-    assert (by_document(both, 0.2 * active) > 0.05).all()
-    assert (by_document(random.binomial(active, 0.3), 0.2 * active) < 1e-3).mean() > 0.95
 
 
 def test_what_shows_nothing() -> None:
@@ -129,10 +123,9 @@ def text() -> Text:
     return small_text(500)[0]
 
 
-def _passed(text: Text, units: list[np.ndarray], found: SearchResult) -> list[tuple[str, float]]:
+def _passed(text: Text, units: list[np.ndarray], language: Language) -> list[tuple[str, float]]:
     """The claim of each unit that is most surprising in the discovery half, and its p in the test half; all in dense
     numpy."""
-    language = Language.of(found)
     parts = [text.part(documents) for documents in halves(text.document)]
     out = []
     for values in units:
@@ -147,7 +140,11 @@ def _passed(text: Text, units: list[np.ndarray], found: SearchResult) -> list[tu
             np.array([strata.sum()]),
             early.shown.sum(1),
         )
-        spec = proposed(counted, language, np.zeros(1, int))["spec"][0]
+        candidates = proposed(counted, language, np.zeros(1, int))["spec"]
+        if not len(candidates):
+            out.append(("", 1.0))
+            continue
+        spec = candidates[0]
         late = MaskedText(second, masks(second, [spec]))
         active = (values[others] >= np.quantile(values[others][second.counted], 0.98)) & second.counted
         chance = late.rates(np.array([0]))[late.stratum, 0]
@@ -165,23 +162,47 @@ def test_what_triggers_cannot_certify(text: Text) -> None:
     confirm it; units that know nothing pass neither."""
     random = np.random.default_rng(3)
     found = search(text, Units.of([np.arange(1)]), Options(tests=(MAIN,), draws=100))
-    rates = [(spec, rate) for spec, _, rate in found.language if 0.15 < rate < 0.3 and "@" in spec]
+    rates = [(spec, rate) for spec, _, rate in found.language if 0.2 < rate < 0.3 and "@" in spec]
     assert rates
     planted = [spec for spec, _ in rates[:: max(len(rates) // 6, 1)]][:6]
     units = [fire(text, masks(text, [spec]).toarray()[:, 0], 0.5, 0.5, random) for spec in planted]
     units += [null(text, kind, random) for kind in ("independent", "document", "position") for _ in range(5)]
-    claims = _passed(text, units, found)
-    shown = masks(text, [spec for spec, _ in claims]).toarray()
+    claims = _passed(text, units, Language.of(found))
     truth = masks(text, planted).toarray()
-    like = [(a & b).sum() / (a | b).sum() for a, b in zip(truth.T, shown.T, strict=False)]
+    like = _likes(text, pl.Series([spec for spec, _ in claims[:6]]), truth)
     right = [p < 1e-3 and share > 0.7 for (_, p), share in zip(claims, like, strict=False)]
     assert sum(right) >= 5, claims
     assert sum(p < 0.05 for _, p in claims[6:]) <= 3
-    by_triggers = search(
-        text, Units.of([triggers(text, values) for values in units[:6]]), Options(tests=(MAIN,), draws=300)
-    )
-    best = by_triggers.candidates.filter(pl.col("rank") == 0)
-    assert (best["p_family"] <= 0.05).sum() <= 3
+    of_six = Units.of([triggers(text, values) for values in units[:6]])
+    by_triggers = search(text, of_six, Options(tests=(MAIN,), draws=300)).candidates.filter(FURTHER)
+    tested = confirm(text, of_six, by_triggers)
+    rates = discovery_rate(tested["p_test"].to_numpy(), np.ones(len(tested), bool))
+    right = [share > 0.7 for share in _likes(text, tested["spec"], truth[:, tested["unit"]])]
+    assert tested.filter(pl.Series(rates <= 0.05) & pl.Series(right))["unit"].n_unique() <= 3
+
+
+def _likes(text: Text, specs: pl.Series, truth: np.ndarray) -> list[float]:
+    """The Jaccard index of each pattern with what was planted, bool[prefix, pattern]."""
+    shown = masks(text, specs.to_list()).toarray()
+    return [float((a & b).sum() / (a | b).sum()) for a, b in zip(shown.T, truth.T, strict=True)]
+
+
+def test_narrow_strata_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trap: units that follow the frequency of tokens within .12 nats, not among the commonest, seem to know words
+    where a stratum is half an octave of frequency and 16 tokens; hardly any does where it is as narrow as they are."""
+    random = np.random.default_rng(11)
+    names = [f"{a}{b}{c}" for a in "bdfgklmnprstvz" for b in "aeiou" for c in ("l", "n", "r", "s", "th")]
+    weights = 1 / np.arange(2, 2 + len(names))
+    tokens = random.choice(len(names), (500, 120), p=weights / weights.sum())
+    text = Text.build([(d, d, row) for d, row in enumerate(tokens)], Vocabulary([f" {n}".encode() for n in names],
+                      [False] * len(names)))  # fmt: skip
+    language = Language([f"word:{name}" for name in names], 0)
+    units = [null(text, "narrow", random) for _ in range(40)]
+    narrow = np.mean([p < 0.01 for _, p in _passed(text, units, language)])
+    monkeypatch.setattr(space, "NARROW", 0.35)
+    monkeypatch.setattr(masked_text, "FEWER", 16)
+    coarse = np.mean([p < 0.01 for _, p in _passed(text, units, language)])
+    assert narrow <= 0.1 and coarse > 0.3, (narrow, coarse)
 
 
 def test_a_common_word_is_proposed_once() -> None:

@@ -33,6 +33,8 @@ class LabelCheck:
     labels     different labels
     median     of the patterns' information; `shuffled` the same with labels shuffled among documents
     beyond     how many patterns exceed the 95th percentile of their own shuffles (a twentieth would by chance)
+    null_patterns, null_median, null_beyond   the same of topic patterns that were confirmed for some pseudo-neuron: a
+               topic is made of the documents' words, and so is a label, whoever the topic was found for
     """
 
     key: str
@@ -42,6 +44,9 @@ class LabelCheck:
     median: float
     shuffled: float
     beyond: int
+    null_patterns: int = 0
+    null_median: float | None = None
+    null_beyond: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -50,10 +55,11 @@ class LabelCheck:
 
 def check(run: Run, key: str = "topic", *, seed: int = 0) -> LabelCheck | None:
     """Compare confirmed topic patterns with the metadata entry `key`; None if there are no such patterns or labels."""
-    specs = _specs(run)
+    of_neurons, of_nulls = (_specs(run, nulls=nulls) for nulls in (False, True))
+    specs = list(dict.fromkeys(of_neurons + of_nulls))
     labels = _labels(run, key)
     ids = np.array(sorted(labels), np.int64)
-    if not specs or len(set(labels.values())) < 2:
+    if not of_neurons or len(set(labels.values())) < 2:
         return None
     text = Text.of(run)
     test = halves(near_duplicates(text).group)[1]  # of copies, the first alone
@@ -67,14 +73,18 @@ def check(run: Run, key: str = "topic", *, seed: int = 0) -> LabelCheck | None:
     measured = information(met, code)
     random = np.random.default_rng(seed)
     chance = np.stack([information(met, random.permutation(code)) for _ in range(SHUFFLES)])
+    own, others = (np.isin(specs, some) for some in (of_neurons, of_nulls))
     return LabelCheck(
         key,
-        len(specs),
+        len(of_neurons),
         len(ids),
         len(names),
-        float(np.median(measured)),
-        float(np.median(chance)),
-        beyond(measured, chance),
+        float(np.median(measured[own])),
+        float(np.median(chance[:, own])),
+        beyond(measured[own], chance[:, own]),
+        len(of_nulls),
+        float(np.median(measured[others])) if of_nulls else None,
+        beyond(measured[others], chance[:, others]) if of_nulls else 0,
     )
 
 
@@ -83,11 +93,12 @@ def beyond(measured: np.ndarray, chance: np.ndarray) -> int:
     return int((measured > np.quantile(chance, LEVEL, axis=0)).sum())
 
 
-def _specs(run: Run) -> list[str]:
+def _specs(run: Run, *, nulls: bool) -> list[str]:
+    """Topic patterns that were confirmed, those of most neurons (or of most pseudo-neurons) first."""
     rate = run.manifest.options["patterns"]["q"]
     rows = (
         run.table("pattern_tests")
-        .filter((pl.col("unit") == NEURON) & (pl.col("family") == "topic") & (pl.col("q") <= rate))
+        .filter(((pl.col("unit") != NEURON) == nulls) & (pl.col("family") == "topic") & (pl.col("q") <= rate))
         .group_by("spec")
         .len()
         .sort("len", "spec", descending=[True, False])

@@ -232,9 +232,10 @@ def _mine_main(text: Text, limits: Limits, seed: int) -> Iterator[Mined]:
         yield sequences.mine(text, head, text.counted, limits.least)
     for head, size in (("word", 0), *((h, n) for h in ("suffix", "prefix") for n in forms.AFFIXES)):
         yield _labelled(text, head, size, limits)
-    for head in ("shape", "casing", "digits", *(["lemma"] if find_spec("simplemma") else [])):
+    for head in ("shape", "casing", *(["lemma"] if find_spec("simplemma") else [])):
         yield _labelled(text, head, 0, limits)
     yield _each(list(BUILTINS), from_flags(forms.flags(text, list(BUILTINS)), len(text)))
+    yield _labelled(text, "digits", 0, limits)  # after what has a name: a year is a year first
     for window in (*WINDOWS, None):
         yield _windowed(text, window, limits)
     write = sequences.spelling(text)

@@ -107,8 +107,10 @@ def _overlap(matrix: csc_array, a: int, b: int) -> float:
 
 
 TYPES = (
-    16  # different tokens in a bin of frequency, at least: a bin of one token would explain that token away
+    8  # different tokens in a bin of frequency, at least: a bin of one token would explain that token away
 )
+FEWER = 4  # the same where all tokens of a text are asked and not two dozen triggers: less has to be left to explain
+NARROW = 0.1  # nats that a bin of frequency spans, at most, unless it needs more for so many tokens
 MOST = 64  # triggers of a unit: which of them have a pattern is one integer of as many bits
 BACKGROUND = 600_000  # prefixes; of a longer text, whole documents are drawn
 
@@ -120,22 +122,20 @@ def position_bin(position: np.ndarray) -> np.ndarray:
     return np.asarray(2 * octave + (clipped >= 1.5 * 2**octave) * (octave > 0)).astype(np.int64)
 
 
-def frequency_bin(tokens: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """i64[...]: half octaves of how often a token stands in the reference, 0 the rarest; the top ones are joined
-    until each bin holds `TYPES` different tokens."""
-    size = int(max(tokens.max(initial=0), reference.max(initial=0))) + 1
-    counts = np.bincount(reference, minlength=size)
-    half_octave = np.floor(2 * np.log2(np.maximum(counts, 1))).astype(np.int64)
-    types = np.bincount(half_octave[counts > 0], minlength=1)
-    joined, filled, bins = np.zeros(len(types), np.int64), 0, 0
-    for octave in range(len(types) - 1, -1, -1):
-        joined[octave], filled = bins, filled + types[octave]
-        if filled >= TYPES:
-            filled, bins = 0, bins + 1
-    joined = np.minimum(
-        joined, max(bins - 1, 0)
-    )  # what is left over at the rare end goes to the last full bin
-    return np.asarray(joined.max(initial=0) - joined[half_octave[tokens]])
+def frequency_bin(tokens: np.ndarray, frequency: np.ndarray, types: int = TYPES) -> np.ndarray:
+    """i64[...]: bins of neighbouring ranks of frequency, 0 the rarest, as narrow as `NARROW` and `types` let them be.
+
+    frequency  i64[token]: how often each stands in the text; equally frequent ones share a bin
+    """
+    counts, kinds = np.unique(np.maximum(frequency, 1), return_counts=True)
+    bins, top, filled, number = np.zeros(len(counts), np.int64), int(counts[-1]), 0, 0
+    for place in range(len(counts) - 1, -1, -1):
+        if filled >= types and counts[place] < top * np.exp(-NARROW):
+            number, filled, top = number + 1, 0, int(counts[place])
+        bins[place], filled = number, filled + kinds[place]
+    if filled < types:  # what is left over at the rare end goes to the last full bin
+        bins = np.minimum(bins, max(number - 1, 0))
+    return np.asarray((bins.max() - bins)[np.searchsorted(counts, np.maximum(frequency, 1))][tokens])
 
 
 @dataclass(frozen=True)
@@ -310,11 +310,12 @@ def _drawn(text: Text, background: int, seed: int) -> np.ndarray:
     return np.repeat(text.within(ids[order], background), np.diff(text.starts))
 
 
-def strata(text: Text, rows: np.ndarray, stratify: bool) -> tuple[np.ndarray, np.ndarray]:
-    """i32[point], numbered without gaps, and i64[stratum, 2]."""
+def strata(text: Text, rows: np.ndarray, stratify: bool, types: int = TYPES) -> tuple[np.ndarray, np.ndarray]:
+    """i32[point], numbered without gaps, and i64[stratum, 2]: position, and frequency in the whole text, not in the
+    part that is read. A unit that follows the frequency of tokens, however narrowly, knows no pattern."""
     if not stratify or not len(rows):
         return np.zeros(len(rows), np.int32), np.zeros((1, 2), np.int64)
-    often = frequency_bin(text.tokens[rows], text.tokens[text.counted])
+    often = frequency_bin(text.tokens[rows], text.frequency, types)
     pairs = np.stack([position_bin(text.position[rows]), often], 1)
     margins, stratum = np.unique(pairs, axis=0, return_inverse=True)
     return stratum.ravel().astype(np.int32), margins

@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 
 SHARE = 0.02  # of the tokens, at most, where a unit is active while candidates are looked for
 COMMON = 0.03  # share of the prefixes from which a pattern is common
-WORDS = 5e-4  # the same of words that unions are made of
+WORDS = 2e-4  # the same of words that unions are made of
 SINGLES = 3  # common patterns that are proposed of a unit, at most
-BEYOND = (
-    1.25  # times chance: what positions and frequencies within a stratum may still explain is no evidence
-)
 _CLAIMS = 4_096  # whose documents are looked at at once
 CLEAR = 3.0  # standard deviations above chance from which a word may be part of a union
 
@@ -171,9 +168,8 @@ def _patterns(specs: Sequence[str], columns: np.ndarray) -> tuple[list[Pattern],
     return [parts[0] if len(parts) == 1 else disjunction(parts) for parts in made], number.ravel()
 
 
-def by_document(both: np.ndarray, expected: np.ndarray, beyond: float = BEYOND) -> np.ndarray:
-    """p f64[claim] (one-sided): more active tokens with the pattern than `beyond` times what their positions and
-    frequencies explain.
+def by_document(both: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """p f64[claim] (one-sided): more active tokens with the pattern than their positions and frequencies explain.
 
     The excess of each document is one observation: tokens of a document are no independent witnesses. Its sum over
     the root of the sum of its squares is Student's, with as many degrees of freedom as documents matter, less
@@ -182,7 +178,7 @@ def by_document(both: np.ndarray, expected: np.ndarray, beyond: float = BEYOND) 
     both, expected  [claim, document]
     """
     tails = [
-        _tail(both[block] - beyond * expected[block].astype(np.float64))
+        _tail(both[block] - expected[block].astype(np.float64))
         for block in (slice(start, start + _CLAIMS) for start in range(0, len(both), _CLAIMS))
     ]
     return np.concatenate([np.zeros(0), *tails])

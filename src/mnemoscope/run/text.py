@@ -43,6 +43,7 @@ class Text:
     counted   bool[prefix]    whether statistics are taken here: not position 0, not a special token
     contexts  i64[context]    ids of the contexts, ascending
     starts    i64[context+1]  the first row of each context, and the number of rows
+    whole     i64[token]      how often each token is counted in the text that this is a part of; None for a whole one
     """
 
     tokens: np.ndarray
@@ -53,6 +54,7 @@ class Text:
     contexts: np.ndarray
     starts: np.ndarray
     vocabulary: Vocabulary
+    whole: np.ndarray | None = None
 
     @classmethod
     def of(cls, run: Run, contexts: Sequence[int] | None = None) -> Text:
@@ -174,8 +176,16 @@ class Text:
             contexts=self.contexts[chosen],
             starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             vocabulary=self.vocabulary,
+            whole=self.frequency,
         )
         return part, rows
+
+    @cached_property
+    def frequency(self) -> np.ndarray:
+        """i64[token]: how often each token is counted, in the whole text where this is a part of one."""
+        if self.whole is not None:
+            return self.whole
+        return np.bincount(self.tokens[self.counted], minlength=len(self.vocabulary))
 
     @cached_property
     def first(self) -> np.ndarray:

@@ -33,6 +33,7 @@ from mnemoscope.neuron.twoway import LEAST_DOCUMENTS, NULL_LEVEL, RESAMPLES, Rul
 from mnemoscope.patterns.duplicates import Duplicates, near_duplicates
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.search import search
+from mnemoscope.patterns.space import FEWER, NARROW, TYPES
 from mnemoscope.patterns.triggers import Options, addressed, halves
 from mnemoscope.patterns.whole import Language
 from mnemoscope.records import NEURON, WHOLE, Progress
@@ -110,7 +111,7 @@ def _recipe(settings: Settings) -> dict[str, Any]:
     """What results depend on besides the run."""
     return asdict(settings) | asdict(Rule()) | {
         "level": LEVEL, "null_level": NULL_LEVEL, "resamples": RESAMPLES, "least_documents": LEAST_DOCUMENTS,
-        "exact_ends": True, "mnemoscope": version("mnemoscope"),
+        "exact_ends": True, "strata": [TYPES, FEWER, NARROW], "mnemoscope": version("mnemoscope"),
     }  # fmt: skip
 
 
@@ -123,6 +124,7 @@ def _identity(run: Run, settings: Settings) -> dict[str, Any]:
         "version": version("mnemoscope"),
         "tables": {name: tables[name].sha256 for name in sources if name in tables},
         "read": "near-duplicates as one document",  # work that was begun before reads other contexts
+        "strata": [TYPES, FEWER, NARROW],
     }
 
 

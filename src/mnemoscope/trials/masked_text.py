@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 
 from mnemoscope.neuron.twoway import LEAST_DOCUMENTS
-from mnemoscope.patterns.space import strata
+from mnemoscope.patterns.space import FEWER, strata
 from mnemoscope.patterns.triggers import halves
 from mnemoscope.records import ContextBatch
 from mnemoscope.run.reading import Run
@@ -61,7 +61,7 @@ class MaskedText:
         self.group = np.minimum(group, self.groups - 1)
         rows = np.flatnonzero(text.counted)
         self.stratum = np.zeros(len(text), np.int64)
-        self.stratum[rows], margins = strata(text, rows, True)
+        self.stratum[rows], margins = strata(text, rows, True, FEWER)
         self.strata = len(margins)
         self._last: tuple[ContextBatch, BatchMasks] | None = None
 

@@ -151,10 +151,18 @@ def _decoy_lines(known: Summary) -> Iterator[str]:
 def label_line(check: LabelCheck) -> str:
     """The outside check in a sentence."""
     documents = f"{check.labels} labels, {check.documents:,} held-out documents"
+    beside = "; no pseudo-neuron has a topic pattern to compare with"
+    if check.null_patterns:
+        beside = (
+            f". Of {check.null_patterns:,} topic pattern{'s' * (check.null_patterns != 1)} of pseudo-neurons: median "
+            f"{words.number(check.null_median)} nats, {check.null_beyond:,} exceed theirs: topics are made of the "
+            "documents' words, whoever they were found for"
+        )
     return (
         f"{check.patterns:,} topic patterns of neurons against the documents' own “{check.key}” ({documents}): median "
         f"mutual information {words.number(check.median)} nats, {words.number(check.shuffled)} with shuffled labels; "
         f"{check.beyond:,} exceed the 95th percentile of their shuffles ({0.05 * check.patterns:.0f} would by chance)"
+        + beside
     )
 
 
