@@ -16,6 +16,9 @@ from mnemoscope.intervals import (
     by_document,
     chance_of_zero,
     discoveries,
+    groups_of,
+    jackknifed,
+    jackknifed_chance,
     mean_by_document,
     mean_by_group,
     of_share,
@@ -112,6 +115,28 @@ def test_a_peak_is_not_corrected_but_counted() -> None:
     values = np.random.default_rng(0).normal([0, 3, 0], 1, (30, 3))
     found = by_document(values, np.arange(30), lambda sums: sums.argmax(-1).astype(float), corrected=False)
     assert (found.value, found.low, found.high) == (1, 1, 1)
+
+
+def test_leaving_out_groups_gives_an_interval_and_a_chance() -> None:
+    """Of a mean, one document a group, both are those of Student's test; below twenty groups there are none."""
+    values = np.random.default_rng(0).normal(0.3, 1, (40, 3))
+    figures = np.stack([values.mean(0), *(np.delete(values, one, 0).mean(0) for one in range(40))])
+    found, expected = jackknifed(figures), stats.ttest_1samp(values, 0)
+    assert found.low == pytest.approx(expected.confidence_interval().low)
+    assert jackknifed_chance(figures) == pytest.approx(expected.pvalue)
+    assert found.n is not None and found.n.tolist() == [40] * 3
+    few = figures[:20]
+    assert np.isnan(jackknifed(few).low).all() and (jackknifed_chance(few) == 1).all()
+
+
+def test_groups_of_documents_are_even() -> None:
+    """Documents of one id stay together, and no group has more than one document more than another."""
+    documents = np.random.default_rng(0).integers(0, 90, 1000) * 1000
+    group = groups_of(documents)
+    by_document = {int(one): set(group[documents == one].tolist()) for one in np.unique(documents)}
+    sizes = np.bincount([places.pop() for places in by_document.values() if len(places) == 1], minlength=40)
+    assert sizes.sum() == len(by_document) and sizes.max() - sizes.min() <= 1
+    assert len(np.unique(groups_of(np.arange(7)))) == 7
 
 
 def test_a_family_is_corrected_together() -> None:

@@ -240,30 +240,39 @@ def _verdicts(run: Run, tests: str) -> Finding | None:
         .sort("unit", "layer", "verdict")
     )
     told_apart = frame.filter(pl.col("verdict") != VERDICTS[-1])
-    neurons = rows.filter(pl.col("unit") == "neuron")
-    told = ", ".join(
-        f"{(neurons['verdict'] == verdict).to_numpy().mean():.1%} {verdict}" for verdict in VERDICTS[:3]
-    )
-    passed = {
-        _NAMES[kind]: rows.filter(pl.col("unit") == kind)["verdict"].is_in(VERDICTS[:3]).to_numpy().mean()
+    counts = {kind: _passed(rows.filter(pl.col("unit") == kind)) for kind in kinds}
+    told = ", ".join(f"{count:,} {verdict}" for verdict, count in counts[NEURON].items())
+    beside = ", ".join(
+        f"{sum(counts[kind].values()):,} of {rows.filter(pl.col('unit') == kind).height:,} {_NAMES[kind]}"
         for kind in kinds[1:]
-    }
-    chance = "".join(f", {share:.1%} of {name}" for name, share in passed.items())
-    chance = f"; in either direction pass{chance.removeprefix(',')}" if chance else ""
+    )
+    chance = f"; in either direction pass {beside}" if beside else ""
+    neurons = rows.filter(pl.col("unit") == NEURON).height
+    documents = int(rows["documents"].max() or 0)  # type: ignore[arg-type]
     return Finding(
         id="two-way-verdicts" if tests == MAIN else "two-way-whole",
         items=("A74", "A78"),
         title="Does active mean the pattern, and the pattern active?"
         if tests == MAIN
         else "The same of common patterns and unions of words, by the whole distribution",
-        says=f"Of {neurons.height:,} neurons (with a sign) that have a pattern to test: {told}{chance}.",
+        says=f"Of {neurons:,} neurons (with a sign, all layers) that have a pattern to test in {documents:,} "
+        f"documents of the test half, so many have a verdict: {told} "
+        f"({sum(counts[NEURON].values()) / max(neurons, 1):.1%} in all){chance}.",
         frame=told_apart if told_apart.height else frame,
         figure=stack(
             "units with a pattern (%)", y="share", color="verdict", facet="unit", share=True, order=VERDICTS
         ),
         null="pseudo-neurons with their own best pattern" if chance else "",
-        notes=("on text of the test half that was used for nothing else", f"all others: {VERDICTS[-1]}"),
+        notes=(
+            "on documents of the test half; the triggers in that half also confirmed the patterns",
+            f"all others: {VERDICTS[-1]}",
+        ),
     )
+
+
+def _passed(rows: pl.DataFrame) -> dict[str, int]:
+    """How many units pass by each verdict, in either direction or both."""
+    return {verdict: int((rows["verdict"] == verdict).sum()) for verdict in VERDICTS[:3]}
 
 
 _ABOUT = {
