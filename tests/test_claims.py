@@ -334,6 +334,16 @@ def test_decoys_answer_first_where_there_are_some() -> None:
     assert "would give" not in top
 
 
+def test_a_claim_says_what_its_decoy_reaches(run: Run) -> None:
+    """Beside the nulls, with how surely the neuron does more; nothing in a run without decoys."""
+    claim = _claim(run, 3)
+    assert "decoy" not in claims.evidence(claim)
+    beaten = replace(claim, decoy_f1_low=0.123, decoy_q=0.034)
+    reached = "its own decoy: F1 .12 at the lower end, "
+    assert claims.evidence(beaten).endswith(f"{reached}beaten at a rate of false discoveries of 3.4 %)")
+    assert claims.evidence(replace(beaten, decoy_q=1.0)).endswith(f"{reached}not surely less)")
+
+
 def test_patterns_without_a_verdict() -> None:
     """Nothing found is said in a sentence."""
     none = replace(_summary(0), expected=_summary(0).expected.with_columns(believed=pl.lit(0)))

@@ -83,8 +83,19 @@ def family(claim: Claim) -> str:
 
 def evidence(claim: Claim) -> str:
     """Both sides, and what pseudo-neurons reach."""
-    nulls = "; ".join(null_line(null) for null in claim.nulls) or "the run was built without nulls"
+    lines = [*map(null_line, claim.nulls), *decoy_line(claim)]
+    nulls = "; ".join(lines) or "the run was built without nulls"
     return f"(precision {interval(claim.precision)}, recall {interval(claim.recall)}, F1 {interval(claim.f1)}; {nulls})"
+
+
+def decoy_line(claim: Claim) -> list[str]:
+    """What the best decoy of the very neuron reaches, and how surely the neuron does more; nothing without decoys."""
+    if claim.decoy_q is None or claim.decoy_f1_low is None:
+        return []
+    reached = f"its own decoy: F1 {decimal(claim.decoy_f1_low)} at the lower end"
+    if claim.decoy_q >= 1:
+        return [f"{reached}, not surely less"]
+    return [f"{reached}, beaten at a rate of false discoveries of {share(claim.decoy_q)}"]
 
 
 def null_line(null: LayerNull) -> str:
