@@ -2,8 +2,8 @@
 
 Geva et al. 2021 and Yu et al. 2023 looked at plain ReLU layers: a coefficient is 0 or above, a key is one row, and a
 memory is active or not. The sample model is gated. Here an OPT-like decoder with the sample model's tokenizer reads the
-text in chunks of 128 tokens, for two or three epochs in 20 minutes on two cores. It is saved as a folder that every
-command takes for a model; documents that it was not trained on are 5 % of all, by a hash.
+text in chunks of 128 tokens, once or twice in 20 minutes on two idle cores. It is saved as a folder that
+every command takes for a model; documents that it was not trained on are 5 % of all, by a hash.
 
 The loss of a step is over a sample of the vocabulary: the tokens of the batch, and drawn ones that stand for the rest.
 What is printed is the loss over all of it, before and after, on the held-out documents, in nats a token, beside that of

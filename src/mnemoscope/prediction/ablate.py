@@ -69,10 +69,10 @@ def effects(model: Model, stream: Stream, target: int, cuts: Sequence[Cut]) -> F
 
 def without(
     model: Model, stream: Stream, groups: Sequence[Sequence[Cut]]
-) -> Iterator[tuple[Float[Tensor, " vocabulary"], Float[Tensor, " vocabulary"]]]:
-    """Logits at the end of the traced sequence as it is, and with all cuts of each group made at once."""
+) -> Iterator[tuple[Float[Tensor, " vocabulary"], Float[Tensor, "group vocabulary"]]]:
+    """Logits at the end of the traced sequence as it is, and with all cuts of each group made at once; by batches."""
     for logits in _batches(model, stream, groups):
-        yield from ((logits[0], row) for row in logits[1:])
+        yield logits[0], logits[1:]
 
 
 def _batches(

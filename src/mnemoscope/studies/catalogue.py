@@ -128,7 +128,7 @@ CATALOGUE = (
         measured=True,
         uses=("sentences", "longest", "seed"),
         minutes=1,
-        seconds=0.4,
+        seconds=0.6,
     ),
     Measurement(
         "values",

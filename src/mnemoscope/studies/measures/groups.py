@@ -41,7 +41,7 @@ GROUPS = (10, 100, 300)  # neurons
 
 _NEAREST = 5  # free neurons of the layer among which the one that stands in is drawn
 _FEWEST = 24  # sentences, where the text has as many
-_SENTENCES = 10  # of `sizes.sentences` for each that is read here
+_SENTENCES = 16  # of `sizes.sentences` for each that is read here
 _SHARD = 8  # examples
 
 Scores = dict[str, Float[np.ndarray, "layer neuron"]]
@@ -159,10 +159,11 @@ def _told(
     cuts = [[Cut(layer, neuron) for layer, neuron in group.tolist()] for group in groups]
     rows: list[tuple[float, float, int]] = []
     first: tuple[float, float, int] | None = None
-    for whole, cut in without(model, stream, cuts):
-        before, after = _of_target(whole, target), _of_target(cut, target)
+    for whole, batch in without(model, stream, cuts):
+        before = _of_target(whole, target)
         first = first or before
-        rows.append((after[0] - before[0] + first[0], after[1] - before[1] + first[1], after[2]))
+        for after in (_of_target(cut, target) for cut in batch):
+            rows.append((after[0] - before[0] + first[0], after[1] - before[1] + first[1], after[2]))
     log_p, logit, place = zip(*rows, strict=True)
     return {"log_probability": np.array(log_p), "logit": np.array(logit), "rank": np.array(place)}
 
