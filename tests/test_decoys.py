@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -22,6 +23,7 @@ from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings import keys
 from mnemoscope.trials import job
 from mnemoscope.trials.job import Settings, patterns
+from mnemoscope.trials.outcomes import crossed_bars
 
 figures = st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.5, 0.9]), min_size=2, max_size=2)
 
@@ -213,3 +215,39 @@ def test_the_study_says_what_decoys_do_not(run: Run) -> None:
     assert "chimeras" in finding.says and "covariance of the keys" in finding.says
     assert "n = " in finding.resampled and (finding.frame["null"] == 0).all()
     assert set(finding.frame["f1"]) == set(decoys.FIGURES)
+
+
+@pytest.mark.slow
+def test_a_world_of_noise_has_hardly_a_verdict(tmp_path: Path) -> None:
+    """All neurons are random, as their decoys are: held against these, or against bars of pseudo-neurons, no more of
+    them have a verdict than the level allows, in any family."""
+    model = planted_model({}, 32)
+    for name, kinds in (("decoys", ("chimera", "covariance")), ("bars", ("random", "rotated"))):
+        bare = build(model, texts(160), tmp_path / name, top=24, nulls=kinds)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(job, "Options", partial(Options, draws=300))
+            rows = patterns(bare, model, Settings(budget=3000)).table("pattern_tests").collect()
+        told = rows.filter((pl.col("unit") == "neuron") & (pl.col("verdict") != twoway.NONE))
+        sides = 2 * 2 * 32
+        for tests in rows["tests"].unique():
+            assert told.filter(tests=tests).height <= 0.02 * sides, (
+                name,
+                tests,
+                told.select("name", "f1_low", "q"),
+            )
+
+
+def test_bars_are_of_others() -> None:
+    """Neurons and pseudo-neurons alike, 400 times: as many of either exceed the crossed bars. The trap: of those that
+    are held against a bar of their own, fewer do, and what is said to be expected of neurons is too little."""
+    random = np.random.default_rng(0)
+    above = np.zeros(3)
+    for _ in range(400):
+        neurons, nulls = random.beta(1, 6, (500, 2)), random.beta(1, 6, (64, 2))
+        even, odd = crossed_bars(nulls)
+        bar = np.where(np.arange(500) % 2 == 0, even, odd)
+        above[0] += (neurons > bar[:, None]).mean() / 400
+        above[1] += (nulls > bar[:64, None]).mean() / 400
+        above[2] += (nulls > np.quantile(nulls, twoway.NULL_LEVEL)).mean() / 400
+    assert abs(above[0] - above[1]) < 0.004 and above[0] < 0.03, above
+    assert above[2] < 0.8 * above[0], above

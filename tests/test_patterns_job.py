@@ -26,6 +26,7 @@ from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model
 from mnemoscope.neuron import find, twoway
 from mnemoscope.neuron.card import card as card_of
+from mnemoscope.patterns import sanity
 from mnemoscope.patterns import summary as analysis
 from mnemoscope.patterns.language import masks
 from mnemoscope.patterns.pattern import predicate
@@ -129,17 +130,41 @@ def test_few_nulls_get_a_verdict(run: Run) -> None:
     assert rows.filter(pl.col("verdict") != "no pattern above the null").height <= 0.05 * total
 
 
+def _copied(run: Run, path: Path) -> Path:
+    shutil.copytree(run.path, path)
+    return path
+
+
+def test_figures_fall_when_labels_are_wrong(run: Run) -> None:
+    """The sanity checks of every figure that may stand alone, on the claims of a whole run; the report says so."""
+    known = analysis.summary(run)
+    headline = known.sanity.filter(pl.col("figure").is_in(sanity.HEADLINE))
+    assert headline.height == 6 and (headline["claims"] > 3).all()
+    assert (headline["fell"] == headline["claims"]).all(), headline
+    answer = " ".join(plain(printed(PatternReport(known, None, (), ()), layers=True), 100).split())
+    assert "half of the labels removed" in answer and "it falls: F1 in" in answer
+
+
 def test_near_duplicates_are_one_document(model: Model, tmp_path: Path) -> None:
     """The job and a claim of one's own say how many documents count as another; the manifest keeps it."""
-    plain = texts(60)
-    copies = [f"{text} river king" for text in plain if len(text.split()) > 25]
-    built = build(model, plain + copies, tmp_path / "run", top=12)
+    own = texts(60)
+    copies = [f"{text} river king" for text in own if len(text.split()) > 25]
+    built = build(model, own + copies, tmp_path / "run", top=12)
     notes: list[str] = []
     found = patterns(built, model, Settings(budget=600), report=lambda step: notes.append(step.note))
     said = {"documents": len(copies), "groups": len(copies)}
     assert len(copies) > 10 and found.manifest.options["patterns"]["near_duplicates"] == said
     assert (
         sum(f"{len(copies)} of {60 + len(copies)} documents are nearly copies" in note for note in notes) == 1
+    )
+    known = analysis.summary(found)
+    assert "documents are nearly copies" in known.notes[0]
+    report = PatternReport(known, None, (), ())
+    answer = " ".join(plain(printed(report, layers=True), 100).split())
+    assert f"{len(copies)} of {60 + len(copies)} documents are nearly copies" in answer
+    few = patterns(open_run(_copied(found, tmp_path / "few")), model, Settings(budget=60))
+    assert any(
+        "no pattern can be confirmed; give a larger budget" in note for note in analysis.summary(few).notes
     )
     asked: list[str] = []
     hypothesis.test(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from mnemoscope.neuron import decoys
 from mnemoscope.neuron.claims import rows_with_verdict
 from mnemoscope.neuron.twoway import NONE, VERDICTS
 from mnemoscope.patterns.covered import CASES, units_covered, units_with_triggers
+from mnemoscope.patterns.sanity import SCHEMA, sanity
 from mnemoscope.records import NEURON, NeuronId
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Summary:
     claims    the clearest claims (`neuron.claims.rows_with_verdict`), no pattern and no neuron twice; `silent` some
               neurons without a verdict, drawn at random
     path      of the run
+    sanity    what becomes of the figures of claims when labels are wrong (`patterns.sanity`)
+    notes     what the job had to say of the text, such as that too few documents could be read
     """
 
     beyond: pl.DataFrame
@@ -57,6 +60,8 @@ class Summary:
     claims: pl.DataFrame
     silent: tuple[NeuronId, ...]
     path: str
+    sanity: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMA))
+    notes: tuple[str, ...] = ()
 
     @property
     def clearest(self) -> tuple[NeuronId, ...]:
@@ -67,11 +72,13 @@ class Summary:
         """As JSON-ready values."""
         frames = {
             name: getattr(self, name).to_dicts()
-            for name in ("beyond", "verdicts", "expected", "decoys", "excess", "triggers", "claims")
+            for name in ("beyond", "verdicts", "expected", "decoys", "excess", "triggers", "claims", "sanity")
         }
-        return frames | {
-            name: [str(neuron) for neuron in getattr(self, name)] for name in ("clearest", "silent")
-        }
+        return (
+            frames
+            | {"notes": list(self.notes)}
+            | {name: [str(neuron) for neuron in getattr(self, name)] for name in ("clearest", "silent")}
+        )
 
 
 def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
@@ -92,6 +99,8 @@ def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
         claims=clearest(run, count),
         silent=_silent(run, rows, count, seed),
         path=str(run.path),
+        sanity=sanity(run, seed),
+        notes=tuple(run.manifest.options["patterns"].get("notes", ())),
     )  # fmt: skip
 
 

@@ -15,6 +15,11 @@ of the discovery half, where `word:river` has the larger F1 when active is a sco
 of the test half: of 40 active tokens 38 end with "river", and of 45 that do 38 are active, so precision is .95,
 recall .84, F1 .89. No random direction of the layer reaches that: the verdict is `iff`.
 
+Which figures may stand alone: F1, IoU and Pearson's correlation fall when half of a pattern's labels are taken away at
+random, and when as many are added (`patterns.sanity`, on the claims of every run); average precision does for rare
+patterns, and of common ones may rise with labels that are added. Recall does not see the former, precision does not
+see the latter: they are shown as two sides of one claim.
+
 unit       a neuron or a pseudo-neuron of a null, with a polarity
 polarity   +1 or -1: the end of the coefficients that is looked at
 score      the bin of the coefficient, counted from the other end where the polarity is negative

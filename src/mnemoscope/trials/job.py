@@ -227,6 +227,7 @@ class _Job:
         counted = {
             "tokens": int(half.text.counted.sum()), "nulls": list(claims)[1:],
             "near_duplicates": {"documents": self._duplicates.joined, "groups": self._duplicates.groups},
+            "notes": [note for note in (self._duplicates.note, half.note) if note],
         }  # fmt: skip
         return add_tables(self._run.path, tables, {"patterns": _recipe(self._settings) | counted})
 

@@ -39,6 +39,9 @@ def summary(report: PatternReport, *, layers: bool = False) -> RenderableType:
     parts: list[RenderableType] = [*_answer(report.summary)]
     if layers:
         parts += _by_layer(report.summary)
+        if report.summary.sanity.height:
+            parts.append(_title("do figures fall when labels are wrong?"))
+            parts += [Text(line) for line in sanity_lines(report.summary)]
         if report.labels:
             parts += [_title("outside check"), Text(label_line(report.labels))]
     silent = "no pattern above the null, drawn at random"
@@ -54,6 +57,8 @@ def _answer(known: Summary) -> Iterator[RenderableType]:
     """What most readers want to know, on one screen."""
     for line in expected_lines(known) or ["no neuron has a verdict"]:
         yield Text(line, style="bold")
+    for line in known.notes:
+        yield _note(f"{line}.")
     yield _verdicts(known)
     yield _note(f"{PRECISE}.")
     if known.claims.height:
@@ -146,6 +151,16 @@ def _decoy_lines(known: Summary) -> Iterator[str]:
                 f"  F1 of at least .5: {100 * row['neurons']:.2f} % of them, {100 * row['decoys']:.2f} % of "
                 f"{NULLS[row['unit']]}: {100 * row['excess']:+.2f}{ends} points"
             )
+
+
+def sanity_lines(known: Summary) -> Iterator[str]:
+    """In how many claims each figure falls, a line for each way in which labels are made wrong."""
+    for (change,), rows in known.sanity.group_by("change", maintain_order=True):
+        figures = ", ".join(
+            f"{row['figure']} in {words.share(row['fell'] / row['claims'])} (to {words.share(row['left'])})"
+            for row in rows.iter_rows(named=True)
+        )
+        yield f"{change}, {rows['claims'][0]:,} claims with a verdict; it falls: {figures}"
 
 
 def label_line(check: LabelCheck) -> str:
