@@ -169,7 +169,9 @@ def test_findings_say_what_the_table_says(studied: tuple[Run, Model]) -> None:
     assert set(answers) == expected | ({"in-out-classes"} if model.anatomy.gated else set())
     if model.anatomy.gated:
         frame = answers["in-out-classes"].frame
-        assert frame.group_by("layer").agg(pl.col("value").sum())["value"].to_list() == pytest.approx([1] * 3)
+        sums = frame.group_by("panel", "layer").agg(pl.col("value").sum())["value"].to_list()
+        assert sums == pytest.approx([1] * 6)
+        assert frame.filter(pl.col("panel") == "neurons")["neurons"].sum() == 120
         assert set(frame["class"]) <= set(CLASSES)
     frame = answers["in-out-cosines"].frame.filter(pl.col("layer") == 1)
     pair = "gate and value" if model.anatomy.gated else "key and value"

@@ -22,6 +22,7 @@ CLASSES = (
 )  # fmt: skip
 _PAIRED = "a gate row, an up row and a value of three different neurons of the layer"
 _SHUFFLED = "values with their entries shuffled"
+_PANELS = {"neuron": "neurons", "paired": "three different neurons taken as one"}
 _PAIRS = {"gate_up": "gate and up", "gate_value": "gate and value", "up_value": "up and value"}
 
 
@@ -92,15 +93,10 @@ def _classes(rows: pl.DataFrame) -> Finding:
     )
     order = pl.DataFrame({"class": CLASSES, "place": range(len(CLASSES))})
     frame = (
-        share.filter(pl.col("unit") == "neuron")
-        .join(
-            share.filter(pl.col("unit") == "paired").select("layer", "class", null="value"),
-            on=["layer", "class"],
-            how="left",
-        )
-        .join(order, on="class")
-        .sort("place", "layer")
-        .select("layer", "class", "value", pl.col("null").fill_null(0.0), neurons="len")
+        share.join(order, on="class")
+        .with_columns(panel=pl.col("unit").replace_strict(_PANELS))
+        .sort("panel", "place", "layer")
+        .select("panel", "layer", "class", "value", neurons="len")
     )
     by_class = {
         unit: dict(members["class"].value_counts(normalize=True).iter_rows())
@@ -110,13 +106,14 @@ def _classes(rows: pl.DataFrame) -> Finding:
         f"{name} {by_class['neuron'].get(name, 0):.1%} ({by_class['paired'].get(name, 0):.1%})"
         for name in CLASSES[:-1]
     )
+    count = rows.filter(pl.col("unit") == "neuron").height
     return Finding(
         id="in-out-classes",
         items=("A80",),
         title="Neurons by what they do to the direction that they read",
-        says=f"Of all {sum(frame['neurons']):,} neurons, in brackets of three different neurons taken as one: {told}.",
+        says=f"Of all {count:,} neurons, in brackets of three different neurons taken as one: {told}.",
         frame=frame,
-        figure=stack("neurons (%)", color="class", share=True, order=CLASSES, rest="neither"),
+        figure=stack("neurons (%)", color="class", facet="panel", share=True, order=CLASSES, rest="neither"),
         null=_PAIRED,
         notes=(
             f"two directions are alike from a |cosine| of {ALIKE} on; enrichment and depletion: the value is like the "
