@@ -1,9 +1,13 @@
-"""A null passes the selection of its figure: another's output, fed in as one's own, exceeds nothing."""
+"""A null passes the selection of its figure: another's output, fed in as one's own, exceeds nothing.
+
+Here are the figures of examples (A18, A21 to A25, A29: `ASKED`, the bins of ranks, the sweep), of values (A11, A14,
+A75), their ranks (A12, A13), distributions (A70, A71) and questions (A66, A76). Elsewhere: patterns of keys (A7, A8) in
+test_study_keys.py, two runs (A4) in test_study_stability.py, triggers without a token (A9) in test_removal.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,7 +17,7 @@ from families import FAMILIES
 from tiny import texts, tokenizer
 
 import mnemoscope as mn
-from mnemoscope.intervals import Interval
+from mnemoscope.intervals import Interval, share_by_group
 from mnemoscope.run.reading import Run
 from mnemoscope.run.writing import add_tables
 from mnemoscope.studies.findings import composition, distributions, questions, refinement, value_ranks, values
@@ -91,21 +95,21 @@ def decoys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     return runs
 
 
-DECOY_OF = {
-    **{("refinement", name): "prediction" if name == "said" else "output" for name in refinement.ASKED},
-    **{("composition", name): "output" for name in composition.ASKED},
-}
-ANALYSES: dict[str, Any] = {"refinement": refinement, "composition": composition}
+FIGURES: dict[str, Asked] = {
+    **refinement.ASKED,
+    **{f"{column} {label}": asked for column in ("rank_output", "ffn_rank_residual")
+       for label, asked in refinement.binned(column).items()},
+    **composition.ASKED,
+    **{f"none as strong as {least}": asked for least, asked in composition.SWEEP.items()},
+}  # fmt: skip
+OF_PREDICTIONS = {"said", "probability"}
 
 
-@pytest.mark.parametrize(("analysis", "name"), DECOY_OF)
-def test_anothers_output_as_ones_own_exceeds_nothing(
-    decoys: dict[str, Run], analysis: str, name: str
-) -> None:
+@pytest.mark.parametrize("name", FIGURES)
+def test_anothers_output_as_ones_own_exceeds_nothing(decoys: dict[str, Run], name: str) -> None:
     """Every figure of examples with a null, over all layers and lens by lens (A18, A21, A23-A25, A29)."""
-    grids = refinement_grids(decoys[DECOY_OF[analysis, name]])
-    for grid in grids.values():
-        contrast = ANALYSES[analysis].contrasts(grid)[name]
+    for grid in refinement_grids(decoys["prediction" if name in OF_PREDICTIONS else "output"]).values():
+        contrast = against_partner(FIGURES[name], Side(grid), Side(grid, PARTNER), overall=True)
         assert contrast.excess.n is not None and contrast.excess.n[0] >= 20
         assert covers_zero(contrast.excess), (grid.name, contrast.own, contrast.null, contrast.excess)
 
@@ -178,6 +182,15 @@ def test_other_neurons_triggers_have_what_a_value_says_as_often() -> None:
     assert abs(share.value - chance.mean()) <= NOTHING * (share.high - share.low) / 2
     hits = rows.filter(pl.col("next") == pl.col("top"))["side"].n_unique()
     assert share.value == pytest.approx(hits / len(side)) and share.low < share.value < share.high
+
+
+def test_tokens_dealt_out_as_ones_own_are_met_by_chance() -> None:
+    """A75: the expectation of dealt out tokens is what tokens that have nothing to do with the value give."""
+    rows = triggers(5)
+    top, token, layer = (rows[name].to_numpy() for name in ("top", "next", "layer"))
+    null = values._expected(top, token, layer, layer, LAYERS)
+    share = share_by_group((top == token).astype(float), layer, LAYERS, rows["document"].to_numpy())
+    assert (np.abs(share.value - null) <= NOTHING * (share.high - share.low) / 2).all()
 
 
 def ranks(seed: int = 0) -> pl.DataFrame:

@@ -11,8 +11,9 @@ certain of eight items as of eight thousand. There an end of the interval is wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -163,6 +164,7 @@ def of_share(found: Interval, witnesses: np.ndarray | int) -> Interval:
 
 TIMES = 1000
 _BLOCK = 64  # resamples at once
+_KEPT = 1 << 24  # of how many units in all resamples the draws are kept: 32 MB
 
 
 def by_document(
@@ -202,12 +204,26 @@ def resampled(
 ) -> np.ndarray:
     """f64[sample, ...]: a statistic of sums of documents f64[document, ...], drawn with replacement so many times."""
     flat = sums.reshape(len(sums), int(np.prod(sums.shape[1:])))
-    generator = np.random.default_rng(seed)
     drawn = [statistic(np.zeros((1, *sums.shape[1:])))[:0]]
-    for start in range(0, n if len(sums) else 0, _BLOCK):
-        weights = draws(generator, len(sums), min(_BLOCK, n - start))
+    for weights in _blocks(len(sums), n if len(sums) else 0, seed):
         drawn.append(statistic((weights @ flat).reshape(len(weights), *sums.shape[1:])))
     return np.concatenate(drawn)
+
+
+def _blocks(count: int, times: int, seed: int) -> Iterator[np.ndarray]:
+    """f64[time, count]: the draws of a seed, some at once; those of few units are kept for the next figure of them."""
+    if 0 < count * times <= _KEPT:
+        kept = _draws_of(count, times, seed)
+        yield from (kept[start : start + _BLOCK].astype(float) for start in range(0, times, _BLOCK))
+        return
+    generator = np.random.default_rng(seed)
+    for start in range(0, times, _BLOCK):
+        yield draws(generator, count, min(_BLOCK, times - start)).astype(float)
+
+
+@lru_cache(maxsize=3)
+def _draws_of(count: int, times: int, seed: int) -> np.ndarray:
+    return draws(np.random.default_rng(seed), count, times).astype(np.uint16)
 
 
 def bca(value: np.ndarray, drawn: np.ndarray, without: np.ndarray, units: np.ndarray | int) -> Interval:

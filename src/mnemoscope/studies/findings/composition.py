@@ -82,14 +82,14 @@ HEARD = {
     "first": Asked(lambda of: of["ffn_rank_memory"] < 1),
     f"not among the first {HEAD}": Asked(lambda of: of["ffn_rank_memory"] >= HEAD),
 }
+# The same, by how strong a memory must be to count.
+SWEEP = {
+    least: Asked(lambda of, least=least: of["strongest"] < least)  # type: ignore[misc]
+    for least in THRESHOLDS
+}
 ASKED = {f"silent, {rule}": asked for rule, asked in SILENT.items()} | {
     f"heard, {word}": asked for word, asked in HEARD.items()
 }
-
-
-def contrasts(grid: ExampleGrid, *, overall: bool = True) -> dict[str, Contrast]:
-    """Every figure of `ASKED` beside the same with another example's target or strongest memory."""
-    return {name: _against(asked, grid, overall=overall) for name, asked in ASKED.items()}
 
 
 def _against(asked: Asked, grid: ExampleGrid, suffix: str = PARTNER, *, overall: bool = False) -> Contrast:
@@ -229,10 +229,7 @@ def _zero_agreement(run: Run, grid: ExampleGrid, others: list[ExampleGrid]) -> F
 
 def _sweep(grid: ExampleGrid) -> Finding:
     """A18, A72: the same, by how strong a memory must be to count."""
-    found = {
-        least: _against(Asked(lambda of, least=least: of["strongest"] < least), grid, overall=True)  # type: ignore[misc]
-        for least in THRESHOLDS
-    }
+    found = {least: _against(asked, grid, overall=True) for least, asked in SWEEP.items()}
     frame = pl.concat(
         [
             contrast.rows().drop("layer").select(pl.lit(least).alias("threshold"), pl.all())

@@ -63,18 +63,19 @@ def _in_last(selection: Selection) -> Selection:
     return last
 
 
+def _changed(of: Side) -> np.ndarray:
+    return of["output"] != of["residual"]
+
+
 ASKED = {
     "said": Asked(lambda of: of["residual"] == of["prediction"]),
-    "changed": Asked(lambda of: of["output"] != of["residual"]),
+    "probability": Asked(lambda of: of["p_final"]),
+    "changed": Asked(_changed),
+    "by the layer's word": Asked(lambda of: of["output"] == of["ffn"], _changed),
     "from the head": Asked(lambda of: of["rank_output"] < HEAD, composed),
     "old one lowered": Asked(lambda of: of["ffn_z_residual"] < 0, composed),
     "cosine": Asked(lambda of: of["similarity"], _in_last(composed)),
 }
-
-
-def contrasts(grid: ExampleGrid, *, overall: bool = True) -> dict[str, Contrast]:
-    """Every figure of `ASKED` beside the same with another example's output or prediction."""
-    return {name: _against(asked, grid, overall=overall) for name, asked in ASKED.items()}
 
 
 def _against(asked: Asked, grid: ExampleGrid, *, overall: bool = False) -> Contrast:
@@ -258,23 +259,22 @@ def _stack(grid: ExampleGrid, which: np.ndarray, panel: str, among: np.ndarray |
 def _cases(grids: dict[str, ExampleGrid]) -> Finding:
     """A23: whose word the sum is."""
     main = next(iter(grids.values()))
-    which, null = _observed(main), _null_cases(main)
+    null = _null_cases(main)
     stacks = [_stack(grid, _observed(grid), _lens(grid)) for grid in grids.values()]
     stacks.append(_stack(main, null, f"another example's FFN output ({_lens(main)})", main.known()))
-    changed = (which == 2) | (which == 3) | (which == 4)
-    moved = ((null == 2) | (null == 3) | (null == 4)) & main.known()
-    kept, to_ffn = main.overall(~changed), main.overall((which == 3), changed)
-    null_kept = main.overall(~moved, np.broadcast_to(main.known(), moved.shape))
-    null_to_ffn = main.overall((null == 3), moved)
+    changed, by_ffn = (
+        _against(ASKED[name], main, overall=True) for name in ("changed", "by the layer's word")
+    )
+    kept, null_kept = (_rest(share) for share in (changed.own, changed.null))
     violations = {lens: float((_observed(grid) == 4).mean()) for lens, grid in grids.items()}
     return Finding(
         id="figure-11-cases",
         items=("A20", "A23"),
         title="Whose word is it after the feed-forward layer? (Geva Figure 11)",
         says=f"Over {_prefixes(main)} and all {main.count} layers ({_lens(main)}) the residual's first token survives "
-        f"the feed-forward layer in {percent(kept)} of cases, with another example's output in "
-        f"{percent(null_kept)}; where it changes, the new one is the feed-forward layer's own in {percent(to_ffn)}, "
-        f"with another's output in {percent(null_to_ffn)}.",
+        f"the feed-forward layer in {percent(kept, 0)} of cases, with another example's output in "
+        f"{percent(null_kept, 0)}; where it changes, the new one is the feed-forward layer's own in "
+        f"{percent(by_ffn.own, 0)}, with another's output in {percent(by_ffn.null, 0)}.",
         frame=pl.concat(stacks),
         figure=stack("prefixes (%)", color="case", facet="panel", share=True, order=CASES),
         paper="residual 60-85 % in most layers, the others small, ffn very small; violations impossible there",
@@ -284,6 +284,12 @@ def _cases(grids: dict[str, ExampleGrid]) -> Finding:
             f"violations under the {lens} lens: {100 * share:.2f} %" for lens, share in violations.items()
         ),
     )
+
+
+def _rest(share: Interval) -> Interval:
+    """What is left of a share, with the same n."""
+    left = Interval(1 - share.value, 1 - share.high, 1 - share.low)
+    return left if share.n is None else left.among(share.n)
 
 
 def _changes(grids: dict[str, ExampleGrid]) -> Finding:
@@ -354,11 +360,10 @@ def _veto_ranks(grid: ExampleGrid) -> Finding:
         "old token, under the FFN output": "ffn_rank_residual",
     }
     own, partner = Side(grid), Side(grid, PARTNER)
-    edges = [*_BINS.values(), np.inf]
     parts = [
-        _against(_between(column, low, high), grid, overall=True).rows(token=token, rank=label).drop("layer")
+        _against(asked, grid, overall=True).rows(token=token, rank=label).drop("layer")
         for token, column in columns.items()
-        for label, low, high in zip(_BINS, edges, edges[1:], strict=False)
+        for label, asked in binned(column).items()
     ]
     medians = [
         f"{_middle(own, column)} (with another's output {_middle(partner, column)})"
@@ -387,8 +392,13 @@ def _middle(side: Side, column: str) -> str:
     return f"{np.median(values):,.0f}" if len(values) else "undefined"
 
 
-def _between(column: str, low: float, high: float) -> Asked:
-    return Asked(lambda of: (of[column] >= low) & (of[column] < high), composed)
+def binned(column: str) -> dict[str, Asked]:
+    """The shares of compositions whose rank is in each bin, by what the bin is called."""
+    edges = [*_BINS.values(), np.inf]
+    return {
+        label: Asked(lambda of, low=low, high=high: (of[column] >= low) & (of[column] < high), composed)  # type: ignore[misc]
+        for label, low, high in zip(_BINS, edges, edges[1:], strict=False)
+    }
 
 
 def alike(grid: ExampleGrid) -> tuple[float, Contrast]:
