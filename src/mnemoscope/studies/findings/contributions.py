@@ -14,7 +14,7 @@ import polars as pl
 
 from mnemoscope.intervals import Interval, by_document, mean_by_document, ratio, share_by_document
 from mnemoscope.studies.findings.finding import Finding, bar, line
-from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, series
+from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, points, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -427,11 +427,14 @@ def _table(grids: dict[str, ExampleGrid], pairs: dict[str, ExampleGrid]) -> Find
 
 def row(value: Interval, null: Interval | None, **labels: str) -> pl.DataFrame:
     """One row of a figure without layers."""
-    return series(
-        Interval(*(np.atleast_1d(end) for end in value[:3])),
-        None if null is None else Interval(*(np.atleast_1d(end) for end in null[:3])),
-        **labels,
-    ).drop("layer")
+    own, chance = (
+        None
+        if interval is None
+        else Interval(*(None if end is None else np.atleast_1d(end) for end in interval))
+        for interval in (value, null)
+    )
+    assert own is not None
+    return series(own, chance, **labels).drop("layer")
 
 
 def _table_by_layer(grids: dict[str, ExampleGrid]) -> Finding:
@@ -447,9 +450,12 @@ def _table_by_layer(grids: dict[str, ExampleGrid]) -> Finding:
     for scale, suffix in SCALES.items():
         best = main.mean(f"by_increase{suffix}")
         top = int(known[np.nanargmax(best.value[known])])
-        beside = (
-            "" if null is None else f" (another token's by {number(null.mean(f'by_increase{suffix}'), top)})"
-        )
+        beside = ""
+        if null is not None:
+            # In its own largest layer: in the prediction's it would be smaller by that choice alone.
+            like = null.mean(f"by_increase{suffix}")
+            most = int(known[np.nanargmax(like.value[known])])
+            beside = f" (another token's most in layer {most}, by {number(like, most)})"
         said.append(f"layer {top}, by {number(best, top)} {scale}{beside}")
     frame = pl.concat(frames)
     return Finding(
@@ -571,11 +577,6 @@ def _ten(grids: dict[str, ExampleGrid], pairs: dict[str, ExampleGrid]) -> Findin
         resampled=_DOCUMENTS,
         notes=("a ratio of means, which examples with little to share do not upset", _LOGITS),
     )
-
-
-def points(interval: Interval, place: int | None = None) -> str:
-    """`-1.2 [-2.3, -0.1] points` of a difference of shares."""
-    return f"{number(Interval(*(100 * end for end in interval[:3])), place, '+.1f')} points"
 
 
 def _signs(main: ExampleGrid) -> Finding:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from mnemoscope.intervals import LEAST, Interval, by_document, ratio
-from mnemoscope.studies.findings.contributions import excess, over, points, row
+from mnemoscope.intervals import Interval, by_document, ratio
+from mnemoscope.studies.findings.contributions import excess, over, row
 from mnemoscope.studies.findings.finding import Figure, Finding, bar, line
-from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, series
+from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, points, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -147,8 +147,7 @@ def _four_ways(queries: ExampleGrid, layer: int) -> Finding:
     most = [int(np.nanargmax(column)) if np.isfinite(column).any() else 0 for column in moved.T]
     ways = list(WAYS)[:3]
     said = ", ".join(
-        f"{way} {_said(alike, at, queries)} (like neurons {_said(chance, at, queries)})"
-        for at, way in enumerate(ways)
+        f"{way} {number(alike, at)} (like neurons {number(chance, at)})" for at, way in enumerate(ways)
     )
     alone = ", ".join(
         f"{way} {without[most[at]][at]:.2f} without {part(int(place[most[at]])) if len(place) else 'any'}"
@@ -185,13 +184,6 @@ def _correlated(sums: np.ndarray) -> np.ndarray:
 def _correlations(curves: np.ndarray, documents: np.ndarray) -> Interval:
     """Of curves f64[example, way, vector] summed over examples, resampled by document."""
     return by_document(curves, documents, _correlated)
-
-
-def _said(interval: Interval, place: int, grid: ExampleGrid) -> str:
-    documents = len(np.unique(grid.documents))
-    if documents < LEAST:
-        return f"{interval.value[place]:.2f} (no interval: n = {documents})"
-    return number(interval, place)
 
 
 def _upper(queries: ExampleGrid) -> Finding:

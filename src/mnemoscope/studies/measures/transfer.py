@@ -93,11 +93,14 @@ def transferred(
     }
 
     def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
-        parts = [
-            _scored(read(example), example, kind, partner, sets[partner])
-            for example in numbers.tolist()
-            for kind, partner in pairs.partners(example).items()
-        ]
+        parts = []
+        for example in numbers.tolist():
+            if partners := pairs.partners(example):
+                prediction = read(example)
+                parts += [
+                    _scored(prediction, example, kind, partner, sets[partner])
+                    for kind, partner in partners.items()
+                ]
         columns = {
             name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0)
             for name in SCHEMAS[TABLE].names
