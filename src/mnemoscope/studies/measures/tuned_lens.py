@@ -370,7 +370,7 @@ def _fit_layer(
     used = len(aim)
     coordinates = _Coordinates.of(x[:used])
     maps = [start, coordinates.regressed(x[:used], aim)]
-    apart = [_divergence(own, _apply(one, x[used:]), checked) for one in maps]
+    apart = [_divergence(own, _apply(candidate, x[used:]), checked) for candidate in maps]
     best = int(np.argmin(apart))
     trained = _descended(own, maps[best], coordinates, x, float(aim.square().mean().sqrt()), tasks)
     better = _divergence(own, _apply(trained, x[used:]), checked) < apart[best]
