@@ -226,8 +226,7 @@ class PartialVocabulary:
         changes = torch.stack(
             [torch.minimum(bennett, ceiling), expected, expected + rest.spread * scattered / 2]
         )
-        found = -(inside + rest.mass * changes.clamp_max(_LARGEST).expm1()).log1p()
-        low, high, likely = found
+        low, high, likely = -(inside + rest.mass * changes.clamp_max(_LARGEST).expm1()).log1p()
         low = torch.where(beyond | (changes[0] > _LARGEST), -torch.inf, low)
         base = torch.full((len(size),), row)
         doubt = self.bases.rounding(size, base, low)

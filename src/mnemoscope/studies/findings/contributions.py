@@ -83,8 +83,8 @@ def load_pairs(run: Run) -> dict[str, ExampleGrid]:
         return {}
     examples = examples.filter(pl.col("example").is_in(both.implode())).sort("example")
     return {
-        kind: ExampleGrid(kind, some.filter(pl.col("example").is_in(both.implode())), examples)
-        for kind, some in of.items()
+        kind: ExampleGrid(kind, of_kind.filter(pl.col("example").is_in(both.implode())), examples)
+        for kind, of_kind in of.items()
     }
 
 

@@ -103,8 +103,8 @@ def measure(
 
     with torch.inference_mode():
         tables: dict[str, list[pa.Table]] = work.shards(examples, shard, "contributions", size=_EXAMPLES)
-        chosen = pl.concat(pl.DataFrame(pl.from_arrow(part)) for part in tables.pop(_CHOSEN))
-        main = pl.concat(pl.DataFrame(pl.from_arrow(part)) for part in tables["contribution_examples"])
+        chosen = pl.concat(pl.DataFrame(pl.from_arrow(rows)) for rows in tables.pop(_CHOSEN))
+        main = pl.concat(pl.DataFrame(pl.from_arrow(rows)) for rows in tables["contribution_examples"])
         main = main.filter(target="model").sort("example")
         pairs = Pairs.of(main["token"].to_numpy(), main["document"].to_numpy(), sizes.seed)
         folder = work.folder / "pairs"

@@ -72,8 +72,8 @@ class Pairs:
 
     def partners(self, example: int) -> dict[str, int]:
         """By kind, those that there are."""
-        found = {kind: int(getattr(self, kind)[example]) for kind in KINDS}
-        return {kind: partner for kind, partner in found.items() if partner >= 0}
+        partners = {kind: int(getattr(self, kind)[example]) for kind in KINDS}
+        return {kind: partner for kind, partner in partners.items() if partner >= 0}
 
 
 def transferred(
@@ -102,7 +102,7 @@ def transferred(
                     for kind, partner in partners.items()
                 ]
         columns = {
-            name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0)
+            name: np.concatenate([rows[name] for rows in parts]) if parts else np.empty(0)
             for name in SCHEMAS[TABLE].names
         }
         return {TABLE: arrow_table(TABLE, columns)}
