@@ -110,13 +110,16 @@ def test_false_discoveries_are_few(planting: Planting) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", PLANTED)
 def test_what_was_planted_is_found(planting: Planting, kind: str) -> None:
-    """The first candidate of a planted unit has the mask that was planted, or nearly, and is significant."""
+    """The first candidate of a planted unit has the mask that was planted, or nearly, and is significant. Where strata
+    are narrow, triggers alone are too few for the price of four words: the union is a further candidate then."""
     truth = masks(planting.text, [PLANTED[kind]]).toarray()[:, 0]
     for unit in np.flatnonzero(np.array(planting.labels) == kind):
         (row,) = planting.first.filter(pl.col("unit") == unit).iter_rows(named=True)
-        mask = masks(planting.text, [row["spec"]]).toarray()[:, 0]
+        further = planting.found.candidates.filter(unit=int(unit), tests="main")["spec"].to_list()
+        specs = further if kind == "any of four" else [row["spec"]]
+        shown = masks(planting.text, specs).toarray().T
         assert row["p_family"] < 1e-3 and row["p_test"] < 1e-3
-        assert (mask & truth).sum() > 0.5 * (mask | truth).sum(), row["name"]
+        assert max((mask & truth).sum() / (mask | truth).sum() for mask in shown) > 0.5, row["name"]
 
 
 @pytest.mark.slow
@@ -236,8 +239,8 @@ def test_the_split_is_needed(planting: Planting) -> None:
         first.drop(pl.selectors.ends_with("_test")),
         replace(QUICK, split=False),
     )
-    assert (again["p_test"] < 0.05).mean() > 0.8
-    assert (first["p_test"] < 0.05).mean() < 0.2
+    assert (again["p_test"] < 0.05).mean() > 0.7
+    assert (first["p_test"] < 0.05).mean() < 0.15
 
 
 @pytest.mark.slow
