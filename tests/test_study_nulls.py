@@ -23,9 +23,9 @@ from mnemoscope.run.writing import add_tables
 from mnemoscope.studies.findings import composition, distributions, questions, refinement, value_ranks, values
 from mnemoscope.studies.findings.statistics import (
     PARTNER,
-    Asked,
+    ExampleFigure,
     ExampleGrid,
-    Side,
+    Quantities,
     against_partner,
     refinement_grids,
 )
@@ -95,7 +95,7 @@ def decoys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     return runs
 
 
-FIGURES: dict[str, Asked] = {
+FIGURES: dict[str, ExampleFigure] = {
     **refinement.ASKED,
     **{f"{column} {label}": asked for column in ("rank_output", "ffn_rank_residual")
        for label, asked in refinement.binned(column).items()},
@@ -109,7 +109,7 @@ OF_PREDICTIONS = {"said", "probability"}
 def test_anothers_output_as_ones_own_exceeds_nothing(decoys: dict[str, Run], name: str) -> None:
     """Every figure of examples with a null, over all layers and lens by lens (A18, A21, A23-A25, A29)."""
     for grid in refinement_grids(decoys["prediction" if name in OF_PREDICTIONS else "output"]).values():
-        contrast = against_partner(FIGURES[name], Side(grid), Side(grid, PARTNER), overall=True)
+        contrast = against_partner(FIGURES[name], Quantities(grid), Quantities(grid, PARTNER), overall=True)
         assert contrast.excess.n is not None and contrast.excess.n[0] >= 20
         assert covers_zero(contrast.excess), (grid.name, contrast.own, contrast.null, contrast.excess)
 
@@ -122,11 +122,12 @@ def test_tokens_of_a_change_are_no_more_alike_by_anothers_output(decoys: dict[st
 
 
 def test_a_null_without_the_selection_would_be_seen(decoys: dict[str, Run]) -> None:
-    """Asked where one's own output displaced a token, another's looks innocent: that is what is to be found here."""
+    """ExampleFigure where one's own output displaced a token, another's looks innocent: that is what is to be found "
+    "here."""
     grid = refinement_grids(decoys["output"])["model", "own"]
-    own = refinement.composed(Side(grid))
-    unselected = Asked(refinement.ASKED["old one lowered"].hits, lambda of: own)
-    contrast = against_partner(unselected, Side(grid), Side(grid, PARTNER), overall=True)
+    own = refinement.composed(Quantities(grid))
+    unselected = ExampleFigure(refinement.ASKED["old one lowered"].hits, lambda of: own)
+    contrast = against_partner(unselected, Quantities(grid), Quantities(grid, PARTNER), overall=True)
     assert not covers_zero(contrast.excess)
 
 
@@ -154,7 +155,7 @@ def test_dealt_out_targets_as_ones_own_agree_as_by_chance() -> None:
     """A11: by layer, and no layer is called above chance, of twenty draws in more than one or two."""
     called = 0
     for seed in range(20):
-        found = values.Agreement.of(triggers(seed), "next", LAYERS)
+        found = values.TriggerAgreement.of(triggers(seed), "next", LAYERS)
         assert all(covers_zero(found.excess, layer) for layer in range(LAYERS))
         called += bool(found.above.any())
     assert called <= 3
@@ -164,7 +165,7 @@ def test_an_agreement_is_called_and_its_peak_found() -> None:
     """Where every tenth value of one layer writes what follows, that layer alone is above chance, and the peak."""
     rows = triggers(0).with_row_index()
     planted = (pl.col("layer") == 1) & (pl.col("index") % 10 == 0)
-    found = values.Agreement.of(
+    found = values.TriggerAgreement.of(
         rows.with_columns(next=pl.when(planted).then("top").otherwise("next")), "next", LAYERS
     )
     assert found.above.tolist() == [False, True, False]
@@ -280,7 +281,9 @@ def test_both_sides_go_through_one_selection() -> None:
     examples = examples.with_columns(partner=pl.when(pl.col("example") != 7).then("partner"))
     grid = ExampleGrid("own", rows, examples)
     found = against_partner(
-        Asked(lambda of: of["x"] > 0, lambda of: of["y"] > 0.2), Side(grid), Side(grid, PARTNER)
+        ExampleFigure(lambda of: of["x"] > 0, lambda of: of["y"] > 0.2),
+        Quantities(grid),
+        Quantities(grid, PARTNER),
     )
     for layer in range(layers):
         of = rows[layer::layers]
@@ -292,4 +295,4 @@ def test_both_sides_go_through_one_selection() -> None:
         assert found.excess.value[layer] == pytest.approx(own.mean() - other.mean())
         assert found.excess.low[layer] < found.excess.value[layer] < found.excess.high[layer]
     with pytest.raises(KeyError):
-        Side(grid, PARTNER)["z"]
+        Quantities(grid, PARTNER)["z"]

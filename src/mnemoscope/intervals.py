@@ -102,8 +102,8 @@ def jackknifed(values: np.ndarray, documents: int | None = None) -> Interval:
     """The same of many figures f64[1 + group, ...]; n is the number of documents, or of groups."""
     value, error = values[0], _jackknife_error(values)
     reach = _student(len(values) - 1) * error
-    found = Interval(value, value - reach, value + reach).among(len(values) - 1)
-    return found if documents is None else found.among(documents)
+    interval = Interval(value, value - reach, value + reach).among(len(values) - 1)
+    return interval if documents is None else interval.among(documents)
 
 
 def jackknifed_chance(values: np.ndarray) -> np.ndarray:
@@ -191,12 +191,12 @@ def by_document(
     known = np.broadcast_to(np.asarray(len(sums) if witnesses is None else witnesses), value.shape)
     small = corrected & (known >= LEAST) & (known <= SMALL)
     drawn = resampled(sums, statistic, 2 * n if small.any() else n, seed)
-    found = Interval.of(value, drawn)
+    interval = Interval.of(value, drawn)
     if small.any():
         exact = bca(value, drawn, statistic(sums.sum(0) - sums), known)
-        low, high = (np.where(small, *ends) for ends in zip(exact[1:], found[1:], strict=True))
-        found = Interval(value, low, high)
-    return found.among(known)
+        low, high = (np.where(small, *ends) for ends in zip(exact[1:], interval[1:], strict=True))
+        interval = Interval(value, low, high)
+    return interval.among(known)
 
 
 def resampled(
@@ -291,9 +291,9 @@ def share_by_group(
 ) -> Interval:
     """As `mean_by_group`, of shares (or hits) in [0, 1]."""
     _assert_shares(hits)
-    found = mean_by_group(hits, groups, count, documents, n, seed)
-    assert found.n is not None
-    return of_share(found, found.n)
+    interval = mean_by_group(hits, groups, count, documents, n, seed)
+    assert interval.n is not None
+    return of_share(interval, interval.n)
 
 
 def share_of_sums(

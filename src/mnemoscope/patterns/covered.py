@@ -70,8 +70,8 @@ def documents_of_triggers(run: Run) -> tuple[pl.DataFrame, int]:
     """
     whole = Text.of(run)
     text = near_duplicates(whole).join(whole)
-    found = addressed(run, text)
-    half_text, slots = half_triggers(text, found.units, Options(), test=True)
+    units = addressed(run, text)
+    half_text, slots = half_triggers(text, units.units, Options(), test=True)
     known = slots >= 0
     documents = np.where(known, half_text.document[np.maximum(slots, 0)], 0)
     group = np.where(known, (mixed(documents, seed=1) % GROUPS).astype(np.int64), -1)
@@ -80,8 +80,8 @@ def documents_of_triggers(run: Run) -> tuple[pl.DataFrame, int]:
         f"group_{number}": np.where(group == number, bits, np.uint64(0)).sum(1, dtype=np.uint64)
         for number in range(GROUPS)
     }
-    address = {"unit": np.array(found.kinds)[found.kind], "layer": found.layer, "neuron": found.neuron}
-    table = pl.DataFrame(address | {"polarity": found.polarity} | masks)
+    address = {"unit": np.array(units.kinds)[units.kind], "layer": units.layer, "neuron": units.neuron}
+    table = pl.DataFrame(address | {"polarity": units.polarity} | masks)
     return table.cast({"layer": pl.Int16, "neuron": pl.Int32, "polarity": pl.Int8}), len(
         np.unique(documents[known])
     )

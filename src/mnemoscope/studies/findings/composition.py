@@ -18,10 +18,10 @@ from mnemoscope.studies.findings.finding import Figure, Finding, bar, line
 from mnemoscope.studies.findings.statistics import (
     OTHER_LAYER,
     PARTNER,
-    Asked,
-    Contrast,
+    BesidePartner,
+    ExampleFigure,
     ExampleGrid,
-    Side,
+    Quantities,
     against_partner,
     percent,
     points,
@@ -72,19 +72,19 @@ _GATED, _PLAIN, _STRONG_ONLY = "m other than 0", "m > 0", "at least 10 % of the 
 
 # Whether no active memory says the layer's first token, by what counts as active (A18).
 SILENT = {
-    _GATED: Asked(lambda of: of["agree"] < 1),
-    _PLAIN: Asked(lambda of: of["agree_positive"] < 1),
-    _STRONG_ONLY: Asked(lambda of: of["strongest"] < _STRONG),
-    "all, active or not": Asked(lambda of: of["agree_all"] < 1),
+    _GATED: ExampleFigure(lambda of: of["agree"] < 1),
+    _PLAIN: ExampleFigure(lambda of: of["agree_positive"] < 1),
+    _STRONG_ONLY: ExampleFigure(lambda of: of["strongest"] < _STRONG),
+    "all, active or not": ExampleFigure(lambda of: of["agree_all"] < 1),
 }
 # Whether what the strongest memory says is heard in what the layer says (A29).
 HEARD = {
-    "first": Asked(lambda of: of["ffn_rank_memory"] < 1),
-    f"not among the first {HEAD}": Asked(lambda of: of["ffn_rank_memory"] >= HEAD),
+    "first": ExampleFigure(lambda of: of["ffn_rank_memory"] < 1),
+    f"not among the first {HEAD}": ExampleFigure(lambda of: of["ffn_rank_memory"] >= HEAD),
 }
 # The same, by how strong a memory must be to count.
 SWEEP = {
-    least: Asked(lambda of, least=least: of["strongest"] < least)  # type: ignore[misc]
+    least: ExampleFigure(lambda of, least=least: of["strongest"] < least)  # type: ignore[misc]
     for least in THRESHOLDS
 }
 ASKED = {f"silent, {rule}": asked for rule, asked in SILENT.items()} | {
@@ -92,8 +92,10 @@ ASKED = {f"silent, {rule}": asked for rule, asked in SILENT.items()} | {
 }
 
 
-def _against(asked: Asked, grid: ExampleGrid, suffix: str = PARTNER, *, overall: bool = False) -> Contrast:
-    return against_partner(asked, Side(grid), Side(grid, suffix), overall=overall)
+def _against(
+    asked: ExampleFigure, grid: ExampleGrid, suffix: str = PARTNER, *, overall: bool = False
+) -> BesidePartner:
+    return against_partner(asked, Quantities(grid), Quantities(grid, suffix), overall=overall)
 
 
 def _cases(grid: ExampleGrid) -> str:
@@ -174,7 +176,7 @@ def _mass(grid: ExampleGrid, copy: ExampleGrid | None) -> Finding:
 def _different(grid: ExampleGrid) -> list[str]:
     """Rules, without those that come to the same as one before them: in a gated model all memories are active."""
     kept: list[str] = []
-    values = {rule: asked.hits(Side(grid)) for rule, asked in SILENT.items()}
+    values = {rule: asked.hits(Quantities(grid)) for rule, asked in SILENT.items()}
     for rule, silent in values.items():
         if not any(np.array_equal(silent, values[other]) for other in kept):
             kept.append(rule)
@@ -191,7 +193,9 @@ def _zero_agreement(run: Run, grid: ExampleGrid, others: list[ExampleGrid]) -> F
             "the output's first token": "_output",
             "the layer's own, said by values of another layer": OTHER_LAYER,
         }.items():
-            frames.append(series(grid.share(asked.hits(Side(grid, suffix))), target=target, active=rule))
+            frames.append(
+                series(grid.share(asked.hits(Quantities(grid, suffix))), target=target, active=rule)
+            )
     rule = _GATED if run.manifest.model.gated else _PLAIN
     told = {
         name: (
@@ -229,14 +233,14 @@ def _zero_agreement(run: Run, grid: ExampleGrid, others: list[ExampleGrid]) -> F
 
 def _sweep(grid: ExampleGrid) -> Finding:
     """A18, A72: the same, by how strong a memory must be to count."""
-    found = {least: _against(asked, grid, overall=True) for least, asked in SWEEP.items()}
+    contrasts = {least: _against(asked, grid, overall=True) for least, asked in SWEEP.items()}
     frame = pl.concat(
         [
             contrast.rows().drop("layer").select(pl.lit(least).alias("threshold"), pl.all())
-            for least, contrast in found.items()
+            for least, contrast in contrasts.items()
         ]
     )
-    ends = [found[least] for least in (THRESHOLDS[0], THRESHOLDS[-1])]
+    ends = [contrasts[least] for least in (THRESHOLDS[0], THRESHOLDS[-1])]
     return Finding(
         id="zero-agreement-by-strength",
         items=("A18", "A72"),

@@ -170,7 +170,9 @@ def exceeding(neurons: pl.DataFrame, units: pl.DataFrame) -> tuple[float, float]
     limit = units.filter(bar).group_by("layer").agg(limit=pl.col("kurtosis").quantile(0.95))
     shares = [
         float((joined["kurtosis"] > joined["limit"]).to_numpy().mean())
-        for joined in (some.join(limit, on="layer", how="inner") for some in (neurons, units.filter(~bar)))
+        for joined in (
+            units_of.join(limit, on="layer", how="inner") for units_of in (neurons, units.filter(~bar))
+        )
     ]
     return shares[0], shares[1]
 
@@ -432,11 +434,11 @@ def _samples(run: Run) -> pl.DataFrame:
     size = run.manifest.model.neurons
     cell = (pl.col("layer").cast(pl.Int64) * size + pl.col("neuron")).alias("cell")
     ends = run.table("triggers").filter(pl.col("polarity") == 1).select(cell, "context", "position").collect()
-    found = _with_token(ends, text)
-    found = found.filter(pl.Series(~half(found["document"].to_numpy())))
-    found = found.filter(pl.len().over("cell") >= FEWEST)
-    known, marks, often = _commonest(found, run.manifest.model.vocabulary)
-    triggers = np.unique(found["cell"].to_numpy(), return_counts=True)[1]
+    ends_of_half = _with_token(ends, text)
+    ends_of_half = ends_of_half.filter(pl.Series(~half(ends_of_half["document"].to_numpy())))
+    ends_of_half = ends_of_half.filter(pl.len().over("cell") >= FEWEST)
+    known, marks, often = _commonest(ends_of_half, run.manifest.model.vocabulary)
+    triggers = np.unique(ends_of_half["cell"].to_numpy(), return_counts=True)[1]
     chosen = np.lexsort((known, -often / np.maximum(triggers, 1)))[:REACH]
     mark = np.full(run.manifest.model.layers * size, -1, np.int64)
     mark[known[chosen]] = marks[chosen]
@@ -447,8 +449,8 @@ def _samples(run: Run) -> pl.DataFrame:
     rows = rows.with_columns(mark=pl.Series(mark[place]), max=pl.Series(top[place])).filter(
         pl.col("mark") >= 0
     )
-    part = (pl.col("coefficient") / pl.col("max") * PARTS).floor().clip(0, PARTS - 1).cast(pl.Int64)
-    asked = _with_token(rows, text).with_columns(part=part)
+    tenth = (pl.col("coefficient") / pl.col("max") * PARTS).floor().clip(0, PARTS - 1).cast(pl.Int64)
+    asked = _with_token(rows, text).with_columns(part=tenth)
     return asked.filter(pl.Series(half(asked["document"].to_numpy())))
 
 
@@ -469,9 +471,9 @@ def _with_token(rows: pl.DataFrame, text: ContextTokens) -> pl.DataFrame:
 
 def persistence(rows: pl.DataFrame) -> tuple[Interval, np.ndarray]:
     """By part of the range, the share of samples with the marking token, and what other neurons' marks give."""
-    part, token, layer = (rows[name].to_numpy() for name in ("part", "token", "layer"))
+    tenth, token, layer = (rows[name].to_numpy() for name in ("part", "token", "layer"))
     hits = (rows["mark"] == rows["token"]).to_numpy()
-    share = share_by_group(hits.astype(float), part, PARTS, rows["document"].to_numpy())
+    share = share_by_group(hits.astype(float), tenth, PARTS, rows["document"].to_numpy())
     marks = rows.select("layer", "cell", "mark").unique()
     chance = np.full(len(token), np.nan)
     for number in np.unique(layer):
@@ -482,6 +484,6 @@ def persistence(rows: pl.DataFrame) -> tuple[Interval, np.ndarray]:
         if len(others) > 1:
             chance[inside] = met / (len(others) - 1)
     known = ~np.isnan(chance)
-    total = np.bincount(part[known], minlength=PARTS)
-    met = np.bincount(part[known], chance[known], PARTS)
+    total = np.bincount(tenth[known], minlength=PARTS)
+    met = np.bincount(tenth[known], chance[known], PARTS)
     return share, np.where(total > 0, met / np.maximum(total, 1), np.nan)

@@ -74,7 +74,7 @@ class Covered:
         kinds = tuple(kind for kind in _NAMES if kind in present)
         layers = np.unique(units["layer"].to_numpy())
         masks, documents = documents_of_triggers(run)
-        sums = [_summed(some, kinds, layers) for some in (units, *without_documents(run, masks))]
+        sums = [_summed(covered, kinds, layers) for covered in (units, *without_documents(run, masks))]
         return cls(kinds, layers, documents, np.stack(sums))
 
     def figures(self, kind: str, *counted: str, per: str = "triggers", overall: bool = False) -> np.ndarray:
@@ -97,9 +97,9 @@ class Covered:
 def _summed(units: pl.DataFrame, kinds: tuple[str, ...], layers: np.ndarray) -> np.ndarray:
     """f64[kind, layer, counted]"""
     rows = units.with_columns(keyed=pl.col("patterns") > 0, units=pl.lit(1))
-    found = rows.group_by("unit", "layer").agg(pl.col(name).sum().cast(pl.Float64) for name in _COUNTED)
+    totals = rows.group_by("unit", "layer").agg(pl.col(name).sum().cast(pl.Float64) for name in _COUNTED)
     out = np.zeros((len(kinds), len(layers), len(_COUNTED)))
-    for kind, layer, *counts in found.select("unit", "layer", *_COUNTED).iter_rows():
+    for kind, layer, *counts in totals.select("unit", "layer", *_COUNTED).iter_rows():
         if kind in kinds:
             out[kinds.index(kind), np.searchsorted(layers, layer)] = counts
     return out

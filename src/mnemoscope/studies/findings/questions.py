@@ -177,15 +177,15 @@ def _steps(name: str, rows: pl.DataFrame) -> Finding:
     stays = np.flip(np.logical_and.accumulate(np.flip(right, 1), axis=1), 1)
     known = stays[:, -1]
     first = np.argmax(stays[known], axis=1)
-    part = np.where(first == 0, "embedding", np.where(first % 2 == 1, "attention", "feed-forward"))
+    kind = np.where(first == 0, "embedding", np.where(first % 2 == 1, "attention", "feed-forward"))
     frame = (
-        pl.DataFrame({"layer": (first + 1) // 2 - 1, "part": part})
+        pl.DataFrame({"layer": (first + 1) // 2 - 1, "part": kind})
         .group_by("layer", "part")
         .agg(questions=pl.len())
         .sort("layer", "part")
     )
     middle = float(np.median((first + 1) // 2 - 1)) if known.any() else float("nan")
-    by = float((part == "feed-forward").mean()) if known.any() else float("nan")
+    by = float((kind == "feed-forward").mean()) if known.any() else float("nan")
     taken = mean_by_document(
         (first == count - 1).astype(float), _numbers(own.filter(pl.col("point") == 0)["answer"])[known]
     )

@@ -17,11 +17,11 @@ from mnemoscope.intervals import Interval, quantile_by_document
 from mnemoscope.studies.findings.finding import Figure, Finding, bar, box, chance, line, stack, went
 from mnemoscope.studies.findings.statistics import (
     PARTNER,
-    Asked,
-    Contrast,
+    BesidePartner,
+    ExampleFigure,
     ExampleGrid,
+    Quantities,
     Selection,
-    Side,
     against_partner,
     layers_named,
     number,
@@ -49,13 +49,13 @@ _BASIS = (
 )
 
 
-def composed(of: Side) -> np.ndarray:
+def composed(of: Quantities) -> np.ndarray:
     """Select compositions: neither the residual's first token nor the feed-forward output's comes out first."""
     return cases(of["residual"], of["ffn"], of["output"]) == CASES.index("composition")
 
 
 def _in_last(selection: Selection) -> Selection:
-    def last(of: Side) -> np.ndarray:
+    def last(of: Quantities) -> np.ndarray:
         chosen = selection(of).copy()
         chosen[:, :-1] = False
         return chosen
@@ -63,23 +63,23 @@ def _in_last(selection: Selection) -> Selection:
     return last
 
 
-def _changed(of: Side) -> np.ndarray:
+def _changed(of: Quantities) -> np.ndarray:
     return of["output"] != of["residual"]
 
 
 ASKED = {
-    "said": Asked(lambda of: of["residual"] == of["prediction"]),
-    "probability": Asked(lambda of: of["p_final"]),
-    "changed": Asked(_changed),
-    "by the layer's word": Asked(lambda of: of["output"] == of["ffn"], _changed),
-    "from the head": Asked(lambda of: of["rank_output"] < HEAD, composed),
-    "old one lowered": Asked(lambda of: of["ffn_z_residual"] < 0, composed),
-    "cosine": Asked(lambda of: of["similarity"], _in_last(composed)),
+    "said": ExampleFigure(lambda of: of["residual"] == of["prediction"]),
+    "probability": ExampleFigure(lambda of: of["p_final"]),
+    "changed": ExampleFigure(_changed),
+    "by the layer's word": ExampleFigure(lambda of: of["output"] == of["ffn"], _changed),
+    "from the head": ExampleFigure(lambda of: of["rank_output"] < HEAD, composed),
+    "old one lowered": ExampleFigure(lambda of: of["ffn_z_residual"] < 0, composed),
+    "cosine": ExampleFigure(lambda of: of["similarity"], _in_last(composed)),
 }
 
 
-def _against(asked: Asked, grid: ExampleGrid, *, overall: bool = False) -> Contrast:
-    return against_partner(asked, Side(grid), Side(grid, PARTNER), overall=overall)
+def _against(asked: ExampleFigure, grid: ExampleGrid, *, overall: bool = False) -> BesidePartner:
+    return against_partner(asked, Quantities(grid), Quantities(grid, PARTNER), overall=overall)
 
 
 def _prefixes(grid: ExampleGrid) -> str:
@@ -112,9 +112,9 @@ def _lens(grid: ExampleGrid) -> str:
 def _agreement(units: dict[tuple[str, str], ExampleGrid]) -> Finding:
     """A21: how often the residual's first token is what the model will say."""
     frames, notes = [], [_BASIS]
-    found = {key: _against(ASKED["said"], grid) for key, grid in units.items()}
-    main_key, main = next(iter(found.items()))
-    for (unit, lens), contrast in found.items():
+    contrasts = {key: _against(ASKED["said"], grid) for key, grid in units.items()}
+    main_key, main = next(iter(contrasts.items()))
+    for (unit, lens), contrast in contrasts.items():
         name = f"{lens} lens" if unit == "model" else f"shuffled weights, {lens} lens"
         frames.append(contrast.rows(series=name))
         if unit == "model" and lens != main_key[1]:
@@ -295,9 +295,9 @@ def _rest(share: Interval) -> Interval:
 def _changes(grids: dict[str, ExampleGrid]) -> Finding:
     """A23, the other way round: how often a feed-forward layer changes the first token, layer by layer."""
     grid = next(iter(grids.values()))
-    found = {lens: _against(ASKED["changed"], each) for lens, each in grids.items()}
-    frame = pl.concat([contrast.rows(lens=f"{lens} lens") for lens, contrast in found.items()])
-    overall, layers = _against(ASKED["changed"], grid, overall=True), found[grid.name]
+    contrasts = {lens: _against(ASKED["changed"], each) for lens, each in grids.items()}
+    frame = pl.concat([contrast.rows(lens=f"{lens} lens") for lens, contrast in contrasts.items()])
+    overall, layers = _against(ASKED["changed"], grid, overall=True), contrasts[grid.name]
     above, below = (layers.differs & (sign * layers.excess.value > 0) for sign in (1, -1))
     return Finding(
         id="changes-of-the-first-token",
@@ -332,12 +332,12 @@ def _veto(grids: dict[str, ExampleGrid]) -> Finding:
     )
     told = []
     for question, asked in questions.items():
-        found = _against(asked, main, overall=True)
+        contrast = _against(asked, main, overall=True)
         told.append(
-            f"{question} in {percent(found.own, 0)} of them and in {percent(found.null, 0)} of the compositions that "
-            f"another example's output makes ({points(found.excess, 0)})"
+            f"{question} in {percent(contrast.own, 0)} of them and in {percent(contrast.null, 0)} of the compositions "
+            f"that another example's output makes ({points(contrast.excess, 0)})"
         )
-    mixed, other = (composed(side) & side.known() for side in (Side(main), Side(main, PARTNER)))
+    mixed, other = (composed(side) & side.known() for side in (Quantities(main), Quantities(main, PARTNER)))
     return Finding(
         id="veto",
         items=("A24",),
@@ -359,7 +359,7 @@ def _veto_ranks(grid: ExampleGrid) -> Finding:
         "new token, under the residual": "rank_output",
         "old token, under the FFN output": "ffn_rank_residual",
     }
-    own, partner = Side(grid), Side(grid, PARTNER)
+    own, partner = Quantities(grid), Quantities(grid, PARTNER)
     parts = [
         _against(asked, grid, overall=True).rows(token=token, rank=label).drop("layer")
         for token, column in columns.items()
@@ -386,35 +386,38 @@ def _veto_ranks(grid: ExampleGrid) -> Finding:
     )
 
 
-def _middle(side: Side, column: str) -> str:
+def _middle(side: Quantities, column: str) -> str:
     """The median of a column over compositions."""
     values = side[column][composed(side) & side.known()]
     return f"{np.median(values):,.0f}" if len(values) else "undefined"
 
 
-def binned(column: str) -> dict[str, Asked]:
+def binned(column: str) -> dict[str, ExampleFigure]:
     """The shares of compositions whose rank is in each bin, by what the bin is called."""
     edges = [*_BINS.values(), np.inf]
     return {
-        label: Asked(lambda of, low=low, high=high: (of[column] >= low) & (of[column] < high), composed)  # type: ignore[misc]
-        for label, low, high in zip(_BINS, edges, edges[1:], strict=False)
+        label: _between(column, low, high) for label, low, high in zip(_BINS, edges, edges[1:], strict=False)
     }
 
 
-def alike(grid: ExampleGrid) -> tuple[float, Contrast]:
+def _between(column: str, low: float, high: float) -> ExampleFigure:
+    return ExampleFigure(lambda of: (of[column] >= low) & (of[column] < high), composed)
+
+
+def alike(grid: ExampleGrid) -> tuple[float, BesidePartner]:
     """A25: the cosine beyond which tokens are alike, and how often the two of a change in the last layer are."""
     unlike = (grid["residual"] != grid.partners(grid["output"])) & grid.known()
     unrelated = grid["similarity_unrelated"][:, -1][unlike[:, -1]]
     limit = float(np.quantile(unrelated, ALIKE)) if len(unrelated) else float("nan")
-    asked = Asked(lambda of: of["similarity"] > limit, ASKED["cosine"].among)
+    asked = ExampleFigure(lambda of: of["similarity"] > limit, ASKED["cosine"].among)
     return limit, _against(asked, grid, overall=True)
 
 
 def _similarity(grid: ExampleGrid) -> Finding:
     """A25: are the tokens of a change in the last layer alike, more than others that it might have changed to?"""
-    limit, found = alike(grid)
+    limit, contrast = alike(grid)
     cosine = _against(ASKED["cosine"], grid, overall=True)
-    mixed = np.broadcast_to(ASKED["cosine"].among(Side(grid)), grid["residual"].shape)
+    mixed = np.broadcast_to(ASKED["cosine"].among(Quantities(grid)), grid["residual"].shape)
     head = grid["similarity_head"]
     shares = {
         "share": grid.overall(head > limit, mixed),
@@ -422,7 +425,8 @@ def _similarity(grid: ExampleGrid) -> Finding:
     }
     edges = np.linspace(-0.2, 1.0, 25)
     chosen = [
-        (side, ASKED["cosine"].among(side) & side.known()) for side in (Side(grid), Side(grid, PARTNER))
+        (side, ASKED["cosine"].among(side) & side.known())
+        for side in (Quantities(grid), Quantities(grid, PARTNER))
     ]
     cosines = {
         name: side["similarity"][which] for name, (side, which) in zip(("value", "null"), chosen, strict=True)
@@ -434,10 +438,10 @@ def _similarity(grid: ExampleGrid) -> Finding:
         id="last-layer-similarity",
         items=("A25",),
         title="How alike the two tokens of a change in the last layer are",
-        says=f"Of {int(mixed.sum()):,} compositions in layer {grid.count - 1} ({_lens(grid)}), {percent(found.own, 0)} "
-        f"are between tokens whose rows of the unembedding are more alike (cosine above {limit:.2f}) than 95 % of "
-        f"unrelated pairs; of the {len(cosines['null']):,} that another example's output makes "
-        f"{percent(found.null, 0)} ({points(found.excess, 0)}), of the old token with another of the "
+        says=f"Of {int(mixed.sum()):,} compositions in layer {grid.count - 1} ({_lens(grid)}), "
+        f"{percent(contrast.own, 0)} are between tokens whose rows of the unembedding are more alike (cosine above "
+        f"{limit:.2f}) than 95 % of unrelated pairs; of the {len(cosines['null']):,} that another example's output "
+        f"makes {percent(contrast.null, 0)} ({points(contrast.excess, 0)}), of the old token with another of the "
         f"residual's first {HEAD} {percent(shares['share'])}. "
         f"The mean cosine is {number(cosine.own, 0)}, {number(cosine.null, 0)} and {number(shares['mean'])}.",
         frame=frame,

@@ -99,8 +99,8 @@ def effects(rows: pl.DataFrame, scales: pl.DataFrame, *, samples: int = 1000, se
     layers = int(rows["layer"].max()) + 1  # type: ignore[arg-type]
     sums = _sums(rows.join(scales, on=["layer", "neuron"], how="left"), layers)
     shape = (layers + 1, len(KINDS), len(REMOVED), len(MEASURES))
-    found = by_document(sums, np.arange(len(sums)), _figures, samples, seed, witnesses=_witnesses(sums))
-    estimates = [_estimate(found, place) for place in range(len(found.value))]
+    intervals = by_document(sums, np.arange(len(sums)), _figures, samples, seed, witnesses=_witnesses(sums))
+    estimates = [_estimate(intervals, place) for place in range(len(intervals.value))]
     table = np.array(estimates[: int(np.prod(shape))], object).reshape(shape)
     rest = iter(estimates[int(np.prod(shape)) :])
     counts = sums.sum(0)[..., 0].astype(int)
@@ -140,7 +140,7 @@ def _figures(sums: np.ndarray) -> np.ndarray:
     line = np.linspace(-1, 1, layers) if layers > 1 else np.zeros(1)
     rise = 2 * np.einsum("l,slr->sr", line, quotient) / max(float(line @ line), 1e-300)
     parts = (with_mean, _gap(sums), rise, retained[:, 0] - retained[:, 1])
-    return np.concatenate([part.reshape(len(sums), -1) for part in parts], axis=1)
+    return np.concatenate([block.reshape(len(sums), -1) for block in parts], axis=1)
 
 
 def _gap(sums: np.ndarray) -> np.ndarray:

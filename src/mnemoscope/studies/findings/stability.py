@@ -88,12 +88,12 @@ UNITS = {NEURON: "neurons", "random": NULLS["random"], "rotated": NULLS["rotated
 
 def _populations(one: Run, two: Run) -> dict[str, int]:
     """Kinds of units that are the same in both runs, and how many there are in a layer."""
-    found = {NEURON: one.manifest.model.neurons}
+    populations = {NEURON: one.manifest.model.neurons}
     options = [run.manifest.options.get("nulls") for run in (one, two)]
     if options[0] != options[1] or any("null_triggers" not in run.manifest.tables for run in (one, two)):
-        return found
+        return populations
     sizes = one.table("null_neurons").group_by("kind").agg(pl.col("neuron").max() + 1).collect()
-    return found | {kind: size for kind, size in sizes.iter_rows() if kind in UNITS}
+    return populations | {kind: size for kind, size in sizes.iter_rows() if kind in UNITS}
 
 
 def _triggers(run: Run, unit: str, size: int, texts: pl.DataFrame | None) -> pl.DataFrame:
@@ -182,16 +182,16 @@ def _overlap(one: Run, two: Run, shared: Shared, seed: int) -> Finding:
         ]
         layer = np.arange(2 * layers * size) // (2 * size)
         first, second = map(shares, rows)
-        found = common(first, second, len(layer))
+        overlap = common(first, second, len(layer))
         null = common(first, _dealt(second, layers, size, seed), len(layer))
-        known = ~np.isnan(found) & ~np.isnan(null)
+        known = ~np.isnan(overlap) & ~np.isnan(null)
         figures[unit] = kept(rows[0], rows[1], layer)
         documents = min(one_run["document"].n_unique() for one_run in rows)
         means = whole[unit] = jackknifed(figures[unit]).among(documents)
         places = [known & (layer == at) for at in range(layers)]
         limits = np.array([np.quantile(null[at], 0.95) if at.any() else np.nan for at in places])
         apart = np.array([null[at].mean() if at.any() else np.nan for at in places])
-        above = float((found[known] > limits[layer[known]]).mean()) if known.any() else float("nan")
+        above = float((overlap[known] > limits[layer[known]]).mean()) if known.any() else float("nan")
         told[unit] = (float(null[known].mean()) if known.any() else float("nan"), above)
         by_layer = means.at(slice(layers))
         band = Interval(apart, np.zeros(layers), limits)

@@ -123,7 +123,7 @@ _OF_RESIDUAL = {"residual"}
 
 
 @dataclass(frozen=True)
-class Side:
+class Quantities:
     """The quantities of examples: their own, or with another's output in place of it, under the same names.
 
     suffix  "" for their own, else that of the columns that hold the others
@@ -150,16 +150,16 @@ class Side:
         return self.grid.known() if self.suffix == PARTNER else np.ones((self.grid.examples.height, 1), bool)
 
 
-Selection = Callable[[Side], np.ndarray]
+Selection = Callable[[Quantities], np.ndarray]
 
 
-def everything(of: Side) -> np.ndarray:
+def everything(of: Quantities) -> np.ndarray:
     """Select every example at every place."""
     return np.ones((1, 1), bool)
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExampleFigure:
     """A figure of examples, said once for the examples and for whatever they are compared with.
 
     hits   bool[example, place] (or f64, of a mean) of a side's quantities
@@ -171,7 +171,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class BesidePartner:
     """A figure and its null, both through one selection, and what is between them; resampled by document.
 
     sums  f64[document, 4, place]: sum over the selected and how many they are, of the figure, then of the null
@@ -207,7 +207,9 @@ def _difference(sums: np.ndarray) -> np.ndarray:
     return ratio(sums[:, 0], sums[:, 1]) - ratio(sums[:, 2], sums[:, 3])
 
 
-def against_partner(asked: Asked, own: Side, partner: Side, *, overall: bool = False) -> Contrast:
+def against_partner(
+    asked: ExampleFigure, own: Quantities, partner: Quantities, *, overall: bool = False
+) -> BesidePartner:
     """A figure of examples beside the same figure with another's output in place of their own.
 
     overall  over all places at once
@@ -224,7 +226,7 @@ def against_partner(asked: Asked, own: Side, partner: Side, *, overall: bool = F
         intervals.append(measured(values, documents))
         known = ~np.isnan(values)
         sums.append(per_document(np.stack([np.where(known, values, 0.0), known], 1), documents))
-    return Contrast(intervals[0], intervals[1], np.concatenate(sums, axis=1))
+    return BesidePartner(intervals[0], intervals[1], np.concatenate(sums, axis=1))
 
 
 def layers_named(which: np.ndarray) -> str:
@@ -255,8 +257,8 @@ def columns(interval: Interval, value: str = "value", null: Interval | None = No
     What is not defined is null.
     """
     names = (value, "low", "high", "null", "null_low", "null_high")
-    found = dict(zip(names, (*interval, *(null or ())), strict=False))
-    frame = {name: pl.Series(np.atleast_1d(numbers)).fill_nan(None) for name, numbers in found.items()}
+    numbers_of = dict(zip(names, (*interval, *(null or ())), strict=False))
+    frame = {name: pl.Series(np.atleast_1d(numbers)).fill_nan(None) for name, numbers in numbers_of.items()}
     return frame if interval.n is None else frame | {"n": pl.Series(np.atleast_1d(interval.n))}
 
 
@@ -299,10 +301,10 @@ def number(interval: Interval, place: int | None = None, form: str = ".2f") -> s
 def _written(
     interval: Interval, place: int | None, form: str, scale: float, unit: str, undefined: str
 ) -> str:
-    one = interval if place is None else interval.at(place)
-    value, low, high = (scale * float(part) for part in one)
+    figure = interval if place is None else interval.at(place)
+    value, low, high = (scale * float(end) for end in figure)
     if np.isnan(value):
         return undefined
     if np.isnan(low) or np.isnan(high):
-        return f"{value:{form}}{unit} (no interval" + (")" if one.n is None else f": n = {int(one.n)})")
+        return f"{value:{form}}{unit} (no interval" + (")" if figure.n is None else f": n = {int(figure.n)})")
     return f"{value:{form}}{unit} [{low:{form}}, {high:{form}}]"

@@ -59,23 +59,23 @@ def _ranks(run: Run, rows: pl.DataFrame) -> Finding:
         .with_columns(polarity=_side())
     )
     keys = rows.select("polarity", "layer").unique().sort("polarity", "layer", descending=[True, False])
-    found = [medians(rows.filter(polarity=side, layer=layer)) for side, layer in keys.iter_rows()]
+    middles = [medians(rows.filter(polarity=side, layer=layer)) for side, layer in keys.iter_rows()]
     ends = {
-        f"{name}_{end}": pl.Series([getattr(one, end)[place] for one in found]).fill_nan(None)
+        f"{name}_{end}": pl.Series([getattr(middle, end)[place] for middle in middles]).fill_nan(None)
         for name, place in (("median", 0), ("difference", 2))
         for end in ("value", "low", "high")
         if (name, end) != ("median", "value")
     }
-    documents = pl.Series([0 if one.n is None else int(one.n[0]) for one in found])
+    documents = pl.Series([0 if middle.n is None else int(middle.n[0]) for middle in middles])
     frame = frame.with_columns(**ends, n=documents).rename({"difference_value": "difference"})
-    sides = dict(zip(frame.select("polarity", "layer").iter_rows(), found, strict=True))
+    sides = dict(zip(frame.select("polarity", "layer").iter_rows(), middles, strict=True))
     largest = frame.filter(pl.col("polarity") == frame["polarity"][0])
     said = []
     for row in (largest.row(0, named=True), largest.row(-1, named=True)):
-        one = sides[row["polarity"], row["layer"]]
+        middle = sides[row["polarity"], row["layer"]]
         said.append(
-            f"{number(one, 0, ',.0f')} in layer {row['layer']}, where the next token of another neuron's trigger has "
-            f"{one.value[1]:,.0f}: a difference of {number(one, 2, '+,.0f')} over {row['values']:,} neurons"
+            f"{number(middle, 0, ',.0f')} in layer {row['layer']}, where the next token of another neuron's trigger "
+            f"has {middle.value[1]:,.0f}: a difference of {number(middle, 2, '+,.0f')} over {row['values']:,} neurons"
         )
     return Finding(
         id="figure-5-rank",

@@ -141,8 +141,8 @@ def _agreement(run: Run, rows: pl.DataFrame) -> Finding:
     for side in first["polarity"].unique(maintain_order=True):
         triggers = first.filter(pl.col("polarity") == side)
         for mode in ("next", "last"):
-            found = agreements[side, mode] = Agreement.of(triggers, mode, layers)
-            parts.append(_layers(found.share, found.dealt, side, mode))
+            agreement = agreements[side, mode] = TriggerAgreement.of(triggers, mode, layers)
+            parts.append(_layers(agreement.share, agreement.dealt, side, mode))
     frame = pl.concat(parts)
     return Finding(
         id="figure-4-agreement",
@@ -162,7 +162,7 @@ def _agreement(run: Run, rows: pl.DataFrame) -> Finding:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class TriggerAgreement:
     """How often the first tokens of values are those of their strongest triggers, layer by layer, and by chance.
 
     share  of the neurons of each layer
@@ -175,7 +175,7 @@ class Agreement:
     sums: np.ndarray
 
     @classmethod
-    def of(cls, triggers: pl.DataFrame, mode: str, layers: int) -> Agreement:
+    def of(cls, triggers: pl.DataFrame, mode: str, layers: int) -> TriggerAgreement:
         """Of the strongest triggers of one polarity: columns layer, top, document and `mode`."""
         top, target, documents = (triggers[name].to_numpy() for name in ("top", mode, "document"))
         layer = triggers["layer"].to_numpy().astype(np.int64)
@@ -187,7 +187,7 @@ class Agreement:
         return cls(
             share_by_group(hits, layer, layers, documents),
             dealt(top, target, layer, layers),
-            np.stack([part.reshape(len(ids), layers) for part in sums], axis=1),
+            np.stack([column.reshape(len(ids), layers) for column in sums], axis=1),
         )
 
     @property
@@ -254,7 +254,7 @@ def dealt(
     return out
 
 
-def _says_agreement(found: Agreement) -> str:
+def _says_agreement(found: TriggerAgreement) -> str:
     share, layers = found.share.value, len(found.share.value)
     peak = int(np.nanargmax(share))
     lower = [layer for layer in range(layers) if 3 * layer < 2 * layers]
@@ -412,9 +412,9 @@ def agreeing(rows: pl.DataFrame, side: np.ndarray) -> Interval:
     hit = (rows["next"] == rows["top"]).to_numpy()
     sides = rows["side"].to_numpy()[hit]
     place = np.searchsorted(np.sort(side), sides).clip(max=max(len(side) - 1, 0))
-    mine = np.sort(side)[place] == sides if len(side) else np.zeros(len(sides), bool)
+    chosen = np.sort(side)[place] == sides if len(side) else np.zeros(len(sides), bool)
     hits = np.zeros((len(side), count))
-    np.add.at(hits, (place[mine], groups[hit][mine]), 1)
+    np.add.at(hits, (place[chosen], groups[hit][chosen]), 1)
     whole = hits.sum(1)
     figures = [(whole > 0).mean(), *((whole[:, None] - hits > 0).mean(0))] if len(side) else [np.nan]
     return jackknifed(np.array(figures), rows["document"].n_unique())
