@@ -61,13 +61,13 @@ class NeuronId(NamedTuple):
     def parse(cls, text: str) -> NeuronId:
         """Read ``L13N366``, ``13.366``, ``13/366``, ``13_366``, ``L13.N366``, or the name that TransformerLens has for
         it, ``blocks.13.mlp.hook_post.366``; else `QueryError`."""
-        found = _ADDRESS.fullmatch(text) or _HOOKED.fullmatch(text)
-        if found is None:
+        match = _ADDRESS.fullmatch(text) or _HOOKED.fullmatch(text)
+        if match is None:
             raise QueryError(
                 f"reading a neuron's address: {text!r} is not an address; write L13N366 "
                 "(or 13.366, 13/366, 13_366, blocks.13.mlp.hook_post.366)"
             )
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def check(run: Run, key: str = "topic", *, seed: int = 0) -> LabelCheck | None:
     measured = information(met, code)
     random = np.random.default_rng(seed)
     chance = np.stack([information(met, random.permutation(code)) for _ in range(SHUFFLES)])
-    own, others = (np.isin(specs, some) for some in (of_neurons, of_nulls))
+    own, others = (np.isin(specs, population) for population in (of_neurons, of_nulls))
     return LabelCheck(
         key,
         len(of_neurons),

@@ -170,8 +170,8 @@ class RunWriter:
         if not source.exists() and target.exists():
             return
         with _writing(self.path):
-            found = _kinds(pq.read_schema(source))
-            assert found == _kinds(SCHEMAS[name]), (name, found)
+            kinds = _kinds(pq.read_schema(source))
+            assert kinds == _kinds(SCHEMAS[name]), (name, kinds)
             shutil.move(source, target)
             sync(target)
 

@@ -260,13 +260,13 @@ def compare(one: Run, two: Run, *, only: str | None = None) -> StudyReport:
     if names[0] == names[1]:
         names = [f"{number}: {path}" for number, path in enumerate(paths, 1)]
     sections: list[Section] = []
-    found: tuple[Finding, ...] = ()
+    comparison: tuple[Finding, ...] = ()
     lost = ""
     try:
-        found = tuple(stability.findings(*runs))
+        comparison = tuple(stability.findings(*runs))
     except QueryError as error:
         lost = str(error)
-    sections.append(Section("stability", "Are they the same neurons?", found, lost))
+    sections.append(Section("stability", "Are they the same neurons?", comparison, lost))
     for measurement in choose(only):
         both = [measurement.section(run) for run in runs]
         missing = zip(names, (section.missing for section in both), strict=True)

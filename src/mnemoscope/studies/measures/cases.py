@@ -58,8 +58,8 @@ class Case:
 
     @property
     def other(self) -> tuple[int, int]:
-        """Another pair of words: the partner's answer, or the far foil where that is the near one; and the near "
-        "foil."""
+        """Another pair of words: the partner's answer, or the far foil where that is the near one; and the near
+        foil."""
         answer = self.partner.token
         return (self.far.token if answer == self.near.token else answer), self.near.token
 
@@ -70,42 +70,42 @@ def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, It
 
     def shard(numbers: np.ndarray) -> dict[str, pa.Table]:
         (number,) = numbers.tolist()
-        found = taken_apart(model, cases[number])
-        return {name: _rows(name, number, frame) for name, frame in found.items()}
+        frames = taken_apart(model, cases[number])
+        return {name: _rows(name, number, frame) for name, frame in frames.items()}
 
     return work.shards(cases, shard, "cases", size=1)
 
 
 def chosen(model: Model, asked: Sequence[Asked], sizes: Sizes) -> list[Case]:
     """The first `sizes.cases` of each set that have foils, in an order drawn with the seed."""
-    found = []
-    for name in dict.fromkeys(one.question.set for one in asked):
-        some = [one for one in asked if one.question.set == name]
-        dealt = (case for case in deal(some, sizes.seed) if _fits(model, case))
-        found += [case for case, _ in zip(dealt, range(sizes.cases), strict=False)]
-    if not found:
+    cases = []
+    for name in dict.fromkeys(candidate.question.set for candidate in asked):
+        of_set = [candidate for candidate in asked if candidate.question.set == name]
+        dealt = (case for case in deal(of_set, sizes.seed) if _fits(model, case))
+        cases += [case for case, _ in zip(dealt, range(sizes.cases), strict=False)]
+    if not cases:
         raise QueryError(
             "taking questions apart: none has foils; a set needs two labels, and two answers of a label that begin "
             "with different tokens"
         )
-    return found
+    return cases
 
 
 def deal(asked: Sequence[Asked], seed: int) -> Iterable[Case]:
     """The questions of one set that have a near and a far foil, with foils and a partner drawn."""
     for place in np.random.default_rng(seed).permutation(len(asked)).tolist():
-        one, generator = asked[place], np.random.default_rng([seed, place])
-        label = one.question.label
-        near = _drawn(asked, generator, {one.token}, lambda two: two.question.label == label)  # noqa: B023
+        own, generator = asked[place], np.random.default_rng([seed, place])
+        label = own.question.label
+        near = _drawn(asked, generator, {own.token}, lambda other: other.question.label == label)  # noqa: B023
         if near is None:
             continue
-        words = {one.token, near.token}
-        far = _drawn(asked, generator, words, lambda two: two.question.label != label)  # noqa: B023
+        words = {own.token, near.token}
+        far = _drawn(asked, generator, words, lambda other: other.question.label != label)  # noqa: B023
         if far is None:
             continue
-        partner = _drawn(asked, generator, {*words, far.token}) or _drawn(asked, generator, {one.token})
+        partner = _drawn(asked, generator, {*words, far.token}) or _drawn(asked, generator, {own.token})
         assert partner is not None, "the near foil's question is one"
-        yield Case(one, near, far, partner)
+        yield Case(own, near, far, partner)
 
 
 def _drawn(
@@ -114,13 +114,13 @@ def _drawn(
     without: set[int],
     among: Callable[[Asked], bool] = lambda _: True,
 ) -> Asked | None:
-    found = [one for one in asked if one.token not in without and among(one)]
-    return found[int(generator.integers(len(found)))] if found else None
+    candidates = [candidate for candidate in asked if candidate.token not in without and among(candidate)]
+    return candidates[int(generator.integers(len(candidates)))] if candidates else None
 
 
-def _text(one: Asked) -> str:
+def _text(asked: Asked) -> str:
     """The answer so that it is read as it was."""
-    return " " + one.question.answer if one.spaced else one.question.answer
+    return " " + asked.question.answer if asked.spaced else asked.question.answer
 
 
 def _fits(model: Model, case: Case) -> bool:
@@ -129,34 +129,36 @@ def _fits(model: Model, case: Case) -> bool:
     scores = lens.logits(case.asked.stream[-1:])[0]
     foils = [_text(case.near), _text(case.far)]
     try:
-        found = ask(model, case.asked.question.prompt, _text(case.asked), foils, -1, lambda _: scores)
+        answer = ask(model, case.asked.question.prompt, _text(case.asked), foils, -1, lambda _: scores)
     except QueryError:
         return False
-    assert found.target is not None
-    return (found.target.token, *(foil.token for foil in found.foils)) == case.words
+    assert answer.target is not None
+    return (answer.target.token, *(foil.token for foil in answer.foils)) == case.words
 
 
 def taken_apart(model: Model, case: Case) -> Frames:
     """Every table of one question, without its number."""
     foils = [_text(case.near), _text(case.far)]
-    found = explain(model, case.asked.question.prompt, _text(case.asked), foils, top=TOP, ablate=ABLATED)
+    explanation = explain(
+        model, case.asked.question.prompt, _text(case.asked), foils, top=TOP, ablate=ABLATED
+    )
     with torch.inference_mode():
         prediction = _prediction(model, case.asked, case.words)
-        near = found.contrasts[0]
+        near = explanation.contrasts[0]
         pieces = near.sources["source_token"].to_list()
         named = pl.DataFrame(
             {"source": range(len(pieces)), "class": classes(pieces, case.asked.question.subject)},
             {"source": pl.Int32, "class": pl.String},
         )
         return {
-            "case_questions": _about(case, found),
+            "case_questions": _about(case, explanation),
             "case_stream": _stream(prediction, _prediction(model, case.partner, case.words), case),
             "case_sources": near.sources.join(named, on="source", how="left", maintain_order="left"),
-            "case_origins": found.attention_queries.join(
+            "case_origins": explanation.attention_queries.join(
                 named, on="source", how="left", maintain_order="left"
             ).with_row_index("vector"),
             "case_neurons": _neurons(prediction, near.neurons, case.other),
-            "case_ablations": found.ablations,
+            "case_ablations": explanation.ablations,
         }
 
 
@@ -169,15 +171,15 @@ def _prediction(model: Model, asked: Asked, words: tuple[int, int, int]) -> Trac
     return TracedPrediction(stream, lens, words[0], words[1:], pieces, geometry_of(model, lens))
 
 
-def _about(case: Case, found: Explanation) -> pl.DataFrame:
+def _about(case: Case, explanation: Explanation) -> pl.DataFrame:
     question = case.asked.question
     return pl.DataFrame(
         {
             **{name: [getattr(question, name)] for name in ("set", "subject", "prompt", "answer", "label")},
             "near": [case.near.question.answer],
             "far": [case.far.question.answer],
-            **dict(zip(("token", "near_token", "far_token"), ([one] for one in case.words), strict=True)),
-            "rank": [found.stream["rank"][-1]],
+            **dict(zip(("token", "near_token", "far_token"), ([word] for word in case.words), strict=True)),
+            "rank": [explanation.stream["rank"][-1]],
             "partner": [case.partner.question.prompt],
         }
     )
@@ -187,8 +189,8 @@ def _stream(prediction: TracedPrediction, partner: TracedPrediction, case: Case)
     """Logits of the three words at every point, before a soft cap, here and at the partner's prompt (A50, A51)."""
     words = list(case.words)
     own, null = (
-        one.lens.raw_logits(one.points, one.scale)[:, words].T.flatten().cpu().numpy()
-        for one in (prediction, partner)
+        traced.lens.raw_logits(traced.points, traced.scale)[:, words].T.flatten().cpu().numpy()
+        for traced in (prediction, partner)
     )
     count = len(prediction.points)
     return pl.DataFrame(
@@ -208,10 +210,10 @@ def classes(pieces: Sequence[str], subject: str) -> list[str | None]:
     if start < 0:
         return [None] * len(pieces)
     begin, end = ends - [len(piece) for piece in pieces], start + len(subject)
-    found = np.where(ends <= start, "before", np.where(begin >= end, "after", "subject")).astype(object)
-    if found[-1] != "subject":
-        found[-1] = "last"
-    return list(found)
+    standing = np.where(ends <= start, "before", np.where(begin >= end, "after", "subject")).astype(object)
+    if standing[-1] != "subject":
+        standing[-1] = "last"
+    return list(standing)
 
 
 def _neurons(prediction: TracedPrediction, shown: pl.DataFrame, other: tuple[int, int]) -> pl.DataFrame:
@@ -244,21 +246,23 @@ def told_apart(prediction: TracedPrediction, shown: pl.DataFrame) -> pl.DataFram
     """The ten neurons that raise target minus first foil most, of those shown, and what there is to say of them."""
     place = ["layer", "neuron"]
     best = shown.sort("increase", descending=True, maintain_order=True).head(NEURONS)
-    mine = list(best.select(place).iter_rows())
-    layer, neuron = torch.tensor(mine).T
+    addresses = list(best.select(place).iter_rows())
+    layer, neuron = torch.tensor(addresses).T
     vectors = torch.cat(
-        [prediction.stream.neuron_parts(a, prediction.position, torch.tensor([b])) for a, b in mine]
+        [prediction.stream.neuron_parts(a, prediction.position, torch.tensor([b])) for a, b in addresses]
     )
-    coefficient = [float(prediction.stream.layers[a].coefficients[prediction.position, b]) for a, b in mine]
+    coefficient = [
+        float(prediction.stream.layers[a].coefficients[prediction.position, b]) for a, b in addresses
+    ]
     moved = prediction.odds(vectors, 2 * layer + 1)[..., 0]
     chains = _chains(prediction, shown)[layer, neuron]
     scores = Lens.of(prediction.stream.anatomy, "own").raw_logits(vectors)
-    words = torch.tensor([[prediction.target, prediction.foils[0]]]).expand(len(mine), 2)
+    words = torch.tensor([[prediction.target, prediction.foils[0]]]).expand(len(addresses), 2)
     first, last = ranks(scores, words), ranks(-scores, words)
     promotes, suppresses = prediction.promoted(vectors, PROMOTED)
     frame = pl.DataFrame(
         {
-            "rank": range(len(mine)),
+            "rank": range(len(addresses)),
             "layer": layer.numpy(),
             "neuron": neuron.numpy(),
             "coefficient": coefficient,
@@ -287,8 +291,8 @@ def _chains(prediction: TracedPrediction, shown: pl.DataFrame) -> Float[Tensor, 
 
 def _first(prediction: TracedPrediction, neurons: pl.DataFrame) -> pl.DataFrame:
     """By neuron: the earlier vector with the largest share of its coefficient, and that share as a fraction of it."""
-    found = queries(prediction, neurons, (neurons.height, 0))
-    parts = found.filter(~pl.col("kind").is_in(["key bias", "remainder"]))
+    shares = queries(prediction, neurons, (neurons.height, 0))
+    parts = shares.filter(~pl.col("kind").is_in(["key bias", "remainder"]))
     first = parts.group_by("layer", "neuron", maintain_order=True).first()
     joined = first.join(neurons.select("layer", "neuron", "coefficient"), on=["layer", "neuron"])
     return joined.select(
