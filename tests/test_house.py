@@ -25,6 +25,8 @@ DOORS = {
 # Numbers and lists below only ever shrink.
 DOUBLES = {"Run"}  # the stored run, and the public one that asks it
 FLOORS = 17  # files in the longest chain of imports
+LONGEST = 95  # lines of a function, signature and docstring included
+SPINE_FILES, SPINE_LINES = 78, 13_100
 ROLES = {"found", "one", "part", "some", "mine"}  # what a thing does in its sentence, not what it is
 ROLE_NAMES = 64
 
@@ -127,6 +129,22 @@ def test_the_chain_of_imports_is_short() -> None:
     """Who wants to understand a file reads those below it: there are no more floors than there were."""
     chain = _longest(imports())
     assert len(chain) <= FLOORS, "\n".join(chain)
+
+
+def test_the_spine_is_read_in_an_afternoon() -> None:
+    """Files and lines of the spine, and the longest function of all, do not grow without a word here."""
+    spine = [path for module, path in FILES.items() if _room(module) not in WINGS]
+    assert len(spine) <= SPINE_FILES, len(spine)
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in spine)
+    assert lines <= SPINE_LINES, lines
+    functions = {
+        f"{path.relative_to(SOURCE)}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path in FILES.values()
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.FunctionDef)
+    }
+    longest = max(functions, key=lambda name: functions[name])
+    assert functions[longest] <= LONGEST, longest
 
 
 def test_every_module_is_reached_from_the_command_line() -> None:
