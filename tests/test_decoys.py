@@ -19,11 +19,14 @@ from mnemoscope.intervals import LEAST
 from mnemoscope.neuron import decoys, twoway
 from mnemoscope.patterns import summary
 from mnemoscope.patterns.search import Options
+from mnemoscope.results import PatternReport
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings import keys
 from mnemoscope.trials import job
 from mnemoscope.trials.job import Settings, patterns
 from mnemoscope.trials.outcomes import crossed_bars
+from mnemoscope.views.patterns import summary as printed
+from mnemoscope.views.terminal import plain
 
 figures = st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.5, 0.9]), min_size=2, max_size=2)
 
@@ -203,6 +206,21 @@ def test_rivals_in_the_tables_are_the_units_own(run: Run) -> None:
                 assert row["decoy_f1_low"] == np.delete(low[place], index).max()
                 level = own[place] if kind == "neuron" else best_decoy[place]
                 assert row["decoy_q"] == (level if kind == "neuron" or low[place].argmax() == index else 1)
+
+
+@pytest.mark.slow
+def test_only_what_was_judged_alike_stands_beside_neurons(run: Run) -> None:
+    """Random directions have a bar and no rival, so that their verdicts are another thing: nowhere beside neurons'."""
+    known = summary.summary(run)
+    kinds = {"chimera", "covariance"}
+    assert set(known.verdicts["unit"]) == {"neuron"} | kinds and set(known.expected["unit"]) == kinds
+    beyond = known.beyond.filter(pl.col("null") == "verdict")
+    assert set(beyond["unit"]) == {"neuron"} | kinds
+    assert "random" in known.beyond.filter(pl.col("null") == "N1")["unit"].to_list()
+    assert "random" in plain(printed(PatternReport(known, None, (), ()), layers=True), 100)
+    (verdicts,) = [finding for finding in keys.findings(run) if finding.id == "two-way-verdicts"]
+    assert "random" not in verdicts.says and "chimeras" in verdicts.says
+    assert decoys.judged_alike(["random", "rotated"]) == ["random", "rotated"]
 
 
 @pytest.mark.slow

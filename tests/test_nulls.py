@@ -23,7 +23,7 @@ from mnemoscope.mine.verify import verify
 from mnemoscope.model import nulls
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model
-from mnemoscope.model.nulls import KINDS, NullColumns, Nulls, shuffled_copy
+from mnemoscope.model.nulls import KINDS, LayerSignals, NullColumns, Nulls, shuffled_copy
 from mnemoscope.records import ContextBatch
 from mnemoscope.run.reading import open_run
 
@@ -45,7 +45,7 @@ def seen(model: Model, units: Nulls, batch: ContextBatch) -> list[dict[str, tupl
         layer: int, m: Tensor, batch: ContextBatch, gate: Tensor | None, up: Tensor | None, inputs: Tensor
     ) -> None:
         assert layer == len(kept)
-        found = units.columns(layer, batch, inputs, m, gate, up)
+        found = units.columns(layer, batch, LayerSignals(inputs, m, gate, up))
         kept.append(
             {"model": (inputs.clone(), m.clone())}
             | {kind: tuple(x.clone() for x in columns if x is not None) for kind, columns in found.items()}
@@ -366,10 +366,8 @@ def test_a_null_that_is_not_finite_is_said_to_be_one(model: Model) -> None:
     """The message names the kind, so that nobody looks for a fault in a neuron."""
 
     class Broken:
-        def columns(
-            self, layer: int, batch: ContextBatch, inputs: Tensor, m: Tensor, *_: object
-        ) -> NullColumns:
-            return NullColumns(torch.full((*m.shape[:2], 40), float("inf")))
+        def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
+            return NullColumns(torch.full((*signals.coefficients.shape[:2], 40), float("inf")))
 
     units = Nulls(model, ["rotated"])
     units._sources["rotated"] = Broken()

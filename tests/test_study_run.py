@@ -359,7 +359,9 @@ def test_study_from_model_to_report(
     both = tmp_path / "both.html"
     code, _, error = call(monkeypatch, capsys, "compare", out, out, "--only", "value_ranks", "--html", both)
     assert code == 0, error
-    assert "Do neurons keep their triggers?" in both.read_text(encoding="utf-8")
+    assert "Do neurons keep their triggers, and do they more than other directions?" in both.read_text(
+        encoding="utf-8"
+    )
 
 
 def test_study_says_what_it_lacks(

@@ -19,7 +19,7 @@ from mnemoscope.mine.reading import Accumulator, scan
 from mnemoscope.mine.triggers import Samples, Triggers
 from mnemoscope.model.capture import Coefficients, Inputs
 from mnemoscope.model.model import Model
-from mnemoscope.model.nulls import Nulls
+from mnemoscope.model.nulls import LayerSignals, Nulls
 from mnemoscope.records import ContextBatch
 
 _FORMAT = 1
@@ -167,7 +167,8 @@ class RunStatistics:
     ) -> None:
         """Take in one layer of one batch: a `Receiver`. ActivationError when something counted is not finite."""
         self.neurons.update(layer, coefficients, batch, gate, up)
-        for kind, columns in self._nulls.columns(layer, batch, inputs, coefficients, gate, up).items():
+        signals = LayerSignals(inputs, coefficients, gate, up)
+        for kind, columns in self._nulls.columns(layer, batch, signals).items():
             try:
                 self._by_kind[kind].update(layer, columns.coefficients, batch, columns.gate, columns.up)
             except ActivationError as error:

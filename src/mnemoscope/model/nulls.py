@@ -10,7 +10,7 @@ Two kinds are *decoys*: there is one for each neuron, made of the layer's own pa
 compete one against one (`neuron.decoys`).
 
     chimera     "the gates and the ups would do, however paired": the neuron's gate with the up of another neuron.
-                In a plain layer the mean of two other keys, about the layer's mean, as long as keys are
+                In a plain layer two other keys are added about the layer's mean, over the square root of 2
     covariance  "any direction would do that is distributed as the keys are": sums of many of the layer's keys with
                 random signs, about their mean; gate, up and biases are drawn together
 
@@ -33,7 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from mnemoscope.arguments import DECOYS, check_nulls
 from mnemoscope.arguments import DEFAULT_NULLS as DEFAULT
 from mnemoscope.arguments import NULLS as KINDS
-from mnemoscope.model.capture import Capture, Coefficients
+from mnemoscope.model.capture import Capture, Coefficients, Inputs
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Projection
 from mnemoscope.records import ContextBatch
@@ -52,18 +52,24 @@ class NullColumns(NamedTuple):
     up: Coefficients | None = None
 
 
+class LayerSignals(NamedTuple):
+    """What a layer reads and computes of a batch.
+
+    inputs        what its first projections read
+    coefficients  of its neurons
+    gate, up      their pre-activations, None if it is plain
+    """
+
+    inputs: Inputs
+    coefficients: Coefficients
+    gate: Coefficients | None
+    up: Coefficients | None
+
+
 class NullSource(Protocol):
     """One kind of pseudo-neurons."""
 
-    def columns(
-        self,
-        layer: int,
-        batch: ContextBatch,
-        inputs: Float[Tensor, "context token width"],
-        coefficients: Coefficients,
-        gate: Coefficients | None,
-        up: Coefficients | None,
-    ) -> NullColumns:
+    def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """The coefficients of its pseudo-neurons in one layer of one batch."""
 
 
@@ -113,21 +119,10 @@ class Nulls:
         self,
         layer: int,
         batch: ContextBatch,
-        inputs: Float[Tensor, "context token width"],
-        coefficients: Coefficients,
-        gate: Coefficients | None = None,
-        up: Coefficients | None = None,
+        signals: LayerSignals,
     ) -> dict[str, NullColumns]:
-        """The coefficients of the pseudo-neurons by kind, in the model's dtype; ask layer by layer.
-
-        inputs        what the layer's first projections read
-        coefficients  of the layer's neurons
-        gate, up      their pre-activations, None if the layer is plain
-        """
-        return {
-            kind: source.columns(layer, batch, inputs, coefficients, gate, up)
-            for kind, source in self._sources.items()
-        }
+        """The coefficients of the pseudo-neurons by kind, in the model's dtype; ask layer by layer."""
+        return {kind: source.columns(layer, batch, signals) for kind, source in self._sources.items()}
 
 
 class _Random:
@@ -148,17 +143,9 @@ class _Random:
             biases.append(np.concatenate([_biases(projection, like) for projection in rows]))
         self._weight, self._bias = _tensor(weights, model), _tensor(biases, model)
 
-    def columns(
-        self,
-        layer: int,
-        batch: ContextBatch,
-        inputs: Tensor,
-        coefficients: Tensor,
-        gate: Tensor | None,
-        up: Tensor | None,
-    ) -> NullColumns:
+    def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """act(x.g + a) * (x.u + b), or act(x.k + a) where the layer is plain."""
-        products = _product(inputs, self._weight[layer]).add_(self._bias[layer])
+        products = _product(signals.inputs, self._weight[layer]).add_(self._bias[layer])
         return _activated(self._act, products, self._count)
 
 
@@ -173,17 +160,9 @@ class _Rotated:
         ]
         self._weight = _tensor(rows, model)
 
-    def columns(
-        self,
-        layer: int,
-        batch: ContextBatch,
-        inputs: Tensor,
-        coefficients: Tensor,
-        gate: Tensor | None,
-        up: Tensor | None,
-    ) -> NullColumns:
+    def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """m R; it has no keys of its own, and so no gate."""
-        return NullColumns(_product(coefficients, self._weight[layer]))
+        return NullColumns(_product(signals.coefficients, self._weight[layer]))
 
 
 def shuffled_copy(model: Model, seed: int = 0) -> Model:
@@ -215,15 +194,7 @@ class _Shuffled:
         self._batch: ContextBatch | None = None
         self._columns: dict[int, NullColumns] = {}
 
-    def columns(
-        self,
-        layer: int,
-        batch: ContextBatch,
-        inputs: Tensor,
-        coefficients: Tensor,
-        gate: Tensor | None,
-        up: Tensor | None,
-    ) -> NullColumns:
+    def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """What the copy computes for the chosen neurons."""
         if self._batch is not batch or layer not in self._columns:
             self._batch, self._columns = batch, {}
@@ -262,21 +233,13 @@ class _Chimera:
             signs = np.ones((2, count))
             self._mixed = _Mixtures(model, [(shifts, signs[: len(shifts)]) for shifts in self._shifts])
 
-    def columns(
-        self,
-        layer: int,
-        batch: ContextBatch,
-        inputs: Tensor,
-        coefficients: Tensor,
-        gate: Tensor | None,
-        up: Tensor | None,
-    ) -> NullColumns:
+    def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """act(x.g + a) * (x.u' + b'), or act(x.k' + a') where the layer is plain."""
         if self._mixed is not None:
-            return self._mixed.columns(layer, inputs)
-        assert gate is not None and up is not None, "a gated layer hands out its gate and its up"
-        other = up.roll(-self._shifts[layer][0], -1)
-        return NullColumns(self._act(gate) * other, gate, other)
+            return self._mixed.columns(layer, signals.inputs)
+        assert signals.gate is not None and signals.up is not None, "a gated layer has a gate and an up"
+        other = signals.up.roll(-self._shifts[layer][0], -1)
+        return NullColumns(self._act(signals.gate) * other, signals.gate, other)
 
 
 class _Covariance:
@@ -290,17 +253,9 @@ class _Covariance:
             drawn.append((shifts, generator.choice([-1.0, 1.0], (len(shifts), count))))
         self._mixed = _Mixtures(model, drawn)
 
-    def columns(
-        self,
-        layer: int,
-        batch: ContextBatch,
-        inputs: Tensor,
-        coefficients: Tensor,
-        gate: Tensor | None,
-        up: Tensor | None,
-    ) -> NullColumns:
+    def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """act(x.g' + a') * (x.u' + b'), or act(x.k' + a') where the layer is plain."""
-        return self._mixed.columns(layer, inputs)
+        return self._mixed.columns(layer, signals.inputs)
 
 
 class _Mixtures:
@@ -316,17 +271,11 @@ class _Mixtures:
         weights, biases = [], []
         every = np.arange(parts.n_neurons)
         for layer, (shifts, signs) in zip(parts.layers, drawn, strict=True):
-            rows = [layer.gate] if layer.up is None else [layer.gate, layer.up]
-            weights.append(
-                np.concatenate(
-                    [_mixed(projection.weight().double().cpu().numpy(), shifts, signs) for projection in rows]
-                )
-            )
-            biases.append(
-                np.concatenate(
-                    [_mixed(_biases(projection, every)[:, None], shifts, signs)[:, 0] for projection in rows]
-                )
-            )
+            projections = [layer.gate] if layer.up is None else [layer.gate, layer.up]
+            rows = [projection.weight().double().cpu().numpy() for projection in projections]
+            offsets = [_biases(projection, every)[:, None] for projection in projections]
+            weights.append(np.concatenate([_mixed(matrix, shifts, signs) for matrix in rows]))
+            biases.append(np.concatenate([_mixed(column, shifts, signs)[:, 0] for column in offsets]))
         self._weight, self._bias = _tensor(weights, model), _tensor(biases, model)
 
     def columns(self, layer: int, inputs: Tensor) -> NullColumns:

@@ -9,6 +9,7 @@ expected share of false discoveries below that level, however many neurons are a
 provided that the coins of different neurons are independent. With several decoys to a neuron the best of them wins,
 and (1 + decoys) is divided by their number (Gimenez and Zou 2019).
 
+    judged_alike(kinds)     the kinds of unit whose verdicts may stand beside those of neurons
     rates(own, decoys)      f64[unit]: the level from which each neuron is a discovery (a q-value)
     f1_without(...)         f64[1 + group claim]: F1 without some of the documents, for `Excess`
     Excess                  neurons that reach a figure less decoys that do, with an interval over documents
@@ -16,14 +17,25 @@ and (1 + decoys) is divided by their number (Gimenez and Zou 2019).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from mnemoscope.arguments import DECOYS
 from mnemoscope.intervals import GROUPS, Estimate, jackknife
 
 LEVELS = (0.05, 0.10, 0.20)  # of false discoveries at which results are told
 FIGURES = (0.25, 0.5, 0.75)  # of F1, from which on units are counted
+
+
+def judged_alike(kinds: Iterable[str]) -> list[str]:
+    """Those kinds of null, in order, whose units are given a verdict as neurons are.
+
+    Where there are decoys, only these: neurons are then judged against decoys, other pseudo-neurons against a bar.
+    """
+    nulls = list(kinds)
+    return [kind for kind in nulls if kind in DECOYS] or nulls
 
 
 def margins(own: np.ndarray, decoys: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,8 @@ class Summary:
               is about neurons like these). Nulls: `N1` (position and frequency: confirmed on held-out triggers),
               `N2` (beyond the last token), `N3 random` ... (F1 above the 99th percentile of the other half of the
               layer's pseudo-neurons by the lower end of its interval), `verdict` (any but that there is none)
-    verdicts  how many units and polarities have each, by kind of unit and family of tests
+    verdicts  how many units and polarities have each, by kind of unit and family of tests. Of the kinds of null those
+              that were judged as neurons were: decoys, where there are any
     expected  what share of a family's verdicts of neurons would be expected if neurons were pseudo-neurons of a kind:
               the rate of verdicts among these over the rate among neurons, with its interval (Wilson, over
               pseudo-neurons). Verdicts are no surer than that
@@ -88,7 +89,13 @@ def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
     )
     rows = tests.collect()
     units = _units(run)
-    verdicts = rows.group_by("unit", "tests", "verdict").len().sort("unit", "tests", _ORDER)
+    alike = [NEURON, *_judged_alike(units)]
+    verdicts = (
+        rows.filter(pl.col("unit").is_in(alike))
+        .group_by("unit", "tests", "verdict")
+        .len()
+        .sort("unit", "tests", _ORDER)
+    )
     return Summary(
         beyond=_beyond(run, rows, units),
         verdicts=verdicts,
@@ -109,6 +116,11 @@ def _units(run: Run) -> pl.DataFrame:
     counts = {"units": pl.col("neuron").n_unique(), "sides": pl.len()}
     sides = units_with_triggers(run).group_by("layer", "unit")
     return sides.agg(count.cast(pl.Int64).alias(name) for name, count in counts.items()).sort("layer", "unit")
+
+
+def _judged_alike(units: pl.DataFrame) -> list[str]:
+    """The kinds of null whose verdicts may stand beside those of neurons."""
+    return decoys.judged_alike(sorted(set(units["unit"].unique()) - {NEURON}))
 
 
 def _beyond(run: Run, rows: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
@@ -144,6 +156,7 @@ def _beyond(run: Run, rows: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
             variable_name="null",
             value_name="count",
         )
+        .filter((pl.col("null") != "verdict") | pl.col("unit").is_in([NEURON, *_judged_alike(units)]))
         .sort("layer", "unit", "tests", "null")
     )
     share, low, high = wilson(long["count"].to_numpy(), long["units"].to_numpy())
@@ -159,7 +172,7 @@ def _expected(verdicts: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
         believed_rows = verdicts.filter((pl.col("tests") == tests) & (pl.col("verdict") != NONE))
         count_of = dict(believed_rows.group_by("unit").agg(pl.col("len").sum()).iter_rows())
         believed = count_of.get(NEURON, 0)
-        for kind in sorted(sides.keys() - {NEURON}):
+        for kind in _judged_alike(units):
             null = count_of.get(kind, 0)
             rate = wilson(np.array(null), np.array(max(sides[kind], 1)))
             shares = [float(end) * sides[NEURON] / believed if believed else None for end in rate]

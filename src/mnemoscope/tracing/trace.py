@@ -21,7 +21,7 @@ from mnemoscope.mine import values
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
-from mnemoscope.model.nulls import Nulls
+from mnemoscope.model.nulls import LayerSignals, Nulls
 from mnemoscope.neuron.card import card
 from mnemoscope.records import ContextBatch, NeuronId, Progress
 from mnemoscope.text.spelling import vocabulary_of
@@ -274,7 +274,8 @@ class _UnusualNeurons:
         self._keep(layer, measured, [measured.tails, -np.abs(measured.deviations)])
         self._count("neuron", measured.tails)
         if self._nulls is not None:
-            for kind, columns in self._nulls.columns(layer, batch, inputs, coefficients, gate, up).items():
+            signals = LayerSignals(inputs, coefficients, gate, up)
+            for kind, columns in self._nulls.columns(layer, batch, signals).items():
                 stored = Distributions.of(self._run, layer, kind)
                 self._count(kind, stored.tails(_numbers(columns.coefficients)))
 

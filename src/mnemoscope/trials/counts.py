@@ -25,7 +25,7 @@ from mnemoscope.mine.kernel import BINS
 from mnemoscope.mine.reading import fields_of, set_fields, share_out
 from mnemoscope.mine.statistics import below, load_state, save_state
 from mnemoscope.model.capture import Coefficients, Inputs
-from mnemoscope.model.nulls import NullColumns, Nulls
+from mnemoscope.model.nulls import LayerSignals, NullColumns, Nulls
 from mnemoscope.records import NEURON, ContextBatch
 from mnemoscope.trials import counting
 from mnemoscope.trials.claims import Claims, ClaimsToTest
@@ -335,7 +335,7 @@ class CountingState:
         masks = self._masked.of_batch(batch)
         columns = {NEURON: NullColumns(coefficients, gate, up)}
         if self._nulls is not None:
-            columns |= self._nulls.columns(layer, batch, inputs, coefficients, gate, up)
+            columns |= self._nulls.columns(layer, batch, LayerSignals(inputs, coefficients, gate, up))
         for kind, counts in self.parts.items():
             counts.update(layer, LayerBatch.of(columns[kind], masks))
 

@@ -220,7 +220,7 @@ def _shares(known: Summary, tests: str) -> RenderableType:
             if unit == NEURON:
                 shares.add_row(str(layer), *(_share(cells[null]) for null in nulls))
             else:
-                texts = [_percent(cells[null]["share"]) for null in nulls]
+                texts = [_percent(cells[null]["share"]) if null in cells else "" for null in nulls]
                 shares.add_row(f"  {unit}", *texts, style="dim italic")
     return shares
 

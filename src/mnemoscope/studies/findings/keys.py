@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.intervals import LEAST, Interval, discoveries, jackknifed, jackknifed_chance, ratio
+from mnemoscope.neuron import decoys
 from mnemoscope.patterns.covered import CASES, documents_of_triggers, units_covered, without_documents
 from mnemoscope.patterns.summary import against_decoys, excess
 from mnemoscope.records import MAIN, NEURON, NEXT, NULLS, WHOLE
@@ -228,9 +229,11 @@ def _number(units: Covered) -> Finding:
 def _verdicts(run: Run, tests: str) -> Finding | None:
     """A74: how often active means the pattern, and the pattern active, by triggers or by the whole distribution."""
     rows = run.table("pattern_tests").filter(pl.col("tests") == tests).collect()
-    kinds = [kind for kind in _NAMES if kind in rows["unit"].unique().to_list()]
-    if not kinds:
+    present = rows["unit"].unique().to_list()
+    if not present:
         return None
+    nulls = decoys.judged_alike(kind for kind in _NAMES if kind in present and kind != NEURON)
+    kinds = [NEURON, *nulls]
     rows = rows.filter(pl.col("unit").is_in(kinds))
     frame = (
         rows.group_by("unit", "layer", "verdict")
