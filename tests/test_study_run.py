@@ -32,6 +32,7 @@ from mnemoscope.text.sampling import half
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
+QUICK = "glance,values,value_ranks,weights,distributions"
 
 
 @pytest.fixture(scope="module")
@@ -362,6 +363,25 @@ def test_study_from_model_to_report(
     assert "Do neurons keep their triggers, and do they more than other directions?" in both.read_text(
         encoding="utf-8"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("documents", "top", "longest", "only"),
+    [(1, 1, 40, None), (20, 5, 40, QUICK), (21, 2, 6, QUICK), (60, 5, 40, QUICK), (100, 20, 5, QUICK)],
+)
+def test_a_study_of_little_text_says_what_it_can(
+    tmp_path: Path, documents: int, top: int, longest: int, only: str | None
+) -> None:
+    """However little there is, each measurement answers or says what is missing, and no sentence speaks of nan."""
+    folder = model_folder(tmp_path / "model")
+    run = mn.build(folder, texts(documents, longest=longest), tmp_path / "run", top=top)
+    report = run.study(model=folder, only=only, fast=True)
+    for section in report.sections:
+        assert section.findings or section.missing, section.name
+        for finding in section.findings:
+            assert not re.search(r"\b(nan|None|inf)\b", finding.says), (finding.id, finding.says)
+    report.save_page(tmp_path / "report.html")
 
 
 def test_study_says_what_it_lacks(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -399,8 +399,7 @@ def _down_the_range(run: Run) -> Finding:
             f"For the {rows['cell'].n_unique():,} of {neurons * layers:,} neurons in which one last token is commonest "
             f"among the positive triggers of one half of the documents, that token is there in {of_row(top)} of "
             f"{top['samples']:,} samples of the other half from the highest tenth of the neuron's range that has any "
-            f"(another of these neurons' tokens in {top['null']:.1%}), and in {of_row(low)} of {low['samples']:,} from "
-            f"the lowest (in {low['null']:.1%})."
+            f"({_others(top)}), and in {of_row(low)} of {low['samples']:,} from the lowest ({_others(low)})."
         )
     return Finding(
         id="down-the-range",
@@ -423,6 +422,13 @@ def _down_the_range(run: Run) -> Finding:
             f"{FEWEST} triggers there, and asked on those of the test half",
         ),
     )
+
+
+def _others(row: Mapping[str, Any]) -> str:
+    """The null of a part of the range in words; a layer with one such neuron has no other to take a token from."""
+    if row["null"] is None:
+        return "no layer has another such neuron"
+    return f"another of these neurons' tokens in {row['null']:.1%}"
 
 
 def _samples(run: Run) -> pl.DataFrame:

@@ -433,14 +433,15 @@ def _similarity(grid: ExampleGrid) -> Finding:
     }
     cosines["head"] = head[mixed]
     bins = {name: np.histogram(values, edges)[0] / max(len(values), 1) for name, values in cosines.items()}
+    above = "unknown, for want of such pairs" if np.isnan(limit) else f"above {limit:.2f}"
     frame = pl.DataFrame({"from": edges[:-1], "to": edges[1:], **bins})
     return Finding(
         id="last-layer-similarity",
         items=("A25",),
         title="How alike the two tokens of a change in the last layer are",
         says=f"Of {int(mixed.sum()):,} compositions in layer {grid.count - 1} ({_lens(grid)}), "
-        f"{percent(contrast.own, 0)} are between tokens whose rows of the unembedding are more alike (cosine above "
-        f"{limit:.2f}) than 95 % of unrelated pairs; of the {len(cosines['null']):,} that another example's output "
+        f"{percent(contrast.own, 0)} are between tokens whose rows of the unembedding are more alike (cosine {above}) "
+        f"than 95 % of unrelated pairs; of the {len(cosines['null']):,} that another example's output "
         f"makes {percent(contrast.null, 0)} ({points(contrast.excess, 0)}), of the old token with another of the "
         f"residual's first {HEAD} {percent(shares['share'])}. "
         f"The mean cosine is {number(cosine.own, 0)}, {number(cosine.null, 0)} and {number(shares['mean'])}.",

@@ -8,6 +8,7 @@ dealt out anew among its neurons. (1/V, the papers' base line, is beaten by what
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -338,8 +339,8 @@ def _expected(
 ) -> np.ndarray:
     """f64[third]: the share that agrees when tokens are dealt out anew within layers (ascending), exactly."""
     total = np.zeros(groups)
-    ends = np.flatnonzero(np.diff(layer, append=-1)) + 1
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+    starts = np.flatnonzero(np.diff(layer, prepend=-1))
+    for start, end in pairwise([*starts, len(layer)]):
         size = int(max(top[start:end].max(), token[start:end].max())) + 1
         first, second = (np.bincount(tokens[start:end], minlength=size) for tokens in (top, token))
         total[third[start]] += float(first @ second) / (end - start)
