@@ -5,7 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHES = ("kernel", "reading", "mining", "peers", "memory", "explain", "ablation", "patterns")
+BENCHES = (
+    "kernel",
+    "reading",
+    "mining",
+    "peers",
+    "memory",
+    "explain",
+    "ablation",
+    "patterns",
+    "planted_truth",
+)
 
 
 def main() -> None:

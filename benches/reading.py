@@ -8,6 +8,7 @@ process, comparing some of what is read with what was written. Prints JSON; fail
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -193,7 +194,11 @@ def measure(folder: Path, neurons: int) -> dict[str, object]:
 
 def main() -> int:
     """Exit code 0 if the target is met."""
-    neurons = int(sys.argv[1]) if len(sys.argv) > 1 else 16_384
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("neurons", type=int, nargs="?", default=16_384)
+    neurons = parser.parse_args().neurons
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder) / "run", neurons)
     print(json.dumps(result, indent=2))

@@ -116,6 +116,31 @@ def jackknifed_chance(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values[0]) | (values[0] == 0) | (count < LEAST), 1.0, p)
 
 
+def chance(interval: Interval) -> np.ndarray:
+    """f64[...]: two-sided p of a difference, from its interval taken as Student's.
+
+    Altman and Bland 2011 (BMJ 343: d2304). 1 where there is no interval, or nothing was counted.
+    """
+    from scipy.special import stdtr
+
+    units = np.zeros(np.shape(interval.value)) if interval.n is None else interval.n
+    reach = np.asarray(interval.high - interval.low) / 2
+    error = np.divide(
+        reach, _student(np.maximum(units, 2)), out=np.zeros(np.shape(reach)), where=units >= LEAST
+    )
+    steps = np.divide(np.abs(interval.value), error, out=np.zeros(np.shape(reach)), where=error > 0)
+    return np.where(error > 0, 2 * stdtr(np.maximum(units, 2) - 1.0, -steps), 1.0)
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """f64[test]: p of one family, corrected so that none is wrong with the chance that p says (Holm 1979)."""
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    out = np.empty(len(p))
+    out[order] = np.minimum(steps, 1.0)
+    return out
+
+
 def _jackknife_error(values: np.ndarray) -> np.ndarray:
     without = values[1:]
     count = max(len(without), 1)

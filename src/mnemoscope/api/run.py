@@ -387,8 +387,8 @@ class Run(StoredRun):
         )  # of what was asked for, the page has the same
         return StudyReport(
             runs=(self,),
-            sections=tuple(map(section, chosen)),
-            whole=lambda: tuple(map(section, catalogue.CATALOGUE)),
+            sections=catalogue.headed(tuple(map(section, chosen)), only is None),
+            whole=lambda: catalogue.headed(tuple(map(section, catalogue.CATALOGUE))),
             skipped=skipped,
             items=items(),
         )

@@ -21,6 +21,7 @@ from mnemoscope.studies.findings import (
     distributions,
     glance,
     groups,
+    headline,
     keys,
     questions,
     refinement,
@@ -247,6 +248,12 @@ def choose(names: str | None) -> tuple[Measurement, ...]:
         raise QueryError(f"choosing measurements: there is no {odd[0]!r}; choose among {', '.join(known)}")
     tables = {table for name in wanted for table in known[name].tables}
     return tuple(m for m in CATALOGUE if m.name in wanted or (m.measured and tables & set(m.tables)))
+
+
+def headed(sections: tuple[Section, ...], whole: bool = True) -> tuple[Section, ...]:
+    """Those of a whole study with the headline before them, where anything of it was measured."""
+    head = headline.section(sections) if whole else None
+    return sections if head is None or not head.findings else (head, *sections)
 
 
 def compare(one: Run, two: Run, *, only: str | None = None) -> StudyReport:

@@ -23,6 +23,7 @@ from mnemoscope.studies.findings.statistics import (
     ExampleGrid,
     Quantities,
     against_partner,
+    contrast,
     percent,
     points,
     refinement_grids,
@@ -228,6 +229,7 @@ def _zero_agreement(run: Run, grid: ExampleGrid, others: list[ExampleGrid]) -> F
                 for other in others
             ),
         ),
+        contrasts=(contrast("strong", told[_STRONG_ONLY][0].excess, 0),),
     )
 
 
@@ -338,4 +340,5 @@ def _suppressed(grid: ExampleGrid) -> Finding:
         null="what the strongest memory of another example says, asked the same",
         resampled=_DOCUMENTS,
         notes=("a memory is suppressed only if it is heard less often than another example's would be",),
+        contrasts=(contrast("first", first.excess, 0), contrast("lost", lost.excess, 0)),
     )

@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.intervals import Interval, by_document, mean_by_document, ratio, share_by_document
-from mnemoscope.studies.findings.finding import Finding, bar, line
-from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, points, series
+from mnemoscope.studies.findings.finding import Difference, Finding, bar, line
+from mnemoscope.studies.findings.statistics import ExampleGrid, contrast, number, percent, points, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -349,14 +349,17 @@ def _chosen(grid: ExampleGrid, scale: str) -> dict[str, np.ndarray]:
     return {choice: grid[f"by_{choice}{SCALES[scale]}"][:, known] for choice in CHOICES}
 
 
-def _elsewhere(pairs: dict[str, ExampleGrid], main: ExampleGrid) -> tuple[list[pl.DataFrame], str]:
-    """A44: ten neurons chosen on one prefix and scored on another, as rows and as a sentence."""
+def _elsewhere(
+    pairs: dict[str, ExampleGrid], main: ExampleGrid
+) -> tuple[list[pl.DataFrame], str, tuple[Difference, ...]]:
+    """A44: ten neurons chosen on one prefix and scored on another, as rows, as a sentence and as contrasts."""
     if not pairs:
         return (
             [],
             "No two prefixes of different documents have the same prediction, so that ten could be chosen on one.",
+            (),
         )
-    frames, told = [], []
+    frames, told, contrasts = [], [], []
     for scale in SCALES:
         own, others = (_chosen(pairs[kind], scale) for kind in ("same", "other"))
         for choice, label in CHOICES.items():
@@ -365,11 +368,13 @@ def _elsewhere(pairs: dict[str, ExampleGrid], main: ExampleGrid) -> tuple[list[p
         same, other = (values["increase"].mean(1) for values in (own, others))
         mean, chance, more = (pairs["same"].mean(values) for values in (same, other, same - other))
         told.append(f"{number(mean)} {scale} ({number(chance)}, difference {number(more)})")
+        contrasts.append(contrast(scale, more))
     of = f"{pairs['same'].examples.height:,} of {main.examples.height:,} prefixes have one"
-    return frames, (
+    said = (
         f"Ten chosen by increase on a prefix of another document with the same prediction ({of}) raise the prediction "
         f"here by {' and '.join(told)}; in brackets ten chosen on a prefix with another prediction."
     )
+    return frames, said, tuple(contrasts)
 
 
 def _table(grids: dict[str, ExampleGrid], pairs: dict[str, ExampleGrid]) -> Finding:
@@ -398,7 +403,7 @@ def _table(grids: dict[str, ExampleGrid], pairs: dict[str, ExampleGrid]) -> Find
                 for choice, label in CHOICES.items())
             for name, grid in grids.items() if name == "gold"]  # fmt: skip
     layers = _chosen(main, "nats")["increase"].shape[1]
-    rows, elsewhere = _elsewhere(pairs, main)
+    rows, elsewhere, contrasts = _elsewhere(pairs, main)
     frame = pl.concat([*frames, *rows])
     return Finding(
         id="table-1-ten-neurons-chosen",
@@ -422,6 +427,7 @@ def _table(grids: dict[str, ExampleGrid], pairs: dict[str, ExampleGrid]) -> Find
             _LOGITS,
             *more,
         ),
+        contrasts=contrasts,
     )
 
 
@@ -527,20 +533,21 @@ def _share(grid: ExampleGrid, side: str, scale: str) -> tuple[np.ndarray, np.nda
     return grid[f"{side}_top{SCALES[scale]}"], grid[f"{side}_all{SCALES[scale]}"]
 
 
-def _ten_elsewhere(pairs: dict[str, ExampleGrid], main: ExampleGrid) -> str:
+def _ten_elsewhere(pairs: dict[str, ExampleGrid], main: ExampleGrid) -> tuple[str, tuple[Difference, ...]]:
     """A48: ten chosen on another prefix, against all helpful neurons here."""
     if not pairs:
-        return ""
+        return "", ()
     here = np.searchsorted(main.examples["example"].to_numpy(), pairs["same"].examples["example"].to_numpy())
     every = main["helpful_all_logit"][here]
     same, other = ((grid["by_increase_logit"], every) for grid in (pairs["same"], pairs["other"]))
     more = excess(pairs["same"].documents, same, other)
-    return (
+    said = (
         f" Ten chosen as most helpful on a prefix of another document with the same prediction add "
         f"{percent(pairs['same'].ratio(*same), -1)} of that logit in the last layer, ten chosen on one with another "
         f"prediction {percent(pairs['other'].ratio(*other), -1)}, a difference of {points(more, -1)} "
         f"({pairs['same'].examples.height:,} prefixes)."
     )
+    return said, (contrast("chosen elsewhere", more, -1),)
 
 
 def _ten(grids: dict[str, ExampleGrid], pairs: dict[str, ExampleGrid]) -> Finding:
@@ -560,14 +567,14 @@ def _ten(grids: dict[str, ExampleGrid], pairs: dict[str, ExampleGrid]) -> Findin
                 more = excess(main.documents, own, _share(null, side, scale))
                 told[-1] += f" (another token's {percent(band, -1)}, difference {points(more, -1)})"
         said.append("; ".join(told))
-    frame = pl.concat(frames)
+    frame, (elsewhere, contrasts) = pl.concat(frames), _ten_elsewhere(pairs, main)
     return Finding(
         id="figure-7-ten-against-all",
         items=("A48", "A65"),
         title="Ten neurons together against all of their side (Yu Figure 7)",
         says=f"Of what all neurons of their side add to the logit of the prediction above the mean token's, over "
         f"{over(main)}: {said[1]}. Of what they add to log p, which ends at 0 and so flatters the first: {said[0]}."
-        f"{_ten_elsewhere(pairs, main)}",
+        f"{elsewhere}",
         frame=frame,
         figure=line(
             frame, "ten of all of the side (%)", color="side", facet="scale", share=True, order=tuple(SIDES)
@@ -576,6 +583,7 @@ def _ten(grids: dict[str, ExampleGrid], pairs: dict[str, ExampleGrid]) -> Findin
         null=_NULL,
         resampled=_DOCUMENTS,
         notes=("a ratio of means, which examples with little to share do not upset", _LOGITS),
+        contrasts=contrasts,
     )
 
 

@@ -16,7 +16,7 @@ import polars as pl
 from mnemoscope.intervals import Interval, by_document, ratio
 from mnemoscope.studies.findings.contributions import excess, over, row
 from mnemoscope.studies.findings.finding import Figure, Finding, bar, line
-from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, points, series
+from mnemoscope.studies.findings.statistics import ExampleGrid, contrast, number, percent, points, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -87,7 +87,7 @@ def _drawn(frame: pl.DataFrame, y_title: str, **more: Any) -> Figure:
 def _one_layer(queries: ExampleGrid, layer: int, undecided: float) -> Finding:
     """A49: what each earlier vector does to helpful and unhelpful neurons of one layer."""
     seen = 2 * layer + 2
-    frames, said = [], []
+    frames, said, contrasts = [], [], []
     for side in SIDES:
         own, certain, matched = (
             queries[f"{side}{suffix}"][:, :seen] for suffix in ("", "_certain", "_matched")
@@ -98,9 +98,11 @@ def _one_layer(queries: ExampleGrid, layer: int, undecided: float) -> Finding:
         told = []
         for kind, start in (("attention", 1), ("feed-forward", 2)):
             sums = [np.nansum(values[:, start::2], axis=1) for values in (own, certain, matched)]
+            more = queries.mean(sums[0] - sums[2])
+            contrasts.append(contrast(f"{side}, {kind}", more))
             told.append(
                 f"{kind} {number(queries.mean(sums[0]))} (the certain alone {sums[1].mean():.2f}; like neurons "
-                f"{number(queries.mean(sums[2]))}, difference {number(queries.mean(sums[0] - sums[2]))})"
+                f"{number(queries.mean(sums[2]))}, difference {number(more)})"
             )
         said.append(f"with {side} neurons, {', '.join(told)}")
     frame = pl.concat(frames)
@@ -121,6 +123,7 @@ def _one_layer(queries: ExampleGrid, layer: int, undecided: float) -> Finding:
             "coefficient's sign: above 0 it makes the neuron more of what it is",
             "column `certain`: over the neurons whose certified interval of the increase has the sign of the side",
         ),
+        contrasts=tuple(contrasts),
     )
 
 
@@ -257,10 +260,11 @@ def _both(layers: ExampleGrid, neurons: int) -> Finding:
         paper="80, 80, 75, 80, 60, 80, 60, 75, 70, 80, 85, 85, 50, 40, 25 % in layers 0-14 of 16",
         null=_UNLISTED,
         resampled=_DOCUMENTS,
+        contrasts=(contrast("asked", more),),
         notes=(
             "the last layer has none above it",
             f"{percent(_paired(layers))} of the listed have unlisted neurons on either side in strength",
-            f"of all neurons {percent(_any_asked(layers, neurons))} areof it",
+            f"of all neurons {percent(_any_asked(layers, neurons))} are",
         ),
     )
 
@@ -328,6 +332,7 @@ def _called(layers: ExampleGrid, neurons: int) -> Finding:
         paper="100, 80, 60, 60, 48, 46, 34, 35, 38, 32, 33, 35, 21, 23, 29 % in layers 1-15 of 16",
         null=f"C kept and each earlier layer's inner products dealt out anew among {LIKE} neighbours in |m||v|",
         resampled=_DOCUMENTS,
+        contrasts=(contrast("distinct", more, -1),),
         notes=(
             "column `dealt`: dealt out anew among all active neurons of the layer; `drawn`: five drawn at random "
             "for each earlier layer",
@@ -375,6 +380,7 @@ def _where(layers: ExampleGrid, neurons: int) -> Finding:
         paper="values mainly in layers 11-13 of 16, queries mainly in 0-3; both methods alike",
         null=f"the hundred that write most; for what both share, {_MATCHED}",
         resampled=_DOCUMENTS,
+        contrasts=(contrast("both", more),),
         notes=(
             "summed: Eq. 25 over the ten most helpful and ten most unhelpful neurons of every upper layer; chained: "
             "C(b) handed down from the top, C(a) of the query itself left out",
@@ -409,15 +415,17 @@ def _mass(layers: ExampleGrid) -> Finding:
 
 def _extremes(layers: ExampleGrid) -> Finding:
     """A64: whether the strongest queries are helpful or unhelpful extremes of their own layer."""
-    frames, said = [], []
+    frames, said, contrasts = [], [], []
     for side in SIDES:
         own, like = (_over_layers(sums) for sums in _listed(layers, "first", (side,)))
+        more = excess(layers.documents, own, like)
+        contrasts.append(contrast(side, more))
         share, null = layers.share_of(*own), layers.share_of(*like)
         frames.append(row(share, null, side=side))
         of_queries = layers.share_of(own[0], layers["queries_first"].sum(1))
         said.append(
             f"of the ten most {side} neurons of each layer {percent(share)} (unlisted ones that write as strongly "
-            f"{percent(null)}, an excess of {points(excess(layers.documents, own, like))}); they are "
+            f"{percent(null)}, an excess of {points(more)}); they are "
             f"{percent(of_queries)} of the hundred"
         )
     frame = pl.concat(frames)
@@ -436,6 +444,7 @@ def _extremes(layers: ExampleGrid) -> Finding:
             share=True,
         ),
         paper="both play a big role",
+        contrasts=tuple(contrasts),
         null=_UNLISTED,
         resampled=_DOCUMENTS,
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -132,6 +132,26 @@ def _roles(frame: pl.DataFrame, roles: dict[str, str]) -> dict[str, Any]:
     }
 
 
+class Difference(NamedTuple):
+    """A figure less its null, that a headline may be made of (`headlines.txt`); NaN where there is no interval.
+
+    key  what it is called in its finding
+    n    the units that were resampled
+    """
+
+    key: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, key: str, figures: Iterable[float | None], n: int) -> Difference:
+        """From value, low and high; None is not defined."""
+        value, low, high = (float("nan") if figure is None else figure for figure in figures)
+        return cls(key, value, low, high, n)
+
+
 @dataclass(frozen=True)
 class Finding:
     """One answer of the study.
@@ -144,6 +164,7 @@ class Finding:
     null       what the base line or the band is; empty if there is none
     resampled  what the intervals are over: `documents`, `neurons (Wilson)`, ...; empty if there are none
     notes      what a reader must know besides
+    contrasts  figures less their nulls, for the headline
     """
 
     id: str
@@ -156,6 +177,7 @@ class Finding:
     null: str = ""
     resampled: str = ""
     notes: tuple[str, ...] = ()
+    contrasts: tuple[Difference, ...] = ()
 
     def __post_init__(self) -> None:
         assert _SLUG.fullmatch(self.id), self.id
@@ -173,9 +195,14 @@ class Finding:
         plain = {
             name: value
             for name, value in self.__dict__.items()
-            if name not in ("frame", "figure", "items", "notes")
+            if name not in ("frame", "figure", "items", "notes", "contrasts")
         }
-        return {**plain, "items": list(self.items), "notes": list(self.notes), "rows": self.frame.to_dicts()}
+        contrasts = [
+            {name: None if value != value else value for name, value in contrast._asdict().items()}
+            for contrast in self.contrasts
+        ]
+        lists = {"items": list(self.items), "notes": list(self.notes), "contrasts": contrasts}
+        return {**plain, **lists, "rows": self.frame.to_dicts()}
 
 
 def chance(value: float) -> str:

@@ -8,7 +8,7 @@ import polars as pl
 
 from mnemoscope.intervals import mean_by_document
 from mnemoscope.studies.findings.finding import Finding, line
-from mnemoscope.studies.findings.statistics import columns, number
+from mnemoscope.studies.findings.statistics import columns, contrast, number
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -43,7 +43,7 @@ def changes(rows: pl.DataFrame, measure: str) -> pl.DataFrame:
 
 def _lost(rows: pl.DataFrame, measure: str, name: str, unit: str) -> Finding:
     changed = changes(rows, measure)
-    parts, told = [], []
+    parts, told, contrasts = [], [], []
     largest = int(changed["neurons"].to_numpy().max())
     for score, label in SCORES.items():
         for (size,), group in changed.filter(pl.col("score") == score).group_by(
@@ -54,6 +54,7 @@ def _lost(rows: pl.DataFrame, measure: str, name: str, unit: str) -> Finding:
             apart = mean_by_document((group["own"] - group["matched"]).to_numpy(), documents)
             parts.append(pl.DataFrame({"score": [label], "neurons": [size], **columns(own, null=null)}))
             if size == largest:
+                contrasts.append(contrast(score, apart))
                 told.append(f"{label}: {number(own)}, matched {number(null)}, difference {number(apart)}")
     count, sources = changed["example"].n_unique(), changed["document"].n_unique()
     frame = pl.concat(parts)
@@ -78,6 +79,7 @@ def _lost(rows: pl.DataFrame, measure: str, name: str, unit: str) -> Finding:
         null=_MATCHED,
         resampled="documents",
         notes=_strengths(rows, largest),
+        contrasts=tuple(contrasts),
     )
 
 

@@ -17,8 +17,8 @@ from mnemoscope.neuron import decoys
 from mnemoscope.patterns.covered import CASES, documents_of_triggers, units_covered, without_documents
 from mnemoscope.patterns.summary import against_decoys, excess
 from mnemoscope.records import MAIN, NEURON, NEXT, NULLS, WHOLE
-from mnemoscope.studies.findings.finding import Finding, bar, bracketed, line, stack
-from mnemoscope.studies.findings.statistics import columns, layers_named, number, percent, points
+from mnemoscope.studies.findings.finding import Difference, Finding, bar, bracketed, line, stack
+from mnemoscope.studies.findings.statistics import columns, contrast, layers_named, number, percent, points
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -128,8 +128,10 @@ def _covered(units: Covered) -> Finding:
     neurons = _complement(units.mean(NEURON, CASES[-1], overall=True))
     deep = {kind: units.figures(kind, *_DEEP, overall=True) for kind in units.kinds}
     more = ""
+    contrasts: tuple[Difference, ...] = ()
     if NULL in units.kinds:
         excess = units.interval(deep[NEURON] - deep[NULL])
+        contrasts = (contrast("semantic", excess, 0),)
         more = f", of {_NAMES[NULL]}' {percent(units.interval(deep[NULL]), 0)} ({points(excess, 0)})"
     return Finding(
         id="figure-2-covered",
@@ -151,6 +153,7 @@ def _covered(units: Covered) -> Finding:
             "N1 takes the patterns that count (three triggers that no better one shows) as independent",
             _GIVEN,
         ),
+        contrasts=contrasts,
     )
 
 
@@ -201,11 +204,13 @@ def _number(units: Covered) -> Finding:
         for name in ("keyed", "patterns")
     )
     beside = ["", ""]
+    contrasts: tuple[Difference, ...] = ()
     if NULL in units.kinds:
         frame = frame.with_columns(
             null=pl.Series(units.figures(NULL, "patterns", per="units")[0]).fill_nan(None)
         )
         excess = [units.interval(values[NEURON] - values[NULL]) for values in (keyed, many)]
+        contrasts = (contrast("share", excess[0], 0), contrast("number", excess[1], 0))
         beside = [
             f", and {percent(units.interval(keyed[NULL]), 0)} of {_NAMES[NULL]} ({points(excess[0], 0)})",
             f" and {number(units.interval(many[NULL]), 0)} (a difference of {number(excess[1], 0, '+.2f')})",
@@ -223,6 +228,7 @@ def _number(units: Covered) -> Finding:
         null="random directions" if beside[0] else "",
         resampled=_BY_DOCUMENT,
         notes=("a pattern counts with three triggers that no better one of the unit shows", _GIVEN),
+        contrasts=contrasts,
     )
 
 
@@ -314,6 +320,10 @@ def _decoys(run: Run) -> list[Finding]:
             )
         ]
         sentences.append(f"{about}: {levels}; {'; '.join(reached)}")
+    contrasts = tuple(
+        Difference.of(f"{row['tests']}, {row['unit']}", (row["excess"], row["low"], row["high"]), documents)
+        for row in frame.filter(pl.col("f1") == _REACHED).iter_rows(named=True)
+    )
     frame = frame.with_columns(
         about=pl.col("tests").replace_strict(_ABOUT),
         decoy=pl.col("unit").replace_strict(NULLS),
@@ -337,6 +347,7 @@ def _decoys(run: Run) -> list[Finding]:
                 "the rate of false discoveries is knockoff+ (Barber and Candès 2015), layers pooled",
                 "a chimera has the neuron's own gate: what the gate alone does, it does as well",
             ),
+            contrasts=contrasts,
         )
     ]  # fmt: skip
 

@@ -14,7 +14,17 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.intervals import Interval, quantile_by_document
-from mnemoscope.studies.findings.finding import Figure, Finding, bar, box, chance, line, stack, went
+from mnemoscope.studies.findings.finding import (
+    Difference,
+    Figure,
+    Finding,
+    bar,
+    box,
+    chance,
+    line,
+    stack,
+    went,
+)
 from mnemoscope.studies.findings.statistics import (
     PARTNER,
     BesidePartner,
@@ -23,6 +33,7 @@ from mnemoscope.studies.findings.statistics import (
     Quantities,
     Selection,
     against_partner,
+    contrast,
     layers_named,
     number,
     percent,
@@ -114,11 +125,11 @@ def _agreement(units: dict[tuple[str, str], ExampleGrid]) -> Finding:
     frames, notes = [], [_BASIS]
     contrasts = {key: _against(ASKED["said"], grid) for key, grid in units.items()}
     main_key, main = next(iter(contrasts.items()))
-    for (unit, lens), contrast in contrasts.items():
+    for (unit, lens), beside in contrasts.items():
         name = f"{lens} lens" if unit == "model" else f"shuffled weights, {lens} lens"
-        frames.append(contrast.rows(series=name))
+        frames.append(beside.rows(series=name))
         if unit == "model" and lens != main_key[1]:
-            notes.append(_differs(main.own, contrast.own, lens))
+            notes.append(_differs(main.own, beside.own, lens))
     half = np.flatnonzero(main.own.value >= 0.5)
     reached = f"it passes half at layer {half[0]}" if len(half) else "it never reaches half"
     frame = pl.concat(frames)
@@ -295,9 +306,9 @@ def _rest(share: Interval) -> Interval:
 def _changes(grids: dict[str, ExampleGrid]) -> Finding:
     """A23, the other way round: how often a feed-forward layer changes the first token, layer by layer."""
     grid = next(iter(grids.values()))
-    contrasts = {lens: _against(ASKED["changed"], each) for lens, each in grids.items()}
-    frame = pl.concat([contrast.rows(lens=f"{lens} lens") for lens, contrast in contrasts.items()])
-    overall, layers = _against(ASKED["changed"], grid, overall=True), contrasts[grid.name]
+    by_lens = {lens: _against(ASKED["changed"], each) for lens, each in grids.items()}
+    frame = pl.concat([beside.rows(lens=f"{lens} lens") for lens, beside in by_lens.items()])
+    overall, layers = _against(ASKED["changed"], grid, overall=True), by_lens[grid.name]
     above, below = (layers.differs & (sign * layers.excess.value > 0) for sign in (1, -1))
     return Finding(
         id="changes-of-the-first-token",
@@ -313,6 +324,7 @@ def _changes(grids: dict[str, ExampleGrid]) -> Finding:
         null=_PERMUTED,
         resampled=_DOCUMENTS,
         notes=("the table has the paired difference of each layer: excess, excess_low, excess_high",),
+        contrasts=(contrast("all layers", overall.excess, 0),),
     )
 
 
@@ -330,12 +342,14 @@ def _veto(grids: dict[str, ExampleGrid]) -> Finding:
             for question, asked in questions.items()
         ]
     )
-    told = []
+    told: list[str] = []
+    contrasts: list[Difference] = []
     for question, asked in questions.items():
-        contrast = _against(asked, main, overall=True)
+        beside = _against(asked, main, overall=True)
+        contrasts.append(contrast("old one lowered" if told else "from the head", beside.excess, 0))
         told.append(
-            f"{question} in {percent(contrast.own, 0)} of them and in {percent(contrast.null, 0)} of the compositions "
-            f"that another example's output makes ({points(contrast.excess, 0)})"
+            f"{question} in {percent(beside.own, 0)} of them and in {percent(beside.null, 0)} of the compositions "
+            f"that another example's output makes ({points(beside.excess, 0)})"
         )
     mixed, other = (composed(side) & side.known() for side in (Quantities(main), Quantities(main, PARTNER)))
     return Finding(
@@ -347,6 +361,7 @@ def _veto(grids: dict[str, ExampleGrid]) -> Finding:
         frame=frame,
         figure=_line(frame, "compositions (%)", color="lens", facet="question"),
         paper="conjectured: the layer vetoes the first token, and another from the head of the residual takes over",
+        contrasts=tuple(contrasts),
         null=f"{_PERMUTED}: the compositions that it makes, asked the same",
         resampled=_DOCUMENTS,
         notes=("any output that displaces a token tends to score it low: the null displaces one, too",),
@@ -415,7 +430,7 @@ def alike(grid: ExampleGrid) -> tuple[float, BesidePartner]:
 
 def _similarity(grid: ExampleGrid) -> Finding:
     """A25: are the tokens of a change in the last layer alike, more than others that it might have changed to?"""
-    limit, contrast = alike(grid)
+    limit, beside = alike(grid)
     cosine = _against(ASKED["cosine"], grid, overall=True)
     mixed = np.broadcast_to(ASKED["cosine"].among(Quantities(grid)), grid["residual"].shape)
     head = grid["similarity_head"]
@@ -440,9 +455,9 @@ def _similarity(grid: ExampleGrid) -> Finding:
         items=("A25",),
         title="How alike the two tokens of a change in the last layer are",
         says=f"Of {int(mixed.sum()):,} compositions in layer {grid.count - 1} ({_lens(grid)}), "
-        f"{percent(contrast.own, 0)} are between tokens whose rows of the unembedding are more alike (cosine {above}) "
+        f"{percent(beside.own, 0)} are between tokens whose rows of the unembedding are more alike (cosine {above}) "
         f"than 95 % of unrelated pairs; of the {len(cosines['null']):,} that another example's output "
-        f"makes {percent(contrast.null, 0)} ({points(contrast.excess, 0)}), of the old token with another of the "
+        f"makes {percent(beside.null, 0)} ({points(beside.excess, 0)}), of the old token with another of the "
         f"residual's first {HEAD} {percent(shares['share'])}. "
         f"The mean cosine is {number(cosine.own, 0)}, {number(cosine.null, 0)} and {number(shares['mean'])}.",
         frame=frame,
@@ -457,6 +472,7 @@ def _similarity(grid: ExampleGrid) -> Finding:
             share=True,
         ),
         paper="by hand: 34 of 100 changes to a related word, 66 to a distant one",
+        contrasts=(contrast("alike", beside.excess, 0),),
         null="compositions that another example's feed-forward output makes of the same residuals",
         resampled=_DOCUMENTS,
         notes=(

@@ -14,7 +14,7 @@ import polars as pl
 
 from mnemoscope.display import Shown
 from mnemoscope.intervals import Estimate, Interval, by_document, chance_of_zero, discoveries, ratio
-from mnemoscope.studies.findings.finding import Finding, bracketed, line
+from mnemoscope.studies.findings.finding import Difference, Finding, bracketed, line
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -295,4 +295,11 @@ def _retained(summary: Removal) -> Finding:
         null="the same removal from prefixes that are no triggers, same neurons and positions",
         resampled=f"documents (n = {summary.documents:,})",
         notes=("triggers are extremes, and fall back whatever is done to them; this slope does not",),
+        contrasts=_contrasts(summary),
     )
+
+
+def _contrasts(summary: Removal) -> tuple[Difference, ...]:
+    """What is left without the last token, of triggers less of ordinary prefixes."""
+    beyond = summary.beyond_null["last"]
+    return (Difference.of("last", (beyond.value, beyond.low, beyond.high), summary.documents),)

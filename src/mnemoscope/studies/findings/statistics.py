@@ -22,6 +22,7 @@ from mnemoscope.intervals import (
     share_by_document,
     share_of_sums,
 )
+from mnemoscope.studies.findings.finding import Difference
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -281,6 +282,13 @@ def series(interval: Interval, null: Interval | None = None, **labels: str) -> p
     frame = pl.DataFrame({"layer": np.arange(len(interval.value)), **counted})
     texts = (pl.lit(text).alias(name) for name, text in labels.items())
     return frame.select("layer", *texts, pl.exclude("layer", *labels, "n"), "n")
+
+
+def contrast(key: str, interval: Interval, place: int | None = None) -> Difference:
+    """A difference as a candidate of the headline; without counted units there is no p-value, and so none is made."""
+    figure = interval if place is None else interval.at(place)
+    assert figure.n is not None, f"{key}: what was resampled was not counted"
+    return Difference.of(key, (float(end) for end in figure), int(figure.n))
 
 
 def percent(interval: Interval, place: int | None = None) -> str:

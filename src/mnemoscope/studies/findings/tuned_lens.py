@@ -12,7 +12,7 @@ import polars as pl
 
 from mnemoscope.intervals import Interval, mean_by_document, share_by_document
 from mnemoscope.studies.findings.finding import Finding, line
-from mnemoscope.studies.findings.statistics import ExampleGrid, number, percent, points, series
+from mnemoscope.studies.findings.statistics import ExampleGrid, contrast, number, percent, points, series
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -61,6 +61,7 @@ def _divergence(grids: dict[str, ExampleGrid]) -> Finding:
         null="the mean output of the fitted text, read off without looking at the prefix",
         resampled=_RESAMPLED,
         notes=(_FITTED, "Kullback-Leibler divergence of a reading from the output, mean over prefixes"),
+        contrasts=(contrast("gain", gain),),
     )
 
 
@@ -94,6 +95,7 @@ def _first(grids: dict[str, ExampleGrid]) -> Finding:
         null=_PARTNER,
         resampled=_RESAMPLED,
         notes=(_FITTED,),
+        contrasts=(contrast("last layer", difference, last),),
     )
 
 

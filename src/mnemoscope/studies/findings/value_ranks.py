@@ -9,7 +9,7 @@ import polars as pl
 
 from mnemoscope.intervals import Interval, quantile_by_document, share_by_group
 from mnemoscope.studies.findings.finding import Finding, bar, box, chance, line, of_row
-from mnemoscope.studies.findings.statistics import BOXES, columns, number, quantiles
+from mnemoscope.studies.findings.statistics import BOXES, columns, contrast, number, quantiles
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -92,6 +92,7 @@ def _ranks(run: Run, rows: pl.DataFrame) -> Finding:
             BOXES,
             "the table also has the medians for the trigger's last token and for triggers of another layer",
         ),
+        contrasts=() if middle.n is None else (contrast("last layer", middle, 2),),
     )
 
 

@@ -29,6 +29,7 @@ from mnemoscope.studies.findings.statistics import (
     BOXES,
     ContextTokens,
     columns,
+    contrast,
     layers_named,
     number,
     percent,
@@ -159,6 +160,7 @@ def _agreement(run: Run, rows: pl.DataFrame) -> Finding:
             "a prediction is the first token of the value, read with the sign of the coefficient",
             "the layer of the peak is drawn anew with the documents: its interval is over where the peak is",
         ),
+        contrasts=(contrast("next", agreements[1, "next"].overall),),
     )
 
 
@@ -195,6 +197,11 @@ class TriggerAgreement:
     def excess(self) -> Interval:
         """f64[layer]: the share less the one by chance."""
         return by_document(self.sums, np.arange(len(self.sums)), _beyond_chance)
+
+    @property
+    def overall(self) -> Interval:
+        """The same of all layers together."""
+        return by_document(self.sums.sum(2), np.arange(len(self.sums)), _beyond_chance)
 
     @property
     def above(self) -> np.ndarray:
