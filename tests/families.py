@@ -6,10 +6,11 @@ Every floating parameter is drawn at random, norms and biases too, so that a par
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -204,3 +205,13 @@ GENERIC: dict[str, Callable[[], PreTrainedModel]] = {
         tiny, "xglm", vocab_size=VOCABULARY, d_model=WIDTH, ffn_dim=40, num_layers=LAYERS, attention_heads=4
     ),
 }
+
+# One for each way of reading a block; with these the others' rows are tried one by one in the slow tests.
+DISTINCT = frozenset(
+    {"gpt2", "gpt_neox", "opt", "falcon", "llama", "gemma2", "phi3", "olmo2", "cohere", "granite"}
+)
+
+
+def slow_but_for(names: Iterable[str], quick: Container[str] = DISTINCT) -> list[Any]:
+    """Parameters of a test over names, slow where the name is not one of the quick ones."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]

@@ -170,6 +170,7 @@ def _taken(run: Run) -> dict[tuple[str, int], bool]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ask", "sense"), [(find.promotes, 1), (find.suppresses, -1)])
 def test_value_search_equals_the_cards(run: Run, ask: object, sense: int) -> None:
     """Found are the neurons whose card names the token under that verb, best rank first, read with the same sign."""

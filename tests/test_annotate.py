@@ -237,6 +237,7 @@ def test_what_is_refused(
     assert words in err
 
 
+@pytest.mark.slow
 def test_a_sheet_of_another_run_is_refused(run: Run, written: Path, tmp_path: Path) -> None:
     """By the key of another sheet, and by the run itself."""
     fill(written, lambda _: ([], None))
@@ -340,6 +341,7 @@ def test_who_guesses_has_no_sensitivity() -> None:
     assert found.found.corrected.low == 0
 
 
+@pytest.mark.slow
 def test_the_intervals_hold_what_they_promise() -> None:
     """The 95 % interval of the hit rate covers the truth in about 95 of 100 repetitions."""
     covered = 0
@@ -405,6 +407,7 @@ def test_rogan_and_gladen_undo_what_a_test_does(
     assert np.isnan(scores.rogan_gladen(np.array(0.5), 0.5, np.array(0.5)))
 
 
+@pytest.mark.slow
 def test_the_commands_from_end_to_end(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

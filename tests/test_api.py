@@ -300,6 +300,7 @@ sys.exit(f"imported: {heavy}" if heavy else 0)
 """
 
 
+@pytest.mark.slow
 def test_questions_that_need_no_model_import_no_torch(run: mn.Run, tmp_path: Path) -> None:
     """Cards, searches, highlights, a comparison and a sheet leave torch alone, and opening a run all that draws."""
     command = [sys.executable, "-c", _QUESTIONS, str(run.path), str(tmp_path / "sheet.jsonl")]

@@ -161,6 +161,7 @@ def test_a_function_that_differs_beyond_the_check_on_load_is_found_where_it_does
         model.traced(beyond)
 
 
+@pytest.mark.slow
 def test_a_family_whose_eager_attention_is_another_is_taken_apart_under_its_own() -> None:
     """ALiBi in Falcon is added twice under "eager": the parts are those of "sdpa", as the model is run."""
     hf = VARIANTS["falcon_rw_alibi"]()

@@ -309,6 +309,7 @@ def test_an_argument_that_is_not_text_is_one_line(
     assert files(place) == before
 
 
+@pytest.mark.slow
 def test_the_explanation_is_printed_even_if_its_page_cannot_be_written(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -327,6 +328,7 @@ def test_the_explanation_is_printed_even_if_its_page_cannot_be_written(
     assert "capital" in out and len(out.splitlines()) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.jsonl", "T.CSV"])
 def test_a_table_is_what_its_name_says(
     name: str,
@@ -435,6 +437,7 @@ def test_what_the_system_refuses_is_one_line_if_the_user_can_do_something(
     assert re.search(line, err)
 
 
+@pytest.mark.slow
 def test_the_price_of_values_is_announced(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -184,6 +184,7 @@ def test_a_table_that_cannot_be_written_leaves_nothing(model: Model, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["taken.csv"]
 
 
+@pytest.mark.slow
 def test_the_command_explains_one_and_many(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, slow_but_for
 from tiny import model_folder, texts, tokenizer
 
 from mnemoscope import build, load_corpus, load_model, open_run
@@ -384,7 +384,7 @@ def test_a_file_in_place_of_the_folder_is_refused(model: Model, tmp_path: Path) 
         build(model, texts(5), tmp_path / "run")
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", slow_but_for(sorted(FAMILIES), ("gpt2", "llama", "gemma2", "falcon")))
 def test_every_family_builds_and_verifies(family: str, tmp_path: Path) -> None:
     """From end to end on a tiny random model: nothing differs."""
     from tiny import tokenizer

@@ -232,6 +232,7 @@ def test_a_damaged_run_names_the_table(
     assert table in err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_build_goes_on_afterwards(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

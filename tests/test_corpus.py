@@ -616,6 +616,7 @@ def test_titles_and_metadata_follow_their_documents(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.one_of(st.integers(2, 60), st.integers(2, 900)), min_size=1, max_size=40),
     limit=st.integers(20, 900),
@@ -654,6 +655,7 @@ def test_a_limit_reads_all_subjects(tmp_path: Path) -> None:
     assert len(subjects) == 10 and max(subjects.values()) < 25
 
 
+@pytest.mark.slow
 def test_one_long_document_does_not_fill_a_limit(tmp_path: Path) -> None:
     """Books longer than the limit give a part each."""
     books = [" ".join(f"{book}-{word}" for word in range(2000)) for book in range(40)]
@@ -747,6 +749,7 @@ def test_the_size_of_shards_and_batches_is_fixed() -> None:
     assert (SHARD_TOKENS, BATCH_TOKENS) == (32_768, 4_096)
 
 
+@pytest.mark.slow
 @pytest.mark.sample
 def test_sample_corpus_is_planned_as_ever(
     sample_model_folder: Path, sample_corpus_file: Path, tmp_path: Path

@@ -114,6 +114,7 @@ def test_the_excess_of_a_thing_over_itself_is_nothing(seed: int, documents: int)
     assert shares == [float((figures[0] >= figure).sum() / 12) for figure in decoys.FIGURES]
 
 
+@pytest.mark.slow
 def test_the_interval_of_an_excess_holds_what_it_should() -> None:
     """In 400 draws of 60 documents the interval of a share above a bar holds the share of a very long text about as
     often as it says, and is not far too wide."""

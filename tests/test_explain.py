@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from families import FAMILIES, VARIANTS
+from families import FAMILIES, VARIANTS, slow_but_for
 from tiny import WORDS, tokenizer
 from tokenizers import normalizers, processors
 
@@ -61,7 +61,7 @@ def _prediction(name: str, lens: str) -> TracedPrediction:
     return TracedPrediction(stream, reading, target, (foil,), words)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but_for(NAMES))
 def test_the_account_adds_up(name: str) -> None:
     """Layers telescope, the account reaches the model's own log-probability, shown and remainder make the total."""
     found = _explained(name)
@@ -81,7 +81,7 @@ def test_the_account_adds_up(name: str) -> None:
         assert row["shown"] + row["remainder"] == pytest.approx(row["total"], abs=1e-9)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but_for(NAMES))
 def test_logits_of_all_parts_add_up_under_the_frozen_lens(name: str) -> None:
     """Embedding, layers and the biases of the head give the model's logit, before a soft cap (A35)."""
     found = _explained(name)
@@ -377,6 +377,7 @@ def test_a_token_can_be_given_by_its_id() -> None:
     assert f"--target-id {paris}" in str(found).replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_foils_that_read_alike_keep_their_own_columns() -> None:
     """Two tokens with one spelling are told apart by their ids; the same foil twice is one column."""
     twins = tokenizer()

@@ -321,6 +321,7 @@ def test_arrows_and_boxes_lead_somewhere(pages: dict[str, str]) -> None:
         assert box.role != "neuron" or re.search(rf'<a href="#{box.name}">\s*<g class="neuron">', picture)
 
 
+@pytest.mark.slow
 def test_explanations_in_one_notebook_keep_their_addresses_apart() -> None:
     """Two outputs with the same neurons do not share an id, and each links to itself."""
     both = [make(), make(target=" Lyon")]

@@ -181,6 +181,7 @@ def test_headline_of_a_model(family: str, tmp_path: Path) -> None:
         check(explain(model, "the capital of the", target, foils))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 120])
 def test_headline_is_on_every_view(width: int) -> None:
     """Terminal, page and JSON have the same sentence, with the unit beside it."""

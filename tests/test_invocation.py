@@ -91,6 +91,7 @@ def test_commands_are_quoted_and_found_in_messages(tmp_path: Path, monkeypatch: 
 PAGES = {"views/report.py"}  # may be read on another machine, where the plain name is right
 
 
+@pytest.mark.slow
 def test_no_command_is_printed_under_its_plain_name() -> None:
     """A text that begins with a command is made by `command`, or passes through `as_called`."""
     root = Path(mnemoscope.__file__).parent

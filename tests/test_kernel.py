@@ -139,6 +139,7 @@ print(json.dumps(counts.nonzero()[1].tolist()))
 """
 
 
+@pytest.mark.slow
 def test_without_a_folder_to_cache_in_it_still_works() -> None:
     """A read-only installation compiles in every process, silently."""
     done = subprocess.run(

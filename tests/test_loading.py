@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, VARIANTS, tiny
+from families import DISTINCT, FAMILIES, VARIANTS, tiny
 from safetensors.torch import load_file, save_file
 from tiny import model_folder, texts, tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -148,7 +148,10 @@ TAKEN: dict[str, Callable[[], Any]] = {
 
 
 # Each of these compiles for seconds; quick are a compiled model, a parallel one, and two families in parts.
-DEAR = {"compiled data parallel", *(f"{family} compiled in parts" for family in PARTS[2:])}
+DEAR = {
+    "compiled", "compiled data parallel", *(f"{family} compiled in parts" for family in PARTS[1:]),
+    *(f"{family} in training mode" for family in FAMILIES.keys() - DISTINCT),
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -557,6 +560,7 @@ def test_an_activation_is_named_as_it_is() -> None:
     assert load_model(hf, tokenizer=tokenizer()).anatomy.activation == "gelu"
 
 
+@pytest.mark.slow
 def test_a_change_that_only_the_whole_hash_shows_stops_one_build_and_no_more(tmp_path: Path) -> None:
     """One entry of a matrix, written where autograd counts nothing: refused, and read anew at the next build."""
     with torch.inference_mode():
@@ -616,6 +620,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
     return explain(model, PROMPT, TARGET, top=2).to_dict(), run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before loading", "after loading"])
 @pytest.mark.parametrize("kind", SURROUNDINGS)
 def test_what_surrounds_a_call_changes_no_number(
@@ -645,6 +650,7 @@ def test_what_load_model_refuses_is_refused_later_too() -> None:
         explain(model, PROMPT, TARGET, top=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [_step, _behind, lambda hf: hf.set_attn_implementation("eager")])
 def test_a_change_in_the_middle_of_a_build_leaves_nothing(
     change: Callable[[Any], None], tmp_path: Path
@@ -671,6 +677,7 @@ def test_a_change_in_the_middle_of_a_build_leaves_nothing(
 # -- padding, short contexts ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 79])
 def test_an_embedding_that_no_text_uses_may_hold_anything(row: int, tmp_path: Path) -> None:
     """Batches are filled up with tokens of their own, so NaN in any other row changes no table of the text."""

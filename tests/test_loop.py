@@ -92,6 +92,7 @@ def test_every_context_is_seen_once_by_every_layer(model: Model, plan: Plan, wor
     assert _of_all(state, steps, model, plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_was_checkpointed_is_not_done_again(
     model: Model, plan: Plan, workers: int, monkeypatch: pytest.MonkeyPatch

@@ -378,6 +378,7 @@ def test_a_null_that_is_not_finite_is_said_to_be_one(model: Model) -> None:
         capture.sweep(padded([4]), RunStatistics.of(model, units, 3).update)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_null_tables_equal_the_definition(family: str, tmp_path: Path) -> None:
     """Moments and triggers of every null unit of a run, from all coefficients at once, context by context."""

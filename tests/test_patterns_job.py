@@ -145,6 +145,7 @@ def test_figures_fall_when_labels_are_wrong(run: Run) -> None:
     assert "half of the labels removed" in answer and "it falls: F1 in" in answer
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_one_document(model: Model, tmp_path: Path) -> None:
     """The job and a claim of one's own say how many documents count as another; the manifest keeps it."""
     own = texts(60)

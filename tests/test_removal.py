@@ -200,6 +200,7 @@ def test_the_measures_equal_their_definitions() -> None:
             )
 
 
+@pytest.mark.slow
 def test_the_intervals_hold_what_they_promise() -> None:
     """With documents that differ, the 95 % interval of the ratio covers the truth in about 95 of 100 repetitions."""
     generator, covered = np.random.default_rng(0), 0
@@ -253,6 +254,7 @@ def test_bad_questions(case: tuple[Run, Model, pl.DataFrame]) -> None:
         removal(run, model, documents=1)
 
 
+@pytest.mark.slow
 def test_the_command_adds_a_table_that_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -168,6 +168,7 @@ def test_classes_of_tokens() -> None:
     assert classes(pieces, "") == classes(pieces, "Lyon") == [None] * 8
 
 
+@pytest.mark.slow
 def test_origins_are_those_of_the_explanation(case: tuple[Run, str]) -> None:
     """The sub-value with the largest logit of answer minus near foil, and every vector of its source (A53, A54)."""
     run, name = case

@@ -556,6 +556,7 @@ def test_figures_of_queries_equal_their_definitions(measured: Run, found: dict[s
     assert extremes["null"][0] == pytest.approx(like)
 
 
+@pytest.mark.slow
 def test_every_figure_can_be_drawn(found: dict[str, Finding]) -> None:
     """Each names its analyses, says a number, and lowers to a chart."""
     assert len(found) == 18

@@ -137,6 +137,7 @@ def test_matches_are_others_of_the_same_layer_and_strength() -> None:
     assert abs(one.sum() / other.sum() - 1) < 0.03 and np.median(np.abs(one - other) / one) < 0.03
 
 
+@pytest.mark.slow
 def test_a_group_chosen_by_nothing_loses_what_its_match_loses(studied: tuple[Run, Model]) -> None:
     """Fed with a score that knows nothing of the sentence, own less matched is 0 within its interval."""
     run, model = studied

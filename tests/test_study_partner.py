@@ -77,6 +77,9 @@ class Decoys:
         return self.grid("cross_layers", "layer")
 
 
+pytestmark = pytest.mark.slow  # two measurements of two hundred documents
+
+
 @pytest.fixture(scope="module")
 def decoys(tmp_path_factory: pytest.TempPathFactory) -> Decoys:
     folder = tmp_path_factory.mktemp("decoys")

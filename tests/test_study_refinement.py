@@ -304,6 +304,7 @@ def test_weights_in_half_precision_are_read_in_fp32() -> None:
     assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_under_an_additive_lens_agreement_is_never_overruled(name: str, tmp_path: Path) -> None:
     """Where r and y say the same, o says it too under raw and frozen; without biases under own as well (A23)."""
@@ -372,6 +373,7 @@ def tables(run: Run, model: Model, folder: Path) -> dict[str, pl.DataFrame]:
     }
 
 
+@pytest.mark.slow
 def test_an_interrupted_measurement_ends_in_the_same_tables(
     case: tuple[Run, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -475,6 +477,7 @@ def found(run: Run, analysis: Any) -> dict[str, Finding]:
     return findings
 
 
+@pytest.mark.slow
 def test_figures_of_refinement_equal_their_definitions(measured: Run) -> None:
     """Figures 9, 10 and 11, changes, vetoes and the last layer, counted row by row (A21-A25)."""
     findings = found(measured, refinement)

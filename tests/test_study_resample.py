@@ -91,6 +91,7 @@ def test_intervals_of_few_documents_are_corrected(count: int) -> None:
     assert sparse.low[0] < sparse.value[0] < sparse.high[0]
 
 
+@pytest.mark.slow
 def test_the_interval_covers_a_skewed_mean_of_two_dozen() -> None:
     """Of lognormal samples of 24 documents at least 90 in 100 intervals hold the true mean, of normal ones 93."""
     generator = np.random.default_rng(0)
@@ -217,6 +218,7 @@ def test_ends_of_unanimous_witnesses_are_clopper_and_pearson(count: int) -> None
     )
 
 
+@pytest.mark.slow
 @given(count=WITNESSES, value=st.sampled_from([0.0, 1.0]))
 def test_no_interval_of_a_share_is_a_point(count: int, value: float) -> None:
     """However a share is resampled, 0 of n (or n of n) leaves open what n witnesses cannot exclude, and no less."""

@@ -59,6 +59,7 @@ def test_samples_are_what_they_say(case: tuple[Run, Model]) -> None:
         assert 1 <= at < 20 and tokens[at + 1] == target and prefix.tolist() == tokens[: at + 1].tolist()
 
 
+@pytest.mark.slow
 def test_samples_are_even_over_positions(tmp_path: Path) -> None:
     """Over many seeds every position that counts is drawn about as often as any other of its context."""
     run = make_run(tmp_path / "run", documents=12)
@@ -144,6 +145,7 @@ def test_what_is_measured_is_not_measured_again(case: tuple[Run, Model]) -> None
     assert other.check() == []
 
 
+@pytest.mark.slow
 def test_shuffled_weights_on_request(tmp_path: Path) -> None:
     """Asked for, neurons of the copy are mined and its refinement is measured; it counts as another size (A78)."""
     model = mn.load_model(FAMILIES["llama"](), tokenizer=tokenizer())
@@ -303,6 +305,7 @@ def test_every_command_of_an_item_is_one(typed: str, tmp_path: Path) -> None:
 # -- parameters --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_parameters_are_counted_once(family: str, tmp_path: Path) -> None:
     """All parts together are the model's parameters; a feed-forward layer has its matrices and biases."""

@@ -89,6 +89,7 @@ def test_directions_keep_their_triggers_as_neurons_do() -> None:
     assert beyond.low > 0.3
 
 
+@pytest.mark.slow
 def test_neurons_stand_beside_directions_of_both_runs(tmp_path: Path) -> None:
     """Where both runs mined the same directions these are in the figure, and the sentence says what neurons have "
     "more."""

@@ -78,6 +78,7 @@ def test_a_colour_that_would_stay_is_refused() -> None:
         svg(chart.to_dict(validate=False), "a point")
 
 
+@pytest.mark.slow
 def test_files_are_for_white_paper() -> None:
     """A saved figure has no variables, and its text, titles of panels included, is dark on white."""
     panels = [one for one in study_figures() if one.id.endswith("panel")]

@@ -204,6 +204,7 @@ def test_a_planted_neuron_is_found(tmp_path: Path) -> None:
     assert [reading.position for reading in one.readings if (reading.tail or 1) < 0.02] == places
 
 
+@pytest.mark.slow
 def test_shares_stand_beside_those_of_pseudo_neurons(found: Trace, model: Model, run: mn.Run) -> None:
     """At each token the share of neurons beyond the level, and of every kind of pseudo-neuron; the level can be met."""
     assert set(found.shares) == {"neuron", "random", "rotated"}
@@ -255,6 +256,7 @@ def test_without_a_run_what_writes_most_is_first(model: Model) -> None:
     assert "there is no null" in " ".join(str(result).split())
 
 
+@pytest.mark.slow
 def test_what_is_written_goes_by_the_sign(found: Trace, run: mn.Run) -> None:
     """The tokens beside a coefficient are what the value promotes, or what it suppresses where it is negative."""
     for readings in found.unusual:

@@ -28,6 +28,7 @@ def learnable(count: int) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 def test_the_sampled_loss_is_the_whole_one() -> None:
     """With all tokens drawn it is the loss over the vocabulary; with some, about that on average."""
     model = model_of(80, 2, 64, 0).eval()

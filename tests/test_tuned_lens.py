@@ -53,6 +53,7 @@ def planted(name: str, rows: int = 400) -> tuple[Model, FittedText, torch.Tensor
     return model, FittedText(3 * final @ turns + 0.5 + noise, final), turns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gptj", "opt_no_final_norm"])
 def test_planted_maps_are_found(name: str) -> None:
     """Rotated, stretched and moved residuals are read back: to a hundredth of what the own lens is off by."""
@@ -75,6 +76,7 @@ def test_untrained_it_is_the_own_lens(name: str) -> None:
         assert torch.equal(lens.logits(layer, x), own.logits(x))
 
 
+@pytest.mark.slow
 def test_steps_bring_it_nearer() -> None:
     """Residuals that know the output but roughly: the norm undoes what a regression shrinks, so that it is too sure;
     steps make it less so, on rows that were not fitted."""

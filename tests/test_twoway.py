@@ -188,6 +188,7 @@ def test_a_few_documents_do_not_make_certain() -> None:
     assert (both.mean(1) == 1).mean() > 0.4  # which the bootstrap alone calls [1, 1]
 
 
+@pytest.mark.slow
 def test_baselines_by_drawing() -> None:
     """The random pattern's F1 is what random patterns give, the constant's what scikit-learn gives."""
     generator = np.random.default_rng(0)

@@ -490,6 +490,7 @@ def test_gallery_says_what_it_is_and_how_to_get_the_rest(run: Run) -> None:
     assert len(page.values("data-neuron")) == shown and "open" not in dict(page.attributes)
 
 
+@pytest.mark.slow
 def test_gallery_is_repeatable(run: Run) -> None:
     """The same run gives the same page, byte for byte."""
     assert gallery.render(run, neurons_per_layer=2) == gallery.render(run, neurons_per_layer=2)

@@ -187,6 +187,7 @@ def _likes(text: Text, specs: pl.Series, truth: np.ndarray) -> list[float]:
     return [float((a & b).sum() / (a | b).sum()) for a, b in zip(shown.T, truth.T, strict=True)]
 
 
+@pytest.mark.slow
 def test_narrow_strata_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trap: units that follow the frequency of tokens within .12 nats, not among the commonest, seem to know words
     where a stratum is half an octave of frequency and 16 tokens; hardly any does where it is as narrow as they are."""
