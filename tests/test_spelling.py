@@ -11,7 +11,7 @@ import tiny
 from families import FAMILIES
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizer_kinds import Letters, Made, Words, made
+from tokenizer_kinds import Letters, Made, Words, letters, made
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -138,6 +138,16 @@ def test_pieces_join_to_the_text_or_it_is_said_that_they_do_not(kind: Made, numb
     assert (joined.strip(" ") == text.strip(" ")) == (fidelity.sentence == "")
     if kind.faithful:
         assert fidelity.sentence == ""
+
+
+@pytest.mark.parametrize("alphabet", ["01", "ab", "ACGT", "東京是"])
+@pytest.mark.parametrize("decoder", [True, False])
+def test_a_vocabulary_of_a_few_letters_is_spelled_by_letters(alphabet: str, decoder: bool) -> None:
+    """Names that no text has, such as <s>, stand among so few that every three names have one of them."""
+    kind = Made(letters(alphabet, decoder), (), (), tuple(alphabet), "", True)
+    fidelity, text = Fidelity(kind.tokenizer), kind.text([0, 0, 1])
+    fidelity.add(text, kind.tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert fidelity.sentence == ""
 
 
 def test_slow_tokenizers_are_spelled_by_their_own_method() -> None:

@@ -60,6 +60,13 @@ def made(draw: Any, kinds: tuple[str, ...] = KINDS) -> Made:
     )
 
 
+def letters(alphabet: str, decoder: bool) -> PreTrainedTokenizerFast:
+    """One token for each letter and for each of `SPECIAL`, which have no role."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_inner("letters", alphabet, list(alphabet), unknown=False, spaced=decoder)
+    )
+
+
 def _inner(kind: str, alphabet: str, words: list[str], unknown: bool, spaced: bool) -> Tokenizer:
     if kind == "bytes":
         inner = Tokenizer(models.BPE(_numbered(sorted(pre_tokenizers.ByteLevel.alphabet())), []))

@@ -112,7 +112,9 @@ _CONVENTIONS: tuple[_Speller, ...] = (_byte_level, _sentencepiece, _word_ends, s
 def _convention(tokenizer: Any, names: Sequence[str]) -> _Speller:
     """The convention in which most texts of three tokens are spelled by the tokens that the tokenizer reads in them."""
     sample = sorted(names, key=str.isascii)[:_ROUNDS] + list(names[:: max(1, len(names) // (2 * _ROUNDS))])
-    triples = list(zip(*[iter(sample[: 3 * _ROUNDS])] * 3, strict=False)) or [tuple(sample)]
+    triples = list(zip(*[iter(sample[: 3 * _ROUNDS])] * 3, strict=False))
+    if len(triples) < _ROUNDS:  # of few names, one that cannot be read would spoil all texts
+        triples += [(name,) * 3 for name in sample]
     vocabulary = {int(token): name for name, token in tokenizer.get_vocab().items()}
 
     def kept(spell: _Speller) -> int:
