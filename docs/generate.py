@@ -1,13 +1,15 @@
-"""Write docs/cli.md from the commands' own help, docs/analyses.md from the list of analyses, and the tables of
-docs/format.md from src/mnemoscope/run/tables.txt.
+"""Write docs/cli.md from the commands' own help, docs/analyses.md from the list of analyses, the tables of
+docs/format.md from src/mnemoscope/run/tables.txt, and docs/families.md from src/mnemoscope/model/outcomes.txt.
 
 With --check, fail if a page on disk is another. With --shown RUN, write docs/shown.md from a run with a study, too.
+With --families, build a tiny model of every family first, and write down what becomes of it (half a minute).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from mnemoscope.cli import app
+from mnemoscope.model.table import outcomes
 from mnemoscope.run.reading import Run, open_run
 from mnemoscope.run.schemas import TABLES, Table
 from mnemoscope.studies.catalogue import choose
@@ -47,6 +50,25 @@ Written by `python docs/generate.py --shown RUN` from a study of {model} over {c
 the sentences of its report, under the first of the analyses that each answers, with what stands beside them.
 docs/findings.md says what they amount to.
 """
+
+FAMILIES = """# Which models can be taken apart
+
+{head} into `src/mnemoscope/model/outcomes.txt`, and this page from that by `make docs`; do not edit.
+
+A model is accepted when the sum of its parts gives its own logits (the self-check on load). What follows is a tiny
+random model, two layers and 32 dimensions, of every entry of transformers' causal, masked and sequence-to-sequence
+mappings, with every bias, norm and scale drawn at random so that a part that is left out shows. **{closed} of
+{entries} close**, none further off than {worst:.0e} of the range of the logits.
+
+A family is added by a row in `src/mnemoscope/model/table.py`: which modules of a block are the output projections, the
+first projections of the FFN and the norms, and which fields of the config multiply what. `tests/every_family.py`
+builds its tiny model; whether the row is right is decided by the self-check alone. A checkpoint from the network may
+still differ from what its class does (packed weights, settings that no default has), and is checked again on load.
+
+| family | task | | why not |
+|---|---|---|---|
+"""
+OUTCOMES = FOLDER.parent / "src" / "mnemoscope" / "model" / "outcomes.txt"
 
 
 def names(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -121,12 +143,55 @@ def _beside(one: Finding) -> str:
     return f" ({told})" if told else ""
 
 
+def families() -> str:
+    """Every entry of transformers' mappings with its error, or why it is refused."""
+    rows = outcomes()
+    closed = [row for row in rows if row.error is not None]
+    lines = (
+        f"| {row.family} | {row.task} | {'closes' if row.error is not None else 'no'} | "
+        f"{'' if row.reason is None else row.reason.replace('|', chr(92) + '|')} |"
+        for row in rows
+    )
+    worst = max(row.error for row in closed if row.error is not None)
+    return (
+        FAMILIES.format(
+            closed=len(closed),
+            entries=len(rows),
+            worst=worst,
+            head=OUTCOMES.read_text(encoding="utf-8").split("\n")[0].removeprefix("# "),
+        )
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def survey() -> None:
+    """Build a tiny model of every entry and write down what the self-check says."""
+    sys.path.insert(0, str(FOLDER.parent / "tests"))
+    import transformers
+    from every_family import ENTRIES, outcome
+
+    transformers.logging.set_verbosity_error()
+    rows = [outcome(task, family) for task, family in ENTRIES]
+    lines = ("\t".join((row.task, row.family, row.reason or f"{row.error:.0e}")) for row in rows)
+    version = f"transformers {transformers.__version__}, {date.today()}"
+    head = f"# Written by `python docs/generate.py --families` with {version}"
+    OUTCOMES.write_text("\n".join((head, *lines, "")), encoding="utf-8")
+
+
 def main() -> None:
     """Write, or check."""
     if "--shown" in sys.argv:
         run = open_run(Path(sys.argv[sys.argv.index("--shown") + 1]))
         (FOLDER / "shown.md").write_text(shown(run), encoding="utf-8")
-    pages = {"cli.md": commands(), "analyses.md": analyses(), "format.md": run_format()}
+    if "--families" in sys.argv:
+        survey()
+    pages = {
+        "cli.md": commands(),
+        "analyses.md": analyses(),
+        "format.md": run_format(),
+        "families.md": families(),
+    }
     for name, text in pages.items():
         page = FOLDER / name
         if "--check" not in sys.argv:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mnemoscope.annotation.scores import Scores
     from mnemoscope.api.run import Address, ModelSource
     from mnemoscope.model.model import Model
+    from mnemoscope.model.table import Outcome
     from mnemoscope.studies.measures.positions import Sizes
     from mnemoscope.text.corpus import Corpus
     from mnemoscope.tracing.traced import Trace
@@ -326,11 +327,11 @@ def annotated(
     return Annotated(address, filled.annotator, answers.annotated(opened, filled, address))
 
 
-def families() -> list[str]:
-    """The model families that are known; others are tried by a generic rule and proven on load."""
-    from mnemoscope.model.table import FAMILIES
+def families() -> list[Outcome]:
+    """Every family of transformers' language models: the error of the parts of a tiny one, or why it is refused."""
+    from mnemoscope.model.table import outcomes
 
-    return sorted(FAMILIES)
+    return outcomes()
 
 
 def check(model: ModelSource, **loading: Any) -> ModelFacts:

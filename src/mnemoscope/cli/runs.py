@@ -230,7 +230,7 @@ app.add_typer(families, name="models")
 
 @families.callback(invoke_without_command=True, epilog="Example: mnemoscope models")
 def models(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the model families that are known, or check whether a model can be taken apart."""
+    """List the model families that can be taken apart, and why others cannot, or check a model."""
     if context.invoked_subcommand:
         return
     from mnemoscope import api
@@ -238,7 +238,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 
     known = api.families()
     if as_json:
-        print_json(known)
+        print_json([row._asdict() for row in known])
     else:
         stdout().print(answers.families(known))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -135,3 +137,24 @@ ANY_OUT = tuple(dict.fromkeys(row.attention_out for row in FAMILIES.values()))
 ANY_FFN = (_GATED, _FUSED, _C_FC, _FC_IN, _4H, _FC1, _MLP_FC1, _UP_DOWN, _FFN_UP_DOWN)
 ANY_NORMS = (_SANDWICH, _GLM4, _POST, _PRE, _SHARED, _LN_12, _LN_1, _NORM_12, _TWO, _OPT, _VAULT)
 ANY_FINAL = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "layer_norm")
+
+
+class Outcome(NamedTuple):
+    """What became of a tiny random model of one entry of transformers' mappings."""
+
+    family: str
+    task: str  # causal, masked or seq2seq
+    error: float | None  # of the self-check, as a share of the range of the logits; None where it is refused
+    reason: str | None  # of a refusal
+
+
+def outcomes() -> list[Outcome]:
+    """Every entry, as outcomes.txt has it."""
+    lines = Path(__file__).with_name("outcomes.txt").read_text(encoding="utf-8").splitlines()
+    rows = (line.split("\t") for line in lines if not line.startswith("#"))
+    return [
+        Outcome(family, task, float(said), None)
+        if re.match(r"[\d.]", said)
+        else Outcome(family, task, None, said)
+        for task, family, said in rows
+    ]

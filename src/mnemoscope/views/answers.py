@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mnemoscope.annotation.scores import Annotator, Scores
     from mnemoscope.intervals import Estimate
+    from mnemoscope.model.table import Outcome
     from mnemoscope.neuron.find import Hits
     from mnemoscope.records import Kept
     from mnemoscope.results import Annotated, Highlights, Verification
@@ -71,9 +72,21 @@ def heading(run: Run) -> RenderableType:
     return lines.append("\n").append(words.corpus_line(run.manifest), style="not bold dim")
 
 
-def families(names: Sequence[str]) -> RenderableType:
-    """The model families that are known, in columns."""
-    return Columns([Text(name) for name in names], padding=(0, 3), equal=True, column_first=True)
+def families(rows: Sequence[Outcome]) -> RenderableType:
+    """The model families whose parts add up, in columns, and the others under why they are refused."""
+    closed = sorted({row.family for row in rows if row.error is not None})
+    share = f"{sum(row.error is not None for row in rows)} of {len(rows)}"
+    reasons: dict[str, set[str]] = {}
+    for row in rows:
+        if row.reason is not None:
+            reasons.setdefault(row.reason, set()).add(row.family)
+    ranked = sorted(reasons.items(), key=lambda item: -len(item[1]))
+    return Group(
+        Text(f"The parts of {share} entries of transformers add up to the logits of a tiny model:\n"),
+        Columns([Text(name) for name in closed], padding=(0, 3), equal=True, column_first=True),
+        Text("\nThe others are refused:\n"),
+        *(Text(f"{', '.join(sorted(names))}: {reason}") for reason, names in ranked),
+    )
 
 
 def kept(entries: Sequence[Kept], folder: Path, *, freed: bool = False) -> RenderableType:

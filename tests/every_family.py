@@ -1,0 +1,280 @@
+"""A tiny random model of every entry of transformers' causal, masked and sequence-to-sequence mappings.
+
+Sizes are put in wherever the default config of a model type has a field of that name, also inside configs of its text,
+images or sound; what a family wants beyond that stands in `OVERRIDES`. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from typing import Any
+
+import torch
+from families import randomise
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+
+from mnemoscope.errors import ModelNotSupported
+from mnemoscope.model.check import examine
+from mnemoscope.model.table import Outcome
+
+TASKS: dict[str, tuple[Any, Any]] = {
+    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    "seq2seq": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+}
+ENTRIES = tuple((task, model_type) for task, (_, types) in TASKS.items() for model_type in types)
+LARGEST = 8_000_000  # parameters
+
+_LAYERS = (
+    "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers "
+    "num_encoder_layers depth"
+)
+_WIDTH = "hidden_size d_model n_embd dim embed_dim word_embed_proj_dim embedding_size"
+_HEADS = (
+    "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
+    "attention_heads num_key_value_heads"
+)
+_FFN = "intermediate_size ffn_dim d_ff n_inner encoder_ffn_dim decoder_ffn_dim dff dim_ff inner_dim"
+SIZES: dict[str, int] = (
+    dict.fromkeys(_LAYERS.split(), 2)
+    | dict.fromkeys(_WIDTH.split(), 32)
+    | dict.fromkeys(_HEADS.split(), 4)
+    | dict.fromkeys(_FFN.split(), 40)
+    | {
+        "vocab_size": 80,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "moe_shared_expert_intermediate_size": 16,
+        "expert_ffn_hidden_size": 16,
+        "ffn_hidden_size": 40,
+        "num_experts": 4,
+        "num_local_experts": 4,
+        "n_routed_experts": 4,
+        "moe_num_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_experts_per_token": 2,
+        "moe_topk": 2,
+        "top_k_experts": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_k": 2,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "o_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "index_head_dim": 8,
+        "index_n_heads": 2,
+        "index_topk": 64,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "global_head_dim": 8,
+        "num_global_key_value_heads": 2,
+        "hidden_size_per_layer_input": 4,
+        "vocab_size_per_layer_input": 80,
+        "mamba_d_head": 16,
+        "mamba_n_heads": 4,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "mamba_d_state": 8,
+        "ssm_state_size": 8,
+        "state_size": 8,
+        "entity_vocab_size": 20,
+        "sliding_window": 8,
+        "head_dim": 8,
+        "d_kv": 8,
+        "max_position_embeddings": 64,
+        "n_positions": 64,
+        "n_ctx": 64,
+        "max_seq_len": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+)
+
+_LATENT = {"num_key_value_heads": 4}  # multi-head latent attention shares no heads
+_HYBRID = ["mamba", "attention"]
+_CODEGEN = {"rotary_dim": 4}
+
+# What a family wants beyond small sizes: widths that must agree, or lists with an entry for each layer.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"num_hidden_layers": 2},
+    "blt": {"encoder_hash_byte_group_vocab": 50},
+    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2},
+    "codegen": _CODEGEN,
+    "deepseek_v3": _LATENT,
+    "deepseek_v32": _LATENT,
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}, "ffn_config": {"ffn_hidden_size": 40}},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+        },
+        "layer_types": ["full_attention"] * 2,
+    },
+    "dots3_note": {"text_config": {**_LATENT, "per_layer_config": None}},
+    "dots3_note_text": _LATENT,
+    "esm": {"vocab_size": 80},
+    "esmc": _LATENT,
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "altup_num_inputs": 2, "laurel_rank": 4},
+    "gemma4_assistant": {
+        "text_config": {
+            "model_type": "gemma4_text",
+            "hidden_size_per_layer_input": 0,
+            "layer_types": ["full_attention"] * 2,
+        }
+    },
+    "gemma4_unified": {
+        "vision_config": {"mm_embed_dim": 32, "output_proj_dims": 32, "mm_posemb_size": 20, "patch_size": 4}
+    },
+    "gemma4_unified_assistant": {
+        "text_config": {"model_type": "gemma4_unified_text", "layer_types": ["full_attention"] * 2}
+    },
+    "granite_speech": {
+        "encoder_config": {"hidden_dim": 32, "num_layers": 1, "dim_head": 8, "output_dim": 8, "input_dim": 16}
+    },
+    "granite_speech_plus": {
+        "encoder_config": {"hidden_dim": 32, "num_layers": 1, "dim_head": 8, "output_dim": 8, "input_dim": 16}
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
+    "gptj": _CODEGEN,
+    "granitemoehybrid": {"layer_types": _HYBRID},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "kimi_linear": {"num_hidden_layers": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "minicpm3": _LATENT,
+    "ministral": {"head_dim": 8},
+    "nemo_speechlm": {"head_config": {"audio_hidden_size": 32}},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
+    "neomme": {"head_dim": 16},
+    "perceiver": {
+        "d_latents": 32,
+        "d_model": 32,
+        "num_latents": 8,
+        "num_self_attends_per_block": 2,
+        "num_self_attention_heads": 4,
+        "num_cross_attention_heads": 4,
+        "qk_channels": 32,
+        "v_channels": 32,
+    },
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
+    "masked reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
+    "roc_bert": {"pronunciation_vocab_size": 20, "shape_vocab_size": 20},
+    "xlm": {"n_words": 80, "emb_dim": 32},
+    "flaubert": {"n_words": 80, "emb_dim": 32},
+    "vibevoice_asr": {
+        "acoustic_tokenizer_encoder_config": {"num_filters": 2, "depths": [1] * 7},
+        "semantic_tokenizer_encoder_config": {"num_filters": 2, "depths": [1] * 7},
+    },
+    "youtu": _LATENT,
+    "zamba": {
+        "num_hidden_layers": 3,
+        "layers_block_type": ["mamba", "hybrid", "hybrid"],
+        "num_key_value_heads": 4,
+    },
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 4, "num_key_value_heads": 4},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
+def _small(config: PreTrainedConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """Keywords for a tiny config of the kind of a default one."""
+    default = config.to_dict()
+    names = set(default) | set(config.attribute_map)
+    small = {
+        name: size
+        for name, size in SIZES.items()
+        if name in names and name not in config.attribute_map and default.get(name) is not None
+    }
+    for name, kind in config.sub_configs.items():
+        inner = getattr(config, name, None)
+        if inner is None and isinstance(kind, type) and kind is not PreTrainedConfig and name in names:
+            try:
+                inner = kind()
+            except Exception:  # of which it says nothing until it is needed
+                continue
+        if isinstance(inner, PreTrainedConfig):
+            small[name] = {"model_type": inner.model_type} | _small(inner, {})
+    return _merged(small, given)
+
+
+def _merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(a)
+    for name, value in b.items():
+        old = merged.get(name)
+        merged[name] = (
+            _merged(old, value)
+            if isinstance(old, dict) and isinstance(value, dict) and name.endswith("config")
+            else value
+        )
+    return merged
+
+
+def tiny_config(model_type: str, task: str = "causal") -> PreTrainedConfig:
+    """A config of two layers and 32 dimensions."""
+    kind = CONFIG_MAPPING[model_type]
+    given = OVERRIDES.get(f"{task} {model_type}", OVERRIDES.get(model_type, {}))
+    try:
+        default = kind()
+    except Exception:  # a default that its own class refuses
+        default = kind(**given)
+    return kind(**_small(default, given))
+
+
+def tiny(model_type: str, task: str = "causal", *, seed: int = 0) -> PreTrainedModel:
+    """A random model in fp32 and evaluation mode, the same for the same arguments; all its parameters are drawn."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        config = tiny_config(model_type, task)
+        auto = TASKS[task][0]
+        with torch.device("meta"):
+            size = sum(weight.numel() for weight in auto.from_config(copy.deepcopy(config)).parameters())
+        assert size <= LARGEST, f"{model_type}: {size} parameters"
+        model = auto.from_config(config, dtype=torch.float32)
+        randomise(model)
+    return model.eval()
+
+
+def outcome(task: str, model_type: str) -> Outcome:
+    """What the self-check says of a tiny model; where transformers cannot build one, its own reason."""
+    try:
+        model = tiny(model_type, task)
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+        return Outcome(model_type, task, None, f"transformers builds none by itself ({reason})")
+    try:
+        return Outcome(model_type, task, examine(model)[1], None)
+    except ModelNotSupported as error:
+        return Outcome(model_type, task, None, _reason(str(error)))
+
+
+def _reason(message: str) -> str:
+    """A refusal without the name of the family and the advice."""
+    said = re.sub(r"^(reading|checking|running).*? '[a-z0-9_.-]+' model[^:]*: ", "", message)
+    said = re.split(r"; (decoders with one|the family has no row)", said)[0]
+    return re.sub(
+        r" by [0-9.e-]+ relative \(limit [0-9.e-]+\)", "", said
+    )  # which is the random weights' affair
