@@ -215,3 +215,55 @@ DISTINCT = frozenset(
 def slow_but_for(names: Iterable[str], quick: Container[str] = DISTINCT) -> list[Any]:
     """Parameters of a test over names, slow where the name is not one of the quick ones."""
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+_MIXTURE = {**_HIDDEN, "num_key_value_heads": 2, "num_experts_per_tok": 2}
+_LOCAL = {**_MIXTURE, "num_local_experts": 4}
+_COUNTED = {**_MIXTURE, "num_experts": 4}
+_NARROW = {**_COUNTED, "moe_intermediate_size": 24}
+_GROUPED = {
+    **_MIXTURE,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 0,
+    "moe_intermediate_size": 24,
+}
+_LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+_GRANITE = {
+    **_LOCAL,
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.1,
+    "logits_scaling": 4.0,
+}
+
+# Mixtures of experts: routed, shared, gated per token, with biases, with factors outside the router.
+MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
+    "mixtral": partial(tiny, "mixtral", **_LOCAL),
+    "qwen2_moe": partial(tiny, "qwen2_moe", **_NARROW, shared_expert_intermediate_size=28),
+    "qwen3_moe": partial(tiny, "qwen3_moe", **_NARROW, head_dim=6),
+    "gpt_oss": partial(
+        tiny,
+        "gpt_oss",
+        **_LOCAL,
+        head_dim=8,
+        sliding_window=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "deepseek_v2": partial(tiny, "deepseek_v2", **{**_GROUPED, **_LATENT}),
+    "deepseek_v3": partial(tiny, "deepseek_v3", **{**_GROUPED, **_LATENT}),
+    "glm4_moe": partial(tiny, "glm4_moe", **_GROUPED),
+    "olmoe": partial(tiny, "olmoe", **_COUNTED),
+    "granitemoe": partial(tiny, "granitemoe", **_GRANITE),
+    "granitemoeshared": partial(tiny, "granitemoeshared", **_GRANITE, shared_intermediate_size=28),
+    "cohere2_moe": partial(tiny, "cohere2_moe", **_COUNTED, head_dim=8),
+}

@@ -174,7 +174,14 @@ def test_the_table_is_known_and_the_rest_is_not() -> None:
 
 # -- refusals ------------------------------------------------------------------------------------------------
 
-_MOE = {"num_local_experts": 2, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+_DBRX = {
+    "vocab_size": VOCABULARY,
+    "d_model": WIDTH,
+    "n_heads": 4,
+    "n_layers": 1,
+    "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
+    "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 1, "hidden_size": WIDTH},
+}
 _SMALL = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -193,8 +200,7 @@ def _packed() -> nn.Module:
 
 
 REFUSED = {
-    "mixtral": (lambda: tiny("mixtral", **_SMALL, **_MOE, intermediate_size=16), "mixture of experts"),
-    "qwen2_moe": (lambda: tiny("qwen2_moe", **_SMALL, **_MOE, intermediate_size=16), "mixture of experts"),
+    "dbrx": (lambda: tiny("dbrx", **_DBRX), r"its experts \(DbrxExperts\) are computed by code of their own"),
     "bert": (lambda: BertForMaskedLM(BertConfig(**_SMALL, intermediate_size=16)), "encoder"),
     "t5": (
         lambda: T5ForConditionalGeneration(

@@ -1,29 +1,69 @@
 """Run the body of a model over a batch, handing out coefficients layer by layer.
 
 The coefficient is the input of the down projection, seen by a pre-hook, so plain and gated feed-forward layers
-look alike and nothing is computed twice. The language-model head never runs, and the pass stops at the last
-layer's down projection.
+look alike and nothing is computed twice. Experts hand out their rows themselves, one expert at a time, each with
+the tokens that were routed to it (`LayerRows`). The language-model head never runs, and the pass stops at the last
+layer's down projection, or at the end of its mixture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope.model.model import Model
+from mnemoscope.errors import ModelNotSupported
+from mnemoscope.model.experts import Routed, listen, shared_weight, taken_apart
 from mnemoscope.model.watch import EndOfPass, hooked, watch
 from mnemoscope.records import ContextBatch
+
+if TYPE_CHECKING:
+    from mnemoscope.model.model import Model
 
 Coefficients = Float[Tensor, "context token neuron"]
 Inputs = Float[Tensor, "context token width"]
 Receiver = Callable[[int, Coefficients, ContextBatch, Coefficients | None, Coefficients | None, Inputs], None]
 """Takes layer, coefficients, batch, gate, up, and what the layer's first projections read."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRows:
+    """What neighbouring neurons of a mixture did with the tokens that they were given: a dense matrix of one expert.
+
+    Expert by expert, each is like a text of its own, of the tokens routed to it and of no others: a token that was
+    not routed is absent, and no coefficient of it is 0. The tensors are in the model's dtype, are its own, and must
+    not be kept or changed.
+
+    group         the expert, 0-based; the shared expert, which all tokens go through, is the one after the last
+    first         the first of these neurons in its layer: their indices are first, first + 1, ...
+    rows          where each row is in the batch: context * (tokens of a context) + position, ascending; padding and
+                  positions that do not count are among them. None: all of them, in that order
+    weight        what the router multiplies each row with, all factors included, fp32; one number if all are alike
+    coefficients  inputs of the down projection
+    gate, up      pre-activations; up is None where experts are not gated
+    inputs        what the first projections read
+    """
+
+    layer: int
+    group: int
+    first: int
+    rows: Int[Tensor, " row"] | None
+    weight: Float[Tensor, " row"] | float
+    coefficients: Float[Tensor, "row neuron"]
+    gate: Float[Tensor, "row neuron"]
+    up: Float[Tensor, "row neuron"] | None
+    inputs: Float[Tensor, "row width"]
+
+
+RoutedReceiver = Callable[[LayerRows, ContextBatch], None]
+"""Takes the rows of one expert; called once for each that has any, in the order of experts, the shared one last."""
 
 
 class Capture:
@@ -37,6 +77,7 @@ class Capture:
         self._model = model
         self._last = model.anatomy.n_layers - 1 if last is None else last
         self._receive: Receiver | None = None
+        self._routed: RoutedReceiver | None = None
         self._batch: ContextBatch | None = None
         self._seen: dict[str, Tensor] = {}
         self._stack = ExitStack()
@@ -45,29 +86,40 @@ class Capture:
         parts = self._model.anatomy
         points = ("ffn_input", *(("gate", "up") if parts.gated else ()), "coefficients")
         self._stack.enter_context(self._model.running())
-        handles = [
-            watch(layer, points, partial(self._see, index)) for index, layer in enumerate(parts.layers)
-        ]
-        self._stack.enter_context(hooked(list(chain.from_iterable(handles))))
+        handles: list[Any] = []
+        for index, layer in enumerate(parts.layers):
+            if layer.experts is None:
+                handles += watch(layer, points, partial(self._see, index))
+            else:
+                handles += watch(layer, _SHARED, partial(self._see_shared, index))
+                handles.append(listen(layer.experts.module, partial(self._see_routed, index)))
+        self._stack.enter_context(hooked(handles))
+        self._stack.enter_context(taken_apart(self._model.hf))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def sweep(self, batch: ContextBatch, receive: Receiver) -> None:
-        """Call ``receive(layer, coefficients, batch, gate, up, inputs)`` for every layer.
+    def sweep(self, batch: ContextBatch, receive: Receiver, routed: RoutedReceiver | None = None) -> None:
+        """Call ``receive(layer, coefficients, batch, gate, up, inputs)`` for every layer without experts.
 
         gate and up, the pre-activations, are None if plain; inputs are what the first projections read. The
-        tensors are in the model's dtype, are the model's own, and must not be kept or changed.
+        tensors are in the model's dtype, are the model's own, and must not be kept or changed. Of a mixture,
+        ``routed`` is called with the `LayerRows` of each expert; `ModelNotSupported` where it is not given.
         """
+        if routed is None and any(layer.experts for layer in self._model.anatomy.layers[: self._last + 1]):
+            raise ModelNotSupported(
+                f"reading neurons of {self._model.id}: it is a mixture of experts, whose neurons run on the tokens "
+                "routed to them; this question is asked of dense models only as yet"
+            )
         tokens = torch.from_numpy(batch.tokens).to(self._model.device, torch.int64)
-        self._receive, self._batch = receive, batch
+        self._receive, self._routed, self._batch = receive, routed, batch
         try:
             with torch.inference_mode(), self._model.running(), suppress(EndOfPass):
                 # Right padding under a causal mask changes nothing before it, so no attention mask is needed.
                 self._model.anatomy.body(input_ids=tokens, use_cache=False)
         finally:
-            self._receive = self._batch = None
+            self._receive = self._routed = self._batch = None
             self._seen = {}
 
     def _see(self, layer: int, point: str, tensor: Tensor) -> None:
@@ -81,6 +133,40 @@ class Capture:
             self._receive(layer, seen["coefficients"], self._batch, gate, up, inputs)
             if layer == self._last:
                 raise EndOfPass
+
+    def _see_routed(self, layer: int, piece: Routed) -> None:
+        if self._routed is None or self._batch is None:
+            return
+        experts = self._model.anatomy.layers[layer].experts
+        assert experts is not None
+        rows = LayerRows(
+            layer, piece.expert, piece.expert * experts.width, piece.tokens, piece.weight * experts.factor,
+            piece.coefficients, piece.gate, piece.up, piece.inputs,
+        )  # fmt: skip
+        self._routed(rows, self._batch)
+
+    def _see_shared(self, layer: int, point: str, tensor: Tensor) -> None:
+        """Points of the shared expert come in any order; with the end of the block all are there."""
+        if self._routed is None or self._batch is None:
+            return
+        self._seen[point] = tensor.reshape(self._batch.tokens.size, -1)
+        if point != "lout":
+            return
+        seen, self._seen = self._seen, {}
+        experts = self._model.anatomy.layers[layer].experts
+        assert experts is not None
+        if "coefficients" in seen:
+            rows = LayerRows(
+                layer, experts.count, experts.count * experts.width, None,
+                shared_weight(experts, seen.get("shared_gate")),
+                seen["coefficients"], seen["gate"], seen.get("up"), seen["ffn_input"],
+            )  # fmt: skip
+            self._routed(rows, self._batch)
+        if layer == self._last:
+            raise EndOfPass
+
+
+_SHARED = ("ffn_input", "gate", "up", "coefficients", "shared_gate", "lout")
 
 
 def residuals(model: Model, tokens: Tensor) -> dict[str, Float[Tensor, "layer context token width"]]:

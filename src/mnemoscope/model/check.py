@@ -166,25 +166,40 @@ def _check_ffn(stream: Stream, index: int) -> None:
     anatomy, block, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
     source = traced.lin if anatomy.parallel else traced.lres
     read = source.float() if block.ffn_norm is None else block.ffn_norm(source.float())
-    gate = read @ block.keys().float().T + _or_zero(block.key_bias())
     _require(stream, index, "FFN", "the input norm", read, traced.ffn_input)
-    _require(stream, index, "FFN", "the keys", gate, traced.gate)
-    coefficients = anatomy.act(traced.gate.float())
-    if traced.up is not None:
-        ups = block.ups()
-        assert ups is not None
-        _require(
-            stream, index, "FFN", "the up keys", read @ ups.float().T + _or_zero(block.up_bias()), traced.up
-        )
-        coefficients = coefficients * traced.up.float()
-    _require(stream, index, "FFN", "activation (x up)", coefficients, traced.coefficients)
-    written = traced.coefficients.float() @ block.values().float() + _or_zero(block.down_bias())
+    _check_keys(stream, index, read)
+    bias = stream.down_bias(index, slice(None))
+    written = stream.neurons_written(index) + _or_zero(bias)
     _require(stream, index, "FFN", "neurons and bias", written, traced.ffn_output)
     where = "attention and FFN, which are parallel," if anatomy.parallel else "FFN"
     before = traced.lin.float() + stream.attention_update(index) if anatomy.parallel else traced.lres.float()
     _require(
         stream, index, where, "its update of the residual", before + stream.ffn_update(index), traced.lout
     )
+
+
+def _check_keys(stream: Stream, index: int, read: Tensor) -> None:
+    """Pre-activations are products with the keys, and coefficients what the activation makes of them."""
+    anatomy, block, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
+    for group, rows in enumerate(block.rows()):
+        # Of what was not routed there is nothing to compare.
+        ran = slice(None) if traced.weights is None else traced.weights[:, group] != 0
+        x, gate, coefficients = (
+            read[ran],
+            traced.gate[ran, rows.neurons],
+            traced.coefficients[ran, rows.neurons],
+        )
+        if not len(x):
+            continue
+        keyed = x @ rows.keys.float().T + _or_zero(rows.key_bias)
+        _require(stream, index, "FFN", "the keys", keyed, gate)
+        up = None
+        if traced.up is not None and rows.ups is not None:
+            up = traced.up[ran, rows.neurons]
+            keyed = x @ rows.ups.float().T + _or_zero(rows.up_bias)
+            _require(stream, index, "FFN", "the up keys", keyed, up)
+        active = block.activated(anatomy.act, rows, gate.float(), None if up is None else up.float())
+        _require(stream, index, "FFN", "activation (x up)", active, coefficients)
 
 
 def _or_zero(bias: Tensor | None) -> Tensor | float:

@@ -35,7 +35,7 @@ from mnemoscope.arguments import DEFAULT_NULLS as DEFAULT
 from mnemoscope.arguments import NULLS as KINDS
 from mnemoscope.model.capture import Capture, Coefficients, Inputs
 from mnemoscope.model.model import Model
-from mnemoscope.model.parts import Projection
+from mnemoscope.model.parts import Layer
 from mnemoscope.records import ContextBatch
 
 COUNT = 64  # pseudo-neurons in a layer: a 99th percentile over the layers, for a few per cent of the time
@@ -138,9 +138,9 @@ class _Random:
         for index, layer in enumerate(parts.layers):
             generator = _generator(seed, "random", index)
             like = generator.choice(parts.n_neurons, count, replace=False)
-            rows = [layer.gate] if layer.up is None else [layer.gate, layer.up]
-            weights.append(np.concatenate([_directions(projection, like, generator) for projection in rows]))
-            biases.append(np.concatenate([_biases(projection, like) for projection in rows]))
+            firsts = _firsts(layer)
+            weights.append(np.concatenate([_directions(keys, like, generator) for keys, _ in firsts]))
+            biases.append(np.concatenate([_biases(bias, like) for _, bias in firsts]))
         self._weight, self._bias = _tensor(weights, model), _tensor(biases, model)
 
     def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
@@ -271,9 +271,9 @@ class _Mixtures:
         weights, biases = [], []
         every = np.arange(parts.n_neurons)
         for layer, (shifts, signs) in zip(parts.layers, drawn, strict=True):
-            projections = [layer.gate] if layer.up is None else [layer.gate, layer.up]
-            rows = [projection.weight().double().cpu().numpy() for projection in projections]
-            offsets = [_biases(projection, every)[:, None] for projection in projections]
+            firsts = _firsts(layer)
+            rows = [keys.double().cpu().numpy() for keys, _ in firsts]
+            offsets = [_biases(bias, every)[:, None] for _, bias in firsts]
             weights.append(np.concatenate([_mixed(matrix, shifts, signs) for matrix in rows]))
             biases.append(np.concatenate([_mixed(column, shifts, signs)[:, 0] for column in offsets]))
         self._weight, self._bias = _tensor(weights, model), _tensor(biases, model)
@@ -321,9 +321,15 @@ def _generator(seed: int, kind: str, *address: int) -> np.random.Generator:
     return np.random.default_rng([seed, KINDS.index(kind), *address])
 
 
-def _directions(projection: Projection, like: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """f64[count width]: isotropic, as long as the rows `like` of a projection."""
-    rows = projection.weight()[torch.from_numpy(like)].double().cpu().numpy()
+def _firsts(layer: Layer) -> list[tuple[Tensor, Tensor | None]]:
+    """The keys of a layer and their bias, and those of its up projection if it is gated."""
+    keys, ups = (layer.keys(), layer.key_bias()), layer.ups()
+    return [keys] if ups is None else [keys, (ups, layer.up_bias())]
+
+
+def _directions(keys: Tensor, like: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """f64[count width]: isotropic, as long as the rows `like` of keys."""
+    rows = keys[torch.from_numpy(like)].double().cpu().numpy()
     drawn = generator.standard_normal(rows.shape)
     return drawn * (_lengths(rows) / _lengths(drawn))[:, None]
 
@@ -332,8 +338,7 @@ def _lengths(rows: np.ndarray) -> np.ndarray:
     return np.sqrt((rows * rows).sum(1))
 
 
-def _biases(projection: Projection, like: np.ndarray) -> np.ndarray:
-    bias = projection.bias()
+def _biases(bias: Tensor | None, like: np.ndarray) -> np.ndarray:
     return np.zeros(len(like)) if bias is None else bias.double().cpu().numpy()[like]
 
 

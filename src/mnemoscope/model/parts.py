@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from mnemoscope.model.experts import Experts, Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,43 +84,110 @@ class Layer:
     The coefficients are the *input* of ``down``. ``gate`` gives the pre-activation that goes through the
     activation function: the gate of a gated FFN, the only first projection of a plain one (``up`` is None).
     ``ffn_norm is input_norm`` in blocks where attention and FFN read the same normalised vector.
+
+    In a mixture the neurons of the ``experts`` come first, expert by expert, and ``down``, ``gate`` and ``up`` are
+    those of the shared expert, whose neurons follow; they are None where there is none.
     """
 
     module: nn.Module
     attention: nn.Module
     attention_out: nn.Module
-    down: nn.Module
-    gate: Projection
+    down: nn.Module | None
+    gate: Projection | None
     up: Projection | None
     n_heads: int
     input_norm: Norm | None
     ffn_norm: Norm | None
     post_attention_norm: Norm | None
     post_ffn_norm: Norm | None
+    experts: Experts | None = None
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Neurons that run on the same tokens: of the whole layer, or of each expert and of the shared one."""
+        routed = () if self.experts is None else (self.experts.width,) * self.experts.count
+        return routed if self.down is None else (*routed, rows_of(self.down).shape[1])
+
+    @property
+    def gated(self) -> bool:
+        """Whether neurons have two key rows."""
+        return self.up is not None or (self.experts is not None and self.experts.gated)
+
+    def rows(self) -> Iterator[Rows]:
+        """The weights of each of `groups` in turn."""
+        if self.experts is None:
+            every = slice(0, sum(self.groups))
+            yield Rows(every, self.keys(), self.key_bias(), self.ups(), self.up_bias(), self.values())
+            return
+        yield from map(self.experts.rows, range(self.experts.count))
+        if self.down is not None:
+            every = slice(self.experts.count * self.experts.width, sum(self.groups))
+            weights = (_weight(self.gate), _bias(self.gate), _weight(self.up), _bias(self.up))
+            assert weights[0] is not None, "a shared expert has keys"
+            yield Rows(every, weights[0], *weights[1:], rows_of(self.down).T)
+
+    def activated(
+        self, act: Callable[[Tensor], Tensor], rows: Rows, gate: Tensor, up: Tensor | None
+    ) -> Float[Tensor, "... neuron"]:
+        """Coefficients of the pre-activations of one of `groups`; ``act`` is the anatomy's, of all but experts."""
+        if self.experts is not None and rows.neurons.start < self.experts.count * self.experts.width:
+            return self.experts.activated(gate, up)
+        return act(gate) if up is None else act(gate) * up
+
+    def spread(self, weights: Float[Tensor, "... group"]) -> Float[Tensor, "... neuron"]:
+        """For each neuron what there is for each of `groups`."""
+        return weights.repeat_interleave(torch.tensor(self.groups, device=weights.device), -1)
 
     def values(self) -> Float[Tensor, "neuron width"]:
-        """What each neuron writes, before any post-norm or residual multiplier."""
-        return rows_of(self.down).T
+        """What each neuron writes, before the router's weight, any post-norm or residual multiplier."""
+        if self.experts is None and self.down is not None:
+            return rows_of(self.down).T
+        return torch.cat([rows.values for rows in self.rows()])
 
     def down_bias(self) -> Float[Tensor, " width"] | None:
-        """Bias of the down projection."""
-        return bias_of(self.down)
+        """Bias of the down projection, in a mixture of the shared expert's."""
+        return None if self.down is None else bias_of(self.down)
+
+    def group_biases(self) -> Float[Tensor, "group width"] | None:
+        """What each of `groups` writes whatever it detects, before the router's weight; None if all is 0."""
+        shared = self.down_bias()
+        routed = None if self.experts is None else self.experts.down_biases()
+        if shared is None and routed is None:
+            return None
+        known = next(bias for bias in (shared, routed) if bias is not None)
+        rows = known.new_zeros(len(self.groups), known.shape[-1])
+        if routed is not None:
+            rows[: len(routed)] = routed
+        if shared is not None:
+            rows[-1] = shared
+        return rows
 
     def keys(self) -> Float[Tensor, "neuron width"]:
         """What each neuron detects: gate rows, or the rows of the only first projection."""
-        return self.gate.weight()
+        if self.experts is None and self.gate is not None:
+            return self.gate.weight()
+        return torch.cat([rows.keys for rows in self.rows()])
 
     def key_bias(self) -> Float[Tensor, " neuron"] | None:
         """Bias that belongs to `keys`."""
-        return self.gate.bias()
+        return _bias(self.gate) if self.experts is None else self._biases("key_bias")
 
     def ups(self) -> Float[Tensor, "neuron width"] | None:
         """The second key rows of a gated FFN."""
-        return None if self.up is None else self.up.weight()
+        if self.experts is None or not self.gated:
+            return _weight(self.up)
+        return torch.cat([rows.ups for rows in self.rows() if rows.ups is not None])
 
     def up_bias(self) -> Float[Tensor, " neuron"] | None:
         """Bias that belongs to `ups`."""
-        return None if self.up is None else self.up.bias()
+        return _bias(self.up) if self.experts is None else self._biases("up_bias")
+
+    def _biases(self, name: str) -> Tensor | None:
+        """Biases of all groups, 0 in those without; None if none has any."""
+        biases = [(rows.keys, getattr(rows, name)) for rows in self.rows()]
+        if all(bias is None for _, bias in biases):
+            return None
+        return torch.cat([keys.new_zeros(len(keys)) if bias is None else bias for keys, bias in biases])
 
     def heads(self) -> Float[Tensor, "head dimension width"]:
         """Rows of the attention output projection, per query head."""
@@ -188,6 +257,14 @@ class Anatomy:
             logits = logits + self.unembedding_bias.float()
         logits = logits * self.logit_multiplier
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+def _weight(projection: Projection | None) -> Tensor | None:
+    return None if projection is None else projection.weight()
+
+
+def _bias(projection: Projection | None) -> Tensor | None:
+    return None if projection is None else projection.bias()
 
 
 def rows_of(module: nn.Module) -> Float[Tensor, "output input"]:

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from mnemoscope.errors import ModelNotSupported
+from mnemoscope.model.experts import Experts, dispatched, measured
 from mnemoscope.model.parts import Anatomy, Layer, Norm, Projection, rows_of
 from mnemoscope.model.table import (
     ANY_FFN,
@@ -23,6 +24,7 @@ from mnemoscope.model.table import (
     ANY_NORMS,
     ANY_OUT,
     FAMILIES,
+    SHARED,
     Family,
     FeedForward,
     Norms,
@@ -141,8 +143,8 @@ def _unsupported_kind(hf: PreTrainedModel) -> str | None:
     if getattr(hf.config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
     names = " ".join({type(module).__name__ for module in hf.modules()})
-    if any(mark in names for mark in ("Moe", "MoE", "MOE", "Experts")):
-        return "it is a mixture of experts, which is not supported yet"
+    if foreign := next(filter(_undispatched, hf.modules()), None):
+        return f"its experts ({type(foreign).__name__}) are computed by code of their own, which is not supported yet"
     if any(mark in names for mark in ("Mamba", "Rwkv", "SSM", "Recurrent", "LSTM", "DeltaNet")):
         return "it is a state space or recurrent model"
     masked = type(hf).__name__ in _class_names(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
@@ -153,6 +155,12 @@ def _unsupported_kind(hf: PreTrainedModel) -> str | None:
     if hf.get_output_embeddings() is None:
         return f"{type(hf).__name__} has no language-model head (load it as a causal language model)"
     return None
+
+
+def _undispatched(module: nn.Module) -> bool:
+    """Whether a module holds experts that transformers does not dispatch by name."""
+    named = "Experts" in type(module).__name__ and any(True for _ in module.parameters())
+    return named and not dispatched(module) and not any(map(dispatched, module.modules()))
 
 
 def _class_names(mapping: dict[str, Any]) -> set[str]:
@@ -168,9 +176,12 @@ def _generic_rows(body: nn.Module, config: Any) -> Iterator[Family]:
     ]
     finals = [name for name in ANY_FINAL if hasattr(body, name)]
     for block, final in product(blocks, finals):
-        first = bare(getattr(body, block)[0])
-        for out, ffn, norms in product(ANY_OUT, ANY_FFN, ANY_NORMS):
-            if _has(first, (out, *ffn)) and _uses_all_norms(first, norms):
+        every = [bare(module) for module in getattr(body, block)]
+        first, dense = every[0], [module for module in every if experts_in(module) is None]
+        # A mixture needs no path to its experts.
+        ffns = [ffn for ffn in ANY_FFN if all(_has(module, ffn) for module in dense)][: None if dense else 1]
+        for out, ffn, norms in product(ANY_OUT, ffns, ANY_NORMS):
+            if _has(first, (out,)) and _uses_all_norms(first, norms):
                 yield Family(
                     out,
                     ffn,
@@ -232,7 +243,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         head_dim=first.heads().shape[1],
         vocabulary=rows_of(head).shape[0],
         context_length=_context_length(config),
-        gated=first.up is not None,
+        gated=first.gated,
         activation=_name_of(act, name),
         act=act,
         parallel=shared or hasattr(first.module, "ln_mlp") or _flag(config, row.parallel),
@@ -260,21 +271,26 @@ def _number(config: Any, name: str | None) -> float:
 
 
 def _layer(block: nn.Module, row: Family, config: Any, family: str) -> Layer:
-    out, down = part_of(block, row.attention_out, family), part_of(block, row.ffn.down, family)
-    for module in (out, down):
+    out = part_of(block, row.attention_out, family)
+    experts = experts_in(block)
+    owner, ffn = (block, row.ffn) if experts is None else _shared(block)
+    down = None if owner is None else part_of(owner, ffn.down, family)
+    for module in (out, *([] if down is None else [down])):
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
             raise refused(
                 family, f"its weights are packed ({type(module).__name__}); load it without quantisation"
             )
-    width, n_neurons = rows_of(down).shape
+    width = rows_of(out).shape[0]
     norms = next((norms for norms in row.norms if _uses_all_norms(block, norms)), None)
     if norms is None:
         names = [name for name, child in block.named_children() if "norm" in type(child).__name__.lower()]
         raise refused(
             family, f"the norms of its blocks are not those expected ({', '.join(names) or 'none'})"
         )
-    gate, up = _first_projections(block, row.ffn, n_neurons, family)
+    gate, up = (None, None)
+    if owner is not None and down is not None:
+        gate, up = _first_projections(owner, ffn, rows_of(down).shape[1], family)
     input_norm = measured_norm(block, norms.input, width, config, family)
     ffn_norm = input_norm
     if norms.ffn != norms.input:
@@ -291,16 +307,45 @@ def _layer(block: nn.Module, row: Family, config: Any, family: str) -> Layer:
         ffn_norm=ffn_norm,
         post_attention_norm=measured_norm(block, norms.post_attention, width, config, family),
         post_ffn_norm=measured_norm(block, norms.post_ffn, width, config, family),
+        experts=None if experts is None else _measured_experts(block, experts, owner, width, family),
     )
 
 
+def experts_in(block: nn.Module) -> nn.Module | None:
+    """The experts of a block that transformers dispatches; None if it is dense."""
+    return next(filter(dispatched, block.modules()), None)
+
+
+def _shared(block: nn.Module) -> tuple[nn.Module | None, FeedForward]:
+    """The expert of a mixture that every token goes through, and its paths; None where there is none."""
+    for name, module in block.named_modules():
+        if "shared" not in name.rpartition(".")[2]:
+            continue
+        for ffn in SHARED:
+            if _has(bare(module), ffn):
+                return bare(module), ffn
+    return None, SHARED[0]
+
+
+def _measured_experts(
+    block: nn.Module, module: nn.Module, shared: nn.Module | None, width: int, family: str
+) -> Experts:
+    """The experts of a block, with the factors that its own module applies outside the router."""
+    owner = next(outer for outer in block.modules() if any(child is module for child in outer.children()))
+    gates = (inner for name, inner in block.named_modules() if name.endswith("shared_expert_gate"))
+    experts = measured(owner, Experts(module, shared_gate=next(gates, None)), shared, width)
+    if experts is None:
+        raise refused(family, f"its experts do not add up to what {type(owner).__name__} returns")
+    return experts
+
+
 def _first_projections(
-    block: nn.Module, ffn: FeedForward, n_neurons: int, family: str
+    owner: nn.Module, ffn: FeedForward, n_neurons: int, family: str
 ) -> tuple[Projection, Projection | None]:
-    gate = part_of(block, ffn.gate, family)
+    gate = part_of(owner, ffn.gate, family)
     if ffn.up == ffn.gate:
         return Projection(gate, 0, n_neurons), Projection(gate, n_neurons, 2 * n_neurons)
-    up = None if ffn.up is None else Projection(part_of(block, ffn.up, family), 0, n_neurons)
+    up = None if ffn.up is None else Projection(part_of(owner, ffn.up, family), 0, n_neurons)
     return Projection(gate, 0, n_neurons), up
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from jaxtyping import Float, Int
@@ -62,18 +63,21 @@ class Stream:
     def neuron_parts(
         self, layer: int, position: int, neurons: Int[Tensor, " neuron"] | None = None
     ) -> Float[Tensor, "neuron width"]:
-        """What each neuron writes, coefficient times value (A33); all neurons of the layer by default."""
+        """What each neuron writes, coefficient times value (A33); all neurons of the layer by default.
+
+        In a mixture times the weight of its expert: 0 where the position was not routed to it.
+        """
         traced, block = self.layers[layer], self.anatomy.layers[layer]
-        coefficients, values = traced.coefficients[position], block.values()
+        amounts, values = traced.amounts(block, position), block.values()
         if neurons is not None:
-            coefficients, values = coefficients[neurons], values[neurons]
-        written = coefficients.float()[:, None] * values.float()
+            amounts, values = amounts[neurons], values[neurons]
+        written = amounts[:, None] * values.float()
         return self._folded(written, block.post_ffn_norm, traced.ffn_output[position])
 
     def ffn_bias(self, layer: int, position: int) -> Float[Tensor, " width"]:
         """What the FFN of a layer writes whatever it detects."""
         traced, block = self.layers[layer], self.anatomy.layers[layer]
-        return self._bias(block.down_bias(), block.post_ffn_norm, traced.ffn_output[position])
+        return self._bias(self.down_bias(layer, position), block.post_ffn_norm, traced.ffn_output[position])
 
     def attention_update(self, layer: int) -> Float[Tensor, "token width"]:
         """The sum of all heads x sources and the bias, at every position, from weights and values."""
@@ -86,9 +90,17 @@ class Stream:
     def ffn_update(self, layer: int) -> Float[Tensor, "token width"]:
         """The sum of all neurons and the bias, at every position, from coefficients and values."""
         traced, block = self.layers[layer], self.anatomy.layers[layer]
-        written = traced.coefficients.float() @ block.values().float()
-        bias = self._bias(block.down_bias(), block.post_ffn_norm, traced.ffn_output)
+        bias = self._bias(self.down_bias(layer, slice(None)), block.post_ffn_norm, traced.ffn_output)
+        written = self.neurons_written(layer)
         return self._folded(written, block.post_ffn_norm, traced.ffn_output) + bias
+
+    def neurons_written(self, layer: int) -> Float[Tensor, "token width"]:
+        """The sum of all neurons before any post-norm, multiplier and bias; weights are widened group by group."""
+        amounts = self.layers[layer].amounts(self.anatomy.layers[layer])
+        products = (
+            amounts[:, rows.neurons] @ rows.values.float() for rows in self.anatomy.layers[layer].rows()
+        )
+        return reduce(torch.add, products)
 
     def attend(
         self, layer: int, lins: Float[Tensor, "case token width"]
@@ -108,6 +120,13 @@ class Stream:
                 else:
                     block.attention(**{**kwargs, "hidden_states": x})
                 yield heads_of(witness.product, block.n_heads)
+
+    def down_bias(self, layer: int, where: int | slice) -> Tensor | None:
+        """The bias of the down projection, in a mixture those of its groups by their weights."""
+        weights, biases = self.layers[layer].weights, self.anatomy.layers[layer].group_biases()
+        if biases is None:
+            return None
+        return biases[0] if weights is None else weights[where] @ biases.float()
 
     def _folded(self, written: Tensor, norm: Norm | None, output: Tensor) -> Tensor:
         """``written`` through the post-norm frozen at its output, and the residual multiplier (G4)."""

@@ -158,3 +158,12 @@ def outcomes() -> list[Outcome]:
         else Outcome(family, task, None, said)
         for task, family, said in rows
     ]
+
+
+# Inside the expert of a mixture that every token goes through.
+SHARED = (
+    FeedForward("down_proj", "gate_proj", "up_proj"),
+    FeedForward("output_linear", "input_linear", "input_linear"),
+    FeedForward("down_proj", "gate_up_proj", "gate_up_proj"),
+    FeedForward("down_proj", "up_proj"),
+)

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from mnemoscope.errors import ModelNotSupported
+from mnemoscope.model.experts import Experts, Routed, dispatched, listen, shared_weight, taken_apart
 from mnemoscope.model.parts import Anatomy, Layer, Projection
 
 TOLERANCE = 1e-4  # of the logit range for logits, of the largest entry of the vector for everything else
@@ -30,6 +31,9 @@ class LayerTrace:
     attention update (G5). ``value`` is given per query head: heads that share a key-value head have equal
     rows (G6), and a bias of the value projection is inside it, which is exact because weights add up to 1
     (G8). ``*_output`` are the outputs of the two output projections, before post-norm and multiplier.
+
+    In a mixture ``weights`` are those of the router, with all factors, for each of `Layer.groups`, fp32: 0 where a
+    token was not routed to an expert, whose neurons then have a gate, an up and a coefficient of 0.
     """
 
     lin: Float[Tensor, "token width"]
@@ -46,6 +50,17 @@ class LayerTrace:
     coefficients: Float[Tensor, "token neuron"]
     ffn_output: Float[Tensor, "token width"]
     call: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)  # how the attention module was called
+    weights: Float[Tensor, "token group"] | None = None
+
+    def amounts(
+        self, layer: Layer, where: int | slice | Tensor = slice(None)
+    ) -> Float[Tensor, "*tokens neuron"]:
+        """What each value was multiplied with: the coefficient, in a mixture times the weight of its expert; fp32.
+
+        where  a position, or several; all by default
+        """
+        coefficients = self.coefficients[where].float()
+        return coefficients if self.weights is None else coefficients * layer.spread(self.weights[where])
 
 
 class Products(TorchFunctionMode):
@@ -120,7 +135,9 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
     mixed, attention_output              what the attention output projection reads and writes
     ffn_input, gate, up                  what the first FFN projections read, and their pre-activations
     coefficients, ffn_output             what the down projection reads and writes
+    routed_output, shared_gate           what the experts write, and the gate of the shared expert before its sigmoid
 
+    In a mixture the points from gate to ffn_output are those of the shared expert; `experts.listen` sees the others.
     The tensors are the model's own; Falcon adds to its FFN's output in place. A point that a layer lacks is left out.
     """
     norm = layer.ffn_norm
@@ -129,16 +146,22 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
         "attention_input": layer.attention,
         "mixed": layer.attention_out,
         "ffn_norm_input": None if norm is None else norm.module,
-        "ffn_input": layer.gate.module,
+        "ffn_input": layer.experts.module if layer.experts else layer.gate.module if layer.gate else None,
         "coefficients": layer.down,
     }
-    after = {"lout": layer.module, "attention_output": layer.attention_out, "ffn_output": layer.down}
+    after = {
+        "lout": layer.module,
+        "attention_output": layer.attention_out,
+        "ffn_output": layer.down,
+        "routed_output": None if layer.experts is None else layer.experts.module,
+        "shared_gate": None if layer.experts is None else layer.experts.shared_gate,
+    }
     handles = []
     for point in points:
         if (module := before.get(point)) is not None:
             handles.append(module.register_forward_pre_hook(_reading(point, see), with_kwargs=True))
-        elif point in after:
-            handles.append(after[point].register_forward_hook(_writing(point, see)))
+        elif (module := after.get(point)) is not None:
+            handles.append(module.register_forward_hook(_writing(point, see)))
         elif (projection := {"gate": layer.gate, "up": layer.up}.get(point)) is not None:
             handles.append(projection.module.register_forward_hook(_projecting(point, projection, see)))
     return handles
@@ -166,11 +189,15 @@ class Witness:
         self.seen: dict[str, Tensor] = {}
         self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.product: tuple[Tensor, Tensor] | None = None
+        self.routed: list[Routed] = []
 
     def handles(self) -> list[Any]:
         """Register all hooks; the caller removes them (`hooked`)."""
         attend = self.layer.attention.register_forward_pre_hook(self.attend, with_kwargs=True)
-        return [attend, *watch(self.layer, _POINTS, self.see)]
+        handles = [attend, *watch(self.layer, _POINTS, self.see)]
+        if self.layer.experts is not None:
+            handles.append(listen(self.layer.experts.module, self.routed.append))
+        return handles
 
     def attend(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.call = (args, kwargs)
@@ -179,13 +206,15 @@ class Witness:
         if point == "mixed":
             self.product = self.recorder.settle()
         # A copy, because Falcon adds to its FFN's output in place.
-        self.seen[point] = (
-            flat(tensor).clone() if point in ("attention_output", "ffn_output") else flat(tensor)
-        )
+        self.seen[point] = flat(tensor).clone() if point.endswith("_output") else flat(tensor)
 
     def trace(self, index: int, anatomy: Anatomy) -> LayerTrace:
         """What was seen, once the pass has ended; `ModelNotSupported` if a part was never called."""
         seen = dict(self.seen)
+        if self.layer.experts is not None and "routed_output" in seen:
+            seen |= self._mixture(self.layer.experts)
+            del seen["routed_output"]
+        seen.pop("shared_gate", None)
         for name, what in _NEEDED.items():
             if name not in seen:
                 raise failed(anatomy, index, "layer", f"its {what} was never called")
@@ -193,6 +222,32 @@ class Witness:
         alpha, value = heads_of(self.product, self.layer.n_heads)
         seen["lres"] = self._after_attention(anatomy.residual_multiplier) if anatomy.parallel else read
         return LayerTrace(alpha=alpha, value=value, up=seen.pop("up", None), call=self.call, **seen)
+
+    def _mixture(self, experts: Experts) -> dict[str, Tensor]:
+        """What the dense points of a layer are in a mixture: of all its neurons, and of the sum over its groups."""
+        read = self.seen["ffn_input"]
+        blank = torch.zeros(len(read), sum(self.layer.groups), dtype=read.dtype, device=read.device)
+        gate, up, coefficients = blank, blank.clone() if self.layer.gated else None, blank.clone()
+        weights = torch.zeros(len(read), len(self.layer.groups), device=read.device)
+        for piece in self.routed:
+            place = (
+                piece.tokens[:, None],
+                torch.arange(experts.width, device=read.device) + experts.width * piece.expert,
+            )
+            gate[place], coefficients[place] = piece.gate, piece.coefficients
+            if up is not None and piece.up is not None:
+                up[place] = piece.up
+            weights[piece.tokens, piece.expert] = piece.weight * experts.factor
+        output = self.seen["routed_output"].float() * experts.factor
+        if "ffn_output" in self.seen:
+            first = experts.count * experts.width
+            gate[:, first:], coefficients[:, first:] = self.seen["gate"], self.seen["coefficients"]
+            if up is not None:
+                up[:, first:] = self.seen["up"]
+            weights[:, -1] = shared_weight(experts, self.seen.get("shared_gate"))
+            output = output + weights[:, -1:] * self.seen["ffn_output"].float()
+        whole = {"gate": gate, "coefficients": coefficients, "ffn_output": output, "weights": weights}
+        return whole if up is None else whole | {"up": up}
 
     def _after_attention(self, multiplier: float) -> Tensor:
         output, norm = self.seen["attention_output"].float(), self.layer.post_attention_norm
@@ -212,10 +267,13 @@ _POINTS = (
     "up",
     "coefficients",
     "ffn_output",
+    "routed_output",
+    "shared_gate",
 )
 _NEEDED = {
     "lin": "block",
     "mixed": "attention output projection",
+    "ffn_input": "feed-forward layer",
     "gate": "first FFN projection",
     "coefficients": "down projection",
 }
@@ -262,12 +320,17 @@ def plainly() -> Iterator[None]:
 def observed(hf: PreTrainedModel, *, upcast: bool, attention: str | None = "eager") -> Iterator[None]:
     """Evaluation mode and one attention implementation, and fp32 arithmetic if asked, for the time of the block.
 
-    attention  None for the model's own
+    attention  None for the model's own; with any other, experts are computed by our implementation too
     """
     configs = {id(c): c for m in hf.modules() if (c := getattr(m, "config", None)) is not None}
     before = [(config, config._attn_implementation_internal) for config in configs.values()]
     training = [module for module in hf.modules() if module.training]
-    with plainly(), _widened(hf) if upcast else nullcontext():
+    apart = attention is not None
+    with (
+        plainly(),
+        _widened(hf, apart) if upcast else nullcontext(),
+        taken_apart(hf) if apart else nullcontext(),
+    ):
         try:
             hf.eval()
             for config, implementation in before:
@@ -281,10 +344,15 @@ def observed(hf: PreTrainedModel, *, upcast: bool, attention: str | None = "eage
 
 
 @contextmanager
-def _widened(hf: PreTrainedModel) -> Iterator[None]:
-    """While a module runs, its half-precision weights are fp32; outside of its call they are as stored."""
+def _widened(hf: PreTrainedModel, apart: bool) -> Iterator[None]:
+    """While a module runs, its half-precision weights are fp32; outside of its call they are as stored.
+
+    apart  experts are computed by our implementation, which widens one at a time
+    """
     handles: list[Any] = []
     for module in hf.modules():
+        if apart and dispatched(module):
+            continue
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if any(tensor.dtype in _HALF for tensor in tensors):
             widener = _Widener()

@@ -7,7 +7,7 @@ downstream react. Each row of a batch is the same prompt with one thing ablated,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mnemoscope.model.experts import Listener, Routed, listen
 from mnemoscope.model.model import Model
 from mnemoscope.model.stream import Stream
 from mnemoscope.model.watch import hooked, observed
@@ -102,9 +103,32 @@ def _hooks(stream: Stream, groups: Sequence[Sequence[Cut]]) -> list[Any]:
     handles = []
     for (layer, is_neuron), rows in by_module.items():
         block = stream.anatomy.layers[layer]
-        module, change = (block.down, _set_coefficient) if is_neuron else (block.attention_out, _drop_source)
-        handles.append(module.register_forward_pre_hook(_hook(stream, rows, change)))
+        if not is_neuron:
+            handles.append(block.attention_out.register_forward_pre_hook(_hook(stream, rows, _drop_source)))
+            continue
+        routed = 0 if block.experts is None else block.experts.count * block.experts.width
+        if block.experts is not None:
+            handles.append(listen(block.experts.module, _listener(stream, block.experts.width, rows)))
+        shared = [(row, replace(cut, unit=cut.unit - routed)) for row, cut in rows if cut.unit >= routed]
+        if shared and block.down is not None:
+            handles.append(block.down.register_forward_pre_hook(_hook(stream, shared, _set_coefficient)))
     return handles
+
+
+def _listener(stream: Stream, width: int, rows: Sequence[tuple[int, Cut]]) -> Listener:
+    """Sets coefficients of experts at the last position; where that was not routed to an expert, there are none."""
+
+    def change(piece: Routed) -> Tensor | None:
+        inside = [(row, cut) for row, cut in rows if cut.unit // width == piece.expert]
+        if not inside:
+            return None
+        changed = piece.coefficients.clone()
+        for row, cut in inside:
+            last = (row + 1) * len(stream.tokens) - 1
+            changed[piece.tokens == last, cut.unit % width] = cut.value
+        return changed
+
+    return change
 
 
 def _hook(stream: Stream, rows: Sequence[tuple[int, Cut]], change: Change) -> Hook:

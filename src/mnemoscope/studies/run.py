@@ -149,8 +149,10 @@ def _parameters(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str
 
 def _modules(layer: Layer) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
     """Modules of attention, of the feed-forward layer, and the block, in the order of _PARTS."""
-    first = [layer.gate.module, *([layer.up.module] if layer.up is not None else [])]
-    return [layer.attention], [*first, layer.down], [layer.module]
+    first = [projection.module for projection in (layer.gate, layer.up) if projection is not None]
+    experts = None if layer.experts is None else layer.experts.module
+    ffn = [*first, *(module for module in (layer.down, experts) if module is not None)]
+    return [layer.attention], ffn, [layer.module]
 
 
 def _count(modules: list[nn.Module], seen: set[int]) -> int:

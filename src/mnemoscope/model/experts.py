@@ -1,0 +1,285 @@
+"""Neurons inside mixtures of experts: their weights, and what each expert did with the tokens routed to it.
+
+transformers dispatches every fused experts module through one registry, by a name in its config. An implementation of
+our own stands there under a name of ours. It computes each expert as the module's own code does, and hands out what
+goes into the down projection before it is multiplied.
+
+Not routed is absent, not 0: an expert has rows for the tokens that it was given and for no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+NAME = "mnemoscope"  # of the implementation, in the registry of this process
+_NEAR = 0.1  # how far off, relative, a sum may be in half precision
+
+
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """What one expert did with the tokens that were routed to it, in one call, in the dtype of the pass.
+
+    tokens        rows of the module's input, ascending
+    weight        fp32, as the router passed it to the experts: scaled and normalised
+    inputs        what the first projections read
+    gate, up      pre-activations; up is None where experts are not gated
+    coefficients  what the down projection reads
+    """
+
+    expert: int
+    tokens: Int[Tensor, " row"]
+    weight: Float[Tensor, " row"]
+    inputs: Float[Tensor, "row width"]
+    gate: Float[Tensor, "row neuron"]
+    up: Float[Tensor, "row neuron"] | None
+    coefficients: Float[Tensor, "row neuron"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Weights of neurons that run on the same tokens, a row for each, as stored (views where they are rows)."""
+
+    neurons: slice  # of the layer
+    keys: Float[Tensor, "neuron width"]
+    key_bias: Float[Tensor, " neuron"] | None
+    ups: Float[Tensor, "neuron width"] | None
+    up_bias: Float[Tensor, " neuron"] | None
+    values: Float[Tensor, "neuron width"]
+
+
+Listener = Callable[[Routed], Tensor | None]
+"""Takes what an expert did; what it returns, if anything, is read by the down projection instead."""
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """The experts of one layer: a module that transformers dispatches, and what lies between it and the stream.
+
+    A neuron of the layer is ``expert * width + i``. The sum over experts is multiplied by `factor` outside the
+    router; a shared expert, which every token goes through, by `shared_factor` and by the sigmoid of `shared_gate`.
+    """
+
+    module: nn.Module
+    factor: float = 1.0
+    shared_factor: float = 1.0
+    shared_gate: nn.Module | None = None
+
+    @property
+    def count(self) -> int:
+        """How many experts are routed to."""
+        return len(_matrix(self.module, "down_proj"))
+
+    @property
+    def width(self) -> int:
+        """Neurons of one expert."""
+        return _matrix(self.module, "down_proj").shape[1 if self.transposed else 2]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether weights are stored [expert, input, output]."""
+        return bool(self.module.is_transposed)
+
+    @property
+    def gated(self) -> bool:
+        """Whether an expert has two first projections."""
+        return bool(self.module.has_gate)
+
+    def rows(self, expert: int) -> Rows:
+        """The weights of one expert."""
+        first, down = (_matrix(self.module, name)[expert] for name in (self._first, "down_proj"))
+        if self.transposed:
+            first = first.T
+        bias = _matrix(self.module, f"{self._first}_bias")[expert] if self.module.has_bias else None
+        gate, up = (half(self.module, index, self.width) for index in (0, 1))
+        return Rows(
+            slice(expert * self.width, (expert + 1) * self.width),
+            first[gate],
+            None if bias is None else bias[gate],
+            first[up] if self.gated else None,
+            bias[up] if bias is not None and self.gated else None,
+            down if self.transposed else down.T,
+        )
+
+    def total(self, sums: dict[str, Tensor]) -> Float[Tensor, "token width"]:
+        """What routed and shared experts add up to; the shared one may be added elsewhere. fp32."""
+        whole = self.factor * sums["routed"]
+        if "shared" not in sums:
+            return whole
+        weight = shared_weight(self, sums.get("gate"))
+        return whole + (weight if isinstance(weight, float) else weight[:, None]) * sums["shared"]
+
+    def down_biases(self) -> Float[Tensor, "expert width"] | None:
+        """What each expert writes whatever it detects, before the router's weight."""
+        return _matrix(self.module, "down_proj_bias") if self.module.has_bias else None
+
+    def activated(self, gate: Tensor, up: Tensor | None) -> Float[Tensor, "*rows neuron"]:
+        """Coefficients of pre-activations, by the module's own gate (which may clamp)."""
+        if up is None:
+            return self.module.act_fn(gate)  # type: ignore[operator]
+        fused = (
+            torch.cat([gate, up], -1)
+            if self.module.is_concatenated
+            else torch.stack([gate, up], -1).flatten(-2)
+        )
+        return self.module._apply_gate(fused)  # type: ignore[operator]
+
+    @property
+    def _first(self) -> str:
+        return "gate_up_proj" if self.gated else "up_proj"
+
+
+def half(module: nn.Module, index: int, width: int) -> slice:
+    """Where the gates (0) or the ups (1) are among the outputs of a module's first projection."""
+    if not module.has_gate:
+        return slice(None)
+    return slice(index * width, (index + 1) * width) if module.is_concatenated else slice(index, None, 2)
+
+
+def dispatched(module: nn.Module) -> bool:
+    """Whether a module holds experts that transformers dispatches by name."""
+    down = getattr(module, "down_proj", None)
+    return hasattr(module, "has_gate") and isinstance(down, nn.Parameter) and down.ndim == 3
+
+
+def _matrix(module: nn.Module, name: str) -> Tensor:
+    parameter = getattr(module, name)
+    assert isinstance(parameter, Tensor), f"{name} of {type(module).__name__}"
+    return parameter.detach()
+
+
+def shared_weight(experts: Experts, gate: Float[Tensor, "token 1"] | None) -> Float[Tensor, " token"] | float:
+    """What the shared expert is multiplied with: its factor, and for each token the sigmoid of its gate; fp32."""
+    return experts.shared_factor if gate is None else gate.float().sigmoid().flatten() * experts.shared_factor
+
+
+# -- The implementation ------------------------------------------------------------------------------------------
+
+_listeners: dict[int, list[Listener]] = {}
+
+
+class _Handle:
+    """A listener that can be removed, as a hook can."""
+
+    def __init__(self, module: nn.Module, listener: Listener) -> None:
+        self._key, self._listener = id(module), listener
+        _listeners.setdefault(self._key, []).append(listener)
+
+    def remove(self) -> None:
+        """Stop listening; more than once is no error."""
+        kept = [other for other in _listeners.get(self._key, []) if other is not self._listener]
+        if kept:
+            _listeners[self._key] = kept
+        else:
+            _listeners.pop(self._key, None)
+
+
+def listen(module: nn.Module, listener: Listener) -> Any:
+    """Hand out what each expert of a module does, while `taken_apart`; returns a handle with ``remove``."""
+    return _Handle(module, listener)
+
+
+def experts_forward(
+    module: Any,
+    hidden_states: Float[Tensor, "token width"],
+    top_k_index: Int[Tensor, "token k"],
+    top_k_weights: Float[Tensor, "token k"],
+) -> Float[Tensor, "token width"]:
+    """One expert at a time: its first projection, gate, down projection, and the router's weight.
+
+    Every step is the eager one, on the same rows in ascending order; half-precision weights are widened expert by
+    expert where the pass is fp32.
+    """
+    listeners = _listeners.get(id(module), ())
+    out = torch.zeros_like(hidden_states)
+    width = module.down_proj.shape[1 if module.is_transposed else 2]
+    order = top_k_index.flatten().argsort(stable=True)
+    counts = top_k_index.flatten().bincount(minlength=len(module.down_proj)).tolist()
+    tokens_by_expert = (order // top_k_index.shape[1]).split(counts)
+    weights_by_expert = top_k_weights.flatten()[order].split(counts)
+    # An index beyond the last expert stands for none.
+    for expert in range(len(module.down_proj)):
+        tokens, weight = tokens_by_expert[expert], weights_by_expert[expert]
+        if not len(tokens):
+            continue
+        x = hidden_states[tokens]
+        first = _product(module, "gate_up_proj" if module.has_gate else "up_proj", expert, x)
+        m = module._apply_gate(first) if module.has_gate else module.act_fn(first)
+        for listener in listeners:
+            gate = first[:, half(module, 0, width)]
+            up = first[:, half(module, 1, width)] if module.has_gate else None
+            changed = listener(Routed(expert, tokens, weight.float(), x, gate, up, m))
+            m = m if changed is None else changed
+        y = _product(module, "down_proj", expert, m)
+        if module.has_post_expert_norm:
+            y = module.post_expert_norm(y)
+        out.index_add_(0, tokens, (y * weight[:, None]).to(out.dtype))
+    return out
+
+
+def _product(module: Any, name: str, expert: int, x: Tensor) -> Tensor:
+    weight = getattr(module, name)[expert].to(x.dtype)
+    bias = getattr(module, f"{name}_bias")[expert].to(x.dtype) if module.has_bias else None
+    return nn.functional.linear(x, weight.T if module.is_transposed else weight, bias)
+
+
+@torch.no_grad()
+def measured(owner: nn.Module, experts: Experts, shared: nn.Module | None, width: int) -> Experts | None:
+    """The experts with the factors under which they add up to what the module around them makes of random vectors.
+
+    Factors are 1, among the numbers that this module holds, or the mean of routed and shared experts; None if none
+    comes near. Which is meant shows in any dtype; that it is exact is for the self-check to say.
+    """
+    weight = _matrix(experts.module, "down_proj")
+    x = torch.randn(1, 8, width, generator=torch.Generator().manual_seed(0)).to(weight)
+    sums: dict[str, Tensor] = {}
+
+    def see(name: str) -> Callable[..., None]:
+        return lambda _, args, output: sums.update({name: output.detach().float().reshape(8, -1)})
+
+    watched = {"routed": experts.module, "shared": shared, "gate": experts.shared_gate}
+    handles = [
+        module.register_forward_hook(see(name)) for name, module in watched.items() if module is not None
+    ]
+    training = [module for module in owner.modules() if module.training]
+    try:
+        with taken_apart(owner.eval()):
+            output = owner(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in training:
+            module.training = True
+    whole = (output[0] if isinstance(output, tuple) else output).float().reshape(8, -1)
+    held = [float(value) for value in vars(owner).values() if isinstance(value, float | int) and value > 0]
+    tried = [
+        replace(experts, factor=factor, shared_factor=shared_factor)
+        for factor, shared_factor in [(1.0, 1.0), *((value, 1.0) for value in held), (0.5, 0.5)]
+    ]
+    errors = [float((candidate.total(sums) - whole).norm() / whole.norm()) for candidate in tried]
+    return tried[errors.index(min(errors))] if min(errors) < _NEAR else None
+
+
+@contextmanager
+def taken_apart(hf: nn.Module) -> Iterator[None]:
+    """Experts are computed by `experts_forward` for the time of the block; the model's own implementation after it."""
+    modules: list[Any] = [module for module in hf.modules() if dispatched(module)]
+    configs = {id(module.config): module.config for module in modules}
+    before = [(config, config._experts_implementation_internal) for config in configs.values()]
+    try:
+        for config, _ in before:
+            config._experts_implementation_internal = NAME
+        yield
+    finally:
+        for config, implementation in before:
+            config._experts_implementation_internal = implementation
+
+
+ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)

@@ -1,0 +1,295 @@
+"""Mixtures of experts: what each expert did, against loops over tokens and experts in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import MIXTURES
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mnemoscope.errors import ModelNotSupported
+from mnemoscope.model import experts
+from mnemoscope.model.capture import Capture, LayerRows
+from mnemoscope.model.check import examine, self_check
+from mnemoscope.model.experts import Routed, dispatched, listen, taken_apart
+from mnemoscope.model.model import Model
+from mnemoscope.model.parts import Layer
+from mnemoscope.model.reading import describe
+from mnemoscope.model.stream import trace
+from mnemoscope.records import ContextBatch
+
+TOKENS = torch.arange(3, 23)[None]
+
+every_mixture = pytest.mark.parametrize("name", MIXTURES)
+
+
+def _modules(hf: nn.Module) -> list[Any]:
+    return [module for module in hf.modules() if dispatched(module)]
+
+
+@contextmanager
+def _calls(hf: nn.Module) -> Iterator[list[tuple[Any, tuple[Tensor, ...]]]]:
+    """How each experts module was called."""
+    calls: list[tuple[Any, tuple[Tensor, ...]]] = []
+
+    def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        calls.append((module, (*args, *kwargs.values())))
+
+    handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in _modules(hf)]
+    yield calls
+    for handle in handles:
+        handle.remove()
+
+
+def _read_by_down(hf: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Tensor]]:
+    """What the eager code of the experts hands to its down projection, in order: storage of the weight, operand."""
+    downs = {module.down_proj.untyped_storage().data_ptr() for module in _modules(hf)}
+    read: list[tuple[int, Tensor]] = []
+    linear, matmul = functional.linear, torch.Tensor.__matmul__
+
+    def note(x: Tensor, weight: Tensor) -> None:
+        pointer = weight.untyped_storage().data_ptr()
+        if pointer in downs:
+            read.append((pointer, x.clone()))
+
+    def noting_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        note(x, weight)
+        return linear(x, weight, bias)
+
+    def noting_matmul(x: Tensor, weight: Tensor) -> Tensor:
+        note(x, weight)
+        return matmul(x, weight)
+
+    monkeypatch.setattr(functional, "linear", noting_linear)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", noting_matmul)
+    hf.set_experts_implementation("eager")
+    with torch.no_grad():
+        hf(input_ids=TOKENS, use_cache=False)
+    monkeypatch.undo()
+    return read
+
+
+@every_mixture
+def test_coefficients_are_what_the_eager_down_projection_reads(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of each expert are those that the model's own code multiplies with its down projection."""
+    hf = MIXTURES[name]()
+    read = _read_by_down(hf, monkeypatch)
+    pieces: list[tuple[int, Routed]] = []
+    for module in _modules(hf):
+        pointer = module.down_proj.untyped_storage().data_ptr()
+        listen(module, lambda piece, pointer=pointer: pieces.append((pointer, piece)))
+    try:
+        with torch.no_grad(), taken_apart(hf):
+            hf(input_ids=TOKENS, use_cache=False)
+    finally:
+        experts._listeners.clear()
+    assert len(pieces) == len(read) > 0
+    for (pointer, piece), (owner, eager) in zip(pieces, read, strict=True):
+        assert pointer == owner
+        # The eager code orders its rows by choice and then by token.
+        ours = piece.coefficients.double().sort(0).values
+        assert torch.allclose(ours, eager.double().sort(0).values, rtol=1e-5, atol=1e-6)
+
+
+@every_mixture
+def test_rows_are_the_tokens_the_router_chose(name: str) -> None:
+    """Tokens ascend, belong to the expert, and carry the router's own weight: a loop over both says so."""
+    hf = MIXTURES[name]()
+    pieces: dict[int, list[Routed]] = {}
+    for module in _modules(hf):
+        listen(module, pieces.setdefault(id(module), []).append)
+    try:
+        with torch.no_grad(), taken_apart(hf), _calls(hf) as calls:
+            hf(input_ids=TOKENS, use_cache=False)
+    finally:
+        experts._listeners.clear()
+    for module, (hidden, index, weight) in calls:
+        wanted: dict[int, list[tuple[int, float]]] = {}
+        for token in range(len(hidden)):
+            for choice in range(index.shape[1]):
+                wanted.setdefault(int(index[token, choice]), []).append((token, float(weight[token, choice])))
+        assert {piece.expert for piece in pieces[id(module)]} == set(wanted)
+        for piece in pieces[id(module)]:
+            assert piece.tokens.tolist() == [token for token, _ in wanted[piece.expert]]
+            assert piece.weight.tolist() == pytest.approx([value for _, value in wanted[piece.expert]])
+            assert torch.equal(piece.inputs, hidden[piece.tokens])
+
+
+@every_mixture
+def test_a_mixture_adds_up(name: str) -> None:
+    """Router weight x coefficient x value, with all biases, is what every block adds to the stream."""
+    hf = MIXTURES[name]()
+    anatomy, error = examine(hf)
+    assert error < 1e-5
+    stream = trace(hf, anatomy, TOKENS)
+    for index in range(anatomy.n_layers):
+        before = stream.layers[index].lout - stream.ffn_update(index)
+        before = before - (stream.attention_update(index) if anatomy.parallel else 0)
+        start = stream.layers[index].lin if anatomy.parallel else stream.layers[index].lres
+        assert torch.allclose(before, start, atol=1e-5)
+        for position in (1, 7):
+            parts = stream.neuron_parts(index, position).sum(0) + stream.ffn_bias(index, position)
+            assert torch.allclose(parts, stream.ffn_update(index)[position], atol=1e-5)
+
+
+@every_mixture
+def test_the_model_is_left_as_it_was(name: str) -> None:
+    """The implementation of the experts is the model's own again, also after an error, and no listener stays."""
+    hf = MIXTURES[name]()
+    before = hf.get_experts_implementation()
+    examine(hf)
+    assert hf.get_experts_implementation() == before
+    with pytest.raises(ZeroDivisionError), taken_apart(hf):
+        assert {module.config._experts_implementation for module in _modules(hf)} == {experts.NAME}
+        _ = 1 // 0
+    assert hf.get_experts_implementation() == before
+    assert not experts._listeners
+
+
+@every_mixture
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
+def test_every_implementation_gives_the_same_logits(name: str, implementation: str) -> None:
+    """Taken apart, a mixture has the logits that it has under each implementation that transformers ships."""
+    hf = MIXTURES[name]()
+    hf.set_experts_implementation(implementation)
+    with torch.no_grad():
+        own = hf(input_ids=TOKENS, use_cache=False).logits
+        with taken_apart(hf):
+            apart = hf(input_ids=TOKENS, use_cache=False).logits
+    assert torch.allclose(own, apart, atol=1e-5 * float(own.abs().max()))
+
+
+def test_another_implementation_of_the_experts_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own implementation that computes something else makes another model of what was taken apart."""
+    hf = MIXTURES["mixtral"]()
+
+    def halved(module: Any, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        return experts.experts_forward(module, hidden, index, weight / 2)
+
+    monkeypatch.setitem(experts.ALL_EXPERTS_FUNCTIONS._global_mapping, "halved", halved)
+    hf.set_experts_implementation("halved")
+    with pytest.raises(ModelNotSupported, match="as it is run"):
+        examine(hf)
+
+
+def _without_weight(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda module, hidden, index, weight: function(module, hidden, index, torch.ones_like(weight))
+
+
+def test_a_dropped_router_weight_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts that are added up without their weights are no longer what the block adds to the stream."""
+    hf = MIXTURES["mixtral"]()
+    forward = _without_weight(experts.experts_forward)
+    monkeypatch.setitem(experts.ALL_EXPERTS_FUNCTIONS._global_mapping, experts.NAME, forward)
+    with pytest.raises(ModelNotSupported):
+        examine(hf)
+
+
+def _caught(name: str, change: Callable[[Layer], dict[str, Any]]) -> None:
+    hf = MIXTURES[name]()
+    anatomy = describe(hf)
+    self_check(hf, anatomy)
+    layer = replace(anatomy.layers[1], **change(anatomy.layers[1]))
+    with pytest.raises(ModelNotSupported, match="layer 1"):
+        self_check(hf, replace(anatomy, layers=(anatomy.layers[0], layer, *anatomy.layers[2:])))
+
+
+def _with_experts(**changes: Any) -> Callable[[Layer], dict[str, Any]]:
+    def change(layer: Layer) -> dict[str, Any]:
+        assert layer.experts is not None
+        return {"experts": replace(layer.experts, **changes)}
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3", "granitemoeshared"])
+def test_a_dropped_shared_expert_is_caught(name: str) -> None:
+    """Without the expert that all tokens go through a layer does not add up, and it is that layer that is named."""
+    _caught(name, lambda _: {"down": None, "gate": None, "up": None})
+
+
+def test_a_dropped_gate_of_the_shared_expert_is_caught() -> None:
+    """The sigmoid gate of each token is part of the weight of the shared expert."""
+    _caught("qwen2_moe", _with_experts(shared_gate=None))
+
+
+@pytest.mark.parametrize("factors", [{"factor": 2.0}, {"shared_factor": 2.0}])
+def test_a_wrong_factor_outside_the_router_is_caught(factors: dict[str, float]) -> None:
+    """What the sum over experts, or the shared one, is multiplied with belongs to the weight of each."""
+    _caught("deepseek_v3", _with_experts(**factors))
+
+
+def test_a_dropped_norm_is_caught() -> None:
+    """Experts read what the norm before them gives."""
+    _caught("qwen3_moe", lambda _: {"ffn_norm": None})
+
+
+@pytest.mark.parametrize("bias", ["down_proj_bias", "gate_up_proj_bias"])
+def test_a_dropped_bias_is_caught(bias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Biases of experts are read from the module: zeros in their place do not add up."""
+    hf = MIXTURES["gpt_oss"]()
+    anatomy = describe(hf)
+    read = experts._matrix
+
+    def zeroed(module: nn.Module, name: str) -> Tensor:
+        weight = read(module, name)
+        return torch.zeros_like(weight) if name == bias else weight
+
+    monkeypatch.setattr(experts, "_matrix", zeroed)
+    with pytest.raises(ModelNotSupported, match="layer 0, FFN"):
+        self_check(hf, anatomy)
+
+
+def _batch() -> ContextBatch:
+    tokens = np.stack([np.arange(3, 15), np.arange(20, 32)]).astype(np.int32)
+    counted = np.ones((2, 12), bool)
+    counted[:, 0] = False
+    counted[1, 9:] = False
+    return ContextBatch(np.array([0, 1]), tokens, np.array([12, 9], np.int32), counted)
+
+
+@every_mixture
+def test_a_sweep_hands_out_each_expert_with_its_tokens(name: str) -> None:
+    """What is handed out in a batch is what a trace of each context alone has, at the positions that were routed."""
+    hf = MIXTURES[name]()
+    anatomy, _ = examine(hf)
+    model = Model(hf, None, anatomy, name)
+    pieces: list[LayerRows] = []
+    batch = _batch()
+    with Capture(model) as capture:
+        capture.sweep(batch, lambda *_: pytest.fail("no layer is dense"), lambda rows, _: pieces.append(rows))
+    streams = [trace(hf, anatomy, torch.from_numpy(ids[None]).long()) for ids in batch.tokens]
+    seen = np.zeros((anatomy.n_layers, len(anatomy.layers[0].groups), batch.tokens.size), int)
+    for piece in pieces:
+        rows = range(batch.tokens.size) if piece.rows is None else piece.rows.tolist()
+        units = slice(piece.first, piece.first + piece.coefficients.shape[1])
+        assert list(rows) == sorted(rows)
+        for place, row in enumerate(rows):
+            context, position = divmod(row, batch.tokens.shape[1])
+            traced = streams[context].layers[piece.layer]
+            assert traced.weights is not None
+            weight = piece.weight if isinstance(piece.weight, float) else float(piece.weight[place])
+            assert weight == pytest.approx(float(traced.weights[position, piece.group]), rel=1e-4)
+            for ours, theirs in ((piece.coefficients, traced.coefficients), (piece.gate, traced.gate)):
+                assert torch.allclose(ours[place], theirs[position, units], atol=1e-4)
+            assert torch.allclose(piece.inputs[place], traced.ffn_input[position], atol=1e-4)
+            seen[piece.layer, piece.group, row] += 1
+    weights = np.concatenate([[layer.weights.numpy() for layer in s.layers] for s in streams], 1)
+    assert (seen.transpose(0, 2, 1) == (weights != 0)).all()
+
+
+def test_questions_of_dense_models_refuse_a_mixture() -> None:
+    """Without a receiver of routed rows nothing is read as if every token had been everywhere."""
+    hf = MIXTURES["mixtral"]()
+    model = Model(hf, None, examine(hf)[0], "mixtral")
+    with Capture(model) as capture, pytest.raises(ModelNotSupported, match="mixture of experts"):
+        capture.sweep(_batch(), lambda *_: None)
