@@ -159,6 +159,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
     "gptj": _CODEGEN,
     "granitemoehybrid": {"layer_types": _HYBRID},
+    "hyperclovax": {"use_post_norm": True, "residual_multiplier": 0.3, "logits_scaling": 4.0},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
     "kimi_linear": {"num_hidden_layers": 2},

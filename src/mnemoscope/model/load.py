@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import cached_file
 
 from mnemoscope import files
@@ -231,13 +238,14 @@ def _weights(
     try:
         with samples.quiet_transformers():
             config = AutoConfig.from_pretrained(where.source, **where.options)
-            if type(config) not in AutoModelForCausalLM._model_mapping and not hasattr(config, "auto_map"):
+            auto = _auto(config)
+            if auto is None:
                 raise ModelNotSupported(
                     f"loading the model {where.name}: {config.model_type} is not a causal language model (an encoder, "
                     "an encoder-decoder or something else); give a decoder that predicts the next token"
                 )
             # Weights that are pickles are never read. What does not fit is named below.
-            hf, info = AutoModelForCausalLM.from_pretrained(
+            hf, info = auto.from_pretrained(
                 where.source,
                 dtype=dtype,
                 use_safetensors=True,
@@ -245,12 +253,22 @@ def _weights(
                 ignore_mismatched_sizes=True,
                 **where.options,
             )
-    except _FAILURES as error:
+    except (*_FAILURES, AttributeError, TypeError) as error:  # the last two from inside transformers
         raise ModelError(_unreadable(where, error), trust_remote_code=True) from error
     unused = check_tensors(where.name, info, allow_unused=allow_unused)
     if getattr(config, "quantization_config", None) is None and (folder := _folder(where)):
         check_types(where.name, folder, set(hf.state_dict()))
     return unwrapped(hf), unused
+
+
+def _auto(config: Any) -> Any:
+    """The class that loads a decoder, also one that reads images or sound beside text; None if there is none."""
+    if type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map"):
+        return AutoModelForCausalLM
+    if getattr(config, "is_encoder_decoder", False):
+        return None
+    composites = (AutoModelForImageTextToText, AutoModelForSeq2SeqLM)
+    return next((auto for auto in composites if type(config) in auto._model_mapping), None)
 
 
 def _folder(where: _Where) -> Path | None:

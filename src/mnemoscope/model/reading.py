@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -25,9 +26,11 @@ from mnemoscope.model.table import (
     ANY_OUT,
     FAMILIES,
     SHARED,
+    REFUSED,
     Family,
     FeedForward,
     Norms,
+    Number,
 )
 
 _WRAPPERS = {  # of single parts, by the name of the class: where the part is
@@ -135,13 +138,19 @@ def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
     rows = list(_generic_rows(body, config))
     if not rows:
         raise refused(family, "it has no row in the table, and its blocks are not made of parts known here")
-    yield from (_read(hf, body, row, family, known=False) for row in rows)
+    for row in rows:
+        anatomy = _read(hf, body, row, family, known=False)
+        yield anatomy
+        if hf.config is not config and anatomy.logit_multiplier != 1:
+            yield replace(anatomy, logit_multiplier=1.0)  # Aya and Command A Vision leave it out
 
 
 def _unsupported_kind(hf: PreTrainedModel) -> str | None:
     config = hf.config.get_text_config()
     if getattr(hf.config, "is_encoder_decoder", False):
-        return "it is an encoder-decoder"
+        return "it is an encoder-decoder, which is not supported yet"
+    if reason := REFUSED.get(config.model_type) or REFUSED.get(hf.config.model_type):
+        return reason
     names = " ".join({type(module).__name__ for module in hf.modules()})
     if foreign := next(filter(_undispatched, hf.modules()), None):
         return f"its experts ({type(foreign).__name__}) are computed by code of their own, which is not supported yet"
@@ -151,7 +160,7 @@ def _unsupported_kind(hf: PreTrainedModel) -> str | None:
     if masked or (
         config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     ):
-        return "it is an encoder"
+        return "it is an encoder, which is not supported yet"
     if hf.get_output_embeddings() is None:
         return f"{type(hf).__name__} has no language-model head (load it as a causal language model)"
     return None
@@ -228,7 +237,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
     if rows_of(head).shape[1] != width or rows_of(embedding).shape[1] != width:
         raise refused(family, "its embeddings are projected to another width")
     activation = _present(config, "hidden_activation", "hidden_act", "activation_function", "activation")
-    name = str(getattr(config, activation)) if activation else "gelu"
+    name = row.activation or (str(getattr(config, activation)) if activation else "gelu")
     act = _activation(first.module, name)
     shared = first.ffn_norm is not None and first.ffn_norm is first.input_norm
     return Anatomy(
@@ -266,8 +275,10 @@ def _flag(config: Any, name: str | None) -> bool:
     return bool(name and getattr(config, name))
 
 
-def _number(config: Any, name: str | None) -> float:
-    return float(getattr(config, name)) if name else 1.0
+def _number(config: Any, fact: Number) -> float:
+    if fact is None:
+        return 1.0
+    return float(fact(config) if callable(fact) else getattr(config, fact))
 
 
 def _layer(block: nn.Module, row: Family, config: Any, family: str) -> Layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +47,11 @@ _POST = Norms(None, None, "post_attention_layernorm", "post_feedforward_layernor
 _SANDWICH = Norms(
     "input_layernorm", "pre_feedforward_layernorm", "post_attention_layernorm", "post_feedforward_layernorm"
 )
+_PERI = Norms("input_layernorm", "post_attention_layernorm", "post_norm1", "post_norm2")
 _GLM4 = Norms("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
+
+
+Number = str | Callable[[Any], float] | None  # a field of the config, or what is computed from several
 
 
 class Family(NamedTuple):
@@ -63,11 +68,12 @@ class Family(NamedTuple):
     final_norm: str = "norm"
     embedding_norm: str | None = None
     parallel: str | None = None
-    embedding_multiplier: str | None = None
-    residual_multiplier: str | None = None
-    logit_multiplier: str | None = None
-    logit_divisor: str | None = None
+    embedding_multiplier: Number = None
+    residual_multiplier: Number = None
+    logit_multiplier: Number = None
+    logit_divisor: Number = None
     softcap: str | None = None
+    activation: str | None = None  # where the code and not the config says it
     refused: tuple[tuple[str, Any, str], ...] = ()
 
 
@@ -130,6 +136,61 @@ FAMILIES: dict[str, Family] = {
         logit_divisor="logits_scaling",
     ),
     "smollm3": _LLAMA,
+    "hyperclovax": _LLAMA._replace(
+        norms=(_PERI, _PRE),
+        embedding_multiplier="embedding_multiplier",
+        residual_multiplier="residual_multiplier",
+        logit_multiplier="logits_scaling",
+    ),
+    "minicpm3": _LLAMA._replace(
+        residual_multiplier=lambda config: config.scale_depth / config.num_hidden_layers**0.5,
+        logit_divisor=lambda config: config.hidden_size / config.dim_model_base,
+    ),
+    "nanochat": _LLAMA._replace(
+        ffn=FeedForward("mlp.fc2", "mlp.fc1"), embedding_norm="norm", softcap="final_logit_softcapping"
+    ),
+    "ctrl": Family(
+        "multi_head_attention.dense",
+        FeedForward("ffn.2", "ffn.0"),
+        (Norms("layernorm1", "layernorm2"),),
+        blocks="h",
+        final_norm="layernorm",
+        embedding_multiplier=lambda config: config.n_embd**0.5,
+        activation="relu",
+    ),
+}
+
+# Why a family is not read, where its blocks do not say it themselves.
+_NO_FFN = "its blocks have no FFN, so it has no neurons"
+_AFTER = "it normalises the residual stream after each part, which is not supported yet"
+_DECODER = "it is the decoder of an encoder-decoder, which is not supported yet"
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "xlstm"), _NO_FFN),
+    "rwkv": "its FFN multiplies what it writes by a gate, so a neuron has no vector of its own",
+    **dict.fromkeys(("zamba", "zamba2"), "its shared FFN feeds a mixer and not the residual stream"),
+    **dict.fromkeys(("openai-gpt", "xlnet"), _AFTER),
+    **dict.fromkeys(
+        (
+            "bart",
+            "bigbird_pegasus",
+            "blenderbot",
+            "blenderbot-small",
+            "marian",
+            "mbart",
+            "mvp",
+            "pegasus",
+            "plbart",
+            "prophetnet",
+            "trocr",
+            "whisper",
+        ),
+        _DECODER,
+    ),
+    "reformer": "its layers are reversible, with two residual streams",
+    "diffllama": "its attention subtracts one pattern from another before the values are mixed",
+    "gemma3n_text": "it has several residual streams, which it mixes at each layer",
+    "moshi": "its projections are a list, one for each codebook",
+    "cpmant": "it puts tokens of its own before each input",
 }
 
 # What an unlisted decoder may be made of, likeliest first.
