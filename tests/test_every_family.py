@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
-from every_family import ENTRIES, outcome
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from mnemoscope.model.table import FAMILIES, Outcome, outcomes
+import pytest
+import torch
+from every_family import ENTRIES, outcome, tiny, tiny_config
+from tiny import tokenizer
+from transformers import AutoModelForImageTextToText
+
+from mnemoscope.errors import ModelError, ModelNotSupported
+from mnemoscope.model.check import examine, self_check
+from mnemoscope.model.load import load_model
+from mnemoscope.model.parts import Anatomy
+from mnemoscope.model.table import FAMILIES, REFUSED, Outcome, outcomes
 
 WRITTEN = {(row.task, row.family): row for row in outcomes()}
 
@@ -22,6 +34,75 @@ def test_every_row_of_the_table_closes() -> None:
     closed = {row.family for row in WRITTEN.values() if row.error is not None}
     entries = {row.family for row in WRITTEN.values()}
     assert set(FAMILIES) & entries <= closed
+
+
+def test_every_reason_of_the_table_is_given() -> None:
+    """A family with a reason of its own is refused with that reason, whatever its task."""
+    for family, reason in REFUSED.items():
+        given = {row.reason for row in WRITTEN.values() if row.family == family}
+        assert reason in given, family
+        assert given <= {reason, "it is an encoder-decoder, which is not supported yet"}, family
+
+
+def _every_layer(**changes: Any) -> Callable[[Anatomy], Anatomy]:
+    return lambda anatomy: replace(
+        anatomy, layers=tuple(replace(layer, **changes) for layer in anatomy.layers)
+    )
+
+
+def _whole(**changes: Any) -> Callable[[Anatomy], Anatomy]:
+    return lambda anatomy: replace(anatomy, **changes)
+
+
+# What is left out of an anatomy, which must show.
+DROPPED: dict[str, dict[str, Callable[[Anatomy], Anatomy]]] = {
+    "hyperclovax": {
+        "residual multiplier": _whole(residual_multiplier=1.0),
+        "logit multiplier": _whole(logit_multiplier=1.0),
+        "norm after attention": _every_layer(post_attention_norm=None),
+        "norm after the FFN": _every_layer(post_ffn_norm=None),
+    },
+    "minicpm3": {
+        "residual multiplier": _whole(residual_multiplier=1.0),
+        "logit divisor": _whole(logit_multiplier=1.0),
+    },
+    "nanochat": {"norm of the embedding": _whole(embedding_norm=None), "cap": _whole(softcap=None)},
+    "ctrl": {
+        "embedding multiplier": _whole(embedding_multiplier=1.0),
+        "activation": _whole(act=torch.nn.functional.gelu),
+        "final norm": _whole(final_norm=None),
+    },
+}
+
+
+@pytest.mark.parametrize("family", DROPPED)
+def test_a_part_that_is_left_out_is_caught(family: str) -> None:
+    """The parts add up, and without any one of them they do not."""
+    model = tiny(family)
+    anatomy, error = examine(model)
+    assert error <= 1e-5
+    for what, drop in DROPPED[family].items():
+        with pytest.raises(ModelNotSupported):
+            self_check(model, drop(anatomy))
+            pytest.fail(f"{what} of {family} can be left out unseen")
+
+
+@pytest.mark.slow
+def test_the_text_half_of_a_composite_loads_from_a_folder(tmp_path: Path) -> None:
+    """A model that also reads images is loaded for its text, though it is no causal language model by name."""
+    model = tiny("llava", "composite")
+    assert isinstance(model, tuple(AutoModelForImageTextToText._model_mapping.values()))
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    assert load_model(tmp_path, dtype="fp32").self_check <= 1e-5
+
+
+def test_what_fails_inside_transformers_is_one_line(tmp_path: Path) -> None:
+    """A config that its own class cannot be built from is a ModelError, not an AttributeError."""
+    tiny_config("musicgen").save_pretrained(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

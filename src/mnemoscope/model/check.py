@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.parts import Anatomy
-from mnemoscope.model.reading import candidates
+from mnemoscope.model.reading import candidates, refused
 from mnemoscope.model.stream import Stream, trace
 from mnemoscope.model.watch import TOLERANCE, EndOfPass, failed, flat, hooked, observed, plainly, watch
 
@@ -34,6 +34,7 @@ _ADVICE = (
 )
 _WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 _SHIPPED = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+_LOST = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _BATCH, _MASK = "in a right-padded batch", "with an attention mask and a cache"
 
 
@@ -45,15 +46,20 @@ def examine(hf: PreTrainedModel) -> tuple[Anatomy, float]:
     model under "sdpa" differs from itself under "eager" (ALiBi in Falcon), it is taken apart under "sdpa".
     """
     failure: ModelNotSupported | None = None
-    for anatomy in _ways(hf):
-        if anatomy.attention != "eager" and not isinstance(failure, RunsOtherwise):
-            continue
-        try:
-            return anatomy, self_check(hf, anatomy)
-        except ModelNotSupported as error:
-            failure = failure or error
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            failure = failure or _not_followed(anatomy, error)
+    try:
+        for anatomy in _ways(hf):
+            if anatomy.attention != "eager" and not isinstance(failure, RunsOtherwise):
+                continue
+            try:
+                return anatomy, self_check(hf, anatomy)
+            except ModelNotSupported as error:
+                failure = failure or error
+            except _LOST as error:
+                failure = failure or _not_followed(anatomy, error)
+    except _LOST as error:
+        raise failure or refused(
+            str(hf.config.get_text_config().model_type), f"a part of it cannot be measured ({_told(error)})"
+        ) from error
     assert failure is not None, "candidates() gives at least one anatomy or raises"
     raise failure
 
@@ -66,9 +72,13 @@ def _ways(hf: PreTrainedModel) -> Iterator[Anatomy]:
             yield replace(anatomy, attention="sdpa")
 
 
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+
+
 def _not_followed(anatomy: Anatomy, error: Exception) -> ModelNotSupported:
     """A pass that did not end: of a layout guessed for an unlisted family, or of a model that cannot be watched."""
-    reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+    reason = _told(error)
     doing = f"checking that the parts of a {anatomy.family!r} model add up"
     if not anatomy.known:
         return ModelNotSupported(
