@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from families import MIXTURES
+from every_family import OVERRIDES, _small
+from families import MIXTURES as BY_HAND
+from families import slow_but_for, tiny
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model import experts
@@ -27,7 +31,41 @@ from mnemoscope.records import ContextBatch
 
 TOKENS = torch.arange(3, 23)[None]
 
-every_mixture = pytest.mark.parametrize("name", MIXTURES)
+_SPARSE = {"mlp_layer_types": ["sparse"] * 2}
+_EARLY = {"first_k_dense_replace": 0}
+# More families, small as in the list of every entry, and with experts in all layers.
+_MORE: dict[str, dict[str, Any]] = {
+    "aria_text": {},
+    "axk1": {**_SPARSE, "num_key_value_heads": 4},
+    "deepseek_v32": {**_SPARSE, **_EARLY, "num_key_value_heads": 4},
+    "dots1": _EARLY,
+    "ernie4_5_moe": {"moe_layer_start_index": 0},
+    "exaone_moe": {**_SPARSE, **_EARLY},
+    "flex_olmo": {},
+    "glm4_moe_lite": {**_SPARSE, **_EARLY, "num_key_value_heads": 4},
+    "glm_moe_dsa": {**_SPARSE, **_EARLY, "num_key_value_heads": 4},
+    "hunyuan_v1_moe": {},
+    "hy_v3": {**_SPARSE, **_EARLY},
+    "kolibri1": {**_SPARSE},
+    "mellum": {**_SPARSE},
+    "mimo_v2_flash": {**_SPARSE, "moe_layer_freq": 1},
+    "minimax_m2": {},
+    "phimoe": {},
+    "solar_open": {**_EARLY},
+}
+
+
+def _like_every_entry(model_type: str) -> Any:
+    default = CONFIG_MAPPING[model_type]()
+    known = set(default.to_dict())
+    given = {name: value for name, value in _MORE[model_type].items() if name in known}
+    return tiny(model_type, **_small(default, {**OVERRIDES.get(model_type, {}), **given}))
+
+
+MIXTURES: dict[str, Callable[[], Any]] = BY_HAND | {name: partial(_like_every_entry, name) for name in _MORE}
+_QUICK = {"mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3", "granitemoeshared", "axk1"}
+
+every_mixture = pytest.mark.parametrize("name", slow_but_for(MIXTURES, _QUICK))
 
 
 def _modules(hf: nn.Module) -> list[Any]:
@@ -211,7 +249,7 @@ def _with_experts(**changes: Any) -> Callable[[Layer], dict[str, Any]]:
     return change
 
 
-@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3", "granitemoeshared"])
+@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3", "granitemoeshared", "axk1"])
 def test_a_dropped_shared_expert_is_caught(name: str) -> None:
     """Without the expert that all tokens go through a layer does not add up, and it is that layer that is named."""
     _caught(name, lambda _: {"down": None, "gate": None, "up": None})
@@ -231,6 +269,11 @@ def test_a_wrong_factor_outside_the_router_is_caught(factors: dict[str, float]) 
 def test_a_dropped_norm_is_caught() -> None:
     """Experts read what the norm before them gives."""
     _caught("qwen3_moe", lambda _: {"ffn_norm": None})
+
+
+def test_a_dropped_norm_of_the_sum_is_caught() -> None:
+    """What experts add up to goes through a norm of its own before it is written."""
+    _caught("axk1", lambda _: {"post_ffn_norm": None})
 
 
 @pytest.mark.parametrize("bias", ["down_proj_bias", "gate_up_proj_bias"])

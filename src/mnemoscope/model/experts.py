@@ -231,13 +231,21 @@ def _product(module: Any, name: str, expert: int, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measured(owner: nn.Module, experts: Experts, shared: nn.Module | None, width: int) -> Experts | None:
+def measured(
+    owner: nn.Module,
+    experts: Experts,
+    shared: nn.Module | None,
+    norm: Callable[[Tensor], Tensor] | None = None,
+) -> Experts | None:
     """The experts with the factors under which they add up to what the module around them makes of random vectors.
+
+    norm  of the sum, if that module has one
 
     Factors are 1, among the numbers that this module holds, or the mean of routed and shared experts; None if none
     comes near. Which is meant shows in any dtype; that it is exact is for the self-check to say.
     """
     weight = _matrix(experts.module, "down_proj")
+    width = weight.shape[2 if experts.transposed else 1]
     x = torch.randn(1, 8, width, generator=torch.Generator().manual_seed(0)).to(weight)
     sums: dict[str, Tensor] = {}
 
@@ -263,7 +271,9 @@ def measured(owner: nn.Module, experts: Experts, shared: nn.Module | None, width
         replace(experts, factor=factor, shared_factor=shared_factor)
         for factor, shared_factor in [(1.0, 1.0), *((value, 1.0) for value in held), (0.5, 0.5)]
     ]
-    errors = [float((candidate.total(sums) - whole).norm() / whole.norm()) for candidate in tried]
+    totals = [candidate.total(sums) for candidate in tried]
+    written = totals if norm is None else [norm(total) for total in totals]
+    errors = [float((total - whole).norm() / whole.norm()) for total in written]
     return tried[errors.index(min(errors))] if min(errors) < _NEAR else None
 
 

@@ -168,8 +168,9 @@ def _unsupported_kind(hf: PreTrainedModel) -> str | None:
 
 def _undispatched(module: nn.Module) -> bool:
     """Whether a module holds experts that transformers does not dispatch by name."""
-    named = "Experts" in type(module).__name__ and any(True for _ in module.parameters())
-    return named and not dispatched(module) and not any(map(dispatched, module.modules()))
+    if "Experts" not in type(module).__name__ or any(map(dispatched, module.modules())):
+        return False
+    return any(True for _ in module.parameters()) and not any(_has(module, ffn) for ffn in SHARED)
 
 
 def _class_names(mapping: dict[str, Any]) -> set[str]:
@@ -306,6 +307,12 @@ def _layer(block: nn.Module, row: Family, config: Any, family: str) -> Layer:
     ffn_norm = input_norm
     if norms.ffn != norms.input:
         ffn_norm = measured_norm(block, norms.ffn, width, config, family)
+    post_ffn_norm = measured_norm(block, norms.post_ffn, width, config, family)
+    mixture = None
+    if experts is not None:
+        outer, inner = _around(block, experts)
+        post_ffn_norm = measured_norm(outer, inner, width, config, family) if inner else post_ffn_norm
+        mixture = _measured_experts(block, experts, owner, post_ffn_norm if inner else None, family)
     return Layer(
         module=block,
         attention=part_of(block, row.attention_out.rpartition(".")[0], family),
@@ -317,8 +324,8 @@ def _layer(block: nn.Module, row: Family, config: Any, family: str) -> Layer:
         input_norm=input_norm,
         ffn_norm=ffn_norm,
         post_attention_norm=measured_norm(block, norms.post_attention, width, config, family),
-        post_ffn_norm=measured_norm(block, norms.post_ffn, width, config, family),
-        experts=None if experts is None else _measured_experts(block, experts, owner, width, family),
+        post_ffn_norm=post_ffn_norm,
+        experts=mixture,
     )
 
 
@@ -338,15 +345,26 @@ def _shared(block: nn.Module) -> tuple[nn.Module | None, FeedForward]:
     return None, SHARED[0]
 
 
+def _around(block: nn.Module, experts: nn.Module) -> tuple[nn.Module, str | None]:
+    """The module that adds the experts of a block up, and its norm of the sum, if it has one."""
+    outer = next(outer for outer in block.modules() if any(child is experts for child in outer.children()))
+    norms = (name for name, _ in outer.named_children() if name.startswith("post_") and name.endswith("norm"))
+    return outer, None if outer is block else next(norms, None)
+
+
 def _measured_experts(
-    block: nn.Module, module: nn.Module, shared: nn.Module | None, width: int, family: str
+    block: nn.Module, module: nn.Module, shared: nn.Module | None, norm: Norm | None, family: str
 ) -> Experts:
     """The experts of a block, with the factors that its own module applies outside the router."""
-    owner = next(outer for outer in block.modules() if any(child is module for child in outer.children()))
+    outer, _ = _around(block, module)
     gates = (inner for name, inner in block.named_modules() if name.endswith("shared_expert_gate"))
-    experts = measured(owner, Experts(module, shared_gate=next(gates, None)), shared, width)
+    try:
+        experts = measured(outer, Experts(module, shared_gate=next(gates, None)), shared, norm)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise refused(family, f"its experts do not run by themselves ({reason})") from error
     if experts is None:
-        raise refused(family, f"its experts do not add up to what {type(owner).__name__} returns")
+        raise refused(family, f"its experts do not add up to what {type(outer).__name__} returns")
     return experts
 
 
