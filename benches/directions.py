@@ -31,7 +31,7 @@ def directions(run: Run, tests: str) -> dict[str, Any]:
     frame = frame.with_columns(pl.col("f1", "f1_low").fill_null(0))
     kinds = sorted(set(frame["unit"].unique()) - {NEURON})
     model, count = run.manifest.model, run.manifest.options["nulls"]["count"]
-    sides = {NEURON: 2 * model.layers * model.neurons} | dict.fromkeys(kinds, 2 * model.layers * count)
+    sides = {NEURON: 2 * len(model.cells)} | dict.fromkeys(kinds, 2 * model.layers * count)
     believed = believed_of(frame, kinds, model.layers, count, None)
     crossed = [believed_of(frame, kinds, model.layers, count, parity) for parity in (0, 1)]
     results: dict[str, Any] = {NEURON: {"sides": sides[NEURON], "with_verdict": believed[NEURON]}}

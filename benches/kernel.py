@@ -21,7 +21,7 @@ from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
 from mnemoscope.mine.reading import scan
 from mnemoscope.mine.statistics import NeuronStatistics
 from mnemoscope.mine.triggers import Samples, Triggers
-from mnemoscope.records import ContextBatch
+from mnemoscope.records import Cells, ContextBatch
 
 CONTEXTS, TOKENS, NEURONS, TOP = 40, 100, 1536, 50
 BATCHES = 32  # 32 x 40 contexts: what 130,000 tokens of the sample corpus come to
@@ -53,7 +53,7 @@ def activations(dtype: torch.dtype) -> Iterator[tuple[torch.Tensor, torch.Tensor
 def compile_all(dtype: torch.dtype) -> float:
     """Processor seconds until everything is compiled, or read from the cache."""
     before = time.process_time()
-    states = [NeuronStatistics(1, 8, 2, 1) for _ in range(2)]
+    states = [NeuronStatistics((8,), 2, 1) for _ in range(2)]
     for shard, state in enumerate(states):
         x = torch.randn(CONTEXTS, TOKENS, 8).to(dtype)
         state.update(0, x, batch(0), x, x)
@@ -64,11 +64,12 @@ def compile_all(dtype: torch.dtype) -> float:
 
 def measure(dtype: torch.dtype) -> dict[str, float]:
     """Nanoseconds a coefficient of each part, over one simulated layer of the whole corpus."""
+    cells = Cells((NEURONS,))
     tables = {
-        "triggers": Triggers(1, NEURONS, TOP),
-        "moments": Moments(1, NEURONS),
-        "histograms": Histograms(1, NEURONS),
-        "samples": Samples(1, NEURONS),
+        "triggers": Triggers(cells, TOP),
+        "moments": Moments(cells),
+        "histograms": Histograms(cells),
+        "samples": Samples(cells),
     }
     spent = dict.fromkeys(["places", "scan", *tables], 0.0)
 

@@ -101,7 +101,7 @@ def feed(
     """All layers of the contexts, in batches of `size`."""
     for chunk in _chunks(contexts, size):
         batch = batch_of(chunk)
-        for layer in range(statistics.layers):
+        for layer in range(len(statistics.cells.sizes)):
             coefficients, gates, ups = tensors(chunk, layer, dtype)
             statistics.update(layer, coefficients, batch, gates, ups)
 
@@ -114,7 +114,7 @@ def _chunks(contexts: Sequence[Context], size: int) -> Iterator[Sequence[Context
 def fresh(contexts: Sequence[Context], top: int = 4) -> NeuronStatistics:
     """An empty state of the shape of these contexts."""
     layers, _, neurons = contexts[0].coefficients.shape
-    return NeuronStatistics(layers, neurons, top, EVERY)
+    return NeuronStatistics((neurons,) * layers, top, EVERY)
 
 
 def mined(contexts: Sequence[Context], size: int = 3, top: int = 4, shard: int = 0) -> NeuronStatistics:
@@ -127,7 +127,7 @@ def mined(contexts: Sequence[Context], size: int = 3, top: int = 4, shard: int =
 
 def tables_of(statistics: NeuronStatistics) -> dict[str, pa.Table]:
     """All rows of all five tables."""
-    layers = [statistics.results(layer) for layer in range(statistics.layers)]
+    layers = [statistics.results(layer) for layer in range(len(statistics.cells.sizes))]
     tables = {name: pa.concat_tables([tables[name] for tables in layers]) for name in layers[0]}
     return {**tables, "shards": statistics.shard_rows()}
 
@@ -278,7 +278,7 @@ def test_shard_rows_are_raw_power_sums_of_each_shard(contexts: list[Context], si
         statistics.finish_shard(shard)
     rows = statistics.shard_rows().to_pylist()
     assert [(row["shard"], row["layer"]) for row in rows] == list(
-        itertools.product(range(len(chunks)), range(statistics.layers))
+        itertools.product(range(len(chunks)), range(len(statistics.cells.sizes)))
     )
     for row in rows:
         chunk = chunks[row["shard"]]
@@ -503,7 +503,7 @@ def test_samples_are_drawn_uniformly(seed: int) -> None:
     )
     batch = batch_of([c])
     x = torch.full((1, length, neurons), 1.5)
-    statistics = NeuronStatistics(1, neurons, 1, every=1)
+    statistics = NeuronStatistics((neurons,), 1, every=1)
     statistics.update(0, x, batch)
     statistics.finish_shard(0)
     table = statistics.results(0)["samples"]

@@ -59,7 +59,7 @@ def test_sizes_are_those_of_the_model(described: tuple[PreTrainedModel, Anatomy]
     assert anatomy.unembedding().shape == (VOCABULARY, WIDTH)
     assert anatomy.n_heads == 4 and anatomy.n_heads % anatomy.n_kv_heads == 0
     for layer in anatomy.layers:
-        assert layer.values().shape == layer.keys().shape == (anatomy.n_neurons, WIDTH)
+        assert layer.values().shape == layer.keys().shape == (anatomy.sizes[0], WIDTH)
         assert (layer.ups() is None) == (not anatomy.gated)
         assert layer.heads().shape == (4, anatomy.head_dim, WIDTH)
 

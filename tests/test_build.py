@@ -78,7 +78,7 @@ def test_a_run_equals_a_full_sort_with_plain_hooks(model: Model, run: Run) -> No
     values = np.stack([row[2] for row in rows]).astype(np.float64)
     neurons = run.table("neurons").collect()
     for layer in range(model.anatomy.n_layers):
-        for neuron in range(0, model.anatomy.n_neurons, 5):
+        for neuron in range(0, model.anatomy.sizes[0], 5):
             column = values[:, layer, neuron]
             stored = neurons.filter((pl.col("layer") == layer) & (pl.col("neuron") == neuron)).row(
                 0, named=True
@@ -139,7 +139,7 @@ def test_histograms_count_what_the_definition_counts(model: Model, run: Run) -> 
     from mnemoscope.mine.places import bin_of, selected
     from mnemoscope.model.capture import Capture
 
-    counts = np.zeros((model.anatomy.n_layers, model.anatomy.n_neurons, 193), np.int64)
+    counts = np.zeros((model.anatomy.n_layers, model.anatomy.sizes[0], 193), np.int64)
     shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1
     with Capture(model) as capture:
         for shard in range(shards):

@@ -13,7 +13,7 @@ from scipy.sparse import csc_array
 from mnemoscope.errors import RunCorrupt, RunError
 from mnemoscope.mine.kernel import BINS
 from mnemoscope.mine.places import bin_of
-from mnemoscope.records import ContextBatch
+from mnemoscope.records import Cells, ContextBatch
 from mnemoscope.run.text import Text
 from mnemoscope.text.vocabulary import Vocabulary
 from mnemoscope.trials import counts
@@ -29,6 +29,7 @@ from mnemoscope.trials.counts import (
 from mnemoscope.trials.masked_text import MaskedText
 
 LAYERS, UNITS, COLUMNS = 2, 150, 9
+CELLS = Cells((UNITS,) * LAYERS)
 
 
 class World(NamedTuple):
@@ -91,7 +92,7 @@ def _scores(world: World, claim: int) -> np.ndarray:
 def test_threshold_counts() -> None:
     """Histograms where patterns are, of the units, and in how many documents each score is reached."""
     world = _world()
-    counted = ThresholdCounts(LAYERS, UNITS, world.masked.groups, world.claims)
+    counted = ThresholdCounts(CELLS, world.masked.groups, world.claims)
     _feed(CountingState(world.masked, None, {NEURON: counted}), world)
     every = slice(0, len(world.claims))
     sides, documents = counted.sides(every), counted.documents(every)
@@ -118,7 +119,7 @@ def _second(world: World) -> tuple[counts.TestCounts, ClaimsToTest, tuple[np.nda
     )
     patterns = tuple(np.unique(claims.column[claims.of(layer)]) for layer in range(LAYERS))
     expecting = np.flatnonzero(generator.random(len(claims)) < 0.3)
-    return counts.TestCounts(LAYERS, UNITS, world.masked, chosen, patterns, expecting), chosen, patterns
+    return counts.TestCounts(CELLS, world.masked, chosen, patterns, expecting), chosen, patterns
 
 
 def _strata(world: World) -> np.ndarray:
@@ -129,19 +130,21 @@ def _strata(world: World) -> np.ndarray:
 def test_candidate_counts() -> None:
     """Every unit and column, active at its largest scores of either sign."""
     world, generator = _world(), np.random.default_rng(2)
-    threshold = generator.choice([MIDDLE + 1, MIDDLE + 20, MIDDLE + 30, BINS], (LAYERS, 2, UNITS))
-    counted = CandidateCounts(world.masked, COLUMNS, threshold)
+    threshold = generator.choice([MIDDLE + 1, MIDDLE + 20, MIDDLE + 30, BINS], (2, LAYERS, UNITS))
+    counted = CandidateCounts(CELLS, world.masked, COLUMNS, threshold.reshape(2, -1))
     _feed(CountingState(world.masked, None, {NEURON: counted}), world)
     bins, strata = bin_of(world.m).astype(int), _strata(world)
     assert world.masked.strata > 1
     for side, scores in enumerate((bins, BINS - 1 - bins)):
-        active = scores >= threshold[:, side][:, None]
+        active = scores >= threshold[side][:, None]
         np.testing.assert_array_equal(
-            counted.both[:, side], np.einsum("lru,rc->luc", active, world.masks.astype(int))
+            counted.both[side].reshape(LAYERS, UNITS, -1),
+            np.einsum("lru,rc->luc", active, world.masks.astype(int)),
         )
         spread = strata[:, None] == np.arange(world.masked.strata)
         np.testing.assert_array_equal(
-            counted.by_stratum[:, side], np.einsum("lru,rs->lus", active, spread.astype(int))
+            counted.by_stratum[side].reshape(LAYERS, UNITS, -1),
+            np.einsum("lru,rs->lus", active, spread.astype(int)),
         )
 
 
@@ -170,13 +173,19 @@ def test_test_counts() -> None:
     world = world._replace(claims=chosen.claims)
     claims, groups = chosen.claims, world.masked.groups
     quadrant = 2 * (world.gate <= 0) + (world.up <= 0)
-    np.testing.assert_allclose(counted.total, world.m.sum(1, dtype=np.float64), rtol=1e-12)
-    np.testing.assert_allclose(counted.squares, (world.m.astype(np.float64) ** 2).sum(1), rtol=1e-12)
+    np.testing.assert_allclose(
+        counted.total.reshape(LAYERS, UNITS), world.m.sum(1, dtype=np.float64), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        counted.squares.reshape(LAYERS, UNITS), (world.m.astype(np.float64) ** 2).sum(1), rtol=1e-12
+    )
     for claim in range(len(claims)):
         layer, unit, column = claims.layer[claim], claims.unit[claim], claims.column[claim]
         bins, shown = bin_of(world.m[layer, :, unit]), world.masks[:, column]
         active = _scores(world, claim) >= chosen.threshold[claim]
-        np.testing.assert_array_equal(counted.totals[layer, unit], np.bincount(bins, minlength=BINS))
+        np.testing.assert_array_equal(
+            counted.totals[CELLS.cell(layer, unit)], np.bincount(bins, minlength=BINS)
+        )
         np.testing.assert_array_equal(counted.counts[claim], np.bincount(bins[shown], minlength=BINS))
         assert counted.among[claim] == pytest.approx(
             world.m[layer, shown, unit].sum(dtype=np.float64), rel=1e-9

@@ -108,7 +108,7 @@ def test_random_directions_are_isotropic() -> None:
     """Over many, the mean is zero and the covariance the identity over the width, within sampling error."""
     model = wrapped(FAMILIES["llama"]())
     drawn = [Nulls(model, ["random"], 40, seed)._sources["random"] for seed in range(40)]
-    rows = torch.cat([source._weight.flatten(0, 1) for source in drawn])  # type: ignore[attr-defined]
+    rows = torch.cat([source._weight[layer] for source in drawn for layer in range(3)])  # type: ignore[attr-defined]
     rows = rows / rows.norm(dim=1, keepdim=True)
     n, width = rows.shape
     assert n == 40 * 3 * 80
@@ -120,7 +120,7 @@ def test_random_directions_are_isotropic() -> None:
 def test_rotated_columns_are_orthonormal_and_keep_all_that_there_is() -> None:
     """NullColumns are orthonormal; as many as there are neurons make a rotation, which keeps every length."""
     model = wrapped(FAMILIES["gpt2"]())
-    for found in seen(model, Nulls(model, ["rotated"], model.anatomy.n_neurons), padded([8, 3])):
+    for found in seen(model, Nulls(model, ["rotated"], model.anatomy.sizes[0]), padded([8, 3])):
         torch.testing.assert_close(
             found["rotated"][0].norm(dim=-1), found["model"][1].norm(dim=-1), rtol=1e-5, atol=1e-5
         )
@@ -193,7 +193,7 @@ def test_decoys_are_as_defined(name: str) -> None:
     """A chimera has a neuron's own gate with another's up, in a plain layer the mean of two other keys; a direction of
     kind covariance is a signed sum of many keys. Told one by one, from the weights."""
     model = wrapped(MODELS[name]())
-    units, neurons = Nulls(model, nulls.DECOYS), model.anatomy.n_neurons
+    units, neurons = Nulls(model, nulls.DECOYS), model.anatomy.sizes[0]
     for layer, found in enumerate(seen(model, units, padded([5, 9]))):
         for kind in nulls.DECOYS:
             source = units._sources[kind]
@@ -271,9 +271,11 @@ def test_the_same_recipe_makes_the_same_units_and_another_seed_others(model: Mod
 
 def test_no_more_units_than_neurons(model: Model) -> None:
     """A small layer has as many null units as neurons."""
-    assert set(Nulls(model, KINDS).sizes.values()) == {model.anatomy.n_neurons} == {40}
-    assert Nulls(model, KINDS, 7).sizes == {
-        "random": 7, "rotated": 7, "shuffled": 7, "chimera": 40, "covariance": 40
+    assert (
+        set(Nulls(model, KINDS).sizes.values()) == {model.anatomy.sizes} == {(40,) * model.anatomy.n_layers}
+    )
+    assert {kind: set(sizes) for kind, sizes in Nulls(model, KINDS, 7).sizes.items()} == {
+        "random": {7}, "rotated": {7}, "shuffled": {7}, "chimera": {40}, "covariance": {40}
     }  # fmt: skip
 
 
@@ -317,7 +319,7 @@ def rows_of(state: RunStatistics) -> list[dict[str, list[dict[str, object]]]]:
     """All tables of all layers, as plain rows."""
     return [
         {name: table.to_pylist() for name, table in state.tables(layer).items()}
-        for layer in range(state.neurons.layers)
+        for layer in state.neurons.cells.layers
     ]
 
 
@@ -404,7 +406,7 @@ def test_null_tables_equal_the_definition(family: str, tmp_path: Path) -> None:
         values = np.concatenate(parts).astype(np.float64)
         here = (pl.col("kind") == kind) & (pl.col("layer") == layer)
         moments = run.table("null_neurons").filter(here).collect()
-        assert moments["neuron"].to_list() == list(range(units.sizes[kind]))
+        assert moments["neuron"].to_list() == list(range(units.sizes[kind][layer]))
         assert set(moments["tokens"]) == {len(values)}
         for name, expected in {
             "mean": values.mean(0),
@@ -414,7 +416,7 @@ def test_null_tables_equal_the_definition(family: str, tmp_path: Path) -> None:
         }.items():
             np.testing.assert_allclose(moments[name].to_numpy(), expected, rtol=1e-4, atol=1e-5)
         triggers = run.table("null_triggers").filter(here & (pl.col("rank") == 0)).collect()
-        for unit in range(0, units.sizes[kind], 7):
+        for unit in range(0, units.sizes[kind][layer], 7):
             for polarity in (1, -1):
                 best = (polarity * values[:, unit]).argmax()
                 if polarity * values[best, unit] <= 1e-6:

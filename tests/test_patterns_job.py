@@ -202,7 +202,7 @@ def _coefficients(run: Run, model: Model, documents: set[int]) -> tuple[np.ndarr
     contexts = run.table("contexts").collect()
     keep = contexts.filter(pl.col("document").is_in(documents))["context"].to_list()
     text = Text.of(run, keep)
-    out = np.zeros((model.anatomy.n_layers, len(text), model.anatomy.n_neurons), np.float32)
+    out = np.zeros((model.anatomy.n_layers, len(text), model.anatomy.sizes[0]), np.float32)
     special = run.manifest.options["special"]
     with Capture(model) as capture:
         for shard in range(run.table("shards").collect()["shard"].max() + 1):

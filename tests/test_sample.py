@@ -56,9 +56,8 @@ def mined(
 def chosen(sample_model: Model) -> np.ndarray:
     """(layer, neuron) of five hundred random neurons."""
     generator = np.random.default_rng(0)
-    parts = sample_model.anatomy
-    flat = np.sort(generator.choice(parts.n_layers * parts.n_neurons, NEURONS, replace=False))
-    return np.stack(np.divmod(flat, parts.n_neurons), axis=1)
+    flat = np.sort(generator.choice(len(sample_model.cells), NEURONS, replace=False))
+    return np.stack(sample_model.cells.place(flat), axis=1)
 
 
 @pytest.fixture(scope="module")

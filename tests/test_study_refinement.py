@@ -267,7 +267,7 @@ def test_the_points_are_those_of_the_stream(name: str) -> None:
             theirs = stream[point][:, rows, ends].transpose(0, 1)
             assert torch.allclose(mine, theirs, atol=1e-5 * float(theirs.abs().max()))
         for index, part in enumerate(model.anatomy.layers):
-            summed = seen.coefficients[:, index] @ part.values()
+            summed = seen.coefficients[:, model.cells.of(index)] @ part.values()
             bias = part.down_bias()
             summed = summed if bias is None else summed + bias
             if part.post_ffn_norm is not None:

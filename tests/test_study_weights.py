@@ -87,7 +87,7 @@ def test_nulls_are_of_the_same_layer(studied: tuple[Run, Model]) -> None:
     run, model = studied
     rows = run.table("neuron_weights").collect()
     counts = dict(rows["unit"].value_counts().iter_rows())
-    total = model.anatomy.n_layers * model.anatomy.n_neurons
+    total = len(model.cells)
     assert counts == {"neuron": total, "paired": total, "shuffled": total}  # as many as there are, up to 128
     paired, shuffled = (rows.filter(pl.col("unit") == unit) for unit in ("paired", "shuffled"))
     assert paired["logit_std"].null_count() == total and shuffled["gate_value"].null_count() == total

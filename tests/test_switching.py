@@ -88,7 +88,7 @@ def test_a_pre_activation_of_zero_is_no_trouble() -> None:
 def test_the_chain_is_its_recursion(name: str) -> None:
     """total(a) = C(a) + sum over all neurons b above of share(a -> b) total(b), written out (A63)."""
     stream = _stream(name)
-    layers, neurons = stream.anatomy.n_layers, stream.anatomy.n_neurons
+    layers, neurons = stream.anatomy.n_layers, stream.anatomy.sizes[0]
     own = torch.randn(layers, neurons, generator=torch.Generator().manual_seed(1))
     own[1, ::2] = 0
     # Coefficients near 0 make fractions that no precision can hold.
@@ -103,8 +103,10 @@ def test_the_chain_is_its_recursion(name: str) -> None:
             )
             fractions[:, own[upper] == 0] = 0
             total[lower] += fractions @ total[upper]
-    result = chain(stream, AT, own)
-    assert torch.allclose(result.total.double(), total, rtol=1e-3, atol=1e-4 * float(total.abs().max()))
+    result = chain(stream, AT, own.flatten())
+    assert torch.allclose(
+        result.total.double().view_as(total), total, rtol=1e-3, atol=1e-4 * float(total.abs().max())
+    )
     assert bool((result.pull[layers] == 0).all())
 
 

@@ -88,14 +88,14 @@ def null_items(neurons: int) -> int:
 
 def _neurons(run: Run, text: Text, neurons: int, random: np.random.Generator) -> list[Unit]:
     """Random neurons with a random polarity each, those without triggers left out, in random order."""
-    model = run.manifest.model
-    cells = random.permutation(model.layers * model.neurons)[: max(_UNITS, 8 * neurons)]
+    cells = run.manifest.model.cells
+    layer, neuron = cells.place(random.permutation(len(cells))[: max(_UNITS, 8 * neurons)])
     frame = pl.DataFrame(
         {
-            "layer": pl.Series(cells // model.neurons, dtype=pl.Int16),
-            "neuron": pl.Series(cells % model.neurons, dtype=pl.Int32),
-            "polarity": pl.Series(random.choice([1, -1], len(cells)), dtype=pl.Int8),
-            "order": pl.Series(np.arange(len(cells))),
+            "layer": pl.Series(layer, dtype=pl.Int16),
+            "neuron": pl.Series(neuron, dtype=pl.Int32),
+            "polarity": pl.Series(random.choice([1, -1], len(layer)), dtype=pl.Int8),
+            "order": pl.Series(np.arange(len(layer))),
         }
     )
     triggers = run.table("triggers").join(frame.lazy(), on=_ADDRESS, how="inner").collect()

@@ -165,7 +165,7 @@ class _Build:
     def _read_values(self) -> None:
         """Write one part file for each layer, so that an interruption costs one layer."""
         total = self.model.anatomy.n_layers
-        missing = [layer for layer in range(total) if not self._part("columns", layer).exists()]
+        missing = [layer for layer in self.model.cells.layers if not self._part("columns", layer).exists()]
         for layer, rows, columns in kept_values.layers(self.model, missing):
             self.report(Progress("reading values", layer, total, "layers"))
             _write_part(rows, self._part("values", layer))
@@ -178,7 +178,7 @@ class _Build:
     def _write(self, plan: Plan, statistics: RunStatistics) -> None:
         """Write all tables, layer by layer."""
         total = self.model.anatomy.n_layers
-        for layer in range(total):
+        for layer in self.model.cells.layers:
             self.report(Progress("writing tables", layer, total, "layers"))
             tables = statistics.tables(layer)
             columns = pq.read_table(self._part("columns", layer)).drop_columns(["layer", "neuron"])

@@ -19,6 +19,7 @@ from mnemoscope.errors import RunError
 from mnemoscope.mine import kernel
 from mnemoscope.mine.kernel import BINS
 from mnemoscope.mine.reading import Fields, LayerReading, fields_of, set_fields, share_out
+from mnemoscope.records import Cells
 from mnemoscope.run.schemas import arrow_table
 
 _BLOCK = 128  # neurons that a thread takes at a time
@@ -32,8 +33,8 @@ class Sums:
     first counted coefficient of the shard, so nobody need know the mean beforehand, and every order of
     shards has the same.
 
-    pivot   f32[layer neuron]
-    powers  f64[layer 4 neuron]
+    pivot   f32[cell]
+    powers  f64[4 cell]
     """
 
     count: int
@@ -65,20 +66,23 @@ class Sums:
 class Moments:
     """Power sums by shard, folded along a fixed tree; extremes and positive counts.
 
-    positive          i64[layer neuron]
-    minimum, maximum  f32[layer neuron]
+    positive          i64[cell]
+    minimum, maximum  f32[cell]
     shard             i32[shard]             ascending
     contexts, tokens  i64[shard layer]       tokens counted
     totals            f64[shard layer 4]     sums of the first to fourth power over all neurons of the layer
+
+    Of layers without neurons nothing is counted, and they have no rows.
     """
 
     FIELDS: ClassVar[tuple[str, ...]] = ("positive", "minimum", "maximum")
     LEDGER: ClassVar[tuple[str, ...]] = ("shard", "contexts", "tokens", "totals")
 
-    def __init__(self, layers: int, neurons: int) -> None:
-        self.positive = np.zeros((layers, neurons), np.int64)
-        self.minimum = np.full((layers, neurons), np.inf, np.float32)
-        self.maximum = np.full((layers, neurons), -np.inf, np.float32)
+    def __init__(self, cells: Cells) -> None:
+        self._cells, layers = cells, len(cells.sizes)
+        self.positive = np.zeros(len(cells), np.int64)
+        self.minimum = np.full(len(cells), np.inf, np.float32)
+        self.maximum = np.full(len(cells), -np.inf, np.float32)
         self.shard = np.zeros(0, np.int32)
         self.contexts = np.zeros((0, layers), np.int64)
         self.tokens = np.zeros((0, layers), np.int64)
@@ -88,9 +92,9 @@ class Moments:
 
     def _open(self) -> None:
         """Begin a shard."""
-        layers, neurons = self.positive.shape
-        self._pivot = np.zeros((layers, neurons), np.float32)
-        self._powers = np.zeros((layers, 4, neurons))
+        layers = len(self._cells.sizes)
+        self._pivot = np.zeros(len(self._cells), np.float32)
+        self._powers = np.zeros((4, len(self._cells)))
         self._contexts = np.zeros(layers, np.int64)
         self._tokens = np.zeros(layers, np.int64)
 
@@ -101,35 +105,35 @@ class Moments:
 
     def pivot(self, layer: int) -> np.ndarray | None:
         """f32[neuron] that power sums of this layer are to be taken about; None when any will do."""
-        return self._pivot[layer] if self._tokens[layer] else None
+        return self._pivot[self._cells.of(layer)] if self._tokens[layer] else None
 
     def update(self, reading: LayerReading) -> None:
         """Add to the shard that is being read."""
-        layer = reading.layer
+        layer, here = reading.layer, self._cells.of(reading.layer)
         self._contexts[layer] += len(reading.batch.contexts)
         if not reading.counted:
             return
         if not self._tokens[layer]:
-            self._pivot[layer] = reading.pivot
-        assert np.array_equal(self._pivot[layer], reading.pivot), (
+            self._pivot[here] = reading.pivot
+        assert np.array_equal(self._pivot[here], reading.pivot), (
             f"layer {layer}: another pivot inside a shard"
         )
         self._tokens[layer] += reading.counted
-        self._powers[layer] += reading.sums
-        self.positive[layer] += reading.positive
+        self._powers[:, here] += reading.sums
+        self.positive[here] += reading.positive
         # Adding 0.0 makes -0.0 the same as 0.0, which a minimum may return either of.
         smallest, largest = reading.smallest.value.min(0) + 0.0, reading.largest.value.max(0) + 0.0
-        np.minimum(self.minimum[layer], smallest, out=self.minimum[layer])
-        np.maximum(self.maximum[layer], largest, out=self.maximum[layer])
+        np.minimum(self.minimum[here], smallest, out=self.minimum[here])
+        np.maximum(self.maximum[here], largest, out=self.maximum[here])
 
     def finish_shard(self, shard: int) -> None:
         """What was taken in since the last call was shard `shard`; RunError when that is in already."""
         self._refuse([shard])
-        assert len(set(self._tokens.tolist())) == 1, (
-            f"shard {shard}: layers saw different tokens: {self._tokens}"
-        )
-        sums = Sums(int(self._tokens[0]), self._pivot, self._powers)
-        totals = sums.about(np.zeros_like(self._pivot)).sum(-1)
+        tokens = self._tokens[list(self._cells.layers)]
+        assert len(set(tokens.tolist())) == 1, f"shard {shard}: layers saw different tokens: {tokens}"
+        sums = Sums(int(tokens[0]), self._pivot, self._powers)
+        powers = sums.about(np.zeros_like(self._pivot))
+        totals = np.stack([powers[:, self._cells.of(layer)].sum(-1) for layer in range(len(self._tokens))])
         self._enter(
             np.array([shard], np.int32),
             self._contexts[None],
@@ -182,13 +186,13 @@ class Moments:
         """The arrays, and the nodes of the tree stacked in the order of their shards."""
         assert not self.is_open, "finish the shard before saving"
         nodes = self._in_order()
-        layers, neurons = self.positive.shape
+        cells = len(self._cells)
         return {
             **fields_of(self),
             **{name: getattr(self, name) for name in self.LEDGER},
             "node": np.array([(*address, sums.count) for address, sums in nodes], np.int64).reshape(-1, 3),
-            "pivot": np.array([sums.pivot for _, sums in nodes], np.float32).reshape(-1, layers, neurons),
-            "powers": np.array([sums.powers for _, sums in nodes]).reshape(-1, layers, 4, neurons),
+            "pivot": np.array([sums.pivot for _, sums in nodes], np.float32).reshape(-1, cells),
+            "powers": np.array([sums.powers for _, sums in nodes]).reshape(-1, 4, cells),
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -213,17 +217,17 @@ class Moments:
         std is the population's; skewness and kurtosis (excess) are null where std is 0.
         """
         assert not self.is_open, "finish the shard before asking"
-        neurons = self.positive.shape[1]
+        neurons, here = self._cells.sizes[layer], self._cells.of(layer)
         total = Sums(0, np.zeros(neurons, np.float32), np.zeros((4, neurons)))
         for _, sums in self._in_order():
-            total = total.plus(Sums(sums.count, sums.pivot[layer], sums.powers[layer]))
-        constant = self.minimum[layer] == self.maximum[layer]
+            total = total.plus(Sums(sums.count, sums.pivot[here], sums.powers[:, here]))
+        constant = self.minimum[here] == self.maximum[here]
         with np.errstate(divide="ignore", invalid="ignore"):
             mean, std, skewness, kurtosis = _standardised(total)
-            positive = self.positive[layer] / np.float64(total.count)
+            positive = self.positive[here] / np.float64(total.count)
         std = np.where(constant, 0.0, std)
         minimum, maximum = np.where(
-            total.count > 0, [self.minimum[layer], self.maximum[layer]], np.float32(np.nan)
+            total.count > 0, [self.minimum[here], self.maximum[here]], np.float32(np.nan)
         )
         flat = ~(std > 0)
         return arrow_table(
@@ -245,17 +249,16 @@ class Moments:
 
     def shard_rows(self) -> pa.Table:
         """Rows of `shards`, by (shard, layer)."""
-        layers = self.positive.shape[0]
-        columns = dict(
-            zip(("sum", "sum_squares", "sum_cubes", "sum_fourths"), self.totals.reshape(-1, 4).T, strict=True)
-        )
+        layers = np.array(self._cells.layers)
+        totals = self.totals[:, layers].reshape(-1, 4).T
+        columns = dict(zip(("sum", "sum_squares", "sum_cubes", "sum_fourths"), totals, strict=True))
         return arrow_table(
             "shards",
             {
-                "shard": np.repeat(self.shard, layers),
-                "layer": np.tile(np.arange(layers), len(self.shard)),
-                "contexts": self.contexts.ravel(),
-                "tokens": self.tokens.ravel(),
+                "shard": np.repeat(self.shard, len(layers)),
+                "layer": np.tile(layers, len(self.shard)),
+                "contexts": self.contexts[:, layers].ravel(),
+                "tokens": self.tokens[:, layers].ravel(),
                 **columns,
             },
         )
@@ -273,17 +276,17 @@ def _standardised(sums: Sums) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 class Histograms(Fields):
     """Counts of every neuron over the bins of `HISTOGRAM_EDGES`, in the selected contexts.
 
-    counts  i32[layer neuron bin]  enough for 2^31 selected tokens
+    counts  i32[cell bin]  enough for 2^31 selected tokens
     """
 
     FIELDS: ClassVar[tuple[str, ...]] = ("counts",)
 
-    def __init__(self, layers: int, neurons: int) -> None:
-        self.counts = np.zeros((layers, neurons, BINS), np.int32)
+    def __init__(self, cells: Cells) -> None:
+        self._cells, self.counts = cells, np.zeros((len(cells), BINS), np.int32)
 
     def update(self, reading: LayerReading) -> None:
         """Count the selected positions."""
-        counts, bins = self.counts[reading.layer], reading.bins
+        counts, bins = self.counts[self._cells.of(reading.layer)], reading.bins
 
         def block(start: int) -> None:
             kernel.count(bins, start, min(start + _BLOCK, len(counts)), counts)
@@ -296,6 +299,6 @@ class Histograms(Fields):
 
     def result(self, layer: int) -> pa.Table:
         """Rows of `histograms`: one for each neuron."""
-        counts = self.counts[layer]
+        counts = self.counts[self._cells.of(layer)]
         columns = {"layer": layer, "neuron": np.arange(len(counts)), "counts": counts}
         return arrow_table("histograms", columns)

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +20,9 @@ from mnemoscope.mine.triggers import Samples, Triggers
 from mnemoscope.model.capture import Coefficients, Inputs
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import LayerSignals, Nulls
-from mnemoscope.records import ContextBatch
+from mnemoscope.records import Cells, ContextBatch
 
-_FORMAT = 1
+_FORMAT = 2
 _NEURONS = "neurons"
 
 T = TypeVar("T")
@@ -31,19 +31,19 @@ T = TypeVar("T")
 class NeuronStatistics:
     """Triggers, moments, histograms and samples of all neurons, with the shards they come from.
 
-    layers, neurons  of the model; neurons in one layer
-    top              triggers kept for each neuron and polarity
-    every            one context in so many goes into histograms and samples
+    sizes  neurons of each layer
+    top    triggers kept for each neuron and polarity
+    every  one context in so many goes into histograms and samples
     """
 
-    def __init__(self, layers: int, neurons: int, top: int, every: int = HISTOGRAM_EVERY) -> None:
-        self.layers, self.neurons, self.top, self.every = layers, neurons, top, every
-        self.moments = Moments(layers, neurons)
+    def __init__(self, sizes: tuple[int, ...], top: int, every: int = HISTOGRAM_EVERY) -> None:
+        self.cells, self.top, self.every = Cells(sizes), top, every
+        self.moments = Moments(self.cells)
         self._tables: dict[str, Accumulator] = {
             "neurons": self.moments,
-            "histograms": Histograms(layers, neurons),
-            "triggers": Triggers(layers, neurons, top),
-            "samples": Samples(layers, neurons),
+            "histograms": Histograms(self.cells),
+            "triggers": Triggers(self.cells, top),
+            "samples": Samples(self.cells),
         }
         self._places: tuple[ContextBatch, CountedPlaces] | None = None
         self._contexts: list[np.ndarray] = []
@@ -75,7 +75,7 @@ class NeuronStatistics:
         """
         if self._places is None or self._places[0] is not batch:
             self._places = batch, CountedPlaces.of(batch, self.every)
-        if layer == 0:
+        if layer == self.cells.layers[0]:
             self._contexts.append(batch.contexts)
         places, pivot = self._places[1], self.moments.pivot(layer)
         reading = scan(layer, coefficients, batch, gate, up, places=places, pivot=pivot)
@@ -97,8 +97,8 @@ class NeuronStatistics:
         for name, table in self._tables.items():
             table.merge(other._tables[name])
 
-    def _options(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("layers", "neurons", "top", "every")}
+    def _options(self) -> dict[str, Any]:
+        return {"neurons": self.cells.sizes, "top": self.top, "every": self.every}
 
     def results(self, layer: int) -> dict[str, pa.Table]:
         """The rows of one layer: `neurons` (moment columns only), `histograms`, `triggers`, `samples`."""
@@ -115,15 +115,16 @@ class NeuronStatistics:
             for table, accumulator in self._tables.items()
             for name, array in accumulator.state().items()
         }
-        return arrays | {"options": np.array([_FORMAT, *self._options().values()], np.int64)}
+        options = [_FORMAT, self.top, self.every, *self.cells.sizes]
+        return arrays | {"options": np.array(options, np.int64)}
 
     @classmethod
     def of(cls, state: Mapping[str, np.ndarray]) -> NeuronStatistics:
         """What had this state; KeyError or ValueError when it is of another version."""
-        version, *options = state["options"].tolist()
+        version, top, every, *sizes = state["options"].tolist()
         if version != _FORMAT:
             raise ValueError(f"version {version}, not {_FORMAT}")
-        statistics = cls(*options)
+        statistics = cls(tuple(sizes), top, every)
         for table, accumulator in statistics._tables.items():
             accumulator.restore(below(state, f"{table}."))
         return statistics
@@ -141,10 +142,8 @@ class RunStatistics:
     @classmethod
     def of(cls, model: Model, nulls: Nulls, top: int) -> RunStatistics:
         """An empty one, of a model's shape, that keeps `top` triggers."""
-        sizes = {_NEURONS: model.anatomy.n_neurons} | nulls.sizes
-        return cls(
-            nulls, {name: NeuronStatistics(model.anatomy.n_layers, size, top) for name, size in sizes.items()}
-        )
+        sizes = {_NEURONS: model.anatomy.sizes} | nulls.sizes
+        return cls(nulls, {name: NeuronStatistics(of_layers, top) for name, of_layers in sizes.items()})
 
     @property
     def neurons(self) -> NeuronStatistics:
@@ -244,5 +243,5 @@ def below(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]
     return {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
 
 
-def _spelled(options: dict[str, int]) -> str:
+def _spelled(options: dict[str, Any]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in options.items())

@@ -12,6 +12,7 @@ from mnemoscope.mine import kernel
 from mnemoscope.mine.kernel import COARSE_BINS, EMPTY, SPREADER
 from mnemoscope.mine.places import address_of
 from mnemoscope.mine.reading import Extremes, Fields, LayerReading, share_out
+from mnemoscope.records import Cells
 from mnemoscope.run.schemas import arrow_table
 from mnemoscope.text.sampling import splitmix64
 
@@ -29,19 +30,19 @@ class Triggers(Fields):
     coefficient must be above 0 to enter the positive list and below 0 to enter the other: dead neurons have
     empty lists.
 
-    key   u64[layer polarity neuron rank]  descending; upper half: the bits of |coefficient|, lower half:
-                                           2^32 - 1 - context; 0 where there is no trigger
-    what  u64[layer polarity neuron rank]  position << 36 | (next token + 1) << 4 | gate << 2 | up, where the
-                                           signs are 0, 1, 2 for -1, 0, 1, and 3 when the layer is not gated
+    key   u64[polarity cell rank]  descending; upper half: the bits of |coefficient|, lower half:
+                                   2^32 - 1 - context; 0 where there is no trigger
+    what  u64[polarity cell rank]  position << 36 | (next token + 1) << 4 | gate << 2 | up, where the signs are
+                                   0, 1, 2 for -1, 0, 1, and 3 when the layer is not gated
     """
 
     FIELDS: ClassVar[tuple[str, ...]] = ("key", "what")
 
-    def __init__(self, layers: int, neurons: int, k: int) -> None:
+    def __init__(self, cells: Cells, k: int) -> None:
         assert k >= 1, k
-        self.key = np.zeros((layers, 2, neurons, k), np.uint64)
+        self._cells, self.key = cells, np.zeros((2, len(cells), k), np.uint64)
         self.what = np.zeros_like(self.key)
-        self._threshold = np.zeros((layers, 2, neurons), np.float32)
+        self._threshold = np.zeros((2, len(cells)), np.float32)
 
     def update(self, reading: LayerReading) -> None:
         """Enter the extremes of each context; only those that enter have their place looked up."""
@@ -49,8 +50,8 @@ class Triggers(Fields):
             self._enter(reading, index, extremes)
 
     def _enter(self, reading: LayerReading, index: int, extremes: Extremes) -> None:
-        key, what = self.key[reading.layer, index], self.what[reading.layer, index]
-        threshold = self._threshold[reading.layer, index]
+        here = self._cells.of(reading.layer)
+        key, what, threshold = self.key[index, here], self.what[index, here], self._threshold[index, here]
         following, nothing = reading.places.following, reading.values[:0]
         gated = extremes.gate is not None
         gate = nothing if extremes.gate is None else extremes.gate
@@ -88,9 +89,10 @@ class Triggers(Fields):
 
     def result(self, layer: int) -> pa.Table:
         """Rows of `triggers`, by (neuron, polarity descending, rank); no row where there is no trigger."""
-        key = self.key[layer].swapaxes(0, 1)
+        here = self._cells.of(layer)
+        key = self.key[:, here].swapaxes(0, 1)
         neuron, index, rank = np.nonzero(key)
-        key, what = key[neuron, index, rank], self.what[layer].swapaxes(0, 1)[neuron, index, rank]
+        key, what = key[neuron, index, rank], self.what[:, here].swapaxes(0, 1)[neuron, index, rank]
         polarity = np.array(POLARITIES, np.int8)[index]
         token = ((what >> np.uint64(4)) & _LOW).astype(np.int64) - 1
         gate_sign = ((what >> np.uint64(2)) & np.uint64(3)).astype(np.int8) - 1
@@ -125,34 +127,35 @@ class Samples(Fields):
     with k = 1). The key is (hash of context and position, xor salt of the neuron) * SPREADER, a bijection:
     it tells context and position, no two are equal, and neurons draw independently.
 
-    key          u64[layer neuron bin]  EMPTY where there is none
-    coefficient  f32[layer neuron bin]
-    next_token   i32[layer neuron bin]  -1 at the end of a context
+    key          u64[cell bin]  EMPTY where there is none
+    coefficient  f32[cell bin]
+    next_token   i32[cell bin]  -1 at the end of a context
     """
 
     FIELDS: ClassVar[tuple[str, ...]] = ("key", "coefficient", "next_token")
 
-    def __init__(self, layers: int, neurons: int) -> None:
-        shape = (layers, neurons, COARSE_BINS)
+    def __init__(self, cells: Cells) -> None:
+        self._cells, shape = cells, (len(cells), COARSE_BINS)
         self.key = np.full(shape, EMPTY)
         self.coefficient = np.zeros(shape, np.float32)
         self.next_token = np.zeros(shape, np.int32)
-        self._salt = splitmix64(np.arange(1, layers * neurons + 1)).reshape(layers, neurons)
+        self._salt = splitmix64(np.arange(1, len(cells) + 1))
 
     def update(self, reading: LayerReading) -> None:
         """Let the selected positions compete."""
-        layer, places, bins = reading.layer, reading.places, reading.bins
+        here, places, bins = self._cells.of(reading.layer), reading.places, reading.bins
         following = places.following.ravel()[places.chosen]
-        state = (self.key[layer], self.coefficient[layer], self.next_token[layer])
+        state = (self.key[here], self.coefficient[here], self.next_token[here])
+        neurons, salt = bins.shape[1], self._salt[here]
 
         def block(start: int) -> None:
-            stop = min(start + _BLOCK, self.key.shape[1])
+            stop = min(start + _BLOCK, neurons)
             kernel.sample(
                 reading.values, reading.chosen, bins, places.hashes, following, start, stop,
-                self._salt[layer], *state,
+                salt, *state,
             )  # fmt: skip
 
-        share_out(block, range(0, self.key.shape[1], _BLOCK))
+        share_out(block, range(0, neurons, _BLOCK))
 
     def merge(self, other: Samples) -> None:
         """Keep the least key of both in every bin."""
@@ -162,16 +165,17 @@ class Samples(Fields):
 
     def result(self, layer: int) -> pa.Table:
         """Rows of `samples`, by (neuron, bin); no row where a bin is empty."""
-        neuron, bin_ = np.nonzero(self.key[layer] != EMPTY)
-        key, token = self.key[layer][neuron, bin_], self.next_token[layer][neuron, bin_]
-        context, position = address_of((key * _UNSPREADER) ^ self._salt[layer][neuron])
+        here = self._cells.of(layer)
+        neuron, bin_ = np.nonzero(self.key[here] != EMPTY)
+        key, token = self.key[here][neuron, bin_], self.next_token[here][neuron, bin_]
+        context, position = address_of((key * _UNSPREADER) ^ self._salt[here][neuron])
         return arrow_table(
             "samples",
             {
                 "layer": layer,
                 "neuron": neuron,
                 "bin": bin_,
-                "coefficient": self.coefficient[layer][neuron, bin_],
+                "coefficient": self.coefficient[here][neuron, bin_],
                 "context": context,
                 "position": position,
                 "next_token": np.ma.array(token, mask=token < 0),

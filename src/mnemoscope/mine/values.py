@@ -35,7 +35,7 @@ _TILE = 64  # neurons read at once: their logits stay near the cache
 def seconds(model: Model) -> float:
     """About how long reading all of a model takes, measured with the sample model on two cores; 0 on a GPU."""
     parts = model.anatomy
-    work = parts.n_layers * parts.n_neurons * parts.width * parts.vocabulary
+    work = len(model.cells) * parts.width * parts.vocabulary
     return 0.0 if model.device.type != "cpu" else work * (1.05e-10 if model.dtype == "fp32" else 0.45e-10)
 
 
@@ -122,7 +122,7 @@ def _read_keys(model: Model, block: Layer, token_vectors: Tensor) -> tuple[np.nd
     with torch.inference_mode():
         normed = token_vectors if block.ffn_norm is None else block.ffn_norm(token_vectors)
         normed = normed.to(token_vectors.dtype).T.contiguous()
-        for neurons in torch.arange(model.anatomy.n_neurons).split(_TILE):
+        for neurons in torch.arange(len(block.keys())).split(_TILE):
             coefficients = _coefficients(model, block, neurons, normed)
             kept.append(extremes(coefficients.float().cpu().numpy(), min(KEY_TOKENS, normed.shape[1])))
     tokens, scores = (np.concatenate(parts) for parts in zip(*kept, strict=True))

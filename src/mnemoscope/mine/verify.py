@@ -88,7 +88,7 @@ def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]
 
 
 def _frame(recomputed: RunStatistics, name: str) -> pl.DataFrame:
-    tables = [recomputed.tables(layer)[name] for layer in range(recomputed.neurons.layers)]
+    tables = [recomputed.tables(layer)[name] for layer in recomputed.neurons.cells.layers]
     return pl.concat([pl.DataFrame(pl.from_arrow(table)) for table in tables])
 
 
@@ -198,14 +198,14 @@ def _totals(run: Run) -> Check:
 
 def _values(run: Run, model: Model, generator: np.random.Generator, sample: int) -> Check:
     parts = model.anatomy
-    sample = min(sample, parts.n_layers * parts.n_neurons)
-    chosen = np.sort(generator.choice(parts.n_layers * parts.n_neurons, sample, replace=False))
+    sample = min(sample, len(model.cells))
+    layers, neurons = model.cells.place(np.sort(generator.choice(len(model.cells), sample, replace=False)))
     lens = Lens.of(parts, values.LENS)
     stored_logits, fresh_logits, wrong = [], [], 0
-    for layer in np.unique(chosen // parts.n_neurons):
-        neurons = chosen[chosen // parts.n_neurons == layer] % parts.n_neurons
-        tokens, logits = values.value_tokens(model, int(layer), lens, torch.from_numpy(neurons))
-        for row, neuron in enumerate(neurons):
+    for layer in np.unique(layers):
+        here = neurons[layers == layer]
+        tokens, logits = values.value_tokens(model, int(layer), lens, torch.from_numpy(here))
+        for row, neuron in enumerate(here):
             stored = run.rows("values", int(layer), int(neuron))
             stored_logits.append(stored["logit"].cast(pl.Float64).to_numpy())
             fresh_logits.append(logits[row].ravel().astype(np.float64))

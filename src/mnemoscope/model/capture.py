@@ -73,9 +73,9 @@ class Capture:
     """
 
     def __init__(self, model: Model, last: int | None = None) -> None:
-        """`last` is the layer after which a pass ends, of all layers by default."""
+        """`last` is the layer after which a pass ends, by default the last that has units."""
         self._model = model
-        self._last = model.anatomy.n_layers - 1 if last is None else last
+        self._last = model.cells.layers[-1] if last is None else last
         self._receive: Receiver | None = None
         self._routed: RoutedReceiver | None = None
         self._batch: ContextBatch | None = None
@@ -101,7 +101,7 @@ class Capture:
         self._stack.close()
 
     def sweep(self, batch: ContextBatch, receive: Receiver, routed: RoutedReceiver | None = None) -> None:
-        """Call ``receive(layer, coefficients, batch, gate, up, inputs)`` for every layer without experts.
+        """Call ``receive(layer, coefficients, batch, gate, up, inputs)`` for every layer with units and no experts.
 
         gate and up, the pre-activations, are None if plain; inputs are what the first projections read. The
         tensors are in the model's dtype, are the model's own, and must not be kept or changed. Of a mixture,

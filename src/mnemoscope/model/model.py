@@ -22,7 +22,7 @@ from mnemoscope.model.parts import Anatomy
 from mnemoscope.model.state import Fingerprint, Mode, fingerprint, structure
 from mnemoscope.model.stream import Stream, trace
 from mnemoscope.model.watch import plainly
-from mnemoscope.records import ModelEntry
+from mnemoscope.records import Cells, ModelEntry
 from mnemoscope.text.tokenizer import check_rows, serialised
 
 if TYPE_CHECKING:
@@ -71,7 +71,12 @@ class Model:
     @property
     def dtype(self) -> str:
         """``fp32``, ``bf16`` or ``fp16``: that of the coefficients."""
-        return NAMES[str(self.anatomy.layers[0].values().dtype).removeprefix("torch.")]
+        return NAMES[str(self.anatomy.dtype).removeprefix("torch.")]
+
+    @property
+    def cells(self) -> Cells:
+        """The units of all layers, numbered through."""
+        return Cells(self.anatomy.sizes)
 
     @property
     def upcast(self) -> bool:
@@ -178,7 +183,7 @@ class Model:
             weights_sha256=self.weights_sha256,
             tokenizer_sha256=self.tokenizer_sha256,
             layers=parts.n_layers,
-            neurons=parts.n_neurons,
+            neurons=list(parts.sizes) if self.cells.alike is None else self.cells.alike,
             width=parts.width,
             vocabulary=parts.vocabulary,
             gated=parts.gated,

@@ -82,7 +82,7 @@ def recipe(
         return None
     return {
         "kinds": [kind for kind in KINDS if kind in kinds],
-        "count": min(count, model.anatomy.n_neurons),
+        "count": min(count, max(model.anatomy.sizes)),
         "seed": seed,
     }
 
@@ -93,6 +93,7 @@ class Nulls:
 
     kinds  of `KINDS`, in any order; "shuffled" runs a copy of the model and so doubles time and memory
     count  as asked, or the layer's neurons where these are fewer
+    sizes  of each kind the units of each layer
 
     Raises RunError when a kind is not known.
     """
@@ -103,8 +104,10 @@ class Nulls:
         self.recipe = recipe(model, kinds, count, seed)
         self.kinds: tuple[str, ...] = tuple(self.recipe["kinds"]) if self.recipe else ()
         count = self.recipe["count"] if self.recipe else 0
-        self.sizes: dict[str, int] = {
-            kind: model.anatomy.n_neurons if kind in DECOYS else count for kind in self.kinds
+        neurons = model.anatomy.sizes
+        few = tuple(min(count, size) for size in neurons)
+        self.sizes: dict[str, tuple[int, ...]] = {
+            kind: neurons if kind in DECOYS else few for kind in self.kinds
         }
         self._sources: dict[str, NullSource] = {
             kind: _SOURCES[kind](model, self.sizes[kind], seed) for kind in self.kinds
@@ -131,34 +134,35 @@ class _Random:
     Where a layer is gated, both keys of a pseudo-neuron take after the same neuron.
     """
 
-    def __init__(self, model: Model, count: int, seed: int) -> None:
+    def __init__(self, model: Model, sizes: tuple[int, ...], seed: int) -> None:
         parts = model.anatomy
-        self._act, self._count = parts.act, count
+        self._act, self._sizes = parts.act, sizes
         weights, biases = [], []
-        for index, layer in enumerate(parts.layers):
-            generator = _generator(seed, "random", index)
-            like = generator.choice(parts.n_neurons, count, replace=False)
-            firsts = _firsts(layer)
+        for index in model.cells.layers:
+            firsts, generator = _firsts(parts.layers[index]), _generator(seed, "random", index)
+            like = generator.choice(parts.sizes[index], sizes[index], replace=False)
             weights.append(np.concatenate([_directions(keys, like, generator) for keys, _ in firsts]))
             biases.append(np.concatenate([_biases(bias, like) for _, bias in firsts]))
-        self._weight, self._bias = _tensor(weights, model), _tensor(biases, model)
+        self._weight, self._bias = _ByLayer(weights, model), _ByLayer(biases, model)
 
     def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """act(x.g + a) * (x.u + b), or act(x.k + a) where the layer is plain."""
         products = _product(signals.inputs, self._weight[layer]).add_(self._bias[layer])
-        return _activated(self._act, products, self._count)
+        return _activated(self._act, products, self._sizes[layer])
 
 
 class _Rotated:
     """The first columns of a random rotation, uniform over all, of the layer's coefficients."""
 
-    def __init__(self, model: Model, count: int, seed: int) -> None:
+    def __init__(self, model: Model, sizes: tuple[int, ...], seed: int) -> None:
         parts = model.anatomy
         rows = [
-            _orthonormal(_generator(seed, "rotated", layer).standard_normal((count, parts.n_neurons)))
-            for layer in range(parts.n_layers)
+            _orthonormal(
+                _generator(seed, "rotated", layer).standard_normal((sizes[layer], parts.sizes[layer]))
+            )
+            for layer in model.cells.layers
         ]
-        self._weight = _tensor(rows, model)
+        self._weight = _ByLayer(rows, model)
 
     def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """m R; it has no keys of its own, and so no gate."""
@@ -183,14 +187,13 @@ class _Shuffled:
     The copy reads each batch when its first layer is asked for.
     """
 
-    def __init__(self, model: Model, count: int, seed: int) -> None:
+    def __init__(self, model: Model, sizes: tuple[int, ...], seed: int) -> None:
         self._model = shuffled_copy(model, seed)
-        self._chosen = []
-        for layer in range(model.anatomy.n_layers):
-            drawn = _generator(seed, "shuffled", layer, 1).choice(
-                model.anatomy.n_neurons, count, replace=False
-            )
-            self._chosen.append(torch.from_numpy(np.sort(drawn)).to(model.device))
+        self._chosen = {}
+        for layer in model.cells.layers:
+            generator = _generator(seed, "shuffled", layer, 1)
+            drawn = generator.choice(model.anatomy.sizes[layer], sizes[layer], replace=False)
+            self._chosen[layer] = torch.from_numpy(np.sort(drawn)).to(model.device)
         self._batch: ContextBatch | None = None
         self._columns: dict[int, NullColumns] = {}
 
@@ -222,16 +225,22 @@ class _Chimera:
     The other is so many places further on: the order of neurons means nothing, and a shift is read in order.
     """
 
-    def __init__(self, model: Model, count: int, seed: int) -> None:
+    def __init__(self, model: Model, sizes: tuple[int, ...], seed: int) -> None:
         parts = model.anatomy
         self._act = parts.act
-        self._shifts = [
-            _shifts(_generator(seed, "chimera", layer), count, 2) for layer in range(parts.n_layers)
-        ]
+        self._shifts = {
+            layer: _shifts(_generator(seed, "chimera", layer), sizes[layer], 2)
+            for layer in model.cells.layers
+        }
         self._mixed = None
         if not parts.gated:
-            signs = np.ones((2, count))
-            self._mixed = _Mixtures(model, [(shifts, signs[: len(shifts)]) for shifts in self._shifts])
+            self._mixed = _Mixtures(
+                model,
+                {
+                    layer: (shifts, np.ones((len(shifts), sizes[layer])))
+                    for layer, shifts in self._shifts.items()
+                },
+            )
 
     def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """act(x.g + a) * (x.u' + b'), or act(x.k' + a') where the layer is plain."""
@@ -245,12 +254,12 @@ class _Chimera:
 class _Covariance:
     """For each neuron a direction with the mean and the covariance of the layer's keys."""
 
-    def __init__(self, model: Model, count: int, seed: int) -> None:
-        drawn = []
-        for layer in range(model.anatomy.n_layers):
+    def __init__(self, model: Model, sizes: tuple[int, ...], seed: int) -> None:
+        drawn = {}
+        for layer in model.cells.layers:
             generator = _generator(seed, "covariance", layer)
-            shifts = _shifts(generator, count, _SUMMED)
-            drawn.append((shifts, generator.choice([-1.0, 1.0], (len(shifts), count))))
+            shifts = _shifts(generator, sizes[layer], _SUMMED)
+            drawn[layer] = (shifts, generator.choice([-1.0, 1.0], (len(shifts), sizes[layer])))
         self._mixed = _Mixtures(model, drawn)
 
     def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
@@ -261,27 +270,26 @@ class _Covariance:
 class _Mixtures:
     """Keys that are sums of the layer's keys about their mean, one for each neuron.
 
-    drawn  for each layer shifts i64[term], and signs f64[term neuron]: neuron i has the keys of the neurons
-           i + shift, by sign. Gate, up and biases are summed alike, and so keep what ties them.
+    drawn  for each layer that has neurons shifts i64[term], and signs f64[term neuron]: neuron i has the keys of the
+           neurons i + shift, by sign. Gate, up and biases are summed alike, and so keep what ties them.
     """
 
-    def __init__(self, model: Model, drawn: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    def __init__(self, model: Model, drawn: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> None:
         parts = model.anatomy
-        self._act, self._count = parts.act, parts.n_neurons
+        self._act, self._sizes = parts.act, parts.sizes
         weights, biases = [], []
-        every = np.arange(parts.n_neurons)
-        for layer, (shifts, signs) in zip(parts.layers, drawn, strict=True):
-            firsts = _firsts(layer)
+        for index, (shifts, signs) in drawn.items():
+            firsts, every = _firsts(parts.layers[index]), np.arange(parts.sizes[index])
             rows = [keys.double().cpu().numpy() for keys, _ in firsts]
             offsets = [_biases(bias, every)[:, None] for _, bias in firsts]
             weights.append(np.concatenate([_mixed(matrix, shifts, signs) for matrix in rows]))
             biases.append(np.concatenate([_mixed(column, shifts, signs)[:, 0] for column in offsets]))
-        self._weight, self._bias = _tensor(weights, model), _tensor(biases, model)
+        self._weight, self._bias = _ByLayer(weights, model), _ByLayer(biases, model)
 
     def columns(self, layer: int, inputs: Tensor) -> NullColumns:
         """What these keys make of the inputs of a layer."""
         products = nn.functional.linear(inputs, self._weight[layer], self._bias[layer])
-        return _activated(self._act, products, self._count)
+        return _activated(self._act, products, self._sizes[layer])
 
 
 def _mixed(rows: np.ndarray, shifts: np.ndarray, signs: np.ndarray) -> np.ndarray:
@@ -308,7 +316,7 @@ def _activated(act: Callable[[Tensor], Tensor], products: Tensor, count: int) ->
     return NullColumns(act(gate) * up, gate, up)
 
 
-_SOURCES: dict[str, Callable[[Model, int, int], NullSource]] = {
+_SOURCES: dict[str, Callable[[Model, tuple[int, ...], int], NullSource]] = {
     "random": _Random,
     "rotated": _Rotated,
     "shuffled": _Shuffled,
@@ -355,9 +363,19 @@ def _orthonormal(rows: np.ndarray) -> np.ndarray:
     return done
 
 
-def _tensor(layers: list[np.ndarray], model: Model) -> Tensor:
-    """One tensor for all layers: shared with workers, each tensor costs a file handle."""
-    return torch.from_numpy(np.stack(layers)).to(model.device, model.anatomy.layers[0].values().dtype)
+class _ByLayer:
+    """An array for each layer with units, in one tensor: shared with workers, each tensor costs a file handle."""
+
+    def __init__(self, arrays: list[np.ndarray], model: Model) -> None:
+        flat = np.concatenate([array.ravel() for array in arrays])
+        self.all = torch.from_numpy(flat).to(model.device, model.anatomy.dtype)
+        ends = np.cumsum([array.size for array in arrays]).tolist()
+        places = zip(model.cells.layers, ends, arrays, strict=True)
+        self._places = {layer: (end - array.size, end, array.shape) for layer, end, array in places}
+
+    def __getitem__(self, layer: int) -> Tensor:
+        start, end, shape = self._places[layer]
+        return self.all[start:end].view(shape)
 
 
 def _product(x: Float[Tensor, "... width"], rows: Float[Tensor, "unit width"]) -> Float[Tensor, "... unit"]:

@@ -211,7 +211,7 @@ class Anatomy:
     known: bool  # the family has a row in the table
     layers: tuple[Layer, ...]
     n_layers: int
-    n_neurons: int  # per layer
+    sizes: tuple[int, ...]  # units of each layer; 0 where it has none
     width: int
     n_heads: int
     n_kv_heads: int
@@ -232,6 +232,12 @@ class Anatomy:
     head: nn.Module
     body: nn.Module  # call it with token ids to run everything but the head
     attention: str = "eager"  # the implementation under which its attention is taken apart: eager or sdpa
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values, and so of the coefficients."""
+        first = next(layer for layer, size in zip(self.layers, self.sizes, strict=True) if size)
+        return next(first.rows()).values.dtype
 
     def unembedding(self) -> Float[Tensor, "vocabulary width"]:
         """Rows of the output embedding, as stored."""

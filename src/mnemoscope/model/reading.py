@@ -231,10 +231,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
             raise refused(family, f"its embeddings or its head are no plain matrix ({type(module).__name__})")
     first = layers[0]
-    n_neurons, width = first.values().shape
-    for index, layer in enumerate(layers):
-        if layer.values().shape != first.values().shape:
-            raise refused(family, f"layer {index} has {len(layer.values())} neurons and layer 0 {n_neurons}")
+    width = first.heads().shape[-1]
     if rows_of(head).shape[1] != width or rows_of(embedding).shape[1] != width:
         raise refused(family, "its embeddings are projected to another width")
     activation = _present(config, "hidden_activation", "hidden_act", "activation_function", "activation")
@@ -246,7 +243,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         known=known,
         layers=layers,
         n_layers=len(layers),
-        n_neurons=n_neurons,
+        sizes=tuple(sum(layer.groups) for layer in layers),
         width=width,
         n_heads=first.n_heads,
         n_kv_heads=_kv_heads(config, first.n_heads),

@@ -209,7 +209,7 @@ def card(
         neuron=neuron,
         model=model.id,
         layers=model.layers,
-        neurons=model.neurons,
+        neurons=model.sizes[layer],
         vocabulary=model.vocabulary,
         gated=model.gated,
         activation=model.activation,

@@ -187,7 +187,7 @@ def of_row(
         recall=share("recall"),
         f1=share("f1"),
         baselines={name: value for name, value in baselines.items() if value is not None},
-        neurons=run.manifest.model.neurons,
+        neurons=run.manifest.model.sizes[statistics["layer"]],
         nulls=nulls,
         curve=_points(curve, edges[:-1]),
         bands=_bands(curve),

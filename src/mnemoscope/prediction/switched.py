@@ -13,6 +13,7 @@ from torch import Tensor
 from mnemoscope.prediction.bases import ResidualBases
 from mnemoscope.prediction.switching import Linear, Switches, adjoint, chain, neuron_shares, origins, switches
 from mnemoscope.prediction.traced import TracedPrediction
+from mnemoscope.records import Cells
 
 NEURONS = (6, 2)  # explained: the largest |leave_one_out|, and the largest |increase| besides
 ROWS = 12  # queries named for each neuron
@@ -150,14 +151,12 @@ def chained(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The frames of neurons and heads with a column ``chain``: A63 over the shown neurons, leave-one-out as C."""
     anatomy = prediction.stream.anatomy
-    scores = torch.zeros(anatomy.n_layers, anatomy.n_neurons)
-    for layer, neuron, left in neurons.select("layer", "neuron", "leave_one_out").iter_rows():
-        scores[layer, neuron] = left
+    cells = Cells(anatomy.sizes)
+    shown = torch.from_numpy(cells.cell(neurons["layer"], neurons["neuron"]))
+    scores = torch.zeros(len(cells))
+    scores[shown] = torch.tensor(neurons["leave_one_out"].to_list(), dtype=scores.dtype)
     recursive = chain(prediction.stream, prediction.position, scores)
-    totals = [
-        float(recursive.total[layer, neuron])
-        for layer, neuron in neurons.select("layer", "neuron").iter_rows()
-    ]
+    totals = recursive.total[shown].double().tolist()
     earned = []
     for layer, head, source, left in heads.select("layer", "head", "source", "leave_one_out").iter_rows():
         pull = recursive.pull[layer + anatomy.parallel]

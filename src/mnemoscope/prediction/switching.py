@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mnemoscope.model.parts import Norm
 from mnemoscope.model.stream import Stream
+from mnemoscope.records import Cells
 
 _TINY = 1e-4  # a pre-activation closer to 0 than this takes r(g) from here
 
@@ -65,7 +66,7 @@ def switches(
     """The linear form of some neurons (all by default) of a layer at a position."""
     block, traced = stream.anatomy.layers[layer], stream.layers[layer]
     if neurons is None:
-        neurons = torch.arange(stream.anatomy.n_neurons)
+        neurons = torch.arange(stream.anatomy.sizes[layer])
     residual = (traced.lin if stream.anatomy.parallel else traced.lres)[position].float()
     inner = folded(block.ffn_norm, residual, block.keys()[neurons], _rows_of(block.key_bias(), neurons))
     g = traced.gate[position][neurons].float()
@@ -153,26 +154,27 @@ class Chain:
     pull   row l: what a vector is multiplied with that is seen by the FFNs of layers l and above; row L is zero
     """
 
-    total: Float[Tensor, "layer neuron"]
+    total: Float[Tensor, " cell"]
     pull: Float[Tensor, "layer_plus_one width"]
 
 
-def chain(stream: Stream, position: int, increases: Float[Tensor, "layer neuron"]) -> Chain:
+def chain(stream: Stream, position: int, increases: Float[Tensor, " cell"]) -> Chain:
     """Method 2 of Yu et al. 2023, D.3, from the top layer down, for any increases C (0 leaves a neuron out).
 
     ``share(a -> b)`` is a's share of b's coefficient as a fraction of it. As shares are linear, the sum over b is one
     inner product of what a writes with ``sum_b key_b total(b) / m_b``.
     """
-    layers, width = stream.anatomy.n_layers, stream.anatomy.width
+    layers, width, cells = stream.anatomy.n_layers, stream.anatomy.width, Cells(stream.anatomy.sizes)
     total = increases.float().clone()
     pull = torch.zeros(layers + 1, width)
     for layer in reversed(range(layers)):
-        total[layer] += neuron_shares(stream, layer, position, pull[layer + 1][None])[:, 0]
-        chosen = increases[layer].nonzero()[:, 0]
+        here = cells.of(layer)
+        total[here] += neuron_shares(stream, layer, position, pull[layer + 1][None])[:, 0]
+        chosen = increases[here].nonzero()[:, 0]
         pull[layer] = pull[layer + 1]
         if len(chosen):
             switched = switches(stream, layer, position, chosen)
-            weight = total[layer][chosen] / switched.coefficient
+            weight = total[here][chosen] / switched.coefficient
             pull[layer] = pull[layer] + torch.nan_to_num(weight, posinf=0.0, neginf=0.0) @ switched.share.key
     return Chain(total, pull)
 

@@ -89,15 +89,16 @@ class TracedPrediction:
 
     def groups(self, kind: str) -> list[Parts]:
         """One group per layer of ``heads`` (x sources), ``whole_heads``, ``sources`` or ``neurons``."""
+        anatomy = self.stream.anatomy
         sizes = {
-            "heads": self.stream.anatomy.n_heads * (self.position + 1),
-            "whole_heads": self.stream.anatomy.n_heads,
-            "sources": self.position + 1,
-            "neurons": self.stream.anatomy.n_neurons,
+            "heads": (anatomy.n_heads * (self.position + 1),) * self.layers,
+            "whole_heads": (anatomy.n_heads,) * self.layers,
+            "sources": (self.position + 1,) * self.layers,
+            "neurons": anatomy.sizes,
         }
         base = 1 if kind == "neurons" else 0
         return [
-            Parts(sizes[kind], 2 * layer + base, _Made(self, kind, layer)) for layer in range(self.layers)
+            Parts(size, 2 * layer + base, _Made(self, kind, layer)) for layer, size in enumerate(sizes[kind])
         ]
 
     def measured(

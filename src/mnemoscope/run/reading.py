@@ -213,7 +213,7 @@ class Run:
 
     def __repr__(self) -> str:
         model, corpus = self.manifest.model, self.manifest.corpus
-        size = f"{model.layers} layers of {model.neurons:,} neurons, {corpus.tokens:,} tokens"
+        size = f"{model.layers} layers of {model.cells.spelled} neurons, {corpus.tokens:,} tokens"
         return f"Run({str(self.path)!r}: {model.id} on {corpus.id}, {size})"
 
     def file(self, name: str) -> Path:
@@ -250,10 +250,9 @@ class Run:
     def address(self, layer: int, neuron: int) -> NeuronId:
         """Check an address against this run; `QueryError` if it is out of range."""
         model = self.manifest.model
-        if not (0 <= layer < model.layers and 0 <= neuron < model.neurons):
+        if not model.cells.has(layer, neuron):
             raise QueryError(
-                f"looking up L{layer}N{neuron}: out of range; {model.id} has layers 0 to {model.layers - 1} "
-                f"and neurons 0 to {model.neurons - 1}"
+                f"looking up L{layer}N{neuron}: out of range; {model.id} has {model.cells.range_of(layer)}"
             )
         return NeuronId(int(layer), int(neuron))
 

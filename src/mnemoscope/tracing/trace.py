@@ -83,7 +83,7 @@ def trace(
         shares={},
         level=None,
         counted=None,
-        units=model.anatomy.n_layers * model.anatomy.n_neurons,
+        units=len(model.cells),
     )
     watch = _FollowedNeurons(model, run, about, chosen) if chosen else _UnusualNeurons(model, run, about, top)
     say, layers = report or (lambda _: None), model.anatomy.n_layers
@@ -119,12 +119,9 @@ def _batch(model: Model, text: str) -> ContextBatch:
 
 
 def _address(model: Model, neuron: tuple[int, int]) -> NeuronId:
-    layers, neurons = model.anatomy.n_layers, model.anatomy.n_neurons
-    address = NeuronId(*neuron)
-    if not (0 <= address.layer < layers and 0 <= address.neuron < neurons):
-        raise QueryError(
-            f"tracing {address}: out of range; {model.id} has layers 0 to {layers - 1} and neurons 0 to {neurons - 1}"
-        )
+    cells, address = model.cells, NeuronId(*neuron)
+    if not cells.has(*address):
+        raise QueryError(f"tracing {address}: out of range; {model.id} has {cells.range_of(address.layer)}")
     return address
 
 

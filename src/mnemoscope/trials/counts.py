@@ -26,7 +26,7 @@ from mnemoscope.mine.reading import fields_of, set_fields, share_out
 from mnemoscope.mine.statistics import below, load_state, save_state
 from mnemoscope.model.capture import Coefficients, Inputs
 from mnemoscope.model.nulls import LayerSignals, NullColumns, Nulls
-from mnemoscope.records import NEURON, ContextBatch
+from mnemoscope.records import NEURON, Cells, ContextBatch
 from mnemoscope.trials import counting
 from mnemoscope.trials.claims import Claims, ClaimsToTest
 from mnemoscope.trials.masked_text import BatchMasks, MaskedText
@@ -102,29 +102,28 @@ class Counts(Protocol):
 class CandidateCounts:
     """Every unit against every column, active at its largest scores of either sign.
 
-    both       u16[layer 2 unit column]   active where the pattern is, by polarity (+1 first)
-    by_stratum u16[layer 2 unit stratum]  active by position and token frequency
+    both       u16[2 cell column]   active where the pattern is, by polarity (+1 first)
+    by_stratum u16[2 cell stratum]  active by position and token frequency
     """
 
     FIELDS: ClassVar[tuple[str, ...]] = ("both", "by_stratum")
 
-    def __init__(self, masked: MaskedText, columns: int, threshold: np.ndarray) -> None:
-        """`threshold` i64[layer 2 unit] is the score from which a unit is active, by polarity; `BINS` is never."""
-        layers, _, units = threshold.shape
+    def __init__(self, cells: Cells, masked: MaskedText, columns: int, threshold: np.ndarray) -> None:
+        """`threshold` i64[2 cell] is the score from which a unit is active, by polarity; `BINS` is never."""
         count = np.uint16 if masked.tokens < 2**16 else np.uint32
-        self.both = np.zeros((layers, 2, units, columns), count)
-        self.by_stratum = np.zeros((layers, 2, units, masked.strata), count)
-        self._above, self._below = threshold[:, 0], BINS - 1 - threshold[:, 1]
+        self.cells, self.both = cells, np.zeros((2, len(cells), columns), count)
+        self.by_stratum = np.zeros((2, len(cells), masked.strata), count)
+        self._above, self._below = threshold[0], BINS - 1 - threshold[1]
 
     def update(self, layer: int, batch: LayerBatch) -> None:
         """Count the counted positions."""
         patterns = batch.masks.patterns
         indptr, indices = patterns.indptr.astype(np.int64), patterns.indices.astype(np.int64)
-        arrays = batch.bins, indptr, indices, batch.masks.strata, self._above[layer], self._below[layer]
+        here = self.cells.of(layer)
+        arrays = batch.bins, indptr, indices, batch.masks.strata, self._above[here], self._below[here]
+        both, by_stratum = self.both[:, here], self.by_stratum[:, here]
         _share(
-            lambda start, stop: counting.active_by_column(
-                *arrays, start, stop, self.both[layer], self.by_stratum[layer]
-            ),
+            lambda start, stop: counting.active_by_column(*arrays, start, stop, both, by_stratum),
             batch.bins.shape[1], 32,
         )  # fmt: skip
 
@@ -132,29 +131,31 @@ class CandidateCounts:
 class ThresholdCounts:
     """Every candidate in the discovery half.
 
-    totals           i32[layer unit bin]      histogram of the coefficient
-    highest, lowest  u8[layer group unit]     bins of the extremes of each group of documents
-    counts           u32[claim SIDE]          histogram of the positive scores where the pattern is
+    totals           i32[cell bin]    histogram of the coefficient
+    highest, lowest  u8[group cell]   bins of the extremes of each group of documents
+    counts           u32[claim SIDE]  histogram of the positive scores where the pattern is
     """
 
     FIELDS: ClassVar[tuple[str, ...]] = ("totals", "highest", "lowest", "counts")
 
-    def __init__(self, layers: int, units: int, groups: int, claims: Claims) -> None:
-        self._claims = claims
-        self.totals = np.zeros((layers, units, BINS), np.int32)
-        self.highest = np.zeros((layers, groups, units), np.uint8)
-        self.lowest = np.full((layers, groups, units), BINS - 1, np.uint8)
+    def __init__(self, cells: Cells, groups: int, claims: Claims) -> None:
+        self.cells, self._claims = cells, claims
+        self.totals = np.zeros((len(cells), BINS), np.int32)
+        self.highest = np.zeros((groups, len(cells)), np.uint8)
+        self.lowest = np.full((groups, len(cells)), BINS - 1, np.uint8)
         self.counts = np.zeros((len(claims), SIDE), np.uint32)
 
     def update(self, layer: int, batch: LayerBatch) -> None:
         """Count the counted positions."""
         masks, claims, here = batch.masks, self._claims, self._claims.of(layer)
-        bins, totals = batch.bins, self.totals[layer]
+        units = self.cells.of(layer)
+        bins, totals = batch.bins, self.totals[units]
+        highest, lowest = self.highest[:, units], self.lowest[:, units]
         unit, polarity, column = claims.unit[here], claims.polarity[here], claims.column[here]
 
         def count_units(start: int, stop: int) -> None:
             kernel.count(bins, start, stop, totals)
-            counting.group_extremes(bins, masks.groups, start, stop, self.highest[layer], self.lowest[layer])
+            counting.group_extremes(bins, masks.groups, start, stop, highest, lowest)
 
         def count_claims(first: int, last: int) -> None:
             counting.score_histograms(
@@ -176,7 +177,7 @@ class ThresholdCounts:
     def sides(self, claims: slice) -> np.ndarray:
         """i64[claim SIDE]: histogram of the positive scores of the units of some claims, all text."""
         every = self._claims
-        totals = self.totals[every.layer[claims], every.unit[claims]].astype(np.int64)
+        totals = self.totals[self.cells.cell(every.layer[claims], every.unit[claims])].astype(np.int64)
         totals = np.where(every.polarity[claims, None] > 0, totals, totals[:, ::-1])
         side = totals[:, MIDDLE:].copy()
         side[:, 0] += totals[:, :MIDDLE].sum(1)
@@ -189,7 +190,8 @@ class ThresholdCounts:
         documents = np.zeros((len(layers), SIDE), np.int64)
         for layer in np.unique(layers):
             here = np.flatnonzero(layers == layer)
-            highest, lowest = self.highest[layer][:, units[here]], self.lowest[layer][:, units[here]]
+            cells = self.cells.cell(layer, units[here])
+            highest, lowest = self.highest[:, cells], self.lowest[:, cells]
             peak = np.where(positive[here], highest, BINS - 1 - lowest.astype(np.int64)) - MIDDLE
             cell = np.maximum(peak, 0) + SIDE * np.arange(len(here))
             counts = np.bincount(cell.ravel(), minlength=SIDE * len(here)).reshape(-1, SIDE)
@@ -200,15 +202,15 @@ class ThresholdCounts:
 class TestCounts:
     """Everything about the chosen claims in the test half.
 
-    totals             i32[layer unit bin]     histogram of the coefficient
-    total, squares     f64[layer unit]         sums of the coefficient and of its square
+    totals             i32[cell bin]           histogram of the coefficient
+    total, squares     f64[cell]               sums of the coefficient and of its square
     counts             u32[claim bin]          histogram of the coefficient where the pattern is
     among              f64[claim]              sum of the coefficient there
     both, active       u16[claim group]        active where the pattern is, and anywhere
     quadrants_both, quadrants_active  i64[claim 4]  the same two by sign quadrant
     table, table_both  i64[claim]              positions in the baseline table, and active
     other, other_both  i64[claim]              positions of the other unit's pattern, and active
-    sums               f32[pattern unit]       sum of the coefficient where each pattern of the layer is
+    sums               f32[...]                sum of the coefficient where each pattern of a layer is (`patterns`)
     expected           f32[expecting group]    shares of the pattern at the position and frequency of active tokens
     gated              bool[1]                 whether there were signs of gate and up to count
     """
@@ -220,8 +222,7 @@ class TestCounts:
 
     def __init__(
         self,
-        layers: int,
-        units: int,
+        cells: Cells,
         masked: MaskedText,
         chosen: ClaimsToTest,
         patterns: tuple[np.ndarray, ...],
@@ -230,19 +231,19 @@ class TestCounts:
         """`patterns` are the columns i64[...] of each layer that every unit of the layer is measured against,
         `expecting` i64[...] the claims (ascending) of which is asked what chance would give."""
         self.expecting = np.zeros(0, np.int64) if expecting is None else expecting
-        self.chosen, self._patterns = chosen, patterns
-        self._offsets = np.concatenate([[0], np.cumsum([len(columns) for columns in patterns])])
+        self.cells, self.chosen, self._patterns = cells, chosen, patterns
+        self._sums = Cells(tuple(len(columns) * cells.sizes[layer] for layer, columns in enumerate(patterns)))
         claims, groups = chosen.claims, masked.groups
         largest = int(np.bincount(masked.group, minlength=1).max())
         count = np.uint16 if largest < 2**16 else np.uint32
-        self.totals = np.zeros((layers, units, BINS), np.int32)
-        self.total, self.squares = np.zeros((2, layers, units))
+        self.totals = np.zeros((len(cells), BINS), np.int32)
+        self.total, self.squares = np.zeros((2, len(cells)))
         self.counts = np.zeros((len(claims), BINS), np.uint32)
         self.among = np.zeros(len(claims))
         self.both, self.active = np.zeros((2, len(claims), groups), count)
         self.quadrants_both, self.quadrants_active = np.zeros((2, len(claims), 4), np.int64)
         self.table, self.table_both, self.other, self.other_both = np.zeros((4, len(claims)), np.int64)
-        self.sums = np.zeros((int(self._offsets[-1]), units), np.float32)
+        self.sums = np.zeros(len(self._sums), np.float32)
         self.gated = np.zeros(1, bool)
         positive = claims.polarity > 0
         columns, self._rate_of = np.unique(claims.column[self.expecting], return_inverse=True)
@@ -253,7 +254,8 @@ class TestCounts:
 
     def patterns(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """The columns i64[pattern] of a layer, and the sums f32[pattern unit] over them."""
-        return self._patterns[layer], self.sums[self._offsets[layer] : self._offsets[layer + 1]]
+        columns = self._patterns[layer]
+        return columns, self.sums[self._sums.of(layer)].reshape(len(columns), self.cells.sizes[layer])
 
     def update(self, layer: int, batch: LayerBatch) -> None:
         """Count the counted positions."""
@@ -266,10 +268,12 @@ class TestCounts:
         # Without another unit there are no columns to compare with.
         others, other_starts = other[other >= 0], np.concatenate([[0], np.cumsum(other >= 0)])
         columns, sums = self.patterns(layer)
+        units = self.cells.of(layer)
+        totals, total, squares = self.totals[units], self.total[units], self.squares[units]
 
         def count_units(start: int, stop: int) -> None:
-            kernel.count(bins, start, stop, self.totals[layer])
-            counting.power_sums(batch.values, masks.rows, start, stop, self.total[layer], self.squares[layer])
+            kernel.count(bins, start, stop, totals)
+            counting.power_sums(batch.values, masks.rows, start, stop, total, squares)
 
         def count_claims(first: int, last: int) -> None:
             counting.active_by_group(

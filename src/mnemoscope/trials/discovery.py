@@ -32,18 +32,18 @@ _CLAIMS = 50_000  # whose curves are held at once
 
 
 def thresholds(run: Run, kind: str) -> np.ndarray:
-    """i64[layer 2 unit]: the least positive score that at most `SHARE` of the run's tokens reach, by polarity (+1
+    """i64[2 cell]: the least positive score that at most `SHARE` of the run's tokens reach, by polarity (+1
     first); `BINS` where none is reached."""
     rows = run.table("histograms" if kind == NEURON else "null_histograms")
     if kind != NEURON:
         rows = rows.filter(pl.col("kind") == kind)
     frame = rows.sort("layer", "neuron").select("counts").collect()
-    counts = frame["counts"].explode().to_numpy().reshape(run.manifest.model.layers, -1, BINS)
-    return np.stack([_rare_score(oriented(counts, polarity)) for polarity in (1, -1)], 1)
+    counts = frame["counts"].explode().to_numpy().reshape(-1, BINS)
+    return np.stack([_rare_score(oriented(counts, polarity)) for polarity in (1, -1)])
 
 
 def _rare_score(counts: np.ndarray) -> np.ndarray:
-    """i64[layer unit]: that score, from histograms of it."""
+    """i64[cell]: that score, from histograms of it."""
     side = counts[..., MIDDLE + 1 :]
     above = np.flip(np.cumsum(np.flip(side, -1), -1), -1)
     rare = above <= SHARE * counts.sum(-1, keepdims=True)
@@ -61,11 +61,13 @@ def proposals(
     shown = masked.shown.sum(1, dtype=np.int64)
     number = units.kinds.index(kind)
     frames = [pl.DataFrame(schema=FOUND)]
-    for layer, (both, by_stratum) in enumerate(zip(counts.both, counts.by_stratum, strict=True)):
+    for layer in counts.cells.layers:
         unit = np.flatnonzero((units.kind == number) & (units.layer == layer))
-        side = (units.polarity[unit] < 0).astype(np.int64), units.neuron[unit]
-        strata = by_stratum[side].astype(np.float64)
-        counted = Counted(both[side].astype(np.int64), strata @ rates, strata.sum(1).astype(np.int64), shown)
+        side = (units.polarity[unit] < 0).astype(np.int64), counts.cells.cell(layer, units.neuron[unit])
+        strata = counts.by_stratum[side].astype(np.float64)
+        counted = Counted(
+            counts.both[side].astype(np.int64), strata @ rates, strata.sum(1).astype(np.int64), shown
+        )
         frames.append(proposed(counted, language, unit))
     return pl.concat(frames)
 

@@ -30,7 +30,7 @@ from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.patterns.score import log_binomial_tail
 from mnemoscope.patterns.space import strata
 from mnemoscope.patterns.triggers import Options, Units, half_triggers
-from mnemoscope.records import MAIN, NEURON, NeuronId, Progress
+from mnemoscope.records import MAIN, NEURON, Cells, NeuronId, Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
 from mnemoscope.text.sampling import half
@@ -91,7 +91,8 @@ class _Question:
         self._run, self._model, self._neuron = run, model, neuron
         self._pattern, self._seed, self._report = pattern, seed, report
         self._nulls = Nulls.of(model, run.manifest.options.get("nulls") or recipe(model, DEFAULT))
-        self._sizes = {NEURON: run.manifest.model.neurons} | self._nulls.sizes
+        sizes = {NEURON: run.manifest.model.sizes} | self._nulls.sizes
+        self._cells = {kind: Cells(of_layers[: neuron.layer + 1]) for kind, of_layers in sizes.items()}
 
     def answer(self, polarity: int | None, budget: int, folder: Path) -> Claim:
         """Choose thresholds in the discovery half; count and decide in the test half."""
@@ -111,30 +112,30 @@ class _Question:
         masked = MaskedText(late.text, hstack([shown[1], last_tokens(late.text, tokens)], format="csc"))
         triggers, early_rows = self._triggers(text)
         endings = np.flatnonzero(np.isin(tokens, text.tokens[early_rows])) + 1
-        tested = {kind: self._tested(kind, scores[kind], masked, endings) for kind in self._sizes}
+        tested = {kind: self._tested(kind, scores[kind], masked, endings) for kind in self._cells}
         counts = {kind: of_kind.counts for kind, of_kind in tested.items()}
         self._read("second look", late, CountingState(masked, self._nulls, counts))
         return self._claim(tested, masked, text, triggers)
 
     def _claims(self, kind: str) -> Claims:
         """Every unit of a kind, either polarity."""
-        unit = np.repeat(np.arange(self._sizes[kind]), 2)
+        size = self._cells[kind].sizes[self._neuron.layer]
+        unit = np.repeat(np.arange(size), 2)
         return Claims(
             np.full(len(unit), self._neuron.layer),
             unit,
-            np.tile([1, -1], self._sizes[kind]),
+            np.tile([1, -1], size),
             np.zeros_like(unit),
         )
 
     def _thresholds(self, half: HalfText, masked: MaskedText, polarity: int | None) -> dict[str, np.ndarray]:
         """By kind the score at which each unit is active, -1 where there is none; which polarity is asked about."""
-        layers = self._neuron.layer + 1
+        claims = {kind: self._claims(kind) for kind in self._cells}
         counts = {
-            kind: ThresholdCounts(layers, size, masked.groups, self._claims(kind))
-            for kind, size in self._sizes.items()
+            kind: ThresholdCounts(cells, masked.groups, claims[kind]) for kind, cells in self._cells.items()
         }
         self._read("first look", half, CountingState(masked, self._nulls, counts))
-        best = {kind: best_thresholds(counts[kind], 2 * size) for kind, size in self._sizes.items()}
+        best = {kind: best_thresholds(counts[kind], len(claims[kind])) for kind in self._cells}
         score, value = (values[2 * self._neuron.neuron :][:2] for values in best[NEURON])
         sides = [side for side, sign in enumerate((1, -1)) if polarity in (None, sign) and score[side] >= 0]
         if not sides:
@@ -167,7 +168,7 @@ class _Question:
         chosen = ClaimsToTest(claims, score[kept], starts, endings, np.full(len(kept), -1))
         layers = self._neuron.layer + 1
         measured = tuple(np.zeros(int(layer == self._neuron.layer), np.int64) for layer in range(layers))
-        counts = TestCounts(layers, self._sizes[kind], masked, chosen, measured)
+        counts = TestCounts(self._cells[kind], masked, chosen, measured)
         return Tested(chosen, counts, np.full(len(kept), MAIN), np.ones(len(kept)))
 
     def _read(self, stage: str, half: HalfText, state: CountingState) -> None:

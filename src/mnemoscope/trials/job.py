@@ -36,7 +36,7 @@ from mnemoscope.patterns.search import search
 from mnemoscope.patterns.space import FEWER, NARROW, TYPES
 from mnemoscope.patterns.triggers import Options, addressed, halves
 from mnemoscope.patterns.whole import Language
-from mnemoscope.records import NEURON, WHOLE, Progress
+from mnemoscope.records import NEURON, WHOLE, Cells, Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
 from mnemoscope.run.writing import add_tables
@@ -95,7 +95,7 @@ def estimate(run: Run, settings: Settings) -> float:
     and text; the model's own passes by what they read."""
     model, corpus = run.manifest.model, run.manifest.corpus
     kinds = (run.manifest.options.get("nulls") or {}).get("kinds", ())
-    neurons = model.layers * model.neurons * (1 + sum(kind in DECOYS for kind in kinds)) / 46_080
+    neurons = len(model.cells) * (1 + sum(kind in DECOYS for kind in kinds)) / 46_080
     search = 60 + 240 * min(1.0, corpus.tokens / 1_000_000)
     passes = 120 * (2 * settings.budget + min(settings.budget, WHOLE_BUDGET)) / (2 * BUDGET + WHOLE_BUDGET)
     return neurons * (search + passes)
@@ -178,7 +178,7 @@ class _Job:
         half = self._read("whole", test=False, most=WHOLE_BUDGET)
         masked = MaskedText(half.text, masks(half.text, language.specs))
         counts = {
-            kind: CandidateCounts(masked, len(language.specs), thresholds(self._run, kind))
+            kind: CandidateCounts(self._cells(kind), masked, len(language.specs), thresholds(self._run, kind))
             for kind in self._units.kinds
         }
         self._count("whole look", half, masked, counts)
@@ -192,9 +192,8 @@ class _Job:
         half = self._read("first", test=False)
         masked = MaskedText(half.text, masks_of_many(half.text, specs))
         claims = claims_by_kind(self._units, candidates, rows, column)
-        layers = self._run.manifest.model.layers
         counts = {
-            kind: ThresholdCounts(layers, self._size(kind), masked.groups, of_kind)
+            kind: ThresholdCounts(self._cells(kind), masked.groups, of_kind)
             for kind, (_, of_kind) in claims.items()
         }
         self._count("first look", half, masked, counts)
@@ -255,7 +254,7 @@ class _Job:
         baselines = Baselines(self._units, self._text, tokens, first, self._settings.seed)
         return {
             kind: TestCounts(
-                model.layers, self._size(kind), masked, baselines.compared(candidates[rows], of_kind),
+                self._cells(kind), masked, baselines.compared(candidates[rows], of_kind),
                 measured, np.flatnonzero(whole[kind]),
             )
             for kind, (rows, of_kind) in claims.items()
@@ -266,10 +265,10 @@ class _Job:
     def _options(self) -> Options:
         return Options(seed=self._settings.seed)
 
-    def _size(self, kind: str) -> int:
-        """Units of a kind in a layer."""
-        neurons = self._run.manifest.model.neurons
-        return neurons if kind == NEURON or self._nulls is None else self._nulls.sizes[kind]
+    def _cells(self, kind: str) -> Cells:
+        """The units of a kind."""
+        sizes = {NEURON: self._run.manifest.model.sizes}
+        return Cells((sizes if self._nulls is None else sizes | self._nulls.sizes)[kind])
 
     def _read(self, name: str, *, test: bool, most: int | None = None) -> HalfText:
         """Text of one half, within the budget, and how the model will read it."""

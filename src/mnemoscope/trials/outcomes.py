@@ -18,7 +18,7 @@ from mnemoscope.neuron import decoys, twoway
 from mnemoscope.neuron.twoway import Curve, Rule
 from mnemoscope.patterns.triggers import Addressed
 from mnemoscope.patterns.whole import by_document
-from mnemoscope.records import NEURON, WHOLE
+from mnemoscope.records import NEURON, WHOLE, Cells
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS, arrow_table
 from mnemoscope.trials.claims import ClaimsToTest, KindClaims
@@ -129,12 +129,11 @@ class TestTables:
         false discoveries f64[claim] at which its own is larger (`decoys.rates`). Layers are pooled; families are not,
         and each unit has at most one claim in each."""
         kinds = [NEURON, *self._decoys]
-        neurons, layers = self._size(NEURON), len(self._tested[NEURON].counts.total)
         sizes = {kind: len(self._tested[kind].tests) for kind in kinds}
         told = {kind: (np.zeros(size), np.ones(size)) for kind, size in sizes.items()}
         for tests in self._families:
             places = {kind: self._unit_numbers(kind, tests) for kind in kinds}
-            scores = np.zeros((len(kinds), layers * neurons * 2))
+            scores = np.zeros((len(kinds), 2 * len(self._cells(NEURON))))
             for score, (kind, (claims, unit)) in zip(scores, places.items(), strict=True):
                 score[unit] = np.nan_to_num(self._bounds[kind]["f1"].low[claims])
             of_neurons, of_decoys = decoys.rates(scores[0], scores[1:].T, self._seed)
@@ -149,15 +148,14 @@ class TestTables:
         """Claims i64[...] of a kind and a family, and which unit with sign each is about, over all layers."""
         claims = self._tested[kind].chosen.claims
         of_family = np.flatnonzero(self._tested[kind].tests == tests)
-        unit = claims.layer[of_family] * self._size(kind) + claims.unit[of_family]
+        unit = self._cells(kind).cell(claims.layer[of_family], claims.unit[of_family])
         return of_family, 2 * unit + (claims.polarity[of_family] < 0)
 
     def excess(self) -> list[dict[str, Any]]:
         """Rows of `calibration`: what share of neurons, less what share of decoys, has an F1 of at least so much."""
         rows = []
         for tests in self._families if self._decoys else ():
-            layers = len(self._tested[NEURON].counts.total)
-            counted = decoys.Excess(2 * layers * self._size(NEURON))
+            counted = decoys.Excess(2 * len(self._cells(NEURON)))
             for kind in (NEURON, *self._decoys):
                 tested = self._tested[kind]
                 for layer in np.unique(tested.chosen.claims.layer).tolist():
@@ -178,15 +176,15 @@ class TestTables:
                         })  # fmt: skip
         return rows
 
-    def _size(self, kind: str) -> int:
-        """Units of a kind in a layer."""
-        return int(self._tested[kind].counts.total.shape[1])
+    def _cells(self, kind: str) -> Cells:
+        """The units of a kind."""
+        return self._tested[kind].counts.cells
 
     def _of_units(self, kind: str, layer: int, tests: str, f1: np.ndarray) -> np.ndarray:
         """f64[unit 2]: F1 of every unit of a kind in a layer, by sign (+1 first); 0 where there is no claim."""
         claims, here = self._tested[kind].chosen.claims, self.claims(kind, layer)
         of_family = self._tested[kind].tests[here] == tests
-        values = np.zeros((self._size(kind), 2))
+        values = np.zeros((self._cells(kind).sizes[layer], 2))
         unit, negative = claims.unit[here][of_family], claims.polarity[here][of_family] < 0
         values[unit, negative.astype(int)] = np.nan_to_num(f1[of_family])
         return values
@@ -195,7 +193,8 @@ class TestTables:
         tested = self._tested[kind]
         counts, claims, here = tested.counts, tested.chosen.claims, tested.chosen.claims.of(layer)
         unit, polarity = claims.unit[here], claims.polarity[here]
-        shown, whole = counts.counts[here].astype(np.int64), counts.totals[layer, unit].astype(np.int64)
+        cells = counts.cells.cell(layer, unit)
+        shown, whole = counts.counts[here].astype(np.int64), counts.totals[cells].astype(np.int64)
         absent = whole - shown
         curve = Curve(*(np.where(polarity[:, None] > 0, side, side[:, ::-1]) for side in (shown, absent)))
         score = tested.chosen.threshold[here]
@@ -214,7 +213,7 @@ class TestTables:
             "iou": at_threshold(curve.iou),
             "auprc": curve.average_precision,
             "pearson": twoway.pearson(
-                tokens, counts.total[layer, unit], counts.squares[layer, unit], present, counts.among[here]
+                tokens, counts.total[cells], counts.squares[cells], present, counts.among[here]
             ),
             "mutual_information": curve.information,
             "baseline_constant": twoway.constant_f1(active, tokens),
@@ -238,11 +237,12 @@ class TestTables:
         """f64[pattern unit]: of the units of a kind with the patterns of the layer."""
         counts = self._tested[kind].counts
         columns, sums = counts.patterns(layer)
+        units = counts.cells.of(layer)
         present = self._masked.shown[columns].sum(1)
         return twoway.pearson(
             np.asarray(self._masked.tokens),
-            counts.total[layer],
-            counts.squares[layer],
+            counts.total[units],
+            counts.squares[units],
             present[:, None],
             sums,
         )
@@ -289,7 +289,8 @@ class TestTables:
 
         norms  f32[neuron]: of the values
         """
-        counts = twoway.folded(self._tested[NEURON].counts.totals[layer].astype(np.int64))
+        totals = self._tested[NEURON].counts.totals[self._cells(NEURON).of(layer)]
+        counts = twoway.folded(totals.astype(np.int64))
         edges = np.append(self._edges[BINS // 2 + 1 : -1], _OPEN)
         middle = np.concatenate([[0.0], (edges[:-1] + edges[1:]) / 2])
         size = (norms[:, None].astype(np.float64) * middle).ravel()
@@ -350,13 +351,13 @@ def run_tables(
     smallest  the calibration of the search
     tell      is told how many layers of `pattern_tests` are made
     """
-    layers = run.manifest.model.layers
+    layers = run.manifest.model.cells.layers
     norms = run.table("neurons").select("layer", "value_norm").collect()
     calibration = _of_search(smallest)
 
     def lists() -> Iterator[pa.Table]:
         layer_of = units.layer[candidates["unit"].to_numpy()]
-        for layer in range(layers):
+        for layer in layers:
             frame = candidates[np.flatnonzero(layer_of == layer)]
             columns = {name: frame[name] for name in SCHEMAS["patterns"].names if name in frame.columns}
             yield _in_order(
@@ -364,7 +365,7 @@ def run_tables(
             )
 
     def tests() -> Iterator[pa.Table]:
-        for layer in range(layers):
+        for layer in layers:
             tell(layer)
             measured, quantiles = verdicts.layer(layer)
             layer_norms = norms.filter(pl.col("layer") == layer)["value_norm"].to_numpy()
@@ -374,7 +375,7 @@ def run_tables(
                 frame = candidates[claims[kind].rows[verdicts.claims(kind, layer)]]
                 tables.append(arrow_table("pattern_tests", _described(frame, units) | columns))
             yield _in_order(pa.concat_tables(tables))
-        tell(layers)
+        tell(run.manifest.model.layers)
         calibration.extend(verdicts.excess())
 
     def calibrated() -> Iterator[pa.Table]:

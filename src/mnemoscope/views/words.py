@@ -94,7 +94,7 @@ def model_line(manifest: Manifest) -> str:
     """The model of a run in one line."""
     model = manifest.model
     kind = f"gated ({model.activation})" if model.gated else model.activation
-    return f"{model.id} · {model.layers} layers of {model.neurons:,} neurons, {kind}"
+    return f"{model.id} · {model.layers} layers of {model.cells.spelled} neurons, {kind}"
 
 
 def corpus_line(manifest: Manifest) -> str:

@@ -126,18 +126,19 @@ def _line(frame: pl.DataFrame, title: str, color: str, facet: str | None = None)
 
 def _active(run: Run, grid: ExampleGrid, copy: ExampleGrid | None) -> Finding:
     """A16: active memories, by several rules."""
-    size, frames = run.manifest.model.neurons, []
+    cells, frames = run.manifest.model.cells, []
+    size = np.array([size for size in cells.sizes if size])
     for rule, column in RULES.items():
         null = None if copy is None else copy.share(copy[column] / size)
         frames.append(series(grid.share(grid[column] / size), null, rule=rule))
     positive, strong = (grid.overall(grid[RULES[rule]] / size) for rule in list(RULES)[:3:2])
-    number = size * float(strong.value)
+    number = size.mean() * float(strong.value)
     frame = pl.concat(frames)
     return Finding(
         id="figure-7-active-memories",
         items=("A16", "A72"),
         title="How many memories of a layer are active (Geva Figure 7)",
-        says=f"Over {_cases(grid)}, {percent(positive)} of the {size:,} memories of a layer have a positive "
+        says=f"Over {_cases(grid)}, {percent(positive)} of the {cells.spelled} memories of a layer have a positive "
         f"coefficient, and {percent(strong)} (about {number:,.0f}) write at least a tenth as strongly (|m||v|) as the "
         f"strongest of their layer{_of_copy(copy, lambda other: other.overall(other['active_10'] / size))}.",
         frame=frame,

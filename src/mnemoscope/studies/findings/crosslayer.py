@@ -46,7 +46,7 @@ def findings(run: Run) -> list[Finding]:
         ExampleGrid("", run.table(f"cross_{table}").sort("example", place).collect(), examples)
         for table, place in (("queries", "query"), ("layers", "layer"))
     )
-    neurons = run.manifest.model.neurons
+    neurons = np.array(run.manifest.model.sizes)
     counts = run.table("contribution_layers").filter(pl.col("target") == "model").sort("example", "layer")
     seen = int((~np.isnan(queries["any"][0])).sum())
     layer = (seen - 1) // 2
@@ -239,7 +239,7 @@ def _over_layers(sums: Sums, layers: slice = slice(None)) -> Sums:
     return above[:, layers].sum(1), below[:, layers].sum(1)
 
 
-def _both(layers: ExampleGrid, neurons: int) -> Finding:
+def _both(layers: ExampleGrid, neurons: np.ndarray) -> Finding:
     """A61: neurons that matter as values, which upper layers name among their first queries."""
     own, like = _listed(layers, "asked")
     below = slice(layers.count - 1)
@@ -278,7 +278,7 @@ def _paired(layers: ExampleGrid) -> Interval:
     return layers.share_of(paired, listed)
 
 
-def _any_asked(layers: ExampleGrid, neurons: int) -> Interval:
+def _any_asked(layers: ExampleGrid, neurons: np.ndarray) -> Interval:
     """How many of all neurons of a layer are asked, where each layer lists as many."""
     listed = np.sum([layers[side] for side in SIDES], axis=0)
     return layers.share_of((listed * layers["asked"] / neurons)[:, :-1].sum(1), listed[:, :-1].sum(1))
@@ -295,7 +295,7 @@ def chance_union(layer: np.ndarray, neurons: int) -> np.ndarray:
     return union_share(neurons * (1 - (1 - each / neurons) ** np.asarray(layer, float)), layer)
 
 
-def _called(layers: ExampleGrid, neurons: int) -> Finding:
+def _called(layers: ExampleGrid, neurons: np.ndarray) -> Finding:
     """A62: whether earlier layers call the same neurons."""
     place = np.arange(layers.count)
 
@@ -304,7 +304,7 @@ def _called(layers: ExampleGrid, neurons: int) -> Finding:
         return union_share(called, np.broadcast_to(place, called.shape))
 
     own, dealt, like = (distinct(suffix) for suffix in ("", "_dealt", "_matched"))
-    chance = chance_union(place, neurons)
+    chance = chance_union(place, int(neurons[-1]))
     share = layers.mean(own)
     frame = series(share, layers.mean(like)).with_columns(
         dealt=pl.Series(layers.mean(dealt).value), drawn=pl.Series(chance)
@@ -347,7 +347,7 @@ _KINDS = {
 }
 
 
-def _where(layers: ExampleGrid, neurons: int) -> Finding:
+def _where(layers: ExampleGrid, neurons: np.ndarray) -> Finding:
     """A63: the hundred strongest values and queries, by layer."""
     total = layers.count
     strongest = layers.mean("writes_first")
@@ -370,7 +370,7 @@ def _where(layers: ExampleGrid, neurons: int) -> Finding:
         id="figure-19-where-values-and-queries-are",
         items=("A63",),
         title="Where the hundred strongest values and queries are (Yu Figure 19)",
-        says=f"Mean layer of the hundred strongest neurons of {total * neurons:,} in {total} layers, over "
+        says=f"Mean layer of the hundred strongest neurons of {neurons.sum():,} in {total} layers, over "
         f"{over(layers)}: {said}, of the hundred that write most (|m||v|) "
         f"{number(layers.ratio(*middle['as writers, |m||v|']))}; the two ways to score queries share "
         f"{percent(layers.share_of(both, first))} of theirs, and would share {percent(layers.share_of(like, first))} "
@@ -384,7 +384,7 @@ def _where(layers: ExampleGrid, neurons: int) -> Finding:
         notes=(
             "summed: Eq. 25 over the ten most helpful and ten most unhelpful neurons of every upper layer; chained: "
             "C(b) handed down from the top, C(a) of the query itself left out",
-            f"of two hundreds drawn at random {100 * FIRST / (total * neurons):.2f} % are shared",
+            f"of two hundreds drawn at random {100 * FIRST / neurons.sum():.2f} % are shared",
         ),
     )
 

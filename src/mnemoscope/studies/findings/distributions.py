@@ -391,15 +391,15 @@ def _down_the_range(run: Run) -> Finding:
         }
     ).with_columns(pl.selectors.float().fill_nan(None))
     known = frame.filter(pl.col("share").is_not_null())
-    neurons, layers = run.manifest.model.neurons, run.manifest.model.layers
     says = "No neuron has enough triggers in one half of the documents and samples in the other."
     if known.height:
         top, low = known.row(-1, named=True), known.row(0, named=True)
         says = (
-            f"For the {rows['cell'].n_unique():,} of {neurons * layers:,} neurons in which one last token is commonest "
-            f"among the positive triggers of one half of the documents, that token is there in {of_row(top)} of "
-            f"{top['samples']:,} samples of the other half from the highest tenth of the neuron's range that has any "
-            f"({_others(top)}), and in {of_row(low)} of {low['samples']:,} from the lowest ({_others(low)})."
+            f"For the {rows['cell'].n_unique():,} of {len(run.manifest.model.cells):,} neurons in which one last "
+            "token is commonest among the positive triggers of one half of the documents, that token is there in "
+            f"{of_row(top)} of {top['samples']:,} samples of the other half from the highest tenth of the neuron's "
+            f"range that has any ({_others(top)}), and in {of_row(low)} of {low['samples']:,} from the lowest "
+            f"({_others(low)})."
         )
     return Finding(
         id="down-the-range",
@@ -437,8 +437,7 @@ def _samples(run: Run) -> pl.DataFrame:
     Columns layer, cell (which neuron), mark (the token expected), token (found), part, document.
     """
     text = ContextTokens(run)
-    size = run.manifest.model.neurons
-    cell = (pl.col("layer").cast(pl.Int64) * size + pl.col("neuron")).alias("cell")
+    cell = run.manifest.model.cells.column()
     ends = run.table("triggers").filter(pl.col("polarity") == 1).select(cell, "context", "position").collect()
     ends_of_half = _with_token(ends, text)
     ends_of_half = ends_of_half.filter(pl.Series(~half(ends_of_half["document"].to_numpy())))
@@ -446,7 +445,7 @@ def _samples(run: Run) -> pl.DataFrame:
     known, marks, often = _commonest(ends_of_half, run.manifest.model.vocabulary)
     triggers = np.unique(ends_of_half["cell"].to_numpy(), return_counts=True)[1]
     chosen = np.lexsort((known, -often / np.maximum(triggers, 1)))[:REACH]
-    mark = np.full(run.manifest.model.layers * size, -1, np.int64)
+    mark = np.full(len(run.manifest.model.cells), -1, np.int64)
     mark[known[chosen]] = marks[chosen]
     top = run.table("neurons").select("max").collect()["max"].to_numpy()
     samples = run.table("samples").filter(pl.col("coefficient") > 0)

@@ -9,6 +9,7 @@ import polars as pl
 from mnemoscope.studies.findings.finding import Finding, bar, chance
 
 if TYPE_CHECKING:
+    from mnemoscope.records import ModelEntry
     from mnemoscope.run.reading import Run
 
 
@@ -52,11 +53,17 @@ def _shares(run: Run) -> Finding:
         figure=bar(frame, "share of all parameters (%)", x="part", y="share_of_all", share=True),
         paper="two thirds: 8 d² of 12 d² in each layer, with d_m = 4 d",
         notes=(
-            f"here d_m / d = {model.neurons / model.width:.2f}"
+            f"here d_m / d = {_per_width(model)}"
             + (", three matrices in a feed-forward layer because it is gated" if model.gated else ""),
             "a tied unembedding is counted once, as the embedding",
         ),
     )
+
+
+def _per_width(model: ModelEntry) -> str:
+    """Neurons of a layer, as a multiple of the width of the stream."""
+    ends = dict.fromkeys(f"{size / model.width:.2f}" for size in (min(model.sizes), max(model.sizes)))
+    return " to ".join(ends)
 
 
 def _facts(run: Run) -> Finding:
@@ -65,7 +72,7 @@ def _facts(run: Run) -> Finding:
     facts = {
         "model": model.id,
         "family": model.family,
-        "layers x neurons": f"{model.layers} x {model.neurons:,} = {model.layers * model.neurons:,}",
+        "layers x neurons": f"{model.layers} x {model.cells.spelled} = {len(model.cells):,}",
         "width, vocabulary": f"{model.width:,}, {model.vocabulary:,}",
         "feed-forward layer": f"{'gated, ' if model.gated else ''}{model.activation}",
         "largest error of the rebuilt logits": f"{chance(model.self_check)} of their range",
@@ -82,7 +89,7 @@ def _facts(run: Run) -> Finding:
         id="model-and-corpus",
         items=("A2", "A3", "A26"),
         title="What was studied",
-        says=f"{model.layers * model.neurons:,} neurons of {model.id} over {corpus.counted:,} tokens of "
+        says=f"{len(model.cells):,} neurons of {model.id} over {corpus.counted:,} tokens of "
         f"{corpus.documents:,} documents.",
         frame=pl.DataFrame({"what": list(facts), "value": list(facts.values())}),
     )

@@ -334,7 +334,7 @@ def _decoys(run: Run) -> list[Finding]:
             id="neurons-against-decoys",
             items=("A74", "A78"),
             title="What neurons do that decoys of their own do not",
-            says=f"Of {2 * model.layers * model.neurons:,} neurons with a sign so many beat their own decoys at a rate "
+            says=f"Of {2 * len(model.cells):,} neurons with a sign so many beat their own decoys at a rate "
             f"of false discoveries, by what the pattern is about. {'. '.join(map(_capital, sentences))}.",
             frame=frame,
             figure=bar(

@@ -18,7 +18,7 @@ import polars as pl
 
 from mnemoscope.errors import QueryError
 from mnemoscope.intervals import GROUPS, Interval, jackknifed, ratio
-from mnemoscope.records import NEURON, NULLS
+from mnemoscope.records import NEURON, NULLS, Cells
 from mnemoscope.studies.findings.finding import Finding, line
 from mnemoscope.studies.findings.statistics import ContextTokens, columns, percent, points
 from mnemoscope.text.sampling import mixed
@@ -33,12 +33,11 @@ _SIDE = ["layer", "neuron", "polarity"]
 def comparable(one: Run, two: Run) -> None:
     """`QueryError` unless neurons and tokens of the two runs correspond."""
     a, b = one.manifest.model, two.manifest.model
-    if (a.layers, a.neurons, a.tokenizer_sha256) != (b.layers, b.neurons, b.tokenizer_sha256):
+    if (a.sizes, a.tokenizer_sha256) != (b.sizes, b.tokenizer_sha256):
         raise QueryError(
-            f"comparing the triggers of {one.path} and {two.path}: the models ({a.id}: {a.layers} x {a.neurons}, "
-            f"{b.id}: {b.layers} x {b.neurons}) do not have the same neurons and tokens; give runs of one model, or "
-            "of "
-            "its checkpoints"
+            f"comparing the triggers of {one.path} and {two.path}: the models ({a.id}: {a.layers} x {a.cells.spelled}, "
+            f"{b.id}: {b.layers} x {b.cells.spelled}) do not have the same neurons and tokens; "
+            "give runs of one model, or of its checkpoints"
         )
 
 
@@ -86,17 +85,21 @@ def shared_contexts(one: Run, two: Run) -> Shared:
 UNITS = {NEURON: "neurons", "random": NULLS["random"], "rotated": NULLS["rotated"]}
 
 
-def _populations(one: Run, two: Run) -> dict[str, int]:
-    """Kinds of units that are the same in both runs, and how many there are in a layer."""
-    populations = {NEURON: one.manifest.model.neurons}
+def _populations(one: Run, two: Run) -> dict[str, Cells]:
+    """Kinds of units that are the same in both runs."""
+    populations = {NEURON: one.manifest.model.cells}
     options = [run.manifest.options.get("nulls") for run in (one, two)]
     if options[0] != options[1] or any("null_triggers" not in run.manifest.tables for run in (one, two)):
         return populations
-    sizes = one.table("null_neurons").group_by("kind").agg(pl.col("neuron").max() + 1).collect()
-    return populations | {kind: size for kind, size in sizes.iter_rows() if kind in UNITS}
+    counts = one.table("null_neurons").group_by("kind", "layer").len().collect()
+    for kind in (kind for kind in UNITS if kind != NEURON):
+        sizes = dict(counts.filter(pl.col("kind") == kind).select("layer", "len").iter_rows())
+        if sizes:
+            populations[kind] = Cells(tuple(sizes.get(at, 0) for at in range(one.manifest.model.layers)))
+    return populations
 
 
-def _triggers(run: Run, unit: str, size: int, texts: pl.DataFrame | None) -> pl.DataFrame:
+def _triggers(run: Run, unit: str, cells: Cells, texts: pl.DataFrame | None) -> pl.DataFrame:
     """Triggers of the units of a kind: `side` (which unit and sign), `kind` (what makes two the same), `document`.
 
     A trigger's kind is its text and position, of those in contexts that both runs have; or, of all, its last token.
@@ -115,8 +118,7 @@ def _triggers(run: Run, unit: str, size: int, texts: pl.DataFrame | None) -> pl.
             token=pl.Series(text.tokens[place]), document=pl.Series(text.document[place])
         )
         kind = pl.col("token").cast(pl.Int64)
-    side = (pl.col("layer").cast(pl.Int64) * size + pl.col("neuron")) * 2 + (pl.col("polarity") < 0)
-    return rows.select(side=side, kind=kind, document="document")
+    return rows.select(cells.side(), kind=kind, document="document")
 
 
 def shares(rows: pl.DataFrame) -> pl.DataFrame:
@@ -175,15 +177,15 @@ def common(one: pl.DataFrame, two: pl.DataFrame, count: int) -> np.ndarray:
 def _overlap(one: Run, two: Run, shared: Shared, seed: int) -> Finding:
     layers = one.manifest.model.layers
     frames, told, whole, figures = [], {}, {}, {}
-    for unit, size in _populations(one, two).items():
+    for unit, cells in _populations(one, two).items():
         rows = [
-            _triggers(run, unit, size, shared.texts[number] if shared.enough else None)
+            _triggers(run, unit, cells, shared.texts[number] if shared.enough else None)
             for number, run in enumerate((one, two))
         ]
-        layer = np.arange(2 * layers * size) // (2 * size)
+        layer = np.repeat(cells.each(), 2)
         first, second = map(shares, rows)
         overlap = common(first, second, len(layer))
-        null = common(first, _dealt(second, layers, size, seed), len(layer))
+        null = common(first, _dealt(second, cells, seed), len(layer))
         known = ~np.isnan(overlap) & ~np.isnan(null)
         figures[unit] = kept(rows[0], rows[1], layer)
         documents = min(one_run["document"].n_unique() for one_run in rows)
@@ -245,10 +247,12 @@ def _apart(share: float) -> str:
     return f"{some} in both runs (other text, or cut differently): triggers are compared by their last tokens"
 
 
-def _dealt(rows: pl.DataFrame, layers: int, neurons: int, seed: int) -> pl.DataFrame:
+def _dealt(rows: pl.DataFrame, cells: Cells, seed: int) -> pl.DataFrame:
     """The sides dealt out anew among the neurons of their layer, signs kept."""
     generator = np.random.default_rng(seed)
-    cell = np.concatenate([layer * neurons + _moved(neurons, generator) for layer in range(layers)])
+    cell = np.concatenate(
+        [cells.offsets[layer] + _moved(cells.sizes[layer], generator) for layer in cells.layers]
+    )
     side = rows["side"].to_numpy()
     return rows.with_columns(side=pl.Series(2 * cell[side // 2] + side % 2))
 

@@ -72,10 +72,8 @@ def triggers(run: Run) -> pl.DataFrame:
     place, before, after   where its last token is in all of the text, and how many tokens of the context lie around
     document               whose text it is
     """
-    size, model = run.manifest.model.neurons, run.manifest.model
-    side = ((pl.col("layer").cast(pl.Int64) * size + pl.col("neuron")) * 2 + (pl.col("polarity") < 0)).alias(
-        "side"
-    )
+    model = run.manifest.model
+    side = model.cells.side()
     followed = run.table("triggers").filter(pl.col("next_token").is_not_null())
     followed = followed if model.gated else followed.filter(polarity=1)
     rows = followed.select(
@@ -83,7 +81,7 @@ def triggers(run: Run) -> pl.DataFrame:
     ).collect()
     first = run.table("values").filter(pl.col("rank") == 0).select(side, "token").collect()
     # Looked up by number: joins of millions of rows on three columns take many times as long.
-    top = np.zeros(2 * model.layers * size, np.int32)
+    top = np.zeros(2 * len(model.cells), np.int32)
     top[first["side"].to_numpy()] = first["token"].to_numpy()
     text = ContextTokens(run)
     place = text.place(rows)
@@ -357,16 +355,17 @@ def _expected(
 
 def _precise(run: Run, rows: pl.DataFrame) -> pl.DataFrame:
     """One row per neuron and polarity: how many stored triggers are followed by what the value writes first."""
-    side, size = rows["side"].to_numpy(), run.manifest.model.neurons
+    side = rows["side"].to_numpy()
     triggers = np.bincount(side)
     hits = np.bincount(side, (rows["next"] == rows["top"]).to_numpy())
     top = np.zeros(len(triggers), np.int32)
     top[side] = rows["top"].to_numpy()
     known = np.flatnonzero(triggers)
+    layer, neuron = run.manifest.model.cells.place(known // 2)
     frame = pl.DataFrame(
         {
-            "layer": (known // (2 * size)).astype(np.int16),
-            "neuron": (known // 2 % size).astype(np.int32),
+            "layer": layer.astype(np.int16),
+            "neuron": neuron.astype(np.int32),
             "polarity": (1 - 2 * (known % 2)).astype(np.int8),
             "top": top[known],
             "hits": hits[known].astype(np.int64),
@@ -383,8 +382,8 @@ def _confident(run: Run, rows: pl.DataFrame, best: pl.DataFrame) -> Finding:
     chosen = neurons.sort("probability", "layer", "neuron", descending=[True, False, False]).head(CONFIDENT)
     table = chosen.join(best.filter(pl.col("polarity") == 1), on=["layer", "neuron"], how="left")
     texts = _labels(run)
-    size, layers = run.manifest.model.neurons, run.manifest.model.layers
-    side = (2 * (table["layer"].cast(pl.Int64) * size + table["neuron"])).to_numpy()
+    layers = run.manifest.model.layers
+    side = 2 * run.manifest.model.cells.cell(table["layer"], table["neuron"])
     positive = rows.filter(pl.col("polarity") == 1)
     share, by_others = agreeing(positive, side), others_agree(positive, side)
     usual = float((best.filter(pl.col("polarity") == 1)["hits"] > 0).mean())  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from mnemoscope.prediction.questions import ask
 from mnemoscope.prediction.switched import queries
 from mnemoscope.prediction.switching import chain
 from mnemoscope.prediction.traced import TracedPrediction
+from mnemoscope.records import Cells
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS, arrow_table
 from mnemoscope.studies.measures.positions import Sizes, Work
@@ -255,7 +256,8 @@ def told_apart(prediction: TracedPrediction, shown: pl.DataFrame) -> pl.DataFram
         float(prediction.stream.layers[a].coefficients[prediction.position, b]) for a, b in addresses
     ]
     moved = prediction.odds(vectors, 2 * layer + 1)[..., 0]
-    chains = _chains(prediction, shown)[layer, neuron]
+    cells = Cells(prediction.stream.anatomy.sizes)
+    chains = _chains(prediction, shown)[torch.from_numpy(cells.cell(layer, neuron))]
     scores = Lens.of(prediction.stream.anatomy, "own").raw_logits(vectors)
     words = torch.tensor([[prediction.target, prediction.foils[0]]]).expand(len(addresses), 2)
     first, last = ranks(scores, words), ranks(-scores, words)
@@ -280,12 +282,13 @@ def told_apart(prediction: TracedPrediction, shown: pl.DataFrame) -> pl.DataFram
     return frame.join(_first(prediction, asked), on=place, how="left", maintain_order="left")
 
 
-def _chains(prediction: TracedPrediction, shown: pl.DataFrame) -> Float[Tensor, "layer neuron"]:
+def _chains(prediction: TracedPrediction, shown: pl.DataFrame) -> Float[Tensor, " cell"]:
     """What each neuron does to answer minus near foil by switching on those above it that are shown (A63)."""
-    anatomy = prediction.stream.anatomy
-    own = torch.zeros(anatomy.n_layers, anatomy.n_neurons)
-    for layer, neuron, value in shown.select("layer", "neuron", "increase").iter_rows():
-        own[layer, neuron] = value
+    cells = Cells(prediction.stream.anatomy.sizes)
+    own = torch.zeros(len(cells))
+    own[torch.from_numpy(cells.cell(shown["layer"], shown["neuron"]))] = torch.tensor(
+        shown["increase"].to_list(), dtype=own.dtype
+    )
     return chain(prediction.stream, prediction.position, own).total - own
 
 

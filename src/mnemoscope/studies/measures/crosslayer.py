@@ -230,10 +230,11 @@ def _layers(
     stream: Stream, position: int, ranked: Sequence[RankedNeurons], pulls: Sequence[Pull]
 ) -> tuple[dict[str, Tensor], list[Columns]]:
     """What neurons do as queries: for which upper layers they matter, and how much in all (A61, A63, A64)."""
-    own = torch.stack([neurons.increase.float() for neurons in ranked])
+    own = torch.cat([neurons.increase.float() for neurons in ranked])
+    sizes = [len(neurons.increase) for neurons in ranked]
     chosen = torch.zeros_like(own)
-    for layer, neurons in enumerate(ranked):
-        chosen[layer, neurons.top] = own[layer, neurons.top]
+    for neurons, every, kept in zip(ranked, own.split(sizes), chosen.split(sizes), strict=True):
+        kept[neurons.top] = every[neurons.top]
     # A query's own value is no query; the chain passes on what it earns above.
     chained = chain(stream, position, chosen).total - chosen
     named, summed = [], []
@@ -245,15 +246,15 @@ def _layers(
         mask = torch.zeros(len(shares), dtype=torch.bool)
         mask[most.flatten()] = layer + 1 < len(ranked)
         named.append(mask)
-    query, asked = torch.stack(summed), torch.stack(named)
-    strength = torch.stack([neurons.strength for neurons in ranked])
+    query, asked = torch.cat(summed), torch.cat(named)
+    strength = torch.cat([neurons.strength for neurons in ranked])
     first = {
         "values": _first(own),
         "queries": _first(query),
         "chains": _first(chained),
         "writes": _first(strength),
     }
-    counts = {f"{name}_first": mask.sum(-1) for name, mask in first.items()}
+    counts = {f"{name}_first": _by_layer(mask, sizes) for name, mask in first.items()}
     counts |= shared_first(ranked, first["queries"], first["chains"])
     for side in ("helpful", "unhelpful"):
         tops = [getattr(neurons, side) for neurons in ranked]
@@ -263,17 +264,20 @@ def _layers(
             [(both[:, 0] != top).sum() for (both, _), top in zip(pairs, tops, strict=True)]
         )
         for name, mask in (("asked", asked), ("first", first["queries"])):
-            counts[f"{side}_{name}"] = torch.stack([mask[layer, top].sum() for layer, top in enumerate(tops)])
-            counts[f"{side}_matched_{name}"] = torch.stack(
-                [(mask[layer, both] * share).sum() for layer, (both, share) in enumerate(pairs)]
+            masks = mask.split(sizes)
+            counts[f"{side}_{name}"] = torch.stack(
+                [of_layer[top].sum() for of_layer, top in zip(masks, tops, strict=True)]
             )
-    counts["asked"] = asked.sum(-1)
+            counts[f"{side}_matched_{name}"] = torch.stack(
+                [(of_layer[both] * share).sum() for of_layer, (both, share) in zip(masks, pairs, strict=True)]
+            )
+    counts["asked"] = _by_layer(asked, sizes)
     for name, score in (("value", own), ("query", query), ("chain", chained), ("write", strength)):
-        size = score.abs().double().sum(-1)
+        size = _by_layer(score.abs().double(), sizes)
         counts[f"{name}_mass"] = size / size.sum().clamp_min(1e-300)
     scores = {"query": query, "chain": chained, "asked": asked}
     top = [
-        {name: score[layer, neurons.top].numpy() for name, score in scores.items()}
+        {name: score.split(sizes)[layer][neurons.top].numpy() for name, score in scores.items()}
         for layer, neurons in enumerate(ranked)
     ]
     return {"layer": torch.arange(len(ranked)), **counts}, top
@@ -281,21 +285,27 @@ def _layers(
 
 def shared_first(
     ranked: Sequence[RankedNeurons],
-    queries: Bool[Tensor, "layer neuron"],
-    chains: Bool[Tensor, "layer neuron"],
+    queries: Bool[Tensor, " cell"],
+    chains: Bool[Tensor, " cell"],
 ) -> dict[str, Tensor]:
     """By layer, how many are first by both scores; and how many would be, were a neuron's chain that of one of its
     layer that writes as strongly."""
+    sizes = [len(neurons.strength) for neurons in ranked]
     matched = []
-    for layer, neurons in enumerate(ranked):
-        both, share = neurons.matched(queries[layer].nonzero()[:, 0], neurons.strength > 0)
-        matched.append((chains[layer, both] * share).sum())
-    return {"both_first": (queries & chains).sum(-1), "both_matched": torch.stack(matched)}
+    for neurons, asked, chained in zip(ranked, queries.split(sizes), chains.split(sizes), strict=True):
+        both, share = neurons.matched(asked.nonzero()[:, 0], neurons.strength > 0)
+        matched.append((chained[both] * share).sum())
+    return {"both_first": _by_layer(queries & chains, sizes), "both_matched": torch.stack(matched)}
 
 
-def _first(score: Float[Tensor, "layer neuron"]) -> Tensor:
-    """bool[layer, neuron]: among the hundred largest by size of the whole model, those that are 0 left out."""
-    flat = score.abs().flatten()
+def _by_layer(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Sums by layer of what there is for each neuron."""
+    return torch.stack([of_layer.sum() for of_layer in values.split(list(sizes))])
+
+
+def _first(score: Float[Tensor, " cell"]) -> Tensor:
+    """bool[cell]: among the hundred largest by size of the whole model, those that are 0 left out."""
+    flat = score.abs()
     mask = torch.zeros_like(flat, dtype=torch.bool)
     mask[flat.topk(min(FIRST, len(flat))).indices] = True
-    return (mask & (flat > 0)).view_as(score)
+    return mask & (flat > 0)

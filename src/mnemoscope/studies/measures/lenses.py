@@ -22,9 +22,7 @@ from mnemoscope.studies.measures.positions import Work
 _TILE = 64  # values read at once: their logits stay near the cache
 
 
-def value_tops(
-    run: Run | None, model: Model, lens: Lens, work: Work, name: str
-) -> Int[Tensor, "layer neuron side"]:
+def value_tops(run: Run | None, model: Model, lens: Lens, work: Work, name: str) -> Int[Tensor, "cell side"]:
     """The token that each value promotes most, alone, with a positive (side 0) and a negative coefficient.
 
     The size of the coefficient is no matter: the own lens removes it, and raw and frozen are linear. Looked up in a run
@@ -32,20 +30,20 @@ def value_tops(
     """
     if run is not None and lens.name == "own" and not lens.biased:
         rows = run.table("values").filter(pl.col("rank") == 0).select("token").collect()
-        shape = (model.anatomy.n_layers, model.anatomy.n_neurons, 2)
-        return torch.from_numpy(rows["token"].to_numpy().copy().reshape(shape)).to(model.device)
+        return torch.from_numpy(rows["token"].to_numpy().copy().reshape(-1, 2)).to(model.device)
     tops = work.kept(f"{name}-{lens.name}", lambda: read_tops(model, lens).cpu().numpy())
     return torch.from_numpy(tops).to(model.device)
 
 
-def read_tops(model: Model, lens: Lens) -> Int[Tensor, "layer neuron side"]:
+def read_tops(model: Model, lens: Lens) -> Int[Tensor, "cell side"]:
     """`value_tops` from the weights."""
     with torch.inference_mode():
-        layers = [
-            torch.cat([_both_sides(lens, tile) for tile in value_vectors(layer).split(_TILE)])
-            for layer in model.anatomy.layers
+        tops = [
+            _both_sides(lens, tile)
+            for layer in model.cells.layers
+            for tile in value_vectors(model.anatomy.layers[layer]).split(_TILE)
         ]
-    return torch.stack(layers).to(torch.int32)
+    return torch.cat(tops).to(torch.int32)
 
 
 def _both_sides(lens: Lens, vectors: Float[Tensor, "row width"]) -> Int[Tensor, "row side"]:
@@ -72,7 +70,7 @@ class Points:
 
     residual: Float[Tensor, "context layer width"]
     ffn: Float[Tensor, "context layer width"]
-    coefficients: Float[Tensor, "context layer neuron"]
+    coefficients: Float[Tensor, "context cell"]
 
     @property
     def output(self) -> Float[Tensor, "context layer width"]:
@@ -118,4 +116,5 @@ def points(model: Model, batch: ContextBatch) -> Points:
         attended = added(seen["attention_output"], [layer.post_attention_norm for layer in parts.layers])
         residual = [stream + update for stream, update in zip(seen["lin"], attended, strict=True)]
         ffn = added(seen["ffn_output"], [layer.post_ffn_norm for layer in parts.layers])
-        return Points(*(torch.stack(by_layer, 1) for by_layer in (residual, ffn, seen["coefficients"])))
+        coefficients = torch.cat(seen["coefficients"], -1)
+        return Points(torch.stack(residual, 1), torch.stack(ffn, 1), coefficients)

@@ -23,6 +23,7 @@ from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import shuffled_copy
+from mnemoscope.records import Cells
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS, arrow_table
 from mnemoscope.studies.measures.lenses import Points, points, value_tops
@@ -114,8 +115,8 @@ class _Unit:
     name: str
     model: Model
     lenses: Sequence[Lens]
-    tops: Sequence[Int[Tensor, "layer neuron side"]]
-    lengths: Float[Tensor, "layer neuron"]
+    tops: Sequence[Int[Tensor, "cell side"]]
+    lengths: Float[Tensor, " cell"]
     own: Lens
 
     @classmethod
@@ -124,7 +125,7 @@ class _Unit:
         read = [Lens.of(model.anatomy, lens) for lens in lenses]
         tops = [value_tops(run, model, lens, work, f"tops-{name}") for lens in read]
         lengths = [value_vectors(layer).square().sum(-1).sqrt() for layer in model.anatomy.layers]
-        return cls(name, model, read, tops, torch.stack(lengths), Lens.of(model.anatomy, "own"))
+        return cls(name, model, read, tops, torch.cat(lengths), Lens.of(model.anatomy, "own"))
 
     def shard(
         self, examples: Examples, numbers: np.ndarray, blocks: Sequence[_Block]
@@ -151,14 +152,14 @@ class _Unit:
 
     def _block(self, seen: Points, prediction: Tensor, block: _Block) -> Columns:
         """Columns [example layer lens]."""
-        layers = []
+        layers, cells = [], self.model.cells
         for layer in range(self.model.anatomy.n_layers):
-            memories = _Memories.of(seen.coefficients[:, layer], self.lengths[layer])
+            here, elsewhere = cells.of(layer), _of_another_layer(cells, layer)
+            memories = _Memories.of(seen.coefficients[:, here], self.lengths[here])
             r, y = seen.residual[:, layer], seen.ffn[:, layer]
             readings = []
             for lens, tops in zip(self.lenses, self.tops, strict=True):
-                said = memories.say(tops[layer])
-                other = memories.say(tops[(layer + len(tops) // 2) % len(tops)])
+                said, other = memories.say(tops[here]), memories.say(tops[elsewhere])
                 read = _Read.of(lens, r, y, seen.output[:, -1], block)
                 columns = read.columns(prediction, memories.heaviest(said))
                 readings.append(columns | memories.active | memories.agreement(said, other, columns, block))
@@ -166,6 +167,13 @@ class _Unit:
                 {name: torch.stack([columns[name] for columns in readings], -1) for name in readings[0]}
             )
         return {name: torch.stack([columns[name] for columns in layers], 1) for name in layers[0]}
+
+
+def _of_another_layer(cells: Cells, layer: int) -> Int[Tensor, " neuron"]:
+    """For each neuron of a layer one of the layer half of all layers away, over and over where that has fewer."""
+    others = cells.layers
+    other = cells.of(others[(others.index(layer) + len(others) // 2) % len(others)])
+    return other.start + torch.arange(cells.sizes[layer]) % (other.stop - other.start)
 
 
 def _joined(parts: Sequence[Columns], order: Tensor) -> Columns:
