@@ -13,6 +13,7 @@ import mnemoscope as mn
 from mnemoscope.model.model import Model
 from mnemoscope.model.reading import describe
 from mnemoscope.prediction.traced import TracedPrediction
+from mnemoscope.records import Cells
 from mnemoscope.run.reading import Run
 from mnemoscope.studies import catalogue
 from mnemoscope.studies import run as study
@@ -60,9 +61,12 @@ def test_a_group_is_taken_out_of_the_forward_pass(name: str) -> None:
     generator = np.random.default_rng(0)
     row = 1
     for name_of_score, score in scores.items():
-        for size in sizes_of(*score.shape):
-            group = top(score, size)
-            for kind, members in (("own", group), ("matched", matched(group, weight, generator))):
+        for size in sizes_of(len(score)):
+            group = top(score, model.cells, size)
+            for kind, members in (
+                ("own", group),
+                ("matched", matched(group, weight, model.cells, generator)),
+            ):
                 handles = []
                 for number, layer in enumerate(model.anatomy.layers):
                     gone = members[members[:, 0] == number, 1]
@@ -97,17 +101,18 @@ def test_scores_are_their_definitions() -> None:
         scores, weight = one.scores(prediction)
         for layer in range(prediction.layers):
             vectors = prediction.stream.neuron_parts(layer, prediction.position)
+            here = one.model.cells.of(layer)
             base = torch.full((len(vectors),), 2 * layer + 1)
             exact = prediction.bases.increases(vectors, base).numpy()
-            assert np.argmax(exact) == np.argmax(scores["increase"][layer])
-            assert np.allclose(scores["increase"][layer], exact, atol=0.05)
+            assert np.argmax(exact) == np.argmax(scores["increase"][here])
+            assert np.allclose(scores["increase"][here], exact, atol=0.05)
             logits = one.lens.weighted(vectors) @ one.lens.unembedding.T
             centred = logits - logits.mean(-1, keepdim=True)
             slow = centred[:, prediction.target] / centred.std(-1, correction=0)
-            assert np.allclose(scores["standing"][layer], slow.numpy(), atol=1e-3)
-            assert np.allclose(scores["weight"][layer], vectors.norm(dim=-1).numpy(), rtol=1e-5)
+            assert np.allclose(scores["standing"][here], slow.numpy(), atol=1e-3)
+            assert np.allclose(scores["weight"][here], vectors.norm(dim=-1).numpy(), rtol=1e-5)
             coefficients = prediction.stream.layers[layer].coefficients[-1].abs().numpy()
-            assert np.allclose(scores["coefficient"][layer], coefficients, rtol=1e-6)
+            assert np.allclose(scores["coefficient"][here], coefficients, rtol=1e-6)
     assert np.allclose(weight, scores["weight"]) and set(scores) == set(SCORES)
 
 
@@ -115,12 +120,13 @@ def test_groups_are_the_largest_and_leave_half() -> None:
     """The largest of all layers, unless a layer would give more than half of its neurons."""
     generator = np.random.default_rng(0)
     score = generator.standard_normal((4, 20))
-    plain = top(score, 7)
+    cells = Cells((20,) * 4)
+    plain = top(score.ravel(), cells, 7)
     assert sorted(score[tuple(plain.T)]) == sorted(np.sort(score.ravel())[-7:])
     score[2] += 100
-    crowded = top(score, 15)
+    crowded = top(score.ravel(), cells, 15)
     assert (crowded[:, 0] == 2).sum() == 10 and len(np.unique(crowded, axis=0)) == 15
-    assert sizes_of(3, 40) == [10, 60] and sizes_of(30, 1536) == [10, 100, 300]
+    assert sizes_of(3 * 40) == [10, 60] and sizes_of(30 * 1536) == [10, 100, 300]
 
 
 def test_matches_are_others_of_the_same_layer_and_strength() -> None:
@@ -129,7 +135,7 @@ def test_matches_are_others_of_the_same_layer_and_strength() -> None:
     weight = generator.lognormal(0, 1, (5, 400))
     group = np.stack([generator.integers(0, 5, 300), generator.integers(0, 400, 300)], 1)
     group = np.unique(group, axis=0)
-    others = matched(group, weight, generator)
+    others = matched(group, weight.ravel(), Cells((400,) * 5), generator)
     assert (others[:, 0] == group[:, 0]).all()
     both = np.concatenate([group, others])
     assert len(np.unique(both, axis=0)) == len(both)

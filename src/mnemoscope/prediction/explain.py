@@ -25,7 +25,7 @@ from mnemoscope.prediction.questions import ask
 from mnemoscope.prediction.search import TopK, search
 from mnemoscope.prediction.switched import attention_queries, chained, queries
 from mnemoscope.prediction.traced import TracedPrediction
-from mnemoscope.records import Progress
+from mnemoscope.records import Cells, Progress
 from mnemoscope.text.spelling import vocabulary_of
 
 if TYPE_CHECKING:
@@ -403,15 +403,15 @@ def _contrast(prediction: TracedPrediction, number: int, foil: ChosenToken, top:
     sources = torch.zeros(prediction.position + 1, 2, dtype=torch.float64)
     for kind in ("heads", "neurons"):
         groups = prediction.groups(kind)
-        values = torch.stack([measured(g.vectors(None), torch.full((g.size,), g.base)) for g in groups])
+        flat = torch.cat([measured(g.vectors(None), torch.full((g.size,), g.base)) for g in groups])
         if kind == "heads":
-            sources = values.unflatten(1, (-1, prediction.position + 1)).sum((0, 1))
-        flat = values.flatten(0, 1)
+            sources = flat.unflatten(0, (prediction.layers, -1, prediction.position + 1)).sum((0, 1))
         rows = torch.cat(
             [flat[:, column].argsort(descending=side) for column in (0, 1) for side in (True, False)]
         )
         chosen = torch.cat([order[:top] for order in rows.split(len(flat))]).unique()
-        group, index = chosen // values.shape[1], chosen % values.shape[1]
+        places = Cells(tuple(group.size for group in groups)).place(chosen.numpy())
+        group, index = map(torch.from_numpy, places)
         frames[kind] = _rows(prediction, kind, group, index, flat[chosen], logits=False)
     parts, layers = zip(*names, strict=True)
     return Contrast(

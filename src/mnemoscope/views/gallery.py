@@ -87,7 +87,9 @@ def render(
     """The page as text."""
     report = progress or (lambda step: None)
     whole = overview(run)
-    picks = _picks(run, len(whole.layers), neurons_per_layer)
+    cells = run.manifest.model.cells
+    middle = cells.layers[len(cells.layers) // 2]
+    picks = _picks(run, len(cells.sizes), neurons_per_layer)
     sections, pictures = [], []
     for layer, picture in zip(whole.layers, strips(whole), strict=True):
         report(Progress("drawing gallery", layer.layer, len(whole.layers), "layers"))
@@ -102,6 +104,8 @@ def render(
         .get_template("gallery.html")
         .render(
             manifest=run.manifest,
+            cells=cells,
+            example=NeuronId(middle, cells.sizes[middle] // 4),
             path=run.path,
             figures=_figures(run, whole),
             strips=pictures,

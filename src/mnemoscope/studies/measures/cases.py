@@ -234,12 +234,11 @@ def extremes(prediction: TracedPrediction) -> pl.DataFrame:
     for layer in range(prediction.layers):
         vectors = prediction.stream.neuron_parts(layer, prediction.position)
         moved.append(prediction.odds(vectors, torch.full((len(vectors),), 2 * layer + 1))[:, 0, 0])
-    every = torch.stack(moved)
-    order = torch.argsort(every.flatten(), descending=True, stable=True)
-    place = torch.cat([order[:TOP], order[-TOP:]]).unique()
-    layer, neuron = place // every.shape[1], place % every.shape[1]
-    increase = every[layer, neuron]
-    frame = {"layer": layer.numpy(), "neuron": neuron.numpy(), "increase": increase.cpu().numpy()}
+    every = torch.cat(moved)
+    order = torch.argsort(every, descending=True, stable=True)
+    chosen = torch.cat([order[:TOP], order[-TOP:]]).unique()
+    layers, neurons = Cells(prediction.stream.anatomy.sizes).place(chosen.numpy())
+    frame = {"layer": layers, "neuron": neurons, "increase": every[chosen].cpu().numpy()}
     return pl.DataFrame(frame).filter(pl.col("increase") != 0)
 
 

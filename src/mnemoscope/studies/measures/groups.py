@@ -30,6 +30,7 @@ from mnemoscope.prediction.ablate import Cut, without
 from mnemoscope.prediction.bases import Geometry
 from mnemoscope.prediction.search import IntervalSurvey
 from mnemoscope.prediction.traced import TracedPrediction
+from mnemoscope.records import Cells
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import arrow_table
 from mnemoscope.studies.measures.contributions import TOP, quotients
@@ -44,7 +45,7 @@ _FEWEST = 24  # sentences, where the text has as many
 _SENTENCES = 16  # of `sizes.sentences` for each that is read here
 _SHARD = 8  # examples
 
-Scores = dict[str, Float[np.ndarray, "layer neuron"]]
+Scores = dict[str, Float[np.ndarray, " cell"]]
 
 
 def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, Iterable[pa.Table]]:
@@ -92,20 +93,20 @@ class Scoring:
         geometry = Geometry(lens.unembedding)
         return cls(model, lens, words, geometry, quotients(model, lens, geometry))
 
-    def scores(self, prediction: TracedPrediction) -> tuple[Scores, Float[np.ndarray, "layer neuron"]]:
+    def scores(self, prediction: TracedPrediction) -> tuple[Scores, Float[np.ndarray, " cell"]]:
         """Every score of every neuron at the last token, the largest to be chosen; and |m| |v|."""
         surveyed = IntervalSurvey(prediction.bases, TOP)(prediction.groups("neurons"), self.quotients)
         coefficients = [layer.coefficients[prediction.position].float() for layer in prediction.stream.layers]
         written = [
             prediction.stream.neuron_parts(layer, prediction.position) for layer in range(prediction.layers)
         ]
-        weight = torch.stack([vectors.square().sum(-1).sqrt() for vectors in written])
+        weight = torch.cat([vectors.square().sum(-1).sqrt() for vectors in written])
         standing = [self._standing(vectors, prediction.target) for vectors in written]
         scores = {
-            "increase": torch.stack([intervals.likely for intervals in surveyed]),
+            "increase": torch.cat([intervals.likely for intervals in surveyed]),
             "weight": weight,
-            "coefficient": torch.stack(coefficients).abs(),
-            "standing": torch.stack(standing),
+            "coefficient": torch.cat(coefficients).abs(),
+            "standing": torch.cat(standing),
         }
         return {name: score.double().cpu().numpy() for name, score in scores.items()}, weight.cpu().numpy()
 
@@ -131,9 +132,12 @@ def losses(scoring: Scoring, prefix: np.ndarray, generator: np.random.Generator)
     names, groups = ["none"], [np.zeros((0, 2), np.int64)]
     kinds, sizes = ["whole"], [0]
     for name, score in scores.items():
-        for size in sizes_of(*score.shape):
-            group = top(score, size)
-            for kind, members in (("own", group), ("matched", matched(group, weight, generator))):
+        for size in sizes_of(len(score)):
+            group = top(score, model.cells, size)
+            for kind, members in (
+                ("own", group),
+                ("matched", matched(group, weight, model.cells, generator)),
+            ):
                 names.append(name)
                 kinds.append(kind)
                 sizes.append(size)
@@ -143,7 +147,7 @@ def losses(scoring: Scoring, prefix: np.ndarray, generator: np.random.Generator)
         "score": np.array(names),
         "kind": np.array(kinds),
         "neurons": np.array(sizes),
-        "strength": np.array([weight[tuple(group.T)].sum() / weight.sum() for group in groups]),
+        "strength": np.array([weight[model.cells.cell(*group.T)].sum() / weight.sum() for group in groups]),
         **_told(model, stream, target, groups),
     }
 
@@ -174,40 +178,39 @@ def _of_target(logits: Tensor, target: int) -> tuple[float, float, int]:
     return float(logits.log_softmax(-1)[target]), float(logits[target] - logits.mean()), above
 
 
-def sizes_of(layers: int, neurons: int) -> list[int]:
+def sizes_of(neurons: int) -> list[int]:
     """Sizes of groups that leave at least as many neurons as they take; in a small model the half is the largest."""
-    most = layers * neurons // 2
+    most = neurons // 2
     return sorted({min(size, most) for size in GROUPS})
 
 
-def top(score: Float[np.ndarray, "layer neuron"], size: int) -> np.ndarray:
+def top(score: Float[np.ndarray, " cell"], cells: Cells, size: int) -> np.ndarray:
     """i64[neuron, 2]: layer and number of those with the largest score, no more than half of any layer.
 
     Ties go to the lower layer and number.
     """
-    layers, neurons = score.shape
-    order = np.argsort(-score.ravel(), kind="stable")
-    layer = order // neurons
-    taken = np.zeros(layers * neurons, np.int64)
-    for number in range(layers):
+    order = np.argsort(-score, kind="stable")
+    layer = cells.layer(order)
+    taken = np.zeros(len(order), np.int64)
+    for number in cells.layers:
         places = np.flatnonzero(layer == number)
         taken[places] = np.arange(len(places))
-    chosen = order[taken < neurons // 2][:size]
-    return np.stack([chosen // neurons, chosen % neurons], 1)
+    half = np.array(cells.sizes)[layer] // 2
+    return np.stack(cells.place(order[taken < half][:size]), 1)
 
 
 def matched(
-    group: np.ndarray, weight: Float[np.ndarray, "layer neuron"], generator: np.random.Generator
+    group: np.ndarray, weight: Float[np.ndarray, " cell"], cells: Cells, generator: np.random.Generator
 ) -> np.ndarray:
     """i64[neuron, 2]: for each of the group another neuron of its layer, none twice, drawn among the five that are free
     and write most nearly as much; the strongest of the group choose first."""
     stand_ins = np.empty_like(group)
     for layer in np.unique(group[:, 0]):
-        places = np.flatnonzero(group[:, 0] == layer)
-        places = places[np.argsort(-weight[layer, group[places, 1]], kind="stable")]
-        free = np.setdiff1d(np.arange(weight.shape[1]), group[places, 1])
+        places, of_layer = np.flatnonzero(group[:, 0] == layer), weight[cells.of(layer)]
+        places = places[np.argsort(-of_layer[group[places, 1]], kind="stable")]
+        free = np.setdiff1d(np.arange(len(of_layer)), group[places, 1])
         for place in places:
-            away = np.abs(weight[layer, free] - weight[layer, group[place, 1]])
+            away = np.abs(of_layer[free] - of_layer[group[place, 1]])
             near = np.argsort(away, kind="stable")[:_NEAREST]
             drawn = int(near[generator.integers(len(near))])
             stand_ins[place] = layer, free[drawn]

@@ -4,7 +4,8 @@
   const rows = [...body.rows], field = document.getElementById("filter");
   const said = document.getElementById("shown"), hint = document.getElementById("hint");
   const buttons = [...document.querySelectorAll(".filter button")];
-  const layers = Number(table.dataset.layers), neurons = Number(table.dataset.neurons);
+  const layers = Number(table.dataset.layers), sizes = table.dataset.neurons.split(",").map(Number);
+  const size = (layer) => (sizes.length > 1 ? sizes[layer] : sizes[0]);
   const name = (row) => row.cells[0].textContent.trim();
   const folds = new Map([...document.querySelectorAll(".fold")].map((fold) => [fold.dataset.neuron, fold]));
   const scores = new Map(rows.map((row) => [row, new Map(row.dataset.why.split(" ").map((pair) => pair.split(":")))]));
@@ -32,8 +33,11 @@
       line(`${count ? "" : `None of these ${rows.length} cards says “${query}”. `}The whole run is searched by `,
         `mnemoscope find ${run} --promotes ${quoted(query)}`, " (what neurons write) and ",
         `mnemoscope find ${run} --trigger ${quoted(query)}`, " (what triggers them).");
-    } else if (wanted.layer >= layers || wanted.neuron >= neurons) {
-      line(`There is no such neuron: the run has layers 0 to ${layers - 1} and neurons 0 to ${neurons - 1}.`);
+    } else if (wanted.layer >= layers || wanted.neuron >= size(wanted.layer)) {
+      const there = sizes.length > 1 && wanted.layer < layers
+        ? `layer ${wanted.layer} has ${size(wanted.layer)} neurons`
+        : `the run has layers 0 to ${layers - 1}${sizes.length > 1 ? "" : ` and neurons 0 to ${sizes[0] - 1}`}`;
+      line(`There is no such neuron: ${there}.`);
     } else if (count) hint.hidden = true;
     else line("This neuron was not chosen for the page. It is shown by ", `mnemoscope show ${run} L${wanted.layer}N${wanted.neuron}`, ".");
   };
