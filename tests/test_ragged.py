@@ -220,8 +220,10 @@ def test_the_run_is_read_and_verified(run: Run, model: Model, tmp_path: Path) ->
     assert "3 layers of 24 to 56 neurons" in repr(opened)
     assert opened.highlights().to_dict() and opened.find(sort="kurtosis").rows.height > 0
     assert gallery.write(run, tmp_path / "gallery.html").stat().st_size > 10_000
-    explanation = mnemoscope.explain(model, "the river in the city", " of", " the", run=opened)
-    assert abs(explanation.contrasts[0].remainder) < 1e-3
+    explanation = mnemoscope.explain(
+        model, "the river in the city", " of", " the", run=opened, top=500, lens="frozen"
+    )
+    assert explanation.neurons.height == sum(SIZES) and abs(explanation.contrasts[0].remainder) < 1e-4
     layers = explanation.neurons["layer"].to_numpy()
     assert (explanation.neurons["neuron"].to_numpy() < np.array(SIZES)[layers]).all()
     assert opened.trace("the city of Paris", model=model).units == sum(SIZES)
