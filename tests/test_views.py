@@ -22,6 +22,7 @@ from rich.console import Console
 from synthetic import make_run
 
 from mnemoscope.errors import RunError
+from mnemoscope.model.table import Outcome
 from mnemoscope.neuron import find, striking
 from mnemoscope.neuron.card import Example, Histogram, KeyToken, NeuronCard, Side, Statistics, ValueToken
 from mnemoscope.neuron.card import card as card_of
@@ -380,7 +381,9 @@ def test_run_heading_and_lists(run: Run) -> None:
     shown = plain(answers.heading(run))
     assert "synthetic · 3 layers of 12 neurons" in shown
     assert "tokens counted" in shown
-    assert {"gpt2", "llama"} <= set(plain(answers.families(["gpt2", "llama"])).split())
+    outcomes = [Outcome("gpt2", "causal", 1e-7, None), Outcome("rwkv", "causal", None, "it has no FFN")]
+    listed = plain(answers.families(outcomes))
+    assert "1 of 2" in listed and "gpt2" in listed.split() and "rwkv: it has no FFN" in listed
     facts = plain(answers.anatomy({"self_check": 1e-7, "gated": True, "revision": None}))
     assert facts.split() == ["self", "check", "1.0e-7", "gated", "yes", "revision", "–"]
 

@@ -53,6 +53,7 @@ def _headline(measured: dict[tuple[str, str], Difference]) -> Finding:
     corrected = holm(p)
     frame = pl.DataFrame(
         {
+            "number": [str(number) for number in range(1, len(rows) + 1)],
             "contrast": [row.asks for row in rows],
             "finding": [row.finding for row in rows],
             "key": [row.key for row in rows],
@@ -71,7 +72,13 @@ def _headline(measured: dict[tuple[str, str], Difference]) -> Finding:
         f"{int(below.sum())} below, and of {sum(there) - int(above.sum() + below.sum())} it cannot be told.",
         frame=frame,
         figure=bar(
-            frame, "difference from the null (standard errors)", x="contrast", y="errors", low=None, high=None
+            frame,
+            "difference from the null (standard errors)",
+            x="number",
+            y="errors",
+            x_title="contrast, by its number in the table",
+            low=None,
+            high=None,
         ),
         null="each contrast's own, named in it",
         resampled="documents, as in the finding that each comes from",
