@@ -117,6 +117,7 @@ SIZES: dict[str, int] = (
 
 _LATENT = {"num_key_value_heads": 4}  # multi-head latent attention shares no heads
 _HYBRID = ["mamba", "attention"]
+_DELTA = {"layer_types": ["linear_attention", "full_attention"]}
 _CODEGEN = {"rotary_dim": 4}
 
 # What a family wants beyond small sizes: widths that must agree, or lists with an entry for each layer.
@@ -167,7 +168,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hyperclovax": {"use_post_norm": True, "residual_multiplier": 0.3, "logits_scaling": 4.0},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    },
     "kimi_linear": {"num_hidden_layers": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "minicpm3": _LATENT,
@@ -185,6 +193,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "qk_channels": 32,
         "v_channels": 32,
     },
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _DELTA),
+    **{name: {"text_config": _DELTA} for name in ("qwen3_5", "qwen3_5_moe")},
+    "olmo_hybrid": _DELTA,
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
     "masked reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
     "roc_bert": {"pronunciation_vocab_size": 20, "shape_vocab_size": 20},

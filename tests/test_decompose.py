@@ -248,9 +248,8 @@ def test_a_dropped_unembedding_bias_is_caught(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("family", "settings", "place"),
     [
-        ("bitnet", {"num_key_value_heads": 2}, "layer 0, attention"),  # a norm before the output projection
         ("gpt_neox_japanese", {}, "layer 2, attention"),  # a bias that is kept outside of the projection
-        ("nanochat", {"num_key_value_heads": 2}, "embedding"),  # a norm without a module after the embedding
+        ("doge", {"num_key_value_heads": 2}, "layer 0, attention"),  # a scale of the residual, channel by channel
     ],
 )
 def test_a_decoder_beyond_the_generic_rule_is_refused(

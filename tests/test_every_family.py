@@ -13,10 +13,13 @@ from every_family import ENTRIES, outcome, tiny, tiny_config
 from tiny import tokenizer
 from transformers import AutoModelForImageTextToText
 
+from mnemoscope import explain
 from mnemoscope.errors import ModelError, ModelNotSupported
+from mnemoscope.model.capture import residuals
 from mnemoscope.model.check import examine, self_check
 from mnemoscope.model.load import load_model
 from mnemoscope.model.parts import Anatomy
+from mnemoscope.model.stream import trace
 from mnemoscope.model.table import FAMILIES, REFUSED, Outcome, outcomes
 
 WRITTEN = {(row.task, row.family): row for row in outcomes()}
@@ -72,6 +75,15 @@ DROPPED: dict[str, dict[str, Callable[[Anatomy], Anatomy]]] = {
         "activation": _whole(act=torch.nn.functional.gelu),
         "final norm": _whole(final_norm=None),
     },
+    "lfm2": {"short convolution": _every_layer(mixer=None)},
+    "bamba": {"state space": _every_layer(mixer=None)},
+    "qwen3_5_text": {
+        "linear attention": _every_layer(mixer=None),
+        "gate of the mixed heads": _every_layer(mixed_gate=None),
+    },
+    "laguna": {"gate of the mixed heads": _every_layer(mixed_gate=None)},
+    "olmo_hybrid": {"norm after attention": _every_layer(post_attention_norm=None)},
+    "granitemoehybrid": {"residual multiplier": _whole(residual_multiplier=0.5)},
 }
 
 
@@ -85,6 +97,32 @@ def test_a_part_that_is_left_out_is_caught(family: str) -> None:
         with pytest.raises(ModelNotSupported):
             self_check(model, drop(anatomy))
             pytest.fail(f"{what} of {family} can be left out unseen")
+
+
+def test_a_layer_without_attention_is_one_part_that_adds_up() -> None:
+    """Embedding, heads, neurons, biases and what opaque mixers write give the last residual, at a position."""
+    model = tiny("qwen3_5_text")
+    anatomy, _ = examine(model)
+    assert [layer.attention is None for layer in anatomy.layers] == [True, False]
+    stream = trace(model, anatomy, torch.tensor([[5, 9, 3, 70, 22]]))
+    total = stream.embedding[3].float()
+    for layer in range(anatomy.n_layers):
+        total = total + stream.attention_parts(layer, 3).sum((0, 1)) + stream.attention_bias(layer, 3)
+        total = total + stream.neuron_parts(layer, 3).sum(0) + stream.ffn_bias(layer, 3)
+    torch.testing.assert_close(total, stream.final[3], rtol=1e-4, atol=1e-5)
+    assert not bool(stream.attention_parts(0, 3).any()) and bool(stream.attention_bias(0, 3).any())
+
+
+def test_explain_and_residuals_follow_a_hybrid() -> None:
+    """An explanation has one row for what the mixer of a layer writes, and residuals are those of the trace."""
+    model = load_model(tiny("qwen3_5_text"), tokenizer=tokenizer())
+    told = explain(model, "the city of", " Paris", top=3)
+    rows = told.others.filter(told.others["part"] == "attention bias")
+    assert rows["layer"].to_list() == [0]
+    points = residuals(model, torch.tensor([[5, 9, 3]]))
+    stream = trace(model.hf, model.anatomy, torch.tensor([[5, 9, 3]]))
+    for layer, traced in enumerate(stream.layers):
+        torch.testing.assert_close(points["Lres"][layer, 0], traced.lres, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

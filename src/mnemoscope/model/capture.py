@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +169,10 @@ class Capture:
 _SHARED = ("ffn_input", "gate", "up", "coefficients", "shared_gate", "lout")
 
 
+def _keep(seen: dict[str, Tensor], point: str, tensor: Tensor) -> None:
+    seen[point] = tensor.detach()
+
+
 def residuals(model: Model, tokens: Tensor) -> dict[str, Float[Tensor, "layer context token width"]]:
     """The residual stream at every point of one forward pass: ``Lin``, ``Lres`` and ``Lout`` (A30).
 
@@ -176,16 +180,18 @@ def residuals(model: Model, tokens: Tensor) -> dict[str, Float[Tensor, "layer co
     In a block whose attention and feed-forward layers run in parallel, ``Lres`` is ``Lin`` plus the attention
     output, which is what the feed-forward output is added to (G5).
     """
-    kept: dict[str, list[Tensor]] = {"lin": [], "attention_output": [], "lout": []}
+    points = ("lin", "attention_output", "mixer_output", "lout")
+    kept: list[dict[str, Tensor]] = [{} for _ in model.anatomy.layers]
     layers = model.anatomy.layers
-    handles = [
-        watch(layer, kept, lambda point, tensor: kept[point].append(tensor.detach())) for layer in layers
-    ]
+    handles = [watch(layer, points, partial(_keep, seen)) for layer, seen in zip(layers, kept, strict=True)]
     with model.running(), hooked(list(chain.from_iterable(handles))), torch.inference_mode():
         model.anatomy.body(input_ids=tokens.to(model.device), use_cache=False)
     mids = []
-    for layer, start, update in zip(layers, kept["lin"], kept["attention_output"], strict=True):
+    for layer, seen in zip(layers, kept, strict=True):
+        update = reduce(torch.add, (seen[point] for point in points[1:3] if point in seen))
+        start = seen["lin"]
         if layer.post_attention_norm is not None:
             update = layer.post_attention_norm(update)
         mids.append(start + model.anatomy.residual_multiplier * update.to(start.dtype))
-    return {"Lin": torch.stack(kept["lin"]), "Lres": torch.stack(mids), "Lout": torch.stack(kept["lout"])}
+    starts, ends = (torch.stack([seen[point] for seen in kept]) for point in ("lin", "lout"))
+    return {"Lin": starts, "Lres": torch.stack(mids), "Lout": ends}

@@ -160,12 +160,13 @@ def _first_input(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> Tenso
 def _check_attention(stream: Stream, index: int) -> None:
     anatomy, block, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
     read = traced.lin.float() if block.input_norm is None else block.input_norm(traced.lin.float())
-    mixed = (traced.alpha.float() @ traced.value.float()).transpose(0, 1).reshape(traced.mixed.shape)
+    mixed = traced.weighted(slice(None), traced.alpha.float() @ traced.value.float())
+    mixed = mixed.transpose(0, 1).reshape(traced.mixed.shape)
     ahead = traced.alpha.float().triu(1)
     _require(stream, index, "attention", "the input norm", read, traced.attention_input)
     _require(stream, index, "attention", "weights looking ahead", ahead, torch.zeros_like(ahead), whole=True)
     _require(stream, index, "attention", "weights x values", mixed, traced.mixed)
-    written = (mixed.float() @ flat(block.heads()).float()) + _or_zero(block.out_bias())
+    written = (mixed.float() @ flat(block.heads()).float()) + _or_zero(traced.fixed(block, slice(None)))
     _require(stream, index, "attention", "heads x sources and bias", written, traced.attention_output)
     if not anatomy.parallel:
         after = traced.lin.float() + stream.attention_update(index)

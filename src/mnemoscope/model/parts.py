@@ -78,6 +78,24 @@ class Projection:
 
 
 @dataclass(frozen=True, eq=False)
+class Gated:
+    """What multiplies the mixed heads of each token before the output projection: a function of a module's output."""
+
+    module: nn.Module
+    function: Callable[[Tensor], Tensor]
+    n_heads: int
+
+    def of(self, output: Float[Tensor, "token out"], width: int) -> Float[Tensor, "token heads_x_dimension"]:
+        """One factor for each of ``width`` channels: all that the module returns, the second half for each head
+        (beside its queries), or one number for each head.
+        """
+        if output.shape[-1] == 2 * width:
+            output = output.reshape(len(output), self.n_heads, 2, -1)[:, :, 1].flatten(1)
+        factors = self.function(output.float())
+        return factors if factors.shape[-1] == width else factors.repeat_interleave(width // self.n_heads, -1)
+
+
+@dataclass(frozen=True, eq=False)
 class Layer:
     """One block: its modules, for hooks, and its weights, as stored and the right way round.
 
@@ -87,11 +105,14 @@ class Layer:
 
     In a mixture the neurons of the ``experts`` come first, expert by expert, and ``down``, ``gate`` and ``up`` are
     those of the shared expert, whose neurons follow; they are None where there is none.
+
+    A ``mixer`` (a state space, a linear attention, a short convolution) mixes tokens without attention weights, instead
+    of the attention, which is then None, or beside it: what it writes is one part of the block.
     """
 
     module: nn.Module
-    attention: nn.Module
-    attention_out: nn.Module
+    attention: nn.Module | None
+    attention_out: nn.Module | None
     down: nn.Module | None
     gate: Projection | None
     up: Projection | None
@@ -101,6 +122,8 @@ class Layer:
     post_attention_norm: Norm | None
     post_ffn_norm: Norm | None
     experts: Experts | None = None
+    mixer: nn.Module | None = None
+    mixed_gate: Gated | None = None
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -190,13 +213,16 @@ class Layer:
         return torch.cat([keys.new_zeros(len(keys)) if bias is None else bias for keys, bias in biases])
 
     def heads(self) -> Float[Tensor, "head dimension width"]:
-        """Rows of the attention output projection, per query head."""
+        """Rows of the attention output projection, per query head; zeros of dimension 1 where there is none."""
+        if self.attention_out is None:
+            values = next(self.rows()).values
+            return values.new_zeros(self.n_heads, 1, values.shape[-1])
         rows = rows_of(self.attention_out).T
         return rows.reshape(self.n_heads, -1, rows.shape[-1])
 
     def out_bias(self) -> Float[Tensor, " width"] | None:
         """Bias of the attention output projection."""
-        return bias_of(self.attention_out)
+        return None if self.attention_out is None else bias_of(self.attention_out)
 
 
 @dataclass(frozen=True, eq=False)

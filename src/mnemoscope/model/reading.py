@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.experts import Experts, dispatched, measured
-from mnemoscope.model.parts import Anatomy, Layer, Norm, Projection, rows_of
+from mnemoscope.model.parts import Anatomy, Gated, Layer, Norm, Projection, rows_of
 from mnemoscope.model.table import (
     ANY_FFN,
     ANY_FINAL,
@@ -29,6 +29,7 @@ from mnemoscope.model.table import (
     SHARED,
     Family,
     FeedForward,
+    Gate,
     Norms,
     Number,
 )
@@ -154,7 +155,9 @@ def _unsupported_kind(hf: PreTrainedModel) -> str | None:
     names = " ".join({type(module).__name__ for module in hf.modules()})
     if foreign := next(filter(_undispatched, hf.modules()), None):
         return f"its experts ({type(foreign).__name__}) are computed by code of their own, which is not supported yet"
-    if any(mark in names for mark in ("Mamba", "Rwkv", "SSM", "Recurrent", "LSTM", "DeltaNet")):
+    if config.model_type not in FAMILIES and any(
+        mark in names for mark in ("Mamba", "Rwkv", "SSM", "Recurrent", "LSTM", "DeltaNet")
+    ):
         return "it is a state space or recurrent model"
     masked = type(hf).__name__ in _class_names(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
     if masked or (
@@ -247,7 +250,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         width=width,
         n_heads=first.n_heads,
         n_kv_heads=_kv_heads(config, first.n_heads),
-        head_dim=first.heads().shape[1],
+        head_dim=max(layer.heads().shape[1] for layer in layers),
         vocabulary=rows_of(head).shape[0],
         context_length=_context_length(config),
         gated=first.gated,
@@ -280,17 +283,17 @@ def _number(config: Any, fact: Number) -> float:
 
 
 def _layer(block: nn.Module, row: Family, config: Any, family: str) -> Layer:
-    out = part_of(block, row.attention_out, family)
+    out, mixer = _mixers(block, row, family)
     experts = experts_in(block)
     owner, ffn = (block, row.ffn) if experts is None else _shared(block)
     down = None if owner is None else part_of(owner, ffn.down, family)
-    for module in (out, *([] if down is None else [down])):
+    for module in filter(None, (out, down)):
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
             raise refused(
                 family, f"its weights are packed ({type(module).__name__}); load it without quantisation"
             )
-    width = rows_of(out).shape[0]
+    width = int(config.hidden_size) if out is None else rows_of(out).shape[0]
     norms = next((norms for norms in row.norms if _uses_all_norms(block, norms)), None)
     if norms is None:
         names = [name for name, child in block.named_children() if "norm" in type(child).__name__.lower()]
@@ -312,7 +315,7 @@ def _layer(block: nn.Module, row: Family, config: Any, family: str) -> Layer:
         mixture = _measured_experts(block, experts, owner, post_ffn_norm if inner else None, family)
     return Layer(
         module=block,
-        attention=part_of(block, row.attention_out.rpartition(".")[0], family),
+        attention=None if out is None else part_of(block, row.attention_out.rpartition(".")[0], family),
         attention_out=out,
         down=down,
         gate=gate,
@@ -323,7 +326,25 @@ def _layer(block: nn.Module, row: Family, config: Any, family: str) -> Layer:
         post_attention_norm=measured_norm(block, norms.post_attention, width, config, family),
         post_ffn_norm=post_ffn_norm,
         experts=mixture,
+        mixer=mixer,
+        mixed_gate=None if row.gate is None or out is None else _gate(block, row.gate, config, family),
     )
+
+
+def _mixers(block: nn.Module, row: Family, family: str) -> tuple[nn.Module | None, nn.Module | None]:
+    """The attention output projection and the opaque mixer of a block, which has one of them or both."""
+    out = find(block, row.attention_out)
+    inside = row.attention_out if out is not None else ""
+    mixers = (find(block, path) for path in row.mixers if not inside.startswith(f"{path}."))
+    mixer = next((module for module in mixers if module is not None), None)
+    if out is None and mixer is None:
+        out = part_of(block, row.attention_out, family)
+    return out, mixer
+
+
+def _gate(block: nn.Module, gate: Gate, config: Any, family: str) -> Gated:
+    module = part_of(block, gate.path, family)
+    return Gated(module, getattr(nn.functional, gate.function), config.num_attention_heads)
 
 
 def experts_in(block: nn.Module) -> nn.Module | None:

@@ -52,13 +52,16 @@ class Stream:
         """What each head writes from each source up to ``position`` (A32)."""
         traced, block = self.layers[layer], self.anatomy.layers[layer]
         alpha = traced.alpha[:, position, : position + 1].float()
-        written = (alpha[..., None] * traced.value[:, : position + 1].float()) @ block.heads().float()
+        weighted = traced.weighted(position, alpha[..., None] * traced.value[:, : position + 1].float())
+        written = weighted @ block.heads().float()
         return self._folded(written, block.post_attention_norm, traced.attention_output[position])
 
     def attention_bias(self, layer: int, position: int) -> Float[Tensor, " width"]:
-        """What the attention of a layer writes whatever it attends to."""
+        """What a layer writes before its FFN whatever it attends to: a bias, or all that an opaque mixer writes."""
         traced, block = self.layers[layer], self.anatomy.layers[layer]
-        return self._bias(block.out_bias(), block.post_attention_norm, traced.attention_output[position])
+        return self._bias(
+            traced.fixed(block, position), block.post_attention_norm, traced.attention_output[position]
+        )
 
     def neuron_parts(
         self, layer: int, position: int, neurons: Int[Tensor, " neuron"] | None = None
@@ -82,9 +85,10 @@ class Stream:
     def attention_update(self, layer: int) -> Float[Tensor, "token width"]:
         """The sum of all heads x sources and the bias, at every position, from weights and values."""
         traced, block = self.layers[layer], self.anatomy.layers[layer]
-        mixed = traced.alpha.float() @ traced.value.float()
+        mixed = traced.weighted(slice(None), traced.alpha.float() @ traced.value.float())
         written = (mixed @ block.heads().float()).sum(0)
-        bias = self._bias(block.out_bias(), block.post_attention_norm, traced.attention_output)
+        fixed = traced.fixed(block, slice(None))
+        bias = self._bias(fixed, block.post_attention_norm, traced.attention_output)
         return self._folded(written, block.post_attention_norm, traced.attention_output) + bias
 
     def ffn_update(self, layer: int) -> Float[Tensor, "token width"]:
@@ -107,6 +111,9 @@ class Stream:
     ) -> Iterator[tuple[Float[Tensor, "head token source"], Float[Tensor, "head source dimension"]]]:
         """Attention weights and value vectors if the residual entering ``layer`` were each of ``lins`` (A53, A54)."""
         block, (args, kwargs) = self.anatomy.layers[layer], self.layers[layer].call
+        if block.attention is None:
+            yield from ((self.layers[layer].alpha, self.layers[layer].value) for _ in lins)
+            return
         witness = Witness(block, Products())
         handles = watch(block, ("mixed",), witness.see)
         watched = observed(self.hf, upcast=self.upcast, attention=self.anatomy.attention)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,19 @@ _PERI = Norms("input_layernorm", "post_attention_layernorm", "post_norm1", "post
 _GLM4 = Norms("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
 
 
+class Gate(NamedTuple):
+    """What the mixed heads are multiplied with before the output projection: a function of what a module returns."""
+
+    path: str
+    function: str  # of torch.nn.functional
+
+
+def _bf16(number: float) -> float:
+    """A number as a buffer in bf16 holds it: eight significant bits."""
+    mantissa, exponent = math.frexp(number)
+    return math.ldexp(round(mantissa * 256) / 256, exponent)
+
+
 Number = str | Callable[[Any], float] | None  # a field of the config, or what is computed from several
 
 
@@ -73,12 +87,33 @@ class Family(NamedTuple):
     logit_multiplier: Number = None
     logit_divisor: Number = None
     softcap: str | None = None
+    mixers: tuple[
+        str, ...
+    ] = ()  # paths of what mixes tokens without attention weights; a block has one or none
+    gate: Gate | None = None
     activation: str | None = None  # where the code and not the config says it
     refused: tuple[tuple[str, Any, str], ...] = ()
 
 
 _LLAMA = Family("self_attn.o_proj", _GATED, (_PRE,))
 _GPT2 = Family("attn.c_proj", _C_FC, (_LN_12,), blocks="h", final_norm="ln_f")
+
+_LFM2 = Family(
+    "self_attn.out_proj",
+    FeedForward("feed_forward.w2", "feed_forward.w1", "feed_forward.w3"),
+    (Norms("operator_norm", "ffn_norm"),),
+    final_norm="embedding_norm",
+    mixers=("conv",),
+    activation="silu",
+)
+_QWEN3_NEXT = _LLAMA._replace(mixers=("linear_attn",), gate=Gate("self_attn.q_proj", "sigmoid"))
+_BAMBA = Family(
+    "self_attn.o_proj",
+    FeedForward("feed_forward.down_proj", "feed_forward.gate_proj", "feed_forward.up_proj"),
+    (Norms("input_layernorm", "pre_ff_layernorm"),),
+    final_norm="final_layernorm",
+    mixers=("mamba",),
+)
 
 FAMILIES: dict[str, Family] = {
     "gpt2": _GPT2,
@@ -158,6 +193,37 @@ FAMILIES: dict[str, Family] = {
         embedding_multiplier=lambda config: config.n_embd**0.5,
         activation="relu",
     ),
+    "lfm2": _LFM2,
+    "lfm2_moe": _LFM2,
+    "qwen3_next": _QWEN3_NEXT,
+    "qwen3_5_text": _QWEN3_NEXT,
+    "qwen3_5_moe_text": _QWEN3_NEXT,
+    "bamba": _BAMBA,
+    "jamba": _BAMBA,
+    "granitemoehybrid": _LLAMA._replace(
+        ffn=FeedForward("shared_mlp.output_linear", "shared_mlp.input_linear", "shared_mlp.input_linear"),
+        embedding_multiplier="embedding_multiplier",
+        residual_multiplier="residual_multiplier",
+        logit_divisor="logits_scaling",
+        mixers=("mamba",),
+    ),
+    "olmo_hybrid": _LLAMA._replace(norms=(_POST, _PRE), mixers=("linear_attn",)),
+    "recurrent_gemma": Family(
+        "temporal_block.o_proj",
+        FeedForward("mlp_block.down_proj", "mlp_block.gate_proj", "mlp_block.up_proj"),
+        (Norms("temporal_pre_norm", "channel_pre_norm"),),
+        final_norm="final_norm",
+        embedding_multiplier=lambda config: _bf16(config.hidden_size**0.5),
+        softcap="logits_soft_cap",
+        mixers=("temporal_block",),
+    ),
+    "afmoe": _LLAMA._replace(
+        norms=(
+            Norms("input_layernorm", "pre_mlp_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+        ),
+        gate=Gate("self_attn.gate_proj", "sigmoid"),
+    ),
+    "laguna": _LLAMA._replace(gate=Gate("self_attn.g_proj", "softplus")),
 }
 
 # Why a family is not read, where its blocks do not say it themselves.
@@ -190,6 +256,11 @@ REFUSED: dict[str, str] = {
     "diffllama": "its attention subtracts one pattern from another before the values are mixed",
     "gemma3n_text": "it has several residual streams, which it mixes at each layer",
     "moshi": "its projections are a list, one for each codebook",
+    "bitnet": "its FFN normalises all coefficients together before the down projection, which is not supported yet",
+    **dict.fromkeys(
+        ("granite_swa", "granitemoe_swa"),
+        "its attention weights do not add up to 1 (a sink that holds no value)",
+    ),
     "cpmant": "it puts tokens of its own before each input",
 }
 

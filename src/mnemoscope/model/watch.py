@@ -34,6 +34,9 @@ class LayerTrace:
 
     In a mixture ``weights`` are those of the router, with all factors, for each of `Layer.groups`, fp32: 0 where a
     token was not routed to an expert, whose neurons then have a gate, an up and a coefficient of 0.
+
+    ``mixed_gate`` is what each mixed channel is multiplied with, ``mixer_output`` what an opaque mixer writes, which is
+    inside ``attention_output``. A layer without attention has heads with weights and values of 0.
     """
 
     lin: Float[Tensor, "token width"]
@@ -51,6 +54,28 @@ class LayerTrace:
     ffn_output: Float[Tensor, "token width"]
     call: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)  # how the attention module was called
     weights: Float[Tensor, "token group"] | None = None
+    mixed_gate: Float[Tensor, "token heads_x_dimension"] | None = None
+    mixer_output: Float[Tensor, "token width"] | None = None
+
+    def weighted(
+        self, where: int | slice, mixed: Float[Tensor, "head *rows dimension"]
+    ) -> Float[Tensor, "head *rows dimension"]:
+        """Mixed values as the output projection reads them at a position, or at all: by the gate if there is one; fp32.
+
+        where  the position of every row, or all positions, which are the rows
+        """
+        if self.mixed_gate is None:
+            return mixed.float()
+        gate = self.mixed_gate[where].float().unflatten(-1, (len(mixed), -1))
+        return mixed.float() * (gate[:, None] if gate.ndim == 2 else gate.transpose(0, 1))
+
+    def fixed(self, layer: Layer, where: int | slice) -> Tensor | None:
+        """What is written before the FFN whatever is attended to, before post-norm and multiplier; fp32."""
+        bias = layer.out_bias()
+        if self.mixer_output is None:
+            return bias
+        written = self.mixer_output[where].float()
+        return written if bias is None else written + bias.float()
 
     def amounts(
         self, layer: Layer, where: int | slice | Tensor = slice(None)
@@ -133,6 +158,7 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
     lin, lout                            the residual that enters and leaves the block
     attention_input, ffn_norm_input      what the attention and the norm before the FFN read
     mixed, attention_output              what the attention output projection reads and writes
+    mixed_gate, mixer_output             what the gate of the mixed heads is made of, and what an opaque mixer writes
     ffn_input, gate, up                  what the first FFN projections read, and their pre-activations
     coefficients, ffn_output             what the down projection reads and writes
     routed_output, shared_gate           what the experts write, and the gate of the shared expert before its sigmoid
@@ -143,7 +169,7 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
     norm = layer.ffn_norm
     before: dict[str, nn.Module | None] = {
         "lin": layer.module,
-        "attention_input": layer.attention,
+        "attention_input": layer.attention or layer.mixer,
         "mixed": layer.attention_out,
         "ffn_norm_input": None if norm is None else norm.module,
         "ffn_input": layer.experts.module if layer.experts else layer.gate.module if layer.gate else None,
@@ -152,6 +178,8 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
     after = {
         "lout": layer.module,
         "attention_output": layer.attention_out,
+        "mixed_gate": None if layer.mixed_gate is None else layer.mixed_gate.module,
+        "mixer_output": layer.mixer,
         "ffn_output": layer.down,
         "routed_output": None if layer.experts is None else layer.experts.module,
         "shared_gate": None if layer.experts is None else layer.experts.shared_gate,
@@ -193,8 +221,9 @@ class Witness:
 
     def handles(self) -> list[Any]:
         """Register all hooks; the caller removes them (`hooked`)."""
-        attend = self.layer.attention.register_forward_pre_hook(self.attend, with_kwargs=True)
-        handles = [attend, *watch(self.layer, _POINTS, self.see)]
+        handles = watch(self.layer, _POINTS, self.see)
+        if self.layer.attention is not None:
+            handles.append(self.layer.attention.register_forward_pre_hook(self.attend, with_kwargs=True))
         if self.layer.experts is not None:
             handles.append(listen(self.layer.experts.module, self.routed.append))
         return handles
@@ -215,13 +244,30 @@ class Witness:
             seen |= self._mixture(self.layer.experts)
             del seen["routed_output"]
         seen.pop("shared_gate", None)
+        if self.layer.attention is None and "mixer_output" in seen:
+            seen |= self._without_attention(seen["mixer_output"])
+        elif "mixer_output" in seen:
+            seen["attention_output"] = seen["attention_output"] + seen["mixer_output"]
+        if self.layer.mixed_gate is not None and "mixed" in seen:
+            seen["mixed_gate"] = self.layer.mixed_gate.of(seen["mixed_gate"], seen["mixed"].shape[-1])
         for name, what in _NEEDED.items():
             if name not in seen:
                 raise failed(anatomy, index, "layer", f"its {what} was never called")
         read = seen.pop("ffn_norm_input", seen["ffn_input"])
-        alpha, value = heads_of(self.product, self.layer.n_heads)
+        if self.layer.attention is not None:
+            seen["alpha"], seen["value"] = heads_of(self.product, self.layer.n_heads)
         seen["lres"] = self._after_attention(anatomy.residual_multiplier) if anatomy.parallel else read
-        return LayerTrace(alpha=alpha, value=value, up=seen.pop("up", None), call=self.call, **seen)
+        return LayerTrace(up=seen.pop("up", None), call=self.call, **seen)
+
+    def _without_attention(self, output: Tensor) -> dict[str, Tensor]:
+        """Heads that look nowhere, in a layer that has none; its output is that of its mixer."""
+        zeros, heads = output.new_zeros, self.layer.n_heads
+        return {
+            "alpha": zeros(heads, len(output), len(output)),
+            "value": zeros(heads, len(output), 1),
+            "mixed": zeros(len(output), heads),
+            "attention_output": output,
+        }
 
     def _mixture(self, experts: Experts) -> dict[str, Tensor]:
         """What the dense points of a layer are in a mixture: of all its neurons, and of the sum over its groups."""
@@ -261,6 +307,8 @@ _POINTS = (
     "attention_input",
     "mixed",
     "attention_output",
+    "mixed_gate",
+    "mixer_output",
     "ffn_norm_input",
     "ffn_input",
     "gate",

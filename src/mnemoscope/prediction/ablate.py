@@ -104,6 +104,7 @@ def _hooks(stream: Stream, groups: Sequence[Sequence[Cut]]) -> list[Any]:
     for (layer, is_neuron), rows in by_module.items():
         block = stream.anatomy.layers[layer]
         if not is_neuron:
+            assert block.attention_out is not None, "a source was chosen in a layer without attention"
             handles.append(block.attention_out.register_forward_pre_hook(_hook(stream, rows, _drop_source)))
             continue
         routed = 0 if block.experts is None else block.experts.count * block.experts.width
@@ -150,6 +151,8 @@ def _drop_source(stream: Stream, values: Tensor, cut: Cut) -> None:
     # Nothing before this layer was touched, so its weights and values are those of the trace.
     traced = stream.layers[cut.layer]
     taken = traced.alpha[cut.unit, -1, cut.source] * traced.value[cut.unit, cut.source]
+    if traced.mixed_gate is not None:
+        taken = taken * traced.mixed_gate[-1].unflatten(-1, (stream.anatomy.n_heads, -1))[cut.unit]
     values.view(stream.anatomy.n_heads, stream.anatomy.head_dim)[cut.unit] -= taken.to(values.dtype)
 
 

@@ -209,6 +209,7 @@ def origins(
 
     def written(alpha: Tensor, value: Tensor) -> float:
         weighted = alpha[:, position, source, None].float() * value[:, source].float()
+        weighted = traced.weighted(position, weighted[:, None])  # the gate of the position is held
         vector = weighted.flatten() @ heads
         vector = vector if norm is None else norm.linear(vector, norm.scale(output))
         return score(vector * stream.anatomy.residual_multiplier)

@@ -152,7 +152,8 @@ def _modules(layer: Layer) -> tuple[list[nn.Module], list[nn.Module], list[nn.Mo
     first = [projection.module for projection in (layer.gate, layer.up) if projection is not None]
     experts = None if layer.experts is None else layer.experts.module
     ffn = [*first, *(module for module in (layer.down, experts) if module is not None)]
-    return [layer.attention], ffn, [layer.module]
+    mixing = [module for module in (layer.attention, layer.mixer) if module is not None]
+    return mixing, ffn, [layer.module]
 
 
 def _count(modules: list[nn.Module], seen: set[int]) -> int:
