@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from mnemoscope.errors import ModelNotSupported
+from mnemoscope.model.check import examine
 from mnemoscope.model.parts import Anatomy, Norm
 from mnemoscope.model.reading import describe
 from mnemoscope.model.table import FAMILIES as ROWS
@@ -228,7 +229,6 @@ REFUSED = {
         lambda: LlamaModel(LlamaConfig(**_SMALL, intermediate_size=16)),
         "no language-model head",
     ),
-    "unequal widths": (_unequal, "layer 1 has 7 neurons"),
     "packed weights": (_packed, "quantisation"),
 }
 
@@ -241,4 +241,11 @@ def test_what_is_not_a_dense_decoder_is_refused_with_the_reason(kind: str) -> No
     with pytest.raises(ModelNotSupported, match=reason) as caught:
         describe(model)
     assert repr(model.config.model_type) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_down_projection_of_another_width_than_its_keys_is_refused() -> None:
+    """Layers may differ in width; what a layer reads and writes may not, and the refusal is one line."""
+    with pytest.raises(ModelNotSupported, match="a forward pass over a few tokens failed") as caught:
+        examine(_unequal())
     assert "\n" not in str(caught.value)

@@ -249,7 +249,11 @@ def test_a_dropped_unembedding_bias_is_caught(monkeypatch: pytest.MonkeyPatch) -
     ("family", "settings", "place"),
     [
         ("gpt_neox_japanese", {}, "layer 2, attention"),  # a bias that is kept outside of the projection
-        ("doge", {"num_key_value_heads": 2}, "layer 0, attention"),  # a scale of the residual, channel by channel
+        (
+            "doge",
+            {"num_key_value_heads": 2},
+            "layer 0, attention",
+        ),  # a scale of the residual, channel by channel
     ],
 )
 def test_a_decoder_beyond_the_generic_rule_is_refused(
