@@ -142,7 +142,7 @@ def test_a_jsonl_without_the_column_names_those_it_has(
         ("no/such-model-anywhere", "local folder"),
         ("EMPTY", "config.json"),
         ("T5", "t5"),
-        ("MIXTRAL", "mixtral"),
+        ("MAMBA", "mamba"),
     ],
 )
 def test_a_bad_model_is_one_line_and_exit_code_2(
@@ -155,19 +155,12 @@ def test_a_bad_model_is_one_line_and_exit_code_2(
         from transformers import T5Config
 
         T5Config(d_model=16, num_layers=1, num_heads=2, d_ff=16, vocab_size=50).save_pretrained(folder)
-    if name == "MIXTRAL":
-        from transformers import MixtralConfig, MixtralForCausalLM
+    if name == "MAMBA":
+        from transformers import MambaConfig, MambaForCausalLM
 
-        config = MixtralConfig(
-            vocab_size=50,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            num_local_experts=2,
+        MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1)).save_pretrained(
+            folder
         )
-        MixtralForCausalLM(config).save_pretrained(folder)
         tokenizer().save_pretrained(folder)
     capsys.readouterr()  # what saving printed
     given = name if "/" in name else folder
