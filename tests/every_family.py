@@ -179,6 +179,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "minicpm3": _LATENT,
+    **dict.fromkeys(("axk1", "glm4_moe_lite", "glm_moe_dsa", "hy_v4"), _LATENT),
     "ministral": {"head_dim": 8},
     "nemo_speechlm": {"head_config": {"audio_hidden_size": 32}},
     "nemotron": {"num_key_value_heads": 2, "head_dim": 8},

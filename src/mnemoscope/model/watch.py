@@ -255,7 +255,16 @@ class Witness:
                 raise failed(anatomy, index, "layer", f"its {what} was never called")
         read = seen.pop("ffn_norm_input", seen["ffn_input"])
         if self.layer.attention is not None:
-            seen["alpha"], seen["value"] = heads_of(self.product, self.layer.n_heads)
+            alpha, value = heads_of(self.product, self.layer.n_heads)
+            tokens, heads = len(seen["lin"]), self.layer.n_heads
+            if alpha.shape != (heads, tokens, tokens) or value.shape[:2] != (heads, tokens):
+                raise failed(
+                    anatomy,
+                    index,
+                    "attention",
+                    "the last product before its output is not of weights and values",
+                )
+            seen["alpha"], seen["value"] = alpha, value
         seen["lres"] = self._after_attention(anatomy.residual_multiplier) if anatomy.parallel else read
         return LayerTrace(up=seen.pop("up", None), call=self.call, **seen)
 
