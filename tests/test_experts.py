@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ import torch
 from every_family import OVERRIDES, _small
 from families import MIXTURES as BY_HAND
 from families import slow_but_for, tiny
+from tiny import tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mnemoscope import build, explain, load_model
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model import experts
 from mnemoscope.model.capture import Capture, LayerRows
@@ -336,3 +339,16 @@ def test_questions_of_dense_models_refuse_a_mixture() -> None:
     model = Model(hf, None, examine(hf)[0], "mixtral")
     with Capture(model) as capture, pytest.raises(ModelNotSupported, match="mixture of experts"):
         capture.sweep(_batch(), lambda *_: None)
+
+
+def test_what_is_not_told_of_a_mixture_is_refused_in_a_line(tmp_path: Path) -> None:
+    """To mine, trace or explain it would leave out the router's weight: each says so, and nothing is left behind."""
+    model = load_model(BY_HAND["mixtral"](), tokenizer=tokenizer())
+    for ask in (
+        lambda: explain(model, "the capital of France is"),
+        lambda: build(model, ["the capital of France is Paris"], tmp_path / "run"),
+    ):
+        with pytest.raises(ModelNotSupported, match="mixture of experts") as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "manifest.json").exists()

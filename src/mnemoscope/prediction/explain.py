@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mnemoscope.arguments import check_explanation
-from mnemoscope.errors import QueryError
+from mnemoscope.errors import ModelNotSupported, QueryError
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.state import Fingerprint
@@ -37,6 +37,15 @@ GRID = (8, 64)  # heads and tokens of the grid
 PROMOTED = 6  # tokens named for a neuron
 _MEASURES = ("increase", "leave_one_out")
 _INTEGERS = ("layer", "head", "source", "neuron", "position", "token")
+
+
+def _check_dense(model: Model) -> None:
+    """ModelNotSupported for a mixture: what switches a neuron on would be told without the router's weight."""
+    if any(layer.experts for layer in model.anatomy.layers):
+        raise ModelNotSupported(
+            f"explaining a prediction of {model.id}: it is a mixture of experts, and what switches its neurons on "
+            "is not told with the router's weight as yet; dense models are explained"
+        )
 
 
 def explain(
@@ -73,6 +82,7 @@ def explain(
     check_explanation(lens, top, ablate, ablate_to, has_run=run is not None)
     if run is not None:
         model.check_built(run, "explaining with the run")
+    _check_dense(model)
     model.check_tokenizer()
     say = _Steps(report or (lambda _: None), 3 + (ablate > 0))
     with model.running(), torch.inference_mode(), _on(model.device):
