@@ -102,7 +102,9 @@ def decoys(tmp_path_factory: pytest.TempPathFactory) -> Decoys:
         return rank(Intervals(drawn, drawn, drawn), strength)
 
     def chained(stream: Stream, position: int, increases: torch.Tensor) -> Chain:
-        size = torch.stack([norms(stream.neuron_parts(layer, position)) for layer in range(len(increases))])
+        size = torch.cat(
+            [norms(stream.neuron_parts(layer, position)) for layer in range(stream.anatomy.n_layers)]
+        )
         return Chain((size * _noise(numbers, size)).float() + increases, torch.zeros(1, 1))
 
     tables = {}
