@@ -42,12 +42,13 @@ def test_the_tree_is_the_disks() -> None:
     names = {
         path for path in listed if not path.endswith(("/__init__.py", "py.typed")) and (ROOT / path).exists()
     }
-    spine = {path for path in names if not path.startswith("src/") or _room(path) in SPINE}
+    pages = {path for path in names if Path(path).parent == Path("docs")}
+    spine = {path for path in names if path.startswith("src/") and _room(path) in SPINE} | pages
     files = {path for path in drawn() if not path.endswith("/") and path.startswith(("src/", "docs/"))}
     assert spine == files
     wings = {str(Path(path).parent) + "/" for path in names - spine}
-    folders = {path for path in drawn() if path.endswith("/") and path.startswith("src/")}
-    assert wings == {path for path in folders if _room(path) not in SPINE} - {"src/mnemoscope/"}
+    folders = {path for path in drawn() if path.endswith("/") and path.startswith(("src/", "docs/"))}
+    assert wings == {path for path in folders if _room(path) not in SPINE} - {"src/mnemoscope/", "docs/"}
     assert all((ROOT / path).exists() for path in drawn())
 
 
