@@ -39,8 +39,12 @@ _MEASURES = ("increase", "leave_one_out")
 _INTEGERS = ("layer", "head", "source", "neuron", "position", "token")
 
 
-def _check_dense(model: Model) -> None:
-    """ModelNotSupported for a mixture: what switches a neuron on would be told without the router's weight."""
+def _check(model: Model) -> None:
+    """ModelNotSupported for a mixture: what switches a neuron on would be told without the router's weight.
+
+    And what `Model.check_tokenizer` raises.
+    """
+    model.check_tokenizer()
     if any(layer.experts for layer in model.anatomy.layers):
         raise ModelNotSupported(
             f"explaining a prediction of {model.id}: it is a mixture of experts, and what switches its neurons on "
@@ -82,8 +86,7 @@ def explain(
     check_explanation(lens, top, ablate, ablate_to, has_run=run is not None)
     if run is not None:
         model.check_built(run, "explaining with the run")
-    _check_dense(model)
-    model.check_tokenizer()
+    _check(model)
     say = _Steps(report or (lambda _: None), 3 + (ablate > 0))
     with model.running(), torch.inference_mode(), _on(model.device):
         traces = _Traces(model)
