@@ -117,8 +117,14 @@ def test_explain_and_residuals_follow_a_hybrid() -> None:
     """An explanation has one row for what the mixer of a layer writes, and residuals are those of the trace."""
     model = load_model(tiny("qwen3_5_text"), tokenizer=tokenizer())
     told = explain(model, "the city of", " Paris", top=3)
-    rows = told.others.filter(told.others["part"] == "attention bias")
-    assert rows["layer"].to_list() == [0]
+    rows = told.others.filter(told.others["part"] == "mixer")
+    assert rows["layer"].to_list() == [0] and "attention bias" not in told.others["part"]
+    assert "mixers" in str(told) and "attention biases" not in str(told)
+    assert "attention bias" not in told.queries["kind"]
+    whole = explain(model, "the city of", " Paris", top=10_000)
+    logits = sum(frame["logit"].sum() for frame in (whole.heads, whole.neurons, whole.others))
+    assert logits == pytest.approx(whole.stream["logit"][-1], abs=1e-4)
+    assert "mixer" in whole.queries["kind"]
     points = residuals(model, torch.tensor([[5, 9, 3]]))
     stream = trace(model.hf, model.anatomy, torch.tensor([[5, 9, 3]]))
     for layer, traced in enumerate(stream.layers):

@@ -136,6 +136,11 @@ class Layer:
         """Whether neurons have two key rows."""
         return self.up is not None or (self.experts is not None and self.experts.gated)
 
+    @property
+    def beside_heads(self) -> str:
+        """What is written before the FFN by no head: `mixer` where there is one, any bias included."""
+        return "attention bias" if self.mixer is None else "mixer"
+
     def rows(self) -> Iterator[Rows]:
         """The weights of each of `groups` in turn."""
         if self.experts is None:

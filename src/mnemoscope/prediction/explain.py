@@ -280,16 +280,17 @@ def _whole(prediction: TracedPrediction, foils: Sequence[str]) -> dict[str, pl.D
 
 
 def _biases(prediction: TracedPrediction) -> tuple[list[tuple[str, int | None]], Tensor, Tensor]:
-    """The embedding and all biases that are not zero: their names, vectors, and the rows they are added to."""
+    """The embedding, mixers and biases that are not zero: their names, vectors, and the rows they are added to."""
     names: list[tuple[str, int | None]] = [("embedding", None)]
     vectors, base = [prediction.points[0]], [prediction.nothing]
     for layer in range(prediction.layers):
+        beside = prediction.stream.anatomy.layers[layer].beside_heads
         for offset, (name, made) in enumerate(
-            (("attention", prediction.stream.attention_bias), ("ffn", prediction.stream.ffn_bias))
+            ((beside, prediction.stream.attention_bias), ("ffn bias", prediction.stream.ffn_bias))
         ):
             vector = made(layer, prediction.position)
             if bool(vector.any()):
-                names.append((f"{name} bias", layer))
+                names.append((name, layer))
                 vectors.append(vector)
                 base.append(2 * layer + offset)
     return names, torch.stack(vectors), torch.tensor(base)

@@ -119,8 +119,8 @@ def _vector(prediction: TracedPrediction, kind: str, layer: int, unit: int) -> F
         return prediction.points[0]
     if kind == "neuron":
         return stream.neuron_parts(layer, position, torch.tensor([unit]))[0]
-    bias = stream.attention_bias if kind == "attention bias" else stream.ffn_bias
-    return bias(layer, position)
+    fixed = stream.ffn_bias if kind == "ffn bias" else stream.attention_bias
+    return fixed(layer, position)
 
 
 def _all_shares(
@@ -139,7 +139,8 @@ def _all_shares(
     # In parallel blocks the FFN does not read the attention beside it (G5).
     for layer in range(memory.layer + (not stream.anatomy.parallel)):
         add("head", layer, memory.share.of(prediction.attention(layer).flatten(0, 1))[:, 0])
-        add("attention bias", layer, memory.share.of(stream.attention_bias(layer, position)[None])[:, 0])
+        beside = stream.anatomy.layers[layer].beside_heads
+        add(beside, layer, memory.share.of(stream.attention_bias(layer, position)[None])[:, 0])
         if layer < memory.layer:
             add("neuron", layer, below[layer])
             add("ffn bias", layer, memory.share.of(stream.ffn_bias(layer, position)[None])[:, 0])

@@ -239,21 +239,24 @@ def _ledger(
     rows: int | None,
     columns: Sequence[str],
 ) -> Ledger:
-    """A table with its closing rows: biases, what is not shown, and the sum over all layers.
+    """A table with its closing rows: biases and mixers, what is not shown, and the sum over all layers.
 
     sums  the frames `layers` and `others`
     """
     layers, others = sums
     shown, skipped = _ends(parts, rows)
-    added, biases = layers.filter(pl.col("part") == part), others.filter(pl.col("part") == f"{part} bias")
+    added = layers.filter(pl.col("part") == part)
     names = [name for name in (INCREASE, LEFT_OUT, "logit") if _MEASURES[name] in added.columns]
     total = {name: float(added[_MEASURES[name]].sum()) for name in names}
-    bias = {name: float(biases[_MEASURES[name]].sum()) for name in names} if biases.height else {}
-    label = _PARTS[part]
-    closing = [Part(f"{label} biases", bias, kind="bias")] if bias else []
+    label, closing = _PARTS[part], []
+    beside = {f"{part} bias": f"{label} biases", **({"mixer": "mixers"} if part == "attention" else {})}
+    for kind, title in beside.items():
+        rows_of_kind = others.filter(pl.col("part") == kind)
+        if rows_of_kind.height:
+            sums_of_kind = {name: float(rows_of_kind[_MEASURES[name]].sum()) for name in names}
+            closing.append(Part(title, sums_of_kind, kind="bias"))
     rest = {
-        name: total[name] - bias.get(name, 0.0) - math.fsum(row.values[name] or 0.0 for row in shown)
-        for name in names
+        name: total[name] - math.fsum(row.values[name] or 0.0 for row in (*closing, *shown)) for name in names
     }
     closing += [
         Part("not shown", rest, kind="rest"),
@@ -317,6 +320,7 @@ def _cause(row: Mapping[str, Any]) -> Cause:
         "head": f"L{layer}H{unit}",
         "neuron": f"L{layer}N{unit}",
         "attention bias": f"attention bias {layer}",
+        "mixer": f"mixer {layer}",
         "ffn bias": f"FFN bias {layer}",
         "remainder": "not shown",
     }.get(kind, kind)
