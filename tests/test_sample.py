@@ -22,25 +22,16 @@ from mnemoscope.text.corpus import write_plan
 
 pytestmark = [pytest.mark.sample, pytest.mark.slow]
 
-DOCUMENTS = 300
+DOCUMENTS = 150
 NEURONS = 500
 TOP = 50
-
-
-@pytest.fixture(scope="module", autouse=True)
-def both_cores() -> object:
-    """These tests multiply a lot, and few run beside them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def mined(
     sample_model: Model, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[NeuronStatistics, pl.DataFrame, list[int]]:
-    """What the build keeps of the first three hundred documents, their contexts, and the special ids."""
+    """What the build keeps of the first documents, their contexts, and the special ids."""
     folder = tmp_path_factory.mktemp("plan")
     documents = list(islice(load_corpus("sample:wikipedia").documents, DOCUMENTS))
     plan = write_plan(load_corpus(documents), sample_model.tokenizer, folder, context_length=2048)
@@ -130,14 +121,17 @@ def test_moments_equal_their_definition(
     mined: tuple[NeuronStatistics, pl.DataFrame, list[int]],
     slow: tuple[np.ndarray, np.ndarray, np.ndarray],
     chosen: np.ndarray,
+    sample_model: Model,
 ) -> None:
     """Mean and std to 1e-5 relative (of the spread, for means near zero), skewness and kurtosis to 1e-3."""
     memories, _, _ = mined
     coefficients = slow[2]
     mean, std = coefficients.mean(0), coefficients.std(0)
     centred = (coefficients - mean) / std
-    table = pl.concat([pl.from_arrow(memories.results(layer)["neurons"]) for layer in range(memories.layers)])
-    stored = table[(chosen[:, 0] * memories.neurons + chosen[:, 1]).tolist()]
+    table = pl.concat(
+        [pl.from_arrow(memories.results(layer)["neurons"]) for layer in range(sample_model.anatomy.n_layers)]
+    )
+    stored = table[sample_model.cells.cell(*chosen.T).tolist()]
     assert stored["tokens"].unique().to_list() == [len(coefficients)]
     assert (np.abs(stored["mean"].to_numpy() - mean) <= 1e-5 * np.maximum(np.abs(mean), std)).all()
     np.testing.assert_allclose(stored["std"].to_numpy(), std, rtol=1e-5)
