@@ -19,7 +19,7 @@ from typing import Any
 import jaxtyping
 import pytest
 from checked import checked
-from hypothesis import HealthCheck, settings
+from effort import load_profile
 from xdist.scheduler import WorkStealingScheduling
 
 SOURCE = Path(__file__).parents[1] / "src" / "mnemoscope"
@@ -63,8 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Get a process ready that runs tests; one that only hands them out to others needs none of it."""
     if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
         return
-    settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    settings.load_profile("default")
+    load_profile(quick="not slow" in config.option.markexpr)
     _import_checked()
     _cache_of_this_session()
 

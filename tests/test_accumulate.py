@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from effort import tries
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mnemoscope.errors import ActivationError, RunCorrupt, RunError, RunMismatch
@@ -153,7 +154,7 @@ corpora = st.builds(
     neurons=st.sampled_from([1, 3, 17]),
     kind=st.sampled_from(sorted(KINDS)),
 )
-few = settings(max_examples=25)
+few = tries(25)
 
 
 # -- each against its definition --------------------------------------------------------------------------------

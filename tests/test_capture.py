@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, slow_but_for
 from transformers import PreTrainedModel
 
 from mnemoscope.model.capture import Capture, residuals
@@ -43,7 +43,7 @@ def swept(model: Model, batch: ContextBatch) -> dict[int, tuple[torch.Tensor, ..
     return kept
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", slow_but_for(sorted(FAMILIES)))
 def test_coefficients_of_padded_contexts_equal_each_context_alone(name: str) -> None:
     """Right padding changes nothing, and a gated neuron's coefficient is act(gate) * up."""
     model = wrapped(FAMILIES[name]())
@@ -81,7 +81,7 @@ def test_hooks_are_gone_afterwards() -> None:
     assert sum(hooks) == 0
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", slow_but_for(sorted(FAMILIES)))
 def test_residuals_are_those_that_transformers_reports(name: str) -> None:
     """Lin of every layer is the hidden state that the model itself returns; Lin of the next layer is Lout."""
     hf = FAMILIES[name]()

@@ -7,8 +7,9 @@ from functools import cache, partial
 
 import pytest
 import torch
+from effort import tries
 from families import FAMILIES
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -98,7 +99,7 @@ def _problem(seed: int, spread: float, length: float) -> tuple[ResidualBases, li
     return ResidualBases(_lens(unembedding), 5, residuals, None), groups
 
 
-@settings(max_examples=16)
+@tries(16)
 @given(st.integers(0, 10**6), st.floats(0.0, 3.0), st.floats(1e-3, 3.0), st.integers(1, 20), st.booleans())
 def test_the_search_finds_what_brute_force_finds(
     seed: int, spread: float, length: float, k: int, screen: bool
@@ -118,7 +119,7 @@ def test_the_search_finds_what_brute_force_finds(
     assert found.full <= found.of == 600
 
 
-@settings(max_examples=12)
+@tries(12)
 @given(st.integers(0, 10**6), st.floats(0.0, 3.0), st.floats(1e-3, 10.0))
 def test_the_bounds_hold(seed: int, spread: float, length: float) -> None:
     """Every interval of every stage holds the exact value."""
@@ -159,7 +160,7 @@ def _increases(bases: ResidualBases, vectors: Tensor) -> Tensor:
     return -(beside @ p).log1p()
 
 
-@settings(max_examples=24, deadline=None)
+@tries(24)
 @given(st.integers(0, 10**6), st.floats(0, 34), st.floats(1e-4, 0.3))
 @example(1, 22.0, 0.02)
 @example(1, 30.0, 0.02)  # 1 - p = 1e-8: half of the signs were wrong, and certified

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from effort import tries
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -495,7 +496,7 @@ def slow_contexts(texts: list[str], frame: str, size: int, split: Any) -> list[t
     return found
 
 
-@settings(max_examples=60)
+@tries(60)
 @given(
     texts=TEXTS,
     frame=st.sampled_from(list(FRAMES)),
@@ -531,7 +532,7 @@ def test_long_documents_lose_nothing(tmp_path: Path, frame: str, count: int) -> 
     assert all(len(row["tokens"]) <= 16 for row in rows)
 
 
-@settings(max_examples=40)
+@tries(40)
 @given(texts=TEXTS, frame=st.sampled_from(list(FRAMES)), shard=st.integers(1, 60), batch=st.integers(1, 60))
 def test_every_context_is_in_one_batch(texts: list[str], frame: str, shard: int, batch: int) -> None:
     """Shards and batches are within their limits, and together they are all contexts, once."""
@@ -622,7 +623,7 @@ def test_titles_and_metadata_follow_their_documents(tmp_path: Path) -> None:
     limit=st.integers(20, 900),
     seed=st.integers(0, 5),
 )
-@settings(max_examples=60, deadline=None)
+@tries(60)
 def test_a_limit_is_kept_to_and_made_use_of(sizes: list[int], limit: int, seed: int) -> None:
     """Not exceeded, not wasted while there is text, and every document read keeps its order and its beginning."""
     texts = [" ".join(f"{seed}{place}x{word}" for word in range(size)) for place, size in enumerate(sizes)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, GENERIC, VARIANTS, VOCABULARY, tiny
+from families import FAMILIES, GENERIC, VARIANTS, VOCABULARY, slow_but_for, tiny
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -43,7 +43,7 @@ def test_the_self_check_closes(name: str) -> None:
     assert anatomy.known == (name not in GENERIC)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but_for(FAMILIES))
 def test_the_parts_of_every_position_add_up_to_the_final_residual(name: str) -> None:
     """Embedding + every head x source + every neuron + every bias is what the final norm reads (A31-A33)."""
     stream = _stream(name)
@@ -57,7 +57,7 @@ def test_the_parts_of_every_position_add_up_to_the_final_residual(name: str) -> 
         _close(total, stream.final[position])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but_for(FAMILIES))
 def test_each_update_is_the_sum_of_its_parts(name: str) -> None:
     """Sub-values and bias add up to what attention and FFN add to the residual, position by position."""
     stream = _stream(name)
@@ -78,7 +78,7 @@ def test_some_neurons_are_rows_of_all() -> None:
     torch.testing.assert_close(stream.neuron_parts(1, 3, chosen), stream.neuron_parts(1, 3)[chosen])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but_for(FAMILIES))
 def test_attention_can_be_asked_again(name: str) -> None:
     """Given the residual that was there, `attend` repeats weights and values; given another it does not."""
     stream = _stream(name)
@@ -117,7 +117,7 @@ def test_the_stream_carries_the_models_own_logits() -> None:
 # -- half precision, and leaving no trace --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but_for(FAMILIES))
 def test_a_bf16_model_is_checked_in_fp32_and_left_as_it_was(name: str) -> None:
     """The check is as exact as in fp32, and no weight or buffer has changed value, dtype or storage."""
     model = FAMILIES[name]().bfloat16()

@@ -66,7 +66,7 @@ def _like_every_entry(model_type: str) -> Any:
 
 
 MIXTURES: dict[str, Callable[[], Any]] = BY_HAND | {name: partial(_like_every_entry, name) for name in _MORE}
-_QUICK = {"mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3", "granitemoeshared", "axk1"}
+_QUICK = {"qwen2_moe", "gpt_oss"}  # a shared expert behind a gate; biases and a clamp
 
 every_mixture = pytest.mark.parametrize("name", slow_but_for(MIXTURES, _QUICK))
 

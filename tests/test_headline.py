@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 import tiny
-from hypothesis import given, settings
+from effort import tries
+from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_explanation import make
 
@@ -114,7 +115,7 @@ def _drawn(seed: int, scale: float, shift: float, sparse: float, **options: obje
     return replace(one, stream=stream, contrasts=contrasts, **frames)
 
 
-@settings(max_examples=60)
+@tries(60)
 @given(
     seed=st.integers(0, 10_000),
     scale=st.sampled_from([0.001, 0.1, 1.0, 4.0]),

@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from families import FAMILIES, VARIANTS
-from hypothesis import given, settings
+from effort import tries
+from families import FAMILIES, VARIANTS, slow_but_for
+from hypothesis import given
 from hypothesis import strategies as st
 from test_capture import padded, wrapped
 from tiny import model_folder, texts, tokenizer
@@ -68,7 +69,7 @@ def keys(model: Model, layer: int) -> list[tuple[Tensor, Tensor]]:
 # -- what they are -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", slow_but_for(sorted(MODELS)))
 def test_every_family_hands_out_what_its_keys_read(name: str) -> None:
     """From the captured inputs and the weights follow the captured coefficients (1e-5)."""
     model = wrapped(MODELS[name]())
@@ -324,7 +325,7 @@ def rows_of(state: RunStatistics) -> list[dict[str, list[dict[str, object]]]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=8)
+@tries(8)
 @given(data=st.data())
 def test_any_split_and_order_gives_the_same_rows(data: st.DataObject) -> None:
     """Shards shared out over states that are saved, loaded and merged in any order, equal one pass."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from effort import tries
+from hypothesis import given
 from hypothesis import strategies as st
 from planted_patterns import small_text, vocabulary
 
@@ -73,7 +74,7 @@ def slow(spec: str, text: Text, row: int) -> bool:
 
 
 @given(st.data())
-@settings(max_examples=40)
+@tries(40)
 def test_masks_are_what_the_slow_definition_says(data: st.DataObject) -> None:
     """Patterns that were mined hold at a row if and only if the prefix, read word by word, says so."""
     specs = [
@@ -104,7 +105,7 @@ def test_what_is_mined_is_what_its_spec_says(tests: str) -> None:
 
 
 @given(st.integers(0, len(TEXT) - 1))
-@settings(max_examples=12)
+@tries(12)
 def test_a_pattern_knows_nothing_of_what_comes_after(row: int) -> None:
     """Cutting a context behind a prefix changes no mask there, but for the family of the next token."""
     first = int(TEXT.first[row])
@@ -282,7 +283,7 @@ def test_rows_of_contexts_and_positions() -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=25)
+@tries(25)
 def test_patterns_that_are_the_same_have_one_representative(seed: int) -> None:
     """Equal columns, and columns with a Jaccard index above the bound, share their cheapest; others stand alone."""
     random = np.random.default_rng(seed)

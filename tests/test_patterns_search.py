@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from effort import tries
+from hypothesis import given
 from hypothesis import strategies as st
 from planted_patterns import NULLS, all_rows, fire, null, small_text, triggers, words
 from scipy.stats import false_discovery_control, hypergeom, kstest
@@ -361,7 +362,7 @@ def test_tails_do_not_cost_a_call_each() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.integers(0, 6))
-@settings(max_examples=40)
+@tries(40)
 def test_poisson_binomial_tails_are_the_sum_over_all_outcomes(rates: list[float], hits: int) -> None:
     """For a few coins every outcome can be written down."""
     total = 0.0
@@ -373,7 +374,7 @@ def test_poisson_binomial_tails_are_the_sum_over_all_outcomes(rates: list[float]
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=20)
+@tries(20)
 def test_clusters_are_settled(seed: int) -> None:
     """Every point belongs to the nearest centre, and every centre is the mean of its points."""
     points = np.random.default_rng(seed).normal(size=(60, 3))
@@ -397,7 +398,7 @@ def test_separated_clusters_are_found() -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=20)
+@tries(20)
 def test_log_odds(seed: int) -> None:
     """A word of one group has the largest log-odds there."""
     random = np.random.default_rng(seed)

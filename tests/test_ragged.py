@@ -230,6 +230,7 @@ def test_the_run_is_read_and_verified(run: Run, model: Model, tmp_path: Path) ->
     assert verify(run, model, sample=40).passed
 
 
+@pytest.mark.slow
 def test_patterns_are_tested_in_layers_of_any_width(run: Run, model: Model, tmp_path: Path) -> None:
     """Neurons and decoys of every layer are asked about, and a claim of the user's own is counted."""
     shutil.copytree(run.path, tmp_path / "run")

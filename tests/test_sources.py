@@ -19,7 +19,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from effort import tries
+from hypothesis import given
 from hypothesis import strategies as st
 from test_corpus import refused
 from test_files import NAMES
@@ -177,7 +178,7 @@ FORMATS: dict[str, Callable[[Path, list[str]], None]] = {
         max_size=5,
     )
 )
-@settings(max_examples=25)
+@tries(25)
 def test_every_format_gives_back_its_texts(
     name: str, texts: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import tiny
+from effort import tries
 from families import FAMILIES
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizer_kinds import Letters, Made, Words, letters, made
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -126,7 +127,7 @@ def test_wordpiece_tokens_are_their_bytes(decoder: bool) -> None:
     assert [raw for _, raw, _ in token_bytes(words(decoder))] == [b"[UNK]", b" play", b"ing", lone, b" dog"]
 
 
-@settings(max_examples=80)
+@tries(80)
 @given(kind=made(), numbers=st.lists(st.integers(0, 9), min_size=1, max_size=8))
 def test_pieces_join_to_the_text_or_it_is_said_that_they_do_not(kind: Made, numbers: list[int]) -> None:
     """Where nothing changes the text, the pieces are the text but for a space at its ends; else there is a sentence."""

@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from effort import tries
+from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import HISTOGRAM_EDGES, make_run
 
@@ -174,7 +175,7 @@ def _write(folder: str | Path, name: str, parts: list[pa.Table], rows_per_group:
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-@settings(max_examples=8)
+@tries(8)
 @given(data=st.data())
 def test_round_trip(name: str, data: st.DataObject) -> None:
     """What is written is read back, and the bytes do not depend on how the rows were chunked."""
@@ -188,7 +189,7 @@ def test_round_trip(name: str, data: st.DataObject) -> None:
         assert whole.read_bytes() == chunked.read_bytes()
 
 
-@settings(max_examples=40)
+@tries(40)
 @given(data=st.data(), name=st.sampled_from(["triggers", "values_by_token"]), size=st.integers(1, 7))
 def test_find_equals_filter(data: st.DataObject, name: str, size: int) -> None:
     """Looking up a key gives the rows that a full scan gives, wherever row groups begin and end."""
@@ -266,7 +267,11 @@ def _fail_at(patch: pytest.MonkeyPatch, step: int, error: BaseException) -> Iter
 
 @pytest.mark.parametrize(
     ("earlier", "error"),
-    [(False, _Power()), (True, _Power()), (True, OSError(errno.EIO, "I/O error"))],
+    [
+        pytest.param(False, _Power(), marks=pytest.mark.slow),
+        pytest.param(True, _Power(), marks=pytest.mark.slow),
+        (True, OSError(errno.EIO, "I/O error")),
+    ],
     ids=["power, empty folder", "power, earlier run", "I/O, earlier run"],
 )
 def test_interrupted_at_every_step(
@@ -729,7 +734,9 @@ TRAPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "sibling"), TRAPS)
+@pytest.mark.parametrize(
+    ("name", "sibling"), [*TRAPS[:6], *(pytest.param(*trap, marks=pytest.mark.slow) for trap in TRAPS[6:])]
+)
 def test_a_folders_name_is_no_pattern(
     name: str, sibling: str, run: Run, other: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from effort import tries
 from families import FAMILIES
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import linregress
 from slow_sentence import PREFIX, Slow, wrapped
@@ -244,7 +245,7 @@ def test_a_survey_of_many_tokens_decides_most_signs() -> None:
     assert float(off) < 0.02
 
 
-@settings(max_examples=30, deadline=None)
+@tries(30)
 @given(st.integers(1, 3000))
 def test_marks_are_dense_at_both_ends(vocabulary: int) -> None:
     """Ranks are marked from first to last, alike from above and below, and none is further off than a tenth."""
@@ -299,7 +300,7 @@ def test_ranking_puts_signs_apart_and_ties_in_order() -> None:
     assert found.signs.tolist() == [0, 1, 1, 1, -1, 0, -1, -1]
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(st.integers(0, 300), st.integers(0, 50))
 def test_a_null_token_is_another_one_and_about_as_frequent(token: int, example: int) -> None:
     """It is within ten places in the order of frequency, never the token itself, and drawn again alike."""
@@ -375,7 +376,6 @@ def test_tables_have_a_row_for_everything(measured: Run) -> None:
     assert sizes["contribution_layers"]["by_rank"].null_count() == 0
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=12), st.integers(0, 99))
 def test_pairs_are_of_other_documents(rows: list[tuple[int, int]], seed: int) -> None:
     """The partner has the same prediction and is of another document, wherever there is such a prefix (A44)."""

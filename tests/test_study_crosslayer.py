@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from slow_sentence import PREFIX, Slow, wrapped
 
@@ -266,7 +266,6 @@ def _ranked(strength: np.ndarray, increase: np.ndarray) -> RankedNeurons:
     return RankedNeurons(*(torch.from_numpy(part) for part in parts))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 3, width=32), min_size=1, max_size=12), st.integers(0, 2**12), st.integers(0, 2**12)
 )
@@ -293,7 +292,6 @@ def test_neurons_are_matched_with_the_nearest_in_strength(
         assert float(strength[pair] @ share) == pytest.approx(strength[one], rel=1e-5, abs=1e-6)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(0, 10**6))
 def test_inner_products_are_dealt_among_neighbours_in_strength(neurons: int, size: int, seed: int) -> None:
     """Each row keeps its products within each group of neighbours, and inactive neurons keep their own (A62)."""

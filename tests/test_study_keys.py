@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from effort import tries
+from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_run
 
@@ -89,7 +90,7 @@ def test_ordinary_prefixes_show_patterns_by_their_base_rates() -> None:
     assert some.select(covered.CASES).row(0) == (6, 0, 4, 0) and some["patterns"].item() == 3
 
 
-@settings(max_examples=50)
+@tries(50)
 @given(st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_a_pattern_counts_with_three_triggers_of_its_own(units: list[list[int]]) -> None:
     """Other readings of the same triggers are no further patterns; against a plain definition, one by one."""
@@ -116,7 +117,7 @@ BITS = 10
 RATES = st.sampled_from([0.001, 0.05, 0.06, 0.5, 1.0])
 
 
-@settings(max_examples=80)
+@tries(80)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["shallow", "semantic"]), RATES, RATES, st.integers(0, 2**BITS - 1)),

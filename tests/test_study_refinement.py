@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from effort import tries
 from families import FAMILIES, VARIANTS
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import texts, tokenizer
 from transformers import PreTrainedModel
@@ -339,7 +340,7 @@ def test_a_lens_reads_the_same_from_its_linear_half(name: str) -> None:
         assert torch.allclose(reading.point(reading.linear(vectors), scale), expected, atol=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@tries(60)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.sampled_from([80, 1 << 21, 1 << 30]))
 def test_partners_are_permuted_and_of_another_document_where_possible(
     documents: list[int], vocabulary: int

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from families import FAMILIES, GENERIC, VARIANTS
+from families import DISTINCT, FAMILIES, GENERIC, VARIANTS, slow_but_for
 
 from mnemoscope.model.reading import describe
 from mnemoscope.model.stream import Stream, trace
@@ -30,7 +30,7 @@ def _stream(name: str) -> Stream:
     return trace(hf, describe(hf), TOKENS)
 
 
-@pytest.mark.parametrize("name", [*ALL, "nemotron", "arcee"])
+@pytest.mark.parametrize("name", slow_but_for([*ALL, "nemotron", "arcee"], {*DISTINCT, "nemotron"}))
 def test_the_shares_of_a_coefficient_add_up_to_it(name: str) -> None:
     """Over all earlier vectors and the bias: by both branches together and by each alone (A43, B.5)."""
     stream = _stream(name)

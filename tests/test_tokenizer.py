@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from effort import tries
 from families import FAMILIES
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tokenizer as plain_tokenizer
 from tokenizer_kinds import Letters, Made, made
@@ -46,7 +47,7 @@ def asked(kind: Made, prompt: str, target: str | None, *, spaced: bool = False) 
     return ask(model, prompt, target, [], -1, lambda _: likely)
 
 
-@settings(max_examples=60, deadline=None)
+@tries(60)
 @given(kind=made(), numbers=st.lists(NUMBERS, min_size=1, max_size=4))
 def test_contexts_are_framed_as_the_tokenizer_frames_texts(kind: Made, numbers: list[list[int]]) -> None:
     """Special tokens stand exactly where the tokenizer puts them, in whole documents and in their windows."""
@@ -65,7 +66,7 @@ def test_contexts_are_framed_as_the_tokenizer_frames_texts(kind: Made, numbers: 
     assert {*kind.before, *kind.after} <= set(plan.special)
 
 
-@settings(max_examples=60, deadline=None)
+@tries(60)
 @given(kind=made(), numbers=NUMBERS, target=NUMBERS)
 def test_the_prediction_behind_the_prompts_last_own_token_is_explained(
     kind: Made, numbers: list[int], target: list[int]
@@ -91,7 +92,7 @@ def test_the_prediction_behind_the_prompts_last_own_token_is_explained(
             assert pieces.strip() == continued.strip()
 
 
-@settings(max_examples=30, deadline=None)
+@tries(30)
 @given(kind=made(), numbers=NUMBERS, data=st.data())
 def test_every_position_of_a_prompt_has_its_own_text(kind: Made, numbers: list[int], data: Any) -> None:
     """The text up to a token, where there is one, has exactly the tokens up to it."""
@@ -218,7 +219,7 @@ def test_what_the_vocabulary_lacks_is_said() -> None:
     assert asked(kind, "A C", "C").target.tokens == (3,)  # type: ignore[union-attr]
 
 
-@settings(max_examples=30, deadline=None)
+@tries(30)
 @given(kind=made(), numbers=NUMBERS)
 def test_a_spelling_with_unknown_tokens_never_wins(kind: Made, numbers: list[int]) -> None:
     """What is chosen has an unknown token only if it was asked for by its name."""

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from effort import tries
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
@@ -82,7 +83,7 @@ def test_figures_without_a_threshold(seed: int) -> None:
     )
 
 
-@settings(max_examples=30)
+@tries(30)
 @given(arrays.arrays(np.int64, (2, 3, 9), elements=st.integers(0, 20)))
 def test_a_curve_of_many_is_many_curves(counts: np.ndarray) -> None:
     """Units beside each other do not touch, and every figure is a share."""
@@ -251,7 +252,7 @@ def test_verdicts(precision: float, recall: float, f1: float, q: float, verdict:
     assert str(twoway.verdicts(sides[0], sides[1], sides[2], 0.2, q)) == verdict
 
 
-@settings(max_examples=100)
+@tries(100)
 @given(st.data())
 def test_the_threshold_against_a_slow_definition(data: st.DataObject) -> None:
     """Of the thresholds that enough documents reach, exactly enough included, the best beyond chance; the highest."""
