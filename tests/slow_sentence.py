@@ -111,7 +111,7 @@ class Slow:
         x = (traced.lin if self.parts.parallel else traced.lres)[self.at].numpy()
         read = query if part.ffn_norm is None else normed(part.ffn_norm, query, x)
         g = traced.gate[self.at].numpy()
-        act = self.parts.act(torch.from_numpy(g)).detach().numpy()
+        act = part.act(torch.from_numpy(g)).detach().numpy()
         rate = np.divide(act, g, out=np.zeros_like(g), where=g != 0)
         of_gate = read @ part.keys().detach().numpy().T
         if traced.up is None:

@@ -59,10 +59,12 @@ def test_coefficients_of_padded_contexts_equal_each_context_alone(name: str) -> 
         )
         for layer, (alone, *_) in swept(model, single).items():
             torch.testing.assert_close(together[layer][0][row, :length], alone[0], rtol=1e-4, atol=1e-5)
-    for found in together.values():
+    for layer, found in together.items():
         if model.anatomy.gated:
             coefficients, gate, up = found
-            torch.testing.assert_close(coefficients, model.anatomy.act(gate) * up, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                coefficients, model.anatomy.layers[layer].act(gate) * up, rtol=1e-4, atol=1e-6
+            )
         else:
             assert len(found) == 1
 

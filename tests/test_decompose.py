@@ -18,6 +18,7 @@ from mnemoscope.model.check import examine, self_check
 from mnemoscope.model.parts import Anatomy, Layer
 from mnemoscope.model.reading import describe
 from mnemoscope.model.stream import Stream, trace
+from mnemoscope.model.table import REFUSED
 from mnemoscope.model.watch import TOLERANCE
 
 ALL = {**FAMILIES, **VARIANTS, **GENERIC}
@@ -192,7 +193,7 @@ MUTATIONS: dict[str, tuple[str, Callable[[Anatomy], Anatomy], str]] = {
     ),
     "bias of the norm before attention": ("gpt2", _without_bias("input_norm"), "layer 1, attention"),
     "bias of the norm before the FFN": ("gpt2", _without_bias("ffn_norm"), "layer 1, FFN"),
-    "activation": ("llama", lambda a: replace(a, act=torch.relu), "layer 0, FFN"),
+    "activation": ("llama", _layers(lambda layer: replace(layer, act=torch.relu)), "layer 1, FFN"),
     "gate and up exchanged": (
         "phi3",
         _layers(lambda layer: replace(layer, gate=layer.up, up=layer.gate)),
@@ -257,9 +258,10 @@ def test_a_dropped_unembedding_bias_is_caught(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_a_decoder_beyond_the_generic_rule_is_refused(
-    family: str, settings: dict[str, Any], place: str
+    monkeypatch: pytest.MonkeyPatch, family: str, settings: dict[str, Any], place: str
 ) -> None:
     """A layout that looks right but computes something else fails the check, and the place is named."""
+    monkeypatch.delitem(REFUSED, family)
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,

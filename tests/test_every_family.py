@@ -72,7 +72,7 @@ DROPPED: dict[str, dict[str, Callable[[Anatomy], Anatomy]]] = {
     "nanochat": {"norm of the embedding": _whole(embedding_norm=None), "cap": _whole(softcap=None)},
     "ctrl": {
         "embedding multiplier": _whole(embedding_multiplier=1.0),
-        "activation": _whole(act=torch.nn.functional.gelu),
+        "activation": _every_layer(act=torch.nn.functional.gelu),
         "final norm": _whole(final_norm=None),
     },
     "lfm2": {"short convolution": _every_layer(mixer=None)},
@@ -82,6 +82,17 @@ DROPPED: dict[str, dict[str, Callable[[Anatomy], Anatomy]]] = {
         "gate of the mixed heads": _every_layer(mixed_gate=None),
     },
     "laguna": {"gate of the mixed heads": _every_layer(mixed_gate=None)},
+    "apertus": {
+        "numbers of the activation": lambda anatomy: _every_layer(act=anatomy.layers[0].act)(anatomy)
+    },
+    "granite_swa": {"share of attention that goes to nothing": _every_layer(sink=False)},
+    "dots3_note_text": {"gate of the mixed heads": _every_layer(mixed_gate=None)},
+    "lfm3": {
+        "gate of the mixed heads": _every_layer(mixed_gate=None),
+        "norm after attention": _every_layer(post_attention_norm=None),
+        "short convolution": _every_layer(mixer=None),
+    },
+    "kimi_linear": {"linear attention": _every_layer(mixer=None)},
     "olmo_hybrid": {"norm after attention": _every_layer(post_attention_norm=None)},
     "granitemoehybrid": {"residual multiplier": _whole(residual_multiplier=0.5)},
 }
@@ -129,6 +140,25 @@ def test_explain_and_residuals_follow_a_hybrid() -> None:
     stream = trace(model.hf, model.anatomy, torch.tensor([[5, 9, 3]]))
     for layer, traced in enumerate(stream.layers):
         torch.testing.assert_close(points["Lres"][layer, 0], traced.lres, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_that_only_images_go_through_are_no_layers() -> None:
+    """Text passes a block of cross-attention to images unchanged, and layers are numbered without it."""
+    model = tiny("mllama")
+    anatomy, _ = examine(model)
+    assert len(anatomy.body.layers) == 3 and anatomy.n_layers == 2  # type: ignore[arg-type]
+    assert [layer.module for layer in anatomy.layers] == [anatomy.body.layers[i] for i in (0, 2)]  # type: ignore[index]
+
+
+def test_a_sink_takes_its_share_of_attention() -> None:
+    """Attention weights are those that the model multiplied its values with: they add up to less than 1."""
+    model = tiny("granite_swa")
+    anatomy, _ = examine(model)
+    stream = trace(model, anatomy, torch.tensor([[5, 9, 3, 70, 22]]))
+    sums = stream.layers[0].alpha.sum(-1)
+    assert bool((sums < 1).all()) and bool((sums > 0).all())
+    again = next(stream.attend(0, stream.layers[0].lin[None]))
+    torch.testing.assert_close(again[0], stream.layers[0].alpha)
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_every_family_hands_out_what_its_keys_read(name: str) -> None:
     for layer, found in enumerate(seen(model, Nulls(model, ()), padded([7, 4, 6]))):
         inputs, coefficients = found["model"]
         products = [inputs @ rows.T + bias for rows, bias in keys(model, layer)]
-        expected = model.anatomy.act(products[0].clone())
+        expected = model.anatomy.layers[layer].act(products[0].clone())
         if len(products) == 2:
             expected = expected * products[1]
         torch.testing.assert_close(coefficients, expected, rtol=1e-5, atol=1e-5)
@@ -98,7 +98,9 @@ def test_random_keys_are_as_long_as_real_ones_and_carry_their_biases(name: str) 
         assert nearest.values.max() < 1e-5
         assert len(nearest.indices.unique()) == 12, "the same neuron twice"
         products = [found["model"][0] @ k.T + b for k, b in zip(rows, biases, strict=True)]
-        expected = model.anatomy.act(products[0].clone()) * (products[1] if len(products) == 2 else 1.0)
+        expected = model.anatomy.layers[layer].act(products[0].clone()) * (
+            products[1] if len(products) == 2 else 1.0
+        )
         torch.testing.assert_close(found["random"][0], expected, rtol=1e-5, atol=1e-5)
         for pre_activation, product in zip(found["random"][1:], products, strict=False):
             torch.testing.assert_close(pre_activation, product, rtol=1e-5, atol=1e-5)
@@ -185,7 +187,10 @@ def test_shuffled_units_are_neurons_of_the_shuffled_copy(model: Model) -> None:
             assert torch.equal(columns.coefficients, expected[layer]["model"][1][..., chosen[layer]])
             assert columns.gate is not None and columns.up is not None
             torch.testing.assert_close(
-                model.anatomy.act(columns.gate) * columns.up, columns.coefficients, rtol=1e-5, atol=1e-6
+                model.anatomy.layers[layer].act(columns.gate) * columns.up,
+                columns.coefficients,
+                rtol=1e-5,
+                atol=1e-6,
             )
 
 
@@ -227,7 +232,7 @@ def test_decoys_are_as_defined(name: str) -> None:
                     rows.append(tuple(row))
             inputs = found["model"][0]
             for i, parts in enumerate(rows):
-                expected = model.anatomy.act(inputs @ parts[0] + parts[1])
+                expected = model.anatomy.layers[layer].act(inputs @ parts[0] + parts[1])
                 if len(parts) == 4:
                     expected = expected * (inputs @ parts[2] + parts[3])
                 torch.testing.assert_close(found[kind][0][..., i], expected, rtol=2e-4, atol=2e-5)

@@ -143,7 +143,7 @@ def _key(model: Model) -> str:
     digest = hashlib.sha256()
     facts = {
         "config": config,
-        "activation": type(model.anatomy.act).__qualname__,
+        "activation": type(model.anatomy.layers[0].act).__qualname__,
         "family": model.anatomy.family,
         "vocabulary": model.anatomy.vocabulary,
         "lens": values.LENS,

@@ -123,13 +123,13 @@ def _read_keys(model: Model, block: Layer, token_vectors: Tensor) -> tuple[np.nd
         normed = token_vectors if block.ffn_norm is None else block.ffn_norm(token_vectors)
         normed = normed.to(token_vectors.dtype).T.contiguous()
         for neurons in torch.arange(len(block.keys())).split(_TILE):
-            coefficients = _coefficients(model, block, neurons, normed)
+            coefficients = _coefficients(block, neurons, normed)
             kept.append(extremes(coefficients.float().cpu().numpy(), min(KEY_TOKENS, normed.shape[1])))
     tokens, scores = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     return tokens, scores
 
 
-def _coefficients(model: Model, block: Layer, neurons: Tensor, normed: Tensor) -> Tensor:
+def _coefficients(block: Layer, neurons: Tensor, normed: Tensor) -> Tensor:
     """Coefficients [neuron, vocabulary] of some neurons for normed inputs [width, vocabulary]."""
 
     def project(rows: Tensor, bias: Tensor | None) -> Tensor:
@@ -137,7 +137,7 @@ def _coefficients(model: Model, block: Layer, neurons: Tensor, normed: Tensor) -
         return chosen if bias is None else chosen + bias[neurons, None].to(normed.dtype)
 
     ups = block.ups()
-    active = model.anatomy.act(project(block.keys(), block.key_bias()))
+    active = block.act(project(block.keys(), block.key_bias()))
     return active if ups is None else active * project(ups, block.up_bias())
 
 

@@ -191,7 +191,7 @@ def _check_ffn(stream: Stream, index: int) -> None:
 
 def _check_keys(stream: Stream, index: int, read: Tensor) -> None:
     """Pre-activations are products with the keys, and coefficients what the activation makes of them."""
-    anatomy, block, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
+    block, traced = stream.anatomy.layers[index], stream.layers[index]
     for group, rows in enumerate(block.rows()):
         # Of what was not routed there is nothing to compare.
         ran = slice(None) if traced.weights is None else traced.weights[:, group] != 0
@@ -209,7 +209,7 @@ def _check_keys(stream: Stream, index: int, read: Tensor) -> None:
             up = traced.up[ran, rows.neurons]
             keyed = x @ rows.ups.float().T + _or_zero(rows.up_bias)
             _require(stream, index, "FFN", "the up keys", keyed, up)
-        active = block.activated(anatomy.act, rows, gate.float(), None if up is None else up.float())
+        active = block.activated(rows, gate.float(), None if up is None else up.float())
         _require(stream, index, "FFN", "activation (x up)", active, coefficients)
 
 

@@ -136,7 +136,7 @@ class _Random:
 
     def __init__(self, model: Model, sizes: tuple[int, ...], seed: int) -> None:
         parts = model.anatomy
-        self._act, self._sizes = parts.act, sizes
+        self._layers, self._sizes = parts.layers, sizes
         weights, biases = [], []
         for index in model.cells.layers:
             firsts, generator = _firsts(parts.layers[index]), _generator(seed, "random", index)
@@ -148,7 +148,7 @@ class _Random:
     def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """act(x.g + a) * (x.u + b), or act(x.k + a) where the layer is plain."""
         products = _product(signals.inputs, self._weight[layer]).add_(self._bias[layer])
-        return _activated(self._act, products, self._sizes[layer])
+        return _activated(self._layers[layer].act, products, self._sizes[layer])
 
 
 class _Rotated:
@@ -227,7 +227,7 @@ class _Chimera:
 
     def __init__(self, model: Model, sizes: tuple[int, ...], seed: int) -> None:
         parts = model.anatomy
-        self._act = parts.act
+        self._layers = parts.layers
         self._shifts = {
             layer: _shifts(_generator(seed, "chimera", layer), sizes[layer], 2)
             for layer in model.cells.layers
@@ -248,7 +248,7 @@ class _Chimera:
             return self._mixed.columns(layer, signals.inputs)
         assert signals.gate is not None and signals.up is not None, "a gated layer has a gate and an up"
         other = signals.up.roll(-self._shifts[layer][0], -1)
-        return NullColumns(self._act(signals.gate) * other, signals.gate, other)
+        return NullColumns(self._layers[layer].act(signals.gate) * other, signals.gate, other)
 
 
 class _Covariance:
@@ -276,7 +276,7 @@ class _Mixtures:
 
     def __init__(self, model: Model, drawn: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> None:
         parts = model.anatomy
-        self._act, self._sizes = parts.act, parts.sizes
+        self._layers, self._sizes = parts.layers, parts.sizes
         weights, biases = [], []
         for index, (shifts, signs) in drawn.items():
             firsts, every = _firsts(parts.layers[index]), np.arange(parts.sizes[index])
@@ -289,7 +289,7 @@ class _Mixtures:
     def columns(self, layer: int, inputs: Tensor) -> NullColumns:
         """What these keys make of the inputs of a layer."""
         products = nn.functional.linear(inputs, self._weight[layer], self._bias[layer])
-        return _activated(self._act, products, self._sizes[layer])
+        return _activated(self._layers[layer].act, products, self._sizes[layer])
 
 
 def _mixed(rows: np.ndarray, shifts: np.ndarray, signs: np.ndarray) -> np.ndarray:

@@ -84,6 +84,7 @@ class Gated:
     module: nn.Module
     function: Callable[[Tensor], Tensor]
     n_heads: int
+    bias: Tensor | None = None  # one number for each head
 
     def of(self, output: Float[Tensor, "token out"], width: int) -> Float[Tensor, "token heads_x_dimension"]:
         """One factor for each of ``width`` channels: all that the module returns, the second half for each head
@@ -91,6 +92,8 @@ class Gated:
         """
         if output.shape[-1] == 2 * width:
             output = output.reshape(len(output), self.n_heads, 2, -1)[:, :, 1].flatten(1)
+        if self.bias is not None:
+            output = output + self.bias.repeat_interleave(output.shape[-1] // self.n_heads)
         factors = self.function(output.float())
         return factors if factors.shape[-1] == width else factors.repeat_interleave(width // self.n_heads, -1)
 
@@ -121,9 +124,11 @@ class Layer:
     ffn_norm: Norm | None
     post_attention_norm: Norm | None
     post_ffn_norm: Norm | None
+    act: Callable[[Tensor], Tensor]  # of the gate; experts have their own
     experts: Experts | None = None
     mixer: nn.Module | None = None
     mixed_gate: Gated | None = None
+    sink: bool = False  # what is mixed is multiplied by the share of attention that does not go to nothing
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -154,13 +159,11 @@ class Layer:
             assert weights[0] is not None, "a shared expert has keys"
             yield Rows(every, weights[0], *weights[1:], rows_of(self.down).T)
 
-    def activated(
-        self, act: Callable[[Tensor], Tensor], rows: Rows, gate: Tensor, up: Tensor | None
-    ) -> Float[Tensor, "... neuron"]:
-        """Coefficients of the pre-activations of one of `groups`; ``act`` is the anatomy's, of all but experts."""
+    def activated(self, rows: Rows, gate: Tensor, up: Tensor | None) -> Float[Tensor, "... neuron"]:
+        """Coefficients of the pre-activations of one of `groups`."""
         if self.experts is not None and rows.neurons.start < self.experts.count * self.experts.width:
             return self.experts.activated(gate, up)
-        return act(gate) if up is None else act(gate) * up
+        return self.act(gate) if up is None else self.act(gate) * up
 
     def spread(self, weights: Float[Tensor, "... group"]) -> Float[Tensor, "... neuron"]:
         """For each neuron what there is for each of `groups`."""
@@ -251,7 +254,6 @@ class Anatomy:
     context_length: int
     gated: bool
     activation: str
-    act: Callable[[Tensor], Tensor]
     parallel: bool
     embedding_multiplier: float
     residual_multiplier: float

@@ -129,6 +129,8 @@ def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
     if reason := _unsupported_kind(hf):
         raise refused(family, reason)
     body = bare(hf.get_decoder())
+    if body is hf:  # which has one under another name (Mllama)
+        body = bare(getattr(hf, "model", hf))
     if family in FAMILIES:
         row = FAMILIES[family]
         for name, accepted, reason in row.refused:
@@ -138,12 +140,21 @@ def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
         return
     rows = list(_generic_rows(body, config))
     if not rows:
-        raise refused(family, "it has no row in the table, and its blocks are not made of parts known here")
+        raise refused(
+            family, f"it has no row in the table, and its {_made_of(body)} is not made of parts known here"
+        )
     for row in rows:
         anatomy = _read(hf, body, row, family, known=False)
         yield anatomy
         if hf.config is not config and anatomy.logit_multiplier != 1:
             yield replace(anatomy, logit_multiplier=1.0)  # Aya and Command A Vision leave it out
+
+
+def _made_of(body: nn.Module) -> str:
+    """The class of the blocks of an unknown decoder, and what they consist of."""
+    firsts = (bare(child[0]) for child in body.modules() if isinstance(child, nn.ModuleList) and len(child))
+    block = next((first for first in firsts if "Vision" not in type(first).__name__), body)
+    return f"{type(block).__name__} ({', '.join(name for name, _ in block.named_children())})"
 
 
 def _unsupported_kind(hf: PreTrainedModel) -> str | None:
@@ -227,7 +238,11 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
     config = hf.config.get_text_config()
     blocks = part_of(body, row.blocks, family)
     assert isinstance(blocks, nn.ModuleList), f"{row.blocks} of a {family} model is a {type(blocks).__name__}"
-    layers = tuple(_layer(bare(block), row, config, family) for block in blocks)
+    layers = tuple(
+        _layer(bare(block), row, config, family, linear=_is_linear(config, index))
+        for index, block in enumerate(blocks)
+        if row.images is None or find(block, row.images) is None
+    )
     head, embedding = bare(hf.get_output_embeddings()), bare(hf.get_input_embeddings())
     for module in (head, embedding):
         weight = getattr(module, "weight", None)
@@ -237,9 +252,6 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
     width = first.heads().shape[-1]
     if rows_of(head).shape[1] != width or rows_of(embedding).shape[1] != width:
         raise refused(family, "its embeddings are projected to another width")
-    activation = _present(config, "hidden_activation", "hidden_act", "activation_function", "activation")
-    name = row.activation or (str(getattr(config, activation)) if activation else "gelu")
-    act = _activation(first.module, name)
     shared = first.ffn_norm is not None and first.ffn_norm is first.input_norm
     return Anatomy(
         family=family,
@@ -254,8 +266,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         vocabulary=rows_of(head).shape[0],
         context_length=_context_length(config),
         gated=first.gated,
-        activation=_name_of(act, name),
-        act=act,
+        activation=_name_of(first.act, _activation_of(config, row)),
         parallel=shared or hasattr(first.module, "ln_mlp") or _flag(config, row.parallel),
         embedding_multiplier=_number(config, row.embedding_multiplier),
         residual_multiplier=_number(config, row.residual_multiplier),
@@ -282,8 +293,19 @@ def _number(config: Any, fact: Number) -> float:
     return float(fact(config) if callable(fact) else getattr(config, fact))
 
 
-def _layer(block: nn.Module, row: Family, config: Any, family: str) -> Layer:
-    out, mixer = _mixers(block, row, family)
+def _is_linear(config: Any, index: int) -> bool:
+    """Whether the config calls the attention of a layer linear: then it has no attention weights."""
+    kinds = getattr(config, "layer_types", None)
+    return kinds is not None and kinds[index] == "linear_attention"
+
+
+def _activation_of(config: Any, row: Family) -> str:
+    field = _present(config, "hidden_activation", "hidden_act", "activation_function", "activation")
+    return row.activation or (str(getattr(config, field)) if field else "gelu")
+
+
+def _layer(block: nn.Module, row: Family, config: Any, family: str, *, linear: bool) -> Layer:
+    out, mixer = _mixers(block, row, family, linear)
     experts = experts_in(block)
     owner, ffn = (block, row.ffn) if experts is None else _shared(block)
     down = None if owner is None else part_of(owner, ffn.down, family)
@@ -325,15 +347,21 @@ def _layer(block: nn.Module, row: Family, config: Any, family: str) -> Layer:
         ffn_norm=ffn_norm,
         post_attention_norm=measured_norm(block, norms.post_attention, width, config, family),
         post_ffn_norm=post_ffn_norm,
+        act=_activation(block, _activation_of(config, row)),
         experts=mixture,
         mixer=mixer,
         mixed_gate=None if row.gate is None or out is None else _gate(block, row.gate, config, family),
+        sink=row.sink,
     )
 
 
-def _mixers(block: nn.Module, row: Family, family: str) -> tuple[nn.Module | None, nn.Module | None]:
+def _mixers(
+    block: nn.Module, row: Family, family: str, linear: bool
+) -> tuple[nn.Module | None, nn.Module | None]:
     """The attention output projection and the opaque mixer of a block, which has one of them or both."""
     out = find(block, row.attention_out)
+    if linear and out is not None:
+        return None, part_of(block, row.attention_out.rpartition(".")[0], family)
     inside = row.attention_out if out is not None else ""
     mixers = (find(block, path) for path in row.mixers if not inside.startswith(f"{path}."))
     mixer = next((module for module in mixers if module is not None), None)
@@ -344,7 +372,11 @@ def _mixers(block: nn.Module, row: Family, family: str) -> tuple[nn.Module | Non
 
 def _gate(block: nn.Module, gate: Gate, config: Any, family: str) -> Gated:
     module = part_of(block, gate.path, family)
-    return Gated(module, getattr(nn.functional, gate.function), config.num_attention_heads)
+    bias = None
+    if gate.bias is not None:
+        owner, _, name = gate.bias.rpartition(".")
+        bias = getattr(part_of(block, owner, family), name).detach()
+    return Gated(module, getattr(nn.functional, gate.function), config.num_attention_heads, bias)
 
 
 def experts_in(block: nn.Module) -> nn.Module | None:
@@ -412,6 +444,8 @@ def _context_length(config: Any) -> int:
 def _name_of(act: Callable[[Tensor], Tensor], name: str) -> str:
     """What the config says of the activation, if it is that; else its class."""
     x = torch.linspace(-4, 4, 65)
+    if name in ACT2FN and isinstance(act, nn.Module) and any(True for _ in act.parameters()):
+        return name  # with numbers of its own
     if name in ACT2FN and not torch.allclose(act(x), ACT2FN[name](x), atol=1e-5):
         return str(getattr(act, "__name__", type(act).__name__)).lower()
     return name

@@ -12,7 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mnemoscope.model.parts import Anatomy, Norm
-from mnemoscope.model.watch import LayerTrace, Products, Witness, heads_of, hooked, observed, watch
+from mnemoscope.model.watch import (
+    LayerTrace,
+    Products,
+    Witness,
+    heads_of,
+    hooked,
+    observed,
+    shared_out,
+    watch,
+)
 
 
 @dataclass(eq=False)
@@ -126,7 +135,8 @@ class Stream:
                     block.attention(x, *args[1:], **kwargs)
                 else:
                     block.attention(**{**kwargs, "hidden_states": x})
-                yield heads_of(witness.product, block.n_heads)
+                alpha, value = heads_of(witness.product, block.n_heads)
+                yield (shared_out(alpha, value, witness.seen["mixed"]) if block.sink else alpha), value
 
     def down_bias(self, layer: int, where: int | slice) -> Tensor | None:
         """The bias of the down projection, in a mixture those of its groups by their weights."""

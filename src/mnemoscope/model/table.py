@@ -57,6 +57,9 @@ class Gate(NamedTuple):
 
     path: str
     function: str  # of torch.nn.functional
+    bias: str | None = (
+        None  # path of a parameter with one number for each head, added to what the module returns
+    )
 
 
 def _bf16(number: float) -> float:
@@ -91,6 +94,8 @@ class Family(NamedTuple):
         str, ...
     ] = ()  # paths of what mixes tokens without attention weights; a block has one or none
     gate: Gate | None = None
+    sink: bool = False  # some attention goes to nothing, by a factor after the weights
+    images: str | None = None  # in the blocks with this part text alone does not go through
     activation: str | None = None  # where the code and not the config says it
     refused: tuple[tuple[str, Any, str], ...] = ()
 
@@ -98,6 +103,12 @@ class Family(NamedTuple):
 _LLAMA = Family("self_attn.o_proj", _GATED, (_PRE,))
 _GPT2 = Family("attn.c_proj", _C_FC, (_LN_12,), blocks="h", final_norm="ln_f")
 
+_GRANITE = _LLAMA._replace(
+    embedding_multiplier="embedding_multiplier",
+    residual_multiplier="residual_multiplier",
+    logit_divisor="logits_scaling",
+)
+_GATED_HEADS = _LLAMA._replace(gate=Gate("self_attn.g_proj", "sigmoid"))
 _LFM2 = Family(
     "self_attn.out_proj",
     FeedForward("feed_forward.w2", "feed_forward.w1", "feed_forward.w3"),
@@ -165,11 +176,7 @@ FAMILIES: dict[str, Family] = {
     "stablelm": _LLAMA._replace(norms=(_PRE, _SHARED), parallel="use_parallel_residual"),
     "starcoder2": _LLAMA._replace(ffn=_C_FC),
     "cohere": _LLAMA._replace(norms=(_SHARED,), logit_multiplier="logit_scale"),
-    "granite": _LLAMA._replace(
-        embedding_multiplier="embedding_multiplier",
-        residual_multiplier="residual_multiplier",
-        logit_divisor="logits_scaling",
-    ),
+    "granite": _GRANITE,
     "smollm3": _LLAMA,
     "hyperclovax": _LLAMA._replace(
         norms=(_PERI, _PRE),
@@ -200,11 +207,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5_moe_text": _QWEN3_NEXT,
     "bamba": _BAMBA,
     "jamba": _BAMBA,
-    "granitemoehybrid": _LLAMA._replace(
+    "granitemoehybrid": _GRANITE._replace(
         ffn=FeedForward("shared_mlp.output_linear", "shared_mlp.input_linear", "shared_mlp.input_linear"),
-        embedding_multiplier="embedding_multiplier",
-        residual_multiplier="residual_multiplier",
-        logit_divisor="logits_scaling",
         mixers=("mamba",),
     ),
     "olmo_hybrid": _LLAMA._replace(norms=(_POST, _PRE), mixers=("linear_attn",)),
@@ -217,6 +221,23 @@ FAMILIES: dict[str, Family] = {
         softcap="logits_soft_cap",
         mixers=("temporal_block",),
     ),
+    "apertus": _LLAMA._replace(
+        ffn=FeedForward("mlp.down_proj", "mlp.up_proj"),
+        norms=(Norms("attention_layernorm", "feedforward_layernorm"),),
+    ),
+    **dict.fromkeys(("granite_swa", "granitemoe_swa"), _GRANITE._replace(sink=True)),
+    "mllama_text_model": _LLAMA._replace(images="cross_attn"),
+    "lfm3": _LFM2._replace(
+        attention_out="self_attn.o_proj",
+        norms=(
+            Norms("operator_norm", "ffn_norm", "post_operator_norm", "post_ffn_norm"),
+            Norms("operator_norm", "ffn_norm"),
+        ),
+        gate=Gate("self_attn.g_proj", "sigmoid"),
+    ),
+    "dots3_note_text": _GATED_HEADS,
+    "bailing_hybrid": _GATED_HEADS,
+    "kimi_linear": _LLAMA,
     "afmoe": _LLAMA._replace(
         norms=(
             Norms("input_layernorm", "pre_mlp_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
@@ -229,12 +250,15 @@ FAMILIES: dict[str, Family] = {
 # Why a family is not read, where its blocks do not say it themselves.
 _NO_FFN = "its blocks have no FFN, so it has no neurons"
 _AFTER = "it normalises the residual stream after each part, which is not supported yet"
+_CODEBOOKS = "its projections or its embeddings are a list, one for each codebook"
+_DRAFTS = "it only drafts for another model, whose keys and values it reads"
+_STREAMS = "it has several residual streams, which it mixes at each layer"
 _DECODER = "it is the decoder of an encoder-decoder, which is not supported yet"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "xlstm"), _NO_FFN),
     "rwkv": "its FFN multiplies what it writes by a gate, so a neuron has no vector of its own",
     **dict.fromkeys(("zamba", "zamba2"), "its shared FFN feeds a mixer and not the residual stream"),
-    **dict.fromkeys(("openai-gpt", "xlnet"), _AFTER),
+    **dict.fromkeys(("openai-gpt", "xlnet", "bert-generation", "git"), _AFTER),
     **dict.fromkeys(
         (
             "bart",
@@ -254,14 +278,26 @@ REFUSED: dict[str, str] = {
     ),
     "reformer": "its layers are reversible, with two residual streams",
     "diffllama": "its attention subtracts one pattern from another before the values are mixed",
-    "gemma3n_text": "it has several residual streams, which it mixes at each layer",
-    "moshi": "its projections are a list, one for each codebook",
-    "bitnet": "its FFN normalises all coefficients together before the down projection, which is not supported yet",
     **dict.fromkeys(
-        ("granite_swa", "granitemoe_swa"),
-        "its attention weights do not add up to 1 (a sink that holds no value)",
+        ("gemma3n", "gemma3n_text", "deepseek_v4", "hy_v4", "qwen4_exp", "qwen4_exp_text"), _STREAMS
     ),
+    **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), _CODEBOOKS),
+    "bitnet": "its FFN normalises all coefficients together before the down projection, which is not supported yet",
     "cpmant": "it puts tokens of its own before each input",
+    "inkling2_text": "each of its layers reads a mixture of all layers before it",
+    "inkling_text": "it mixes what attention and FFN write with that of the tokens before, by a convolution",
+    "minimax": "its residual is taken after the norm",
+    "minimax_m3_vl_text": "its dense FFN clamps its gate, and multiplies with 1 + a clamped up projection",
+    "hrm_text": "it goes through its layers again and again, and so has no number of layers",
+    "doge": "it multiplies each channel of its residual stream in each layer",
+    "zaya": "it multiplies and shifts each channel of its residual stream in each layer",
+    "gpt_neox_japanese": "its last layer adds a bias to its attention outside of the output projection",
+    "modernbert-decoder": "its head has a hidden layer of its own",
+    "voxtral_realtime": "what its FFN reads is scaled by how far the text lags behind the sound",
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), _DRAFTS),
+    "jetmoe": "its attention heads are experts too, and its experts are computed by code of their own",
+    "blt": "it reads patches of bytes, between two smaller models",
+    "longcat_flash": "its blocks have two attentions and two FFNs, and a mixture beside them",
 }
 
 # What an unlisted decoder may be made of, likeliest first.

@@ -137,6 +137,14 @@ def _inside_sdpa(
     return scores.softmax(-1), value
 
 
+def shared_out(alpha: Tensor, value: Tensor, mixed: Float[Tensor, "token heads_x_dimension"]) -> Tensor:
+    """Attention weights times the one number for each head and token by which what they mix was made smaller."""
+    whole = alpha.float() @ value.float()
+    seen = mixed.float().unflatten(-1, (len(alpha), -1)).transpose(0, 1)
+    factor = (seen * whole).sum(-1) / whole.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+    return alpha * factor[..., None].to(alpha.dtype)
+
+
 def heads_of(operands: tuple[Tensor, Tensor] | None, n_heads: int) -> tuple[Tensor, Tensor]:
     """Both operands of ``weights @ values`` as [head, ...]; a value shared by all heads is repeated."""
     if operands is None:
@@ -265,6 +273,8 @@ class Witness:
                     "the last product before its output is not of weights and values",
                 )
             seen["alpha"], seen["value"] = alpha, value
+            if self.layer.sink:
+                seen["alpha"] = shared_out(alpha, value, seen["mixed"])
         seen["lres"] = self._after_attention(anatomy.residual_multiplier) if anatomy.parallel else read
         return LayerTrace(up=seen.pop("up", None), call=self.call, **seen)
 

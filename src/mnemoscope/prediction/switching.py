@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope.model.parts import Norm
+from mnemoscope.model.parts import Layer, Norm
 from mnemoscope.model.stream import Stream
 from mnemoscope.records import Cells
 
@@ -70,7 +70,7 @@ def switches(
     residual = (traced.lin if stream.anatomy.parallel else traced.lres)[position].float()
     inner = folded(block.ffn_norm, residual, block.keys()[neurons], _rows_of(block.key_bias(), neurons))
     g = traced.gate[position][neurons].float()
-    act, rate = _activation(stream, g)
+    act, rate = _activation(block, g)
     coefficient = traced.coefficients[position][neurons].float()
     if traced.up is None:
         share = _scaled(inner, rate)
@@ -118,11 +118,11 @@ def _rows_of(bias: Tensor | None, neurons: Tensor) -> Tensor | None:
     return None if bias is None else bias[neurons]
 
 
-def _activation(stream: Stream, g: Tensor) -> tuple[Tensor, Tensor]:
+def _activation(block: Layer, g: Tensor) -> tuple[Tensor, Tensor]:
     """act(g) and r(g) = act(g) / g."""
     with torch.no_grad():
         away = torch.where(g.abs() < _TINY, torch.full_like(g, _TINY).copysign(g), g)
-        return stream.anatomy.act(g), stream.anatomy.act(away) / away
+        return block.act(g), block.act(away) / away
 
 
 def neuron_shares(
