@@ -12,6 +12,7 @@ from mnemoscope.errors import MnemoscopeError, ModelError, PatternError, QueryEr
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # short name, and torch's
 LENSES = ("raw", "own", "frozen")
+PROJECTIONS = ("adaptive", "flat")  # of a vector on tokens, where a model has an adaptive softmax
 NULLS = ("random", "rotated", "shuffled", "chimera", "covariance")
 DECOYS = ("chimera", "covariance")  # kinds of null units of which there is one for each neuron
 DEFAULT_NULLS = ("random", "rotated")

@@ -229,6 +229,7 @@ class _Build:
                 "attention": str(getattr(self.model.hf.config, "_attn_implementation", None)),
                 "device": self.model.device.type,
                 "values_lens": values.LENS,
+                **({"values_projection": values.PROJECTION} if self.model.anatomy.bands else {}),
                 "shard_tokens": SHARD_TOKENS,
                 "batch_tokens": BATCH_TOKENS,
                 "special": plan.special,

@@ -1,6 +1,7 @@
 """Read every neuron's value, and its key, in vocabulary space (Geva et al. 2021, Section 4; A10).
 
-The value is read under the `own` lens: the final norm with the value's own statistics, then the unembedding. Post-norms
+The value is read under the `own` lens: the final norm with the value's own statistics, then the unembedding, of an
+adaptive softmax by its flat projection. Post-norms
 fold their weight into the value first (G4). Probabilities are over the whole vocabulary; a value read with a
 negative coefficient promotes what is listed as suppressed.
 
@@ -27,6 +28,7 @@ from mnemoscope.model.parts import Layer
 from mnemoscope.run.schemas import arrow_table
 
 LENS = "own"
+PROJECTION = "flat"  # so that what a value says first is the same whatever its coefficient (B.4)
 VALUE_TOKENS = 50  # kept for each neuron and polarity
 KEY_TOKENS = 10
 _TILE = 64  # neurons read at once: their logits stay near the cache
@@ -187,7 +189,7 @@ def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table,
     wanted = list(wanted)
     if not wanted:
         return
-    lens = Lens.of(model.anatomy, LENS)
+    lens = Lens.of(model.anatomy, LENS, PROJECTION)
     vectors = bare_tokens(model)
     for layer in wanted:
         yield layer, *read_layer(model, layer, lens, vectors)

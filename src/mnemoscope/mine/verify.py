@@ -200,7 +200,7 @@ def _values(run: Run, model: Model, generator: np.random.Generator, sample: int)
     parts = model.anatomy
     sample = min(sample, len(model.cells))
     layers, neurons = model.cells.place(np.sort(generator.choice(len(model.cells), sample, replace=False)))
-    lens = Lens.of(parts, values.LENS)
+    lens = Lens.of(parts, values.LENS, values.PROJECTION)
     stored_logits, fresh_logits, wrong = [], [], 0
     for layer in np.unique(layers):
         here = neurons[layers == layer]

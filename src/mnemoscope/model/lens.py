@@ -14,6 +14,11 @@ Under every lens the logits of v are ``cap(s(v) A v + c)``: A is the centred, we
 s the statistic of the final norm (`Lens.scale`) and c what its biases add (`Lens.offset`). A is the costly half, and
 ``A (r + y) = A r + A y``, so that the sum of two vectors is read from the readings of each. The biases belong to
 points of the stream (`Lens.point`) and not to parts of it (`Lens.part`), which are then additive; under own to both.
+
+A model with an adaptive softmax has two projections. Under ``adaptive`` logits are the log-probabilities that its own
+head gives: they are not additive, and which token is first depends on the length of a vector. Under ``flat`` every
+token has its row, the projection of its band multiplied out, and one softmax is over all: ranks are a vector's own,
+as in any other model, whose only projection is this one.
 """
 
 from __future__ import annotations
@@ -25,7 +30,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.arguments import LENSES
+from mnemoscope.arguments import LENSES, PROJECTIONS
+from mnemoscope.model.adaptive import Bands
 from mnemoscope.model.parts import Anatomy, Norm
 
 _TOKENS = 1024  # of the unembedding at once: a third faster than all in one product
@@ -37,25 +43,39 @@ class Lens:
 
     name: str  # one of LENSES
     norm: Norm | None
-    unembedding: Float[Tensor, "vocabulary width"]
+    table: Float[Tensor, "row width"]  # of tokens, and under an adaptive softmax of its classes
     bias: Float[Tensor, " vocabulary"] | None
     multiplier: float
     softcap: float | None
+    bands: Bands | None = None
 
     @classmethod
-    def of(cls, anatomy: Anatomy, name: str) -> Lens:
-        """The lens of that name for a model."""
-        if name not in LENSES:
-            raise ValueError(f"reading a vector: {name!r} is no lens; take one of {', '.join(LENSES)}")
-        bias = anatomy.unembedding_bias
+    def of(cls, anatomy: Anatomy, name: str, projection: str = "adaptive") -> Lens:
+        """The lens of that name for a model; with no adaptive softmax both of `PROJECTIONS` are flat."""
+        for given, accepted in ((name, LENSES), (projection, PROJECTIONS)):
+            if given not in accepted:
+                raise ValueError(f"reading a vector: {given!r} is no lens; take one of {', '.join(accepted)}")
+        bias, table = anatomy.unembedding_bias, anatomy.unembedding().detach().float()
+        bands = anatomy.bands if projection == "adaptive" else None
         return cls(
             name,
             anatomy.final_norm,
-            anatomy.unembedding().detach().float(),
+            table if bands else table[: anatomy.vocabulary],
             None if bias is None else bias.detach().float(),
             anatomy.logit_multiplier,
             anatomy.softcap,
+            bands,
         )
+
+    @property
+    def unembedding(self) -> Float[Tensor, "vocabulary width"]:
+        """The row of every token."""
+        return self.table if self.bands is None else self.table[: self.bands.vocabulary]
+
+    @property
+    def additive(self) -> bool:
+        """Whether a token's logit is a dot product: no soft cap and no adaptive softmax."""
+        return self.softcap is None and self.bands is None
 
     def scale(
         self, reference: Float[Tensor, "*batch width"], vectors: Float[Tensor, "*batch width"] | None = None
@@ -72,9 +92,9 @@ class Lens:
             return vectors
         return self.norm.linear(vectors, vectors.new_ones(1))
 
-    def linear(self, vectors: Float[Tensor, "row width"]) -> Float[Tensor, "row vocabulary"]:
-        """A v: additive."""
-        vectors, table = self.weighted(vectors), self.unembedding
+    def linear(self, vectors: Float[Tensor, "vector width"]) -> Float[Tensor, "vector row"]:
+        """A v, for every row of the table: additive."""
+        vectors, table = self.weighted(vectors), self.table
         scores = vectors.new_empty(len(vectors), len(table))
         for start in range(0, len(table), _TOKENS):
             tokens = slice(start, start + _TOKENS)
@@ -82,17 +102,17 @@ class Lens:
         return scores if self.multiplier == 1.0 else scores.mul_(self.multiplier)
 
     def point(
-        self, linear: Float[Tensor, "row vocabulary"], scale: Float[Tensor, "row 1"]
-    ) -> Float[Tensor, "row vocabulary"]:
+        self, linear: Float[Tensor, "vector row"], scale: Float[Tensor, "vector 1"]
+    ) -> Float[Tensor, "vector vocabulary"]:
         """Logits of points of the stream, from A v."""
         scores = linear * scale
         return self.cap(scores.add_(self.offset) if self.biased else scores)
 
     def part(
-        self, linear: Float[Tensor, "row vocabulary"], scale: Float[Tensor, "row 1"]
-    ) -> Float[Tensor, "row vocabulary"]:
+        self, linear: Float[Tensor, "vector row"], scale: Float[Tensor, "vector 1"]
+    ) -> Float[Tensor, "vector vocabulary"]:
         """Logits of parts of the stream, from A v."""
-        return self.point(linear, scale) if self.name == "own" else linear * scale
+        return self.point(linear, scale) if self.name == "own" or self.bands else linear * scale
 
     def directions(
         self, vectors: Float[Tensor, "*batch width"], scale: Float[Tensor, "*#batch 1"] | None = None
@@ -110,30 +130,30 @@ class Lens:
     def logits(
         self, vectors: Float[Tensor, "*batch width"], scale: Float[Tensor, "*batch 1"] | None = None
     ) -> Float[Tensor, "*batch vocabulary"]:
-        """Scores of every token. Additive in the vectors under raw and frozen while there is no soft cap (A35)."""
-        scores = self.directions(vectors, scale) @ self.unembedding.T
+        """Scores of every token. Additive in the vectors under raw and frozen where the lens is `additive` (A35)."""
+        scores = self.directions(vectors, scale) @ self.table.T
         if self.name == "own" and self.bias is not None:
             scores += self.bias
         if self.multiplier != 1.0:
             scores *= self.multiplier
-        return scores if self.name != "own" else self.cap(scores)
+        return self.cap(scores) if self.name == "own" or self.bands else scores
 
     def raw_logits(
         self, residuals: Float[Tensor, "*batch width"], scale: Float[Tensor, "*#batch 1"] | None = None
-    ) -> Float[Tensor, "*batch vocabulary"]:
-        """Logits of points of the stream before a soft cap, with the biases of the final norm and the unembedding."""
-        scores = self.directions(residuals, scale) @ self.unembedding.T
+    ) -> Float[Tensor, "*batch row"]:
+        """Logits of points of the stream before `cap`, with the biases of the final norm and the unembedding."""
+        scores = self.directions(residuals, scale) @ self.table.T
         if self.name == "own":
             scores = scores if self.bias is None else scores + self.bias
             return scores * self.multiplier
         return scores * self.multiplier + self.offset
 
     @cached_property
-    def offset(self) -> Float[Tensor, " vocabulary"]:
+    def offset(self) -> Float[Tensor, " row"]:
         """The logits of no vector: what the biases of the final norm and the unembedding add (raw: the latter)."""
-        total = torch.zeros(self.unembedding.shape[0], device=self.unembedding.device)
+        total = torch.zeros(self.table.shape[0], device=self.table.device)
         if self.name != "raw" and self.norm is not None and self.norm.bias is not None:
-            total = total + self.unembedding @ self.norm.bias.float()
+            total = total + self.table @ self.norm.bias.float()
         if self.bias is not None:
             total = total + self.bias
         return total * self.multiplier
@@ -143,6 +163,8 @@ class Lens:
         """Whether the offset is anything."""
         return bool(self.offset.any())
 
-    def cap(self, scores: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch vocabulary"]:
-        """The model's soft cap; monotone, so ranks stay and probabilities move."""
+    def cap(self, scores: Float[Tensor, "*batch row"]) -> Float[Tensor, "*batch vocabulary"]:
+        """The model's soft cap, monotone, so that ranks stay and probabilities move; or its adaptive softmax."""
+        if self.bands is not None:
+            return self.bands.log_probabilities(scores)
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)

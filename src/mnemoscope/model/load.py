@@ -27,8 +27,11 @@ from mnemoscope.model import devices
 from mnemoscope.model.accepted import ACCEPTED, is_path, unwrapped
 from mnemoscope.model.check import examine
 from mnemoscope.model.checkpoint import check_tensors, check_types, only_cached
+from mnemoscope.model.fairseq_checkpoint import DICTIONARY, is_fairseq
+from mnemoscope.model.fairseq_checkpoint import load as load_fairseq
 from mnemoscope.model.model import NAMES, Model, embedding_rows, native_bf16
 from mnemoscope.text import samples
+from mnemoscope.text.dictionary import dictionary_tokenizer
 from mnemoscope.text.tokenizer import accepted, check_rows
 
 if TYPE_CHECKING:
@@ -50,8 +53,9 @@ def load_model(
 ) -> Model:
     """Load a model and prove that its parts add up to its logits.
 
-    source    Hugging Face id, local folder, .gguf file, ``sample:smollm2-135m``, or a loaded PreTrainedModel, also
-              inside of torch.compile, DataParallel or a PeftModel whose adapters are merged; it is left as it was
+    source    Hugging Face id, local folder (of transformers, or of fairseq: model.pt and dict.txt), .gguf file,
+              ``sample:smollm2-135m``, or a loaded PreTrainedModel, also inside of torch.compile, DataParallel or a
+              PeftModel whose adapters are merged; it is left as it was
     tokenizer needed beside a PreTrainedModel that does not say where it came from; one of transformers or
               `tokenizers`, or the folder or id of one
     dtype     ``auto`` (bf16 where the processor multiplies it natively, else fp32), ``fp32``, ``bf16``, ``fp16``
@@ -225,9 +229,10 @@ def _check_folder(path: Path, name: str) -> None:
             "two with peft (AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)) "
             "and give the result"
         )
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() and not is_fairseq(path):
         raise ModelError(
-            f"loading a model: the folder {name} has no config.json; give a folder written by save_pretrained"
+            f"loading a model: the folder {name} has no config.json; give a folder written by save_pretrained, or one "
+            "of fairseq's with model.pt and dict.txt"
         )
 
 
@@ -235,6 +240,8 @@ def _weights(
     where: _Where, dtype: torch.dtype, allow_unused: bool
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model, and what of its checkpoint was left unused."""
+    if is_fairseq(Path(where.source)):
+        return load_fairseq(where.name, Path(where.source), dtype, allow_unused=allow_unused)
     try:
         with samples.quiet_transformers():
             config = AutoConfig.from_pretrained(where.source, **where.options)
@@ -302,6 +309,8 @@ def _unreadable(where: _Where, error: Exception) -> str:
 
 
 def _tokenizer(where: _Where) -> Any:
+    if is_fairseq(Path(where.source)):
+        return dictionary_tokenizer(Path(where.source) / DICTIONARY)
     cure = "it must lie beside the weights (tokenizer.json); in Python it can also be given as tokenizer="
     try:
         with samples.quiet_transformers():

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from mnemoscope.model.adaptive import Bands
 from mnemoscope.model.experts import Experts, Rows
 
 
@@ -237,6 +238,9 @@ class Layer:
 class Anatomy:
     """A decoder taken apart: ``logits = softcap(logit_multiplier * (unembedding . final_norm(x) + bias))``.
 
+    Under an adaptive softmax (``bands``) the rows of its classes stand behind those of the tokens, and logits are the
+    log-probabilities that `Bands` makes of all of them.
+
     Every block adds ``residual_multiplier * post_norm(part)`` to the residual stream, for its attention and
     for its FFN; with ``parallel`` both read the layer's input (G5).
     """
@@ -264,6 +268,7 @@ class Anatomy:
     final_norm: Norm | None
     head: nn.Module
     body: nn.Module  # call it with token ids to run everything but the head
+    bands: Bands | None = None
     attention: str = "eager"  # the implementation under which its attention is taken apart: eager or sdpa
 
     @property
@@ -272,8 +277,8 @@ class Anatomy:
         first = next(layer for layer, size in zip(self.layers, self.sizes, strict=True) if size)
         return next(first.rows()).values.dtype
 
-    def unembedding(self) -> Float[Tensor, "vocabulary width"]:
-        """Rows of the output embedding, as stored."""
+    def unembedding(self) -> Float[Tensor, "row width"]:
+        """Rows of the output embedding, as stored; those of classes, if there are any, behind the tokens'."""
         return rows_of(self.head)
 
     @property
@@ -295,6 +300,8 @@ class Anatomy:
         if self.unembedding_bias is not None:
             logits = logits + self.unembedding_bias.float()
         logits = logits * self.logit_multiplier
+        if self.bands is not None:
+            return self.bands.log_probabilities(logits)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 

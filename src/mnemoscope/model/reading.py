@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from mnemoscope.errors import ModelNotSupported
+from mnemoscope.model.adaptive import Bands
 from mnemoscope.model.experts import Experts, dispatched, measured
 from mnemoscope.model.parts import Anatomy, Gated, Layer, Norm, Projection, rows_of
 from mnemoscope.model.table import (
@@ -252,6 +253,8 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
     width = first.heads().shape[-1]
     if rows_of(head).shape[1] != width or rows_of(embedding).shape[1] != width:
         raise refused(family, "its embeddings are projected to another width")
+    ends = getattr(config, row.bands) if row.bands else None
+    bands = Bands(tuple(ends)) if ends else None
     shared = first.ffn_norm is not None and first.ffn_norm is first.input_norm
     return Anatomy(
         family=family,
@@ -263,7 +266,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         n_heads=first.n_heads,
         n_kv_heads=_kv_heads(config, first.n_heads),
         head_dim=max(layer.heads().shape[1] for layer in layers),
-        vocabulary=rows_of(head).shape[0],
+        vocabulary=bands.vocabulary if bands else rows_of(head).shape[0],
         context_length=_context_length(config),
         gated=first.gated,
         activation=_name_of(first.act, _activation_of(config, row)),
@@ -280,6 +283,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         else measured_norm(body, row.final_norm, width, config, family),
         head=head,
         body=body,
+        bands=bands,
     )
 
 

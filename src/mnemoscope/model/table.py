@@ -97,6 +97,7 @@ class Family(NamedTuple):
     sink: bool = False  # some attention goes to nothing, by a factor after the weights
     images: str | None = None  # in the blocks with this part text alone does not go through
     activation: str | None = None  # where the code and not the config says it
+    bands: str | None = None  # the field that says where the bands of an adaptive softmax end
     refused: tuple[tuple[str, Any, str], ...] = ()
 
 
@@ -243,6 +244,18 @@ FAMILIES: dict[str, Family] = {
             Norms("input_layernorm", "pre_mlp_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
         ),
         gate=Gate("self_attn.gate_proj", "sigmoid"),
+    ),
+    "fairseq_lm": Family(
+        "self_attn.out_proj",
+        _FC1,
+        (_OPT,),
+        final_norm="layer_norm",
+        embedding_multiplier="embed_scale",
+        bands="output_bands",
+        refused=(
+            ("normalize_before", True, "it normalises the residual stream after each part"),
+            ("layernorm_embedding", False, "it normalises embeddings and positions together"),
+        ),
     ),
     "laguna": _LLAMA._replace(gate=Gate("self_attn.g_proj", "softplus")),
 }

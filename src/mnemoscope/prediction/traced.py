@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.stream import Stream
 from mnemoscope.prediction.bases import Geometry, Measure, ResidualBases
@@ -71,6 +72,11 @@ class TracedPrediction:
     @cached_property
     def bases(self) -> ResidualBases:
         """The residuals that vectors are added to or taken from."""
+        if self.lens.bands is not None:
+            raise ModelNotSupported(
+                f"taking a prediction of a {self.stream.anatomy.family!r} model apart: its softmax is adaptive, which "
+                "is not followed as yet; models with one softmax over all tokens are explained"
+            )
         rows = torch.cat([self.points, self.points[:1] * 0])
         return ResidualBases(self.lens, self.target, rows, self.scale, self.shared)
 
@@ -149,7 +155,7 @@ class TracedPrediction:
         self, vectors: Float[Tensor, "part width"], count: int
     ) -> tuple[list[list[str]], list[list[str]]]:
         """The tokens that vectors raise most and lower most, under the own lens (as `values` of a run)."""
-        lens = Lens.of(self.stream.anatomy, "own")
+        lens = Lens.of(self.stream.anatomy, "own", "flat")
         up: list[list[str]] = []
         down: list[list[str]] = []
         for chunk in vectors.split(64):

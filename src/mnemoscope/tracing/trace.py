@@ -340,7 +340,7 @@ Words = dict[NeuronId, tuple[tuple[str, ...], tuple[str, ...]]]
 def _read(model: Model, neurons: Sequence[NeuronId], words: Vocabulary) -> Words:
     """The tokens that some values write, read through the lens."""
     written: Words = {}
-    lens = Lens.of(model.anatomy, values.LENS)
+    lens = Lens.of(model.anatomy, values.LENS, values.PROJECTION)
     for layer in sorted({neuron.layer for neuron in neurons}):
         chosen = [neuron for neuron in neurons if neuron.layer == layer]
         rows = torch.tensor([neuron.neuron for neuron in chosen], device=model.device)

@@ -257,7 +257,7 @@ def told_apart(prediction: TracedPrediction, shown: pl.DataFrame) -> pl.DataFram
     moved = prediction.odds(vectors, 2 * layer + 1)[..., 0]
     cells = Cells(prediction.stream.anatomy.sizes)
     chains = _chains(prediction, shown)[torch.from_numpy(cells.cell(layer, neuron))]
-    scores = Lens.of(prediction.stream.anatomy, "own").raw_logits(vectors)
+    scores = Lens.of(prediction.stream.anatomy, "own", "flat").raw_logits(vectors)
     words = torch.tensor([[prediction.target, prediction.foils[0]]]).expand(len(addresses), 2)
     first, last = ranks(scores, words), ranks(-scores, words)
     promotes, suppresses = prediction.promoted(vectors, PROMOTED)

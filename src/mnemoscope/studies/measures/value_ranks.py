@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mnemoscope.mine.reading import share_out
-from mnemoscope.mine.values import LENS, value_vectors
+from mnemoscope.mine.values import LENS, PROJECTION, value_vectors
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
@@ -43,7 +43,7 @@ def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, It
 def _layers(run: Run, model: Model, seed: int, report: Callable[[Progress], None]) -> Iterator[pa.Table]:
     rows = _targets(run)
     generator = np.random.default_rng(seed)
-    lens = Lens.of(model.anatomy, LENS)
+    lens = Lens.of(model.anatomy, LENS, PROJECTION)
     total = model.anatomy.n_layers
     for number, layer in enumerate(model.anatomy.layers):
         report(Progress("ranking values", number, total, "layers"))

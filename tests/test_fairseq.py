@@ -1,0 +1,368 @@
+"""Checkpoints of fairseq's, the papers' own kind of model: read as data, and equal to what fairseq computed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from argparse import Namespace
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mnemoscope.errors import ModelError, ModelNotSupported
+from mnemoscope.model import fairseq
+from mnemoscope.model.adaptive import Bands
+from mnemoscope.model.capture import Capture, residuals
+from mnemoscope.model.check import examine, self_check
+from mnemoscope.model.lens import Lens
+from mnemoscope.model.load import load_model
+from mnemoscope.model.model import Model
+from mnemoscope.records import ContextBatch
+from mnemoscope.text.dictionary import dictionary_tokenizer
+from mnemoscope.text.tokenizer import frame, special_ids
+
+FOLDER = Path(__file__).parent / "fairseq"
+VARIANTS = ("tied", "untied_proj")
+EXACT = 1e-5
+LINES = [
+    "w000 w066 w196 <unk> w283 w147 w287 w179 w088",
+    "w000 w066 w196 <unk> w117",
+    "w000 w066 w196 <unk> w183 w018 w096 w040 w095 w051 w208 w068",
+]
+
+
+@cache
+def loaded(variant: str) -> Model:
+    """A fixture, in fp32."""
+    return load_model(FOLDER / variant, dtype="fp32", device="cpu")
+
+
+@cache
+def golden(variant: str) -> dict[str, np.ndarray]:
+    """What fairseq computed for `LINES`, one row each, padded on the right."""
+    with np.load(FOLDER / variant / "golden.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> str:
+    """The name of a fixture."""
+    return str(request.param)
+
+
+def _off(variant: str, name: str, built: Tensor) -> float:
+    """The largest difference from fairseq's where there is no padding; axes are lines, tokens, ..."""
+    seen = golden(variant)["src_tokens"] != fairseq.PADDING
+    return float(np.abs(built.detach().numpy() - golden(variant)[name])[seen].max())
+
+
+def test_words_are_those_of_the_dictionary(variant: str) -> None:
+    """A line begins with the end of the line before it; what the dictionary lacks is unknown."""
+    rows = golden(variant)["src_tokens"]
+    model = loaded(variant)
+    assert [model.tokenizer(line)["input_ids"] for line in LINES] == [
+        row[row != fairseq.PADDING].tolist() for row in rows
+    ]
+    assert model.tokenizer("w000\nw001 elsewhere")["input_ids"] == [2, 4, 2, 5, 3]
+    assert frame(model.tokenizer) == ((2,), ())
+    assert special_ids(model.tokenizer) == [0, 1, 2, 3]
+
+
+def test_residuals_equal_those_of_fairseq(variant: str) -> None:
+    """After attention and after the feed-forward layer, in every layer."""
+    stream = residuals(loaded(variant), torch.from_numpy(golden(variant)["src_tokens"]))
+    for layer in range(4):
+        assert _off(variant, f"resid_mid.{layer}", stream["Lres"][layer]) <= EXACT
+        assert _off(variant, f"resid_out.{layer}", stream["Lout"][layer]) <= EXACT
+
+
+def test_coefficients_equal_those_of_fairseq(variant: str) -> None:
+    """What mining hands out is what fairseq's second projection reads."""
+    model, tokens = loaded(variant), golden(variant)["src_tokens"].astype(np.int32)
+    lengths = (tokens != fairseq.PADDING).sum(1).astype(np.int32)
+    batch = ContextBatch(np.arange(len(tokens)), tokens, lengths, np.ones(tokens.shape, bool))
+    kept: dict[int, Tensor] = {}
+    with Capture(model) as capture:
+        capture.sweep(batch, lambda layer, coefficients, *_: kept.update({layer: coefficients.clone()}))
+    assert sorted(kept) == [0, 1, 2, 3]
+    assert max(_off(variant, f"ffn_hidden.{layer}", kept[layer]) for layer in kept) <= EXACT
+
+
+def test_log_probabilities_equal_those_of_fairseq(variant: str) -> None:
+    """Of the model itself, of its final residual read by every lens, of values, and of nothing."""
+    model, arrays = loaded(variant), golden(variant)
+    tokens = torch.from_numpy(arrays["src_tokens"])
+    with torch.no_grad():
+        assert _off(variant, "logprobs", model.hf(input_ids=tokens).logits) <= EXACT
+    stream = residuals(model, tokens)
+    for name in ("raw", "own", "frozen"):
+        lens = Lens.of(model.anatomy, name)
+        scale = lens.scale(stream["Lout"][3])
+        assert _off(variant, "logprobs", lens.logits(stream["Lout"][3], scale)) <= EXACT
+        assert (
+            _off(variant, "logprob_resid_out.2", lens.cap(lens.raw_logits(stream["Lout"][2], scale))) <= EXACT
+        )
+        for layer in (0, 3):
+            values = lens.logits(model.anatomy.layers[layer].values())
+            assert float(np.abs(values.detach().numpy() - arrays[f"value_logprob.{layer}"]).max()) <= EXACT
+    nothing = Lens.of(model.anatomy, "raw").logits(torch.zeros(32))
+    assert float(np.abs(nothing.numpy() - arrays["zero_vector_logprob"]).max()) <= EXACT
+
+
+def test_scores_of_a_line_equal_those_of_fairseq(variant: str) -> None:
+    """The log-probability of each next word."""
+    model = loaded(variant)
+    for index, line in enumerate(LINES):
+        tokens = torch.tensor(model.tokenizer(line)["input_ids"])
+        with torch.no_grad():
+            logits = model.hf(input_ids=tokens[None]).logits[0]
+        scores = logits[:-1].gather(1, tokens[1:, None])[:, 0]
+        assert np.abs(scores.numpy() - golden(variant)[f"positional_scores.{index}"]).max() <= EXACT
+
+
+def test_what_is_shared_is_shared(variant: str) -> None:
+    """Tied weights are one: as many numbers as fairseq counts."""
+    numbers = sum(parameter.numel() for parameter in loaded(variant).hf.parameters())
+    assert numbers == {"tied": 34_528, "untied_proj": 34_848}[variant]
+
+
+def test_embeddings_are_multiplied_out(variant: str) -> None:
+    """The matrix of all embeddings is what looking each up gives."""
+    model, wanted = loaded(variant), golden(variant)["embed_tokens_all"]
+    with torch.no_grad():
+        looked_up = model.anatomy.embedding(torch.arange(304)).numpy()
+        assert np.abs(model.hf.get_input_embeddings().weight.numpy() - wanted).max() <= EXACT
+    assert np.abs(looked_up - wanted).max() <= EXACT
+
+
+# -- The adaptive softmax ------------------------------------------------------------------------------------
+
+
+def test_bands_equal_the_definition() -> None:
+    """log p(w) = log p(class) + log p(w | class), by a loop over tokens; and probabilities add up to 1."""
+    bands = Bands((3, 5, 9))
+    scores = torch.randn(4, bands.rows, generator=torch.Generator().manual_seed(0)).double() * 3
+    logs = bands.log_probabilities(scores)
+    for token in range(9):
+        first = torch.cat([scores[:, :3], scores[:, 9:]], 1).softmax(1)
+        if token < 3:
+            wanted = first[:, token]
+        elif token < 5:
+            wanted = first[:, 3] * scores[:, 3:5].softmax(1)[:, token - 3]
+        else:
+            wanted = first[:, 4] * scores[:, 5:9].softmax(1)[:, token - 5]
+        assert torch.allclose(logs[:, token].exp(), wanted, atol=1e-12)
+        added = sum(scores[:, rows].log_softmax(1)[:, index] for rows, index in bands.softmaxes(token))
+        assert torch.allclose(logs[:, token], added, atol=1e-12)
+    assert torch.allclose(logs.exp().sum(1), torch.ones(4, dtype=torch.float64))
+
+
+def test_the_flat_projection_is_additive_and_the_adaptive_one_is_not(variant: str) -> None:
+    """B.4: ranks are a value's own under flat, and depend on its coefficient under adaptive."""
+    anatomy = loaded(variant).anatomy
+    values = anatomy.layers[1].values()
+    flat, adaptive = (Lens.of(anatomy, "raw", name) for name in ("flat", "adaptive"))
+    assert flat.additive and not adaptive.additive
+    assert flat.logits(values).shape == adaptive.logits(values).shape == (48, 304)
+    sums = flat.logits(values[:1] + values[1:2]) - flat.logits(values[:1]) - flat.logits(values[1:2])
+    assert float(sums.abs().max()) <= EXACT
+    assert torch.equal(flat.logits(values).argsort(1), flat.logits(values * 8).argsort(1))
+    assert not torch.equal(adaptive.logits(values).argsort(1), adaptive.logits(values * 8).argsort(1))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda hf: hf.decoder.layers[1].fc2.bias,
+        lambda hf: hf.decoder.layers[2].final_layer_norm.weight,
+        lambda hf: hf.adaptive_softmax.head.class_proj.weight,
+        lambda hf: hf.adaptive_softmax.tail[1][0].weight,
+    ],
+    ids=["bias", "norm", "classes", "tail"],
+)
+def test_a_part_that_is_not_what_the_model_computes_is_seen(damage: Callable[[Any], Tensor]) -> None:
+    """An anatomy read before a weight changed does not pass the check of the model as it is now."""
+    model = load_model(FOLDER / "untied_proj", dtype="fp32", device="cpu")
+    assert self_check(model.hf, model.anatomy) <= 1e-6
+    weight = damage(model.hf)
+
+    def moved(by: float) -> Callable[..., None]:
+        def move(*_: Any) -> None:
+            weight.data.add_(by)
+
+        return move
+
+    hook = model.hf.register_forward_pre_hook(moved(0.5))
+    after = model.hf.register_forward_hook(moved(-0.5))
+    with pytest.raises(ModelNotSupported):
+        self_check(model.hf, model.anatomy)
+    hook.remove()
+    after.remove()
+
+
+# -- What is accepted, and what is refused -------------------------------------------------------------------
+
+
+def _copied(path: Path, change: Callable[[dict[str, Any]], Any] = lambda state: state) -> Path:
+    """A fixture in a folder of its own, with its checkpoint changed."""
+    shutil.copytree(FOLDER / "untied_proj", path, dirs_exist_ok=True)
+    with torch.serialization.safe_globals([Namespace]):
+        state = torch.load(path / "model.pt", weights_only=True)
+    torch.save(change(state) or state, path / "model.pt")
+    return path
+
+
+class _Hostile:
+    """What a pickle would run on being opened."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("function", ["mkdir", "eval"])
+def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(
+    tmp_path: Path, function: str, legacy: bool
+) -> None:
+    """One line says what it holds; the folder that it would make is not there."""
+    folder, made = _copied(tmp_path / "model"), tmp_path / "made"
+    evaluated = f"__import__('os').mkdir({str(made)!r})"
+    call = _Hostile(os.mkdir, str(made)) if function == "mkdir" else _Hostile(eval, evaluated)
+    state = {"args": Namespace(), "model": {}, "extra_state": call}
+    torch.save(state, folder / "model.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ModelError, match="was not run; give a checkpoint") as caught:
+        load_model(folder)
+    assert not made.exists() and "\n" not in str(caught.value)
+    assert legacy or function in str(caught.value)
+    torch.load(folder / "model.pt", weights_only=False)  # the trap is a live one
+    assert made.exists()
+
+
+def test_objects_of_fairseqs_own_are_data_without_content(tmp_path: Path) -> None:
+    """Meters of the training are passed over; the weights are as they were."""
+    import sys
+    from types import ModuleType
+
+    module, meter = ModuleType("fairseq.meters"), type("AverageMeter", (), {})
+    meter.__module__ = "fairseq.meters"
+    module.AverageMeter = meter  # type: ignore[attr-defined]
+    sys.modules |= {"fairseq": ModuleType("fairseq"), "fairseq.meters": module}
+    try:
+        held = meter()
+        held.sum = 3.0  # type: ignore[attr-defined]
+        folder = _copied(tmp_path / "model", lambda state: state | {"extra_state": {"train_loss": held}})
+    finally:
+        del sys.modules["fairseq.meters"], sys.modules["fairseq"]
+    assert load_model(folder, dtype="fp32").weights_sha256 == loaded("untied_proj").weights_sha256
+
+
+def test_older_and_newer_layouts_are_the_same_model(tmp_path: Path) -> None:
+    """Keys, queries and values in one matrix (2018); arguments in a configuration (since 2020); no zip archive."""
+
+    def older(state: dict[str, Any]) -> dict[str, Any]:
+        weights = state["model"]
+        for layer in range(4):
+            for kind in ("weight", "bias"):
+                name = f"decoder.layers.{layer}.self_attn"
+                thirds = [weights.pop(f"{name}.{letter}_proj.{kind}") for letter in "qkv"]
+                weights[f"{name}.in_proj_{kind}"] = torch.cat(thirds)
+        return state
+
+    def newer(state: dict[str, Any]) -> dict[str, Any]:
+        return {"args": None, "cfg": {"model": vars(state["args"])}, "model": state["model"]}
+
+    for name, change in (("older", older), ("newer", newer)):
+        model = load_model(_copied(tmp_path / name, change), dtype="fp32")
+        assert model.weights_sha256 == loaded("untied_proj").weights_sha256
+    state = torch.load(tmp_path / "newer" / "model.pt", weights_only=True)
+    torch.save(state, tmp_path / "newer" / "model.pt", _use_new_zipfile_serialization=False)
+    assert load_model(tmp_path / "newer", dtype="fp32").weights_sha256 == loaded("untied_proj").weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"decoder_normalize_before": False}, "normalises the residual stream after each part"),
+        ({"scale_heads": True}, "NormFormer"),
+        ({"character_embeddings": True}, "character network"),
+        ({"arch": "fconv_lm"}, "its architecture is fconv_lm"),
+        ({"activation_fn": "relu_cubed"}, "its activation is relu_cubed"),
+        ({"decoder_output_dim": 16}, "decoder_output_dim is not its width"),
+    ],
+)
+def test_another_architecture_is_refused_with_the_reason(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    def change(state: dict[str, Any]) -> None:
+        vars(state["args"]).update(changes)
+
+    with pytest.raises(ModelNotSupported, match=reason) as caught:
+        load_model(_copied(tmp_path / "model", change), dtype="fp32")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_refused_in_a_line(tmp_path: Path) -> None:
+    """Half a file, no weights, a part that is missing, a part that is too many, and no dictionary."""
+    folder = _copied(tmp_path / "half")
+    (folder / "model.pt").write_bytes((folder / "model.pt").read_bytes()[:5000])
+    cases: list[tuple[Path, str]] = [(folder, "cannot be read|is no data alone")]
+    cases.append(
+        (_copied(tmp_path / "empty", lambda _: {"args": Namespace()}), "holds no weights under 'model'")
+    )
+    cases.append((_copied(tmp_path / "silent", lambda state: {"model": state["model"]}), "does not say how"))
+
+    def lacking(state: dict[str, Any]) -> None:
+        del state["model"]["decoder.layers.2.fc2.bias"]
+
+    def beyond(state: dict[str, Any]) -> None:
+        state["model"]["decoder.layers.2.gate.weight"] = torch.zeros(3, 3)
+
+    cases.append((_copied(tmp_path / "lacking", lacking), "lack 1 tensors"))
+    cases.append((_copied(tmp_path / "beyond", beyond), "nothing reads 1 tensors"))
+    wordless = _copied(tmp_path / "wordless")
+    (wordless / "dict.txt").unlink()
+    cases.append((wordless, "dict.txt cannot be read"))
+    for case, reason in cases:
+        with pytest.raises(ModelError, match=reason) as caught:
+            load_model(case, dtype="fp32")
+        assert "\n" not in str(caught.value), caught.value
+
+
+def test_a_dictionary_gives_ids_by_its_order(tmp_path: Path) -> None:
+    """Counts may be 0 and words may be numbers; a second entry, or a line without a count, is refused."""
+    file = tmp_path / "dict.txt"
+    file.write_text("the 9\n10 7\n#$% 0\n", encoding="utf-8")
+    assert dictionary_tokenizer(file)("the 10\n#$%")["input_ids"] == [2, 4, 5, 2, 6]
+    for text, reason in (("the 9\nthe 3\n", "a second time"), ("the\n", "line 1 of dict.txt")):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ModelError, match=reason):
+            dictionary_tokenizer(file)
+    file.write_text("the 9\n<unk> 3 #fairseq:overwrite\n", encoding="utf-8")
+    assert dictionary_tokenizer(file)("<unk>")["input_ids"] == [2, 5]
+
+
+def test_a_plain_softmax_and_learned_positions_close() -> None:
+    """The same modules without bands, tied or not, with a norm at the end."""
+    for tied in (False, True):
+        config = fairseq.FairseqConfig(
+            vocab_size=40, num_hidden_layers=2, num_attention_heads=4, positions="learned", final_norm=True,
+            embed_scale=3.0, tied_words=tied, activation_function="gelu", attn_implementation="eager",
+        )  # fmt: skip
+        torch.manual_seed(0)
+        hf = fairseq.FairseqLM(config).eval()
+        hf.tie()
+        for parameter in hf.parameters():
+            parameter.data.normal_(0, 0.3)
+        anatomy, error = examine(hf)
+        assert error <= 1e-6 and anatomy.bands is None and anatomy.final_norm is not None
+        assert pickle.loads(pickle.dumps(hf)).config.positions == "learned"
