@@ -28,7 +28,7 @@ FLOORS = 17  # files in the longest chain of imports
 LONGEST = 95  # lines of a function, signature and docstring included
 SPINE_FILES, SPINE_LINES = (
     83,
-    14_900,
+    15_000,
 )  # with mixtures of experts, layers that differ, every entry of transformers, and fairseq's own modules
 ROLES = {"found", "one", "part", "some", "mine"}  # what a thing does in its sentence, not what it is
 ROLE_NAMES = 64
