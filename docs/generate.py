@@ -60,7 +60,8 @@ random model, two layers and 32 dimensions, of every entry of transformers' caus
 mappings, with every bias, norm and scale drawn at random so that a part that is left out shows. **{closed} of
 {entries} close**, none further off than {worst:.0e} of the range of the logits.
 
-A family is added by a row in `src/mnemoscope/model/table.py`: which modules of a block are the output projections, the
+A family is added by a row in `src/mnemoscope/model/table.py`, of an encoder in
+`src/mnemoscope/model/encoders.py`: which modules of a block are the output projections, the
 first projections of the FFN and the norms, and which fields of the config multiply what. `tests/every_family.py`
 builds its tiny model; whether the row is right is decided by the self-check alone. A checkpoint from the network may
 still differ from what its class does (packed weights, settings that no default has), and is checked again on load.

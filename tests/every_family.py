@@ -150,7 +150,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
     },
     "dots3_note_text": _LATENT,
-    "esm": {"vocab_size": 80},
+    "esm": {"vocab_size": 80, "pad_token_id": 1, "mask_token_id": 3},
     "esmc": _LATENT,
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": {"num_kv_shared_layers": 0, "altup_num_inputs": 2, "laurel_rank": 4},

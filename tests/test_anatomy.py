@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import (
     BertConfig,
-    BertForMaskedLM,
+    BertForSequenceClassification,
     LlamaConfig,
     LlamaModel,
     MambaConfig,
@@ -218,7 +218,11 @@ def _renamed() -> PreTrainedModel:
 
 REFUSED = {
     "dbrx": (lambda: tiny("dbrx", **_DBRX), r"its experts \(DbrxExperts\) are computed by code of their own"),
-    "bert": (lambda: BertForMaskedLM(BertConfig(**_SMALL, intermediate_size=16)), "encoder"),
+    "big_bird": (lambda: smallest("big_bird", "masked"), "random blocks"),
+    "classifier": (
+        lambda: BertForSequenceClassification(BertConfig(**_SMALL, intermediate_size=16)),
+        "another head than a language model's",
+    ),
     "t5": (
         lambda: T5ForConditionalGeneration(
             T5Config(vocab_size=VOCABULARY, d_model=16, d_ff=16, d_kv=4, num_layers=1, num_heads=2)

@@ -76,6 +76,9 @@ class Capture:
         """`last` is the layer after which a pass ends, by default the last that has units."""
         self._model = model
         self._last = model.cells.layers[-1] if last is None else last
+        # Layers that share modules are told apart by counting calls, which only whole passes keep right.
+        shared = any(layer.turn[1] > 1 for layer in model.anatomy.layers)
+        self._stop = model.cells.layers[-1] if shared else self._last
         self._receive: Receiver | None = None
         self._routed: RoutedReceiver | None = None
         self._batch: ContextBatch | None = None
@@ -116,8 +119,9 @@ class Capture:
         self._receive, self._routed, self._batch = receive, routed, batch
         try:
             with torch.inference_mode(), self._model.running(), suppress(EndOfPass):
-                # Right padding under a causal mask changes nothing before it, so no attention mask is needed.
-                self._model.anatomy.body(input_ids=tokens, use_cache=False)
+                lengths = torch.from_numpy(batch.lengths).to(tokens.device)
+                mask = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).long()
+                self._model.anatomy.body(input_ids=tokens, **self._model.anatomy.calling(mask))
         finally:
             self._receive = self._routed = self._batch = None
             self._seen = {}
@@ -130,8 +134,9 @@ class Capture:
         if point == "coefficients":
             seen, self._seen = self._seen, {}
             gate, up, inputs = seen.get("gate"), seen.get("up"), seen["ffn_input"]
-            self._receive(layer, seen["coefficients"], self._batch, gate, up, inputs)
-            if layer == self._last:
+            if layer <= self._last:
+                self._receive(layer, seen["coefficients"], self._batch, gate, up, inputs)
+            if layer == self._stop:
                 raise EndOfPass
 
     def _see_routed(self, layer: int, piece: Routed) -> None:
@@ -185,7 +190,7 @@ def residuals(model: Model, tokens: Tensor) -> dict[str, Float[Tensor, "layer co
     layers = model.anatomy.layers
     handles = [watch(layer, points, partial(_keep, seen)) for layer, seen in zip(layers, kept, strict=True)]
     with model.running(), hooked(list(chain.from_iterable(handles))), torch.inference_mode():
-        model.anatomy.body(input_ids=tokens.to(model.device), use_cache=False)
+        model.anatomy.body(input_ids=tokens.to(model.device), **model.anatomy.calling())
     mids = []
     for layer, seen in zip(layers, kept, strict=True):
         update = reduce(torch.add, (seen[point] for point in points[1:3] if point in seen))

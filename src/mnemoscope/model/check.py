@@ -116,7 +116,9 @@ def self_check(hf: PreTrainedModel, anatomy: Anatomy, *, seed: int = 0) -> float
     for index in range(anatomy.n_layers):
         _check_attention(stream, index)
         _check_ffn(stream, index)
-        rebuilt = rebuilt + stream.attention_update(index) + stream.ffn_update(index)
+        rebuilt = stream.onward(rebuilt + stream.attention_update(index), 2 * index)
+        rebuilt = stream.onward(rebuilt + stream.ffn_update(index), 2 * index + 1)
+    rebuilt = stream.onward(rebuilt, 2 * anatomy.n_layers)
     norm = anatomy.final_norm
     if norm is not None:
         rebuilt = norm.frozen(rebuilt, stream.final)
@@ -136,12 +138,26 @@ def _check_embedding(stream: Stream) -> None:
     anatomy, tokens = stream.anatomy, stream.tokens
     other = tokens.flip(0)
     with observed(stream.hf, upcast=True):
+        if anatomy.of_encoder:
+            _check_alone(stream)
+            return
         rests = [
             _first_input(stream.hf, anatomy, ids) - anatomy.token_vectors(ids) for ids in (tokens, other)
         ]
     error = _difference(rests[0], rests[1], stream.embedding)
     if not error <= TOLERANCE:
         raise failed(anatomy, 0, "embedding", _off("the token vectors", error))
+
+
+def _check_alone(stream: Stream) -> None:
+    """What layer 0 of an encoder receives is of its own token and position, whatever norms and maps it went through."""
+    anatomy, tokens = stream.anatomy, stream.tokens
+    other = torch.where(torch.arange(len(tokens), device=tokens.device) % 2 == 0, tokens, tokens.flip(0))
+    kept = tokens == other
+    seen = _first_input(stream.hf, anatomy, other)
+    error = _difference(seen[kept], stream.embedding[kept], stream.embedding[kept])
+    if not error <= TOLERANCE:
+        raise failed(anatomy, 0, "embedding", _off("what a token enters with beside other tokens", error))
 
 
 def _first_input(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> Tensor:
@@ -152,7 +168,7 @@ def _first_input(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> Tenso
         raise EndOfPass
 
     with hooked(watch(anatomy.layers[0], ("lin",), stop)), suppress(EndOfPass):
-        hf(input_ids=tokens[None], use_cache=False)
+        hf(input_ids=tokens[None], **anatomy.calling())
     assert residuals, f"a forward pass of {anatomy.family} ended without entering its first block"
     return residuals[0]
 
@@ -164,12 +180,15 @@ def _check_attention(stream: Stream, index: int) -> None:
     mixed = mixed.transpose(0, 1).reshape(traced.mixed.shape)
     ahead = traced.alpha.float().triu(1)
     _require(stream, index, "attention", "the input norm", read, traced.attention_input)
-    _require(stream, index, "attention", "weights looking ahead", ahead, torch.zeros_like(ahead), whole=True)
+    if not anatomy.bidirectional:
+        _require(
+            stream, index, "attention", "weights looking ahead", ahead, torch.zeros_like(ahead), whole=True
+        )
     _require(stream, index, "attention", "weights x values", mixed, traced.mixed)
     written = (mixed.float() @ flat(block.heads()).float()) + _or_zero(traced.fixed(block, slice(None)))
     _require(stream, index, "attention", "heads x sources and bias", written, traced.attention_output)
     if not anatomy.parallel:
-        after = traced.lin.float() + stream.attention_update(index)
+        after = stream.onward(traced.lin.float() + stream.attention_update(index), 2 * index)
         _require(stream, index, "attention", "its update of the residual", after, traced.lres)
 
 
@@ -184,9 +203,8 @@ def _check_ffn(stream: Stream, index: int) -> None:
     _require(stream, index, "FFN", "neurons and bias", written, traced.ffn_output)
     where = "attention and FFN, which are parallel," if anatomy.parallel else "FFN"
     before = traced.lin.float() + stream.attention_update(index) if anatomy.parallel else traced.lres.float()
-    _require(
-        stream, index, where, "its update of the residual", before + stream.ffn_update(index), traced.lout
-    )
+    after = stream.onward(before + stream.ffn_update(index), 2 * index + 1)
+    _require(stream, index, where, "its update of the residual", after, traced.lout)
 
 
 def _check_keys(stream: Stream, index: int, read: Tensor) -> None:
@@ -245,8 +263,14 @@ def drawn(anatomy: Anatomy, count: int, generator: torch.Generator) -> Int[Tenso
     """Random token ids whose embeddings are finite: rows that no text has may hold anything."""
     device = anatomy.unembedding().device
     ids = torch.randint(anatomy.vocabulary, (count,), generator=generator).to(device)
+    # An encoder counts positions without its padding, and may read a masked token by a rule of its own.
+    apart = [getattr(anatomy.body, "config", None)] if anatomy.of_encoder else []
+    special = [getattr(config, name, None) for config in apart for name in ("pad_token_id", "mask_token_id")]
+    never = torch.tensor(
+        [token for token in special if isinstance(token, int)], dtype=torch.long, device=device
+    )
     for _ in range(8):
-        bad = ~anatomy.token_vectors(ids).isfinite().all(-1)
+        bad = torch.isin(ids, never) | ~anatomy.token_vectors(ids).isfinite().all(-1)
         if not bool(bad.any()):
             break
         ids[bad] = torch.randint(anatomy.vocabulary, (int(bad.sum()),), generator=generator).to(device)
@@ -263,7 +287,8 @@ def check_as_run(stream: Stream, generator: torch.Generator) -> None:
     """
     shorter = drawn(stream.anatomy, min(SHORTER, len(stream.tokens)), generator)
     with observed(stream.hf, upcast=True, attention=stream.anatomy.attention):
-        alone = stream.hf(input_ids=shorter[None], use_cache=False).logits[0].float()
+        output = stream.hf(input_ids=shorter[None], **stream.anatomy.calling())
+        alone = stream.anatomy.outputs(output)[0].float()
     _compare(stream.hf, stream.anatomy, [stream.tokens, shorter], [stream.logits.float(), alone])
     _check_dtypes(stream.hf, stream.anatomy, shorter)
 
@@ -283,13 +308,13 @@ def _compare(hf: PreTrainedModel, anatomy: Anatomy, inputs: list[Tensor], truth:
     """Compare each input's logits as the model will be run with those that were taken apart."""
     try:
         with observed(hf, upcast=True, attention=None):
-            logits_by_way = dict(_as_run(hf, inputs))
+            logits_by_way = dict(_as_run(hf, anatomy, inputs))
         allowed = TOLERANCE
     except (ImportError, RuntimeError, TypeError, ValueError) as first:
         with _or_refused(hf, anatomy, first), observed(hf, upcast=False, attention=None):
-            logits_by_way = dict(_as_run(hf, inputs))
+            logits_by_way = dict(_as_run(hf, anatomy, inputs))
         with observed(hf, upcast=False, attention=anatomy.attention):
-            allowed = SLACK * max(_error(logits, truth) for _, logits in _as_run(hf, inputs))
+            allowed = SLACK * max(_error(logits, truth) for _, logits in _as_run(hf, anatomy, inputs))
     for how, logits in logits_by_way.items():
         error = _error(logits, truth)
         if not error <= allowed:
@@ -303,7 +328,7 @@ def _check_dtypes(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> None
         return
     try:
         with observed(hf, upcast=False, attention=None):
-            hf(input_ids=tokens[None], use_cache=False)
+            hf(input_ids=tokens[None], **anatomy.calling())
     except RuntimeError as error:
         raise ModelNotSupported(
             f"running a {anatomy.family!r} model whose weights are in {' and '.join(dtypes)}: "
@@ -311,14 +336,19 @@ def _check_dtypes(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> None
         ) from error
 
 
-def _as_run(hf: PreTrainedModel, inputs: list[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
+def _as_run(
+    hf: PreTrainedModel, anatomy: Anatomy, inputs: list[Tensor]
+) -> Iterator[tuple[str, list[Tensor]]]:
     """Logits of each input, by how they were got."""
     lengths = [len(ids) for ids in inputs]
     rows = [torch.cat([ids, ids[-1:].expand(max(lengths) - len(ids))]) for ids in inputs]
     tokens = torch.stack(rows)
     mask = torch.arange(max(lengths), device=tokens.device)[None] < tokens.new_tensor(lengths)[:, None]
-    for how, options in ((_BATCH, {"use_cache": False}), (_MASK, {"attention_mask": mask.long()})):
-        logits = hf(input_ids=tokens, **options).logits
+    ways = [(_BATCH, anatomy.calling(mask.long()))]
+    if not anatomy.bidirectional:
+        ways.append((_MASK, {"attention_mask": mask.long()}))
+    for how, options in ways:
+        logits = anatomy.outputs(hf(input_ids=tokens, **options))
         yield how, [row[:length].float() for row, length in zip(logits, lengths, strict=True)]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mnemoscope.arguments import DTYPES
-from mnemoscope.errors import ModelChanged, RunMismatch
+from mnemoscope.errors import ModelChanged, ModelNotSupported, RunMismatch
 from mnemoscope.model.accepted import unwrapped
 from mnemoscope.model.check import check_traced, examine
 from mnemoscope.model.parts import Anatomy
@@ -134,6 +134,19 @@ class Model:
         stream = trace(self.hf, self.anatomy, tokens, upcast=self.upcast)
         check_traced(stream)
         return stream
+
+    def check_causal(self, doing: str) -> None:
+        """ModelNotSupported for an encoder, or where the residual stream is normalised; `doing` begins its line."""
+        if self.anatomy.bidirectional:
+            raise ModelNotSupported(
+                f"{doing} {self.id}: it is an encoder, whose positions see all of the text, and this asks about "
+                "prefixes and the token that follows; decoders are accepted"
+            )
+        if not self.anatomy.adds_up_as_read:
+            raise ModelNotSupported(
+                f"{doing} {self.id}: its residual stream is normalised on the way to the logits, which this does not "
+                "follow as yet; decoders that normalise only what each part reads are accepted"
+            )
 
     @property
     def weights_sha256(self) -> str:

@@ -1,9 +1,10 @@
-"""What a decoder is made of: norms, projections, layers, and the whole, the right way round."""
+"""What a model is made of: norms, projections, layers, and the whole, the right way round."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -100,6 +101,22 @@ class Gated:
 
 
 @dataclass(frozen=True, eq=False)
+class Transform:
+    """What an encoder does between its last block and the last norm before the unembedding.
+
+    A norm of its body, where it has one, a linear module, and a function of each of its outputs, which is seen and not
+    known.
+    """
+
+    norm: Norm | None
+    dense: nn.Module
+
+    def linear(self, v: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
+        """What the linear module makes of vectors, without its bias; fp32."""
+        return v.float() @ rows_of(self.dense).float().T
+
+
+@dataclass(frozen=True, eq=False)
 class Layer:
     """One block: its modules, for hooks, and its weights, as stored and the right way round.
 
@@ -109,6 +126,9 @@ class Layer:
 
     In a mixture the neurons of the ``experts`` come first, expert by expert, and ``down``, ``gate`` and ``up`` are
     those of the shared expert, whose neurons follow; they are None where there is none.
+
+    In a post-norm block the residual stream itself goes through ``middle_norm``, after attention has added to it, and
+    through ``end_norm`` after the FFN has. ``turn`` is (which use of its modules this layer is, of how many).
 
     A ``mixer`` (a state space, a linear attention, a short convolution) mixes tokens without attention weights, instead
     of the attention, which is then None, or beside it: what it writes is one part of the block.
@@ -130,6 +150,9 @@ class Layer:
     mixer: nn.Module | None = None
     mixed_gate: Gated | None = None
     sink: bool = False  # what is mixed is multiplied by the share of attention that does not go to nothing
+    middle_norm: Norm | None = None
+    end_norm: Norm | None = None
+    turn: tuple[int, int] = (0, 1)
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -236,13 +259,16 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """A decoder taken apart: ``logits = softcap(logit_multiplier * (unembedding . final_norm(x) + bias))``.
+    """A model taken apart: ``logits = softcap(logit_multiplier * (unembedding . final_norm(x) + bias))``.
 
     Under an adaptive softmax (``bands``) the rows of its classes stand behind those of the tokens, and logits are the
     log-probabilities that `Bands` makes of all of them.
 
     Every block adds ``residual_multiplier * post_norm(part)`` to the residual stream, for its attention and
     for its FFN; with ``parallel`` both read the layer's input (G5).
+
+    An encoder is ``bidirectional``: its positions see all others. Its x may be what its ``transform`` makes of the last
+    residual. One without a head is read through its input embedding (``headless``).
     """
 
     family: str
@@ -265,10 +291,15 @@ class Anatomy:
     softcap: float | None
     embedding: nn.Module
     embedding_norm: Norm | None
+    embedding_map: nn.Module | None
     final_norm: Norm | None
     head: nn.Module
     body: nn.Module  # call it with token ids to run everything but the head
     bands: Bands | None = None
+    bidirectional: bool = False
+    transform: Transform | None = None
+    headless: bool = False
+    outer_head: nn.Module | None = None  # what adds a bias of its own to what the head returns
     attention: str = "eager"  # the implementation under which its attention is taken apart: eager or sdpa
 
     @property
@@ -277,14 +308,40 @@ class Anatomy:
         first = next(layer for layer, size in zip(self.layers, self.sizes, strict=True) if size)
         return next(first.rows()).values.dtype
 
+    @property
+    def adds_up_as_read(self) -> bool:
+        """Whether the residual stream is a plain sum up to the final norm."""
+        norms = (norm for layer in self.layers for norm in (layer.middle_norm, layer.end_norm))
+        return self.transform is None and all(norm is None for norm in norms)
+
+    @property
+    def of_encoder(self) -> bool:
+        """Whether it is an encoder, or a decoder made of the blocks of one."""
+        return self.bidirectional or not self.adds_up_as_read
+
+    def calling(self, mask: Int[Tensor, "context token"] | None = None) -> dict[str, Any]:
+        """How the model is called beside its tokens: a decoder without a cache, an encoder with a mask of the padding.
+
+        Right padding under a causal mask changes nothing before it, so a decoder needs no attention mask.
+        """
+        if not self.bidirectional:
+            return {"use_cache": False}
+        return {} if mask is None else {"attention_mask": mask}
+
+    def outputs(self, output: Any) -> Float[Tensor, "context token vocabulary"]:
+        """The logits in what the model returned; of a model without a head, its states read through the embedding."""
+        if not self.headless:
+            return output.logits
+        return output.last_hidden_state.float() @ self.unembedding().float().T
+
     def unembedding(self) -> Float[Tensor, "row width"]:
         """Rows of the output embedding, as stored; those of classes, if there are any, behind the tokens'."""
         return rows_of(self.head)
 
     @property
     def unembedding_bias(self) -> Float[Tensor, " vocabulary"] | None:
-        """Bias of the output embedding (GPT-J, CodeGen, Phi)."""
-        return bias_of(self.head)
+        """Bias of the output embedding (GPT-J, CodeGen, Phi), or of the module around it (ESM)."""
+        return bias_of(self.head if self.outer_head is None else self.outer_head)
 
     @torch.no_grad()
     def token_vectors(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token width"]:
@@ -292,7 +349,8 @@ class Anatomy:
         vectors = self.embedding(tokens)
         if self.embedding_multiplier != 1:
             vectors = vectors * torch.tensor(self.embedding_multiplier, dtype=vectors.dtype)
-        return vectors if self.embedding_norm is None else self.embedding_norm(vectors)
+        vectors = vectors if self.embedding_norm is None else self.embedding_norm(vectors)
+        return vectors if self.embedding_map is None else self.embedding_map(vectors)
 
     def logits(self, normalised: Float[Tensor, "... width"]) -> Float[Tensor, "... vocabulary"]:
         """Logits in fp32 of vectors that went through the final norm: bias, multiplier and cap included."""

@@ -18,8 +18,9 @@ from transformers.models.auto.modeling_auto import (
 
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.adaptive import Bands
+from mnemoscope.model.encoders import ENCODERS, HEADS
 from mnemoscope.model.experts import Experts, dispatched, measured
-from mnemoscope.model.parts import Anatomy, Gated, Layer, Norm, Projection, rows_of
+from mnemoscope.model.parts import Anatomy, Gated, Layer, Norm, Projection, Transform, rows_of
 from mnemoscope.model.table import (
     ANY_FFN,
     ANY_FINAL,
@@ -129,11 +130,13 @@ def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
     family = str(config.model_type)
     if reason := _unsupported_kind(hf):
         raise refused(family, reason)
-    body = bare(hf.get_decoder())
-    if body is hf:  # which has one under another name (Mllama)
+    row = _row_of(family, config)
+    body = bare(hf.base_model if family in ENCODERS else hf.get_decoder())
+    if body is hf and family not in ENCODERS:  # which has one under another name (Mllama)
         body = bare(getattr(hf, "model", hf))
-    if family in FAMILIES:
-        row = FAMILIES[family]
+    if row is not None and family in ENCODERS and find(body, row.blocks) is None:
+        body = part_of(body, "text_model", family)  # the text half of a model that also reads images
+    if row is not None:
         for name, accepted, reason in row.refused:
             if getattr(config, name, accepted) != accepted:
                 raise refused(family, f"{reason} ({name} = {getattr(config, name)})")
@@ -158,6 +161,14 @@ def _made_of(body: nn.Module) -> str:
     return f"{type(block).__name__} ({', '.join(name for name, _ in block.named_children())})"
 
 
+def _row_of(family: str, config: Any) -> Family | None:
+    """The row of a family; an encoder's positions see all others unless its config makes a decoder of it."""
+    row = FAMILIES.get(family) or ENCODERS.get(family)
+    if row is None or not row.bidirectional:
+        return row
+    return row._replace(bidirectional=not getattr(config, "is_decoder", False))
+
+
 def _unsupported_kind(hf: PreTrainedModel) -> str | None:
     config = hf.config.get_text_config()
     if getattr(hf.config, "is_encoder_decoder", False):
@@ -171,11 +182,18 @@ def _unsupported_kind(hf: PreTrainedModel) -> str | None:
         mark in names for mark in ("Mamba", "Rwkv", "SSM", "Recurrent", "LSTM", "DeltaNet")
     ):
         return "it is a state space or recurrent model"
+    if config.model_type in ENCODERS:
+        headless = hf.get_output_embeddings() is None and hf.base_model is not hf
+        return (
+            f"{type(hf).__name__} has another head than a language model's; give its body"
+            if headless
+            else None
+        )
     masked = type(hf).__name__ in _class_names(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
     if masked or (
         config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     ):
-        return "it is an encoder, which is not supported yet"
+        return "it is an encoder without a row in the table"
     if hf.get_output_embeddings() is None:
         return f"{type(hf).__name__} has no language-model head (load it as a causal language model)"
     return None
@@ -231,27 +249,38 @@ def _has(module: nn.Module, paths: tuple[str | None, ...]) -> bool:
 
 
 def _uses_all_norms(block: nn.Module, norms: Norms) -> bool:
-    present = {name for name, child in block.named_children() if "norm" in type(bare(child)).__name__.lower()}
-    return present == {name for name in norms if name is not None}
+    present = set(_norms_in(block))
+    stated = [name for name in norms if name is not None]
+    inner = tuple(name for name in stated if "." in name)
+    return present == set(stated) - set(inner) and _has(block, inner)
+
+
+def _norms_in(block: nn.Module) -> list[str]:
+    """The norms of a block by name; what holds others is none (RobertaPreLayerNormAttention)."""
+    children = ((name, bare(child)) for name, child in block.named_children())
+    return [
+        name
+        for name, child in children
+        if "norm" in type(child).__name__.lower() and not any(child.children())
+    ]
 
 
 def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, known: bool) -> Anatomy:
     config = hf.config.get_text_config()
-    blocks = part_of(body, row.blocks, family)
-    assert isinstance(blocks, nn.ModuleList), f"{row.blocks} of a {family} model is a {type(blocks).__name__}"
-    layers = tuple(
-        _layer(bare(block), row, config, family, linear=_is_linear(config, index))
-        for index, block in enumerate(blocks)
-        if row.images is None or find(block, row.images) is None
-    )
-    head, embedding = bare(hf.get_output_embeddings()), bare(hf.get_input_embeddings())
+    layers = tuple(_layers(body, row, config, family))
+    embedding, headless = bare(hf.get_input_embeddings()), hf.get_output_embeddings() is None
+    head = embedding if headless else bare(hf.get_output_embeddings())
     for module in (head, embedding):
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
             raise refused(family, f"its embeddings or its head are no plain matrix ({type(module).__name__})")
     first = layers[0]
     width = first.heads().shape[-1]
-    if rows_of(head).shape[1] != width or rows_of(embedding).shape[1] != width:
+    transform, final_norm = _end(hf, body, row, width, family)
+    read = width if transform is None else rows_of(transform.dense).shape[0]
+    mapped = None if row.embedding_map is None else find(body, row.embedding_map)
+    entering = rows_of(embedding if mapped is None else mapped).shape[0 if mapped is not None else 1]
+    if rows_of(head).shape[1] != read or entering != width:
         raise refused(family, "its embeddings are projected to another width")
     ends = getattr(config, row.bands) if row.bands else None
     bands = Bands(tuple(ends)) if ends else None
@@ -267,7 +296,8 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         n_kv_heads=_kv_heads(config, first.n_heads),
         head_dim=max(layer.heads().shape[1] for layer in layers),
         vocabulary=bands.vocabulary if bands else rows_of(head).shape[0],
-        context_length=_context_length(config),
+        context_length=_context_length(config)
+        - (0 if row.first_position is None else int(_number(config, row.first_position))),
         gated=first.gated,
         activation=_name_of(first.act, _activation_of(config, row)),
         parallel=shared or hasattr(first.module, "ln_mlp") or _flag(config, row.parallel),
@@ -276,15 +306,55 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         logit_multiplier=_number(config, row.logit_multiplier) / _number(config, row.logit_divisor),
         softcap=getattr(config, row.softcap) if row.softcap else None,
         embedding=embedding,
-        embedding_norm=measured_norm(body, row.embedding_norm, width, config, family),
-        # Its place is empty where the config says so (the first OPT models).
-        final_norm=None
-        if getattr(body, row.final_norm, body) is None
-        else measured_norm(body, row.final_norm, width, config, family),
+        embedding_norm=measured_norm(body, row.embedding_norm, rows_of(embedding).shape[1], config, family),
+        embedding_map=mapped,
+        final_norm=final_norm,
         head=head,
         body=body,
         bands=bands,
+        bidirectional=row.bidirectional,
+        transform=transform,
+        headless=headless,
+        outer_head=_outer(hf, head) if family in ENCODERS and not headless else None,
     )
+
+
+def _outer(hf: PreTrainedModel, head: nn.Module) -> nn.Module | None:
+    """The module around a head without a bias, if it has one."""
+    around = (module for module in hf.modules() if any(child is head for child in module.children()))
+    outer = next(around, None)
+    return None if outer is None or getattr(head, "bias", None) is not None else outer
+
+
+def _end(
+    hf: PreTrainedModel, body: nn.Module, row: Family, width: int, family: str
+) -> tuple[Transform | None, Norm | None]:
+    """What comes between the last block and the unembedding: the transform of an encoder's head, and the last norm."""
+    config = hf.config.get_text_config()
+    # Its place is empty where the config says so (the first OPT models).
+    empty = row.final_norm is not None and getattr(body, row.final_norm, body) is None
+    norm = None if empty else measured_norm(body, row.final_norm, width, config, family)
+    head = next((paths for paths in HEADS if family in ENCODERS and _has(hf, paths)), None)
+    if head is None:
+        return None, norm
+    dense = part_of(hf, head[0], family)
+    return Transform(norm, dense), measured_norm(hf, head[1], rows_of(dense).shape[0], config, family)
+
+
+def _layers(body: nn.Module, row: Family, config: Any, family: str) -> Iterator[Layer]:
+    """The layers in their order; a group of blocks is used for as many layers as there are for each."""
+    blocks = part_of(body, row.blocks, family)
+    assert isinstance(blocks, nn.ModuleList), f"{row.blocks} of a {family} model is a {type(blocks).__name__}"
+    if row.inner is None:
+        for index, block in enumerate(blocks):
+            if row.images is None or find(block, row.images) is None:
+                yield _layer(bare(block), row, config, family, linear=_is_linear(config, index))
+        return
+    count = config.num_hidden_layers
+    groups = [index * len(blocks) // count for index in range(count)]
+    for index, group in enumerate(groups):
+        layer = _layer(part_of(blocks[group], row.inner, family), row, config, family, linear=False)
+        yield replace(layer, turn=(groups[:index].count(group), groups.count(group)))
 
 
 def _flag(config: Any, name: str | None) -> bool:
@@ -322,10 +392,8 @@ def _layer(block: nn.Module, row: Family, config: Any, family: str, *, linear: b
     width = int(config.hidden_size) if out is None else rows_of(out).shape[0]
     norms = next((norms for norms in row.norms if _uses_all_norms(block, norms)), None)
     if norms is None:
-        names = [name for name, child in block.named_children() if "norm" in type(child).__name__.lower()]
-        raise refused(
-            family, f"the norms of its blocks are not those expected ({', '.join(names) or 'none'})"
-        )
+        names = ", ".join(_norms_in(block)) or "none"
+        raise refused(family, f"the norms of its blocks are not those expected ({names})")
     gate, up = (None, None)
     if owner is not None and down is not None:
         gate, up = _first_projections(owner, ffn, rows_of(down).shape[1], family)
@@ -341,7 +409,9 @@ def _layer(block: nn.Module, row: Family, config: Any, family: str, *, linear: b
         mixture = _measured_experts(block, experts, owner, post_ffn_norm if inner else None, family)
     return Layer(
         module=block,
-        attention=None if out is None else part_of(block, row.attention_out.rpartition(".")[0], family),
+        attention=None
+        if out is None
+        else part_of(block, row.attention or row.attention_out.rpartition(".")[0], family),
         attention_out=out,
         down=down,
         gate=gate,
@@ -356,6 +426,8 @@ def _layer(block: nn.Module, row: Family, config: Any, family: str, *, linear: b
         mixer=mixer,
         mixed_gate=None if row.gate is None or out is None else _gate(block, row.gate, config, family),
         sink=row.sink,
+        middle_norm=measured_norm(block, norms.middle, width, config, family),
+        end_norm=measured_norm(block, norms.end, width, config, family),
     )
 
 

@@ -18,12 +18,16 @@ class FeedForward(NamedTuple):
 
 
 class Norms(NamedTuple):
-    """Paths inside a block of the norms before attention and FFN, and of those after them (G4)."""
+    """Paths inside a block of the norms before attention and FFN, of those after them (G4), and of those that the
+    residual stream itself goes through: in the middle of the block, behind attention, and at its end.
+    """
 
     input: str | None
     ffn: str | None
     post_attention: str | None = None
     post_ffn: str | None = None
+    middle: str | None = None
+    end: str | None = None
 
 
 _GATED = FeedForward("mlp.down_proj", "mlp.gate_proj", "mlp.up_proj")
@@ -82,8 +86,9 @@ class Family(NamedTuple):
     ffn: FeedForward
     norms: tuple[Norms, ...]
     blocks: str = "layers"
-    final_norm: str = "norm"
+    final_norm: str | None = "norm"
     embedding_norm: str | None = None
+    embedding_map: str | None = None  # to the width of the blocks, where that is another
     parallel: str | None = None
     embedding_multiplier: Number = None
     residual_multiplier: Number = None
@@ -98,6 +103,12 @@ class Family(NamedTuple):
     images: str | None = None  # in the blocks with this part text alone does not go through
     activation: str | None = None  # where the code and not the config says it
     bands: str | None = None  # the field that says where the bands of an adaptive softmax end
+    attention: str | None = (
+        None  # what reads the residual and mixes; by default what holds the output projection
+    )
+    inner: str | None = None  # of a group of blocks: the block, used again and again
+    first_position: Number = None  # of the first token, where positions below it are never used
+    bidirectional: bool = False  # unless the config makes a decoder of it (is_decoder)
     refused: tuple[tuple[str, Any, str], ...] = ()
 
 
@@ -296,6 +307,18 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), _CODEBOOKS),
     "bitnet": "its FFN normalises all coefficients together before the down projection, which is not supported yet",
+    "big_bird": "its attention looks at random blocks of the text, and at all of it where that is short",
+    "convbert": "some of its heads are convolutions, which its output projection reads beside the others",
+    **dict.fromkeys(("flaubert", "xlm"), "its blocks are spread over several lists of modules"),
+    "fnet": "it mixes positions by a Fourier transform, which sees the padding",
+    "funnel": "it pools its positions, so its layers have no common stream",
+    "ibert": "it rounds what it computes to whole numbers",
+    "longformer": "its attention is computed in windows, not as one product of weights and values",
+    "mobilebert": "its blocks have several FFNs between bottlenecks",
+    **dict.fromkeys(("mra", "nystromformer", "yoso"), "its attention is an approximation without weights"),
+    "perceiver": "its residual stream has no positions of the text",
+    "squeezebert": "its projections are convolutions in groups",
+    "xmod": "an adapter for each language follows its FFN, which is not supported yet",
     "cpmant": "it puts tokens of its own before each input",
     "inkling2_text": "each of its layers reads a mixture of all layers before it",
     "inkling_text": "it mixes what attention and FFN write with that of the tokens before, by a convolution",
@@ -305,7 +328,6 @@ REFUSED: dict[str, str] = {
     "doge": "it multiplies each channel of its residual stream in each layer",
     "zaya": "it multiplies and shifts each channel of its residual stream in each layer",
     "gpt_neox_japanese": "its last layer adds a bias to its attention outside of the output projection",
-    "modernbert-decoder": "its head has a hidden layer of its own",
     "voxtral_realtime": "what its FFN reads is scaled by how far the text lags behind the sound",
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), _DRAFTS),
     "jetmoe": "its attention heads are experts too, and its experts are computed by code of their own",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class LayerTrace:
 
     ``mixed_gate`` is what each mixed channel is multiplied with, ``mixer_output`` what an opaque mixer writes, which is
     inside ``attention_output``. A layer without attention has heads with weights and values of 0.
+
+    ``middle`` and ``end`` are what the norms of the residual stream itself read in a post-norm block.
     """
 
     lin: Float[Tensor, "token width"]
@@ -56,6 +59,8 @@ class LayerTrace:
     weights: Float[Tensor, "token group"] | None = None
     mixed_gate: Float[Tensor, "token heads_x_dimension"] | None = None
     mixer_output: Float[Tensor, "token width"] | None = None
+    middle: Float[Tensor, "token width"] | None = None
+    end: Float[Tensor, "token width"] | None = None
 
     def weighted(
         self, where: int | slice, mixed: Float[Tensor, "head *rows dimension"]
@@ -170,6 +175,7 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
     ffn_input, gate, up                  what the first FFN projections read, and their pre-activations
     coefficients, ffn_output             what the down projection reads and writes
     routed_output, shared_gate           what the experts write, and the gate of the shared expert before its sigmoid
+    middle, end                          what the norms of the residual stream read, in a post-norm block
 
     In a mixture the points from gate to ffn_output are those of the shared expert; `experts.listen` sees the others.
     The tensors are the model's own; Falcon adds to its FFN's output in place. A point that a layer lacks is left out.
@@ -182,6 +188,8 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
         "ffn_norm_input": None if norm is None else norm.module,
         "ffn_input": layer.experts.module if layer.experts else layer.gate.module if layer.gate else None,
         "coefficients": layer.down,
+        "middle": None if layer.middle_norm is None else layer.middle_norm.module,
+        "end": None if layer.end_norm is None else layer.end_norm.module,
     }
     after = {
         "lout": layer.module,
@@ -193,6 +201,7 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
         "shared_gate": None if layer.experts is None else layer.experts.shared_gate,
     }
     handles = []
+    see = _in_turn(see, layer.turn)
     for point in points:
         if (module := before.get(point)) is not None:
             handles.append(module.register_forward_pre_hook(_reading(point, see), with_kwargs=True))
@@ -201,6 +210,21 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
         elif (projection := {"gate": layer.gate, "up": layer.up}.get(point)) is not None:
             handles.append(projection.module.register_forward_hook(_projecting(point, projection, see)))
     return handles
+
+
+def _in_turn(see: Callable[[str, Tensor], None], turn: tuple[int, int]) -> Callable[[str, Tensor], None]:
+    """See a module that several layers share only where it stands for one of them."""
+    which, uses = turn
+    if uses == 1:
+        return see
+    calls: Counter[str] = Counter()
+
+    def counted(point: str, tensor: Tensor) -> None:
+        calls[point] += 1
+        if (calls[point] - 1) % uses == which:
+            see(point, tensor)
+
+    return counted
 
 
 def _reading(point: str, see: Callable[[str, Tensor], None]) -> Callable[..., None]:
@@ -226,6 +250,7 @@ class Witness:
         self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.product: tuple[Tensor, Tensor] | None = None
         self.routed: list[Routed] = []
+        self.calls = 0
 
     def handles(self) -> list[Any]:
         """Register all hooks; the caller removes them (`hooked`)."""
@@ -237,7 +262,10 @@ class Witness:
         return handles
 
     def attend(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.call = (args, kwargs)
+        which, uses = self.layer.turn
+        if self.calls % uses == which:
+            self.call = (args, kwargs)
+        self.calls += 1
 
     def see(self, point: str, tensor: Tensor) -> None:
         if point == "mixed":
@@ -336,6 +364,8 @@ _POINTS = (
     "ffn_output",
     "routed_output",
     "shared_gate",
+    "middle",
+    "end",
 )
 _NEEDED = {
     "lin": "block",

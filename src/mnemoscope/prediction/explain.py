@@ -45,6 +45,7 @@ def _check(model: Model) -> None:
     And what `Model.check_tokenizer` raises.
     """
     model.check_tokenizer()
+    model.check_causal("explaining a prediction of")
     if any(layer.experts for layer in model.anatomy.layers):
         raise ModelNotSupported(
             f"explaining a prediction of {model.id}: it is a mixture of experts, and what switches its neurons on "

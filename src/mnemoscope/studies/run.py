@@ -59,6 +59,7 @@ def measure(
     """
     sizes = sizes or Sizes()
     check_study(sizes.positions, sizes.sentences)
+    model.check_causal("studying")
     model.check_built(run, "studying")
     for measurement in chosen:
         if measurement.measured and measurement.state(run, sizes) != "ready":

@@ -63,6 +63,7 @@ def test(
     PatternError when the pattern cannot be read, holds nowhere or everywhere in either half, or there are too few
     documents; RunMismatch when the model is not the run's.
     """
+    model.check_causal("testing a pattern of")
     model.check_built(run, "testing patterns of")
     layer, neuron = run.address(*address)
     check_budget(budget)
