@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
 
 from mnemoscope.errors import ModelError, ModelNotSupported
+from mnemoscope.mine.build import build
+from mnemoscope.mine.verify import verify
 from mnemoscope.model import fairseq
 from mnemoscope.model.adaptive import Bands
 from mnemoscope.model.capture import Capture, residuals
@@ -24,8 +27,13 @@ from mnemoscope.model.check import examine, self_check
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.load import load_model
 from mnemoscope.model.model import Model
-from mnemoscope.records import ContextBatch
+from mnemoscope.neuron.card import card
+from mnemoscope.prediction.bases import norms
+from mnemoscope.prediction.explain import explain
+from mnemoscope.prediction.traced import TracedPrediction
+from mnemoscope.records import ContextBatch, NeuronId
 from mnemoscope.text.dictionary import dictionary_tokenizer
+from mnemoscope.text.spelling import vocabulary_of
 from mnemoscope.text.tokenizer import frame, special_ids
 
 FOLDER = Path(__file__).parent / "fairseq"
@@ -159,7 +167,9 @@ def test_bands_equal_the_definition() -> None:
         else:
             wanted = first[:, 4] * scores[:, 5:9].softmax(1)[:, token - 5]
         assert torch.allclose(logs[:, token].exp(), wanted, atol=1e-12)
-        added = sum(scores[:, rows].log_softmax(1)[:, index] for rows, index in bands.softmaxes(token))
+        added = sum(
+            scores[:, bands.softmax(number)].log_softmax(1)[:, row] for number, row in bands.softmaxes(token)
+        )
         assert torch.allclose(logs[:, token], added, atol=1e-12)
     assert torch.allclose(logs.exp().sum(1), torch.ones(4, dtype=torch.float64))
 
@@ -366,3 +376,107 @@ def test_a_plain_softmax_and_learned_positions_close() -> None:
         anatomy, error = examine(hf)
         assert error <= 1e-6 and anatomy.bands is None and anatomy.final_norm is not None
         assert pickle.loads(pickle.dumps(hf)).config.positions == "learned"
+
+
+# -- A prediction taken apart --------------------------------------------------------------------------------
+
+PROMPT = LINES[0]
+TARGETS = (" w012", " w070", " w250")  # of each band
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_explanation_adds_up_under_the_adaptive_softmax(variant: str, target: str) -> None:
+    """All heads, neurons and biases together, in nats, and against a foil of another band; end and start are known."""
+    model = loaded(variant)
+    explanation = explain(model, PROMPT, target, " w020", top=10_000)
+    stream = model.traced(torch.tensor([model.tokenizer(PROMPT)["input_ids"]]))
+    own = stream.logits[-1]
+    token = explanation.target.token
+    assert abs(explanation.log_probability - float(own[token])) <= EXACT
+    assert abs(explanation.start - float(golden(variant)["zero_vector_logprob"][token])) <= EXACT
+    lines = explanation.layers["increase"].sum() + explanation.stream["log_probability"][0]
+    assert abs(lines - explanation.log_probability) <= 1e-9
+    account = explanation.account
+    assert abs(account["nats"][:-1].sum() - account["nats"][-1]) <= 1e-9
+    final, row = stream.final[-1].double(), Lens.of(model.anatomy, "raw", "flat").unembedding[token].double()
+    logits = explanation.layers["logit"].sum() + explanation.others["logit"][0]
+    assert abs(logits - float(final @ row)) <= 1e-4
+    parts = [getattr(explanation, name)["logit"].sum() for name in ("heads", "neurons", "others")]
+    assert abs(sum(parts) - float(final @ row)) <= 1e-4
+    assert abs(explanation.contrasts[0].total - float(own[token] - own[24])) <= EXACT
+
+
+def test_what_a_part_does_is_what_the_definition_says(variant: str) -> None:
+    """Increase and leave-one-out of every neuron, from log-probabilities of residuals with and without it, in fp64."""
+    model = loaded(variant)
+    stream = model.traced(torch.tensor([model.tokenizer(PROMPT)["input_ids"]]))
+    lens, words = Lens.of(model.anatomy, "frozen"), vocabulary_of(model.tokenizer, 304)
+    table, bands = lens.table.double(), model.anatomy.bands
+    assert bands is not None
+    for token in (12, 70, 250):
+        prediction = TracedPrediction(stream, lens, token, (24,), words)
+
+        def log_p(vectors: Tensor, token: int = token) -> Tensor:
+            return bands.log_probabilities(vectors.double() @ table.T)[:, token]
+
+        final = prediction.points[-1:].double()
+        for layer in range(4):
+            parts, base = stream.neuron_parts(layer, prediction.position), torch.full((48,), 2 * layer + 1)
+            before = prediction.points[2 * layer + 1][None].double()
+            increase = log_p(before + parts) - log_p(before)
+            left = log_p(final) - log_p(final - parts)
+            values = prediction.measured(parts, base)
+            assert float((values - torch.stack([increase, left], 1)).abs().max()) <= 1e-6
+            odds = prediction.odds(parts, base)[:, :, 0]
+            foil = torch.stack(
+                [log_p(before + parts, 24) - log_p(before, 24), log_p(final, 24) - log_p(final - parts, 24)],
+                1,
+            )
+            assert float((odds - (values - foil)).abs().max()) <= 2e-6
+            doubt = prediction.bases.rounding(norms(parts), base, values[:, 0])
+            assert bool(((values[:, 0] - increase).abs() <= doubt).all())
+        point = final[0].clone().requires_grad_()
+        with torch.enable_grad():
+            bands.log_probabilities(point @ table.T)[token].backward()
+        assert torch.allclose(prediction.bases.gradient(prediction.final).double(), point.grad, atol=1e-6)
+
+
+# -- Whole jobs ----------------------------------------------------------------------------------------------
+
+
+@cache
+def text(documents: int = 60) -> str:
+    """Documents of three lines of the dictionary's words, the frequent ones often."""
+    generator = np.random.default_rng(0)
+    share = 1 / np.arange(1, 297)
+    share /= share.sum()
+
+    def line() -> str:
+        return " ".join(f"w{word:03d}" for word in generator.choice(296, generator.integers(6, 30), p=share))
+
+    return "\n\n".join("\n".join(line() for _ in range(3)) for _ in range(documents))
+
+
+def test_a_folder_is_built_shown_and_verified(tmp_path: Path) -> None:
+    """From the command's own arguments: a folder and a .tokens file; values are read by the flat projection."""
+    file = tmp_path / "wiki.valid.tokens"
+    file.write_text(text(), encoding="utf-8")
+    model = load_model(FOLDER / "tied", dtype="fp32")
+    run = build(model, str(file), tmp_path / "run")
+    assert run.manifest.model.family == "fairseq_lm" and run.manifest.model.vocabulary == 304
+    assert run.manifest.options["values_projection"] == "flat"
+    assert verify(run, model, sample=20).passed
+    values = run.table("values").filter(pl.col("layer") == 2, pl.col("neuron") == 7, pl.col("polarity") == 1)
+    rows = values.collect().sort("rank")
+    flat = Lens.of(model.anatomy, "own", "flat").logits(model.anatomy.layers[2].values()[7:8])[0]
+    assert rows["token"].to_list() == flat.topk(50).indices.tolist()
+    assert rows["probability"].to_list() == pytest.approx(flat.softmax(0).topk(50).values.tolist())
+    first = run.table("triggers").filter(pl.col("layer") == 1, pl.col("neuron") == 3, pl.col("rank") == 0)
+    trigger = first.collect().row(0, named=True)
+    contexts = run.table("contexts").filter(pl.col("context") == trigger["context"]).collect()
+    tokens = contexts["tokens"][0].to_list()
+    stream = model.traced(torch.tensor([tokens]))
+    coefficient = float(stream.layers[1].coefficients[trigger["position"], 3])
+    assert coefficient == pytest.approx(trigger["coefficient"], abs=EXACT)
+    assert tokens[0] == 2 and tokens.count(2) == 3
+    assert "w0" in str(card(run, NeuronId(2, 7)).to_dict())

@@ -35,17 +35,18 @@ class Bands:
         """The band of a token, 0-based."""
         return next(band for band, end in enumerate(self.ends) if token < end)
 
-    def first(self) -> Int[Tensor, " row"]:
-        """Rows of the first softmax: the tokens of the first band, and the classes."""
-        return torch.cat([torch.arange(self.ends[0]), torch.arange(self.vocabulary, self.rows)])
+    def softmax(self, number: int) -> Int[Tensor, " row"]:
+        """Rows of a softmax: 0 is over the tokens of the first band and the classes, the others over a band each."""
+        if number == 0:
+            return torch.cat([torch.arange(self.ends[0]), torch.arange(self.vocabulary, self.rows)])
+        return torch.arange(*self.ends[number - 1 : number + 1])
 
-    def softmaxes(self, token: int) -> list[tuple[Int[Tensor, " row"], int]]:
-        """The softmaxes whose log-probabilities add up to a token's: their rows, and which of these counts."""
+    def softmaxes(self, token: int) -> list[tuple[int, int]]:
+        """The softmaxes whose log-probabilities add up to a token's, and which of its rows counts in each."""
         band = self.band(token)
         if band == 0:
-            return [(self.first(), token)]
-        start, end = self.ends[band - 1 : band + 1]
-        return [(self.first(), self.ends[0] + band - 1), (torch.arange(start, end), token - start)]
+            return [(0, token)]
+        return [(0, self.ends[0] + band - 1), (band, token - self.ends[band - 1])]
 
     def log_probabilities(self, scores: Float[Tensor, "*batch row"]) -> Float[Tensor, "*batch vocabulary"]:
         """Log-probabilities of all tokens in nats, from the scores of all `rows`."""

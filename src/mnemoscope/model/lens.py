@@ -23,7 +23,7 @@ as in any other model, whose only projection is this one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -71,6 +71,17 @@ class Lens:
     def unembedding(self) -> Float[Tensor, "vocabulary width"]:
         """The row of every token."""
         return self.table if self.bands is None else self.table[: self.bands.vocabulary]
+
+    @cached_property
+    def flat(self) -> Lens:
+        """The same lens with the flat projection; itself where it has no other."""
+        return self if self.bands is None else replace(self, table=self.unembedding, bands=None)
+
+    def softmax(self, number: int) -> Lens:
+        """A lens of one softmax of the adaptive ones (`Bands.softmax`)."""
+        assert self.bands is not None, "a flat projection has one softmax"
+        rows = self.bands.softmax(number).to(self.table.device)
+        return replace(self, table=self.table[rows], bands=None)
 
     @property
     def additive(self) -> bool:

@@ -102,9 +102,42 @@ class ResidualBases:
 
     def following(self, target: int) -> ResidualBases:
         """The same residuals with another token followed; what was computed for this one serves it, too."""
+        assert self._softmaxes is not None, "it is made first, so that both have the same"
         other = copy.copy(self)
         object.__setattr__(other, "target", target)  # nothing that is kept depends on it
         return other
+
+    @cached_property
+    def _softmaxes(self) -> dict[int, ResidualBases]:
+        """The same residuals under softmaxes of an adaptive one, by number, as far as they were asked for."""
+        return {}
+
+    @property
+    def softmaxes(self) -> list[ResidualBases]:
+        """The same residuals under each softmax whose log-probabilities add up to the target's: itself, or those of an
+        adaptive softmax."""
+        if self.lens.bands is None:
+            return [self]
+        pairs = self.lens.bands.softmaxes(self.target)
+        for number, row in pairs:
+            if number not in self._softmaxes:
+                bases = ResidualBases(self.lens.softmax(number), row, self.residuals, self.scale)
+                self._softmaxes[number] = bases
+        return [self._softmaxes[number].following(row) for number, row in pairs]
+
+    @property
+    def start(self) -> float:
+        """log p(target) when every logit is 0."""
+        return -sum(math.log(len(bases.lens.table)) for bases in self.softmaxes)
+
+    def gradient(self, base: int, foil: int | None = None) -> Float[Tensor, " width"]:
+        """By what log p(target), less log p(foil), grows with what the unembedding reads, at a base."""
+        if self.lens.bands is None:
+            rows = self.lens.unembedding
+            other = self.mean[base] if foil is None else rows[foil]
+            return (rows[self.target] - other) * self.lens.multiplier
+        own = torch.stack([bases.gradient(base) for bases in self.softmaxes]).sum(0)
+        return own if foil is None else own - self.following(foil).gradient(base)
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -146,8 +179,13 @@ class ResidualBases:
 
         With p before and q after, C = log q_w - log p_w follows the logits that a vector moves by 1 - q_w for the
         target and by q_j for each other token, and the logits of its base by p_j - q_j. So it vanishes with 1 - p_w as
-        C itself does, where the target is left out of sums (`SURE`).
+        C itself does, where the target is left out of sums (`SURE`). Under an adaptive softmax the bounds of its
+        softmaxes add up.
         """
+        if self.lens.bands is not None:
+            # What each gains is not known apart; the bound is widest where a token loses everything.
+            lost = torch.full_like(increases, -torch.inf)
+            return torch.stack([bases.rounding(size, base, lost) for bases in self.softmaxes]).sum(0)
         reach, before = size.double() * self.geometry.longest, self.elsewhere()[base]
         # A soft cap is the difference of two capped logits, each as large as the cap.
         off = ROUNDING * (reach + (self.lens.softcap or 0.0) / 10)
@@ -202,6 +240,8 @@ class ResidualBases:
         self, vectors: Float[Tensor, "part width"], measures: Sequence[Measure]
     ) -> Float[Tensor, "part measure"]:
         """The values of several measures of the same vectors; under a linear lens their logits are made once."""
+        if self.lens.bands is not None:
+            return torch.stack([bases.measured(vectors, measures) for bases in self.softmaxes]).sum(0)
         out = torch.empty(len(vectors), len(measures), dtype=torch.float64)
         for rows in torch.arange(len(vectors)).split(ROWS):
             chosen = [measure.rows(rows) for measure in measures]
@@ -221,7 +261,13 @@ class ResidualBases:
     def odds(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], tokens: Int[Tensor, " chosen"]
     ) -> Float[Tensor, "part chosen"]:
-        """How much each (capped) logit of a few tokens moves when a vector is added to its base; fp64."""
+        """How much each (capped) logit of a few tokens moves when a vector is added to its base; fp64.
+
+        Under an adaptive softmax how much each log-probability does.
+        """
+        if self.lens.bands is not None:
+            moved = [self.following(token).increases(vectors, base) for token in tokens.tolist()]
+            return torch.stack(moved, -1)
         rows = self.lens.unembedding[tokens]
         delta = (self.directions(vectors, base) @ rows.T * self.lens.multiplier).double()
         if self.lens.softcap is None:
@@ -232,7 +278,8 @@ class ResidualBases:
     def above_mean(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
     ) -> Float[Tensor, " part"]:
-        """How much more each vector moves the target's logit than the mean token's, before a soft cap; fp64.
+        """How much more each vector moves the target's logit than the mean token's, before a soft cap; fp64. Under an
+        adaptive softmax, logits of its flat projection.
 
         It does not saturate as the log-probability does, and is a vector's own: additive under a linear lens.
         """

@@ -15,7 +15,8 @@ Where the target w has most of the probability, C is nearly 0 and both of its te
 
 bounded in the same way, has no term of w, and rounding is as small as 1 - p_w (`ResidualBases.rounding`).
 
-A soft cap makes delta non-linear in v; then there are no bounds, and every vector is evaluated.
+A soft cap makes delta non-linear in v, and under an adaptive softmax C is a sum of two such terms; then there are no
+bounds, and every vector is evaluated.
 """
 
 from __future__ import annotations

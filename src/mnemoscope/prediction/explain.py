@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -136,7 +135,7 @@ def explain(
             top=top,
             layer_count=prediction.layers,
             parallel=model.anatomy.parallel,
-            start=-math.log(model.anatomy.vocabulary),
+            start=prediction.bases.start,
             **extra,
             queries=upstream,
             attention_queries=carried,
@@ -220,7 +219,12 @@ def _notes(model: Model, lens: str) -> tuple[str, ...]:
         notes.append(
             "the logits are soft-capped: logits of parts are before the cap and add up, probabilities are after"
         )
-    if lens == "raw":
+    if model.anatomy.bands is not None:
+        notes.append(
+            "the softmax is adaptive: log-probabilities are its own, logits of parts are read by its flat projection "
+            "and add up; under the adaptive projection the logit of a point is its log-probability"
+        )
+    if lens == "raw" and model.anatomy.final_norm is not None:
         notes.append("under the raw lens the end of the stream is not what the model predicts")
     return tuple(notes)
 
@@ -305,7 +309,7 @@ def _others(prediction: TracedPrediction) -> pl.DataFrame:
     if bool((nothing != nothing[0]).any()):
         alone = float(prediction.bases.log_probabilities[prediction.nothing, prediction.target])
         rows.append(
-            ("head bias", None, alone + math.log(len(nothing)), None, float(nothing[prediction.target]))
+            ("head bias", None, alone - prediction.bases.start, None, float(nothing[prediction.target]))
         )
     for (name, layer), (increase, left_out), logit in zip(
         names, values.tolist(), logits.tolist(), strict=True

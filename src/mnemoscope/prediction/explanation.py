@@ -123,7 +123,7 @@ class Explanation(Shown):
     position  the explained position; the prediction is of the token after it
     unread    what follows it in the prompt, and is not read
     lens      raw | own | frozen
-    start     log p(target) when nothing is read: minus the log of the vocabulary's size
+    start     log p(target) when nothing is read: minus the log of the vocabulary's size (of those of its softmaxes)
     parallel  attention and feed-forward layers read the same input; Lres is then Lin plus attention (G5)
     run       folder of the run that was given
     evaluations  how many vectors were taken through the whole vocabulary, by frame, and of how many

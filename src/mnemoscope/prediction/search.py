@@ -79,7 +79,7 @@ def search(bases: ResidualBases, rankings: Sequence[TopK], *, final: int | None 
     ends = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64).expand(
         len(contenders.ranking), len(kinds), 2
     )
-    if bases.lens.softcap is None:
+    if bases.lens.additive:
         for vocabulary, cost in _stages(bases, len(kinds)):
             partly += contenders.ranking.bincount(minlength=len(rankings)) * cost
             ends = _intervals(vocabulary, groups, contenders, kinds)
@@ -304,11 +304,9 @@ class IntervalSurvey:
     def __init__(self, bases: ResidualBases, k: int) -> None:
         size = bases.lens.unembedding.shape[0]
         self._bases, self._k = bases, k
-        # Bounds hold for logits that are linear in a direction: a soft cap leaves nothing but evaluation.
-        capped = bases.lens.softcap is not None
-        self._stages = (
-            [] if capped else [PartialVocabulary.of(bases, min(count, size // 2)) for count in _SURVEYED]
-        )
+        # Bounds hold for one softmax of logits that are linear in a direction: else nothing is left but evaluation.
+        stages = _SURVEYED if bases.lens.additive else ()
+        self._stages = [PartialVocabulary.of(bases, min(count, size // 2)) for count in stages]
 
     def __call__(
         self, groups: Sequence[Parts], quotients: Sequence[Float[Tensor, " part"]] | None = None

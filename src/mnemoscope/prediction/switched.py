@@ -176,9 +176,7 @@ def score_row(prediction: TracedPrediction) -> Float[Tensor, " width"]:
     under own and frozen.
     """
     bases: ResidualBases = prediction.bases
-    rows = prediction.lens.unembedding
-    other = rows[prediction.foils[0]] if prediction.foils else bases.mean[prediction.final]
-    row = (rows[prediction.target] - other)[None] * prediction.lens.multiplier
+    row = bases.gradient(prediction.final, prediction.foils[0] if prediction.foils else None)[None]
     if prediction.lens.name != "raw" and prediction.lens.norm is not None:
         row = adjoint(prediction.lens.norm, prediction.scale, row)
     return row[0]

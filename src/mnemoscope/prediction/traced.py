@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.stream import Stream
 from mnemoscope.prediction.bases import Geometry, Measure, ResidualBases
@@ -72,11 +71,6 @@ class TracedPrediction:
     @cached_property
     def bases(self) -> ResidualBases:
         """The residuals that vectors are added to or taken from."""
-        if self.lens.bands is not None:
-            raise ModelNotSupported(
-                f"taking a prediction of a {self.stream.anatomy.family!r} model apart: its softmax is adaptive, which "
-                "is not followed as yet; models with one softmax over all tokens are explained"
-            )
         rows = torch.cat([self.points, self.points[:1] * 0])
         return ResidualBases(self.lens, self.target, rows, self.scale, self.shared)
 
@@ -120,7 +114,7 @@ class TracedPrediction:
         return self.bases.measured(vectors, [Measure(final, True)])[:, 0]
 
     def logit(self, vectors: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
-        """The logit that the lens reads for the target in the vectors alone, before a soft cap."""
+        """The logit that the lens reads for the target in the vectors alone, flat and before a soft cap."""
         row = self.lens.unembedding[self.target]
         read = self.lens.directions(vectors, self.scale) @ row
         if self.lens.name == "own" and self.lens.bias is not None:
@@ -139,7 +133,7 @@ class TracedPrediction:
         """
         tokens = torch.tensor([self.target, *(self.foils if foils is None else foils)])
         increase = self.bases.odds(vectors, base, tokens)
-        linear = self.bases.linear and self.lens.softcap is None
+        linear = self.bases.linear and self.lens.additive
         final = torch.full_like(base, self.final)
         left_out = increase if linear else -self.bases.odds(-vectors, final, tokens)
         moved = torch.stack([increase, left_out], 1)

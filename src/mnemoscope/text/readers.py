@@ -2,7 +2,7 @@
 
 A reader yields `Document` records and raises `CorpusError` with the file and the place in it.
 
-    .txt                a document for each block of lines between blank lines
+    .txt .tokens        a document for each block of lines between blank lines
     .jsonl .ndjson      a document for each line; one field is the text
     .json               a list of texts or of objects, or an object of them (its keys are the titles)
     .csv .tsv           a document for each row; the first line names the columns, one of which is the text
@@ -263,6 +263,7 @@ _Reader = Callable[[Path, str, Note], Iterator[Document]]
 
 _DATA: dict[str, _Reader] = {
     ".txt": _read_text,
+    ".tokens": _read_text,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".json": _read_json,

@@ -279,7 +279,7 @@ class ContributionSurvey:
 
 def quotients(model: Model, lens: Lens, geometry: Geometry) -> list[Float[Tensor, " neuron"]] | None:
     """What `ContributionSurvey` keeps of values; None under a lens that is not linear."""
-    if lens.softcap is not None or (lens.name == "own" and lens.norm is not None):
+    if not lens.additive or (lens.name == "own" and lens.norm is not None):
         return None
     return [geometry.quotient(lens.weighted(value_vectors(layer))) for layer in model.anatomy.layers]
 

@@ -180,7 +180,7 @@ def _about(asked: Asked) -> dict[str, Any]:
 def _read(lens: Lens, stream: Tensor) -> Tensor:
     with torch.inference_mode():
         logits = lens.logits(stream)
-        return lens.cap(logits) if lens.name == "raw" else logits
+        return lens.cap(logits) if lens.name == "raw" and lens.bands is None else logits
 
 
 def _rows(

@@ -123,7 +123,7 @@ class _Unit:
     def of(cls, name: str, model: Model, lenses: Sequence[str], run: Run | None, work: Work) -> _Unit:
         """Values are looked up in the run, if one is given, and else read."""
         read = [Lens.of(model.anatomy, lens) for lens in lenses]
-        tops = [value_tops(run, model, lens, work, f"tops-{name}") for lens in read]
+        tops = [value_tops(run, model, lens.flat, work, f"tops-{name}") for lens in read]
         lengths = [value_vectors(layer).square().sum(-1).sqrt() for layer in model.anatomy.layers]
         return cls(name, model, read, tops, torch.cat(lengths), Lens.of(model.anatomy, "own"))
 
@@ -162,7 +162,8 @@ class _Unit:
                 said, other = memories.say(tops[here]), memories.say(tops[elsewhere])
                 read = _Read.of(lens, r, y, seen.output[:, -1], block)
                 columns = read.columns(prediction, memories.heaviest(said))
-                readings.append(columns | memories.active | memories.agreement(said, other, columns, block))
+                compared = read.flat(columns)
+                readings.append(columns | memories.active | memories.agreement(said, other, compared, block))
             layers.append(
                 {name: torch.stack([columns[name] for columns in readings], -1) for name in readings[0]}
             )
@@ -189,8 +190,8 @@ class _Read:
 
     lens: Lens
     block: _Block
-    of_r: Float[Tensor, "example vocabulary"]
-    of_y: Float[Tensor, "example vocabulary"]
+    of_r: Float[Tensor, "example row"]
+    of_y: Float[Tensor, "example row"]
     residual: Float[Tensor, "example 1"]
     ffn: Float[Tensor, "example 1"]
     output: Float[Tensor, "example 1"]
@@ -223,6 +224,19 @@ class _Read:
         }  # fmt: skip
         alike = {f"similarity{name}": self._similarity(residual, tokens) for name, tokens in others.items()}
         return columns | {"memory": memory} | alike
+
+    def flat(self, columns: Columns) -> Columns:
+        """The top tokens of y and of r + y by the projection by which values are read (B.4); these, if there is one."""
+        if self.lens.bands is None:
+            return columns
+        size = self.lens.bands.vocabulary
+        of_y, of_o = self.of_y[:, :size], self.of_r[:, :size] + self.of_y[:, :size]
+        # Biases of a final norm are added to points, and under own to all that is read.
+        flat = self.lens.flat
+        return {
+            "ffn": first_largest(flat.part(of_y, self.ffn)),
+            "output": first_largest(flat.point(of_o, self.output)),
+        }
 
     def _tile(
         self, rows: Int[Tensor, " row"], theirs: Int[Tensor, " row"], asked: Int[Tensor, "row token"]

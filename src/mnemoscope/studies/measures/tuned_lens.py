@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -349,8 +349,7 @@ def _sampled(
 def _differentiable(own: Lens) -> Lens:
     """The same lens, of copies that may be part of a gradient."""
     with torch.inference_mode(False):
-        table = torch.empty(own.unembedding.shape, device=own.unembedding.device).copy_(own.unembedding)
-        return Lens(own.name, own.norm, table, own.bias, own.multiplier, own.softcap)
+        return replace(own, table=torch.empty(own.table.shape, device=own.table.device).copy_(own.table))
 
 
 def _fit_layer(
@@ -435,7 +434,9 @@ def _descended(
 
 
 def _scores(own: Lens, vectors: Tensor, tokens: Tensor) -> Float[Tensor, "row token"]:
-    """Logits of these tokens under the own lens."""
+    """Logits of these tokens under the own lens; an adaptive softmax has to be made whole for any."""
+    if own.bands is not None:
+        return own.logits(vectors)[:, tokens]
     scores = own.directions(vectors) @ own.unembedding[tokens].T
     if own.bias is not None:
         scores = scores + own.bias[tokens]

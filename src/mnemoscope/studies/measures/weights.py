@@ -43,7 +43,7 @@ def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, It
 
 
 def _layers(model: Model, seed: int, work: Work) -> Iterator[pa.Table]:
-    lens = Lens.of(model.anatomy, "frozen")
+    lens = Lens.of(model.anatomy, "frozen", "flat")
     total = model.anatomy.n_layers
     with torch.inference_mode():
         silent = silent_directions(lens)
