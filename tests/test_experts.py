@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from every_family import OVERRIDES, _small
 from families import MIXTURES as BY_HAND
 from families import slow_but_for, tiny
-from tiny import tokenizer
+from tiny import texts, tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mnemoscope import build, explain, load_model
+from mnemoscope import build, explain, load_corpus, load_model, open_run
 from mnemoscope.errors import ModelNotSupported
+from mnemoscope.mine.places import bin_of, selected
+from mnemoscope.mine.verify import verify
 from mnemoscope.model import experts
 from mnemoscope.model.capture import Capture, LayerRows
 from mnemoscope.model.check import examine, self_check
@@ -31,6 +34,8 @@ from mnemoscope.model.parts import Layer
 from mnemoscope.model.reading import describe
 from mnemoscope.model.stream import trace
 from mnemoscope.records import ContextBatch
+from mnemoscope.run.reading import Run
+from mnemoscope.text.plan import batches
 
 TOKENS = torch.arange(3, 23)[None]
 
@@ -342,7 +347,7 @@ def test_questions_of_dense_models_refuse_a_mixture() -> None:
 
 
 def test_what_is_not_told_of_a_mixture_is_refused_in_a_line(tmp_path: Path) -> None:
-    """To mine, trace or explain it would leave out the router's weight: each says so, and nothing is left behind."""
+    """What explains it would miss the router's weight, and there are no null units: both say so, and leave nothing."""
     model = load_model(BY_HAND["mixtral"](), tokenizer=tokenizer())
     for ask in (
         lambda: explain(model, "the capital of France is"),
@@ -352,3 +357,121 @@ def test_what_is_not_told_of_a_mixture_is_refused_in_a_line(tmp_path: Path) -> N
             ask()
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+# -- Mining ------------------------------------------------------------------------------------------------------
+
+TOP = 4
+MINED = ["mixtral", "qwen2_moe", "gpt_oss"]
+
+
+def _model(name: str, folder: Path) -> Model:
+    """A mixture with a tokenizer, from a folder."""
+    MIXTURES[name]().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return load_model(str(folder), dtype="fp32")
+
+
+def _build(model: Model, folder: Path, workers: int = 1, count: int = 70) -> Run:
+    build(model, load_corpus(texts(count)), folder, top=TOP, nulls=(), workers=workers)
+    return open_run(folder)
+
+
+def _routed(model: Model, run: Run) -> dict[tuple[int, int], list[tuple[int, int, float]]]:
+    """By layer and neuron: context, position and coefficient of every counted token that the neuron ran on."""
+    rows: dict[tuple[int, int], list[tuple[int, int, float]]] = {}
+
+    def keep(piece: LayerRows, batch: ContextBatch) -> None:
+        where = range(batch.tokens.size) if piece.rows is None else piece.rows.tolist()
+        for place, row in enumerate(where):
+            context, position = divmod(row, batch.tokens.shape[1])
+            if batch.counted[context, position]:
+                for unit, value in enumerate(piece.coefficients[place].tolist()):
+                    address = (piece.layer, piece.first + unit)
+                    rows.setdefault(address, []).append((int(batch.contexts[context]), position, value))
+
+    shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1
+    with Capture(model) as capture:
+        for shard in range(shards):
+            for batch in batches(run.file("contexts"), shard, run.manifest.options["special"]):
+                capture.sweep(batch, lambda *_: None, keep)
+    return rows
+
+
+@pytest.mark.parametrize("name", MINED)
+def test_a_mixture_is_mined_over_the_tokens_routed_to_each_expert(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triggers, moments, ranges and histograms of every neuron equal the slow definition; not routed is absent."""
+    monkeypatch.setattr("mnemoscope.text.plan.BATCH_TOKENS", 300)
+    monkeypatch.setattr("mnemoscope.text.plan.SHARD_TOKENS", 800)
+    model = _model(name, tmp_path / "model")
+    run = _build(model, tmp_path / "run")
+    routed = _routed(model, run)
+    neurons = run.table("neurons").sort("layer", "neuron").collect()
+    counts = run.table("histograms").sort("layer", "neuron").collect()["counts"].to_list()
+    tails = {
+        key: rows.sort("polarity", "rank", descending=[True, False])
+        for key, rows in run.table("triggers").collect().partition_by("layer", "neuron", as_dict=True).items()
+    }
+    assert len(neurons) == sum(model.anatomy.sizes)
+    for stored, histogram in zip(neurons.iter_rows(named=True), counts, strict=True):
+        address = (stored["layer"], stored["neuron"])
+        rows = routed.get(address, [])
+        assert stored["tokens"] == len(rows)
+        if not rows:
+            assert not sum(histogram) and address not in tails
+            continue
+        contexts, _, values = (np.array(column) for column in zip(*rows, strict=True))
+        assert (stored["min"], stored["max"]) == (values.min(), values.max())
+        assert stored["positive_fraction"] == (values > 0).mean()
+        assert stored["mean"] == pytest.approx(values.mean(), rel=1e-6, abs=1e-9)
+        assert stored["std"] == pytest.approx(values.std(), rel=1e-5, abs=1e-9)
+        chosen = bin_of(values[selected(contexts)])
+        assert histogram == np.bincount(chosen, minlength=len(histogram)).tolist()
+        wanted: list[tuple[int, int, int, float]] = []
+        for polarity in (1, -1):
+            best: dict[int, tuple[float, int, int]] = {}
+            for context, position, value in rows:
+                entry = (-polarity * value, context, position)
+                if entry[0] < 0 and entry < best.get(context, (0.0, 0, 0)):
+                    best[context] = entry
+            kept = sorted(best.values())[:TOP]
+            wanted += [(polarity, context, position, -polarity * v) for v, context, position in kept]
+        listed = tails[address].select("polarity", "context", "position", "coefficient").rows()
+        assert listed == wanted
+    experts_tokens = neurons.filter(pl.col("layer") == 0)["tokens"].unique()
+    assert len(experts_tokens) > 1, "experts are given different numbers of tokens"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MINED)
+def test_a_mixture_is_the_same_with_any_number_of_workers_and_verifies(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every table has the same bits with one and with two workers, and what is stored is found again.
+
+    One worker computes with two threads, and two with one each.
+    """
+    monkeypatch.setattr("mnemoscope.text.plan.SHARD_TOKENS", 3_000)
+    model, before = _model(name, tmp_path / "model"), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run = _build(model, tmp_path / "one", count=400)
+        other = _build(model, tmp_path / "two", workers=2, count=400)
+    finally:
+        torch.set_num_threads(before)
+    assert run.table("shards").select("shard").collect().n_unique() > 2
+    assert {key: entry.sha256 for key, entry in run.manifest.tables.items()} == {
+        key: entry.sha256 for key, entry in other.manifest.tables.items()
+    }
+    result = verify(run, model, sample=30)
+    assert result.passed, result.checks
+    assert all(check.largest == 0 for check in result.checks if check.name != "values"), result.checks
+
+
+def test_null_units_of_a_mixture_are_refused(tmp_path: Path) -> None:
+    """There are none yet, and the message says how to build without them."""
+    model = _model("mixtral", tmp_path / "model")
+    with pytest.raises(ModelNotSupported, match="--nulls none"):
+        build(model, load_corpus(texts(3)), tmp_path / "run")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from families import FAMILIES
+from families import FAMILIES, MIXTURES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -31,7 +31,7 @@ def tokenizer(size: int = 80) -> PreTrainedTokenizerFast:
 
 def model_folder(path: Path, family: str = "llama") -> Path:
     """A saved tiny model with its tokenizer."""
-    FAMILIES[family]().save_pretrained(path)
+    {**FAMILIES, **MIXTURES}[family]().save_pretrained(path)
     tokenizer().save_pretrained(path)
     return path
 

@@ -43,7 +43,10 @@ Report = Callable[[Progress], None]
 
 @runtime_checkable
 class State(Protocol):
-    """What the loop feeds: accumulators that know which shards they hold."""
+    """What the loop feeds: accumulators that know which shards they hold.
+
+    One that has a method ``update_rows``, a `RoutedReceiver`, is fed mixtures of experts too.
+    """
 
     @property
     def shards(self) -> frozenset[int]: ...
@@ -143,7 +146,7 @@ class _Worker(Generic[S]):
             for shard in shards:
                 for batch in self._plan.batches(shard):
                     _stop_if_orphaned()
-                    capture.sweep(batch, self._state.update)
+                    capture.sweep(batch, self._state.update, getattr(self._state, "update_rows", None))
                     tell(batch.n_tokens)
                 self._state.finish_shard(shard)
                 unsaved = True

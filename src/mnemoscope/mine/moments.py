@@ -27,17 +27,18 @@ _BLOCK = 128  # neurons that a thread takes at a time
 
 @dataclass(frozen=True)
 class Sums:
-    """Power sums of (coefficient - pivot) over `count` positions.
+    """Power sums of (coefficient - pivot) over as many positions as each neuron was counted at.
 
     A pivot near the mean keeps what a variance is made of apart from what a mean is made of. It is the
     first counted coefficient of the shard, so nobody need know the mean beforehand, and every order of
     shards has the same.
 
+    count   i64[cell]
     pivot   f32[cell]
     powers  f64[4 cell]
     """
 
-    count: int
+    count: np.ndarray
     pivot: np.ndarray
     powers: np.ndarray
 
@@ -45,7 +46,7 @@ class Sums:
         """The power sums about another pivot."""
         d = self.pivot.astype(np.float64) - pivot
         first, second, third, fourth = np.moveaxis(self.powers, -2, 0)
-        n = float(self.count)
+        n = self.count.astype(np.float64)
         return np.stack(
             [
                 first + n * d,
@@ -58,9 +59,12 @@ class Sums:
 
     def plus(self, other: Sums) -> Sums:
         """The sums of both, about the pivot of the first that has counted anything."""
-        if not self.count:
+        first = self.count > 0
+        if not first.any():
             return other
-        return Sums(self.count + other.count, self.pivot, self.powers + other.about(self.pivot))
+        pivot = np.where(first, self.pivot, other.pivot)
+        # Sums about a pivot that nothing was counted at are zeros.
+        return Sums(self.count + other.count, pivot, self.powers + other.about(pivot))
 
 
 class Moments:
@@ -95,6 +99,7 @@ class Moments:
         layers = len(self._cells.sizes)
         self._pivot = np.zeros(len(self._cells), np.float32)
         self._powers = np.zeros((4, len(self._cells)))
+        self._counts = np.zeros(len(self._cells), np.int64)
         self._contexts = np.zeros(layers, np.int64)
         self._tokens = np.zeros(layers, np.int64)
 
@@ -103,22 +108,29 @@ class Moments:
         """Whether something was taken in since the last shard was finished."""
         return bool(self._contexts.any())
 
-    def pivot(self, layer: int) -> np.ndarray | None:
-        """f32[neuron] that power sums of this layer are to be taken about; None when any will do."""
-        return self._pivot[self._cells.of(layer)] if self._tokens[layer] else None
+    def pivot(self, layer: int, first: int = 0, neurons: int | None = None) -> np.ndarray | None:
+        """f32[neuron] that power sums of a layer, or of so many of its neurons, are to be taken about; None: of any."""
+        here = self._cells.of(layer)
+        start = here.start + first
+        stop = here.stop if neurons is None else start + neurons
+        return self._pivot[start:stop] if self._counts[start] else None
+
+    def enter(self, layer: int, contexts: int, tokens: int) -> None:
+        """A layer goes through so many contexts and counted tokens; asked once for each batch of a layer."""
+        self._contexts[layer] += contexts
+        self._tokens[layer] += tokens
 
     def update(self, reading: LayerReading) -> None:
         """Add to the shard that is being read."""
-        layer, here = reading.layer, self._cells.of(reading.layer)
-        self._contexts[layer] += len(reading.batch.contexts)
         if not reading.counted:
             return
-        if not self._tokens[layer]:
+        here = reading.within(self._cells)
+        if not self._counts[here.start]:
             self._pivot[here] = reading.pivot
         assert np.array_equal(self._pivot[here], reading.pivot), (
-            f"layer {layer}: another pivot inside a shard"
+            f"layer {reading.layer}: another pivot inside a shard"
         )
-        self._tokens[layer] += reading.counted
+        self._counts[here] += reading.counted
         self._powers[:, here] += reading.sums
         self.positive[here] += reading.positive
         # Adding 0.0 makes -0.0 the same as 0.0, which a minimum may return either of.
@@ -131,7 +143,7 @@ class Moments:
         self._refuse([shard])
         tokens = self._tokens[list(self._cells.layers)]
         assert len(set(tokens.tolist())) == 1, f"shard {shard}: layers saw different tokens: {tokens}"
-        sums = Sums(int(tokens[0]), self._pivot, self._powers)
+        sums = Sums(self._counts, self._pivot, self._powers)
         powers = sums.about(np.zeros_like(self._pivot))
         totals = np.stack([powers[:, self._cells.of(layer)].sum(-1) for layer in range(len(self._tokens))])
         self._enter(
@@ -190,7 +202,8 @@ class Moments:
         return {
             **fields_of(self),
             **{name: getattr(self, name) for name in self.LEDGER},
-            "node": np.array([(*address, sums.count) for address, sums in nodes], np.int64).reshape(-1, 3),
+            "node": np.array([address for address, _ in nodes], np.int64).reshape(-1, 2),
+            "count": np.array([sums.count for _, sums in nodes], np.int64).reshape(-1, cells),
             "pivot": np.array([sums.pivot for _, sums in nodes], np.float32).reshape(-1, cells),
             "powers": np.array([sums.powers for _, sums in nodes]).reshape(-1, 4, cells),
         }
@@ -201,9 +214,9 @@ class Moments:
         for name in self.LEDGER:
             setattr(self, name, state[name])
         self._nodes = {
-            (int(level), int(index)): Sums(int(count), pivot, powers)
-            for (level, index, count), pivot, powers in zip(
-                state["node"], state["pivot"], state["powers"], strict=True
+            (int(level), int(index)): Sums(count, pivot, powers)
+            for (level, index), count, pivot, powers in zip(
+                *(state[name] for name in ("node", "count", "pivot", "powers")), strict=True
             )
         }
         self._open()
@@ -218,13 +231,13 @@ class Moments:
         """
         assert not self.is_open, "finish the shard before asking"
         neurons, here = self._cells.sizes[layer], self._cells.of(layer)
-        total = Sums(0, np.zeros(neurons, np.float32), np.zeros((4, neurons)))
+        total = Sums(np.zeros(neurons, np.int64), np.zeros(neurons, np.float32), np.zeros((4, neurons)))
         for _, sums in self._in_order():
-            total = total.plus(Sums(sums.count, sums.pivot[here], sums.powers[:, here]))
+            total = total.plus(Sums(sums.count[here], sums.pivot[here], sums.powers[:, here]))
         constant = self.minimum[here] == self.maximum[here]
         with np.errstate(divide="ignore", invalid="ignore"):
             mean, std, skewness, kurtosis = _standardised(total)
-            positive = self.positive[here] / np.float64(total.count)
+            positive = self.positive[here] / total.count.astype(np.float64)
         std = np.where(constant, 0.0, std)
         minimum, maximum = np.where(
             total.count > 0, [self.minimum[here], self.maximum[here]], np.float32(np.nan)
@@ -266,7 +279,7 @@ class Moments:
 
 def _standardised(sums: Sums) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean, population std, skewness and excess kurtosis, each f64[neuron]."""
-    d, second, third, fourth = sums.powers / np.float64(sums.count)
+    d, second, third, fourth = sums.powers / sums.count.astype(np.float64)
     variance = np.maximum(second - d * d, 0.0)
     m3 = third - d * (3 * second - 2 * d * d)
     m4 = fourth - d * (4 * third - d * (6 * second - 3 * d * d))
@@ -286,7 +299,7 @@ class Histograms(Fields):
 
     def update(self, reading: LayerReading) -> None:
         """Count the selected positions."""
-        counts, bins = self.counts[self._cells.of(reading.layer)], reading.bins
+        counts, bins = self.counts[reading.within(self._cells)], reading.bins
 
         def block(start: int) -> None:
             kernel.count(bins, start, min(start + _BLOCK, len(counts)), counts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from mnemoscope.errors import ActivationError
 from mnemoscope.mine import kernel
 from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
-from mnemoscope.records import ContextBatch
+from mnemoscope.model.capture import LayerRows
+from mnemoscope.records import Cells, ContextBatch
 
 _ROWS = 128  # that a thread takes at a time
 
@@ -46,6 +47,7 @@ class LayerReading:
     positive  i64[neuron]      counted positions with a coefficient above 0
     values    [row, neuron]    coefficients: float32, or the 16 bits of bfloat16
     chosen    i64[selected]    rows of `values` that go into histograms and samples
+    first     the first of these neurons in its layer
     """
 
     layer: int
@@ -58,6 +60,12 @@ class LayerReading:
     positive: np.ndarray
     values: np.ndarray
     chosen: np.ndarray
+    first: int = 0
+
+    def within(self, cells: Cells) -> slice:
+        """Where these neurons are among all that are numbered through."""
+        start = cells.of(self.layer).start + self.first
+        return slice(start, start + self.values.shape[1])
 
     @cached_property
     def bins(self) -> np.ndarray:
@@ -126,6 +134,52 @@ def scan(
     return reading
 
 
+def scan_routed(
+    rows: LayerRows, batch: ContextBatch, places: CountedPlaces, pivot: np.ndarray | None = None
+) -> LayerReading:
+    """`scan` of one expert: of the tokens that were routed to it, as if the batch had no others.
+
+    places  of the whole batch
+    """
+    n_tokens = batch.tokens.shape[1]
+    every = np.arange(batch.tokens.size) if rows.rows is None else rows.rows.cpu().numpy()
+    here = np.flatnonzero(batch.counted.ravel()[every])
+    context = every[here] // n_tokens
+    offsets = np.searchsorted(context, np.arange(len(batch.contexts) + 1))
+    values = _matrix(rows.coefficients[None])
+    neurons = values.shape[1]
+    if pivot is None:
+        pivot = np.zeros(neurons, np.float32)
+        if len(here):
+            pivot = rows.coefficients[int(here[0])].detach().float().cpu().numpy().copy()
+    maximum, minimum = np.empty((2, len(batch.contexts), neurons), np.float32)
+    maximum_at, minimum_at = np.empty((2, len(batch.contexts), neurons), np.int32)
+    sums, positive = np.empty((4, neurons)), np.empty(neurons, np.int64)
+    # Rows lie one after another, so that a place is the row itself.
+    kernel.reduce_contexts(
+        values, here, offsets, 0, 0, len(batch.contexts), pivot,
+        maximum, maximum_at, minimum, minimum_at, sums, positive,
+    )  # fmt: skip
+    branches = [] if rows.up is None else [_matrix(rows.gate[None]), _matrix(rows.up[None])]
+
+    def extremes(value: np.ndarray, at: np.ndarray) -> Extremes:
+        position = np.where(at < 0, -1, every[np.maximum(at, 0)] % n_tokens).astype(np.int32)
+        signs = [np.take_along_axis(branch, np.maximum(at, 0), 0) for branch in branches]
+        return Extremes(value, position, *(signs or (None, None)))
+
+    selected = np.isin(every, places.chosen)
+    inside = np.isin(places.chosen, every)
+    routed = replace(
+        places, rows=every[here], offsets=offsets, chosen=places.chosen[inside], hashes=places.hashes[inside]
+    )
+    reading = LayerReading(
+        rows.layer, batch, routed, pivot, extremes(maximum, maximum_at), extremes(minimum, minimum_at),
+        sums, positive, values, np.flatnonzero(selected), rows.first,
+    )  # fmt: skip
+    _check_finite(reading, counted_rows=here)
+    return reading
+
+
 def scan_torch(
     layer: int,
     coefficients: Coefficients,
@@ -190,17 +244,24 @@ def _added_in_order(parts: np.ndarray) -> np.ndarray:
     return total
 
 
-def _check_finite(reading: LayerReading, values: Tensor | None = None) -> None:
-    """No read is spent on this: a power sum of finite fp32 numbers is finite, and of others never."""
+def _check_finite(
+    reading: LayerReading, values: Tensor | None = None, counted_rows: np.ndarray | None = None
+) -> None:
+    """No read is spent on this: a power sum of finite fp32 numbers is finite, and of others never.
+
+    counted_rows  of the values; by default they are those of the batch
+    """
     if np.isfinite(reading.sums[3]).all():
         return
     rows = reading.places.rows
     x = reading.values if values is None else values.flatten(0, 1).cpu().numpy()
-    counted = x[rows] if x.dtype == np.float32 else (x[rows].astype(np.uint32) << 16).view(np.float32)
+    x = x[rows if counted_rows is None else counted_rows]
+    counted = x if x.dtype == np.float32 else (x.astype(np.uint32) << 16).view(np.float32)
     row, neuron = np.argwhere(~np.isfinite(counted))[0]
     context, position = divmod(int(rows[row]), reading.batch.tokens.shape[1])
+    name = f"L{reading.layer}N{reading.first + neuron}"
     raise ActivationError(
-        f"reading activations: L{reading.layer}N{neuron} is {counted[row, neuron]} at position {position} of "
+        f"reading activations: {name} is {counted[row, neuron]} at position {position} of "
         f"context {reading.batch.contexts[context]}; finite numbers are needed: load the model with dtype fp32, "
         "or check its weights"
     )

@@ -15,14 +15,14 @@ from mnemoscope import files
 from mnemoscope.errors import ActivationError, RunCorrupt, RunMismatch
 from mnemoscope.mine.moments import Histograms, Moments
 from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
-from mnemoscope.mine.reading import Accumulator, scan
+from mnemoscope.mine.reading import Accumulator, LayerReading, scan, scan_routed
 from mnemoscope.mine.triggers import Samples, Triggers
-from mnemoscope.model.capture import Coefficients, Inputs
+from mnemoscope.model.capture import Coefficients, Inputs, LayerRows
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import LayerSignals, Nulls
 from mnemoscope.records import Cells, ContextBatch
 
-_FORMAT = 2
+_FORMAT = 4
 _NEURONS = "neurons"
 
 T = TypeVar("T")
@@ -46,6 +46,7 @@ class NeuronStatistics:
             "samples": Samples(self.cells),
         }
         self._places: tuple[ContextBatch, CountedPlaces] | None = None
+        self._entered: set[int] = set()  # layers that this batch went through
         self._contexts: list[np.ndarray] = []
 
     @property
@@ -73,12 +74,30 @@ class NeuronStatistics:
 
         Raises ActivationError when a counted coefficient is NaN or infinite.
         """
+        places, pivot = self._enter(layer, batch), self.moments.pivot(layer)
+        self._take(scan(layer, coefficients, batch, gate, up, places=places, pivot=pivot))
+
+    def update_rows(self, rows: LayerRows, batch: ContextBatch) -> None:
+        """Take in one expert of one batch of the current shard, over the tokens routed to it.
+
+        Raises ActivationError when a counted coefficient is NaN or infinite.
+        """
+        places = self._enter(rows.layer, batch)
+        pivot = self.moments.pivot(rows.layer, rows.first, rows.coefficients.shape[1])
+        self._take(scan_routed(rows, batch, places, pivot))
+
+    def _enter(self, layer: int, batch: ContextBatch) -> CountedPlaces:
+        """The places of a batch, which a layer enters once, however many experts it has."""
         if self._places is None or self._places[0] is not batch:
-            self._places = batch, CountedPlaces.of(batch, self.every)
-        if layer == self.cells.layers[0]:
+            self._places, self._entered = (batch, CountedPlaces.of(batch, self.every)), set()
             self._contexts.append(batch.contexts)
-        places, pivot = self._places[1], self.moments.pivot(layer)
-        reading = scan(layer, coefficients, batch, gate, up, places=places, pivot=pivot)
+        places = self._places[1]
+        if layer not in self._entered:
+            self._entered.add(layer)
+            self.moments.enter(layer, len(batch.contexts), len(places.rows))
+        return places
+
+    def _take(self, reading: LayerReading) -> None:
         for table in self._tables.values():
             table.update(reading)
 
@@ -172,6 +191,10 @@ class RunStatistics:
                 self._by_kind[kind].update(layer, columns.coefficients, batch, columns.gate, columns.up)
             except ActivationError as error:
                 raise ActivationError(f"in the null units of kind {kind}, {error}") from error
+
+    def update_rows(self, rows: LayerRows, batch: ContextBatch) -> None:
+        """Take in one expert of one batch: a `RoutedReceiver`. ActivationError when something counted is not finite."""
+        self.neurons.update_rows(rows, batch)
 
     def finish_shard(self, shard: int) -> None:
         """All batches of shard `shard` have been given; RunError when it was in already."""

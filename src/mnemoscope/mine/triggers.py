@@ -50,7 +50,7 @@ class Triggers(Fields):
             self._enter(reading, index, extremes)
 
     def _enter(self, reading: LayerReading, index: int, extremes: Extremes) -> None:
-        here = self._cells.of(reading.layer)
+        here = reading.within(self._cells)
         key, what, threshold = self.key[index, here], self.what[index, here], self._threshold[index, here]
         following, nothing = reading.places.following, reading.values[:0]
         gated = extremes.gate is not None
@@ -143,7 +143,7 @@ class Samples(Fields):
 
     def update(self, reading: LayerReading) -> None:
         """Let the selected positions compete."""
-        here, places, bins = self._cells.of(reading.layer), reading.places, reading.bins
+        here, places, bins = reading.within(self._cells), reading.places, reading.bins
         following = places.following.ravel()[places.chosen]
         state = (self.key[here], self.coefficient[here], self.next_token[here])
         neurons, salt = bins.shape[1], self._salt[here]

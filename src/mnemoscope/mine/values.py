@@ -19,12 +19,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float
-from numba import njit, prange
 from torch import Tensor
 
+from mnemoscope.mine.kernel import _compiled
+from mnemoscope.mine.reading import share_out
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
+from mnemoscope.model.threads import Threads
 from mnemoscope.run.schemas import arrow_table
 
 LENS = "own"
@@ -32,6 +34,7 @@ PROJECTION = "flat"  # so that what a value says first is the same whatever its 
 VALUE_TOKENS = 50  # kept for each neuron and polarity
 KEY_TOKENS = 10
 _TILE = 64  # neurons read at once: their logits stay near the cache
+_ROWS = 8  # of these that a thread takes at a time
 
 
 def seconds(model: Model) -> float:
@@ -121,7 +124,7 @@ def _read_values(
 def _read_keys(model: Model, block: Layer, token_vectors: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and coefficients [neuron, 2, KEY_TOKENS] that bare embeddings would cause in this layer."""
     kept = []
-    with torch.inference_mode():
+    with torch.inference_mode(), Threads():
         normed = token_vectors if block.ffn_norm is None else block.ffn_norm(token_vectors)
         normed = normed.to(token_vectors.dtype).T.contiguous()
         for neurons in torch.arange(len(block.keys())).split(_TILE):
@@ -139,8 +142,9 @@ def _coefficients(block: Layer, neurons: Tensor, normed: Tensor) -> Tensor:
         return chosen if bias is None else chosen + bias[neurons, None].to(normed.dtype)
 
     ups = block.ups()
-    active = block.act(project(block.keys(), block.key_bias()))
-    return active if ups is None else active * project(ups, block.up_bias())
+    gate = project(block.keys(), block.key_bias())
+    up = None if ups is None else project(ups, block.up_bias())
+    return block.coefficients(neurons, gate.T, None if up is None else up.T).T
 
 
 def extremes(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,14 +155,19 @@ def extremes(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """
     columns = np.zeros((scores.shape[0], 2, k), np.int32)
     kept = np.zeros((scores.shape[0], 2, k), np.float32)
-    _extremes(np.ascontiguousarray(scores, np.float32), columns, kept)
+    scores = np.ascontiguousarray(scores, np.float32)
+    share_out(
+        lambda first: _extremes(scores, first, min(first + _ROWS, len(scores)), columns, kept),
+        range(0, len(scores), _ROWS),
+    )
     return columns, kept
 
 
-@njit(cache=True, parallel=True)
-def _extremes(scores, columns, kept):  # type: ignore[no-untyped-def]
+@_compiled
+def _extremes(scores, start, stop, columns, kept):  # type: ignore[no-untyped-def]
+    """Rows ``start <= row < stop``. Not numba's own threads: it would change how many torch computes with."""
     k = columns.shape[2]
-    for row in prange(scores.shape[0]):
+    for row in range(start, stop):
         for side in range(2):
             sign = np.float32(1.0) if side == 0 else np.float32(-1.0)
             best = np.full(k, -np.inf, np.float32)

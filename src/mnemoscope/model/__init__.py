@@ -2,6 +2,7 @@
 
     table, parts, reading      where each family keeps its parts: a row of facts; the rest is measured
     watch, stream              one forward pass, watched, as an exact sum of parts (A30-A33; G4-G6, G8)
+    threads                    the same bits with any number of threads
     check, as_run              the proof, for the model as it will be run
     load, checkpoint, accepted, devices, model, state    from a name to a `Model` that notices when it is changed
     lens, capture, nulls       vectors as logits; coefficients of every neuron; units that mean nothing

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.experts import Routed, listen, shared_weight, taken_apart
+from mnemoscope.model.threads import Threads
 from mnemoscope.model.watch import EndOfPass, hooked, watch
 from mnemoscope.records import ContextBatch
 
@@ -118,7 +119,7 @@ class Capture:
         tokens = torch.from_numpy(batch.tokens).to(self._model.device, torch.int64)
         self._receive, self._routed, self._batch = receive, routed, batch
         try:
-            with torch.inference_mode(), self._model.running(), suppress(EndOfPass):
+            with torch.inference_mode(), self._model.running(), Threads(), suppress(EndOfPass):
                 lengths = torch.from_numpy(batch.lengths).to(tokens.device)
                 mask = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).long()
                 self._model.anatomy.body(input_ids=tokens, **self._model.anatomy.calling(mask))

@@ -33,6 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from mnemoscope.arguments import DECOYS, check_nulls
 from mnemoscope.arguments import DEFAULT_NULLS as DEFAULT
 from mnemoscope.arguments import NULLS as KINDS
+from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.capture import Capture, Coefficients, Inputs
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
@@ -101,6 +102,11 @@ class Nulls:
     def __init__(
         self, model: Model, kinds: Sequence[str] = DEFAULT, count: int = COUNT, seed: int = 0
     ) -> None:
+        if kinds and any(layer.experts for layer in model.anatomy.layers):
+            raise ModelNotSupported(
+                f"making null units for {model.id}: it is a mixture of experts, for which there are none yet; build it "
+                "without them (nulls=(), on the command line --nulls none)"
+            )
         self.recipe = recipe(model, kinds, count, seed)
         self.kinds: tuple[str, ...] = tuple(self.recipe["kinds"]) if self.recipe else ()
         count = self.recipe["count"] if self.recipe else 0

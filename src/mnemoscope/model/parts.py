@@ -189,6 +189,14 @@ class Layer:
             return self.experts.activated(gate, up)
         return self.act(gate) if up is None else self.act(gate) * up
 
+    def coefficients(self, neurons: Tensor, gate: Tensor, up: Tensor | None) -> Float[Tensor, "... neuron"]:
+        """`activated` of any neurons, by their numbers in the layer."""
+        dense = self.act(gate) if up is None else self.act(gate) * up
+        if self.experts is None:
+            return dense
+        routed = neurons < self.experts.count * self.experts.width
+        return torch.where(routed.to(gate.device), self.experts.activated(gate, up), dense)
+
     def spread(self, weights: Float[Tensor, "... group"]) -> Float[Tensor, "... neuron"]:
         """For each neuron what there is for each of `groups`."""
         return weights.repeat_interleave(torch.tensor(self.groups, device=weights.device), -1)
