@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from every_family import tiny
-from families import slow_but_for
-from tiny import tokenizer
+from families import randomise, slow_but_for
+from tiny import texts, tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import nn
+from transformers import BertForPreTraining, PreTrainedTokenizerFast
 
-from mnemoscope import explain
+from mnemoscope import build, explain
 from mnemoscope.errors import ModelNotSupported
+from mnemoscope.mine.verify import verify
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.check import examine, self_check
 from mnemoscope.model.encoders import ENCODERS
 from mnemoscope.model.load import load_model
+from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Anatomy, Layer, Norm
 from mnemoscope.model.stream import trace
+from mnemoscope.neuron.striking import Striking
 from mnemoscope.records import ContextBatch, padded
+from mnemoscope.run.reading import Run
+from mnemoscope.studies.run import measure
+from mnemoscope.trials.hypothesis import test as hypothesis
+from mnemoscope.trials.job import patterns
 
 CAUSAL_ONLY = ("bert-generation", "modernbert-decoder")
 MASKED = [family for family in ENCODERS if family not in CAUSAL_ONLY]
@@ -121,6 +132,96 @@ def test_padding_is_not_seen(family: str) -> None:
     for row, context in enumerate(contexts):
         for batched, alone in zip(together, coefficients([context]), strict=True):
             torch.testing.assert_close(batched[row, : len(context)], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def reading() -> PreTrainedTokenizerFast:
+    """The tiny tokenizer as that of an encoder: it frames a text, and has a token that masks."""
+    made = tokenizer()
+    inner = made.backend_tokenizer
+    inner.add_special_tokens(["<mask>"])
+    inner.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        cls_token="<s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Model]:
+    """A run of a tiny BERT from a folder."""
+    folder = tmp_path_factory.mktemp("encoder")
+    tiny("bert", "masked").save_pretrained(folder / "model")
+    reading().save_pretrained(folder / "model")
+    model = load_model(folder / "model", dtype="fp32")
+    return build(model, texts(80), folder / "run", top=10), model
+
+
+def test_an_encoder_builds_and_its_run_is_verified(built: tuple[Run, Model]) -> None:
+    """A stored coefficient is that of its context alone and whole, and everything is found again."""
+    run, model = built
+    assert run.manifest.model.bidirectional and run.manifest.model.readout == "head"
+    assert verify(run, model).passed
+    rows = run.table("triggers").filter(pl.col("rank") == 0, pl.col("polarity") == 1).collect()
+    for row in rows.sample(12, seed=0).iter_rows(named=True):
+        tokens = run.contexts([row["context"]])[row["context"]].tokens
+        assert tokens[0] == 1 and tokens[-1] == 2
+        stream = model.traced(torch.from_numpy(np.asarray(tokens, np.int64))[None])
+        coefficient = stream.layers[row["layer"]].coefficients[row["position"], row["neuron"]]
+        assert float(coefficient) == pytest.approx(row["coefficient"], rel=1e-4)
+
+
+def test_values_are_read_through_the_head(built: tuple[Run, Model]) -> None:
+    """The first token of a value is that of the decoder, the norm and the linear module of the head in a row."""
+    run, model = built
+    head = model.hf.cls.predictions
+    values = model.hf.bert.encoder.layer[1].output.dense.weight.T
+    logits = head.decoder(head.transform.LayerNorm(values @ head.transform.dense.weight.T))
+    rows = run.table("values").filter(pl.col("layer") == 1, pl.col("rank") == 0, pl.col("polarity") == 1)
+    assert rows.sort("neuron").collect()["token"].to_list() == logits.argmax(-1).tolist()
+
+
+def test_a_trigger_of_an_encoder_is_shown_with_both_sides(built: tuple[Run, Model]) -> None:
+    """No arrow to the next token, but the text behind; what is striking is the token that stands there."""
+    run, _ = built
+    card = run.neuron(1, 3)
+    example = next(example for example in card.positive.examples if len(example.after) > 2)
+    assert example.whole
+    printed = str(card)
+    assert "→" not in printed and "".join(example.after[:2]).strip() in printed.replace("\n", " ")
+    assert all(pick.stands for pick in Striking(run).best("next", 3))
+
+
+@pytest.mark.parametrize("head", ["masked", "body", "pretraining"])
+def test_a_checkpoint_is_loaded_with_the_head_that_it_has(tmp_path: Path, head: str) -> None:
+    """A masked language model's head if there is one, also beside another; else the body alone."""
+    hf = tiny("bert", "masked")
+    if head == "body":
+        hf = hf.base_model
+    if head == "pretraining":
+        hf = BertForPreTraining(hf.config)
+        randomise(hf)
+    hf.save_pretrained(tmp_path)
+    reading().save_pretrained(tmp_path)
+    model = load_model(tmp_path, dtype="fp32")
+    assert model.self_check <= 1e-5 and model.anatomy.headless == (head == "body")
+    assert model.entry().readout == ("input embedding" if head == "body" else "head")
+    assert model.weights_sha256 == load_model(tmp_path, dtype="fp32").weights_sha256
+
+
+def test_what_asks_about_prefixes_refuses_an_encoder(built: tuple[Run, Model]) -> None:
+    """Patterns, a hypothesis and the study say so in a line, before anything is read."""
+    run, model = built
+    for ask in (
+        lambda: patterns(run, model),
+        lambda: hypothesis(run, model, (0, 1), "city"),
+        lambda: measure(run, model),
+    ):
+        with pytest.raises(ModelNotSupported, match="it is an encoder, whose positions see all of the text"):
+            ask()
 
 
 def test_a_body_without_a_head_closes_on_its_own_states() -> None:

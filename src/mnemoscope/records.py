@@ -238,6 +238,10 @@ class ModelEntry(_Strict):
     context_length: int
     self_check: float  # largest error of the rebuilt logits, as a share of their range
     unused: list[str] = []  # what of the checkpoint was not loaded, a line for each kind
+    bidirectional: bool = False  # an encoder: each position has read the whole context
+    readout: str = (
+        "head"  # what values are read through: its head, or the input embedding of a model without one
+    )
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -50,7 +50,7 @@ def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> t
     token_vectors  Float[Tensor, "vocabulary width"] from `bare_tokens`
     """
     block = model.anatomy.layers[layer]
-    tokens, logits, normalisers, entropies = _read_values(lens, value_vectors(block))
+    tokens, logits, normalisers, entropies = _read_values(lens, model.anatomy.outward(value_vectors(block)))
     probabilities = np.exp(logits - normalisers[:, None, None])
     neuron, end, rank = np.indices(tokens.shape)
     values = arrow_table(
@@ -84,7 +84,8 @@ def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> t
 
 def value_tokens(model: Model, layer: int, lens: Lens, neurons: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and logits [neuron, 2, rank] of some neurons of a layer."""
-    return _read_values(lens, value_vectors(model.anatomy.layers[layer])[neurons])[:2]
+    vectors = value_vectors(model.anatomy.layers[layer])[neurons]
+    return _read_values(lens, model.anatomy.outward(vectors))[:2]
 
 
 def value_vectors(block: Layer) -> Float[Tensor, "neuron width"]:

@@ -24,11 +24,13 @@ from safetensors import SafetensorError, safe_open
 from mnemoscope.errors import ModelError
 
 # What transformers itself ignores for some classes, or computes: buffers that old checkpoints carry, causal masks of
-# GPT-2, GPT-Neo(X) and CodeGen, and heads that predict several tokens ahead.
+# GPT-2, GPT-Neo(X) and CodeGen, heads that predict several tokens ahead, and those of encoders that say whether one
+# sentence follows another.
 _HARMLESS = re.compile(
     r"(^|\.)rotary_emb\.(original_)?inv_freq$"
     r"|(^|\.)(attn|attention|self_attn|crossattention)\.(masked_)?bias$"
     r"|(^|\.)(position_ids|mtp\..*|mtp_.*)$"
+    r"|(^|\.)(pooler|seq_relationship|sop_classifier)\."
 )
 # Towers for images and sound, which text alone does not go through.
 _OTHER_SENSES = re.compile(
@@ -45,7 +47,7 @@ def check_tensors(name: str, info: Mapping[str, Any], *, allow_unused: bool) -> 
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"loading the model {name}: its weights lack {len(missing)} tensors (the first is {missing[0]}), which "
-            "would be random; give a complete checkpoint of a causal language model"
+            "would be random; give a complete checkpoint of a language model"
         )
     if wrong := sorted(info["mismatched_keys"]):
         first, stored, wanted = wrong[0]

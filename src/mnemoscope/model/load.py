@@ -12,8 +12,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -27,6 +29,7 @@ from mnemoscope.model import devices
 from mnemoscope.model.accepted import ACCEPTED, is_path, unwrapped
 from mnemoscope.model.check import examine
 from mnemoscope.model.checkpoint import check_tensors, check_types, only_cached
+from mnemoscope.model.encoders import ENCODERS
 from mnemoscope.model.fairseq_checkpoint import DICTIONARY, is_fairseq
 from mnemoscope.model.fairseq_checkpoint import load as load_fairseq
 from mnemoscope.model.model import NAMES, Model, embedding_rows, native_bf16
@@ -248,8 +251,8 @@ def _weights(
             auto = _auto(config)
             if auto is None:
                 raise ModelNotSupported(
-                    f"loading the model {where.name}: {config.model_type} is not a causal language model (an encoder, "
-                    "an encoder-decoder or something else); give a decoder that predicts the next token"
+                    f"loading the model {where.name}: {config.model_type} is no decoder that predicts the next token "
+                    "and no encoder that is known (`mnemoscope models` lists them); give one of these"
                 )
             # Weights that are pickles are never read. What does not fit is named below.
             hf, info = auto.from_pretrained(
@@ -262,6 +265,7 @@ def _weights(
             )
     except (*_FAILURES, AttributeError, TypeError) as error:  # the last two from inside transformers
         raise ModelError(_unreadable(where, error), trust_remote_code=True) from error
+    _without_pooler(hf, info)
     unused = check_tensors(where.name, info, allow_unused=allow_unused)
     if getattr(config, "quantization_config", None) is None and (folder := _folder(where)):
         check_types(where.name, folder, set(hf.state_dict()))
@@ -269,13 +273,33 @@ def _weights(
 
 
 def _auto(config: Any) -> Any:
-    """The class that loads a decoder, also one that reads images or sound beside text; None if there is none."""
+    """The class that loads a model, also one that reads images or sound beside text; None if there is none."""
+    if config.get_text_config().model_type in ENCODERS and not hasattr(config, "auto_map"):
+        return _encoder(config)
     if type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map"):
         return AutoModelForCausalLM
     if getattr(config, "is_encoder_decoder", False):
         return None
     composites = (AutoModelForImageTextToText, AutoModelForSeq2SeqLM)
     return next((auto for auto in composites if type(config) in auto._model_mapping), None)
+
+
+def _encoder(config: Any) -> Any:
+    """The class of an encoder: with the head of a masked language model if its checkpoint says that it has one."""
+    named = set(config.architectures or ())
+    if getattr(config, "is_decoder", False) or type(config) not in AutoModelForMaskedLM._model_mapping:
+        return AutoModelForCausalLM
+    # BertForPreTraining has that head and another.
+    masked = AutoModelForMaskedLM._model_mapping[type(config)].__name__
+    return AutoModelForMaskedLM if named & {masked, masked.replace("MaskedLM", "PreTraining")} else AutoModel
+
+
+def _without_pooler(hf: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Leave out the pooler of a body whose checkpoint has none: nothing that is read goes through it."""
+    absent = {key for key in info["missing_keys"] if key.startswith("pooler.")}
+    if absent and hasattr(hf, "pooler"):
+        hf.pooler = None
+        info["missing_keys"] = set(info["missing_keys"]) - absent
 
 
 def _folder(where: _Where) -> Path | None:

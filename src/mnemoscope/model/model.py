@@ -34,7 +34,7 @@ NAMES = {full: name for name, full in DTYPES.items()} | {name: name for name in 
 
 @dataclass(eq=False)
 class Model:
-    """A causal language model whose parts are known and have been shown to add up to its logits.
+    """A language model, a decoder or an encoder, whose parts are known and have been shown to add up to its logits.
 
     The modules stay the caller's: they may be trained, hooked or switched to training mode at any time. `running`
     puts them into evaluation mode for as long as they are used, and `refresh` finds the parts again when something
@@ -204,6 +204,8 @@ class Model:
             context_length=parts.context_length,
             self_check=self.self_check,
             unused=list(self.unused),
+            bidirectional=parts.bidirectional,
+            readout="input embedding" if parts.headless else "head",
         )
 
 

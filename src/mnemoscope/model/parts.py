@@ -327,6 +327,15 @@ class Anatomy:
         """Whether it is an encoder, or a decoder made of the blocks of one."""
         return self.bidirectional or not self.adds_up_as_read
 
+    def outward(self, vectors: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
+        """Vectors of the last residual where the last norm reads them, up to a scale: through the linear module of the
+        head, without its bias and its activation function.
+        """
+        if self.transform is None:
+            return vectors
+        norm = self.transform.norm
+        return self.transform.linear(vectors if norm is None else norm.linear(vectors, vectors.new_ones(1)))
+
     def calling(self, mask: Int[Tensor, "context token"] | None = None) -> dict[str, Any]:
         """How the model is called beside its tokens: a decoder without a cache, an encoder with a mask of the padding.
 

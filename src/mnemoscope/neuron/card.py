@@ -71,6 +71,8 @@ class KeyToken:
 class Example:
     """One prefix: the coefficient at its last token (`active`), with the text on both sides.
 
+    Of an encoder a position in a whole context, on which all of the text bears (`whole`).
+
     position  0-based in the context; `offset` is the context's first token within its document
     before, after  one string a token, line breaks and control characters made visible, cut to a window;
                    `left_out` counts the tokens cut on each side
@@ -91,6 +93,7 @@ class Example:
     left_out: tuple[int, int]
     gate: int | None = None
     up: int | None = None
+    whole: bool = False  # of an encoder, which had read what follows as well
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,9 @@ class NeuronCard(Shown):
     command: str
     claims: tuple[Claim, ...] | None = None  # tested patterns; None when none were looked for
     spelling: str = ""  # in what the text of the run differs from the text that was read; empty if in nothing
+    readout: str = (
+        "head"  # what the value is read through, or the "input embedding" of a model without a head
+    )
 
     @property
     def id(self) -> NeuronId:
@@ -216,6 +222,7 @@ def card(
         lens=str(options.get("values_lens", "own")),
         corpus=run.manifest.corpus.id,
         spelling=run.manifest.corpus.spelling,
+        readout=model.readout,
         state=state(statistics.min, statistics.max),
         statistics=statistics,
         layer_median=layer_median(run, layer),
@@ -326,6 +333,7 @@ class _ExampleReader:
 
     def __init__(self, run: Run, window: tuple[int, int], lists: Sequence[pl.DataFrame]) -> None:
         self._words, self._window = run.vocabulary, window
+        self._whole = run.manifest.model.bidirectional
         self._contexts = run.contexts(sorted({id for rows in lists for id in rows["context"]}))
         self._documents = run.documents(sorted({context.document for context in self._contexts.values()}))
 
@@ -353,6 +361,7 @@ class _ExampleReader:
             left_out=(first, len(tokens) - last),
             gate=row.get("gate_sign"),
             up=row.get("up_sign"),
+            whole=self._whole,
         )
 
 

@@ -4,7 +4,7 @@ The criteria, over the statistics and the stored triggers of a run:
 
     next    the value says what comes next: the share of triggers followed by a token that the value writes at
             that sign, minus the share expected of next tokens shuffled within the layer (A11's baseline); at
-            least `DIFFERENT` such tokens must occur
+            least `DIFFERENT` such tokens must occur; of an encoder the token at the trigger
     token   it answers to one token: the share of triggers with the commonest active token, minus that
             token's share of the corpus
     peaked  excess kurtosis, of the neurons that count as peaked (`neuron.striking`)
@@ -76,6 +76,7 @@ class Pick:
     value     what was compared: for `next` and `token` a share of `stored` triggers of sign `polarity`
     usual     its null: the expected share, or the median over the layer; None for `chance`
     token     the text of the commonest active token, for `token`
+    stands    for `next` of an encoder, which predicts the token at the trigger and not the one that follows
     """
 
     id: NeuronId
@@ -85,6 +86,7 @@ class Pick:
     polarity: int | None = None
     stored: int | None = None
     token: str | None = None
+    stands: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The pick as JSON-ready values."""
@@ -148,6 +150,7 @@ class Striking:
             polarity=row[f"{criterion}_polarity"] if sided else None,
             stored=row[f"{criterion}_stored"] if sided else None,
             token=self._run.vocabulary.label(row["active"]) if criterion == "token" else None,
+            stands=criterion == "next" and self._run.manifest.model.bidirectional,
         )
 
 
@@ -191,12 +194,18 @@ def _statistics(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
 
 
 def _next(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
-    """Per side: `next_share` of triggers followed by a token that is written, and what is expected."""
+    """Per side: `next_share` of triggers followed by a token that is written, and what is expected.
+
+    Of an encoder: of triggers at such a token.
+    """
     model = run.manifest.model
     place = (pl.col("layer") * model.vocabulary + pl.col("token")).alias("place")
     written = _with_layer(run, _sides(run, "values", "token")).with_columns(
         key=pl.col("side") * model.vocabulary + pl.col("token")
     )
+    if model.bidirectional:
+        _, active = _active(run, triggers)
+        triggers = triggers.with_columns(next_token=pl.Series(active, dtype=pl.Int32))
     followed = triggers.filter(pl.col("next_token").is_not_null()).select("side", token="next_token")
     followed = _with_layer(run, followed)
     frequency = (
@@ -234,12 +243,7 @@ def _with_layer(run: Run, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _token(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
     """Per side: the commonest `active` token, its `token_share` of triggers, and of the corpus."""
-    contexts = run.table("contexts").select("context", "tokens").collect()
-    flat = contexts["tokens"].explode().to_numpy()
-    sizes = contexts["tokens"].list.len().to_numpy().astype(np.int64)
-    starts = np.cumsum(sizes) - sizes
-    row = np.searchsorted(contexts["context"].to_numpy(), triggers["context"].to_numpy())
-    active = flat[starts[row] + triggers["position"].to_numpy()].astype(np.int64)
+    flat, active = _active(run, triggers)
     size = run.manifest.model.vocabulary
     share = np.bincount(flat, minlength=size) / len(flat)
     side, common, hits = _commonest(triggers["side"].to_numpy(), active, size)
@@ -251,6 +255,16 @@ def _token(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
         .with_columns(token=pl.col("token_share") - pl.col("token_usual"))
         .drop("hits")
     )
+
+
+def _active(run: Run, triggers: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """All tokens of the run, and i64[trigger]: the token at each."""
+    contexts = run.table("contexts").select("context", "tokens").collect()
+    flat = contexts["tokens"].explode().to_numpy()
+    sizes = contexts["tokens"].list.len().to_numpy().astype(np.int64)
+    starts = np.cumsum(sizes) - sizes
+    row = np.searchsorted(contexts["context"].to_numpy(), triggers["context"].to_numpy())
+    return flat, flat[starts[row] + triggers["position"].to_numpy()].astype(np.int64)
 
 
 def _commonest(side: np.ndarray, token: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -151,11 +151,17 @@ def examples(shown: Sequence[Example], room: Room) -> Table:
 
 
 def _example_line(example: Example, room: int, bracket: bool, style: str) -> Text:
-    """Text before, the active token, the next one and the source: one line if twelve tokens fit on it."""
+    """Text before, the active token, the next one and the source: one line if twelve tokens fit on it.
+
+    Of an encoder, which reads both sides, some text behind it instead of the next token.
+    """
     end = Text()
     head, active = words.active(example)
     end.append(head).append(f"[{active}]" if bracket else active, style=f"bold reverse {style}")
-    end.append(" → ", style="dim").append(words.following(example))
+    if example.whole:
+        end.append(words.behind(example))
+    else:
+        end.append(" → ", style="dim").append(words.following(example))
     end.append(f"   {words.source(example)}", style="dim")
     used, start = cell_len(end.plain) + 2, len(example.before)
     while start > 0:

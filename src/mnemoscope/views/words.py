@@ -12,6 +12,7 @@ from mnemoscope.neuron.overview import LayerSummary
 from mnemoscope.neuron.striking import FAR, LEAST, Pick
 from mnemoscope.records import Manifest
 
+BEHIND = 8  # tokens after the active one that the terminal shows of an encoder's text
 SIGN = {1: "positive", -1: "negative"}
 
 KEY_TITLE = "tokens that the key prefers by themselves"
@@ -146,9 +147,12 @@ def readings(card: NeuronCard) -> list[tuple[str, tuple[ValueToken, ...]]]:
 
 
 def readings_note(card: NeuronCard) -> str | None:
-    """Said only of neurons that take both signs."""
+    """Said of neurons that take both signs, and of a model without a head."""
     other = SIGN[-card.sides[0].polarity]
-    return f"when {other}, the two change places" if _two_signs(card) else None
+    notes = [f"when {other}, the two change places"] if _two_signs(card) else []
+    if card.readout != "head":
+        notes.append(f"read through the {card.readout}, as the model has no head")
+    return "; ".join(notes) or None
 
 
 def _two_signs(card: NeuronCard) -> bool:
@@ -228,6 +232,12 @@ def following(example: Example) -> str:
     return "(end)" if example.next_token is None else example.next_token
 
 
+def behind(example: Example) -> str:
+    """Some of the text after the active token, for an example of an encoder."""
+    cut = len(example.after) > BEHIND or example.left_out[1]
+    return "".join(example.after[:BEHIND]) + ("…" if cut else "")
+
+
 def threshold_note(card: NeuronCard) -> str | None:
     """What the marks under the distribution stand for."""
     weakest = [side.threshold for side in (card.negative, card.positive) if side.threshold is not None]
@@ -245,7 +255,8 @@ def histogram_note(card: NeuronCard) -> str:
 
 def lens_note(card: NeuronCard) -> str:
     """How the value was read."""
-    return f"The value is read under the lens “{card.lens}”, over all {card.vocabulary:,} tokens."
+    through = "" if card.readout == "head" else f" through the {card.readout} (the model has no head)"
+    return f"The value is read under the lens “{card.lens}”{through}, over all {card.vocabulary:,} tokens."
 
 
 def reason(pick: Pick) -> str:
@@ -258,6 +269,8 @@ def reason(pick: Pick) -> str:
         expected = f"(expected {number((pick.usual or 0) * (pick.stored or 0))})"
         if pick.criterion == "token":
             return f"one token: {hits} at “{pick.token}” {expected}"
+        if pick.stands:
+            return f"says what stands there: {hits} are at a token that it promotes at that sign {expected}"
         return (
             f"says what comes next: {hits} are followed by a token that it promotes at that sign {expected}"
         )
