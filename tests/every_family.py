@@ -152,7 +152,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dots3_note_text": _LATENT,
     "esm": {"vocab_size": 80, "pad_token_id": 1, "mask_token_id": 3},
     "esmc": _LATENT,
-    "falcon_h1": {"mamba_d_ssm": 64},
+    "falcon_h1": {
+        "mamba_d_ssm": 64,
+        "embedding_multiplier": 5.7,
+        "lm_head_multiplier": 0.4,
+        "attention_out_multiplier": 0.9,
+        "ssm_out_multiplier": 0.7,
+        "mlp_multipliers": [0.8, 0.6],
+    },
     "gemma3n_text": {"num_kv_shared_layers": 0, "altup_num_inputs": 2, "laurel_rank": 4},
     "gemma4_assistant": {
         "text_config": {

@@ -74,6 +74,9 @@ def randomise(model: nn.Module) -> None:
             parameter.normal_(0, 0.3).add_(1.0 if name.endswith("weight") else 0.0)
         else:
             parameter.normal_(0, 0.3)
+    for name, buffer in model.named_buffers():
+        if "scalar" in name:  # of the residual stream
+            buffer.uniform_(0.5, 1.5)
 
 
 # One builder for each row of the table, and variants of the rows that have options.

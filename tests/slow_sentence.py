@@ -63,7 +63,7 @@ class Slow:
         rows = self.coefficients(layer)[:, None] * part.values().detach().numpy()
         if part.post_ffn_norm is not None:
             rows = normed(part.post_ffn_norm, rows, self.stream.layers[layer].ffn_output[self.at].numpy())
-        return rows * self.parts.residual_multiplier
+        return rows * part.ffn_multiplier
 
     def logits(self, x: np.ndarray, lens: str | None = None) -> np.ndarray:
         lens, norm = lens or self.lens, self.parts.final_norm

@@ -162,7 +162,11 @@ def _without_bias(name: str) -> Callable[[Anatomy], Anatomy]:
 
 
 MUTATIONS: dict[str, tuple[str, Callable[[Anatomy], Anatomy], str]] = {
-    "residual multiplier": ("granite", lambda a: replace(a, residual_multiplier=1.0), "layer 0, attention"),
+    "residual multiplier": (
+        "granite",
+        _layers(lambda layer: replace(layer, attention_multiplier=1.0)),
+        "layer 1, attention",
+    ),
     "embedding multiplier": ("granite", lambda a: replace(a, embedding_multiplier=1.0), "layer 0, embedding"),
     "logit multiplier": ("cohere", lambda a: replace(a, logit_multiplier=1.0), "multiplier"),
     "logit divisor": ("granite", lambda a: replace(a, logit_multiplier=1.0), "multiplier"),

@@ -9,18 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from every_family import ENTRIES, outcome, tiny, tiny_config
+from every_family import ENTRIES, _small, outcome, tiny, tiny_config
+from families import randomise
 from tiny import tokenizer
-from transformers import AutoModelForImageTextToText
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mnemoscope import explain
 from mnemoscope.errors import ModelError, ModelNotSupported
 from mnemoscope.model.capture import residuals
 from mnemoscope.model.check import examine, self_check
 from mnemoscope.model.load import load_model
-from mnemoscope.model.parts import Anatomy
-from mnemoscope.model.stream import trace
+from mnemoscope.model.model import Model
+from mnemoscope.model.parts import Anatomy, Arrives
+from mnemoscope.model.stream import Stream, trace
 from mnemoscope.model.table import FAMILIES, REFUSED, Outcome, outcomes
+from mnemoscope.model.watch import hooked
+from mnemoscope.prediction.ablate import Cut, effects
 
 WRITTEN = {(row.task, row.family): row for row in outcomes()}
 
@@ -60,13 +66,13 @@ def _whole(**changes: Any) -> Callable[[Anatomy], Anatomy]:
 # What is left out of an anatomy, which must show.
 DROPPED: dict[str, dict[str, Callable[[Anatomy], Anatomy]]] = {
     "hyperclovax": {
-        "residual multiplier": _whole(residual_multiplier=1.0),
+        "residual multiplier": _every_layer(attention_multiplier=1.0),
         "logit multiplier": _whole(logit_multiplier=1.0),
         "norm after attention": _every_layer(post_attention_norm=None),
         "norm after the FFN": _every_layer(post_ffn_norm=None),
     },
     "minicpm3": {
-        "residual multiplier": _whole(residual_multiplier=1.0),
+        "residual multiplier": _every_layer(attention_multiplier=1.0),
         "logit divisor": _whole(logit_multiplier=1.0),
     },
     "nanochat": {"norm of the embedding": _whole(embedding_norm=None), "cap": _whole(softcap=None)},
@@ -85,6 +91,32 @@ DROPPED: dict[str, dict[str, Callable[[Anatomy], Anatomy]]] = {
     "apertus": {
         "numbers of the activation": lambda anatomy: _every_layer(act=anatomy.layers[0].act)(anatomy)
     },
+    "falcon_h1": {
+        "state space": _every_layer(mixer=None),
+        "multiplier of the state space": _every_layer(mixer_multiplier=1.0),
+        "multiplier of the attention": _every_layer(attention_multiplier=1.0),
+        "multiplier of the FFN": _every_layer(ffn_multiplier=1.0),
+        "multiplier inside the activation": _every_layer(act=torch.nn.functional.silu),
+        "embedding multiplier": _whole(embedding_multiplier=1.0),
+        "logit multiplier": _whole(logit_multiplier=1.0),
+    },
+    "gemma4_text": {
+        "scale of the stream": _every_layer(arrives=Arrives()),
+        "input of each layer": _every_layer(extra=None),
+        "norm after the FFN": _every_layer(post_ffn_norm=None),
+    },
+    "beam": {
+        "scale of the stream": _every_layer(arrives=Arrives()),
+        "gate of the mixed heads": _every_layer(mixed_gate=None),
+        "bias of the gate": lambda anatomy: replace(
+            anatomy,
+            layers=tuple(
+                replace(layer, mixed_gate=replace(layer.mixed_gate, bias=None))  # type: ignore[type-var]
+                for layer in anatomy.layers
+            ),
+        ),
+        "multiplier of the attention": _every_layer(attention_multiplier=1.0),
+    },
     "granite_swa": {"share of attention that goes to nothing": _every_layer(sink=False)},
     "dots3_note_text": {"gate of the mixed heads": _every_layer(mixed_gate=None)},
     "lfm3": {
@@ -94,7 +126,7 @@ DROPPED: dict[str, dict[str, Callable[[Anatomy], Anatomy]]] = {
     },
     "kimi_linear": {"linear attention": _every_layer(mixer=None)},
     "olmo_hybrid": {"norm after attention": _every_layer(post_attention_norm=None)},
-    "granitemoehybrid": {"residual multiplier": _whole(residual_multiplier=0.5)},
+    "granitemoehybrid": {"residual multiplier": _every_layer(ffn_multiplier=0.5)},
 }
 
 
@@ -122,6 +154,89 @@ def test_a_layer_without_attention_is_one_part_that_adds_up() -> None:
         total = total + stream.neuron_parts(layer, 3).sum(0) + stream.ffn_bias(layer, 3)
     torch.testing.assert_close(total, stream.final[3], rtol=1e-4, atol=1e-5)
     assert not bool(stream.attention_parts(0, 3).any()) and bool(stream.attention_bias(0, 3).any())
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "beam"])
+def test_parts_of_a_stream_that_is_scaled_add_up_at_its_end(family: str) -> None:
+    """What of each part arrives at the end adds up to the last residual, and so do the points in between."""
+    model = tiny(family)
+    anatomy, _ = examine(model)
+    assert anatomy.layers[0].arrives.lin != 1
+    stream = trace(model, anatomy, torch.tensor([[5, 9, 3, 70, 22]]))
+    total, points = stream.embedding[3].float(), stream.points(3)
+    for layer in range(anatomy.n_layers):
+        total = total + stream.attention_parts(layer, 3).sum((0, 1)) + stream.attention_bias(layer, 3)
+        torch.testing.assert_close(total, points[2 * layer + 1], rtol=1e-4, atol=1e-5)
+        total = total + stream.neuron_parts(layer, 3).sum(0) + stream.ffn_bias(layer, 3)
+        torch.testing.assert_close(total, points[2 * layer + 2], rtol=1e-4, atol=1e-5)
+        again = next(stream.attend(layer, stream.layers[layer].lin[None]))
+        torch.testing.assert_close(again[0], stream.layers[layer].alpha)
+    loaded = load_model(model, tokenizer=tokenizer())
+    seen = residuals(loaded, stream.tokens[None])
+    for layer, traced in enumerate(stream.layers):
+        torch.testing.assert_close(seen["Lres"][layer, 0], traced.lres, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(seen["Lout"][layer, 0], traced.lout, rtol=1e-4, atol=1e-5)
+
+
+def test_explain_and_ablation_follow_layers_that_share_keys_and_have_inputs() -> None:
+    """An explanation has a row for the input of each layer; layers that run on the last position alone are cut, too."""
+    model = load_model(_sharing(), tokenizer=tokenizer())
+    told = explain(model, "the city of", " Paris", top=10_000)
+    assert told.others["part"].to_list().count("per-layer input") == 3
+    logits = sum(frame["logit"].sum() for frame in (told.heads, told.neurons, told.others))
+    assert logits == pytest.approx(told.stream["logit"][-1], abs=1e-4)
+    assert "per-layer input" in told.queries["kind"] and "inputs of layers" in str(told)
+    stream = trace(model.hf, model.anatomy, torch.tensor([[5, 9, 3, 70]]))
+    largest = [int(traced.coefficients[-1].abs().argmax()) for traced in stream.layers]
+    source = int(stream.layers[2].alpha[0, -1].argmax())
+    cuts = [Cut(2, largest[2]), Cut(2, 0, source=source), Cut(0, largest[0])]
+    found = effects(model, stream, 7, cuts)
+    for cut, effect in zip(cuts, found, strict=True):
+        assert effect == pytest.approx(_cut_by_hand(model, stream, cut), abs=1e-5) and abs(effect) > 1e-6
+
+
+def _sharing() -> PreTrainedModel:
+    given = {
+        "num_hidden_layers": 3,
+        "layer_types": ["full_attention"] * 3,
+        "num_kv_shared_layers": 1,
+        "use_double_wide_mlp": True,
+    }
+    kind = CONFIG_MAPPING["gemma4_text"]
+    config = kind(**_small(kind(), given))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        randomise(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def _cut_by_hand(model: Model, stream: Stream, cut: Cut) -> float:
+    """The change of log p(7) at the end, by a hook on the whole pass, which keeps all positions."""
+    block = model.anatomy.layers[cut.layer]
+    module = block.down if cut.source is None else block.attention_out
+    assert module is not None
+
+    def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        changed = args[0].clone()
+        if cut.source is None:
+            changed[0, -1, cut.unit] = 0
+        else:
+            traced = stream.layers[cut.layer]
+            size = traced.value.shape[-1]
+            taken = traced.alpha[cut.unit, -1, cut.source] * traced.value[cut.unit, cut.source]
+            changed[0, -1, cut.unit * size : (cut.unit + 1) * size] -= taken
+        return (changed,)
+
+    def score() -> float:
+        return float(
+            model.hf(input_ids=stream.tokens[None], use_cache=False).logits[0, -1].log_softmax(-1)[7]
+        )
+
+    whole = score()
+    with hooked([module.register_forward_pre_hook(hook)]):
+        return whole - score()
 
 
 def test_explain_and_residuals_follow_a_hybrid() -> None:

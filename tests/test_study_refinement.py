@@ -108,7 +108,7 @@ class Slow:
             update = seen["attention"]
             if layer.post_attention_norm is not None:
                 update = normed(layer.post_attention_norm, update, update)
-            found.append((seen["in"] + self.parts.residual_multiplier * update, seen["out"], seen["m"]))
+            found.append((seen["in"] + layer.attention_multiplier * update, seen["out"], seen["m"]))
         return found
 
     def read(self, lens: str, vector: np.ndarray, final: np.ndarray, *, part: bool) -> np.ndarray:
@@ -273,7 +273,7 @@ def test_the_points_are_those_of_the_stream(name: str) -> None:
             summed = summed if bias is None else summed + bias
             if part.post_ffn_norm is not None:
                 summed = part.post_ffn_norm(summed)
-            written = summed * model.anatomy.residual_multiplier
+            written = summed * part.ffn_multiplier
             assert torch.allclose(written, seen.ffn[:, index], atol=1e-4 * float(written.abs().max()))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.experts import Routed, listen, shared_weight, taken_apart
 from mnemoscope.model.threads import Threads
-from mnemoscope.model.watch import EndOfPass, hooked, watch
+from mnemoscope.model.watch import EndOfPass, after_attention, hooked, watch
 from mnemoscope.records import ContextBatch
 
 if TYPE_CHECKING:
@@ -192,12 +192,6 @@ def residuals(model: Model, tokens: Tensor) -> dict[str, Float[Tensor, "layer co
     handles = [watch(layer, points, partial(_keep, seen)) for layer, seen in zip(layers, kept, strict=True)]
     with model.running(), hooked(list(chain.from_iterable(handles))), torch.inference_mode():
         model.anatomy.body(input_ids=tokens.to(model.device), **model.anatomy.calling())
-    mids = []
-    for layer, seen in zip(layers, kept, strict=True):
-        update = reduce(torch.add, (seen[point] for point in points[1:3] if point in seen))
-        start = seen["lin"]
-        if layer.post_attention_norm is not None:
-            update = layer.post_attention_norm(update)
-        mids.append(start + model.anatomy.residual_multiplier * update.to(start.dtype))
+    mids = [after_attention(layer, seen) for layer, seen in zip(layers, kept, strict=True)]
     starts, ends = (torch.stack([seen[point] for seen in kept]) for point in ("lin", "lout"))
     return {"Lin": starts, "Lres": torch.stack(mids), "Lout": ends}

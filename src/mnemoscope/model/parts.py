@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -100,6 +100,17 @@ class Gated:
         return factors if factors.shape[-1] == width else factors.repeat_interleave(width // self.n_heads, -1)
 
 
+class Arrives(NamedTuple):
+    """How much arrives at the end of the last layer of what enters a block, its FFN reads, and leaves."""
+
+    lin: float = 1.0
+    lres: float = 1.0
+    lout: float = 1.0
+
+
+ALL_ARRIVES = Arrives()
+
+
 @dataclass(frozen=True, eq=False)
 class Transform:
     """What an encoder does between its last block and the last norm before the unembedding.
@@ -131,7 +142,12 @@ class Layer:
     through ``end_norm`` after the FFN has. ``turn`` is (which use of its modules this layer is, of how many).
 
     A ``mixer`` (a state space, a linear attention, a short convolution) mixes tokens without attention weights, instead
-    of the attention, which is then None, or beside it: what it writes is one part of the block.
+    of the attention, which is then None, or beside it: what it writes is one part of the block. So is what an ``extra``
+    module writes after the FFN (Gemma's input per layer).
+
+    What attention and FFN write is added after their post-norms, times their multipliers. Where blocks scale the whole
+    stream, it is measured by what of it `arrives` at the end: then the parts of all layers add up, and norms, whose
+    epsilon is scaled, read the same.
     """
 
     module: nn.Module
@@ -149,6 +165,11 @@ class Layer:
     experts: Experts | None = None
     mixer: nn.Module | None = None
     mixed_gate: Gated | None = None
+    attention_multiplier: float = 1.0
+    ffn_multiplier: float = 1.0
+    mixer_multiplier: float = 1.0  # beside that of the attention
+    extra: nn.Module | None = None
+    arrives: Arrives = ALL_ARRIVES
     sink: bool = False  # what is mixed is multiplied by the share of attention that does not go to nothing
     middle_norm: Norm | None = None
     end_norm: Norm | None = None
@@ -164,6 +185,11 @@ class Layer:
     def gated(self) -> bool:
         """Whether neurons have two key rows."""
         return self.up is not None or (self.experts is not None and self.experts.gated)
+
+    @property
+    def beside_neurons(self) -> str:
+        """What is written with the FFN by no neuron: `extra` where there is one, any bias included."""
+        return "ffn bias" if self.extra is None else "per-layer input"
 
     @property
     def beside_heads(self) -> str:
@@ -272,7 +298,7 @@ class Anatomy:
     Under an adaptive softmax (``bands``) the rows of its classes stand behind those of the tokens, and logits are the
     log-probabilities that `Bands` makes of all of them.
 
-    Every block adds ``residual_multiplier * post_norm(part)`` to the residual stream, for its attention and
+    Every block adds ``multiplier * post_norm(part)`` to the residual stream, for its attention and
     for its FFN; with ``parallel`` both read the layer's input (G5).
 
     An encoder is ``bidirectional``: its positions see all others. Its x may be what its ``transform`` makes of the last
@@ -294,7 +320,6 @@ class Anatomy:
     activation: str
     parallel: bool
     embedding_multiplier: float
-    residual_multiplier: float
     logit_multiplier: float
     softcap: float | None
     embedding: nn.Module

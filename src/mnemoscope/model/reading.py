@@ -20,15 +20,27 @@ from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.adaptive import Bands
 from mnemoscope.model.encoders import ENCODERS, HEADS
 from mnemoscope.model.experts import Experts, dispatched, measured
-from mnemoscope.model.parts import Anatomy, Gated, Layer, Norm, Projection, Transform, rows_of
+from mnemoscope.model.parts import (
+    ALL_ARRIVES,
+    Anatomy,
+    Arrives,
+    Gated,
+    Layer,
+    Norm,
+    Projection,
+    Transform,
+    rows_of,
+)
 from mnemoscope.model.table import (
     ANY_FFN,
     ANY_FINAL,
     ANY_NORMS,
     ANY_OUT,
     FAMILIES,
+    PLAIN,
     REFUSED,
     SHARED,
+    Factors,
     Family,
     FeedForward,
     Gate,
@@ -248,8 +260,8 @@ def _has(module: nn.Module, paths: tuple[str | None, ...]) -> bool:
     return all(path is None or find(module, path) is not None for path in paths)
 
 
-def _uses_all_norms(block: nn.Module, norms: Norms) -> bool:
-    present = set(_norms_in(block))
+def _uses_all_norms(block: nn.Module, norms: Norms, extra: str | None = None) -> bool:
+    present = set(_norms_in(block)) - {extra}
     stated = [name for name in norms if name is not None]
     inner = tuple(name for name in stated if "." in name)
     return present == set(stated) - set(inner) and _has(block, inner)
@@ -301,8 +313,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         gated=first.gated,
         activation=_name_of(first.act, _activation_of(config, row)),
         parallel=shared or hasattr(first.module, "ln_mlp") or _flag(config, row.parallel),
-        embedding_multiplier=_number(config, row.embedding_multiplier),
-        residual_multiplier=_number(config, row.residual_multiplier),
+        embedding_multiplier=_number(config, row.embedding_multiplier) * first.arrives.lin,
         logit_multiplier=_number(config, row.logit_multiplier) / _number(config, row.logit_divisor),
         softcap=getattr(config, row.softcap) if row.softcap else None,
         embedding=embedding,
@@ -346,14 +357,20 @@ def _layers(body: nn.Module, row: Family, config: Any, family: str) -> Iterator[
     blocks = part_of(body, row.blocks, family)
     assert isinstance(blocks, nn.ModuleList), f"{row.blocks} of a {family} model is a {type(blocks).__name__}"
     if row.inner is None:
-        for index, block in enumerate(blocks):
-            if row.images is None or find(block, row.images) is None:
-                yield _layer(bare(block), row, config, family, linear=_is_linear(config, index))
+        run = [
+            (bare(block), _is_linear(config, index))
+            for index, block in enumerate(blocks)
+            if row.images is None or find(block, row.images) is None
+        ]
+        factors = [PLAIN if row.factors is None else row.factors(block) for block, _ in run]
+        arrivals = _arrivals(factors, family)
+        for (block, linear), each, arrives in zip(run, factors, arrivals, strict=True):
+            yield _layer(block, row, config, family, linear=linear, factors=each, arrives=arrives)
         return
     count = config.num_hidden_layers
     groups = [index * len(blocks) // count for index in range(count)]
     for index, group in enumerate(groups):
-        layer = _layer(part_of(blocks[group], row.inner, family), row, config, family, linear=False)
+        layer = _layer(part_of(blocks[group], row.inner, family), row, config, family)
         yield replace(layer, turn=(groups[:index].count(group), groups.count(group)))
 
 
@@ -367,6 +384,23 @@ def _number(config: Any, fact: Number) -> float:
     return float(fact(config) if callable(fact) else getattr(config, fact))
 
 
+def _arrivals(factors: list[Factors], family: str) -> list[Arrives]:
+    """What of the stream arrives at the end, by layer."""
+    arrivals, lout = [], 1.0
+    for each in reversed(factors):
+        if min(each.keep_attention, each.keep_ffn) <= 0:
+            raise refused(family, "it multiplies its residual stream with a number that is not positive")
+        lres = lout * each.keep_ffn
+        arrivals.append(Arrives(lres * each.keep_attention, lres, lout))
+        lout = arrivals[-1].lin
+    return arrivals[::-1]
+
+
+def _scaled(norm: Norm | None, arrives: float) -> Norm | None:
+    """A norm that reads the same of what is measured by what of it arrives at the end."""
+    return norm if norm is None or arrives == 1 else replace(norm, eps=norm.eps * arrives**2)
+
+
 def _is_linear(config: Any, index: int) -> bool:
     """Whether the config calls the attention of a layer linear: then it has no attention weights."""
     kinds = getattr(config, "layer_types", None)
@@ -378,8 +412,18 @@ def _activation_of(config: Any, row: Family) -> str:
     return row.activation or (str(getattr(config, field)) if field else "gelu")
 
 
-def _layer(block: nn.Module, row: Family, config: Any, family: str, *, linear: bool) -> Layer:
+def _layer(
+    block: nn.Module,
+    row: Family,
+    config: Any,
+    family: str,
+    *,
+    linear: bool = False,
+    factors: Factors = PLAIN,
+    arrives: Arrives = ALL_ARRIVES,
+) -> Layer:
     out, mixer = _mixers(block, row, family, linear)
+    multiplier = _number(config, row.residual_multiplier)
     experts = experts_in(block)
     owner, ffn = (block, row.ffn) if experts is None else _shared(block)
     down = None if owner is None else part_of(owner, ffn.down, family)
@@ -390,17 +434,17 @@ def _layer(block: nn.Module, row: Family, config: Any, family: str, *, linear: b
                 family, f"its weights are packed ({type(module).__name__}); load it without quantisation"
             )
     width = int(config.hidden_size) if out is None else rows_of(out).shape[0]
-    norms = next((norms for norms in row.norms if _uses_all_norms(block, norms)), None)
+    norms = next((norms for norms in row.norms if _uses_all_norms(block, norms, row.extra)), None)
     if norms is None:
         names = ", ".join(_norms_in(block)) or "none"
         raise refused(family, f"the norms of its blocks are not those expected ({names})")
     gate, up = (None, None)
     if owner is not None and down is not None:
         gate, up = _first_projections(owner, ffn, rows_of(down).shape[1], family)
-    input_norm = measured_norm(block, norms.input, width, config, family)
+    input_norm = _scaled(measured_norm(block, norms.input, width, config, family), arrives.lin)
     ffn_norm = input_norm
     if norms.ffn != norms.input:
-        ffn_norm = measured_norm(block, norms.ffn, width, config, family)
+        ffn_norm = _scaled(measured_norm(block, norms.ffn, width, config, family), arrives.lres)
     post_ffn_norm = measured_norm(block, norms.post_ffn, width, config, family)
     mixture = None
     if experts is not None:
@@ -421,13 +465,18 @@ def _layer(block: nn.Module, row: Family, config: Any, family: str, *, linear: b
         ffn_norm=ffn_norm,
         post_attention_norm=measured_norm(block, norms.post_attention, width, config, family),
         post_ffn_norm=post_ffn_norm,
-        act=_activation(block, _activation_of(config, row)),
+        act=_activation(block, _activation_of(config, row), factors.gate),
         experts=mixture,
         mixer=mixer,
         mixed_gate=None if row.gate is None or out is None else _gate(block, row.gate, config, family),
         sink=row.sink,
         middle_norm=measured_norm(block, norms.middle, width, config, family),
         end_norm=measured_norm(block, norms.end, width, config, family),
+        attention_multiplier=multiplier * factors.attention * arrives.lres,
+        ffn_multiplier=multiplier * factors.ffn * arrives.lout,
+        mixer_multiplier=factors.mixer,
+        extra=None if row.extra is None else find(block, row.extra),
+        arrives=arrives,
     )
 
 
@@ -527,11 +576,16 @@ def _name_of(act: Callable[[Tensor], Tensor], name: str) -> str:
     return name
 
 
-def _activation(block: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
-    """The block's own activation module; the registered function of that name where it has none."""
+def _activation(block: nn.Module, name: str, factor: float) -> Callable[[Tensor], Tensor]:
+    """The block's own activation module, after a factor; the registered function of that name where it has none."""
+    act = _own_activation(block) or ACT2FN[name]
+    return act if factor == 1 else lambda x: act(factor * x)
+
+
+def _own_activation(block: nn.Module) -> Callable[[Tensor], Tensor] | None:
     for owner in (block, getattr(block, "mlp", None), getattr(block, "ffn", None)):
         for attribute in ("act_fn", "activation_fn", "act", "gelu_impl", "activation"):
             act = getattr(owner, attribute, None)
             if callable(act):
                 return act
-    return ACT2FN[name]
+    return None

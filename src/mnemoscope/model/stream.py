@@ -149,15 +149,15 @@ class Stream:
         alpha = traced.alpha[:, position, :seen].float()
         weighted = traced.weighted(position, alpha[..., None] * traced.value[:, :seen].float())
         written = weighted @ block.heads().float()
-        folded = self._folded(written, block.post_attention_norm, traced.attention_output[position])
+        output, factor = traced.attention_output[position], block.attention_multiplier
+        folded = self._folded(written, block.post_attention_norm, output, factor)
         return self.carried(folded, 2 * layer, position)
 
     def attention_bias(self, layer: int, position: int) -> Float[Tensor, " width"]:
         """What a layer writes before its FFN whatever it attends to: a bias, or all that an opaque mixer writes."""
         traced, block = self.layers[layer], self.anatomy.layers[layer]
-        bias = self._bias(
-            traced.fixed(block, position), block.post_attention_norm, traced.attention_output[position]
-        )
+        output, factor = traced.attention_output[position], block.attention_multiplier
+        bias = self._bias(traced.fixed(block, position), block.post_attention_norm, output, factor)
         return self._with_norm(bias, 2 * layer, position)
 
     def neuron_parts(
@@ -172,13 +172,18 @@ class Stream:
         if neurons is not None:
             amounts, values = amounts[neurons], values[neurons]
         written = amounts[:, None] * values.float()
-        folded = self._folded(written, block.post_ffn_norm, traced.ffn_output[position])
-        return self.carried(folded, 2 * layer + 1, position)
+        output, factor = traced.ffn_output[position], block.ffn_multiplier
+        return self.carried(
+            self._folded(written, block.post_ffn_norm, output, factor), 2 * layer + 1, position
+        )
 
     def ffn_bias(self, layer: int, position: int) -> Float[Tensor, " width"]:
-        """What the FFN of a layer writes whatever it detects."""
+        """What the FFN of a layer writes whatever it detects, and what its extra module writes after that."""
         traced, block = self.layers[layer], self.anatomy.layers[layer]
-        bias = self._bias(self.down_bias(layer, position), block.post_ffn_norm, traced.ffn_output[position])
+        output, factor = traced.ffn_output[position], block.ffn_multiplier
+        bias = self._bias(self.down_bias(layer, position), block.post_ffn_norm, output, factor)
+        if traced.extra_output is not None:
+            bias = bias + traced.extra_output[position].float() * factor
         return self._with_norm(bias, 2 * layer + 1, position)
 
     def attention_update(self, layer: int) -> Float[Tensor, "token width"]:
@@ -187,15 +192,18 @@ class Stream:
         mixed = traced.weighted(slice(None), traced.alpha.float() @ traced.value.float())
         written = (mixed @ block.heads().float()).sum(0)
         fixed = traced.fixed(block, slice(None))
-        bias = self._bias(fixed, block.post_attention_norm, traced.attention_output)
-        return self._folded(written, block.post_attention_norm, traced.attention_output) + bias
+        norm, factor = block.post_attention_norm, block.attention_multiplier
+        bias = self._bias(fixed, norm, traced.attention_output, factor)
+        return self._folded(written, norm, traced.attention_output, factor) + bias
 
     def ffn_update(self, layer: int) -> Float[Tensor, "token width"]:
         """The sum of all neurons and the bias, at every position, from coefficients and values; as it is added."""
         traced, block = self.layers[layer], self.anatomy.layers[layer]
-        bias = self._bias(self.down_bias(layer, slice(None)), block.post_ffn_norm, traced.ffn_output)
-        written = self.neurons_written(layer)
-        return self._folded(written, block.post_ffn_norm, traced.ffn_output) + bias
+        norm, factor = block.post_ffn_norm, block.ffn_multiplier
+        bias = self._bias(self.down_bias(layer, slice(None)), norm, traced.ffn_output, factor)
+        if traced.extra_output is not None:
+            bias = bias + traced.extra_output.float() * factor
+        return self._folded(self.neurons_written(layer), norm, traced.ffn_output, factor) + bias
 
     def neurons_written(self, layer: int) -> Float[Tensor, "token width"]:
         """The sum of all neurons before any post-norm, multiplier and bias; weights are widened group by group."""
@@ -218,7 +226,7 @@ class Stream:
         watched = observed(self.hf, upcast=self.upcast, attention=self.anatomy.attention)
         with torch.no_grad(), hooked(handles), watched, witness.recorder:
             for lin in lins:
-                x = lin.to(self.embedding.dtype)[None]
+                x = (lin / block.arrives.lin).to(self.embedding.dtype)[None]
                 if block.input_norm is not None and block.input_norm.module is not None:
                     x = block.input_norm.module(x)
                 if args:
@@ -235,25 +243,25 @@ class Stream:
             return None
         return biases[0] if weights is None else weights[where] @ biases.float()
 
-    def _folded(self, written: Tensor, norm: Norm | None, output: Tensor) -> Tensor:
-        """``written`` through the post-norm frozen at its output, and the residual multiplier (G4)."""
+    def _folded(self, written: Tensor, norm: Norm | None, output: Tensor, factor: float) -> Tensor:
+        """``written`` through the post-norm frozen at its output, and a multiplier (G4)."""
         if norm is not None:
             scale = norm.scale(output)
             written = norm.linear(written, scale)
-        return written * self.anatomy.residual_multiplier
+        return written * factor
 
     def _with_norm(self, bias: Tensor, stage: int, position: int) -> Tensor:
         """A bias carried on, and that of the norm of the stream that it goes through first."""
         carried, added = self.carried(bias, stage, position), self._added(stage, position)
         return carried if added is None else carried + self.carried(added, stage + 1, position)
 
-    def _bias(self, bias: Tensor | None, norm: Norm | None, output: Tensor) -> Tensor:
+    def _bias(self, bias: Tensor | None, norm: Norm | None, output: Tensor, factor: float) -> Tensor:
         written = (
             torch.zeros_like(output, dtype=torch.float32) if bias is None else bias.float().expand_as(output)
         )
-        written = self._folded(written, norm, output)
+        written = self._folded(written, norm, output, factor)
         if norm is not None and norm.bias is not None:
-            written = written + norm.bias * self.anatomy.residual_multiplier
+            written = written + norm.bias * factor
         return written
 
 

@@ -72,6 +72,45 @@ def _bf16(number: float) -> float:
     return math.ldexp(round(mantissa * 256) / 256, exponent)
 
 
+class Factors(NamedTuple):
+    """What a block multiplies beside what its config says of all blocks: what it passes on of the stream as its
+    attention and as its FFN is added, what these write, what a mixer beside the attention writes (relative to the
+    attention's factor), and what goes into the activation.
+    """
+
+    keep_attention: float = 1.0
+    attention: float = 1.0
+    keep_ffn: float = 1.0
+    ffn: float = 1.0
+    mixer: float = 1.0
+    gate: float = 1.0
+
+
+PLAIN = Factors()
+
+
+def _scalar(block: Any) -> Factors:
+    """Gemma 4: the whole stream is multiplied at the end of a block."""
+    scalar = float(block.layer_scalar)
+    return Factors(keep_ffn=scalar, ffn=scalar)
+
+
+def _by_depth(block: Any) -> Factors:
+    """Beam: the n-th part makes 1/n of the variance of the stream."""
+    first, second = block.attn_residual_add_idx, block.mlp_residual_add_idx
+    return Factors((1 - 1 / first) ** 0.5, first**-0.5, (1 - 1 / second) ** 0.5, second**-0.5)
+
+
+def _falcon_h1(block: Any) -> Factors:
+    attention, ffn = block.attn_out_multiplier, block.feed_forward
+    return Factors(
+        attention=attention,
+        ffn=ffn.down_multiplier,
+        mixer=block.ssm_out_multiplier / attention,
+        gate=ffn.gate_multiplier,
+    )
+
+
 Number = str | Callable[[Any], float] | None  # a field of the config, or what is computed from several
 
 
@@ -100,6 +139,8 @@ class Family(NamedTuple):
     ] = ()  # paths of what mixes tokens without attention weights; a block has one or none
     gate: Gate | None = None
     sink: bool = False  # some attention goes to nothing, by a factor after the weights
+    factors: Callable[[Any], Factors] | None = None  # of a block
+    extra: str | None = None  # the path of what writes one more part after the FFN
     images: str | None = None  # in the blocks with this part text alone does not go through
     activation: str | None = None  # where the code and not the config says it
     bands: str | None = None  # the field that says where the bands of an adaptive softmax end
@@ -119,6 +160,13 @@ _GRANITE = _LLAMA._replace(
     embedding_multiplier="embedding_multiplier",
     residual_multiplier="residual_multiplier",
     logit_divisor="logits_scaling",
+)
+_GEMMA4 = _LLAMA._replace(
+    norms=(_SANDWICH,),
+    softcap="final_logit_softcapping",
+    factors=_scalar,
+    extra="post_per_layer_input_norm",
+    refused=(("enable_moe_block", False, "an FFN and a mixture run beside each other in its blocks"),),
 )
 _GATED_HEADS = _LLAMA._replace(gate=Gate("self_attn.g_proj", "sigmoid"))
 _LFM2 = Family(
@@ -232,6 +280,19 @@ FAMILIES: dict[str, Family] = {
         embedding_multiplier=lambda config: _bf16(config.hidden_size**0.5),
         softcap="logits_soft_cap",
         mixers=("temporal_block",),
+    ),
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), _GEMMA4),
+    "beam": _LLAMA._replace(
+        norms=(_SANDWICH,),
+        gate=Gate("self_attn.gate_proj", "sigmoid", "self_attn.gate_bias"),
+        factors=_by_depth,
+        softcap="final_logit_softcapping",
+    ),
+    "falcon_h1": _BAMBA._replace(
+        embedding_multiplier="embedding_multiplier",
+        logit_multiplier="lm_head_multiplier",
+        factors=_falcon_h1,
+        refused=(("attention_in_multiplier", 1.0, "it multiplies what its attention reads"),),
     ),
     "apertus": _LLAMA._replace(
         ffn=FeedForward("mlp.down_proj", "mlp.up_proj"),

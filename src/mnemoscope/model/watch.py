@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ class LayerTrace:
     token was not routed to an expert, whose neurons then have a gate, an up and a coefficient of 0.
 
     ``mixed_gate`` is what each mixed channel is multiplied with, ``mixer_output`` what an opaque mixer writes, which is
-    inside ``attention_output``. A layer without attention has heads with weights and values of 0.
+    inside ``attention_output``, ``extra_output`` what an extra module writes after the FFN. A layer without attention
+    has heads with weights and values of 0.
 
     ``middle`` and ``end`` are what the norms of the residual stream itself read in a post-norm block.
     """
@@ -61,6 +63,7 @@ class LayerTrace:
     mixer_output: Float[Tensor, "token width"] | None = None
     middle: Float[Tensor, "token width"] | None = None
     end: Float[Tensor, "token width"] | None = None
+    extra_output: Float[Tensor, "token width"] | None = None
 
     def weighted(
         self, where: int | slice, mixed: Float[Tensor, "head *rows dimension"]
@@ -172,13 +175,15 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
     attention_input, ffn_norm_input      what the attention and the norm before the FFN read
     mixed, attention_output              what the attention output projection reads and writes
     mixed_gate, mixer_output             what the gate of the mixed heads is made of, and what an opaque mixer writes
+    extra_output                         what an extra module writes after the FFN
     ffn_input, gate, up                  what the first FFN projections read, and their pre-activations
     coefficients, ffn_output             what the down projection reads and writes
     routed_output, shared_gate           what the experts write, and the gate of the shared expert before its sigmoid
     middle, end                          what the norms of the residual stream read, in a post-norm block
 
     In a mixture the points from gate to ffn_output are those of the shared expert; `experts.listen` sees the others.
-    The tensors are the model's own; Falcon adds to its FFN's output in place. A point that a layer lacks is left out.
+    Residuals are measured by what of them arrives at the end, and a mixer by the attention's multiplier. All others are
+    the model's own tensors; Falcon adds to its FFN's output in place. A point that a layer lacks is left out.
     """
     norm = layer.ffn_norm
     before: dict[str, nn.Module | None] = {
@@ -196,19 +201,31 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
         "attention_output": layer.attention_out,
         "mixed_gate": None if layer.mixed_gate is None else layer.mixed_gate.module,
         "mixer_output": layer.mixer,
+        "extra_output": layer.extra,
         "ffn_output": layer.down,
         "routed_output": None if layer.experts is None else layer.experts.module,
         "shared_gate": None if layer.experts is None else layer.experts.shared_gate,
     }
+    units = {
+        "lin": layer.arrives.lin,
+        "ffn_norm_input": layer.arrives.lres,
+        "lout": layer.arrives.lout,
+        "mixer_output": layer.mixer_multiplier,
+    }
+
+    def measured(point: str, tensor: Tensor) -> None:
+        unit = units.get(point, 1.0)
+        see(point, tensor if unit == 1 else tensor * unit)
+
     handles = []
     see = _in_turn(see, layer.turn)
     for point in points:
         if (module := before.get(point)) is not None:
-            handles.append(module.register_forward_pre_hook(_reading(point, see), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(_reading(point, measured), with_kwargs=True))
         elif (module := after.get(point)) is not None:
-            handles.append(module.register_forward_hook(_writing(point, see)))
+            handles.append(module.register_forward_hook(_writing(point, measured)))
         elif (projection := {"gate": layer.gate, "up": layer.up}.get(point)) is not None:
-            handles.append(projection.module.register_forward_hook(_projecting(point, projection, see)))
+            handles.append(projection.module.register_forward_hook(_projecting(point, projection, measured)))
     return handles
 
 
@@ -303,7 +320,7 @@ class Witness:
             seen["alpha"], seen["value"] = alpha, value
             if self.layer.sink:
                 seen["alpha"] = shared_out(alpha, value, seen["mixed"])
-        seen["lres"] = self._after_attention(anatomy.residual_multiplier) if anatomy.parallel else read
+        seen["lres"] = after_attention(self.layer, self.seen) if anatomy.parallel else read
         return LayerTrace(up=seen.pop("up", None), call=self.call, **seen)
 
     def _without_attention(self, output: Tensor) -> dict[str, Tensor]:
@@ -342,10 +359,13 @@ class Witness:
         whole = {"gate": gate, "coefficients": coefficients, "ffn_output": output, "weights": weights}
         return whole if up is None else whole | {"up": up}
 
-    def _after_attention(self, multiplier: float) -> Tensor:
-        output, norm = self.seen["attention_output"].float(), self.layer.post_attention_norm
-        update = (output if norm is None else norm(output)) * multiplier
-        return (self.seen["lin"] + update).to(self.seen["lin"].dtype)
+
+def after_attention(layer: Layer, seen: Mapping[str, Tensor]) -> Float[Tensor, "*rows width"]:
+    """The residual stream after the attention of a block and its mixer, from their outputs; in the dtype of ``lin``."""
+    outputs = (seen[point].float() for point in ("attention_output", "mixer_output") if point in seen)
+    update, norm = reduce(torch.add, outputs), layer.post_attention_norm
+    written = (update if norm is None else norm(update)) * layer.attention_multiplier
+    return (seen["lin"] + written).to(seen["lin"].dtype)
 
 
 _POINTS = (
@@ -356,6 +376,7 @@ _POINTS = (
     "attention_output",
     "mixed_gate",
     "mixer_output",
+    "extra_output",
     "ffn_norm_input",
     "ffn_input",
     "gate",

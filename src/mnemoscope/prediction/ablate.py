@@ -100,19 +100,23 @@ def _hooks(stream: Stream, groups: Sequence[Sequence[Cut]]) -> list[Any]:
     for row, cuts in enumerate(groups, start=1):
         for cut in cuts:
             by_module.setdefault((cut.layer, cut.source is None), []).append((row, cut))
-    handles = []
+    handles, count = [], len(groups) + 1
     for (layer, is_neuron), rows in by_module.items():
         block = stream.anatomy.layers[layer]
         if not is_neuron:
             assert block.attention_out is not None, "a source was chosen in a layer without attention"
-            handles.append(block.attention_out.register_forward_pre_hook(_hook(stream, rows, _drop_source)))
+            handles.append(
+                block.attention_out.register_forward_pre_hook(_hook(stream, count, rows, _drop_source))
+            )
             continue
         routed = 0 if block.experts is None else block.experts.count * block.experts.width
         if block.experts is not None:
             handles.append(listen(block.experts.module, _listener(stream, block.experts.width, rows)))
         shared = [(row, replace(cut, unit=cut.unit - routed)) for row, cut in rows if cut.unit >= routed]
         if shared and block.down is not None:
-            handles.append(block.down.register_forward_pre_hook(_hook(stream, shared, _set_coefficient)))
+            handles.append(
+                block.down.register_forward_pre_hook(_hook(stream, count, shared, _set_coefficient))
+            )
     return handles
 
 
@@ -132,10 +136,15 @@ def _listener(stream: Stream, width: int, rows: Sequence[tuple[int, Cut]]) -> Li
     return change
 
 
-def _hook(stream: Stream, rows: Sequence[tuple[int, Cut]], change: Change) -> Hook:
+def _hook(stream: Stream, count: int, rows: Sequence[tuple[int, Cut]], change: Change) -> Hook:
+    """Changes what a module reads at the last position of some of ``count`` sequences.
+
+    OPT flattens contexts and tokens; the layers of Gemma 4 that share keys and values run on the last position alone.
+    """
+
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         changed = inputs[0].clone()
-        flat = changed.view(-1, len(stream.tokens), changed.shape[-1])  # OPT flattens contexts and tokens
+        flat = changed.view(count, -1, changed.shape[-1])
         for row, cut in rows:
             change(stream, flat[row, -1], cut)
         return (changed, *inputs[1:])

@@ -289,9 +289,9 @@ def _biases(prediction: TracedPrediction) -> tuple[list[tuple[str, int | None]],
     names: list[tuple[str, int | None]] = [("embedding", None)]
     vectors, base = [prediction.points[0]], [prediction.nothing]
     for layer in range(prediction.layers):
-        beside = prediction.stream.anatomy.layers[layer].beside_heads
+        stream, block = prediction.stream, prediction.stream.anatomy.layers[layer]
         for offset, (name, made) in enumerate(
-            ((beside, prediction.stream.attention_bias), ("ffn bias", prediction.stream.ffn_bias))
+            ((block.beside_heads, stream.attention_bias), (block.beside_neurons, stream.ffn_bias))
         ):
             vector = made(layer, prediction.position)
             if bool(vector.any()):

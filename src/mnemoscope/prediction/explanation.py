@@ -7,8 +7,8 @@ have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the f
                  and one column ``logit_<name of the foil>`` per foil (`foil_names`: its `ChosenToken.piece`)
     layers       layer, part (attention | ffn), increase, leave_one_out, logit; the increases add up to the
                  last minus the first log_probability of the stream
-    others       part (head bias | embedding | attention bias | mixer | ffn bias), layer, increase, leave_one_out,
-                 logit: what no head and no neuron wrote; only those that exist
+    others       part (head bias | embedding | attention bias | mixer | ffn bias | per-layer input), layer, increase,
+                 leave_one_out, logit: what no head and no neuron wrote; only those that exist
     heads        layer, head, source, source_token, weight (of attention), increase, leave_one_out, logit, chain
     whole_heads  layer, head, increase, leave_one_out, logit: each head summed over its sources
     sources      layer, source, source_token, increase, leave_one_out, logit: each source summed over the heads
@@ -17,10 +17,11 @@ have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the f
     neurons      layer, neuron, coefficient, increase, leave_one_out, logit, chain, promotes, suppresses
                  (chain: A63, see `switching`; the last two are tokens, read with the sign of the coefficient)
     queries      what switched on the neurons that matter most, largest |share| first and a row ``remainder`` last:
-                 layer, neuron | kind (embedding, head, neuron, attention bias, mixer, ffn bias, key bias, remainder),
-                 query_layer, query_unit (head or neuron), source, source_token | share (of the coefficient; the rows
-                 of a neuron add up to it), gate and up (what each branch alone gives; null if plain), inner (with
-                 the norm-folded key; Eq. 24), score (inner x increase; Eq. 25), increase (the neuron's, shared)
+                 layer, neuron | kind (embedding, head, neuron, attention bias, mixer, ffn bias, per-layer input, key
+                 bias, remainder), query_layer, query_unit (head or neuron), source, source_token | share (of the
+                 coefficient; the rows of a neuron add up to it), gate and up (what each branch alone gives; null if
+                 plain), inner (with the norm-folded key; Eq. 24), score (inner x increase; Eq. 25), increase (the
+                 neuron's, shared)
     attention_queries  where the best attention sub-value got what it carries (A53, A54): layer, source, source_token,
                  point (Lin0, ATTN0, FFN0, ...), recomputed, fixed: how much the sub-value's score for the target (its
                  logit minus the first foil's, or minus the expected logit) falls when this vector is taken out of
@@ -266,7 +267,9 @@ def _account(opening: str, sign: int, record: Explanation | Contrast, measure: s
 
 
 def _shown(record: Explanation | Contrast, measure: str) -> float:
-    biases = record.others.filter(pl.col("part").is_in(["attention bias", "mixer", "ffn bias"]))
+    biases = record.others.filter(
+        pl.col("part").is_in(["attention bias", "mixer", "ffn bias", "per-layer input"])
+    )
     return float(sum(frame[measure].sum() for frame in (record.heads, record.neurons, biases)))
 
 

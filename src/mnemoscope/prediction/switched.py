@@ -119,7 +119,7 @@ def _vector(prediction: TracedPrediction, kind: str, layer: int, unit: int) -> F
         return prediction.points[0]
     if kind == "neuron":
         return stream.neuron_parts(layer, position, torch.tensor([unit]))[0]
-    fixed = stream.ffn_bias if kind == "ffn bias" else stream.attention_bias
+    fixed = stream.ffn_bias if kind in ("ffn bias", "per-layer input") else stream.attention_bias
     return fixed(layer, position)
 
 
@@ -143,7 +143,8 @@ def _all_shares(
         add(beside, layer, memory.share.of(stream.attention_bias(layer, position)[None])[:, 0])
         if layer < memory.layer:
             add("neuron", layer, below[layer])
-            add("ffn bias", layer, memory.share.of(stream.ffn_bias(layer, position)[None])[:, 0])
+            beside = stream.anatomy.layers[layer].beside_neurons
+            add(beside, layer, memory.share.of(stream.ffn_bias(layer, position)[None])[:, 0])
     return kinds, torch.cat(parts)
 
 

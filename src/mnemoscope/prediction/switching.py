@@ -133,7 +133,7 @@ def neuron_shares(
     norm = block.post_ffn_norm
     if norm is not None:
         keys = adjoint(norm, norm.scale(traced.ffn_output[position].float()), keys)
-    read = block.values().float() @ (keys.T * stream.anatomy.residual_multiplier)
+    read = block.values().float() @ (keys.T * block.ffn_multiplier)
     return read * traced.coefficients[position].float()[:, None]
 
 
@@ -212,7 +212,7 @@ def origins(
         weighted = traced.weighted(position, weighted[:, None])  # the gate of the position is held
         vector = weighted.flatten() @ heads
         vector = vector if norm is None else norm.linear(vector, norm.scale(output))
-        return score(vector * stream.anatomy.residual_multiplier)
+        return score(vector * block.attention_multiplier)
 
     whole = written(traced.alpha, traced.value)
     vectors = torch.cat([points[:1], points.diff(dim=0)])

@@ -73,7 +73,7 @@ def _ways(name: str, tables: Tables) -> Finding:
     )
 
 
-VECTORS = ("head", "neuron", "embedding", "attention bias", "mixer", "ffn bias")
+VECTORS = ("head", "neuron", "embedding", "attention bias", "mixer", "ffn bias", "per-layer input")
 
 
 def _queries(name: str, tables: Tables) -> Finding:

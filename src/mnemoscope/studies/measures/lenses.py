@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -13,8 +14,8 @@ from torch import Tensor
 from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
-from mnemoscope.model.parts import Norm
-from mnemoscope.model.watch import hooked, observed, watch
+from mnemoscope.model.parts import Layer
+from mnemoscope.model.watch import after_attention, hooked, observed, watch
 from mnemoscope.records import ContextBatch
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.measures.positions import Work
@@ -56,7 +57,7 @@ def _both_sides(lens: Lens, vectors: Float[Tensor, "row width"]) -> Int[Tensor, 
 
 # -- What the last token of each prefix goes through: residuals, feed-forward outputs, coefficients of every layer ---
 
-_POINTS = ("lin", "attention_output", "coefficients", "ffn_output")
+_POINTS = ("lin", "attention_output", "mixer_output", "coefficients", "ffn_output", "extra_output")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,27 +95,34 @@ def points(model: Model, batch: ContextBatch) -> Points:
     parts, shape = model.anatomy, batch.tokens.shape
     rows = torch.arange(len(batch.lengths), device=model.device)
     ends = torch.from_numpy(batch.lengths.astype(np.int64) - 1).to(model.device)
-    seen: dict[str, list[Float[Tensor, "context width"]]] = {point: [] for point in _POINTS}
+    kept: list[dict[str, Float[Tensor, "context width"]]] = [{} for _ in parts.layers]
 
-    def keep(point: str, x: Tensor) -> None:
+    def keep(seen: dict[str, Tensor], point: str, x: Tensor) -> None:
         # OPT flattens contexts and tokens into one axis; indexing copies, and Falcon adds to its FFN's output in place.
-        seen[point].append(x.detach().reshape(*shape, -1)[rows, ends].float())
+        seen[point] = x.detach().reshape(*shape, -1)[rows, ends].float()
 
-    def added(outputs: list[Tensor], norms: list[Norm | None]) -> list[Float[Tensor, "context width"]]:
-        """What a projection wrote in each layer, as it is added to the stream."""
-        normed = (x if norm is None else norm(x) for x, norm in zip(outputs, norms, strict=True))
-        return [x * parts.residual_multiplier for x in normed]
+    def added(layer: Layer, seen: dict[str, Tensor]) -> Float[Tensor, "context width"]:
+        """What the FFN of a layer wrote, and its extra module, as they are added to the stream."""
+        output, norm = seen["ffn_output"], layer.post_ffn_norm
+        written = output if norm is None else norm(output)
+        return (written + seen.get("extra_output", 0.0)) * layer.ffn_multiplier
 
     tokens = torch.from_numpy(batch.tokens).to(model.device, torch.int64)
     with (
         model.running(),
         observed(model.hf, upcast=model.upcast, attention=None),
-        hooked([handle for layer in parts.layers for handle in watch(layer, _POINTS, keep)]),
+        hooked(
+            [
+                handle
+                for layer, seen in zip(parts.layers, kept, strict=True)
+                for handle in watch(layer, _POINTS, partial(keep, seen))
+            ]
+        ),
         torch.inference_mode(),
     ):
         parts.body(input_ids=tokens, use_cache=False)
-        attended = added(seen["attention_output"], [layer.post_attention_norm for layer in parts.layers])
-        residual = [stream + update for stream, update in zip(seen["lin"], attended, strict=True)]
-        ffn = added(seen["ffn_output"], [layer.post_ffn_norm for layer in parts.layers])
-        coefficients = torch.cat(seen["coefficients"], -1)
+        layers = list(zip(parts.layers, kept, strict=True))
+        residual = [after_attention(layer, seen) for layer, seen in layers]
+        ffn = [added(layer, seen) for layer, seen in layers]
+        coefficients = torch.cat([seen["coefficients"] for seen in kept], -1)
         return Points(torch.stack(residual, 1), torch.stack(ffn, 1), coefficients)

@@ -249,7 +249,8 @@ def _ledger(
     names = [name for name in (INCREASE, LEFT_OUT, "logit") if _MEASURES[name] in added.columns]
     total = {name: float(added[_MEASURES[name]].sum()) for name in names}
     label, closing = _PARTS[part], []
-    beside = {f"{part} bias": f"{label} biases", **({"mixer": "mixers"} if part == "attention" else {})}
+    more = {"mixer": "mixers"} if part == "attention" else {"per-layer input": "inputs of layers"}
+    beside = {f"{part} bias": f"{label} biases", **more}
     for kind, title in beside.items():
         rows_of_kind = others.filter(pl.col("part") == kind)
         if rows_of_kind.height:
@@ -322,6 +323,7 @@ def _cause(row: Mapping[str, Any]) -> Cause:
         "attention bias": f"attention bias {layer}",
         "mixer": f"mixer {layer}",
         "ffn bias": f"FFN bias {layer}",
+        "per-layer input": f"input of layer {layer}",
         "remainder": "not shown",
     }.get(kind, kind)
     return Cause(
