@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mnemoscope.arguments import check_explanation
-from mnemoscope.errors import ModelNotSupported, QueryError
+from mnemoscope.errors import QueryError
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.state import Fingerprint
@@ -39,17 +39,9 @@ _INTEGERS = ("layer", "head", "source", "neuron", "position", "token")
 
 
 def _check(model: Model) -> None:
-    """ModelNotSupported for a mixture: what switches a neuron on would be told without the router's weight.
-
-    And what `Model.check_tokenizer` raises.
-    """
+    """ModelNotSupported for a model that is not asked for a next token, and what `Model.check_tokenizer` raises."""
     model.check_tokenizer()
     model.check_causal("explaining a prediction of")
-    if any(layer.experts for layer in model.anatomy.layers):
-        raise ModelNotSupported(
-            f"explaining a prediction of {model.id}: it is a mixture of experts, and what switches its neurons on "
-            "is not told with the router's weight as yet; dense models are explained"
-        )
 
 
 def explain(
@@ -215,6 +207,11 @@ def _notes(model: Model, lens: str) -> tuple[str, ...]:
         notes.append(
             "attention and feed-forward layers run in parallel: Lres is Lin plus the attention output"
         )
+    if any(layer.experts for layer in model.anatomy.layers):
+        notes.append(
+            "a mixture of experts: a neuron writes its coefficient times the router's weight; which experts run, and "
+            "by which weight, is held fixed, and biases of experts are among the FFN biases"
+        )
     if model.anatomy.softcap is not None:
         notes.append(
             "the logits are soft-capped: logits of parts are before the cap and add up, probabilities are after"
@@ -351,7 +348,10 @@ def _address(
     traced, position = prediction.stream.layers, prediction.position
     if kind == "neurons":
         coefficients = [float(traced[a].coefficients[position, b]) for a, b in zip(layer, unit, strict=True)]
-        return {"layer": layer, "neuron": unit, "coefficient": coefficients}
+        columns: dict[str, Sequence[object]] = {"layer": layer, "neuron": unit, "coefficient": coefficients}
+        if all(row.weights is None for row in traced):
+            return columns
+        return columns | {"router_weight": _router_weights(prediction, layer, unit)}
     if kind == "whole_heads":
         return {"layer": layer, "head": unit}
     source = [number % count for number in unit]
@@ -361,6 +361,22 @@ def _address(
     head = [number // count for number in unit]
     weights = [float(traced[a].alpha[h, position, s]) for a, h, s in zip(layer, head, source, strict=True)]
     return {"layer": layer, "head": head, **named, "weight": weights}
+
+
+def _router_weights(
+    prediction: TracedPrediction, layers: Sequence[int], neurons: Sequence[int]
+) -> list[float | None]:
+    """What the router multiplied the expert of each neuron with; None in a dense layer."""
+    blocks, traced = prediction.stream.anatomy.layers, prediction.stream.layers
+    spread = {
+        layer: blocks[layer].spread(weights[prediction.position])
+        for layer in set(layers)
+        if (weights := traced[layer].weights) is not None
+    }
+    return [
+        float(spread[layer][neuron]) if layer in spread else None
+        for layer, neuron in zip(layers, neurons, strict=True)
+    ]
 
 
 def _pieces(prediction: TracedPrediction) -> list[str]:

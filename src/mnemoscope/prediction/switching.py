@@ -12,6 +12,11 @@ is
     m_q = (act(g) u_q + r(g) g_q u) / 2,   adding up to m over all q and the bias         (B.5)
 
 so that in either case ``m_q = q . key + bias``: one vector per neuron (`Switches.key`).
+
+In a mixture of experts m = F(g, u) by the experts' own code, which may clamp, or add to u. Its factors are m / g, and
+(m - F(g, 0)) / u with F(g, 0) in the bias, both frozen; where F(g, u) is ``act(g) u`` they are those above. Shares are
+of the coefficient; what a neuron brings to those above it is its coefficient times the router's weight. The router is
+read as it was: that a vector changes which experts run, or by how much, is not among the shares.
 """
 
 from __future__ import annotations
@@ -70,16 +75,19 @@ def switches(
     residual = (traced.lin if stream.anatomy.parallel else traced.lres)[position].float()
     inner = folded(block.ffn_norm, residual, block.keys()[neurons], _rows_of(block.key_bias(), neurons))
     g = traced.gate[position][neurons].float()
-    act, rate = _activation(block, g)
+    u = None if traced.up is None else traced.up[position][neurons].float()
     coefficient = traced.coefficients[position][neurons].float()
-    if traced.up is None:
-        share = _scaled(inner, rate)
+    factors = _dense(block, g, u) if block.experts is None else _routed(block, neurons, g, u)
+    if u is None:
+        share = _scaled(inner, factors.gate)
         return Switches(layer, neurons, coefficient, share, share, None, inner)
     ups = block.ups()
     assert ups is not None, f"layer {layer} has an up projection in its trace and none in its anatomy"
     second = folded(block.ffn_norm, residual, ups[neurons], _rows_of(block.up_bias(), neurons))
-    gate = _scaled(inner, rate * traced.up[position][neurons].float())
-    up = _scaled(second, act)
+    gate = _scaled(inner, factors.gate)
+    up = _scaled(second, factors.up)
+    if factors.fixed is not None:
+        up = Linear(up.key, up.bias + factors.fixed)
     share = Linear((gate.key + up.key) / 2, (gate.bias + up.bias) / 2)
     return Switches(layer, neurons, coefficient, share, gate, up, inner)
 
@@ -118,11 +126,37 @@ def _rows_of(bias: Tensor | None, neurons: Tensor) -> Tensor | None:
     return None if bias is None else bias[neurons]
 
 
-def _activation(block: Layer, g: Tensor) -> tuple[Tensor, Tensor]:
-    """act(g) and r(g) = act(g) / g."""
-    with torch.no_grad():
-        away = torch.where(g.abs() < _TINY, torch.full_like(g, _TINY).copysign(g), g)
-        return block.act(g), block.act(away) / away
+@dataclass(frozen=True, eq=False)
+class _Factors:
+    """What the pre-activations of neurons are multiplied with, and what is added to the up's product."""
+
+    gate: Float[Tensor, " neuron"]
+    up: Float[Tensor, " neuron"]
+    fixed: Float[Tensor, " neuron"] | None = None
+
+
+@torch.no_grad()
+def _dense(block: Layer, g: Tensor, u: Tensor | None) -> _Factors:
+    """act(g) / g, times u if there is one, and act(g)."""
+    away = _away(g)
+    rate = block.act(away) / away
+    return _Factors(rate if u is None else rate * u, block.act(g))
+
+
+@torch.no_grad()
+def _routed(block: Layer, neurons: Tensor, g: Tensor, u: Tensor | None) -> _Factors:
+    """F(g, u) / g, (F(g, u) - F(g, 0)) / u and F(g, 0) of neurons in a mixture."""
+    away = _away(g)
+    gate = block.coefficients(neurons, away, u) / away
+    if u is None:
+        return _Factors(gate, gate)
+    without, second = block.coefficients(neurons, g, torch.zeros_like(u)), _away(u)
+    return _Factors(gate, (block.coefficients(neurons, g, second) - without) / second, without)
+
+
+def _away(x: Tensor) -> Tensor:
+    """Pre-activations, none of them 0."""
+    return torch.where(x.abs() < _TINY, torch.full_like(x, _TINY).copysign(x), x)
 
 
 def neuron_shares(
@@ -134,7 +168,7 @@ def neuron_shares(
     if norm is not None:
         keys = adjoint(norm, norm.scale(traced.ffn_output[position].float()), keys)
     read = block.values().float() @ (keys.T * block.ffn_multiplier)
-    return read * traced.coefficients[position].float()[:, None]
+    return read * traced.amounts(block, position)[:, None]
 
 
 def layer_queries(stream: Stream, layer: int, position: int) -> Float[Tensor, "query width"]:

@@ -19,6 +19,7 @@ from mnemoscope.views.explanation.sheet import (
     ABLATED,
     INCREASE,
     LEFT_OUT,
+    ROUTER,
     Ablated,
     Against,
     Candidate,
@@ -116,7 +117,7 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
         remainder=explanation.remainder,
         grid=_grid(explanation.grid, explanation.tokens.height),
         heads=_ledger(heads, "attention", sums, rows, ("weight", *_COLUMNS)),
-        neurons=_ledger(neurons, "ffn", sums, rows, ("coefficient", *_COLUMNS)),
+        neurons=_ledger(neurons, "ffn", sums, rows, ("coefficient", ROUTER, *_COLUMNS)),
         against=tuple(_against(contrast, rows) for contrast in explanation.contrasts),
         switched=tuple(_switched(explanation.queries)),
         cargo=_cargo(explanation.attention_queries),
@@ -220,6 +221,8 @@ def _part(row: Mapping[str, Any], effects: Mapping[_Key, float], known: Mapping[
     """A row of `heads`, `neurons` or `sources`."""
     values = {name: row[key] for name, key in _MEASURES.items() if key in row}
     values |= {name: row[name] for name in ("weight", "coefficient") if name in row}
+    if row.get("router_weight") is not None:
+        values[ROUTER] = row["router_weight"]
     if "neuron" in row:
         address = NeuronId(row["layer"], row["neuron"])
         values[ABLATED] = effects.get(("neuron", *address, None))
@@ -303,7 +306,7 @@ def _against(contrast: Contrast, rows: int | None) -> Against:
         steps=_steps(contrast.layers),
         heads=_ledger(heads, "attention", sums, few, ("weight", *measures)),
         sources=_ledger(sources, "attention", sums, few if rows else 12, measures),
-        neurons=_ledger(neurons, "ffn", sums, few, ("coefficient", *measures)),
+        neurons=_ledger(neurons, "ffn", sums, few, ("coefficient", ROUTER, *measures)),
     )
 
 

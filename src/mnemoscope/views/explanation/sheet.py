@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mnemoscope.neuron.card import Example
 
 INCREASE, LEFT_OUT, ABLATED = "increase", "leave-one-out", "ablated"
+ROUTER = "router weight"
 NATS = (INCREASE, LEFT_OUT, ABLATED)  # columns that share one unit and one scale
 _PART = re.compile(r"L\d+[HN]\d+")
 

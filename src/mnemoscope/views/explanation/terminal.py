@@ -16,7 +16,17 @@ from mnemoscope.views import words
 from mnemoscope.views.card import examples
 from mnemoscope.views.explanation import wording
 from mnemoscope.views.explanation.lower import sheet
-from mnemoscope.views.explanation.sheet import NATS, Against, Ledger, Part, Sheet, Step, Switched, largest
+from mnemoscope.views.explanation.sheet import (
+    NATS,
+    ROUTER,
+    Against,
+    Ledger,
+    Part,
+    Sheet,
+    Step,
+    Switched,
+    largest,
+)
 from mnemoscope.views.terminal import ATTENTION, FFN, ORANGE, Fitted, Room, block, listed, sign_style, table
 
 if TYPE_CHECKING:
@@ -185,7 +195,7 @@ def _ledger(ledger: Ledger, width: int) -> Table:
     return drawn
 
 
-_HEADS = {"leave-one-out": "leave-\none-out", "coefficient": "coeffi-\ncient"}
+_HEADS = {"leave-one-out": "leave-\none-out", "coefficient": "coeffi-\ncient", ROUTER: "router\nweight"}
 _SIDES = ("promotes", "suppresses")
 
 

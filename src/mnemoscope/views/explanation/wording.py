@@ -5,6 +5,7 @@ from __future__ import annotations
 from mnemoscope.views.explanation.sheet import (
     INCREASE,
     NATS,
+    ROUTER,
     Against,
     Candidate,
     Cause,
@@ -57,7 +58,7 @@ def cell(name: str, value: float | None) -> str:
     """A number under the column `name`."""
     if name in ("coefficient", "logit"):
         return number(value, sign=True)
-    if name == "weight":
+    if name in ("weight", ROUTER):
         return "–" if value is None else f"{value:.2f}"
     return nats(value)
 
