@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mnemoscope.errors import ModelError, ModelNotSupported
+from mnemoscope.errors import ModelError, ModelNotSupported, QueryError
 from mnemoscope.mine.build import build
 from mnemoscope.mine.verify import verify
 from mnemoscope.model import fairseq
@@ -30,6 +30,7 @@ from mnemoscope.model.model import Model
 from mnemoscope.neuron.card import card
 from mnemoscope.prediction.bases import norms
 from mnemoscope.prediction.explain import explain
+from mnemoscope.prediction.search import exhaustive
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import ContextBatch, NeuronId
 from mnemoscope.text.dictionary import dictionary_tokenizer
@@ -404,6 +405,30 @@ def test_an_explanation_adds_up_under_the_adaptive_softmax(variant: str, target:
     parts = [getattr(explanation, name)["logit"].sum() for name in ("heads", "neurons", "others")]
     assert abs(sum(parts) - float(final @ row)) <= 1e-4
     assert abs(explanation.contrasts[0].total - float(own[token] - own[24])) <= EXACT
+
+
+def test_an_explanation_by_the_flat_projection_says_so_and_adds_up(variant: str) -> None:
+    """One softmax over all tokens: its log-probability, the same neurons by a sort of all, and a note; none else is."""
+    model = loaded(variant)
+    stream = model.traced(torch.tensor([model.tokenizer(PROMPT)["input_ids"]]))
+    flat = Lens.of(model.anatomy, "frozen", "flat")
+    explanation = explain(model, PROMPT, " w070", projection="flat", top=3)
+    logits = flat.logits(stream.final[-1], flat.scale(stream.final[-1]))
+    assert abs(explanation.log_probability - float(logits.log_softmax(0)[74])) <= EXACT
+    assert any("flat projection" in note for note in explanation.notes)
+    prediction = TracedPrediction(stream, flat, 74, (), vocabulary_of(model.tokenizer, 304))
+    every = torch.cat(
+        [
+            exhaustive(prediction.bases, group, final=prediction.final)
+            for group in prediction.groups("neurons")
+        ]
+    )
+    left = explanation.neurons["leave_one_out"]
+    assert left.max() == pytest.approx(float(every[:, 1].max())) and left.min() == pytest.approx(
+        float(every[:, 1].min())
+    )
+    with pytest.raises(QueryError, match="not a projection; give adaptive or flat"):
+        explain(model, PROMPT, projection="steep")
 
 
 def test_what_a_part_does_is_what_the_definition_says(variant: str) -> None:

@@ -55,10 +55,19 @@ def check_nulls(kinds: Sequence[str]) -> None:
 
 
 def check_explanation(
-    lens: str, top: int, ablate: int = 0, ablate_to: str | float = "zero", has_run: bool = True
+    lens: str,
+    top: int,
+    ablate: int = 0,
+    ablate_to: str | float = "zero",
+    has_run: bool = True,
+    projection: str = "adaptive",
 ) -> None:
-    """QueryError for a lens, a length or an ablation that no explanation has."""
+    """QueryError for a lens, a projection, a length or an ablation that no explanation has."""
     doing = "explaining a prediction"
+    if projection not in PROJECTIONS:
+        raise QueryError(
+            f"{doing}: {{projection}} is not a projection; give {either(PROJECTIONS)}", projection=projection
+        )
     if lens not in LENSES:
         raise QueryError(f"{doing}: {{lens}} is not a lens; give {either(LENSES)}", lens=lens)
     check_least(doing, 1, top=top)

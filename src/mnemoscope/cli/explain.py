@@ -43,6 +43,10 @@ def explain(
         int, typer.Option(help="Position of the prediction, from 0; negative counts from the end.")
     ] = -1,
     lens: Annotated[str, typer.Option(help="How vectors are read: frozen, own or raw.")] = "frozen",
+    projection: Annotated[
+        str,
+        typer.Option(help="How vectors meet tokens in a model with an adaptive softmax: adaptive or flat."),
+    ] = "adaptive",
     top: Annotated[int, typer.Option(help="Parts to list for each sign and measure.")] = 20,
     run: Annotated[Path | None, typer.Option(help="Folder of a run of this model, for triggers.")] = None,
     ablate: Annotated[int, typer.Option(help="Neurons, and as many heads, to really take out.")] = 0,
@@ -60,12 +64,14 @@ def explain(
 
     if (prompt is None) == (prompts is None) or (prompts is None) != (out is None):
         raise QueryError("explaining: give either a prompt, or --prompts FILE.jsonl with -o TABLE.parquet")
-    check_explanation(lens, top, ablate)
+    check_explanation(lens, top, ablate, projection=projection)
     check_page(html)
     opened = None if run is None else api.open_run(run)
     if opened is not None:
         check_run_of(opened, model)
-    options: dict[str, Any] = {"lens": lens, "top": top, "ablate": ablate, "run": opened}
+    options: dict[str, Any] = {
+        "lens": lens, "projection": projection, "top": top, "ablate": ablate, "run": opened
+    }  # fmt: skip
     if prompts is not None and out is not None:
         _explain_many(model, loading, prompts, out, options)
         return

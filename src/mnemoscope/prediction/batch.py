@@ -62,6 +62,7 @@ def explain_many(
     path: str | Path,
     *,
     lens: str = "frozen",
+    projection: str = "adaptive",
     top: int = 20,
     run: Run | None = None,
     ablate: int = 0,
@@ -87,7 +88,8 @@ def explain_many(
             try:
                 explanation = explain(
                     model, record.prompt, record.target, record.foils, position=record.position,
-                    target_id=record.target_id, foil_ids=record.foil_ids, lens=lens, top=top, run=run, ablate=ablate,
+                    target_id=record.target_id, foil_ids=record.foil_ids, lens=lens,
+                    projection=projection, top=top, run=run, ablate=ablate,
                 )  # fmt: skip
             except QueryError as error:
                 raise QueryError(f"{name}, line {record.line}: {error}") from error
@@ -95,7 +97,8 @@ def explain_many(
         say(Progress("explaining", len(records), len(records), "prompts"))
 
     about = {"mnemoscope": version("mnemoscope"), "model": model.id, "weights_sha256": model.weights_sha256}
-    _write(explained(), path, about | {"lens": lens, "top": str(top), "dtype": model.dtype})
+    projected = {"projection": projection} if model.anatomy.bands else {}
+    _write(explained(), path, about | {"lens": lens, "top": str(top), "dtype": model.dtype} | projected)
     return path
 
 

@@ -54,6 +54,7 @@ def explain(
     target_id: int | None = None,
     foil_ids: Sequence[int] = (),
     lens: str = "frozen",
+    projection: str = "adaptive",
     top: int = 20,
     run: Run | None = None,
     ablate: int = 0,
@@ -68,6 +69,7 @@ def explain(
                puts before the prompt count, those it puts after are left out
     target_id  the token to account for by its id, and foil_ids foils, where a text is not read as it was meant
     lens       raw | own | frozen (the statistics of the final residual, under which logits add up)
+    projection adaptive | flat: how an adaptive softmax is read, as the model's own or as one over all tokens
     top        rows of each frame, for each sign and measure
     run        a run of the same model; needed for ``ablate_to="mean"``
     ablate     how many neurons and how many heads x sources to ablate in forward passes (A79)
@@ -75,7 +77,7 @@ def explain(
 
     Raises QueryError for a question without an answer, RunMismatch for a run of another model.
     """
-    check_explanation(lens, top, ablate, ablate_to, has_run=run is not None)
+    check_explanation(lens, top, ablate, ablate_to, has_run=run is not None, projection=projection)
     if run is not None:
         model.check_built(run, "explaining with the run")
     _check(model)
@@ -89,10 +91,9 @@ def explain(
         stream = traces.of(question.tokens)
         words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
         chosen = question.target or _own_choice(stream, words.pieces, question.foils)
-        reading = Lens.of(model.anatomy, lens)
-        foil_tokens = tuple(foil.token for foil in question.foils)
-        geometry = geometry_of(model, reading)
-        prediction = TracedPrediction(stream, reading, chosen.token, foil_tokens, words, geometry)
+        reading = Lens.of(model.anatomy, lens, projection)
+        asked = chosen.token, tuple(foil.token for foil in question.foils)
+        prediction = TracedPrediction(stream, reading, *asked, words, geometry_of(model, reading))
         say("layers")
         whole = _whole(prediction, foil_names(question.foils))
         say("heads and neurons")
@@ -110,7 +111,6 @@ def explain(
         say("upstream contributions")
         upstream, carried = queries(prediction, frames["neurons"]), attention_queries(prediction)
         extra = frames | _details(prediction, frames) | whole
-        ablations = NO_ABLATIONS
         if ablate:
             say("ablations")
             ablations = ablate_top(model, stream, chosen.token, extra, words, ablate, ablate_to, run)
@@ -132,12 +132,12 @@ def explain(
             queries=upstream,
             attention_queries=carried,
             predictions=_predictions(prediction),
-            ablations=ablations,
+            ablations=ablations if ablate else NO_ABLATIONS,
             contrasts=tuple(contrasts),
             run=None if run is None else str(run.path),
             evaluations={kind: parts.full for kind, parts in extremes.items()}
             | {f"{kind}_of": parts.of for kind, parts in extremes.items()},
-            notes=question.notes + _notes(model, lens),
+            notes=question.notes + _notes(model, reading),
         )
 
 
@@ -201,7 +201,7 @@ def _own_choice(
     return ChosenToken(None, token, piece, (token,), "the model's own first choice")
 
 
-def _notes(model: Model, lens: str) -> tuple[str, ...]:
+def _notes(model: Model, lens: Lens) -> tuple[str, ...]:
     notes = []
     if model.anatomy.parallel:
         notes.append(
@@ -216,12 +216,17 @@ def _notes(model: Model, lens: str) -> tuple[str, ...]:
         notes.append(
             "the logits are soft-capped: logits of parts are before the cap and add up, probabilities are after"
         )
-    if model.anatomy.bands is not None:
+    if lens.bands is not None:
         notes.append(
-            "the softmax is adaptive: log-probabilities are its own, logits of parts are read by its flat projection "
-            "and add up; under the adaptive projection the logit of a point is its log-probability"
+            "the softmax is adaptive: log-probabilities are its own, and so are logits of points; logits of parts are "
+            "read by its flat projection, under which they add up"
         )
-    if lens == "raw" and model.anatomy.final_norm is not None:
+    elif model.anatomy.bands is not None:
+        notes.append(
+            "read by the flat projection of an adaptive softmax: logits add up, and probabilities are those of one "
+            "softmax over all tokens, which are not the model's own"
+        )
+    if lens.name == "raw" and model.anatomy.final_norm is not None:
         notes.append("under the raw lens the end of the stream is not what the model predicts")
     return tuple(notes)
 
