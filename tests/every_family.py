@@ -212,6 +212,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "glm4_moe_lite", "glm_moe_dsa", "hy_v4"), _LATENT),
     "ministral": {"head_dim": 8},
     "nemo_speechlm": {"head_config": {"audio_hidden_size": 32}},
+    "nemotron_h": {
+        "layers_block_type": ["mamba", "moe", "attention", "mlp"],
+        "num_hidden_layers": 4,
+        "n_groups": 2,
+        "expand": 2,
+    },
     "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
     "neomme": {"head_dim": 16},
     "perceiver": {

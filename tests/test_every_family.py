@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from every_family import ENTRIES, _small, outcome, tiny, tiny_config
@@ -18,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mnemoscope import explain
 from mnemoscope.errors import ModelError, ModelNotSupported
-from mnemoscope.model.capture import residuals
+from mnemoscope.model.capture import Capture, residuals
 from mnemoscope.model.check import examine, self_check
 from mnemoscope.model.load import load_model
 from mnemoscope.model.model import Model
@@ -27,6 +28,7 @@ from mnemoscope.model.stream import Stream, trace
 from mnemoscope.model.table import FAMILIES, REFUSED, Outcome, outcomes
 from mnemoscope.model.watch import hooked
 from mnemoscope.prediction.ablate import Cut, effects
+from mnemoscope.records import ContextBatch
 
 WRITTEN = {(row.task, row.family): row for row in outcomes()}
 
@@ -43,6 +45,20 @@ def test_every_row_of_the_table_closes() -> None:
     closed = {row.family for row in WRITTEN.values() if row.error is not None}
     entries = {row.family for row in WRITTEN.values()}
     assert set(FAMILIES) & entries <= closed
+
+
+def test_no_refusal_says_only_that_nothing_is_known() -> None:
+    """Each family that is refused is refused for what it does, and not for want of a row."""
+    vague = (
+        "no row in the table",
+        "without a row",
+        "not made of parts",
+        "could not follow",
+        "cannot be measured",
+    )
+    for row in WRITTEN.values():
+        if row.reason is not None and row.family not in {"neomme", "ultrabert", "ultravbert"}:
+            assert not any(words in row.reason for words in vague), row
 
 
 def test_every_reason_of_the_table_is_given() -> None:
@@ -116,6 +132,14 @@ DROPPED: dict[str, dict[str, Callable[[Anatomy], Anatomy]]] = {
             ),
         ),
         "multiplier of the attention": _every_layer(attention_multiplier=1.0),
+    },
+    "nemotron_h": {
+        "state space": _every_layer(mixer=None),
+        "experts": _every_layer(experts=None),
+        "activation": lambda anatomy: replace(
+            anatomy, layers=(*anatomy.layers[:3], replace(anatomy.layers[3], act=torch.relu))
+        ),
+        "norm before the FFN": _every_layer(ffn_norm=None),
     },
     "granite_swa": {"share of attention that goes to nothing": _every_layer(sink=False)},
     "dots3_note_text": {"gate of the mixed heads": _every_layer(mixed_gate=None)},
@@ -196,19 +220,49 @@ def test_explain_and_ablation_follow_layers_that_share_keys_and_have_inputs() ->
 
 
 def _sharing() -> PreTrainedModel:
-    given = {
-        "num_hidden_layers": 3,
-        "layer_types": ["full_attention"] * 3,
-        "num_kv_shared_layers": 1,
-        "use_double_wide_mlp": True,
-    }
-    kind = CONFIG_MAPPING["gemma4_text"]
+    return _built(
+        "gemma4_text",
+        num_hidden_layers=3,
+        layer_types=["full_attention"] * 3,
+        num_kv_shared_layers=1,
+        use_double_wide_mlp=True,
+    )
+
+
+def _built(family: str, **given: Any) -> PreTrainedModel:
+    kind = CONFIG_MAPPING[family]
     config = kind(**_small(kind(), given))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         randomise(model)
     return model.eval()
+
+
+def test_blocks_that_are_only_one_half_add_up_and_are_mined() -> None:
+    """A block is a mixer, an attention or an FFN; only the last has neurons, and an explanation follows all."""
+    kinds = ["mamba", "mlp", "attention", "mlp"]
+    hf = _built("nemotron_h", layers_block_type=kinds, num_hidden_layers=4, n_groups=2, expand=2)
+    model = load_model(hf, tokenizer=tokenizer())
+    layers = model.anatomy.layers
+    assert model.anatomy.sizes == (0, 40, 0, 40) and model.cells.layers == (1, 3)
+    assert [layer.mixer is not None for layer in layers] == [True, False, False, False]
+    assert [layer.attention is not None for layer in layers] == [False, False, True, False]
+    told = explain(model, "the city of", " Paris", top=10_000)
+    logits = sum(frame["logit"].sum() for frame in (told.heads, told.neurons, told.others))
+    assert logits == pytest.approx(told.stream["logit"][-1], abs=1e-4)
+    assert set(told.neurons["layer"]) == {1, 3} and "mixer" in told.others["part"]
+    tokens = torch.tensor([[5, 9, 3, 70]])
+    points, stream = residuals(model, tokens), trace(hf, model.anatomy, tokens)
+    for layer, traced in enumerate(stream.layers):
+        torch.testing.assert_close(points["Lres"][layer, 0], traced.lres, rtol=1e-4, atol=1e-5)
+    swept: dict[int, torch.Tensor] = {}
+    ids = tokens.numpy()
+    batch = ContextBatch(np.arange(1), ids, np.array([4]), np.ones_like(ids, dtype=bool))
+    with Capture(model) as capture:
+        capture.sweep(batch, lambda layer, coefficients, *_: swept.update({layer: coefficients[0].clone()}))
+    assert set(swept) == {1, 3}
+    torch.testing.assert_close(swept[3], stream.layers[3].coefficients, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

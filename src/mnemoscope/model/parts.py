@@ -141,6 +141,8 @@ class Layer:
     In a post-norm block the residual stream itself goes through ``middle_norm``, after attention has added to it, and
     through ``end_norm`` after the FFN has. ``turn`` is (which use of its modules this layer is, of how many).
 
+    A block may have no FFN, and no neurons then, or nothing but one.
+
     A ``mixer`` (a state space, a linear attention, a short convolution) mixes tokens without attention weights, instead
     of the attention, which is then None, or beside it: what it writes is one part of the block. So is what an ``extra``
     module writes after the FFN (Gemma's input per layer).
@@ -157,6 +159,7 @@ class Layer:
     gate: Projection | None
     up: Projection | None
     n_heads: int
+    width: int
     input_norm: Norm | None
     ffn_norm: Norm | None
     post_attention_norm: Norm | None
@@ -198,6 +201,8 @@ class Layer:
 
     def rows(self) -> Iterator[Rows]:
         """The weights of each of `groups` in turn."""
+        if not self.groups:
+            return
         if self.experts is None:
             every = slice(0, sum(self.groups))
             yield Rows(every, self.keys(), self.key_bias(), self.ups(), self.up_bias(), self.values())
@@ -231,7 +236,7 @@ class Layer:
         """What each neuron writes, before the router's weight, any post-norm or residual multiplier."""
         if self.experts is None and self.down is not None:
             return rows_of(self.down).T
-        return torch.cat([rows.values for rows in self.rows()])
+        return torch.cat([rows.values for rows in self.rows()]) if self.groups else self._nothing(0)
 
     def down_bias(self) -> Float[Tensor, " width"] | None:
         """Bias of the down projection, in a mixture of the shared expert's."""
@@ -255,7 +260,7 @@ class Layer:
         """What each neuron detects: gate rows, or the rows of the only first projection."""
         if self.experts is None and self.gate is not None:
             return self.gate.weight()
-        return torch.cat([rows.keys for rows in self.rows()])
+        return torch.cat([rows.keys for rows in self.rows()]) if self.groups else self._nothing(0)
 
     def key_bias(self) -> Float[Tensor, " neuron"] | None:
         """Bias that belongs to `keys`."""
@@ -281,10 +286,13 @@ class Layer:
     def heads(self) -> Float[Tensor, "head dimension width"]:
         """Rows of the attention output projection, per query head; zeros of dimension 1 where there is none."""
         if self.attention_out is None:
-            values = next(self.rows()).values
-            return values.new_zeros(self.n_heads, 1, values.shape[-1])
+            return self._nothing(self.n_heads, 1)
         rows = rows_of(self.attention_out).T
         return rows.reshape(self.n_heads, -1, rows.shape[-1])
+
+    def _nothing(self, *rows: int) -> Float[Tensor, "*rows width"]:
+        weight = next(weight for weight in self.module.parameters() if weight.is_floating_point())
+        return weight.detach().new_zeros(*rows, self.width)
 
     def out_bias(self) -> Float[Tensor, " width"] | None:
         """Bias of the attention output projection."""

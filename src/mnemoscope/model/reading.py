@@ -286,7 +286,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
             raise refused(family, f"its embeddings or its head are no plain matrix ({type(module).__name__})")
-    first = layers[0]
+    first = next((layer for layer in layers if layer.groups), layers[0])
     width = first.heads().shape[-1]
     transform, final_norm = _end(hf, body, row, width, family)
     read = width if transform is None else rows_of(transform.dense).shape[0]
@@ -313,7 +313,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         gated=first.gated,
         activation=_name_of(first.act, _activation_of(config, row)),
         parallel=shared or hasattr(first.module, "ln_mlp") or _flag(config, row.parallel),
-        embedding_multiplier=_number(config, row.embedding_multiplier) * first.arrives.lin,
+        embedding_multiplier=_number(config, row.embedding_multiplier) * layers[0].arrives.lin,
         logit_multiplier=_number(config, row.logit_multiplier) / _number(config, row.logit_divisor),
         softcap=getattr(config, row.softcap) if row.softcap else None,
         embedding=embedding,
@@ -426,6 +426,8 @@ def _layer(
     multiplier = _number(config, row.residual_multiplier)
     experts = experts_in(block)
     owner, ffn = (block, row.ffn) if experts is None else _shared(block)
+    if row.halves and experts is None and find(block, ffn.down) is None:
+        owner = None
     down = None if owner is None else part_of(owner, ffn.down, family)
     for module in filter(None, (out, down)):
         weight = getattr(module, "weight", None)
@@ -434,7 +436,8 @@ def _layer(
                 family, f"its weights are packed ({type(module).__name__}); load it without quantisation"
             )
     width = int(config.hidden_size) if out is None else rows_of(out).shape[0]
-    norms = next((norms for norms in row.norms if _uses_all_norms(block, norms, row.extra)), None)
+    fitting = [norms for norms in row.norms if _uses_all_norms(block, norms, row.extra)]
+    norms = None if not fitting else fitting[-1] if out is None and mixer is None else fitting[0]
     if norms is None:
         names = ", ".join(_norms_in(block)) or "none"
         raise refused(family, f"the norms of its blocks are not those expected ({names})")
@@ -461,6 +464,7 @@ def _layer(
         gate=gate,
         up=up,
         n_heads=config.num_attention_heads,
+        width=width,
         input_norm=input_norm,
         ffn_norm=ffn_norm,
         post_attention_norm=measured_norm(block, norms.post_attention, width, config, family),
@@ -487,6 +491,12 @@ def _mixers(
     out = find(block, row.attention_out)
     if linear and out is not None:
         return None, part_of(block, row.attention_out.rpartition(".")[0], family)
+    if (
+        row.halves
+        and out is None
+        and (experts_in(block) is not None or find(block, row.ffn.down) is not None)
+    ):
+        return None, None
     inside = row.attention_out if out is not None else ""
     mixers = (find(block, path) for path in row.mixers if not inside.startswith(f"{path}."))
     mixer = next((module for module in mixers if module is not None), None)

@@ -211,7 +211,7 @@ class Stream:
         products = (
             amounts[:, rows.neurons] @ rows.values.float() for rows in self.anatomy.layers[layer].rows()
         )
-        return reduce(torch.add, products)
+        return reduce(torch.add, products, torch.zeros_like(self.layers[layer].lin, dtype=torch.float32))
 
     def attend(
         self, layer: int, lins: Float[Tensor, "case token width"]

@@ -140,6 +140,7 @@ class Family(NamedTuple):
     gate: Gate | None = None
     sink: bool = False  # some attention goes to nothing, by a factor after the weights
     factors: Callable[[Any], Factors] | None = None  # of a block
+    halves: bool = False  # a block is an attention, a mixer or an FFN, whose norms are listed first and last
     extra: str | None = None  # the path of what writes one more part after the FFN
     images: str | None = None  # in the blocks with this part text alone does not go through
     activation: str | None = None  # where the code and not the config says it
@@ -294,6 +295,16 @@ FAMILIES: dict[str, Family] = {
         factors=_falcon_h1,
         refused=(("attention_in_multiplier", 1.0, "it multiplies what its attention reads"),),
     ),
+    "nemotron_h": Family(
+        "mixer.o_proj",
+        FeedForward("mixer.down_proj", "mixer.up_proj"),
+        (Norms("norm", None), Norms(None, "norm")),
+        final_norm="norm_f",
+        mixers=("mixer",),
+        halves=True,
+        activation="relu2",
+        refused=(("moe_latent_size", None, "its experts read and write a projection of the stream"),),
+    ),
     "apertus": _LLAMA._replace(
         ffn=FeedForward("mlp.down_proj", "mlp.up_proj"),
         norms=(Norms("attention_layernorm", "feedforward_layernorm"),),
@@ -392,6 +403,10 @@ REFUSED: dict[str, str] = {
     "voxtral_realtime": "what its FFN reads is scaled by how far the text lags behind the sound",
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), _DRAFTS),
     "jetmoe": "its attention heads are experts too, and its experts are computed by code of their own",
+    **dict.fromkeys(
+        ("llama4", "llama4_text"), "its experts multiply what they read, and not what they write"
+    ),
+    "axk2": "its norms have a gate of their own, which depends on all channels",
     "blt": "it reads patches of bytes, between two smaller models",
     "longcat_flash": "its blocks have two attentions and two FFNs, and a mixture beside them",
 }

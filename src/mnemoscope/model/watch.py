@@ -297,12 +297,14 @@ class Witness:
             seen |= self._mixture(self.layer.experts)
             del seen["routed_output"]
         seen.pop("shared_gate", None)
-        if self.layer.attention is None and "mixer_output" in seen:
-            seen |= self._without_attention(seen["mixer_output"])
+        if self.layer.attention is None and "lin" in seen:
+            seen |= self._without_attention(seen)
         elif "mixer_output" in seen:
             seen["attention_output"] = seen["attention_output"] + seen["mixer_output"]
         if self.layer.mixed_gate is not None and "mixed" in seen:
             seen["mixed_gate"] = self.layer.mixed_gate.of(seen["mixed_gate"], seen["mixed"].shape[-1])
+        if not self.layer.groups and "lout" in seen:
+            seen |= self._without_ffn(seen["lout"])
         for name, what in _NEEDED.items():
             if name not in seen:
                 raise failed(anatomy, index, "layer", f"its {what} was never called")
@@ -323,10 +325,22 @@ class Witness:
         seen["lres"] = after_attention(self.layer, self.seen) if anatomy.parallel else read
         return LayerTrace(up=seen.pop("up", None), call=self.call, **seen)
 
-    def _without_attention(self, output: Tensor) -> dict[str, Tensor]:
-        """Heads that look nowhere, in a layer that has none; its output is that of its mixer."""
+    def _without_ffn(self, output: Tensor) -> dict[str, Tensor]:
+        """An FFN that reads what leaves the block and writes nothing, in a layer that has none."""
+        nothing = output.new_zeros(len(output), 0)
+        return {
+            "ffn_input": output,
+            "gate": nothing,
+            "coefficients": nothing,
+            "ffn_output": torch.zeros_like(output),
+        }
+
+    def _without_attention(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Heads that look nowhere, in a layer that has none; its output is that of its mixer, if it has one."""
+        output = seen.get("mixer_output", torch.zeros_like(seen["lin"]))
         zeros, heads = output.new_zeros, self.layer.n_heads
         return {
+            "attention_input": seen.get("attention_input", seen["lin"]),
             "alpha": zeros(heads, len(output), len(output)),
             "value": zeros(heads, len(output), 1),
             "mixed": zeros(len(output), heads),
@@ -363,7 +377,10 @@ class Witness:
 def after_attention(layer: Layer, seen: Mapping[str, Tensor]) -> Float[Tensor, "*rows width"]:
     """The residual stream after the attention of a block and its mixer, from their outputs; in the dtype of ``lin``."""
     outputs = (seen[point].float() for point in ("attention_output", "mixer_output") if point in seen)
-    update, norm = reduce(torch.add, outputs), layer.post_attention_norm
+    update, norm = (
+        reduce(torch.add, outputs, torch.zeros((), device=seen["lin"].device)),
+        layer.post_attention_norm,
+    )
     written = (update if norm is None else norm(update)) * layer.attention_multiplier
     return (seen["lin"] + written).to(seen["lin"].dtype)
 

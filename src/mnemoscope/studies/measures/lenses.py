@@ -103,7 +103,7 @@ def points(model: Model, batch: ContextBatch) -> Points:
 
     def added(layer: Layer, seen: dict[str, Tensor]) -> Float[Tensor, "context width"]:
         """What the FFN of a layer wrote, and its extra module, as they are added to the stream."""
-        output, norm = seen["ffn_output"], layer.post_ffn_norm
+        output, norm = seen.get("ffn_output", torch.zeros_like(seen["lin"])), layer.post_ffn_norm
         written = output if norm is None else norm(output)
         return (written + seen.get("extra_output", 0.0)) * layer.ffn_multiplier
 
@@ -124,5 +124,5 @@ def points(model: Model, batch: ContextBatch) -> Points:
         layers = list(zip(parts.layers, kept, strict=True))
         residual = [after_attention(layer, seen) for layer, seen in layers]
         ffn = [added(layer, seen) for layer, seen in layers]
-        coefficients = torch.cat([seen["coefficients"] for seen in kept], -1)
+        coefficients = torch.cat([seen["coefficients"] for seen in kept if "coefficients" in seen], -1)
         return Points(torch.stack(residual, 1), torch.stack(ffn, 1), coefficients)
