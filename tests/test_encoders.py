@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,12 +14,13 @@ import torch
 from every_family import tiny
 from families import randomise, slow_but_for
 from tiny import texts, tokenizer
+from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import BertForPreTraining, PreTrainedTokenizerFast
 
 from mnemoscope import build, explain
-from mnemoscope.errors import ModelNotSupported
+from mnemoscope.errors import ModelNotSupported, QueryError
 from mnemoscope.mine.verify import verify
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.check import examine, self_check
@@ -138,7 +140,7 @@ def reading() -> PreTrainedTokenizerFast:
     """The tiny tokenizer as that of an encoder: it frames a text, and has a token that masks."""
     made = tokenizer()
     inner = made.backend_tokenizer
-    inner.add_special_tokens(["<mask>"])
+    inner.add_special_tokens([AddedToken("<mask>", lstrip=True)])
     inner.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
@@ -224,6 +226,71 @@ def test_what_asks_about_prefixes_refuses_an_encoder(built: tuple[Run, Model]) -
             ask()
 
 
+PROMPT = "the capital of <mask> is Paris"
+
+
+@pytest.mark.parametrize("family", slow_but_for(MASKED, ("bert", "albert")))
+def test_a_masked_token_is_explained_and_adds_up(family: str) -> None:
+    """Every part of the contrast is shown and nothing is left; logits of parts give that of the model."""
+    model = load_model(tiny(family, "masked"), tokenizer=reading())
+    told = explain(model, PROMPT, "France", "London", top=100_000)
+    tokens = model.tokenizer(PROMPT)["input_ids"]
+    place = tokens.index(model.tokenizer.mask_token_id)
+    assert told.masked and told.position == place and told.tokens.height == len(tokens)
+    assert told.heads["source"].max() == len(tokens) - 1
+    assert abs(told.contrasts[0].remainder) <= 1e-4
+    logits = sum(frame["logit"].sum() for frame in (told.heads, told.neurons, told.others))
+    assert logits == pytest.approx(told.stream["logit"][-1], abs=1e-4)
+    own = model.hf(torch.tensor([tokens])).logits[0, place].detach().log_softmax(-1)
+    assert told.log_probability == pytest.approx(float(own[told.target.token]), abs=1e-4)
+    assert told.account["nats"][-1] == pytest.approx(told.log_probability, abs=1e-6)
+    assert "masked" in str(told) and "next " not in str(told)
+    assert told.predictions["token"][0] == int(own.argmax())
+
+
+def test_what_switched_neurons_on_is_told_where_the_stream_is_a_sum() -> None:
+    """Of a pre-norm encoder without a transform it adds up to the coefficient; of others a note says that it is not."""
+    plain = load_model(tiny("eurobert", "masked"), tokenizer=reading())
+    told = explain(plain, PROMPT, "France")
+    assert told.queries.height and told.attention_queries.height and not told.neurons["chain"].has_nulls()
+    shares = told.queries.group_by("layer", "neuron").agg(pl.col("share").sum())
+    for layer, neuron, share in shares.iter_rows():
+        (coefficient,) = told.neurons.filter(pl.col("layer") == layer, pl.col("neuron") == neuron)[
+            "coefficient"
+        ]
+        assert share == pytest.approx(coefficient, rel=1e-4, abs=1e-5)
+    other = explain(load_model(tiny("bert", "masked"), tokenizer=reading()), PROMPT)
+    assert not other.queries.height and any("normalised on the way" in note for note in other.notes)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "reason"),
+    [
+        ("the capital of France", {}, "the prompt has none; write <mask> once"),
+        ("<mask> of <mask>", {}, "the prompt has 2 of them; write <mask> once"),
+        (PROMPT, {"position": 1}, "leave the position out"),
+        (PROMPT, {"ablate": 2}, "leave ablate= out"),
+        (PROMPT, {"target": "Paris king", "foils": "Paris queen"}, "a mask stands for one token"),
+    ],
+)
+def test_a_question_that_an_encoder_cannot_answer(prompt: str, options: dict[str, Any], reason: str) -> None:
+    """Each is one line that says what to do."""
+    model = load_model(tiny("bert", "masked"), tokenizer=reading())
+    with pytest.raises((QueryError, ModelNotSupported)) as caught:
+        explain(model, prompt, **options)
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_head_predicts_nothing() -> None:
+    """A sentence encoder is not explained, and a tokenizer without a mask is named."""
+    body = load_model(tiny("bert", "masked").base_model, tokenizer=reading())
+    with pytest.raises(ModelNotSupported, match="it has no language-model head"):
+        explain(body, PROMPT)
+    bare = load_model(tiny("bert", "masked"), tokenizer=tokenizer())
+    with pytest.raises(QueryError, match="its tokenizer has no mask token"):
+        explain(bare, PROMPT)
+
+
 def test_a_body_without_a_head_closes_on_its_own_states() -> None:
     """A sentence encoder has no logits: its last states are read through its input embedding."""
     model = tiny("bert", "masked").base_model
@@ -235,7 +302,7 @@ def test_a_body_without_a_head_closes_on_its_own_states() -> None:
 
 
 def test_a_decoder_of_the_same_blocks_looks_back_only() -> None:
-    """With is_decoder a BERT is a decoder whose stream is normalised; it closes, and is not explained as yet."""
+    """With is_decoder a BERT is a decoder whose stream is normalised; it closes, and its predictions add up."""
     hf = tiny("bert", "causal")
     hf.config.is_decoder = hf.base_model.config.is_decoder = True
     for module in hf.modules():
@@ -245,5 +312,6 @@ def test_a_decoder_of_the_same_blocks_looks_back_only() -> None:
             module.is_decoder = True
     model = load_model(hf, tokenizer=tokenizer())
     assert model.self_check <= 1e-5 and not model.anatomy.bidirectional
-    with pytest.raises(ModelNotSupported, match="normalised on the way"):
-        explain(model, "the city of", "Paris")
+    told = explain(model, "the city of", "Paris", "London", top=10_000)
+    assert told.position == 2 and told.sources["source"].max() == 2 and not told.masked
+    assert abs(told.contrasts[0].remainder) <= 1e-4

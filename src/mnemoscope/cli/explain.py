@@ -30,7 +30,10 @@ from mnemoscope.errors import QueryError
 @bundled
 def explain(
     model: ModelName,
-    prompt: Annotated[str | None, typer.Argument(help="Text before the prediction.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="Text before the prediction; for an encoder all of it, with one mask token."),
+    ] = None,
     *,
     target: Annotated[
         str | None,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mnemoscope.arguments import check_explanation
-from mnemoscope.errors import QueryError
+from mnemoscope.errors import ModelNotSupported, QueryError
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.state import Fingerprint
@@ -20,12 +20,14 @@ from mnemoscope.model.stream import Stream
 from mnemoscope.prediction.ablate import NO_ABLATIONS, ablate_top
 from mnemoscope.prediction.bases import Geometry
 from mnemoscope.prediction.explanation import ChosenToken, Contrast, Explanation, foil_names
-from mnemoscope.prediction.questions import ask
+from mnemoscope.prediction.masked import mask_id
+from mnemoscope.prediction.questions import ResolvedQuestion, ask
 from mnemoscope.prediction.search import TopK, search
 from mnemoscope.prediction.switched import attention_queries, chained, queries
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import Cells, Progress
 from mnemoscope.text.spelling import vocabulary_of
+from mnemoscope.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -38,10 +40,22 @@ _MEASURES = ("increase", "leave_one_out")
 _INTEGERS = ("layer", "head", "source", "neuron", "position", "token")
 
 
-def _check(model: Model) -> None:
-    """ModelNotSupported for a model that is not asked for a next token, and what `Model.check_tokenizer` raises."""
+def _check(model: Model, ablate: int) -> None:
+    """ModelNotSupported for a model that predicts no token, or of which this is not told, and what
+    `Model.check_tokenizer` raises.
+    """
     model.check_tokenizer()
-    model.check_causal("explaining a prediction of")
+    if model.anatomy.headless:
+        raise ModelNotSupported(
+            f"explaining a prediction of {model.id}: it has no language-model head and predicts no token; give it with "
+            "the head that it was trained with"
+        )
+    if ablate and model.anatomy.bidirectional:
+        raise ModelNotSupported(
+            f"explaining a prediction of {model.id}: parts are ablated at the last position, behind which nothing is "
+            "read, and an encoder's masked token stands before others; leave {ablate} out",
+            ablate=...,
+        )
 
 
 def explain(
@@ -80,7 +94,7 @@ def explain(
     check_explanation(lens, top, ablate, ablate_to, has_run=run is not None, projection=projection)
     if run is not None:
         model.check_built(run, "explaining with the run")
-    _check(model)
+    _check(model, ablate)
     say = _Steps(report or (lambda _: None), 3 + (ablate > 0))
     with model.running(), torch.inference_mode(), _on(model.device):
         traces = _Traces(model)
@@ -90,10 +104,9 @@ def explain(
         say.total += len(question.foils)
         stream = traces.of(question.tokens)
         words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
-        chosen = question.target or _own_choice(stream, words.pieces, question.foils)
+        chosen = question.target or _own_choice(traces.logits(question.tokens), words.pieces, question.foils)
         reading = Lens.of(model.anatomy, lens, projection)
-        asked = chosen.token, tuple(foil.token for foil in question.foils)
-        prediction = TracedPrediction(stream, reading, *asked, words, geometry_of(model, reading))
+        prediction = traces.prediction(question, chosen, reading, words)
         say("layers")
         whole = _whole(prediction, foil_names(question.foils))
         say("heads and neurons")
@@ -127,6 +140,7 @@ def explain(
             top=top,
             layer_count=prediction.layers,
             parallel=model.anatomy.parallel,
+            masked=model.anatomy.bidirectional,
             start=prediction.bases.start,
             **extra,
             queries=upstream,
@@ -185,13 +199,26 @@ class _Traces:
         return self.seen[tokens]
 
     def logits(self, tokens: tuple[int, ...]) -> Tensor:
-        return self.of(tokens).logits[-1]
+        """Of what follows some tokens; of an encoder, of what is masked in them."""
+        return self.of(tokens).logits[self.place(tokens)]
+
+    def prediction(
+        self, question: ResolvedQuestion, target: ChosenToken, lens: Lens, words: Vocabulary
+    ) -> TracedPrediction:
+        """What is asked about, under a lens."""
+        foils, place = tuple(foil.token for foil in question.foils), self.place(question.tokens)
+        shared = geometry_of(self.model, lens)
+        return TracedPrediction(self.of(question.tokens), lens, target.token, foils, words, shared, place)
+
+    def place(self, tokens: tuple[int, ...]) -> int:
+        """The position whose prediction this is."""
+        return tokens.index(mask_id(self.model)) if self.model.anatomy.bidirectional else len(tokens) - 1
 
 
 def _own_choice(
-    stream: Stream, pieces: Callable[..., list[str]], foils: Sequence[ChosenToken]
+    logits: Tensor, pieces: Callable[..., list[str]], foils: Sequence[ChosenToken]
 ) -> ChosenToken:
-    token = int(stream.logits[-1].argmax())
+    token = int(logits.argmax())
     piece = "".join(pieces([token]))
     if any(foil.token == token for foil in foils):
         raise QueryError(
@@ -226,6 +253,11 @@ def _notes(model: Model, lens: Lens) -> tuple[str, ...]:
             "read by the flat projection of an adaptive softmax: logits add up, and probabilities are those of one "
             "softmax over all tokens, which are not the model's own"
         )
+    if not model.anatomy.adds_up_as_read:
+        notes.append(
+            "the residual stream is normalised on the way: parts and points are what becomes of them at the last norm, "
+            "and what switched neurons on is not told"
+        )
     if lens.name == "raw" and model.anatomy.final_norm is not None:
         notes.append("under the raw lens the end of the stream is not what the model predicts")
     return tuple(notes)
@@ -242,7 +274,7 @@ def _frame(columns: dict[str, Sequence[object]]) -> pl.DataFrame:
 
 
 def _predictions(prediction: TracedPrediction) -> pl.DataFrame:
-    logits = prediction.stream.logits[-1].double()
+    logits = prediction.logits.double()
     scores = logits.log_softmax(-1)
     best = logits.topk(min(PREDICTIONS, len(logits))).indices
     return _frame(
@@ -289,7 +321,7 @@ def _whole(prediction: TracedPrediction, foils: Sequence[str]) -> dict[str, pl.D
 def _biases(prediction: TracedPrediction) -> tuple[list[tuple[str, int | None]], Tensor, Tensor]:
     """The embedding, mixers and biases that are not zero: their names, vectors, and the rows they are added to."""
     names: list[tuple[str, int | None]] = [("embedding", None)]
-    vectors, base = [prediction.points[0]], [prediction.nothing]
+    vectors, base = [prediction.stream.embedding_part(prediction.position)], [prediction.nothing]
     for layer in range(prediction.layers):
         stream, block = prediction.stream, prediction.stream.anatomy.layers[layer]
         for offset, (name, made) in enumerate(
@@ -349,7 +381,7 @@ def _address(
     prediction: TracedPrediction, kind: str, group: Tensor, index: Tensor
 ) -> dict[str, Sequence[object]]:
     """The columns that say where parts are."""
-    layer, unit, count = group.tolist(), index.tolist(), prediction.position + 1
+    layer, unit, count = group.tolist(), index.tolist(), prediction.sources
     traced, position = prediction.stream.layers, prediction.position
     if kind == "neurons":
         coefficients = [float(traced[a].coefficients[position, b]) for a, b in zip(layer, unit, strict=True)]
@@ -440,12 +472,12 @@ def _contrast(prediction: TracedPrediction, number: int, foil: ChosenToken, top:
     steps[:, 0] = odds.diff()
     names, vectors, base = _biases(prediction)
     frames = {}
-    sources = torch.zeros(prediction.position + 1, 2, dtype=torch.float64)
+    sources = torch.zeros(prediction.sources, 2, dtype=torch.float64)
     for kind in ("heads", "neurons"):
         groups = prediction.groups(kind)
         flat = torch.cat([measured(g.vectors(None), torch.full((g.size,), g.base)) for g in groups])
         if kind == "heads":
-            sources = flat.unflatten(0, (prediction.layers, -1, prediction.position + 1)).sum((0, 1))
+            sources = flat.unflatten(0, (prediction.layers, -1, prediction.sources)).sum((0, 1))
         rows = torch.cat(
             [flat[:, column].argsort(descending=side) for column in (0, 1) for side in (True, False)]
         )

@@ -122,7 +122,7 @@ class Contrast:
 class Explanation(Shown):
     """Everything that `explain` found out about one prediction; see the module for the frames.
 
-    position  the explained position; the prediction is of the token after it
+    position  the explained position; the prediction is of the token after it, or of the one there if it is `masked`
     unread    what follows it in the prompt, and is not read
     lens      raw | own | frozen
     start     log p(target) when nothing is read: minus the log of the vocabulary's size (of those of its softmaxes)
@@ -161,6 +161,7 @@ class Explanation(Shown):
     evaluations: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unread: str = ""
+    masked: bool = False
 
     @property
     def log_probability(self) -> float:

@@ -6,6 +6,8 @@ is also tried with one, and what the model finds more probable is taken; what wa
 the prompt and the target would become other tokens together, the prompt stays as it is and the target is spelled on its
 own. When target and foils begin alike, the shared tokens are appended to the prompt and the first in which they differ
 is scored. A token can also be given by its id, which leaves nothing to choose.
+
+An encoder reads the whole prompt and predicts its one mask token (`masked`).
 """
 
 from __future__ import annotations
@@ -23,8 +25,17 @@ from mnemoscope.arguments import check_question
 from mnemoscope.errors import QueryError
 from mnemoscope.model.model import Model
 from mnemoscope.prediction.explanation import ChosenToken
+from mnemoscope.prediction.masked import masked_prompt
 from mnemoscope.text.spelling import vocabulary_of
-from mnemoscope.text.tokenizer import Continuation, beginning, continuation, frame, prompt_tokens, unknown_id
+from mnemoscope.text.tokenizer import (
+    Continuation,
+    beginning,
+    continuation,
+    encode,
+    frame,
+    prompt_tokens,
+    unknown_id,
+)
 from mnemoscope.text.vocabulary import Vocabulary
 
 Logits = Callable[[tuple[int, ...]], Tensor]  # of what follows some tokens: f32[vocabulary]
@@ -49,9 +60,12 @@ _UNSPACED = (
 
 @dataclass(frozen=True)
 class ResolvedQuestion:
-    """A question as tokens: the prompt up to the explained position and what target and foils share."""
+    """A question as tokens: the prompt up to the explained position and what target and foils share.
 
-    tokens: tuple[int, ...]  # the last one is explained
+    Of an encoder the whole prompt, of which the masked position is explained.
+    """
+
+    tokens: tuple[int, ...]  # the last one is explained; of an encoder the masked one
     position: int  # in the prompt as given
     unread: str  # what follows it there
     target: ChosenToken | None  # None: whatever the model predicts
@@ -87,6 +101,11 @@ def ask(
     others += [_given_by_id(model, token, "foil_ids") for token in ids]
     shared = 0 if wanted is None else _shared(wanted, others)
     notes = [*begun.notes, *_trailing_space(begun, words, wanted)]
+    if shared and begun.masked:
+        raise QueryError(
+            f"{_DOING}: target and foils begin with the same token, and a mask stands for one token; give words that "
+            "begin otherwise"
+        )
     if shared and wanted is not None:
         text = "".join(words.pieces(wanted.tokens[:shared]))
         notes.append(f"target and foils begin alike; {_quoted(text)} was appended to the prompt")
@@ -115,10 +134,16 @@ class _Begun:
     position: int
     unread: str  # what follows in the prompt
     notes: tuple[str, ...]
+    masked: bool = False  # an encoder's: the whole prompt
 
 
 def _begun(model: Model, prompt: str, position: int, words: Vocabulary) -> _Begun:
     _check_text(prompt, "prompt")
+    if model.anatomy.bidirectional:
+        tokens, place = masked_prompt(model, prompt, position)
+        if len(tokens) > model.anatomy.context_length:
+            raise _too_long(model, len(tokens))
+        return _Begun(tokens, None, place, "", (), masked=True)
     ids, n_before = prompt_tokens(model.tokenizer, prompt)
     if len(ids) == n_before:
         raise QueryError(f"{_DOING}: the prompt {_quoted(prompt)} has no tokens; give other text")
@@ -249,7 +274,11 @@ class _Resolver:
         return chosen
 
     def _way(self, given: str, text: str) -> _Spelled:
-        continued = continuation(self.model.tokenizer, self.begun.text, text)
+        tokenizer = self.model.tokenizer
+        if self.begun.masked:  # nothing is read together with what stands beside a mask
+            continued = Continuation(tuple(encode(tokenizer, [text])[0]))
+        else:
+            continued = continuation(tokenizer, self.begun.text, text)
         return _Spelled(
             given, text, continued.tokens, self._remark(text, continued), continued.melted is not None
         )

@@ -38,7 +38,12 @@ _SCHEMA = {
 def queries(
     prediction: TracedPrediction, neurons: pl.DataFrame, most: tuple[int, int] = NEURONS
 ) -> pl.DataFrame:
-    """The frame `queries` of an `Explanation`, for so many neurons by each measure."""
+    """The frame `queries` of an `Explanation`, for so many neurons by each measure.
+
+    It is empty where the stream is normalised on the way: a part is known as what becomes of it at the end.
+    """
+    if not prediction.stream.anatomy.adds_up_as_read:
+        return pl.DataFrame(schema=_SCHEMA)
     stream, position = prediction.stream, prediction.position
     chosen = list(_important(neurons, most).iter_rows())
     memories = [switches(stream, layer, position, torch.tensor([neuron])) for layer, neuron, _ in chosen]
@@ -68,7 +73,7 @@ def _queries_of(
     prediction: TracedPrediction, memory: Switches, below: list[Float[Tensor, " neuron"]], increase: float
 ) -> list[tuple[object, ...]]:
     """The rows of one neuron: the largest shares, its key's bias, and what is left."""
-    stream, position, count = prediction.stream, prediction.position, prediction.position + 1
+    stream, position, count = prediction.stream, prediction.position, prediction.sources
     pieces = prediction.words.pieces(stream.tokens.tolist())
     kinds, shares = _all_shares(prediction, memory, below)
     largest = shares.abs().topk(min(ROWS, len(shares))).indices.tolist()
@@ -151,8 +156,16 @@ def _all_shares(
 def chained(
     prediction: TracedPrediction, neurons: pl.DataFrame, heads: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The frames of neurons and heads with a column ``chain``: A63 over the shown neurons, leave-one-out as C."""
+    """The frames of neurons and heads with a column ``chain``: A63 over the shown neurons, leave-one-out as C.
+
+    The column is null where the stream is normalised on the way.
+    """
     anatomy = prediction.stream.anatomy
+    if not anatomy.adds_up_as_read:
+        nothing = pl.lit(None, pl.Float64).alias("chain")
+        before = neurons.columns.index("promotes")
+        columns = [*neurons.columns[:before], nothing, *neurons.columns[before:]]
+        return neurons.select(columns), heads.with_columns(nothing)
     cells = Cells(anatomy.sizes)
     shown = torch.from_numpy(cells.cell(neurons["layer"], neurons["neuron"]))
     scores = torch.zeros(len(cells))
@@ -184,7 +197,15 @@ def score_row(prediction: TracedPrediction) -> Float[Tensor, " width"]:
 
 
 def attention_queries(prediction: TracedPrediction) -> pl.DataFrame:
-    """The frame `attention_queries`: the sub-value with the highest score, and where it got that (A52-A54)."""
+    """The frame `attention_queries`: the sub-value with the highest score, and where it got that (A52-A54).
+
+    It is empty where the stream is normalised on the way.
+    """
+    names = ["layer", "source", "source_token", "point", "recomputed", "fixed"]
+    kinds = [pl.Int32, pl.Int32, pl.String, pl.String, pl.Float64, pl.Float64]
+    schema = dict(zip(names, kinds, strict=True))
+    if not prediction.stream.anatomy.adds_up_as_read:
+        return pl.DataFrame(schema=schema)
     row = score_row(prediction)
     scores = torch.stack([prediction.attention(layer).sum(0) @ row for layer in range(prediction.layers)])
     layer, source = divmod(int(scores.argmax()), scores.shape[1])
@@ -193,6 +214,4 @@ def attention_queries(prediction: TracedPrediction) -> pl.DataFrame:
     )
     piece = prediction.words.pieces(prediction.stream.tokens.tolist())[source]
     rows = [(layer, source, piece, origin.point, origin.recomputed, origin.fixed) for origin in vectors]
-    names = ["layer", "source", "source_token", "point", "recomputed", "fixed"]
-    kinds = [pl.Int32, pl.Int32, pl.String, pl.String, pl.Float64, pl.Float64]
-    return pl.DataFrame(rows, dict(zip(names, kinds, strict=True)), orient="row")
+    return pl.DataFrame(rows, schema, orient="row")

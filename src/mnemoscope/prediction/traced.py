@@ -21,7 +21,7 @@ _KEPT = 256 << 20  # bytes of attention parts that are kept instead of made agai
 
 @dataclass(frozen=True, eq=False)
 class TracedPrediction:
-    """The prediction after the last token of a traced sequence.
+    """The prediction after the last token of a traced sequence, or, of an encoder, at its masked token (``at``).
 
     Rows of `bases`: the 2L+1 points of the stream, then no vector at all (`nothing`).
     """
@@ -32,11 +32,22 @@ class TracedPrediction:
     foils: tuple[int, ...]
     words: Vocabulary
     shared: Geometry | None = None
+    at: int | None = None
 
     @cached_property
     def position(self) -> int:
-        """The position that is explained: the last one."""
-        return len(self.stream.tokens) - 1
+        """The position that is explained: the last one, or the masked one."""
+        return len(self.stream.tokens) - 1 if self.at is None else self.at
+
+    @property
+    def sources(self) -> int:
+        """How many tokens the position has read."""
+        return self.stream.sources(self.position)
+
+    @property
+    def logits(self) -> Float[Tensor, " vocabulary"]:
+        """The model's own, of this prediction."""
+        return self.stream.logits[self.position]
 
     @property
     def layers(self) -> int:
@@ -50,7 +61,7 @@ class TracedPrediction:
 
     @property
     def nothing(self) -> int:
-        """The row of no vector: what the biases of the final norm and the unembedding say alone."""
+        """The row of no vector: what the biases of the final norm, the unembedding and a head say alone."""
         return 2 * self.layers + 1
 
     @cached_property
@@ -71,7 +82,7 @@ class TracedPrediction:
     @cached_property
     def bases(self) -> ResidualBases:
         """The residuals that vectors are added to or taken from."""
-        rows = torch.cat([self.points, self.points[:1] * 0])
+        rows = torch.cat([self.points, self.stream.constant(self.position)[None]])
         return ResidualBases(self.lens, self.target, rows, self.scale, self.shared)
 
     def attention(self, layer: int) -> Float[Tensor, "head source width"]:
@@ -91,9 +102,9 @@ class TracedPrediction:
         """One group per layer of ``heads`` (x sources), ``whole_heads``, ``sources`` or ``neurons``."""
         anatomy = self.stream.anatomy
         sizes = {
-            "heads": (anatomy.n_heads * (self.position + 1),) * self.layers,
+            "heads": (anatomy.n_heads * self.sources,) * self.layers,
             "whole_heads": (anatomy.n_heads,) * self.layers,
-            "sources": (self.position + 1,) * self.layers,
+            "sources": (self.sources,) * self.layers,
             "neurons": anatomy.sizes,
         }
         base = 1 if kind == "neurons" else 0

@@ -124,6 +124,7 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
         ablated=tuple(_ablated(explanation.ablations)),
         correlation=_correlation(explanation.ablations),
         parallel=explanation.parallel,
+        masked=explanation.masked,
         notes=(*_notes(explanation), *([missing] if missing else [])),
         method=tuple(_method(explanation)),
         command=_command(explanation),

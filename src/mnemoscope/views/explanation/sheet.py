@@ -257,6 +257,7 @@ class Sheet:
     ablated: tuple[Ablated, ...]
     correlation: float | None
     parallel: bool
+    masked: bool  # an encoder's: of the token at the masked place, and not of the one that follows
     notes: tuple[str, ...]
     method: tuple[str, ...]
     command: str

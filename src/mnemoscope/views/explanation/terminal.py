@@ -87,7 +87,7 @@ def _head(page: Sheet, width: int) -> RenderResult:
     yield Text(page.headline, style="bold")
     yield Text(wording.headline_units(page), style="dim")
     yield Text(wording.verdict(page))
-    yield _chips("next", list(map(wording.candidate, page.predictions)), width)
+    yield _chips("masked" if page.masked else "next", list(map(wording.candidate, page.predictions)), width)
     if page.foils:
         yield _chips("foils", list(map(wording.candidate, page.foils)), width)
     yield Text(page.about, style="dim")
