@@ -28,9 +28,9 @@ from mnemoscope.model.lens import Lens
 from mnemoscope.model.load import load_model
 from mnemoscope.model.model import Model
 from mnemoscope.neuron.card import card
-from mnemoscope.prediction.bases import norms
+from mnemoscope.prediction.bases import ResidualBases, norms
 from mnemoscope.prediction.explain import explain
-from mnemoscope.prediction.search import exhaustive
+from mnemoscope.prediction.search import IntervalSurvey, Parts, TopK, certified, exhaustive, search
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import ContextBatch, NeuronId
 from mnemoscope.text.dictionary import dictionary_tokenizer
@@ -407,6 +407,35 @@ def test_an_explanation_adds_up_under_the_adaptive_softmax(variant: str, target:
     assert abs(explanation.contrasts[0].total - float(own[token] - own[24])) <= EXACT
 
 
+@pytest.mark.parametrize("target", [5, 400, 4000])
+def test_the_search_finds_what_a_sort_of_all_finds(target: int) -> None:
+    """Bounds under several softmaxes add up, hold, and leave the same extremes; a survey's intervals hold, too."""
+    bands = Bands((300, 1000, 11_000))
+    generator = torch.Generator().manual_seed(target)
+    table = torch.randn(bands.rows, 16, generator=generator)
+    lens = Lens("raw", None, table, None, 1.0, None, bands)
+    bases = ResidualBases(lens, target, torch.randn(3, 16, generator=generator), None)
+    vectors = [0.2 * torch.randn(500, 16, generator=generator) for _ in range(2)]
+    groups = [
+        Parts(500, number, lambda index, own=own: own if index is None else own[index])  # type: ignore[misc]
+        for number, own in enumerate(vectors)
+    ]
+    every = torch.cat([exhaustive(bases, group, final=2) for group in groups])
+    for count, screen in ((0, False), (96, False), (384, False), (4096, False), (96, True)):
+        low, high = certified(bases, groups, count, final=2, screen=screen).unbind(-1)
+        assert bool((low <= every).all()) and bool((every <= high).all()), count
+    (extremes,) = search(bases, [TopK(groups, 7)], final=2)
+    place = 500 * extremes.group + extremes.index
+    for column in range(2):
+        order = every[:, column].argsort(stable=True)
+        assert set(order[:7].tolist()) | set(order[-7:].tolist()) <= set(place.tolist())
+    assert torch.allclose(extremes.values, every[place], atol=1e-6) and extremes.full < extremes.of
+    for number, intervals in enumerate(IntervalSurvey(bases, 5)(groups)):
+        increase = every[500 * number : 500 * number + 500, 0]
+        assert bool((intervals.low <= increase).all()) and bool((increase <= intervals.high).all())
+        assert float((intervals.likely - increase).abs().mean()) <= 0.05
+
+
 def test_an_explanation_by_the_flat_projection_says_so_and_adds_up(variant: str) -> None:
     """One softmax over all tokens: its log-probability, the same neurons by a sort of all, and a note; none else is."""
     model = loaded(variant)
@@ -457,7 +486,7 @@ def test_what_a_part_does_is_what_the_definition_says(variant: str) -> None:
                 [log_p(before + parts, 24) - log_p(before, 24), log_p(final, 24) - log_p(final - parts, 24)],
                 1,
             )
-            assert float((odds - (values - foil)).abs().max()) <= 2e-6
+            assert float((odds - (values - foil)).abs().max()) <= 2e-6  # what all tokens share cancels
             doubt = prediction.bases.rounding(norms(parts), base, values[:, 0])
             assert bool(((values[:, 0] - increase).abs() <= doubt).all())
         point = final[0].clone().requires_grad_()

@@ -80,8 +80,10 @@ class Lens:
     def softmax(self, number: int) -> Lens:
         """A lens of one softmax of the adaptive ones (`Bands.softmax`)."""
         assert self.bands is not None, "a flat projection has one softmax"
-        rows = self.bands.softmax(number).to(self.table.device)
-        return replace(self, table=self.table[rows], bands=None)
+        rows = self.bands.softmax(number)
+        if number:  # a view: the last band holds most of the vocabulary
+            return replace(self, table=self.table[int(rows[0]) : int(rows[-1]) + 1], bands=None)
+        return replace(self, table=self.table[rows.to(self.table.device)], bands=None)
 
     @property
     def additive(self) -> bool:

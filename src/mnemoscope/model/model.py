@@ -18,6 +18,7 @@ from mnemoscope.arguments import DTYPES
 from mnemoscope.errors import ModelChanged, ModelNotSupported, RunMismatch
 from mnemoscope.model.accepted import unwrapped
 from mnemoscope.model.check import check_traced, examine
+from mnemoscope.model.fairseq import AdaptiveInput
 from mnemoscope.model.parts import Anatomy
 from mnemoscope.model.state import Fingerprint, Mode, fingerprint, structure
 from mnemoscope.model.stream import Stream, trace
@@ -211,7 +212,9 @@ class Model:
 
 def embedding_rows(hf: PreTrainedModel) -> int:
     """Tokens that have a row in the embedding."""
-    return len(hf.get_input_embeddings().weight)
+    table = hf.get_input_embeddings()
+    # Of an adaptive embedding the weight is a product.
+    return table.num_embeddings if isinstance(table, AdaptiveInput) else len(table.weight)
 
 
 def hash_of(hf: PreTrainedModel) -> str:

@@ -78,6 +78,15 @@ class Geometry:
             total += centred.T @ centred
         return total
 
+    @cached_property
+    def _softmaxes(self) -> dict[int, Geometry]:
+        """Of the softmaxes of an adaptive one, as far as they were asked for."""
+        return {}
+
+    def softmax(self, number: int, table: Float[Tensor, "row width"]) -> Geometry:
+        """The geometry of the rows of one softmax of an adaptive one, made once."""
+        return self._softmaxes.setdefault(number, Geometry(table))
+
     def quotient(self, directions: Float[Tensor, "part width"]) -> Float[Tensor, " part"]:
         """d^T scatter d / |d|^2: the same for every multiple of a direction, and 0 for none at all."""
         size = directions.square().sum(-1)
@@ -121,8 +130,9 @@ class ResidualBases:
         pairs = self.lens.bands.softmaxes(self.target)
         for number, row in pairs:
             if number not in self._softmaxes:
-                bases = ResidualBases(self.lens.softmax(number), row, self.residuals, self.scale)
-                self._softmaxes[number] = bases
+                lens = self.lens.softmax(number)
+                shared = self.geometry.softmax(number, lens.table)
+                self._softmaxes[number] = ResidualBases(lens, row, self.residuals, self.scale, shared)
         return [self._softmaxes[number].following(row) for number, row in pairs]
 
     @property
@@ -263,10 +273,10 @@ class ResidualBases:
     ) -> Float[Tensor, "part chosen"]:
         """How much each (capped) logit of a few tokens moves when a vector is added to its base; fp64.
 
-        Under an adaptive softmax how much each log-probability does.
+        Under an adaptive softmax how much each log-probability does, but for what is the same for all tokens.
         """
         if self.lens.bands is not None:
-            moved = [self.following(token).increases(vectors, base) for token in tokens.tolist()]
+            moved = [self.following(token)._banded_odds(vectors, base) for token in tokens.tolist()]
             return torch.stack(moved, -1)
         rows = self.lens.unembedding[tokens]
         delta = (self.directions(vectors, base) @ rows.T * self.lens.multiplier).double()
@@ -274,6 +284,14 @@ class ResidualBases:
             return delta
         before = self.raw_logits[:, tokens][base].double()
         return self.lens.cap(before + delta) - self.lens.cap(before)
+
+    def _banded_odds(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
+    ) -> Float[Tensor, " part"]:
+        """`odds` of the target: of its row in the first softmax, whose sum is left out, and all of its band's."""
+        first, *rest = self.softmaxes
+        moved = first.odds(vectors, base, torch.tensor([first.target]))[:, 0]
+        return sum((bases.increases(vectors, base) for bases in rest), moved)
 
     def above_mean(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]

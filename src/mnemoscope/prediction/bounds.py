@@ -15,8 +15,8 @@ Where the target w has most of the probability, C is nearly 0 and both of its te
 
 bounded in the same way, has no term of w, and rounding is as small as 1 - p_w (`ResidualBases.rounding`).
 
-A soft cap makes delta non-linear in v, and under an adaptive softmax C is a sum of two such terms; then there are no
-bounds, and every vector is evaluated.
+A soft cap makes delta non-linear in v; then there are no bounds, and every vector is evaluated. Under an adaptive
+softmax C is a sum over two softmaxes at most, and so are its bounds (`SummedBounds`).
 """
 
 from __future__ import annotations
@@ -244,6 +244,42 @@ class PartialVocabulary:
     def _slack(self, terms: _BoundTerms) -> Tensor:
         """By how much fp32 may be off."""
         return ROUNDING * (1 + terms.size * self.bases.geometry.longest)
+
+
+@dataclass(frozen=True, eq=False)
+class SummedBounds:
+    """Bounds under an adaptive softmax: those under each of its softmaxes, added up."""
+
+    vocabularies: Sequence[PartialVocabulary]
+
+    def intervals(
+        self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"], kinds: Sequence[MeasureKind]
+    ) -> Float[Tensor, "part measure bound"]:
+        """As `PartialVocabulary.intervals`."""
+        bounds = [vocabulary.intervals(vectors, base, kinds) for vocabulary in self.vocabularies]
+        return torch.stack(bounds).sum(0)
+
+    def surveyed(
+        self,
+        vectors: Float[Tensor, "part width"],
+        base: Int[Tensor, " part"],
+        quotient: Float[Tensor, " part"] | None = None,
+    ) -> Float[Tensor, "part 3"]:
+        """As `PartialVocabulary.surveyed`; the quotient is not that of any one softmax."""
+        return torch.stack([vocabulary.surveyed(vectors, base) for vocabulary in self.vocabularies]).sum(0)
+
+
+Bounds = PartialVocabulary | SummedBounds
+
+
+def bounds_of(bases: ResidualBases, count: int, *, in_bf16: bool = False) -> Bounds:
+    """Bounds from so many tokens of each softmax, or from half of it; the others taken in bf16 if asked."""
+    vocabularies = [
+        PartialVocabulary.of(softmax, min(count, len(softmax.lens.table) // 2)) for softmax in bases.softmaxes
+    ]
+    if in_bf16:
+        vocabularies = [Bf16Vocabulary.over(vocabulary) for vocabulary in vocabularies]
+    return vocabularies[0] if len(vocabularies) == 1 else SummedBounds(vocabularies)
 
 
 def _paired(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mnemoscope.model.model import native_bf16
 from mnemoscope.prediction.bases import ROWS, ResidualBases, norms
-from mnemoscope.prediction.bounds import Bf16Vocabulary, MeasureKind, PartialVocabulary, kinds_of
+from mnemoscope.prediction.bounds import Bounds, MeasureKind, bounds_of, kinds_of
 
 STAGES = (96, 384, 4096)  # tokens evaluated before everything is
 _FEW = 48  # vectors that cost less than asking once more whether they must be evaluated
@@ -79,7 +79,7 @@ def search(bases: ResidualBases, rankings: Sequence[TopK], *, final: int | None 
     ends = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64).expand(
         len(contenders.ranking), len(kinds), 2
     )
-    if bases.lens.additive:
+    if bases.lens.softcap is None:
         for vocabulary, cost in _stages(bases, len(kinds)):
             partly += contenders.ranking.bincount(minlength=len(rankings)) * cost
             ends = _intervals(vocabulary, groups, contenders, kinds)
@@ -98,21 +98,20 @@ def search(bases: ResidualBases, rankings: Sequence[TopK], *, final: int | None 
     return extremes
 
 
-def _stages(bases: ResidualBases, measures: int) -> Iterator[tuple[PartialVocabulary, float]]:
+def _stages(bases: ResidualBases, measures: int) -> Iterator[tuple[Bounds, float]]:
     """Bounds in the order in which they are asked, and what each costs a vector, in whole vocabularies.
 
     Where the processor multiplies bf16 natively, all tokens in bf16 cost less than the full evaluations they save, if
     one measure is asked for: each is screened apart.
     """
-    size, device = bases.lens.unembedding.shape[0], bases.lens.unembedding.device.type
+    size, device = max(len(softmax.lens.table) for softmax in bases.softmaxes), bases.lens.table.device.type
     in_bf16 = measures == 1 and device == "cpu" and native_bf16()
     for count in (0, *STAGES[:-1], *(() if in_bf16 else STAGES[-1:])):
         if 2 * count > size:
             return
-        vocabulary = PartialVocabulary.of(bases, count)
-        yield vocabulary, count / size
+        yield bounds_of(bases, count), count / size
     if in_bf16:
-        yield Bf16Vocabulary.over(vocabulary), 1.0
+        yield bounds_of(bases, count, in_bf16=True), 1.0
 
 
 def _evaluated(
@@ -151,9 +150,8 @@ def certified(
 
     screen  whether the other tokens were, too, in bf16
     """
-    contenders, vocabulary = _Contenders.all_of([TopK(groups, 1)]), PartialVocabulary.of(bases, count)
-    chosen = Bf16Vocabulary.over(vocabulary) if screen else vocabulary
-    return _intervals(chosen, groups, contenders, kinds_of(final))
+    contenders, bounds = _Contenders.all_of([TopK(groups, 1)]), bounds_of(bases, count, in_bf16=screen)
+    return _intervals(bounds, groups, contenders, kinds_of(final))
 
 
 def exhaustive(
@@ -255,7 +253,7 @@ def _leading(intervals: Float[Tensor, "part measure bound"], k: int) -> Bool[Ten
 
 
 def _intervals(
-    vocabulary: PartialVocabulary,
+    vocabulary: Bounds,
     groups: Sequence[Parts],
     contenders: _Contenders,
     kinds: Sequence[MeasureKind],
@@ -302,11 +300,10 @@ class IntervalSurvey:
     """
 
     def __init__(self, bases: ResidualBases, k: int) -> None:
-        size = bases.lens.unembedding.shape[0]
         self._bases, self._k = bases, k
-        # Bounds hold for one softmax of logits that are linear in a direction: else nothing is left but evaluation.
-        stages = _SURVEYED if bases.lens.additive else ()
-        self._stages = [PartialVocabulary.of(bases, min(count, size // 2)) for count in stages]
+        # Bounds hold for logits that are linear in a direction: a soft cap leaves nothing but evaluation.
+        stages = _SURVEYED if bases.lens.softcap is None else ()
+        self._stages = [bounds_of(bases, count) for count in stages]
 
     def __call__(
         self, groups: Sequence[Parts], quotients: Sequence[Float[Tensor, " part"]] | None = None

@@ -322,8 +322,13 @@ class _Neurons:
         """How much more each moves another token's logit than the target's, and what fp32 may be off."""
         base = torch.full((len(self.vectors),), self.base)
         both = bases.odds(self.vectors, base, torch.tensor([bases.target, token]))
+        moved = both[:, 1] - both[:, 0]
         reach = norms(bases.directions(self.vectors, base)).double() * abs(bases.lens.multiplier)
-        return both[:, 1] - both[:, 0], 2 * ROUNDING * reach * bases.geometry.longest
+        if bases.lens.bands is not None:
+            return moved, bases.rounding(reach, base, moved) + bases.following(token).rounding(
+                reach, base, moved
+            )
+        return moved, 2 * ROUNDING * reach * bases.geometry.longest
 
     def counts(self, ranked: RankedNeurons) -> dict[str, int | float]:
         """How many help and how many do not (A47), of both kinds those with a negative coefficient (A37)."""
