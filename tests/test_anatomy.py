@@ -241,7 +241,7 @@ REFUSED = {
         lambda: tiny("bloom", **_SMALL, apply_residual_connection_post_layernorm=True),
         "after the norm",
     ),
-    "git": (lambda: smallest("git"), "normalises the residual stream after each part"),
+    "xlnet": (lambda: smallest("xlnet"), "the projections of its attention are no modules"),
     "no family known": (
         _renamed,
         r"GitLayer \(attention, intermediate, output\) is not made of parts known here",

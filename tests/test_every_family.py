@@ -141,6 +141,11 @@ DROPPED: dict[str, dict[str, Callable[[Anatomy], Anatomy]]] = {
         ),
         "norm before the FFN": _every_layer(ffn_norm=None),
     },
+    "openai-gpt": {
+        "norm of the stream after attention": _every_layer(middle_norm=None),
+        "norm of the stream after the FFN": _every_layer(end_norm=None),
+    },
+    "gpt_neox_japanese": {"bias beside the output projection": _every_layer(outer_bias=None)},
     "granite_swa": {"share of attention that goes to nothing": _every_layer(sink=False)},
     "dots3_note_text": {"gate of the mixed heads": _every_layer(mixed_gate=None)},
     "lfm3": {

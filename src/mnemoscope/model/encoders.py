@@ -44,6 +44,7 @@ ENCODERS: dict[str, Family] = {
     **dict.fromkeys(
         ("bert", "bert-generation", "deberta", "deberta-v2", "ernie", "layoutlm", "roc_bert", "tapas"), _BERT
     ),
+    "git": _BERT._replace(bidirectional=False),  # the decoder of captions of images
     **dict.fromkeys(("camembert", "data2vec-text", "luke", "roberta", "xlm-roberta"), _ROBERTA),
     "electra": _BERT._replace(embedding_map="embeddings_project"),
     "roformer": _BERT._replace(embedding_map="embeddings_project"),

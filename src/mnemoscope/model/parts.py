@@ -168,6 +168,7 @@ class Layer:
     experts: Experts | None = None
     mixer: nn.Module | None = None
     mixed_gate: Gated | None = None
+    outer_bias: Tensor | None = None  # added to what the attention output projection writes
     attention_multiplier: float = 1.0
     ffn_multiplier: float = 1.0
     mixer_multiplier: float = 1.0  # beside that of the attention
@@ -296,7 +297,9 @@ class Layer:
 
     def out_bias(self) -> Float[Tensor, " width"] | None:
         """Bias of the attention output projection."""
-        return None if self.attention_out is None else bias_of(self.attention_out)
+        inner = None if self.attention_out is None else bias_of(self.attention_out)
+        known = [bias for bias in (inner, self.outer_bias) if bias is not None]
+        return sum(known[1:], known[0]) if known else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -474,6 +474,7 @@ def _layer(
         mixer=mixer,
         mixed_gate=None if row.gate is None or out is None else _gate(block, row.gate, config, family),
         sink=row.sink,
+        outer_bias=_parameter(block, row.outer_bias, family),
         middle_norm=measured_norm(block, norms.middle, width, config, family),
         end_norm=measured_norm(block, norms.end, width, config, family),
         attention_multiplier=multiplier * factors.attention * arrives.lres,
@@ -507,11 +508,17 @@ def _mixers(
 
 def _gate(block: nn.Module, gate: Gate, config: Any, family: str) -> Gated:
     module = part_of(block, gate.path, family)
-    bias = None
-    if gate.bias is not None:
-        owner, _, name = gate.bias.rpartition(".")
-        bias = getattr(part_of(block, owner, family), name).detach()
+    bias = _parameter(block, gate.bias, family)
     return Gated(module, getattr(nn.functional, gate.function), config.num_attention_heads, bias)
+
+
+def _parameter(block: nn.Module, path: str | None, family: str) -> Tensor | None:
+    """A parameter of a part of a block; None without a path, and where the part has none."""
+    if path is None:
+        return None
+    owner, _, name = path.rpartition(".")
+    parameter = getattr(part_of(block, owner, family), name)
+    return None if parameter is None else parameter.detach()
 
 
 def experts_in(block: nn.Module) -> nn.Module | None:

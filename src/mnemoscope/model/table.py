@@ -140,6 +140,9 @@ class Family(NamedTuple):
     gate: Gate | None = None
     sink: bool = False  # some attention goes to nothing, by a factor after the weights
     factors: Callable[[Any], Factors] | None = None  # of a block
+    outer_bias: str | None = (
+        None  # of a parameter that a block adds to what its attention output projection writes
+    )
     halves: bool = False  # a block is an attention, a mixer or an FFN, whose norms are listed first and last
     extra: str | None = None  # the path of what writes one more part after the FFN
     images: str | None = None  # in the blocks with this part text alone does not go through
@@ -189,11 +192,19 @@ _BAMBA = Family(
 
 FAMILIES: dict[str, Family] = {
     "gpt2": _GPT2,
+    "openai-gpt": _GPT2._replace(norms=(Norms(None, None, middle="ln_1", end="ln_2"),), final_norm=None),
     "gpt_neo": _GPT2._replace(attention_out="attn.attention.out_proj"),
     "gptj": _GPT2._replace(attention_out="attn.out_proj", ffn=_FC_IN, norms=(_LN_1,)),
     "codegen": _GPT2._replace(attention_out="attn.out_proj", ffn=_FC_IN, norms=(_LN_1,)),
     "gpt_neox": Family(
         "attention.dense", _4H, (_PRE,), final_norm="final_layer_norm", parallel="use_parallel_residual"
+    ),
+    "gpt_neox_japanese": Family(
+        "attention.dense",
+        _4H,
+        (_PRE,),
+        final_norm="final_layer_norm",
+        outer_bias="attention.dense_bias",
     ),
     "opt": Family(
         "self_attn.out_proj",
@@ -345,7 +356,6 @@ FAMILIES: dict[str, Family] = {
 
 # Why a family is not read, where its blocks do not say it themselves.
 _NO_FFN = "its blocks have no FFN, so it has no neurons"
-_AFTER = "it normalises the residual stream after each part, which is not supported yet"
 _CODEBOOKS = "its projections or its embeddings are a list, one for each codebook"
 _DRAFTS = "it only drafts for another model, whose keys and values it reads"
 _STREAMS = "it has several residual streams, which it mixes at each layer"
@@ -354,7 +364,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "xlstm"), _NO_FFN),
     "rwkv": "its FFN multiplies what it writes by a gate, so a neuron has no vector of its own",
     **dict.fromkeys(("zamba", "zamba2"), "its shared FFN feeds a mixer and not the residual stream"),
-    **dict.fromkeys(("openai-gpt", "xlnet", "bert-generation", "git"), _AFTER),
+    "xlnet": "the projections of its attention are no modules",
     **dict.fromkeys(
         (
             "bart",
@@ -399,7 +409,6 @@ REFUSED: dict[str, str] = {
     "hrm_text": "it goes through its layers again and again, and so has no number of layers",
     "doge": "it multiplies each channel of its residual stream in each layer",
     "zaya": "it multiplies and shifts each channel of its residual stream in each layer",
-    "gpt_neox_japanese": "its last layer adds a bias to its attention outside of the output projection",
     "voxtral_realtime": "what its FFN reads is scaled by how far the text lags behind the sound",
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), _DRAFTS),
     "jetmoe": "its attention heads are experts too, and its experts are computed by code of their own",

@@ -214,6 +214,8 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
     }
 
     def measured(point: str, tensor: Tensor) -> None:
+        if point == "attention_output" and layer.outer_bias is not None:
+            tensor = tensor + layer.outer_bias
         unit = units.get(point, 1.0)
         see(point, tensor if unit == 1 else tensor * unit)
 
@@ -249,7 +251,7 @@ def _reading(point: str, see: Callable[[str, Tensor], None]) -> Callable[..., No
 
 
 def _writing(point: str, see: Callable[[str, Tensor], None]) -> Callable[..., None]:
-    return lambda _, args, output: see(point, output[0] if isinstance(output, tuple) else output)
+    return lambda _, args, output: see(point, output[0] if isinstance(output, tuple | list) else output)
 
 
 def _projecting(
