@@ -280,6 +280,7 @@ def rank(  # type: ignore[no-untyped-def]
     up,
     gated,
     each_position,
+    positions,
     start,
     stop,
     threshold,
@@ -290,11 +291,12 @@ def rank(  # type: ignore[no-untyped-def]
 
     polarity   f32, 1 or -1
     extreme    f32[context neuron]  largest, or most negative
-    at         i32[context neuron]  its position
+    at         i32[context neuron]  its position, or its row
     contexts   i64[context]         below 2 ** 32
     following  i32[context token]   next token, -1 at the end of a context
     gate, up   [row, neuron]        pre-activations, unread unless `gated`; one row for each position if
                                     `each_position`, else one for each context, taken at its extremes
+    positions  i32[row]             of the rows of an expert, which `at` and `gate` are in; empty: of all
     threshold  f32[neuron]          in, out: |coefficients| below do not enter, nor does 0
     key, what  u64[neuron rank]     in, out: descending; see `triggers.Triggers`
     """
@@ -310,9 +312,11 @@ def rank(  # type: ignore[no-untyped-def]
         for i in range(hits):
             j = entering[i]
             position = at[c, j]
+            row = c * following.shape[1] + position if each_position else c
+            if len(positions):
+                row, position = position, positions[position]
             signs = np.uint64(15)
             if gated:
-                row = c * following.shape[1] + position if each_position else c
                 signs = (_sign(widen(gate[row, j])) << np.uint64(2)) | _sign(widen(up[row, j]))
             token = np.uint64(following[c, position] + 1)
             payloads[i] = (np.uint64(position) << np.uint64(36)) | (token << np.uint64(4)) | signs

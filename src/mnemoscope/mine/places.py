@@ -54,6 +54,9 @@ class CountedPlaces:
     following  i32[context token]    next token, -1 at the end of a context
     chosen     i64[selected]         those of `rows` whose context is `selected`
     hashes     u64[selected]         of their context and position
+    starts     i64[context + 1]      the row at which each context begins, counted or not
+    number     i32[context * token]  for each row where it is in `chosen`, or -1
+    positions  i32[row]              of the rows of an expert, which are some of the batch's; empty: of all
     """
 
     rows: np.ndarray
@@ -62,6 +65,9 @@ class CountedPlaces:
     following: np.ndarray
     chosen: np.ndarray
     hashes: np.ndarray
+    starts: np.ndarray
+    number: np.ndarray
+    positions: np.ndarray
 
     @classmethod
     def of(cls, batch: ContextBatch, every: int) -> CountedPlaces:
@@ -82,7 +88,12 @@ class CountedPlaces:
         hashes = splitmix64(
             (batch.contexts[context].astype(np.uint64) << _POSITION_BITS) | position.astype(np.uint64)
         )
-        return cls(rows, offsets, list(pairwise(bounds)), following, chosen, hashes)
+        number = np.full(batch.tokens.size, -1, np.int32)
+        number[chosen] = np.arange(len(chosen))
+        starts, positions = np.arange(n_contexts + 1) * n_tokens, np.zeros(0, np.int32)
+        return cls(
+            rows, offsets, list(pairwise(bounds)), following, chosen, hashes, starts, number, positions
+        )
 
 
 def address_of(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

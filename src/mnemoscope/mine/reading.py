@@ -29,7 +29,7 @@ class Extremes:
     """The largest (or the most negative) coefficient of each context.
 
     value     f32[context neuron]  infinite when no position of the context counts
-    position  i32[context neuron]  the first that has it; -1 when none counts
+    position  i32[context neuron]  the first that has it; -1 when none counts. Of an expert, its row
     gate, up  [row, neuron]        pre-activations; a row is a position, or a context; None if not gated
     """
 
@@ -144,8 +144,7 @@ def scan_routed(
     n_tokens = batch.tokens.shape[1]
     every = np.arange(batch.tokens.size) if rows.rows is None else rows.rows.cpu().numpy()
     here = np.flatnonzero(batch.counted.ravel()[every])
-    context = every[here] // n_tokens
-    offsets = np.searchsorted(context, np.arange(len(batch.contexts) + 1))
+    offsets = np.searchsorted(every[here], places.starts)
     values = _matrix(rows.coefficients[None])
     neurons = values.shape[1]
     if pivot is None:
@@ -160,21 +159,18 @@ def scan_routed(
         values, here, offsets, 0, 0, len(batch.contexts), pivot,
         maximum, maximum_at, minimum, minimum_at, sums, positive,
     )  # fmt: skip
-    branches = [] if rows.up is None else [_matrix(rows.gate[None]), _matrix(rows.up[None])]
-
-    def extremes(value: np.ndarray, at: np.ndarray) -> Extremes:
-        position = np.where(at < 0, -1, every[np.maximum(at, 0)] % n_tokens).astype(np.int32)
-        signs = [np.take_along_axis(branch, np.maximum(at, 0), 0) for branch in branches]
-        return Extremes(value, position, *(signs or (None, None)))
-
-    selected = np.isin(every, places.chosen)
-    inside = np.isin(places.chosen, every)
+    branches = (None, None) if rows.up is None else (_few_of(rows.gate), _few_of(rows.up))
+    number = places.number[every]
+    selected = np.flatnonzero(number >= 0)
+    inside = number[selected]
     routed = replace(
-        places, rows=every[here], offsets=offsets, chosen=places.chosen[inside], hashes=places.hashes[inside]
-    )
+        places, rows=every[here], offsets=offsets, chosen=places.chosen[inside], hashes=places.hashes[inside],
+        positions=(every % n_tokens).astype(np.int32),
+    )  # fmt: skip
     reading = LayerReading(
-        rows.layer, batch, routed, pivot, extremes(maximum, maximum_at), extremes(minimum, minimum_at),
-        sums, positive, values, np.flatnonzero(selected), rows.first,
+        rows.layer, batch, routed, pivot,
+        Extremes(maximum, maximum_at, *branches), Extremes(minimum, minimum_at, *branches),
+        sums, positive, values, selected, rows.first,
     )  # fmt: skip
     _check_finite(reading, counted_rows=here)
     return reading
@@ -229,6 +225,13 @@ def _matrix(x: Tensor) -> np.ndarray:
     return x.float().numpy()
 
 
+def _few_of(x: Tensor) -> np.ndarray:
+    """`_matrix` of what few numbers will be read of: not copied where that can be."""
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return _matrix(x[None])
+    return x.detach().numpy()
+
+
 def _first(coefficients: Tensor, places: CountedPlaces) -> np.ndarray:
     """f32[neuron]: the first counted coefficient, 0 when none counts."""
     if not len(places.rows):
@@ -275,8 +278,8 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
 def share_out(work: Callable[[int], None], pieces: Iterable[int]) -> None:
     """Do independent pieces of work with as many threads as torch uses."""
-    threads = torch.get_num_threads()
-    if threads == 1:
+    pieces, threads = list(pieces), torch.get_num_threads()
+    if threads == 1 or len(pieces) == 1:
         for piece in pieces:
             work(piece)
     else:

@@ -61,8 +61,8 @@ class Triggers(Fields):
         def block(start: int) -> None:
             kernel.rank(
                 np.float32(POLARITIES[index]), extremes.value, extremes.position, reading.batch.contexts,
-                following, gate, up, gated, each_position, start, min(start + _BLOCK, len(key)), threshold,
-                key, what,
+                following, gate, up, gated, each_position, reading.places.positions, start,
+                min(start + _BLOCK, len(key)), threshold, key, what,
             )  # fmt: skip
 
         share_out(block, range(0, len(key), _BLOCK))

@@ -52,14 +52,10 @@ class Threads(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        plain = all(not isinstance(value, Tensor) for value in (*args[1:], *kwargs.values()))
-        if (
-            func not in self.FUNCTIONS
-            or not args
-            or not plain
-            or kwargs.get("inplace")
-            or not _is_cut(args[0])
-        ):
+        # Most functions are others, and this is asked at every call.
+        if func not in self.FUNCTIONS or not args or not _is_cut(args[0]) or kwargs.get("inplace"):
+            return func(*args, **kwargs)
+        if any(isinstance(value, Tensor) for value in (*args[1:], *kwargs.values())):
             return func(*args, **kwargs)
         return _in_pieces(args[0], lambda piece: func(piece, *args[1:], **kwargs))
 
