@@ -233,10 +233,6 @@ REFUSED = {
         lambda: MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1)),
         "no FFN",
     ),
-    "opt": (
-        lambda: tiny("opt", **_SMALL, ffn_dim=16, word_embed_proj_dim=WIDTH, do_layer_norm_before=False),
-        "do_layer_norm_before",
-    ),
     "bloom": (
         lambda: tiny("bloom", **_SMALL, apply_residual_connection_post_layernorm=True),
         "after the norm",
@@ -263,6 +259,15 @@ def test_what_is_not_a_dense_decoder_is_refused_with_the_reason(kind: str) -> No
         describe(model)
     assert repr(model.config.model_type) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_opt_closes_with_its_norms_before_parts_or_after_them() -> None:
+    """One field says where the same two norms stand; after, they are norms of the stream."""
+    for before in (True, False):
+        options = {"ffn_dim": 16, "word_embed_proj_dim": WIDTH, "do_layer_norm_before": before}
+        anatomy, error = examine(tiny("opt", **_SMALL, **options))
+        assert error <= 1e-6 and anatomy.adds_up_as_read is before
+        assert (anatomy.layers[0].end_norm is None) is before
 
 
 def test_a_down_projection_of_another_width_than_its_keys_is_refused() -> None:

@@ -303,7 +303,7 @@ def test_older_and_newer_layouts_are_the_same_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"decoder_normalize_before": False}, "normalises the residual stream after each part"),
+        ({"layernorm_embedding": True}, "lack 2 tensors|normalises embeddings and positions together"),
         ({"scale_heads": True}, "NormFormer"),
         ({"character_embeddings": True}, "character network"),
         ({"arch": "fconv_lm"}, "its architecture is fconv_lm"),
@@ -317,7 +317,7 @@ def test_another_architecture_is_refused_with_the_reason(
     def change(state: dict[str, Any]) -> None:
         vars(state["args"]).update(changes)
 
-    with pytest.raises(ModelNotSupported, match=reason) as caught:
+    with pytest.raises(ModelError, match=reason) as caught:
         load_model(_copied(tmp_path / "model", change), dtype="fp32")
     assert "\n" not in str(caught.value)
 
@@ -493,6 +493,30 @@ def test_what_a_part_does_is_what_the_definition_says(variant: str) -> None:
         with torch.enable_grad():
             bands.log_probabilities(point @ table.T)[token].backward()
         assert torch.allclose(prediction.bases.gradient(prediction.final).double(), point.grad, atol=1e-6)
+
+
+def test_norms_after_each_part_close_and_are_explained(tmp_path: Path) -> None:
+    """Without decoder_normalize_before the stream itself is normalised; parts are carried through all later norms."""
+
+    def change(state: dict[str, Any]) -> None:
+        vars(state["args"])["decoder_normalize_before"] = False
+
+    model = load_model(_copied(tmp_path / "model", change), dtype="fp32")
+    assert model.self_check <= 1e-6
+    tokens = torch.tensor([model.tokenizer(PROMPT)["input_ids"]])
+    places = 2 + torch.arange(tokens.shape[1])
+    with torch.no_grad():
+        x: Any = 32**0.5 * model.anatomy.embedding(tokens) + fairseq.sinusoids(places, 32)
+        for block in model.hf.decoder.layers:
+            x = block.self_attn_layer_norm(x + block.self_attn(x))
+            x = block.final_layer_norm(x + block.fc2(torch.relu(block.fc1(x))))
+        wanted = Lens.of(model.anatomy, "raw").logits(x[0])
+        assert torch.allclose(model.hf(input_ids=tokens).logits[0], wanted, atol=EXACT)
+    explanation = explain(model, PROMPT, " w070", " w250", top=10_000)
+    assert abs(explanation.log_probability - float(wanted[-1, 74])) <= EXACT
+    row = Lens.of(model.anatomy, "raw", "flat").unembedding[74].double()
+    parts = [getattr(explanation, name)["logit"].sum() for name in ("heads", "neurons", "others")]
+    assert abs(sum(parts) - float(x[0, -1].double() @ row)) <= 1e-4
 
 
 # -- Whole jobs ----------------------------------------------------------------------------------------------

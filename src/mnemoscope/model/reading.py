@@ -441,6 +441,8 @@ def _layer(
     if norms is None:
         names = ", ".join(_norms_in(block)) or "none"
         raise refused(family, f"the norms of its blocks are not those expected ({names})")
+    if row.norms_before is not None and not getattr(config, row.norms_before):
+        norms = Norms(None, None, middle=norms.input, end=norms.ffn)
     gate, up = (None, None)
     if owner is not None and down is not None:
         gate, up = _first_projections(owner, ffn, rows_of(down).shape[1], family)

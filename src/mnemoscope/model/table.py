@@ -147,6 +147,9 @@ class Family(NamedTuple):
     extra: str | None = None  # the path of what writes one more part after the FFN
     images: str | None = None  # in the blocks with this part text alone does not go through
     activation: str | None = None  # where the code and not the config says it
+    norms_before: str | None = (
+        None  # the field without which norms before parts are those of the stream behind them
+    )
     bands: str | None = None  # the field that says where the bands of an adaptive softmax end
     attention: str | None = (
         None  # what reads the residual and mixes; by default what holds the output projection
@@ -211,7 +214,7 @@ FAMILIES: dict[str, Family] = {
         _FC1,
         (_OPT,),
         final_norm="final_layer_norm",
-        refused=(("do_layer_norm_before", True, "it normalises the residual stream after each part"),),
+        norms_before="do_layer_norm_before",
     ),
     "bloom": Family(
         "self_attention.dense",
@@ -346,10 +349,8 @@ FAMILIES: dict[str, Family] = {
         final_norm="layer_norm",
         embedding_multiplier="embed_scale",
         bands="output_bands",
-        refused=(
-            ("normalize_before", True, "it normalises the residual stream after each part"),
-            ("layernorm_embedding", False, "it normalises embeddings and positions together"),
-        ),
+        norms_before="normalize_before",
+        refused=(("layernorm_embedding", False, "it normalises embeddings and positions together"),),
     ),
     "laguna": _LLAMA._replace(gate=Gate("self_attn.g_proj", "softplus")),
 }
