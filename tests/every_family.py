@@ -119,6 +119,7 @@ _LATENT = {"num_key_value_heads": 4}  # multi-head latent attention shares no he
 _HYBRID = ["mamba", "attention"]
 _DELTA = {"layer_types": ["linear_attention", "full_attention"]}
 _LINEAR = {**_LATENT, **_DELTA}
+_LLAMA4 = {"moe_layers": [1], "intermediate_size_mlp": 40, "num_local_experts": 4, "num_experts_per_tok": 2}
 _CODEGEN = {"rotary_dim": 4}
 
 # What a family wants beyond small sizes: widths that must agree, or lists with an entry for each layer.
@@ -205,6 +206,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "use_sandwich_norm": True,
     },
     "mllama": {"text_config": {"cross_attention_layers": [1], "num_hidden_layers": 3}},
+    "llama4_text": _LLAMA4,
+    "llama4": {"text_config": _LLAMA4},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8},

@@ -220,6 +220,8 @@ def _check_keys(stream: Stream, index: int, read: Tensor) -> None:
         )
         if not len(x):
             continue
+        if traced.scores is not None:
+            x = x * traced.scores[ran, group, None]
         keyed = x @ rows.keys.float().T + _or_zero(rows.key_bias)
         _require(stream, index, "FFN", "the keys", keyed, gate)
         up = None

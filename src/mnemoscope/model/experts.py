@@ -4,6 +4,9 @@ transformers dispatches every fused experts module through one registry, by a na
 our own stands there under a name of ours. It computes each expert as the module's own code does, and hands out what
 goes into the down projection before it is multiplied.
 
+Experts of Llama 4 stand in no registry: the router multiplies what they read, and all of them run on all tokens. What
+they did with those routed to them is computed again beside them.
+
 Not routed is absent, not 0: an expert has rows for the tokens that it was given and for no others.
 """
 
@@ -12,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -85,19 +88,24 @@ class Experts:
     @property
     def transposed(self) -> bool:
         """Whether weights are stored [expert, input, output]."""
-        return bool(self.module.is_transposed)
+        return bool(_facts(self.module).is_transposed)
 
     @property
     def gated(self) -> bool:
         """Whether an expert has two first projections."""
-        return bool(self.module.has_gate)
+        return bool(_facts(self.module).has_gate)
+
+    @property
+    def multiplies_inputs(self) -> bool:
+        """Whether the router multiplies what the experts read; what they write is then added as it is."""
+        return foreign(self.module)
 
     def rows(self, expert: int) -> Rows:
         """The weights of one expert."""
         first, down = (_matrix(self.module, name)[expert] for name in (self._first, "down_proj"))
         if self.transposed:
             first = first.T
-        bias = _matrix(self.module, f"{self._first}_bias")[expert] if self.module.has_bias else None
+        bias = _matrix(self.module, f"{self._first}_bias")[expert] if _facts(self.module).has_bias else None
         gate, up = (half(self.module, index, self.width) for index in (0, 1))
         return Rows(
             slice(expert * self.width, (expert + 1) * self.width),
@@ -118,7 +126,7 @@ class Experts:
 
     def down_biases(self) -> Float[Tensor, "expert width"] | None:
         """What each expert writes whatever it detects, before the router's weight."""
-        return _matrix(self.module, "down_proj_bias") if self.module.has_bias else None
+        return _matrix(self.module, "down_proj_bias") if _facts(self.module).has_bias else None
 
     def activated(self, gate: Tensor, up: Tensor | None) -> Float[Tensor, "*rows neuron"]:
         """Coefficients of pre-activations, by the module's own gate (which may clamp)."""
@@ -126,10 +134,10 @@ class Experts:
             return self.module.act_fn(gate)  # type: ignore[operator]
         fused = (
             torch.cat([gate, up], -1)
-            if self.module.is_concatenated
+            if _facts(self.module).is_concatenated
             else torch.stack([gate, up], -1).flatten(-2)
         )
-        return self.module._apply_gate(fused)  # type: ignore[operator]
+        return _apply_gate(self.module, fused)
 
     @property
     def _first(self) -> str:
@@ -138,15 +146,46 @@ class Experts:
 
 def half(module: nn.Module, index: int, width: int) -> slice:
     """Where the gates (0) or the ups (1) are among the outputs of a module's first projection."""
-    if not module.has_gate:
+    if not _facts(module).has_gate:
         return slice(None)
-    return slice(index * width, (index + 1) * width) if module.is_concatenated else slice(index, None, 2)
+    return (
+        slice(index * width, (index + 1) * width) if _facts(module).is_concatenated else slice(index, None, 2)
+    )
 
 
 def dispatched(module: nn.Module) -> bool:
-    """Whether a module holds experts that transformers dispatches by name."""
+    """Whether a module holds experts that transformers dispatches by name, or that are read as if it did."""
     down = getattr(module, "down_proj", None)
-    return hasattr(module, "has_gate") and isinstance(down, nn.Parameter) and down.ndim == 3
+    known = hasattr(module, "has_gate") or foreign(module)
+    return known and isinstance(down, nn.Parameter) and down.ndim == 3
+
+
+class _Facts(NamedTuple):
+    """What transformers says of the experts that it dispatches, for those that it does not."""
+
+    has_gate: bool = True
+    has_bias: bool = False
+    is_transposed: bool = True
+    is_concatenated: bool = True
+
+
+_FOREIGN = {"Llama4TextExperts": _Facts()}
+
+
+def foreign(module: nn.Module) -> bool:
+    """Whether experts stand in no registry, and read each token times the router's score."""
+    return type(module).__name__ in _FOREIGN
+
+
+def _facts(module: nn.Module) -> Any:
+    return _FOREIGN.get(type(module).__name__, module)
+
+
+def _apply_gate(module: Any, fused: Tensor) -> Tensor:
+    if not foreign(module):
+        return module._apply_gate(fused)
+    gate, up = fused.chunk(2, -1)
+    return up * module.act_fn(gate)
 
 
 def _matrix(module: nn.Module, name: str) -> Tensor:
@@ -227,10 +266,43 @@ def experts_forward(
     return out
 
 
+def _multiplied(
+    module: Any, args: tuple[Any, ...], output: Float[Tensor, "expert_x_token width"]
+) -> Float[Tensor, "expert_x_token width"] | None:
+    """A forward hook on experts that read each token times the router's score for them: what they did, handed out.
+
+    A token that was not routed to an expert is 0 there. What is returned is in the place of the module's own output.
+    """
+    listeners = _listeners.get(id(module), ())
+    if not listeners:
+        return None
+    read = args[0].view(len(module.down_proj), -1, args[0].shape[-1])
+    out = torch.zeros_like(read)
+    width = module.down_proj.shape[1]
+    for expert, inputs in enumerate(read):
+        tokens = inputs.any(-1).nonzero()[:, 0]
+        if not len(tokens):
+            continue
+        x = inputs[tokens]
+        first = _product(module, "gate_up_proj", expert, x)
+        m = _apply_gate(module, first)
+        for listener in listeners:
+            gate, up = (first[:, half(module, index, width)] for index in (0, 1))
+            changed = listener(Routed(expert, tokens, torch.ones(len(x), device=x.device), x, gate, up, m))
+            m = m if changed is None else changed
+        out[expert, tokens] = _product(module, "down_proj", expert, m).to(out.dtype)
+    return out.view(output.shape)
+
+
+def summed(output: Float[Tensor, "row width"], tokens: int) -> Float[Tensor, "token width"]:
+    """What experts wrote at each token, also where each has rows of its own."""
+    return output if len(output) == tokens else output.view(-1, tokens, output.shape[-1]).sum(0)
+
+
 def _product(module: Any, name: str, expert: int, x: Tensor) -> Tensor:
     weight = getattr(module, name)[expert].to(x.dtype)
-    bias = getattr(module, f"{name}_bias")[expert].to(x.dtype) if module.has_bias else None
-    return nn.functional.linear(x, weight.T if module.is_transposed else weight, bias)
+    bias = getattr(module, f"{name}_bias")[expert].to(x.dtype) if _facts(module).has_bias else None
+    return nn.functional.linear(x, weight.T if _facts(module).is_transposed else weight, bias)
 
 
 @torch.no_grad()
@@ -253,7 +325,11 @@ def measured(
     sums: dict[str, Tensor] = {}
 
     def see(name: str) -> Callable[..., None]:
-        return lambda _, args, output: sums.update({name: output.detach().float().reshape(8, -1)})
+        return lambda _, args, output: sums.update(
+            {
+                name: summed(output.detach().float().reshape(-1, output.shape[-1]), 8).clone()
+            }  # Llama 4 adds in place
+        )
 
     watched = {"routed": experts.module, "shared": shared, "gate": experts.shared_gate}
     handles = [
@@ -283,7 +359,9 @@ def measured(
 @contextmanager
 def taken_apart(hf: nn.Module) -> Iterator[None]:
     """Experts are computed by `experts_forward` for the time of the block; the model's own implementation after it."""
-    modules: list[Any] = [module for module in hf.modules() if dispatched(module)]
+    every: list[Any] = [module for module in hf.modules() if dispatched(module)]
+    modules = [module for module in every if not foreign(module)]
+    handles = [module.register_forward_hook(_multiplied) for module in every if foreign(module)]
     configs = {id(module.config): module.config for module in modules}
     before = [(config, config._experts_implementation_internal) for config in configs.values()]
     try:
@@ -291,6 +369,8 @@ def taken_apart(hf: nn.Module) -> Iterator[None]:
             config._experts_implementation_internal = NAME
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for config, implementation in before:
             config._experts_implementation_internal = implementation
 

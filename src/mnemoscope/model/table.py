@@ -319,6 +319,9 @@ FAMILIES: dict[str, Family] = {
         activation="relu2",
         refused=(("moe_latent_size", None, "its experts read and write a projection of the stream"),),
     ),
+    "llama4_text": _LLAMA._replace(
+        ffn=FeedForward("feed_forward.down_proj", "feed_forward.gate_proj", "feed_forward.up_proj")
+    ),
     "apertus": _LLAMA._replace(
         ffn=FeedForward("mlp.down_proj", "mlp.up_proj"),
         norms=(Norms("attention_layernorm", "feedforward_layernorm"),),
@@ -413,9 +416,6 @@ REFUSED: dict[str, str] = {
     "voxtral_realtime": "what its FFN reads is scaled by how far the text lags behind the sound",
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), _DRAFTS),
     "jetmoe": "its attention heads are experts too, and its experts are computed by code of their own",
-    **dict.fromkeys(
-        ("llama4", "llama4_text"), "its experts multiply what they read, and not what they write"
-    ),
     "axk2": "its norms have a gate of their own, which depends on all channels",
     "blt": "it reads patches of bytes, between two smaller models",
     "longcat_flash": "its blocks have two attentions and two FFNs, and a mixture beside them",

@@ -17,7 +17,16 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from mnemoscope.errors import ModelNotSupported
-from mnemoscope.model.experts import Experts, Routed, dispatched, listen, shared_weight, taken_apart
+from mnemoscope.model.experts import (
+    Experts,
+    Routed,
+    dispatched,
+    foreign,
+    listen,
+    shared_weight,
+    summed,
+    taken_apart,
+)
 from mnemoscope.model.parts import Anatomy, Layer, Projection
 
 TOLERANCE = 1e-4  # of the logit range for logits, of the largest entry of the vector for everything else
@@ -35,7 +44,8 @@ class LayerTrace:
     (G8). ``*_output`` are the outputs of the two output projections, before post-norm and multiplier.
 
     In a mixture ``weights`` are those of the router, with all factors, for each of `Layer.groups`, fp32: 0 where a
-    token was not routed to an expert, whose neurons then have a gate, an up and a coefficient of 0.
+    token was not routed to an expert, whose neurons then have a gate, an up and a coefficient of 0. ``scores`` are what
+    a router multiplies with what experts read, if it does.
 
     ``mixed_gate`` is what each mixed channel is multiplied with, ``mixer_output`` what an opaque mixer writes, which is
     inside ``attention_output``, ``extra_output`` what an extra module writes after the FFN. A layer without attention
@@ -59,6 +69,7 @@ class LayerTrace:
     ffn_output: Float[Tensor, "token width"]
     call: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)  # how the attention module was called
     weights: Float[Tensor, "token group"] | None = None
+    scores: Float[Tensor, "token group"] | None = None
     mixed_gate: Float[Tensor, "token heads_x_dimension"] | None = None
     mixer_output: Float[Tensor, "token width"] | None = None
     middle: Float[Tensor, "token width"] | None = None
@@ -191,7 +202,7 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
         "attention_input": layer.attention or layer.mixer,
         "mixed": layer.attention_out,
         "ffn_norm_input": None if norm is None else norm.module,
-        "ffn_input": layer.experts.module if layer.experts else layer.gate.module if layer.gate else None,
+        "ffn_input": _first_reader(layer),
         "coefficients": layer.down,
         "middle": None if layer.middle_norm is None else layer.middle_norm.module,
         "end": None if layer.end_norm is None else layer.end_norm.module,
@@ -229,6 +240,13 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
         elif (projection := {"gate": layer.gate, "up": layer.up}.get(point)) is not None:
             handles.append(projection.module.register_forward_hook(_projecting(point, projection, measured)))
     return handles
+
+
+def _first_reader(layer: Layer) -> nn.Module | None:
+    """A module that reads what the FFN of a layer reads: its experts, unless the router multiplies that before."""
+    if layer.experts is not None and not layer.experts.multiplies_inputs:
+        return layer.experts.module
+    return None if layer.gate is None else layer.gate.module
 
 
 def _in_turn(see: Callable[[str, Tensor], None], turn: tuple[int, int]) -> Callable[[str, Tensor], None]:
@@ -355,6 +373,7 @@ class Witness:
         blank = torch.zeros(len(read), sum(self.layer.groups), dtype=read.dtype, device=read.device)
         gate, up, coefficients = blank, blank.clone() if self.layer.gated else None, blank.clone()
         weights = torch.zeros(len(read), len(self.layer.groups), device=read.device)
+        scores = torch.ones_like(weights)
         for piece in self.routed:
             place = (
                 piece.tokens[:, None],
@@ -364,7 +383,9 @@ class Witness:
             if up is not None and piece.up is not None:
                 up[place] = piece.up
             weights[piece.tokens, piece.expert] = piece.weight * experts.factor
-        output = self.seen["routed_output"].float() * experts.factor
+            x = read[piece.tokens].float()
+            scores[piece.tokens, piece.expert] = (piece.inputs * x).sum(-1) / x.square().sum(-1)
+        output = summed(self.seen["routed_output"], len(read)).float() * experts.factor
         if "ffn_output" in self.seen:
             first = experts.count * experts.width
             gate[:, first:], coefficients[:, first:] = self.seen["gate"], self.seen["coefficients"]
@@ -373,6 +394,8 @@ class Witness:
             weights[:, -1] = shared_weight(experts, self.seen.get("shared_gate"))
             output = output + weights[:, -1:] * self.seen["ffn_output"].float()
         whole = {"gate": gate, "coefficients": coefficients, "ffn_output": output, "weights": weights}
+        if experts.multiplies_inputs:
+            whole["scores"] = scores
         return whole if up is None else whole | {"up": up}
 
 
@@ -488,7 +511,7 @@ def _widened(hf: PreTrainedModel, apart: bool) -> Iterator[None]:
     """
     handles: list[Any] = []
     for module in hf.modules():
-        if apart and dispatched(module):
+        if apart and dispatched(module) and not foreign(module):
             continue
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if any(tensor.dtype in _HALF for tensor in tensors):

@@ -73,7 +73,9 @@ def switches(
     if neurons is None:
         neurons = torch.arange(stream.anatomy.sizes[layer])
     residual = (traced.lin if stream.anatomy.parallel else traced.lres)[position].float()
+    scores = None if traced.scores is None else block.spread(traced.scores[position])[neurons]
     inner = folded(block.ffn_norm, residual, block.keys()[neurons], _rows_of(block.key_bias(), neurons))
+    inner = inner if scores is None else _scaled(inner, scores)
     g = traced.gate[position][neurons].float()
     u = None if traced.up is None else traced.up[position][neurons].float()
     coefficient = traced.coefficients[position][neurons].float()
@@ -84,6 +86,7 @@ def switches(
     ups = block.ups()
     assert ups is not None, f"layer {layer} has an up projection in its trace and none in its anatomy"
     second = folded(block.ffn_norm, residual, ups[neurons], _rows_of(block.up_bias(), neurons))
+    second = second if scores is None else _scaled(second, scores)
     gate = _scaled(inner, factors.gate)
     up = _scaled(second, factors.up)
     if factors.fixed is not None:
