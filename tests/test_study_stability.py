@@ -181,3 +181,31 @@ def test_figures_stand_side_by_side(runs: tuple[Run, Run]) -> None:
     assert split.frame.height == sum(
         {one.id: one for one in some}["figure-4-agreement"].frame.height for some in found
     )
+
+
+def test_several_runs_are_compared_in_their_order(tmp_path: Path) -> None:
+    """Each with the next; figures have a panel for each, and their means stand run by run."""
+    runs = [make_run(tmp_path / name, layers=2, top=top) for name, top in (("a", 50), ("b", 20), ("c", 5))]
+    report = mn.compare(*(run.path for run in runs), only="values")
+    (stable, measured) = report.sections
+    overlap = stable.findings[0]
+    assert overlap.frame["run"].unique(maintain_order=True).to_list() == ["a to b", "b to c"]
+    assert overlap.says.startswith("a to b: On average") and " b to c: On average" in overlap.says
+    for step, pair in (("a to b", runs[:2]), ("b to c", runs[1:])):
+        alone = stability.findings(*pair)[0].frame["overlap"].to_list()
+        assert overlap.frame.filter(pl.col("run") == step)["overlap"].to_list() == alone
+    moved = measured.findings[-1]
+    assert moved.id == "timeline-values" and moved.figure is not None and moved.figure.facet == "figure"
+    for number, run in enumerate(runs):
+        (entropy,) = (finding for finding in values.findings(run) if finding.id == "value-entropy")
+        mean = entropy.frame[entropy.figure.y].mean()
+        rows = moved.frame.filter(pl.col("figure") == entropy.title, pl.col("run") == number)
+        assert rows["name"].to_list() == ["abc"[number]] and rows["value"][0] == pytest.approx(mean)
+    assert report.title == "a, b and c" and len(report.runs) == 3
+    page = report.save(tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert page.count("Made by mnemoscope") == 3 and "run by run" in page
+    assert not [
+        f for f in mn.compare(runs[0], runs[1], only="values").findings if f.id.startswith("timeline")
+    ]
+    with pytest.raises(QueryError, match="1 was given; give two or more"):
+        mn.compare(runs[0])

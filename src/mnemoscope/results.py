@@ -81,9 +81,9 @@ class Annotated(Shown):
 
 @dataclass(frozen=True, repr=False)
 class StudyReport(Shown):
-    """The findings of one run, or of two that are compared, by measurement.
+    """The findings of one run, or of several that are compared, by measurement.
 
-    runs      one or two
+    runs      one, or several in their order
     sections  what was asked for; `whole` makes those of the page, where these are more
     title     of the page
     skipped   why a measurement was left out, by its name

@@ -275,19 +275,19 @@ def measurements(
     ]
 
 
-def compare(
-    one: StoredRun | str | Path, two: StoredRun | str | Path, *, only: str | None = None
-) -> StudyReport:
-    """Two runs side by side: the study's findings of both, and how stable each neuron's triggers are.
+def compare(*runs: StoredRun | str | Path, only: str | None = None) -> StudyReport:
+    """Runs side by side: the study's findings of all, and how stable each neuron's triggers are from each to the next.
 
+    runs  two or more; of more than two their order counts (checkpoints of a training), and each figure's mean is told
+          run by run as well
     only  measurements by name, with commas between; all if None
 
     ``.save("compare.html")`` writes the page.
     """
     from mnemoscope.studies.catalogue import compare
 
-    runs = [run if isinstance(run, StoredRun) else open_stored(run) for run in (one, two)]
-    return compare(*runs, only=only)
+    opened = [run if isinstance(run, StoredRun) else open_stored(run) for run in runs]
+    return compare(*opened, only=only)
 
 
 def verify(run: StoredRun | str | Path, model: ModelSource | None = None, **options: Any) -> Verification:

@@ -173,11 +173,12 @@ class Run(StoredRun):
 
         return gallery.write(self, path, neurons_per_layer=neurons_per_layer, progress=report)
 
-    def compare(self, other: StoredRun | str | Path, *, only: str | None = None) -> StudyReport:
-        """This run beside another; see `compare`."""
+    def compare(self, *others: StoredRun | str | Path, only: str | None = None) -> StudyReport:
+        """This run beside others; see `compare`."""
         from mnemoscope.studies.catalogue import compare
 
-        return compare(self, other if isinstance(other, StoredRun) else open_stored(other), only=only)
+        opened = [other if isinstance(other, StoredRun) else open_stored(other) for other in others]
+        return compare(self, *opened, only=only)
 
     def annotate(
         self, path: str | Path, *, neurons: int = 40, prefixes: int = 25, seed: int | None = None

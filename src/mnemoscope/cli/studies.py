@@ -17,7 +17,6 @@ from mnemoscope.cli.options import (
     CorpusReading,
     Loading,
     Only,
-    RunFolder,
     Workers,
     bundled,
 )
@@ -135,17 +134,19 @@ def study(
 
 @app.command(epilog="Example: mnemoscope compare runs/a runs/b --html compare.html")
 def compare(
-    one: RunFolder,
-    two: RunFolder,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUNS", help="Folders of two finished runs or more, in their order."),
+    ],
     only: Only = None,
     html: Annotated[Path, typer.Option(help="Page to write.")] = Path("compare.html"),
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs, figure by figure, and say how stable each neuron's triggers are."""
+    """Compare runs, figure by figure, and say how stable each neuron's triggers are from each to the next."""
     from mnemoscope import api
     from mnemoscope.views import report
 
-    runs = [api.open_run(path) for path in (one, two)]
+    runs = [api.open_run(path) for path in folders]
     report.check(html)
     _report(api.compare(*runs, only=only), html, as_json)
 

@@ -33,6 +33,7 @@ from mnemoscope.studies.findings import (
     weights,
 )
 from mnemoscope.studies.findings.finding import Finding, Section
+from mnemoscope.studies.findings.timeline import timeline
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -256,28 +257,36 @@ def headed(sections: tuple[Section, ...], whole: bool = True) -> tuple[Section, 
     return sections if head is None or not head.findings else (head, *sections)
 
 
-def compare(one: Run, two: Run, *, only: str | None = None) -> StudyReport:
-    """The study's findings of both runs, and how stable each neuron's triggers are.
+def compare(*runs: Run, only: str | None = None) -> StudyReport:
+    """The study's findings of several runs, in their order, and how stable each neuron's triggers are from each to the
+    next; of more than two, the middle of each figure run by run as well.
 
     only  measurements by name, with commas between; all if None
+
+    `QueryError` for fewer than two runs.
     """
-    runs = [one, two]
+    if len(runs) < 2:
+        raise QueryError(f"comparing runs: {len(runs) or 'none'} was given; give two or more, in their order")
     paths = [run.path for run in runs]
     names = [path.name for path in paths]
-    if names[0] == names[1]:
+    if len(set(names)) < len(names):
         names = [f"{number}: {path}" for number, path in enumerate(paths, 1)]
     sections: list[Section] = []
     comparison: tuple[Finding, ...] = ()
     lost = ""
     try:
-        comparison = tuple(stability.findings(*runs))
+        comparison = tuple(stability.along(names, runs))
     except QueryError as error:
         lost = str(error)
     sections.append(Section("stability", "Are they the same neurons?", comparison, lost))
     for measurement in choose(only):
-        both = [measurement.section(run) for run in runs]
-        missing = zip(names, (section.missing for section in both), strict=True)
+        every = [measurement.section(run) for run in runs]
+        missing = zip(names, (section.missing for section in every), strict=True)
         lost = "; ".join(f"{name}: {text}" for name, text in missing if text)
-        joined = stability.side_by_side(names, [section.findings for section in both])
+        found = [section.findings for section in every]
+        joined = stability.side_by_side(names, found)
+        if len(runs) > 2 and (moved := timeline(measurement.name, measurement.title, names, found)):
+            joined.append(moved)
         sections.append(Section(measurement.name, measurement.title, tuple(joined), lost))
-    return StudyReport(tuple(runs), tuple(sections), f"{names[0]} and {names[1]}")
+    title = f"{', '.join(names[:-1])} and {names[-1]}"
+    return StudyReport(tuple(runs), tuple(sections), title)

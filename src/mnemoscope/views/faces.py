@@ -82,7 +82,7 @@ def _write_study(study: StudyReport, path: Path, progress: Report | None) -> Non
         run,
         study.whole() if study.whole else study.sections,
         path,
-        beside=beside[0] if beside else None,
+        beside=beside,
         title=study.title,
         items=study.items,
         progress=progress,

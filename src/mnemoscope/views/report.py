@@ -58,13 +58,13 @@ def write(
     sections: Sequence[Section],
     path: str | Path,
     *,
-    beside: Run | None = None,
+    beside: Sequence[Run] = (),
     title: str = "",
     items: Sequence[Item] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> Path:
-    """Write the report of a run, or of two that are compared (`beside`), to an .html file, and figures (SVG, PDF) and
-    tables (CSV, Parquet) to a folder beside it.
+    """Write the report of a run, or of several that are compared (`beside`), to an .html file, and figures (SVG, PDF)
+    and tables (CSV, Parquet) to a folder beside it.
 
     The folder is named like the file, with `_files` for `.html`. RunError if they cannot be written.
     """
@@ -95,7 +95,7 @@ def render(
     sections: Sequence[Section],
     folder: Path | None = None,
     *,
-    beside: Run | None = None,
+    beside: Sequence[Run] = (),
     title: str = "",
     items: Sequence[Item] = (),
     progress: Callable[[Progress], None] | None = None,
@@ -112,7 +112,7 @@ def render(
         drawn.append((section, shown))
     report(Progress("drawing figures", total, total, "figures"))
     answers = _answers(run, [finding for section in sections for finding in section.findings], items)
-    runs = [run] if beside is None else [run, beside]
+    runs = [run, *beside]
     templates = environment().overlay()
     templates.filters = templates.filters | {"typed": _typed}
     return templates.get_template("study.html").render(runs=runs, title=title, sections=drawn, items=answers)

@@ -1,4 +1,4 @@
-"""Two runs of the same neurons: do they have the same triggers? And the figures of both side by side.
+"""Runs of the same neurons: do they have the same triggers? And the figures of all side by side.
 
 Where most contexts of the runs coincide, triggers in those can be the same text and position; where they do not (two
 halves of a corpus, or one text cut differently), only of the same kind: their last tokens are compared as multisets.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -298,26 +299,39 @@ def _middle(values: pl.Series) -> float:
     return float(np.median(known)) if len(known) else float("nan")
 
 
+def along(names: Sequence[str], runs: Sequence[Run]) -> list[Finding]:
+    """`findings` of two runs; of more, of each with the next, a panel for each step."""
+    every = [findings(*step) for step in pairwise(runs)]
+    labels = [f"{one} to {two}" for one, two in pairwise(names)]
+    return every[0] if len(every) == 1 else side_by_side(labels, every)
+
+
 def side_by_side(names: Sequence[str], found: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """Findings that both runs have, each as one with a panel for each run."""
-    second = {one.id: one for one in found[1]}
-    return [_joined(names, one, second[one.id]) for one in found[0] if one.id in second]
+    """Findings that all runs have, each as one with a panel for each run."""
+    others = [{finding.id: finding for finding in of_run} for of_run in found[1:]]
+    return [
+        _joined(names, [first, *(of_run[first.id] for of_run in others)])
+        for first in found[0]
+        if all(first.id in of_run for of_run in others)
+    ]
 
 
-def _joined(names: Sequence[str], one: Finding, two: Finding) -> Finding:
-    facet = None if one.figure is None else one.figure.facet
-    frames = [_named(finding.frame, name, facet) for name, finding in zip(names, (one, two), strict=True)]
+def _joined(names: Sequence[str], alike: Sequence[Finding]) -> Finding:
+    first = alike[0]
+    facet = None if first.figure is None else first.figure.facet
+    frames = [_named(finding.frame, name, facet) for name, finding in zip(names, alike, strict=True)]
     frame = pl.concat(frames, how="diagonal_relaxed")
-    if facet is not None:  # panels of the two runs in turn
-        order = [label for pair in zip(*(_panels(part) for part in frames), strict=False) for label in pair]
+    if facet is not None:  # panels of the runs in turn
+        turns = zip(*map(_panels, frames), strict=False)
+        order = [label for panels in turns for label in panels]
         place = pl.col("run").replace_strict(order, range(len(order)), default=len(order))
         frame = frame.sort(place, maintain_order=True)
     return replace(
-        one,
-        says=f"{names[0]}: {one.says} {names[1]}: {two.says}",
+        first,
+        says=" ".join(f"{name}: {finding.says}" for name, finding in zip(names, alike, strict=True)),
         frame=frame,
-        figure=None if one.figure is None else replace(one.figure, facet="run"),
-        notes=tuple(dict.fromkeys((*one.notes, *two.notes))),
+        figure=None if first.figure is None else replace(first.figure, facet="run"),
+        notes=tuple(dict.fromkeys(note for finding in alike for note in finding.notes)),
     )
 
 
