@@ -13,12 +13,14 @@ import torch
 from families import FAMILIES, VARIANTS, slow_but_for
 from tiny import WORDS, tokenizer
 from tokenizers import normalizers, processors
+from transformers.cache_utils import DynamicCache
 
 from mnemoscope import explain, load_model
 from mnemoscope.errors import ModelError, QueryError, RunMismatch
 from mnemoscope.model.lens import LENSES, Lens
 from mnemoscope.model.model import Model
-from mnemoscope.prediction.ablate import Cut, effects
+from mnemoscope.prediction import ablate
+from mnemoscope.prediction.ablate import Cut, _kept, effects, without
 from mnemoscope.prediction.explain import KINDS
 from mnemoscope.prediction.explain import explain as explain_in_run
 from mnemoscope.prediction.explanation import ChosenToken, Explanation
@@ -187,6 +189,37 @@ def test_ablation_is_a_forward_pass_without_it(name: str) -> None:
     assert effects(model, prediction.stream, prediction.target, [Cut(1, 4, None, coefficient)])[
         0
     ] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", slow_but_for([*FAMILIES, *VARIANTS], {"llama", "gpt2", "bloom", "gemma2"}))
+def test_going_on_from_what_was_read_is_reading_it_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that go on from the keys and values of the prompt have the logits of rows that are read whole."""
+    model, stream = _model(name), _prediction(name, "own").stream
+    last = model.anatomy.n_layers - 1
+    groups = [[Cut(0, 3), Cut(last, 5, None, 0.7)], [Cut(0, 1, 1)], [], [Cut(last, 0, 2), Cut(0, 4)]]
+    assert _kept(model, stream) is not None, "every family of decoders goes on from its cache"
+    monkeypatch.setattr(ablate, "KEPT_TOKENS", 3 * len(stream.tokens))
+    going_on = [torch.cat([whole[None], cut]) for whole, cut in without(model, stream, groups)]
+    assert len(going_on) == 2, "two groups in a batch"
+    monkeypatch.setattr(ablate, "_kept", lambda *_: None)
+    ((whole, cut),) = without(model, stream, groups)
+    read = torch.cat([whole[None], cut])
+    size = float(whole.max() - whole.min())
+    for rows, expected in zip(going_on, (read[:3], read[[0, 3, 4]]), strict=True):
+        torch.testing.assert_close(rows, expected, rtol=0, atol=1e-5 * size)
+
+
+def test_a_model_that_goes_on_otherwise_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values are not gone on from where the logits would be others than those of the whole prompt."""
+    model, stream = load_model(FAMILIES["llama"](), tokenizer=tokenizer()), _prediction("llama", "own").stream
+    assert _kept(model, stream) is not None
+    forward = model.hf.model.forward
+
+    def forgetful(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        return forward(*args, past_key_values=None if past_key_values is None else DynamicCache(), **kwargs)
+
+    monkeypatch.setattr(model.hf.model, "forward", forgetful)
+    assert _kept(model, stream) is None
 
 
 def test_ablations_stand_beside_contributions() -> None:

@@ -6,6 +6,7 @@ downstream react. Each row of a batch is the same prompt with one thing ablated,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 
 from mnemoscope.model.experts import Listener, Routed, listen
 from mnemoscope.model.model import Model
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
 BATCH_TOKENS = 512  # rows x tokens of one forward pass
+KEPT_TOKENS = 4096  # rows x tokens whose keys and values are held at once
+_SAME = 1e-5  # of the range of the logits, between reading a prompt whole and going on from what was kept
 
 _SCHEMA = {
     "kind": pl.String,
@@ -79,23 +83,55 @@ def without(
 def _batches(
     model: Model, stream: Stream, groups: Sequence[Sequence[Cut]]
 ) -> Iterator[Float[Tensor, "row vocabulary"]]:
-    """Logits of batches: row 0 with nothing cut, then a row for each group."""
-    size = max(1, BATCH_TOKENS // len(stream.tokens) - 1)
+    """Logits of batches: row 0 with nothing cut, then a row for each group.
+
+    What comes before the last token feels no cut there. It is read once, and every row goes on from the keys and values
+    that were kept of it; where a model does not keep them, or does not go on exactly, each row is read whole.
+    """
+    kept = _kept(model, stream)
+    size = max(1, (BATCH_TOKENS if kept is None else KEPT_TOKENS) // len(stream.tokens) - 1)
     for start in range(0, len(groups), size):
-        batch = groups[start : start + size]
-        tokens = stream.tokens.expand(len(batch) + 1, -1)
-        handles = _hooks(stream, batch)
-        watched = observed(model.hf, upcast=stream.upcast, attention=stream.anatomy.attention)
-        with torch.inference_mode(), hooked(handles), watched:
-            logits = model.hf(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[:, -1]
-        yield logits
+        yield _last_logits(model, stream, groups[start : start + size], kept)
+
+
+def _last_logits(
+    model: Model, stream: Stream, groups: Sequence[Sequence[Cut]], kept: DynamicCache | None
+) -> Float[Tensor, "row vocabulary"]:
+    """Logits of one batch at the last token, of whole prompts or of that token after what was kept."""
+    rows, tokens = len(groups) + 1, stream.tokens
+    cache: dict[str, Any] = {"use_cache": False}
+    watched = observed(model.hf, upcast=stream.upcast, attention=stream.anatomy.attention)
+    with torch.inference_mode():
+        if kept is not None:
+            tokens, past = tokens[-1:], copy.deepcopy(kept)
+            past.batch_repeat_interleave(rows)
+            cache = {"use_cache": True, "past_key_values": past}
+    with torch.inference_mode(), hooked(_hooks(stream, groups, len(tokens))), watched:
+        return model.hf(input_ids=tokens.expand(rows, -1), logits_to_keep=1, **cache).logits[:, -1]
+
+
+def _kept(model: Model, stream: Stream) -> DynamicCache | None:
+    """Keys and values of all tokens but the last, if from them the model goes on to what it says of the prompt."""
+    anatomy = stream.anatomy
+    if len(stream.tokens) < 2 or anatomy.of_encoder or any(layer.mixer for layer in anatomy.layers):
+        return None
+    watched = observed(model.hf, upcast=stream.upcast, attention=anatomy.attention)
+    with torch.inference_mode(), watched:
+        output = model.hf(input_ids=stream.tokens[None, :-1], use_cache=True, logits_to_keep=1)
+    kept = getattr(output, "past_key_values", None)
+    if not isinstance(kept, DynamicCache):
+        return None
+    going_on, whole = _last_logits(model, stream, (), kept)[0].float(), stream.logits[-1].float()
+    away = (going_on - whole).abs().max()
+    return kept if away <= _SAME * (whole.max() - whole.min()) else None
 
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
 Change = Callable[[Stream, Tensor, Cut], None]  # of what a module reads at the last position, in place
 
 
-def _hooks(stream: Stream, groups: Sequence[Sequence[Cut]]) -> list[Any]:
+def _hooks(stream: Stream, groups: Sequence[Sequence[Cut]], tokens: int) -> list[Any]:
+    """Hooks that make the cuts of each row after the first, where a row has so many tokens."""
     by_module: dict[tuple[int, bool], list[tuple[int, Cut]]] = {}
     for row, cuts in enumerate(groups, start=1):
         for cut in cuts:
@@ -111,7 +147,7 @@ def _hooks(stream: Stream, groups: Sequence[Sequence[Cut]]) -> list[Any]:
             continue
         routed = 0 if block.experts is None else block.experts.count * block.experts.width
         if block.experts is not None:
-            handles.append(listen(block.experts.module, _listener(stream, block.experts.width, rows)))
+            handles.append(listen(block.experts.module, _listener(block.experts.width, rows, tokens)))
         shared = [(row, replace(cut, unit=cut.unit - routed)) for row, cut in rows if cut.unit >= routed]
         if shared and block.down is not None:
             handles.append(
@@ -120,7 +156,7 @@ def _hooks(stream: Stream, groups: Sequence[Sequence[Cut]]) -> list[Any]:
     return handles
 
 
-def _listener(stream: Stream, width: int, rows: Sequence[tuple[int, Cut]]) -> Listener:
+def _listener(width: int, rows: Sequence[tuple[int, Cut]], tokens: int) -> Listener:
     """Sets coefficients of experts at the last position; where that was not routed to an expert, there are none."""
 
     def change(piece: Routed) -> Tensor | None:
@@ -129,7 +165,7 @@ def _listener(stream: Stream, width: int, rows: Sequence[tuple[int, Cut]]) -> Li
             return None
         changed = piece.coefficients.clone()
         for row, cut in inside:
-            last = (row + 1) * len(stream.tokens) - 1
+            last = (row + 1) * tokens - 1
             changed[piece.tokens == last, cut.unit % width] = cut.value
         return changed
 
