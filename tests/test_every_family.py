@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from every_family import ENTRIES, _small, outcome, tiny, tiny_config
-from families import randomise
+from families import randomise, slow_but_for
 from tiny import tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
@@ -27,6 +27,7 @@ from mnemoscope.model.parts import Anatomy, Arrives
 from mnemoscope.model.stream import Stream, trace
 from mnemoscope.model.table import FAMILIES, REFUSED, Outcome, outcomes
 from mnemoscope.model.watch import hooked
+from mnemoscope.prediction import ablate
 from mnemoscope.prediction.ablate import Cut, effects
 from mnemoscope.records import ContextBatch
 
@@ -333,6 +334,29 @@ def test_a_sink_takes_its_share_of_attention() -> None:
     assert bool((sums < 1).all()) and bool((sums > 0).all())
     again = next(stream.attend(0, stream.layers[0].lin[None]))
     torch.testing.assert_close(again[0], stream.layers[0].alpha)
+
+
+DECODERS = [row.family for row in outcomes() if row.task == "causal" and row.error is not None]
+
+
+@pytest.mark.parametrize("family", slow_but_for(DECODERS, {"gemma4_text", "mixtral"}))
+def test_ablations_that_go_on_from_a_cache_are_those_of_whole_prompts(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a family keeps of a prompt, cuts of neurons and heads have the logits that they have without it."""
+    hf = tiny(family)
+    anatomy = examine(hf)[0]
+    model, stream = Model(hf, None, anatomy, family), trace(hf, anatomy, torch.arange(3, 11)[None])
+    last = anatomy.n_layers - 1
+    cuts = [Cut(0, 3), Cut(last, 5, None, 0.7), Cut(last, 1, 1), Cut(0, 0, 2)]
+    possible = [
+        cut
+        for cut in cuts
+        if (anatomy.sizes[cut.layer] if cut.source is None else anatomy.layers[cut.layer].attention_out)
+    ]
+    going_on = effects(model, stream, 7, possible)
+    monkeypatch.setattr(ablate, "_kept", lambda *_: None)
+    np.testing.assert_allclose(going_on, effects(model, stream, 7, possible), atol=1e-4)
 
 
 @pytest.mark.slow

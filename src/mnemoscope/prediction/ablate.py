@@ -195,10 +195,11 @@ def _set_coefficient(_: Stream, coefficients: Tensor, cut: Cut) -> None:
 def _drop_source(stream: Stream, values: Tensor, cut: Cut) -> None:
     # Nothing before this layer was touched, so its weights and values are those of the trace.
     traced = stream.layers[cut.layer]
+    heads = len(traced.alpha)
     taken = traced.alpha[cut.unit, -1, cut.source] * traced.value[cut.unit, cut.source]
     if traced.mixed_gate is not None:
-        taken = taken * traced.mixed_gate[-1].unflatten(-1, (stream.anatomy.n_heads, -1))[cut.unit]
-    values.view(stream.anatomy.n_heads, stream.anatomy.head_dim)[cut.unit] -= taken.to(values.dtype)
+        taken = taken * traced.mixed_gate[-1].unflatten(-1, (heads, -1))[cut.unit]
+    values.view(heads, -1)[cut.unit] -= taken.to(values.dtype)
 
 
 def ablate_top(
