@@ -144,7 +144,7 @@ def test_every_part_of_a_report_has_an_address(run: Run) -> None:
 def test_two_runs_are_both_named(run: Run, tmp_path: Path) -> None:
     """A comparison says of both which model and text they are, and where their data lie."""
     other = make_run(tmp_path / "other", layers=2)
-    page = report.render(run, [], beside=other, title="one and two")
+    page = report.render(run, [], beside=[other], title="one and two")
     for one in (run, other):
         assert str(one.path) in page and words.model_line(one.manifest) in unescape(page)
     assert words.model_line(run.manifest) != words.model_line(other.manifest)
