@@ -36,8 +36,8 @@ from mnemoscope.studies.run import measure
 from mnemoscope.trials.hypothesis import test as hypothesis
 from mnemoscope.trials.job import patterns
 
-CAUSAL_ONLY = ("bert-generation", "modernbert-decoder")
-MASKED = [family for family in ENCODERS if family not in CAUSAL_ONLY]
+DECODERS = [family for family, row in ENCODERS.items() if not row.bidirectional]
+MASKED = [family for family in ENCODERS if family not in (*DECODERS, "bert-generation")]
 TOKENS = torch.tensor([[5, 9, 13, 70, 22, 41, 6]])
 AT = 3
 
@@ -246,6 +246,18 @@ def test_a_masked_token_is_explained_and_adds_up(family: str) -> None:
     assert told.account["nats"][-1] == pytest.approx(told.log_probability, abs=1e-6)
     assert "masked" in str(told) and "next " not in str(told)
     assert told.predictions["token"][0] == int(own.argmax())
+
+
+@pytest.mark.parametrize("family", slow_but_for(DECODERS, ("bart", "mbart")))
+def test_a_decoder_made_for_an_encoder_is_explained_by_itself(family: str) -> None:
+    """Of BART to Whisper, and ModernBERT's: no cross attention without an encoder; its predictions add up."""
+    model = load_model(tiny(family, "causal"), tokenizer=tokenizer())
+    assert model.self_check <= 1e-5 and not model.anatomy.bidirectional
+    told = explain(model, "the city of", "Paris", "London", top=100_000)
+    assert abs(told.contrasts[0].remainder) <= 1e-4
+    own = model.hf(torch.tensor([model.tokenizer("the city of")["input_ids"]])).logits[0, -1].detach()
+    assert told.log_probability == pytest.approx(float(own.log_softmax(-1)[told.target.token]), abs=1e-4)
+    assert bool(told.queries.height) == model.anatomy.adds_up_as_read
 
 
 def test_what_switched_neurons_on_is_told_where_the_stream_is_a_sum() -> None:

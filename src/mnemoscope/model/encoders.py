@@ -1,4 +1,4 @@
-"""The rows of encoders, and where the heads of masked language models keep their parts.
+"""The rows of encoders and of decoders made for them, and where the heads of masked language models keep their parts.
 
 The residual stream is what each norm reads. A post-norm block normalises the stream itself, behind attention (`middle`)
 and behind its FFN (`end`); a pre-norm block is that of a decoder whose positions see all others.
@@ -38,6 +38,16 @@ _MODERN = Family(
     embedding_norm="embeddings.norm",
     bidirectional=True,
 )
+# Decoders of encoder-decoders, by themselves.
+_BART = Family(
+    "self_attn.out_proj",
+    FeedForward("fc2", "fc1"),
+    (Norms(None, None, middle="self_attn_layer_norm", end="final_layer_norm"),),
+    final_norm=None,
+    unused=("encoder_attn_layer_norm",),
+    heads="decoder_attention_heads",
+)
+_MBART = _BART._replace(norms=(Norms("self_attn_layer_norm", "final_layer_norm"),), final_norm="layer_norm")
 _ROBERTA = _BERT._replace(first_position=lambda config: config.pad_token_id + 1)
 
 ENCODERS: dict[str, Family] = {
@@ -97,6 +107,13 @@ ENCODERS: dict[str, Family] = {
     "jina_embeddings_v3": _GTE._replace(ffn=FeedForward("mlp.fc2", "mlp.fc1")),
     "eurobert": _LLAMA,
     "esmc": _LLAMA._replace(residual_multiplier=lambda config: (36 / config.num_hidden_layers) ** 0.5),
+    **dict.fromkeys(
+        ("bart", "blenderbot-small", "mvp", "plbart"), _BART._replace(embedding_norm="layernorm_embedding")
+    ),
+    **dict.fromkeys(("marian", "trocr"), _BART),
+    **dict.fromkeys(("blenderbot", "pegasus", "whisper"), _MBART),
+    "mbart": _MBART._replace(embedding_norm="layernorm_embedding"),
+    "bigbird_pegasus": _MBART._replace(final_norm="layernorm_embedding"),
     "modernbert": _MODERN,
     "modernbert-decoder": _MODERN._replace(bidirectional=False),
 }

@@ -287,6 +287,8 @@ def _auto(config: Any) -> Any:
 def _encoder(config: Any) -> Any:
     """The class of an encoder: with the head of a masked language model if its checkpoint says that it has one."""
     named = set(config.architectures or ())
+    if getattr(config, "is_encoder_decoder", False) and not any("CausalLM" in name for name in named):
+        return AutoModelForSeq2SeqLM if type(config) in AutoModelForSeq2SeqLM._model_mapping else None
     if getattr(config, "is_decoder", False) or type(config) not in AutoModelForMaskedLM._model_mapping:
         return AutoModelForCausalLM
     # BertForPreTraining has that head and another.

@@ -343,6 +343,9 @@ class Anatomy:
     bidirectional: bool = False
     transform: Transform | None = None
     headless: bool = False
+    of_encoder: bool = (
+        False  # an encoder, or a decoder made of such blocks, whose embedding is of token and position
+    )
     outer_head: nn.Module | None = None  # what adds a bias of its own to what the head returns
     attention: str = "eager"  # the implementation under which its attention is taken apart: eager or sdpa
 
@@ -357,11 +360,6 @@ class Anatomy:
         """Whether the residual stream is a plain sum up to the final norm."""
         norms = (norm for layer in self.layers for norm in (layer.middle_norm, layer.end_norm))
         return self.transform is None and all(norm is None for norm in norms)
-
-    @property
-    def of_encoder(self) -> bool:
-        """Whether it is an encoder, or a decoder made of the blocks of one."""
-        return self.bidirectional or not self.adds_up_as_read
 
     def outward(self, vectors: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
         """Vectors of the last residual where the last norm reads them, up to a scale: through the linear module of the

@@ -147,7 +147,8 @@ def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
     if body is hf and family not in ENCODERS:  # which has one under another name (Mllama)
         body = bare(getattr(hf, "model", hf))
     if row is not None and family in ENCODERS and find(body, row.blocks) is None:
-        body = part_of(body, "text_model", family)  # the text half of a model that also reads images
+        # The text half of a model that also reads images, or a decoder by itself.
+        body = part_of(body, "text_model" if hasattr(body, "text_model") else "decoder", family)
     if row is not None:
         for name, accepted, reason in row.refused:
             if getattr(config, name, accepted) != accepted:
@@ -260,8 +261,8 @@ def _has(module: nn.Module, paths: tuple[str | None, ...]) -> bool:
     return all(path is None or find(module, path) is not None for path in paths)
 
 
-def _uses_all_norms(block: nn.Module, norms: Norms, extra: str | None = None) -> bool:
-    present = set(_norms_in(block)) - {extra}
+def _uses_all_norms(block: nn.Module, norms: Norms, *others: str | None) -> bool:
+    present = set(_norms_in(block)) - set(others)
     stated = [name for name in norms if name is not None]
     inner = tuple(name for name in stated if "." in name)
     return present == set(stated) - set(inner) and _has(block, inner)
@@ -273,7 +274,7 @@ def _norms_in(block: nn.Module) -> list[str]:
     return [
         name
         for name, child in children
-        if "norm" in type(child).__name__.lower() and not any(child.children())
+        if "norm" in type(child).__name__.lower() and next(child.children(), None) is None
     ]
 
 
@@ -326,6 +327,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         bidirectional=row.bidirectional,
         transform=transform,
         headless=headless,
+        of_encoder=family in ENCODERS,
         outer_head=_outer(hf, head) if family in ENCODERS and not headless else None,
     )
 
@@ -436,7 +438,7 @@ def _layer(
                 family, f"its weights are packed ({type(module).__name__}); load it without quantisation"
             )
     width = int(config.hidden_size) if out is None else rows_of(out).shape[0]
-    fitting = [norms for norms in row.norms if _uses_all_norms(block, norms, row.extra)]
+    fitting = [norms for norms in row.norms if _uses_all_norms(block, norms, row.extra, *row.unused)]
     norms = None if not fitting else fitting[-1] if out is None and mixer is None else fitting[0]
     if norms is None:
         names = ", ".join(_norms_in(block)) or "none"
@@ -465,7 +467,7 @@ def _layer(
         down=down,
         gate=gate,
         up=up,
-        n_heads=config.num_attention_heads,
+        n_heads=getattr(config, row.heads),
         width=width,
         input_norm=input_norm,
         ffn_norm=ffn_norm,
@@ -597,7 +599,8 @@ def _name_of(act: Callable[[Tensor], Tensor], name: str) -> str:
 
 def _activation(block: nn.Module, name: str, factor: float) -> Callable[[Tensor], Tensor]:
     """The block's own activation module, after a factor; the registered function of that name where it has none."""
-    act = _own_activation(block) or ACT2FN[name]
+    own = _own_activation(block)
+    act = ACT2FN[name] if own is None else own  # a compiled module cannot be asked whether it is true
     return act if factor == 1 else lambda x: act(factor * x)
 
 

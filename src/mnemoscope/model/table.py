@@ -156,6 +156,8 @@ class Family(NamedTuple):
     )
     inner: str | None = None  # of a group of blocks: the block, used again and again
     first_position: Number = None  # of the first token, where positions below it are never used
+    unused: tuple[str, ...] = ()  # norms of a block that only an encoder's output goes through
+    heads: str = "num_attention_heads"  # the field that says how many
     bidirectional: bool = False  # unless the config makes a decoder of it (is_decoder)
     refused: tuple[tuple[str, Any, str], ...] = ()
 
@@ -363,29 +365,12 @@ _NO_FFN = "its blocks have no FFN, so it has no neurons"
 _CODEBOOKS = "its projections or its embeddings are a list, one for each codebook"
 _DRAFTS = "it only drafts for another model, whose keys and values it reads"
 _STREAMS = "it has several residual streams, which it mixes at each layer"
-_DECODER = "it is the decoder of an encoder-decoder, which is not supported yet"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "xlstm"), _NO_FFN),
     "rwkv": "its FFN multiplies what it writes by a gate, so a neuron has no vector of its own",
     **dict.fromkeys(("zamba", "zamba2"), "its shared FFN feeds a mixer and not the residual stream"),
     "xlnet": "the projections of its attention are no modules",
-    **dict.fromkeys(
-        (
-            "bart",
-            "bigbird_pegasus",
-            "blenderbot",
-            "blenderbot-small",
-            "marian",
-            "mbart",
-            "mvp",
-            "pegasus",
-            "plbart",
-            "prophetnet",
-            "trocr",
-            "whisper",
-        ),
-        _DECODER,
-    ),
+    "prophetnet": "it predicts several tokens ahead, from streams of their own",
     "reformer": "its layers are reversible, with two residual streams",
     "diffllama": "its attention subtracts one pattern from another before the values are mixed",
     **dict.fromkeys(
