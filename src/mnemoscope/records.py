@@ -45,6 +45,7 @@ NULLS = {  # the kinds of pseudo-neurons, as readers are told of them
 }
 MAIN, NEXT, POSITION, WHOLE = "main", "next", "position", "whole"  # families of tests, never in one p-value
 
+_IN_EXPERT = re.compile(r"\s*[Ll](\d+)[Ee](\d+)[Nn](\d+)\s*")
 _ADDRESS = re.compile(r"\s*[Ll]?(\d+)\s*[./_Nn]\s*[Nn]?(\d+)\s*")
 # TransformerLens names the activations of a layer, and an index picks one: hook_post.366, hook_post[:, :, 366].
 _HOOKED = re.compile(
@@ -69,19 +70,52 @@ class NeuronId(NamedTuple):
         if match is None:
             raise QueryError(
                 f"reading a neuron's address: {text!r} is not an address; write L13N366 "
-                "(or 13.366, 13/366, 13_366, blocks.13.mlp.hook_post.366)"
+                "(or 13.366, 13/366, 13_366, blocks.13.mlp.hook_post.366; in a mixture of experts L13E5N366)"
             )
         return cls(int(match[1]), int(match[2]))
+
+
+def check_address(text: str) -> None:
+    """QueryError for what is no address of a neuron in any model."""
+    if not _IN_EXPERT.fullmatch(text):
+        NeuronId.parse(text)
+
+
+class ExpertNeuronId(NeuronId):
+    """A neuron in a layer of experts: its number there as of any, and printed as ``L13E5N366``."""
+
+    _experts: tuple[int, int]
+
+    @classmethod
+    def of(cls, layer: int, neuron: int, experts: tuple[int, int]) -> ExpertNeuronId:
+        """The address of a neuron where there are so many experts of so many neurons."""
+        address = cls(layer, neuron)
+        address._experts = experts
+        return address
+
+    @property
+    def expert(self) -> int:
+        """The expert, 0-based; the shared one, if there is any, comes after the last."""
+        count, width = self._experts
+        return min(self.neuron // width, count)
+
+    def __str__(self) -> str:
+        return f"L{self.layer}E{self.expert}N{self.neuron - self.expert * self._experts[1]}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).of, (self.layer, self.neuron, self._experts)
 
 
 @dataclass(frozen=True)
 class Cells:
     """The units of layers that may differ in width, numbered through: those of layer 0 first.
 
-    sizes  units of each layer; 0 where it has none
+    sizes    units of each layer; 0 where it has none
+    experts  of each layer how many are routed to, and the neurons of one; (0, 0) where it has none. () if all have none
     """
 
     sizes: tuple[int, ...]
+    experts: tuple[tuple[int, int], ...] = ()
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -150,6 +184,35 @@ class Cells:
     def has(self, layer: int, neuron: int) -> bool:
         """Whether there is such a unit."""
         return 0 <= layer < len(self.sizes) and 0 <= neuron < self.sizes[layer]
+
+    def id(self, layer: int, neuron: int) -> NeuronId:
+        """The address of a unit, which prints with its expert where there are any."""
+        experts = self.experts[layer] if 0 <= layer < len(self.experts) else (0, 0)
+        return ExpertNeuronId.of(layer, neuron, experts) if experts[0] else NeuronId(layer, neuron)
+
+    def parse(self, text: str) -> NeuronId:
+        """Read an address as `NeuronId.parse` does, or ``L13E5N366``: neuron 366 of expert 5.
+
+        QueryError where there is no such expert, or none at all; whether there is such a layer is for `has` to say.
+        """
+        match = _IN_EXPERT.fullmatch(text)
+        if match is None:
+            return self.id(*NeuronId.parse(text))
+        layer, expert, neuron = (int(number) for number in match.groups())
+        count, width = self.experts[layer] if layer < len(self.experts) else (0, 0)
+        if not count:
+            where = f"layer {layer} has no experts" if layer < len(self.sizes) else self.range_of(layer)
+            raise QueryError(
+                f"looking up {text.strip()}: {where}; give layer and neuron, as L{layer}N{neuron}"
+            )
+        shared = self.sizes[layer] - count * width
+        inside = width if expert < count else shared if expert == count else 0
+        if neuron >= inside:
+            last = count if shared else count - 1
+            has = f"neurons 0 to {inside - 1}" if inside else f"experts 0 to {last}"
+            place = f"expert {expert} of layer {layer}" if inside else f"layer {layer}"
+            raise QueryError(f"looking up {text.strip()}: out of range; {place} has {has}")
+        return self.id(layer, expert * width + neuron)
 
     @property
     def spelled(self) -> str:
@@ -243,6 +306,8 @@ class ModelEntry(_Strict):
         "head"  # what values are read through: its head, or the input embedding of a model without one
     )
 
+    experts: list[tuple[int, int]] = []  # of each layer: how many, and neurons of one; empty in a dense model
+
     @property
     def sizes(self) -> tuple[int, ...]:
         """Neurons of each layer."""
@@ -251,7 +316,7 @@ class ModelEntry(_Strict):
     @cached_property
     def cells(self) -> Cells:
         """The neurons numbered through."""
-        return Cells(self.sizes)
+        return Cells(self.sizes, tuple(self.experts))
 
 
 class CorpusEntry(_Strict):

@@ -23,7 +23,7 @@ from mnemoscope.api.run import Run, addresses, study_sizes
 from mnemoscope.display import Report, Shown
 from mnemoscope.errors import RunMissing
 from mnemoscope.prediction.explanation import Explanation
-from mnemoscope.records import NeuronId
+from mnemoscope.records import NeuronId, check_address
 from mnemoscope.results import Annotated, ModelFacts, StudyReport, Verification
 from mnemoscope.run.reading import Run as StoredRun
 from mnemoscope.run.reading import open_run as open_stored
@@ -179,11 +179,14 @@ def trace(
         source = open_run(source)
     if isinstance(source, StoredRun):
         return Run.of(source).trace(text, neuron, top=top, report=report)
-    wanted = [NeuronId.parse(each) if isinstance(each, str) else each for each in addresses(neuron)]
+    wanted = addresses(neuron)
+    for address in filter(lambda each: isinstance(each, str), wanted):
+        check_address(str(address))
     from mnemoscope.tracing.trace import trace
 
     model, _ = _model_and_run(source, None)
-    return trace(model, text, neurons=wanted, top=top, report=report)
+    neurons = [model.cells.parse(each) if isinstance(each, str) else each for each in wanted]
+    return trace(model, text, neurons=neurons, top=top, report=report)
 
 
 def explain_many(

@@ -104,7 +104,7 @@ class Run(StoredRun):
 
     def _address(self, address: int | str | tuple[int, int], neuron: int | None = None) -> NeuronId:
         if isinstance(address, str) and neuron is None:
-            return self.address(*NeuronId.parse(address))
+            return self.parse(address)
         pair = address if neuron is None else (address, neuron)
         match pair:
             case (Integral() as layer, Integral() as index):

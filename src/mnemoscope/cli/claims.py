@@ -13,7 +13,6 @@ from mnemoscope.arguments import check_budget, check_least, check_removal, check
 from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import AsJson, Count, Neuron, Reloading, RunFolder, bundled
 from mnemoscope.cli.shared import app, model_of, print_json, print_result, progress_bars, say, stdout
-from mnemoscope.records import NeuronId
 
 
 @app.command(epilog="Example: mnemoscope patterns runs/demo")
@@ -87,7 +86,7 @@ def test(
     from mnemoscope.patterns.pattern import parse
 
     opened = open_run(run)
-    address = opened.address(*NeuronId.parse(neuron))
+    address = opened.parse(neuron)
     wanted = foreign.check(parse(pattern))
     loaded = model_of(opened, again)
     with progress_bars() as report:

@@ -126,11 +126,12 @@ def trace(
 ) -> None:
     """See how neurons react to your own text: a given one along it, or the most unusual ones of each token."""
     from mnemoscope import api
-    from mnemoscope.records import NeuronId
+    from mnemoscope.records import check_address
     from mnemoscope.run.writing import is_finished
 
     check_least("tracing a text", 1, top=top)
-    wanted = [NeuronId.parse(address) for address in neuron or []]
+    for address in neuron or []:
+        check_address(address)
     check_page(html)
     run = api.open_run(source) if is_finished(Path(source)) else None
     if run is None and model is not None:
@@ -141,15 +142,16 @@ def trace(
                 f"tracing a text: {source} is a run, whose model is loaded as it was built; leave out --dtype and "
                 "--revision"
             )
-        wanted = [run.address(*address) for address in wanted]
+        for address in neuron or []:
+            run.parse(address)
         loaded = model_of(run, loading.again(model))
     else:
         loaded = load(source, loading)
     with progress_bars() as report:
         result = (
-            api.trace(loaded, text, wanted, top=top, report=report)
+            api.trace(loaded, text, neuron, top=top, report=report)
             if run is None
-            else run.trace(text, wanted, top=top, model=loaded, report=report)
+            else run.trace(text, neuron, top=top, model=loaded, report=report)
         )
     print_result(result, as_json)
     write_page(result, html)

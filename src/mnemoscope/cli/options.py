@@ -19,7 +19,8 @@ ModelName = Annotated[
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 
-Neuron = Annotated[str, typer.Argument(help="Address of a neuron: L13N366, 13.366, 13/366 or 13_366.")]
+ADDRESS = "Address of a neuron: L13N366, 13.366, 13/366 or 13_366; L13E5N366 in expert 5."
+Neuron = Annotated[str, typer.Argument(help=ADDRESS)]
 
 CorpusName = typer.Option(
     "--corpus", help="File, folder, glob in quotes, Hugging Face data set, sample:wikipedia, or - for stdin."

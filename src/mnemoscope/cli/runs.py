@@ -10,6 +10,7 @@ import typer
 
 from mnemoscope.arguments import check_build, check_least, check_verification
 from mnemoscope.cli.options import (
+    ADDRESS,
     AsJson,
     CorpusName,
     CorpusReading,
@@ -116,9 +117,7 @@ def build(
 @app.command(epilog="Example: mnemoscope show runs/demo L13N366")
 def show(
     run: RunFolder,
-    neuron: Annotated[
-        str | None, typer.Argument(help="Address of a neuron: L13N366, 13.366, 13/366 or 13_366.")
-    ] = None,
+    neuron: Annotated[str | None, typer.Argument(help=ADDRESS)] = None,
     triggers: Annotated[int, typer.Option(help="Triggers to show for each sign.")] = 10,
     html: Page = None,
     as_json: AsJson = False,

@@ -77,7 +77,7 @@ class Model:
     @property
     def cells(self) -> Cells:
         """The units of all layers, numbered through."""
-        return Cells(self.anatomy.sizes)
+        return Cells(self.anatomy.sizes, self.anatomy.experts)
 
     @property
     def upcast(self) -> bool:
@@ -205,6 +205,7 @@ class Model:
             context_length=parts.context_length,
             self_check=self.self_check,
             unused=list(self.unused),
+            experts=list(parts.experts),
             bidirectional=parts.bidirectional,
             readout="input embedding" if parts.headless else "head",
         )

@@ -350,6 +350,12 @@ class Anatomy:
     attention: str = "eager"  # the implementation under which its attention is taken apart: eager or sdpa
 
     @property
+    def experts(self) -> tuple[tuple[int, int], ...]:
+        """Of each layer how many experts there are, and neurons of one; (0, 0) in a dense one, and () if all are."""
+        held = [layer.experts for layer in self.layers]
+        return tuple((e.count, e.width) if e else (0, 0) for e in held) if any(held) else ()
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the values, and so of the coefficients."""
         first = next(layer for layer, size in zip(self.layers, self.sizes, strict=True) if size)

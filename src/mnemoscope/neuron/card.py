@@ -17,7 +17,7 @@ import polars as pl
 
 from mnemoscope.display import Shown
 from mnemoscope.neuron.claims import ADDRESS, Claim, claims, has_patterns, within
-from mnemoscope.records import NeuronId
+from mnemoscope.records import ExpertNeuronId, NeuronId
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -157,20 +157,30 @@ class NeuronCard(Shown):
         "head"  # what the value is read through, or the "input embedding" of a model without a head
     )
 
+    experts: tuple[int, int] | None = (
+        None  # of its layer: how many, and neurons of one; None in a dense layer
+    )
+    routed: float | None = None  # share of the counted tokens that its expert ran on
+
     @property
     def id(self) -> NeuronId:
         """The address of the neuron."""
-        return NeuronId(self.layer, self.neuron)
+        return self._id(self.neuron)
+
+    def _id(self, neuron: int) -> NeuronId:
+        if self.experts is None:
+            return NeuronId(self.layer, neuron)
+        return ExpertNeuronId.of(self.layer, neuron, self.experts)
 
     @property
     def previous(self) -> NeuronId | None:
         """The neuron before it in the layer, None for the first."""
-        return NeuronId(self.layer, self.neuron - 1) if self.neuron > 0 else None
+        return self._id(self.neuron - 1) if self.neuron > 0 else None
 
     @property
     def next(self) -> NeuronId | None:
         """The neuron after it in the layer, None for the last."""
-        return NeuronId(self.layer, self.neuron + 1) if self.neuron + 1 < self.neurons else None
+        return self._id(self.neuron + 1) if self.neuron + 1 < self.neurons else None
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -202,7 +212,9 @@ def card(
     `QueryError` if the layer or the neuron does not exist in the run.
     """
     model, options = run.manifest.model, run.manifest.options
-    layer, neuron = run.address(*address)
+    place = run.address(*address)
+    layer, neuron = place
+    experts = model.experts[layer] if model.experts and model.experts[layer][0] else None
     row = run.rows("neurons", layer, neuron).row(0, named=True)
     statistics = Statistics(**{name: row[name] for name in _STATISTICS})
     triggers = run.rows("triggers", layer, neuron)
@@ -234,7 +246,9 @@ def card(
         positive=_side(reader, positive, 1, examples),
         negative=_side(reader, negative, -1, examples),
         between=reader.examples(between),
-        command=shlex.join(["mnemoscope", "show", str(run.path), str(NeuronId(layer, neuron))]),
+        command=shlex.join(["mnemoscope", "show", str(run.path), str(place)]),
+        experts=experts,
+        routed=None if experts is None else row["tokens"] / run.manifest.corpus.counted,
         claims=claims(run, layer, neuron) if has_patterns(run) else None,
     )
 

@@ -18,7 +18,7 @@ from mnemoscope.neuron.card import taken_signs
 from mnemoscope.neuron.claims import ADDRESS, ORDER, rows_with_verdict, within
 from mnemoscope.neuron.striking import RULE, peaked
 from mnemoscope.neuron.twoway import NONE
-from mnemoscope.records import NEURON, NEXT, NULLS, NeuronId
+from mnemoscope.records import NEURON, NEXT, NULLS
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -96,7 +96,9 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         f"{run.manifest.corpus.counted:,} counted positions ({share:.2g})"
         + (f". {_UNCOUNTED}, {aside:,} of its tokens among them" if aside else "")
         + (f". {_kept(run)}" if hits.is_empty() else ""),
-        rows=_named(hits.head(count)).select("neuron", "sign", "hits", "expected", "triggers", "strongest"),
+        rows=_named(run, hits.head(count)).select(
+            "neuron", "sign", "hits", "expected", "triggers", "strongest"
+        ),
         total=hits.height,
     )
 
@@ -126,7 +128,7 @@ def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None
     return Hits(
         question=f"neurons of {layers} by {by}, {'largest' if descending else 'smallest'} first",
         null=f"layer_median: the same statistic's median over all neurons of that layer{left_out}",
-        rows=_named(ordered.head(count).collect()).select(shown),
+        rows=_named(run, ordered.head(count).collect()).select(shown),
         total=total,
     )
 
@@ -195,7 +197,7 @@ def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         f"{believed:,} of them with a verdict above the null",
         null=f"{len(of_neurons):,} of {tests[0]:,} tested patterns of neurons contain it, {nulls:,} of "
         f"{sum(tests[1:]):,} of pseudo-neurons",
-        rows=_named(shown).select("neuron", "sign", *_CLAIMED),
+        rows=_named(run, shown).select("neuron", "sign", *_CLAIMED),
         total=len(of_neurons),
     )
 
@@ -216,7 +218,7 @@ def tested(run: Run, *, layer: int | None = None, count: int = 20) -> Hits:
         question=f"{believed.height:,} tested patterns of {believed.select(ADDRESS).n_unique():,} neurons have a "
         f"verdict; {ORDER}",
         null=f"tested patterns with a verdict: neurons {of.get(NEURON, '0')}{', ' if nulls else ''}{nulls}",
-        rows=_named(shown).select("neuron", "sign", "about", *_CLAIMED),
+        rows=_named(run, shown).select("neuron", "sign", "about", *_CLAIMED),
         total=believed.height,
     )
 
@@ -260,7 +262,7 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
         null=f"the median token of the vocabulary is in {median:g} such lists; {alike:.1f} if all {model.vocabulary:,} "
         f"tokens were alike. A uniform value gives each token the probability {uniform}. At the "
         f"other sign a neuron {'suppresses' if verb == 'promote' else 'promotes'} what is listed here",
-        rows=_named(shown.with_columns(labels)).select(
+        rows=_named(run, shown.with_columns(labels)).select(
             "neuron", "sign", "usual", "rank", "token", "logit", "probability", "max_probability"
         ),
         total=rows.height,
@@ -280,9 +282,10 @@ def _sign(column: str) -> pl.Expr:
     return pl.when(pl.col(column) > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("sign")
 
 
-def _named(rows: pl.DataFrame) -> pl.DataFrame:
+def _named(run: Run, rows: pl.DataFrame) -> pl.DataFrame:
     """Replace the columns layer and neuron by one address."""
-    names = [str(NeuronId(*pair)) for pair in rows.select("layer", "neuron").iter_rows()]
+    cells = run.manifest.model.cells
+    names = [str(cells.id(*pair)) for pair in rows.select("layer", "neuron").iter_rows()]
     return rows.with_columns(pl.Series("neuron", names, dtype=pl.String))
 
 

@@ -143,7 +143,7 @@ class Striking:
     def _pick(self, row: dict[str, Any], criterion: str) -> Pick:
         sided = criterion in ("next", "token")
         return Pick(
-            id=NeuronId(row["layer"], row["neuron"]),
+            id=self._run.manifest.model.cells.id(row["layer"], row["neuron"]),
             criterion=criterion,
             value=row[f"{criterion}_share" if sided else criterion],
             usual=None if criterion == "chance" else row[f"{criterion}_usual"],

@@ -267,6 +267,7 @@ def _frame(columns: dict[str, Sequence[object]]) -> pl.DataFrame:
     """Whole numbers as Int32, texts as text, lists of texts as they are, everything else as Float64."""
     kinds: dict[str, pl.DataType | type[pl.DataType]] = dict.fromkeys(_INTEGERS, pl.Int32)
     kinds |= {"point": pl.String, "part": pl.String, "piece": pl.String, "source_token": pl.String}
+    kinds |= {"address": pl.String}
     kinds |= {"rank": pl.Int64, "promotes": pl.List(pl.String), "suppresses": pl.List(pl.String)}
     return pl.DataFrame(
         [pl.Series(name, list(values), kinds.get(name, pl.Float64)) for name, values in columns.items()]
@@ -388,7 +389,9 @@ def _address(
         columns: dict[str, Sequence[object]] = {"layer": layer, "neuron": unit, "coefficient": coefficients}
         if all(row.weights is None for row in traced):
             return columns
-        return columns | {"router_weight": _router_weights(prediction, layer, unit)}
+        cells = Cells(prediction.stream.anatomy.sizes, prediction.stream.anatomy.experts)
+        names = [str(cells.id(a, b)) for a, b in zip(layer, unit, strict=True)]
+        return columns | {"address": names, "router_weight": _router_weights(prediction, layer, unit)}
     if kind == "whole_heads":
         return {"layer": layer, "head": unit}
     source = [number % count for number in unit]

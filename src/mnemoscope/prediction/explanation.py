@@ -16,7 +16,8 @@ have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the f
     grid         layer, head, source, source_token, increase, leave_one_out: the heads that matter most x the tokens
     neurons      layer, neuron, coefficient, increase, leave_one_out, logit, chain, promotes, suppresses
                  (chain: A63, see `switching`; the last two are tokens, read with the sign of the coefficient); of a
-                 mixture of experts also router_weight, which the coefficient is multiplied with (null in dense layers)
+                 mixture of experts also address, with the expert, and router_weight, which the coefficient is
+                 multiplied with (null in dense layers); `queries` then has address and query_address
     queries      what switched on the neurons that matter most, largest |share| first and a row ``remainder`` last:
                  layer, neuron | kind (embedding, head, neuron, attention bias, mixer, ffn bias, per-layer input, key
                  bias, remainder), query_layer, query_unit (head or neuron), source, source_token | share (of the

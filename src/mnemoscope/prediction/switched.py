@@ -57,7 +57,21 @@ def queries(
         ]
         for column, (memory, (*_, increase)) in enumerate(zip(memories, chosen, strict=True)):
             rows += _queries_of(prediction, memory, [shares[:, column] for shares in below], increase)
-    return pl.DataFrame(rows, _SCHEMA, orient="row")
+    frame = pl.DataFrame(rows, _SCHEMA, orient="row")
+    experts = stream.anatomy.experts
+    return _named(frame, Cells(stream.anatomy.sizes, experts)) if experts else frame
+
+
+def _named(frame: pl.DataFrame, cells: Cells) -> pl.DataFrame:
+    """With the columns address and query_address, which say the expert of a neuron."""
+    names, below = [], []
+    for row in frame.iter_rows(named=True):
+        names.append(str(cells.id(row["layer"], row["neuron"])))
+        of_neuron = row["kind"] == "neuron"
+        below.append(str(cells.id(row["query_layer"], row["query_unit"])) if of_neuron else None)
+    return frame.with_columns(
+        pl.Series("address", names, pl.String), pl.Series("query_address", below, pl.String)
+    )
 
 
 def _important(neurons: pl.DataFrame, most: tuple[int, int]) -> pl.DataFrame:

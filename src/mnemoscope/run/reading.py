@@ -250,11 +250,16 @@ class Run:
     def address(self, layer: int, neuron: int) -> NeuronId:
         """Check an address against this run; `QueryError` if it is out of range."""
         model = self.manifest.model
+        address = model.cells.id(int(layer), int(neuron))
         if not model.cells.has(layer, neuron):
             raise QueryError(
-                f"looking up L{layer}N{neuron}: out of range; {model.id} has {model.cells.range_of(layer)}"
+                f"looking up {address}: out of range; {model.id} has {model.cells.range_of(layer)}"
             )
-        return NeuronId(int(layer), int(neuron))
+        return address
+
+    def parse(self, text: str) -> NeuronId:
+        """The address that a text is, in this run; `QueryError` if it is none, or out of range."""
+        return self.address(*self.manifest.model.cells.parse(text))
 
     def table(self, name: str) -> pl.LazyFrame:
         """A whole table, lazily."""

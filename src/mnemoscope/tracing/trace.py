@@ -119,7 +119,7 @@ def _batch(model: Model, text: str) -> ContextBatch:
 
 
 def _address(model: Model, neuron: tuple[int, int]) -> NeuronId:
-    cells, address = model.cells, NeuronId(*neuron)
+    cells, address = model.cells, model.cells.id(*neuron)
     if not cells.has(*address):
         raise QueryError(f"tracing {address}: out of range; {model.id} has {cells.range_of(address.layer)}")
     return address

@@ -105,7 +105,7 @@ def render(
         .render(
             manifest=run.manifest,
             cells=cells,
-            example=NeuronId(middle, cells.sizes[middle] // 4),
+            example=cells.id(middle, cells.sizes[middle] // 4),
             path=run.path,
             figures=_figures(run, whole),
             strips=pictures,

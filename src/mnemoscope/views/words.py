@@ -10,7 +10,7 @@ from mnemoscope.neuron.card import Example, NeuronCard, Side, ValueToken
 from mnemoscope.neuron.claims import QUADRANTS
 from mnemoscope.neuron.overview import LayerSummary
 from mnemoscope.neuron.striking import FAR, LEAST, Pick
-from mnemoscope.records import Manifest
+from mnemoscope.records import ExpertNeuronId, Manifest
 
 BEHIND = 8  # tokens after the active one that the terminal shows of an encoder's text
 SIGN = {1: "positive", -1: "negative"}
@@ -126,6 +126,19 @@ def where(card: NeuronCard) -> str:
     """Model, place and kind of the neuron in one line."""
     kind = f"gated ({card.activation})" if card.gated else card.activation
     return f"{card.model} · layer {card.layer} of {card.layers} · {kind}"
+
+
+def expert_note(card: NeuronCard) -> str | None:
+    """The expert of a neuron, and how often tokens are routed to it; None in a dense layer."""
+    address = card.id
+    if card.experts is None or card.routed is None or not isinstance(address, ExpertNeuronId):
+        return None
+    which = (
+        "shared expert"
+        if address.expert == card.experts[0]
+        else f"expert {address.expert} of {card.experts[0]}"
+    )
+    return f"{which}, routed in {card.routed * 100:.3g} % of tokens"
 
 
 def state_note(card: NeuronCard) -> str | None:

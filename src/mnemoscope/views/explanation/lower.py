@@ -226,9 +226,10 @@ def _part(row: Mapping[str, Any], effects: Mapping[_Key, float], known: Mapping[
         values[ROUTER] = row["router_weight"]
     if "neuron" in row:
         address = NeuronId(row["layer"], row["neuron"])
+        name = row.get("address") or str(address)
         values[ABLATED] = effects.get(("neuron", *address, None))
         promotes, suppresses = (tuple(map(_label, row[name])) for name in ("promotes", "suppresses"))
-        return Part(str(address), values, None, promotes, suppresses, known.get(address))
+        return Part(name, values, None, promotes, suppresses, known.get(address))
     word = _word(row["source_token"], row["source"])
     if "head" not in row:
         return Part("", values, word)
@@ -316,14 +317,15 @@ def _switched(frame: pl.DataFrame) -> Iterable[Switched]:
         causes = tuple(_cause(row) for row in rows.iter_rows(named=True))
         nats = [cause.nats for cause in causes if cause.nats is not None]
         share = math.fsum(cause.share for cause in causes)
-        yield Switched(f"L{layer}N{neuron}", share, math.fsum(nats) if nats else None, causes)
+        name = rows["address"][0] if "address" in rows.columns else f"L{layer}N{neuron}"
+        yield Switched(name, share, math.fsum(nats) if nats else None, causes)
 
 
 def _cause(row: Mapping[str, Any]) -> Cause:
     kind, layer, unit = row["kind"], row["query_layer"], row["query_unit"]
     name = {
         "head": f"L{layer}H{unit}",
-        "neuron": f"L{layer}N{unit}",
+        "neuron": row.get("query_address") or f"L{layer}N{unit}",
         "attention bias": f"attention bias {layer}",
         "mixer": f"mixer {layer}",
         "ffn bias": f"FFN bias {layer}",
