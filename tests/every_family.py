@@ -120,7 +120,14 @@ _HYBRID = ["mamba", "attention"]
 _DELTA = {"layer_types": ["linear_attention", "full_attention"]}
 _LINEAR = {**_LATENT, **_DELTA}
 _LLAMA4 = {"moe_layers": [1], "intermediate_size_mlp": 40, "num_local_experts": 4, "num_experts_per_tok": 2}
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+_HALF_MROPE = {"rope_parameters": {**_MROPE["rope_parameters"], "mrope_section": [1, 1, 0]}}
 _CODEGEN = {"rotary_dim": 4}
+
+_COMPASS = {
+    "rope_parameters": {"full_attention": _MROPE["rope_parameters"]},
+    "layer_types": ["full_attention"] * 2,
+}
 
 # What a family wants beyond small sizes: widths that must agree, or lists with an entry for each layer.
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -134,12 +141,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v32": _LATENT,
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}, "ffn_config": {"ffn_hidden_size": 40}},
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
-    "cohere_compass_text": {
-        "rope_parameters": {
-            "full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
-        },
-        "layer_types": ["full_attention"] * 2,
-    },
+    "cohere_compass_text": _COMPASS,
+    "cohere_compass": {"text_config": _COMPASS},
     "dots3_note": {
         "text_config": {**_LATENT, "per_layer_config": {}, "layer_types": ["full_attention"] * 2},
         "vision_config": {
@@ -208,6 +211,28 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mllama": {"text_config": {"cross_attention_layers": [1], "num_hidden_layers": 3}},
     "llama4_text": _LLAMA4,
     "llama4": {"text_config": _LLAMA4},
+    "composite llama4": {
+        "text_config": _LLAMA4,
+        "vision_config": {
+            "vision_output_dim": 32,
+            "projector_input_dim": 32,
+            "projector_output_dim": 32,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+    },
+    **{name: {"text_config": _MROPE} for name in ("qwen2_vl", "qwen2_5_vl", "paddleocr_vl", "cosmos3_edge")},
+    **{name: {"text_config": _LATENT} for name in ("kimi_k25", "mistral_large4", "unlimited_ocr")},
+    **{name: {"text_config": _DELTA} for name in ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr")},
+    **{
+        name: {"text_config": _MROPE, "vision_config": {"out_hidden_size": 32}}
+        for name in ("glm4v", "glm46v", "granite_docling")
+    },
+    **{
+        name: {"text_config": _HALF_MROPE, "vision_config": {"out_hidden_size": 32}}
+        for name in ("glm4v_moe", "glm_ocr", "glmga")
+    },
+    "lfm3_vl": {"text_config": {"layer_types": ["conv", "full_attention"]}},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8},

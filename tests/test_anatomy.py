@@ -52,7 +52,7 @@ def test_every_row_of_the_table_has_a_tiny_model() -> None:
     inside = {
         tiny_config(name).get_text_config().model_type
         for name, given in OVERRIDES.items()
-        if "text_config" in given
+        if "text_config" in given and " " not in name
     }
     checkpoints = {"fairseq_lm"}  # of test_fairseq.py
     assert set(ROWS) <= set(FAMILIES) | {model_type for _, model_type in ENTRIES} | inside | checkpoints

@@ -369,6 +369,55 @@ def test_the_text_half_of_a_composite_loads_from_a_folder(tmp_path: Path) -> Non
     assert load_model(tmp_path, dtype="fp32").self_check <= 1e-5
 
 
+# Models that read images beside text, and are read for their text: no entries of the mappings, and much used.
+COMPOSITES = [
+    "aria",
+    "aya_vision",
+    "cohere2_vision",
+    "cohere_compass",
+    "cosmos3_edge",
+    "deepseek_vl",
+    "exaone4_5",
+    "fuyu",
+    "gemma3",
+    "gemma4",
+    "glm46v",
+    "glm4v",
+    "glm4v_moe",
+    "glm_ocr",
+    "got_ocr2",
+    "idefics2",
+    "idefics3",
+    "internvl",
+    "kimi_k25",
+    "lfm2_vl",
+    "lfm3_vl",
+    "llama4",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "minicpmv4_6",
+    "mistral3",
+    "mistral_large4",
+    "mllama",
+    "ovis2",
+    "paddleocr_vl",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_5",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "smolvlm",
+    "vipllava",
+]
+
+
+@pytest.mark.parametrize("family", slow_but_for(COMPOSITES, {"qwen2_5_vl", "llama4", "mistral3"}))
+def test_a_composite_is_read_for_its_text(family: str) -> None:
+    """The parts of the text half of a model that reads images, too, add up to its own logits for text."""
+    assert examine(tiny(family, "composite"))[1] <= 1e-5
+
+
 def test_what_fails_inside_transformers_is_one_line(tmp_path: Path) -> None:
     """A config that its own class cannot be built from is a ModelError, not an AttributeError."""
     tiny_config("musicgen").save_pretrained(tmp_path)

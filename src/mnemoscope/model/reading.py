@@ -144,8 +144,9 @@ def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
         raise refused(family, reason)
     row = _row_of(family, config)
     body = bare(hf.base_model if family in ENCODERS else hf.get_decoder())
-    if body is hf and family not in ENCODERS:  # which has one under another name (Mllama)
-        body = bare(getattr(hf, "model", hf))
+    # Some keep it one step further in (the text half of Llama 4 and BLIP-2), or under another name (Mllama).
+    while family not in ENCODERS and isinstance(inner := getattr(body, "model", None), PreTrainedModel):
+        body = bare(inner)
     if row is not None and family in ENCODERS and find(body, row.blocks) is None:
         # The text half of a model that also reads images, or a decoder by itself.
         body = part_of(body, "text_model" if hasattr(body, "text_model") else "decoder", family)
