@@ -12,13 +12,15 @@ import pytest
 import torch
 from every_family import ENTRIES, _small, outcome, tiny, tiny_config
 from families import randomise, slow_but_for
-from tiny import tokenizer
+from tiny import texts, tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mnemoscope import explain
-from mnemoscope.errors import ModelError, ModelNotSupported
+from mnemoscope import build, explain
+from mnemoscope.api import open_run
+from mnemoscope.errors import ModelError, ModelNotSupported, QueryError
+from mnemoscope.mine.verify import verify
 from mnemoscope.model.capture import Capture, residuals
 from mnemoscope.model.check import examine, self_check
 from mnemoscope.model.load import load_model
@@ -438,3 +440,17 @@ def test_what_is_written_down_is_so(task: str) -> None:
         ) > 1e-5:
             different.append((written, now))
     assert not different
+
+
+def test_a_model_with_layers_without_neurons_makes_a_whole_run(tmp_path: Path) -> None:
+    """Tables, verification, cards and an address that is not there: two layers of four have rows."""
+    kinds = ["mamba", "mlp", "attention", "mlp"]
+    hf = _built("nemotron_h", layers_block_type=kinds, num_hidden_layers=4, n_groups=2, expand=2)
+    model = load_model(hf, tokenizer=tokenizer())
+    run = open_run(build(model, texts(40), tmp_path / "run", top=5).path)
+    assert run.table("neurons").collect()["layer"].unique().to_list() == [1, 3]
+    assert run.table("shards").collect()["layer"].unique().to_list() == [1, 3]
+    assert verify(run, model, sample=20).passed
+    assert "L3N5" in str(run["L3N5"])
+    with pytest.raises(QueryError, match="no neurons in layer 0"):
+        run["L0N0"]

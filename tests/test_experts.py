@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+import mnemoscope
 from mnemoscope import build, load_corpus, load_model, open_run
-from mnemoscope.errors import ModelNotSupported
+from mnemoscope.errors import MnemoscopeError, ModelChanged, ModelNotSupported
 from mnemoscope.mine.places import bin_of, selected
 from mnemoscope.mine.verify import verify
 from mnemoscope.model import experts
@@ -32,6 +33,7 @@ from mnemoscope.model.experts import Routed, dispatched, listen, taken_apart
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
 from mnemoscope.model.reading import describe
+from mnemoscope.model.state import structure
 from mnemoscope.model.stream import trace
 from mnemoscope.records import ContextBatch
 from mnemoscope.run.reading import Run
@@ -464,3 +466,36 @@ def test_null_units_of_a_mixture_are_refused(tmp_path: Path) -> None:
         build(model, load_corpus(texts(3)), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_another_implementation_of_experts_is_a_change_of_the_model() -> None:
+    """It is seen as another attention is, also while the model is run; ours, which is put back, is none."""
+    model = load_model(BY_HAND["mixtral"](), tokenizer=tokenizer())
+    before, batch = structure(model.hf), _batch()
+    with Capture(model) as capture:
+        assert structure(model.hf) == before
+        capture.sweep(batch, lambda *_: None, lambda *_: None)
+    assert structure(model.hf) == before
+    model.hf.set_experts_implementation("eager")
+    assert structure(model.hf) != before
+    with pytest.raises(ModelChanged, match="changed meanwhile"), Capture(model) as capture:
+        model.hf.set_experts_implementation("batched_mm")
+        capture.sweep(batch, lambda *_: None, lambda *_: None)
+    assert model.hf.config._experts_implementation == "batched_mm"
+
+
+@pytest.mark.parametrize("ask", ["trace", "patterns", "study"])
+def test_what_is_not_asked_of_a_mixture_as_yet_is_one_line(ask: str, tmp_path: Path) -> None:
+    """What reads all neurons at every token says that it does not apply."""
+    model = _model("mixtral", tmp_path / "model")
+    _build(model, tmp_path / "run")
+    run = mnemoscope.open_run(tmp_path / "run")
+    asked: dict[str, Callable[[], object]] = {
+        "trace": lambda: run.trace("the city of Paris", model=model),
+        "patterns": lambda: run.patterns(model=model),
+        "study": lambda: run.study(model=model),
+    }
+    with pytest.raises(MnemoscopeError) as caught:
+        asked[ask]()
+    assert "\n" not in str(caught.value), str(caught.value)
+    assert "mixture of experts" in str(caught.value), str(caught.value)

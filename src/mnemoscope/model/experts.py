@@ -364,15 +364,32 @@ def taken_apart(hf: nn.Module) -> Iterator[None]:
     handles = [module.register_forward_hook(_multiplied) for module in every if foreign(module)]
     configs = {id(module.config): module.config for module in modules}
     before = [(config, config._experts_implementation_internal) for config in configs.values()]
+    replaced = {id(config): name for config, name in before if name != NAME}
     try:
+        _replaced.update(replaced)
         for config, _ in before:
             config._experts_implementation_internal = NAME
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for config, implementation in before:
-            config._experts_implementation_internal = implementation
+        for config, name in before:
+            if config._experts_implementation_internal == NAME:  # else another was chosen meanwhile
+                config._experts_implementation_internal = name
+        for key in replaced:
+            _replaced.pop(key, None)
+
+
+_replaced: dict[int, str | None] = {}  # by config, what it said before ours was put there
+
+
+def implementation(module: nn.Module) -> str | None:
+    """How a module's experts are computed when nobody watches; None where there are none that are dispatched."""
+    if not dispatched(module) or foreign(module):
+        return None
+    config: Any = module.config
+    name = config._experts_implementation_internal
+    return _replaced.get(id(config)) if name == NAME else name
 
 
 ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)

@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mnemoscope.model.experts import implementation
+
 SAMPLED = 64  # entries of a matrix that are looked at; of a vector, all
 
 
 class Fingerprint(NamedTuple):
     """What changes when a model does, short of a few entries of a matrix that are written behind autograd's back."""
 
-    # Modules, their code, hooks, attention, and how often autograd saw each weight written.
+    # Modules, their code, hooks, attention, experts, and how often autograd saw each weight written.
     structure: tuple[Any, ...]
     # Of each vector and of sampled entries of each matrix, for writes that it did not see.
     sums: tuple[float, ...]
@@ -36,7 +38,8 @@ def fingerprint(hf: nn.Module) -> Fingerprint:
 def structure(hf: nn.Module) -> tuple[Any, ...]:
     """The part that is cheap enough to be seen at every batch."""
     modules = tuple(
-        (id(module), _code(module), *_hooks(module), _attention(module)) for module in hf.modules()
+        (id(module), _code(module), *_hooks(module), _attention(module), implementation(module))
+        for module in hf.modules()
     )
     weights = tuple(
         (id(weight), tuple(weight.shape), weight.dtype, _version(weight)) for weight in hf.parameters()
