@@ -38,7 +38,17 @@ _MODERN = Family(
     embedding_norm="embeddings.norm",
     bidirectional=True,
 )
-# Decoders of encoder-decoders, by themselves.
+# Encoders and decoders of encoder-decoders, by themselves.
+_DENSE = "layer.1.DenseReluDense"
+_T5 = Family(
+    "layer.0.SelfAttention.o",
+    FeedForward(f"{_DENSE}.wo", f"{_DENSE}.wi_0", f"{_DENSE}.wi_1"),
+    (Norms("layer.0.layer_norm", "layer.1.layer_norm"),),
+    blocks="encoder.block",
+    final_norm="encoder.final_layer_norm",
+    plain=FeedForward(f"{_DENSE}.wo", f"{_DENSE}.wi"),
+    bidirectional=True,
+)
 _BART = Family(
     "self_attn.out_proj",
     FeedForward("fc2", "fc1"),
@@ -107,6 +117,7 @@ ENCODERS: dict[str, Family] = {
     "jina_embeddings_v3": _GTE._replace(ffn=FeedForward("mlp.fc2", "mlp.fc1")),
     "eurobert": _LLAMA,
     "esmc": _LLAMA._replace(residual_multiplier=lambda config: (36 / config.num_hidden_layers) ** 0.5),
+    **dict.fromkeys(("t5", "mt5", "umt5"), _T5),
     **dict.fromkeys(
         ("bart", "blenderbot-small", "mvp", "plbart"), _BART._replace(embedding_norm="layernorm_embedding")
     ),

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForTextEncoding,
     AutoTokenizer,
     PreTrainedModel,
 )
@@ -266,7 +267,9 @@ def _weights(
     except (*_FAILURES, AttributeError, TypeError) as error:  # the last two from inside transformers
         raise ModelError(_unreadable(where, error), trust_remote_code=True) from error
     _without_pooler(hf, info)
-    unused = check_tensors(where.name, info, allow_unused=allow_unused)
+    whole = not any(name.endswith("EncoderModel") for name in config.architectures or ())
+    left = _without_decoder(info) if auto is AutoModelForTextEncoding and whole else ()
+    unused = (*check_tensors(where.name, info, allow_unused=allow_unused), *left)
     if getattr(config, "quantization_config", None) is None and (folder := _folder(where)):
         check_types(where.name, folder, set(hf.state_dict()))
     return unwrapped(hf), unused
@@ -288,7 +291,9 @@ def _encoder(config: Any) -> Any:
     """The class of an encoder: with the head of a masked language model if its checkpoint says that it has one."""
     named = set(config.architectures or ())
     if getattr(config, "is_encoder_decoder", False) and not any("CausalLM" in name for name in named):
-        return AutoModelForSeq2SeqLM if type(config) in AutoModelForSeq2SeqLM._model_mapping else None
+        # Of T5 the encoder by itself; of others the whole, which is refused for what it is.
+        known = (AutoModelForTextEncoding, AutoModelForSeq2SeqLM)
+        return next((auto for auto in known if type(config) in auto._model_mapping), None)
     if getattr(config, "is_decoder", False) or type(config) not in AutoModelForMaskedLM._model_mapping:
         return AutoModelForCausalLM
     # BertForPreTraining has that head and another.
@@ -302,6 +307,14 @@ def _without_pooler(hf: PreTrainedModel, info: dict[str, Any]) -> None:
     if absent and hasattr(hf, "pooler"):
         hf.pooler = None
         info["missing_keys"] = set(info["missing_keys"]) - absent
+
+
+def _without_decoder(info: dict[str, Any]) -> tuple[str, ...]:
+    """Leave the decoder of an encoder-decoder unread, where its encoder alone is taken apart, and say so."""
+    info["unexpected_keys"] = [
+        key for key in info["unexpected_keys"] if not key.startswith(("decoder.", "lm_head."))
+    ]
+    return ("its decoder and its head (not read: the encoder alone is taken apart)",)
 
 
 def _folder(where: _Where) -> Path | None:

@@ -180,12 +180,17 @@ def _row_of(family: str, config: Any) -> Family | None:
     row = FAMILIES.get(family) or ENCODERS.get(family)
     if row is None or not row.bidirectional:
         return row
+    if row.plain is not None and not getattr(config, "is_gated_act", False):
+        row = row._replace(ffn=row.plain)
     return row._replace(bidirectional=not getattr(config, "is_decoder", False))
 
 
 def _unsupported_kind(hf: PreTrainedModel) -> str | None:
     config = hf.config.get_text_config()
-    if getattr(hf.config, "is_encoder_decoder", False):
+    if getattr(hf.config, "is_encoder_decoder", False) and not type(hf).__name__.endswith("EncoderModel"):
+        row = ENCODERS.get(config.model_type)
+        if row is not None and row.bidirectional:
+            return "it is an encoder-decoder, of which the encoder alone is supported (its EncoderModel)"
         return "it is an encoder-decoder, which is not supported yet"
     if reason := REFUSED.get(config.model_type) or REFUSED.get(hf.config.model_type):
         return reason
@@ -411,7 +416,9 @@ def _is_linear(config: Any, index: int) -> bool:
 
 
 def _activation_of(config: Any, row: Family) -> str:
-    field = _present(config, "hidden_activation", "hidden_act", "activation_function", "activation")
+    field = _present(
+        config, "hidden_activation", "hidden_act", "activation_function", "activation", "dense_act_fn"
+    )
     return row.activation or (str(getattr(config, field)) if field else "gelu")
 
 

@@ -157,6 +157,7 @@ class Family(NamedTuple):
     inner: str | None = None  # of a group of blocks: the block, used again and again
     first_position: Number = None  # of the first token, where positions below it are never used
     unused: tuple[str, ...] = ()  # norms of a block that only an encoder's output goes through
+    plain: FeedForward | None = None  # its FFN where the config says that this is not gated (is_gated_act)
     heads: str = "num_attention_heads"  # the field that says how many
     bidirectional: bool = False  # unless the config makes a decoder of it (is_decoder)
     refused: tuple[tuple[str, Any, str], ...] = ()
