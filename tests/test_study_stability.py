@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import synthetic
+import torch
 from families import FAMILIES
 from synthetic import make_run
 from tiny import texts, tokenizer
@@ -18,6 +19,7 @@ from mnemoscope.intervals import jackknifed
 from mnemoscope.model.model import Model
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings import stability, values
+from mnemoscope.studies.measures.changes import _correlation, _ranks, changes
 from mnemoscope.text.sampling import mixed
 
 synthetic_documents = synthetic._documents
@@ -209,3 +211,73 @@ def test_several_runs_are_compared_in_their_order(tmp_path: Path) -> None:
     ]
     with pytest.raises(QueryError, match="1 was given; give two or more"):
         mn.compare(runs[0])
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """Runs of a tiny model, of itself again, and of it with the value of L1N3 turned and the key of L1N5 drawn."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    runs = []
+    for name in ("first", "second", "third"):
+        hf = FAMILIES["opt"]()
+        if name == "third":
+            with torch.no_grad():
+                layer = hf.model.decoder.layers[1]
+                layer.fc2.weight[:, 3] *= -1
+                layer.fc1.weight[5] = torch.randn(32, generator=torch.Generator().manual_seed(0))
+        hf.save_pretrained(folder / name)
+        tokenizer().save_pretrained(folder / name)
+        model = mn.load_model(folder / name, dtype="fp32")
+        runs.append(mn.build(model, texts(40), folder / f"run-{name}", top=10, nulls=()))
+    return runs
+
+
+def test_what_changed_in_each_neuron_is_told(checkpoints: list[Run]) -> None:
+    """Nothing from a model to itself; then a value turned round and a key of another kind, and all else as it was."""
+    still, moved = changes(checkpoints, positions=300)
+    vectors = ("key", "value", "coefficients")
+    assert still.height == moved.height == 3 * 40 and still["up"].null_count() == still.height
+    for name in vectors:
+        assert still[name].drop_nulls().to_list() == pytest.approx([1.0] * still[name].drop_nulls().len())
+        assert (still[f"{name}_null"].drop_nulls() < 0.99).all()
+    by = {(row["layer"], row["neuron"]): row for row in moved.iter_rows(named=True)}
+    assert by[1, 3]["value"] == pytest.approx(-1) and by[1, 3]["key"] == pytest.approx(1)
+    assert abs(by[1, 5]["key"]) < 0.7 and by[1, 5]["value"] == pytest.approx(1)
+    assert by[1, 5]["coefficients"] is None or by[1, 5]["coefficients"] < 0.9
+    others = moved.filter(~((pl.col("layer") == 1) & pl.col("neuron").is_in([3, 5])))
+    assert others["key"].to_list() == pytest.approx([1.0] * others.height)
+    # A layer above reads another stream: its coefficients move a little, those below not at all.
+    below = moved.filter(pl.col("layer") == 0)["coefficients"].drop_nulls()
+    assert below.to_list() == pytest.approx([1.0] * below.len())
+
+
+def test_rank_correlations_equal_those_of_a_loop() -> None:
+    """Spearman with shared ranks, column by column; null where a column never changes."""
+    generator = np.random.default_rng(0)
+    one, two = (np.maximum(generator.normal(size=(50, 6)), 0).astype(np.float32) for _ in range(2))
+    one[:, 4] = 0
+    found = _correlation(_ranks(one), _ranks(two))
+    for column in range(6):
+        wanted = pl.DataFrame({"a": one[:, column], "b": two[:, column]}).select(
+            pl.corr("a", "b", method="spearman")
+        )
+        expected = wanted.item()
+        assert found[column] == pytest.approx(expected, nan_ok=True)
+    assert np.isnan(found[4]) and np.isfinite(found[[0, 1, 2, 3, 5]]).all()
+
+
+def test_comparing_with_weights_names_what_turned_most(checkpoints: list[Run], tmp_path: Path) -> None:
+    """The page has the medians of each step, and a row for each neuron; triggers are those of the runs."""
+    report = mn.compare(*(run.path for run in checkpoints), only="glance", weights=True)
+    told = {finding.id: finding for finding in report.findings}
+    assert "values turned most in L1N3" in told["neurons-changed"].says
+    each = told["neurons-changed-each"].frame
+    assert each["step"].unique(maintain_order=True).to_list() == [
+        "run-first to run-second",
+        "run-second to run-third",
+    ]
+    first = each.filter(pl.col("step") == "run-first to run-second")["triggers"].drop_nulls()
+    assert first.to_list() == pytest.approx([1.0] * first.len())
+    assert report.save(tmp_path / "compare.html").is_file()
+    with pytest.raises(QueryError, match="same neurons"):
+        changes([checkpoints[0], make_run(tmp_path / "other", layers=2)])

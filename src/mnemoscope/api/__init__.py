@@ -278,19 +278,25 @@ def measurements(
     ]
 
 
-def compare(*runs: StoredRun | str | Path, only: str | None = None) -> StudyReport:
+def compare(
+    *runs: StoredRun | str | Path,
+    only: str | None = None,
+    weights: bool = False,
+    report: Report | None = None,
+) -> StudyReport:
     """Runs side by side: the study's findings of all, and how stable each neuron's triggers are from each to the next.
 
-    runs  two or more; of more than two their order counts (checkpoints of a training), and each figure's mean is told
-          run by run as well
-    only  measurements by name, with commas between; all if None
+    runs     two or more; of more than two their order counts (checkpoints of a training), and each figure's mean is
+             told run by run as well
+    only     measurements by name, with commas between; all if None
+    weights  load the models of the runs, and say of each neuron what changed in its vectors and its coefficients
 
     ``.save("compare.html")`` writes the page.
     """
     from mnemoscope.studies.catalogue import compare
 
     opened = [run if isinstance(run, StoredRun) else open_stored(run) for run in runs]
-    return compare(*opened, only=only)
+    return compare(*opened, only=only, weights=weights, report=report)
 
 
 def verify(run: StoredRun | str | Path, model: ModelSource | None = None, **options: Any) -> Verification:

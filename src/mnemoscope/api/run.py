@@ -173,12 +173,14 @@ class Run(StoredRun):
 
         return gallery.write(self, path, neurons_per_layer=neurons_per_layer, progress=report)
 
-    def compare(self, *others: StoredRun | str | Path, only: str | None = None) -> StudyReport:
+    def compare(
+        self, *others: StoredRun | str | Path, only: str | None = None, weights: bool = False
+    ) -> StudyReport:
         """This run beside others; see `compare`."""
         from mnemoscope.studies.catalogue import compare
 
         opened = [other if isinstance(other, StoredRun) else open_stored(other) for other in others]
-        return compare(self, *opened, only=only)
+        return compare(self, *opened, only=only, weights=weights)
 
     def annotate(
         self, path: str | Path, *, neurons: int = 40, prefixes: int = 25, seed: int | None = None

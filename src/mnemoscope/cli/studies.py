@@ -139,6 +139,14 @@ def compare(
         typer.Argument(metavar="RUNS", help="Folders of two finished runs or more, in their order."),
     ],
     only: Only = None,
+    weights: Annotated[
+        bool,
+        typer.Option(
+            "--weights",
+            help="Load the models, too, and say of each neuron what changed: its key, its value, its coefficients on "
+            "the same text.",
+        ),
+    ] = False,
     html: Annotated[Path, typer.Option(help="Page to write.")] = Path("compare.html"),
     as_json: AsJson = False,
 ) -> None:
@@ -148,7 +156,9 @@ def compare(
 
     runs = [api.open_run(path) for path in folders]
     report.check(html)
-    _report(api.compare(*runs, only=only), html, as_json)
+    with progress_bars() as progress:
+        result = api.compare(*runs, only=only, weights=weights, report=progress)
+    _report(result, html, as_json)
 
 
 def _list(measurements: list[dict[str, Any]], as_json: bool, codes: bool) -> None:

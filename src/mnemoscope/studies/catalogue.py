@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mnemoscope.errors import QueryError
+from mnemoscope.records import Progress
 from mnemoscope.results import StudyReport
 from mnemoscope.run.schemas import CASES, CONTRIBUTIONS, OPTIONAL
 from mnemoscope.studies.findings import (
     cases,
+    changed,
     composition,
     contributions,
     crosslayer,
@@ -257,11 +259,17 @@ def headed(sections: tuple[Section, ...], whole: bool = True) -> tuple[Section, 
     return sections if head is None or not head.findings else (head, *sections)
 
 
-def compare(*runs: Run, only: str | None = None) -> StudyReport:
+def compare(
+    *runs: Run,
+    only: str | None = None,
+    weights: bool = False,
+    report: Callable[[Progress], None] | None = None,
+) -> StudyReport:
     """The study's findings of several runs, in their order, and how stable each neuron's triggers are from each to the
     next; of more than two, the middle of each figure run by run as well.
 
-    only  measurements by name, with commas between; all if None
+    only     measurements by name, with commas between; all if None
+    weights  load the models, and say of each neuron what changed in its vectors and its coefficients
 
     `QueryError` for fewer than two runs.
     """
@@ -276,6 +284,10 @@ def compare(*runs: Run, only: str | None = None) -> StudyReport:
     lost = ""
     try:
         comparison = tuple(stability.along(names, runs))
+        if weights:
+            from mnemoscope.studies.measures.changes import changes
+
+            comparison += tuple(changed.findings(names, runs, changes(runs, report=report)))
     except QueryError as error:
         lost = str(error)
     sections.append(Section("stability", "Are they the same neurons?", comparison, lost))

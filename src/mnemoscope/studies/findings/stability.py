@@ -100,7 +100,7 @@ def _populations(one: Run, two: Run) -> dict[str, Cells]:
     return populations
 
 
-def _triggers(run: Run, unit: str, cells: Cells, texts: pl.DataFrame | None) -> pl.DataFrame:
+def triggers(run: Run, unit: str, cells: Cells, texts: pl.DataFrame | None) -> pl.DataFrame:
     """Triggers of the units of a kind: `side` (which unit and sign), `kind` (what makes two the same), `document`.
 
     A trigger's kind is its text and position, of those in contexts that both runs have; or, of all, its last token.
@@ -180,7 +180,7 @@ def _overlap(one: Run, two: Run, shared: Shared, seed: int) -> Finding:
     frames, told, whole, figures = [], {}, {}, {}
     for unit, cells in _populations(one, two).items():
         rows = [
-            _triggers(run, unit, cells, shared.texts[number] if shared.enough else None)
+            triggers(run, unit, cells, shared.texts[number] if shared.enough else None)
             for number, run in enumerate((one, two))
         ]
         layer = np.repeat(cells.each(), 2)
@@ -279,7 +279,7 @@ def _statistics(one: Run, two: Run) -> Finding:
         for name in names
     ]
     frame = pl.concat(rows).with_columns(pl.col("correlation").fill_nan(None))
-    middle = {name: _middle(frame.filter(pl.col("statistic") == name)["correlation"]) for name in names}
+    middle = {name: median_of(frame.filter(pl.col("statistic") == name)["correlation"]) for name in names}
     return Finding(
         id="statistics-stability",
         items=("A70",),
@@ -294,7 +294,8 @@ def _statistics(one: Run, two: Run) -> Finding:
     )
 
 
-def _middle(values: pl.Series) -> float:
+def median_of(values: pl.Series) -> float:
+    """The median of what is known; NaN where nothing is."""
     known = values.drop_nulls().to_numpy()
     return float(np.median(known)) if len(known) else float("nan")
 
