@@ -387,6 +387,25 @@ def _routed(model: Model, run: Run) -> dict[tuple[int, int], list[tuple[int, int
     return rows
 
 
+def _weights(model: Model, run: Run) -> dict[tuple[int, int], list[float]]:
+    """By layer and expert: the router's weight of every counted token."""
+    weights: dict[tuple[int, int], list[float]] = {}
+
+    def keep(piece: LayerRows, batch: ContextBatch) -> None:
+        where = range(batch.tokens.size) if piece.rows is None else piece.rows.tolist()
+        for place, row in enumerate(where):
+            if batch.counted.ravel()[row]:
+                weight = piece.weight if isinstance(piece.weight, float) else float(piece.weight[place])
+                weights.setdefault((piece.layer, piece.group), []).append(weight)
+
+    shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1
+    with Capture(model) as capture:
+        for shard in range(shards):
+            for batch in batches(run.file("contexts"), shard, run.manifest.options["special"]):
+                capture.sweep(batch, lambda *_: None, keep)
+    return weights
+
+
 @pytest.mark.parametrize("name", MINED)
 def test_a_mixture_is_mined_over_the_tokens_routed_to_each_expert(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -429,6 +448,16 @@ def test_a_mixture_is_mined_over_the_tokens_routed_to_each_expert(
             wanted += [(polarity, context, position, -polarity * v) for v, context, position in kept]
         listed = tails[address].select("polarity", "context", "position", "coefficient").rows()
         assert listed == wanted
+    experts = run.table("experts").collect()
+    weights = _weights(model, run)
+    assert len(experts) == sum(len(layer.groups) for layer in model.anatomy.layers)
+    for row in experts.iter_rows(named=True):
+        given = weights.get((row["layer"], row["expert"]), [])
+        assert row["tokens"] == len(given)
+        assert row["routed_fraction"] == len(given) / run.manifest.corpus.counted
+        assert row["router_weight"] == (pytest.approx(np.mean(given), abs=1e-6) if given else None)
+        layer = neurons.filter(pl.col("layer") == row["layer"])["tokens"].to_list()
+        assert set(layer[row["neuron"] :][: row["neurons"]]) == {row["tokens"]}
     experts_tokens = neurons.filter(pl.col("layer") == 0)["tokens"].unique()
     assert len(experts_tokens) > 1, "experts are given different numbers of tokens"
 

@@ -16,13 +16,14 @@ from mnemoscope.errors import ActivationError, RunCorrupt, RunMismatch
 from mnemoscope.mine.moments import Histograms, Moments
 from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
 from mnemoscope.mine.reading import Accumulator, LayerReading, scan, scan_routed
+from mnemoscope.mine.routing import Routing
 from mnemoscope.mine.triggers import Samples, Triggers
 from mnemoscope.model.capture import Coefficients, Inputs, LayerRows
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import LayerSignals, Nulls
 from mnemoscope.records import Cells, ContextBatch
 
-_FORMAT = 4
+_FORMAT = 5
 _NEURONS = "neurons"
 
 T = TypeVar("T")
@@ -34,10 +35,18 @@ class NeuronStatistics:
     sizes  neurons of each layer
     top    triggers kept for each neuron and polarity
     every  one context in so many goes into histograms and samples
+    experts  of each layer, as in `Cells`
     """
 
-    def __init__(self, sizes: tuple[int, ...], top: int, every: int = HISTOGRAM_EVERY) -> None:
-        self.cells, self.top, self.every = Cells(sizes), top, every
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        top: int,
+        every: int = HISTOGRAM_EVERY,
+        experts: tuple[tuple[int, int], ...] = (),
+    ) -> None:
+        self.cells, self.top, self.every = Cells(sizes, experts), top, every
+        self.routing = Routing(self.cells)
         self.moments = Moments(self.cells)
         self._tables: dict[str, Accumulator] = {
             "neurons": self.moments,
@@ -85,6 +94,7 @@ class NeuronStatistics:
         places = self._enter(rows.layer, batch)
         pivot = self.moments.pivot(rows.layer, rows.first, rows.coefficients.shape[1])
         self._take(scan_routed(rows, batch, places, pivot))
+        self.routing.update(rows, batch)
 
     def _enter(self, layer: int, batch: ContextBatch) -> CountedPlaces:
         """The places of a batch, which a layer enters once, however many experts it has."""
@@ -115,13 +125,22 @@ class NeuronStatistics:
         # Moments know about the shards, and refuse before anything has changed.
         for name, table in self._tables.items():
             table.merge(other._tables[name])
+        self.routing.merge(other.routing)
 
     def _options(self) -> dict[str, Any]:
-        return {"neurons": self.cells.sizes, "top": self.top, "every": self.every}
+        return {
+            "neurons": self.cells.sizes,
+            "experts": self.cells.experts,
+            "top": self.top,
+            "every": self.every,
+        }
 
     def results(self, layer: int) -> dict[str, pa.Table]:
-        """The rows of one layer: `neurons` (moment columns only), `histograms`, `triggers`, `samples`."""
-        return {name: table.result(layer) for name, table in self._tables.items()}
+        """The rows of one layer: `neurons` (moment columns only), `histograms`, `triggers`, `samples`, `experts`."""
+        tables = {name: table.result(layer) for name, table in self._tables.items()}
+        if self.cells.experts and self.cells.experts[layer][0]:
+            tables["experts"] = self.routing.result(layer, int(self.moments.tokens[:, layer].sum()))
+        return tables
 
     def shard_rows(self) -> pa.Table:
         """The rows of `shards`, by (shard, layer)."""
@@ -135,7 +154,9 @@ class NeuronStatistics:
             for name, array in accumulator.state().items()
         }
         options = [_FORMAT, self.top, self.every, *self.cells.sizes]
-        return arrays | {"options": np.array(options, np.int64)}
+        arrays |= {f"routing.{name}": array for name, array in self.routing.state().items()}
+        experts = np.array(self.cells.experts, np.int64).reshape(-1, 2)
+        return arrays | {"options": np.array(options, np.int64), "experts": experts}
 
     @classmethod
     def of(cls, state: Mapping[str, np.ndarray]) -> NeuronStatistics:
@@ -143,7 +164,9 @@ class NeuronStatistics:
         version, top, every, *sizes = state["options"].tolist()
         if version != _FORMAT:
             raise ValueError(f"version {version}, not {_FORMAT}")
-        statistics = cls(tuple(sizes), top, every)
+        experts = tuple((int(count), int(width)) for count, width in state["experts"])
+        statistics = cls(tuple(sizes), top, every, experts)
+        statistics.routing.restore(below(state, "routing."))
         for table, accumulator in statistics._tables.items():
             accumulator.restore(below(state, f"{table}."))
         return statistics
@@ -162,7 +185,14 @@ class RunStatistics:
     def of(cls, model: Model, nulls: Nulls, top: int) -> RunStatistics:
         """An empty one, of a model's shape, that keeps `top` triggers."""
         sizes = {_NEURONS: model.anatomy.sizes} | nulls.sizes
-        return cls(nulls, {name: NeuronStatistics(of_layers, top) for name, of_layers in sizes.items()})
+        experts = {_NEURONS: model.anatomy.experts}
+        return cls(
+            nulls,
+            {
+                name: NeuronStatistics(of_layers, top, experts=experts.get(name, ()))
+                for name, of_layers in sizes.items()
+            },
+        )
 
     @property
     def neurons(self) -> NeuronStatistics:

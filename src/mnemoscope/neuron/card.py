@@ -161,6 +161,7 @@ class NeuronCard(Shown):
         None  # of its layer: how many, and neurons of one; None in a dense layer
     )
     routed: float | None = None  # share of the counted tokens that its expert ran on
+    router_weight: float | None = None  # mean over these of what the router multiplies it with
 
     @property
     def id(self) -> NeuronId:
@@ -249,8 +250,19 @@ def card(
         command=shlex.join(["mnemoscope", "show", str(run.path), str(place)]),
         experts=experts,
         routed=None if experts is None else row["tokens"] / run.manifest.corpus.counted,
+        router_weight=_router_weight(run, place),
         claims=claims(run, layer, neuron) if has_patterns(run) else None,
     )
+
+
+def _router_weight(run: Run, address: NeuronId) -> float | None:
+    """The mean weight of a neuron's expert; None in a dense layer, or where no token was routed to it."""
+    if not isinstance(address, ExpertNeuronId):
+        return None
+    rows = run.table("experts").filter(
+        (pl.col("layer") == address.layer) & (pl.col("expert") == address.expert)
+    )
+    return rows.collect()["router_weight"][0]
 
 
 def state(low: float | None, high: float | None) -> str | None:

@@ -138,7 +138,12 @@ def expert_note(card: NeuronCard) -> str | None:
         if address.expert == card.experts[0]
         else f"expert {address.expert} of {card.experts[0]}"
     )
-    return f"{which}, routed in {card.routed * 100:.3g} % of tokens"
+    weight = (
+        ""
+        if card.router_weight is None
+        else f", with a router weight of {number(card.router_weight)} on average"
+    )
+    return f"{which}, routed in {card.routed * 100:.3g} % of tokens{weight}"
 
 
 def state_note(card: NeuronCard) -> str | None:
