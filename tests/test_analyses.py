@@ -16,7 +16,7 @@ from mnemoscope.errors import QueryError
 from mnemoscope.neuron import find, overview, striking
 from mnemoscope.neuron.card import PARTS, layer_median, state, usual_signs
 from mnemoscope.neuron.card import card as card_of
-from mnemoscope.records import NeuronId
+from mnemoscope.records import Cells, NeuronId
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.findings import distributions
 
@@ -475,7 +475,8 @@ class _Read:
 
     def __init__(self, limit: int | None = None, spelling: str = "") -> None:
         corpus = {"id": "3 texts", "contexts": 3, "counted": 4, "limit": limit, "spelling": spelling}
-        self.manifest = SimpleNamespace(corpus=SimpleNamespace(**corpus), options={"top": 5})
+        model = SimpleNamespace(cells=Cells((1,)))
+        self.manifest = SimpleNamespace(corpus=SimpleNamespace(**corpus), model=model, options={"top": 5})
 
     def table(self, name: str) -> pl.LazyFrame:
         """The vocabulary, the contexts, or no triggers."""

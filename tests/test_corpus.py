@@ -259,7 +259,7 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
         (
             "a.pdf",
             b"x",
-            "a file named *.pdf is not known; accepted are .txt .jsonl .ndjson .json .csv .tsv .parquet .arrow .md",
+            "a file named *.pdf is not known; accepted are .txt .tokens .jsonl .ndjson .json",
         ),
         ("a", b"x", "a file named * is not known"),
     ],

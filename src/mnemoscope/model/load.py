@@ -294,7 +294,10 @@ def _encoder(config: Any) -> Any:
         # Of T5 the encoder by itself; of others the whole, which is refused for what it is.
         known = (AutoModelForTextEncoding, AutoModelForSeq2SeqLM)
         return next((auto for auto in known if type(config) in auto._model_mapping), None)
+    causal = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if getattr(config, "is_decoder", False) or type(config) not in AutoModelForMaskedLM._model_mapping:
+        return AutoModelForCausalLM
+    if causal is not None and causal.__name__ in named:
         return AutoModelForCausalLM
     # BertForPreTraining has that head and another.
     masked = AutoModelForMaskedLM._model_mapping[type(config)].__name__
