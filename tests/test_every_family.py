@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from beartype.roar import BeartypeCallHintViolation
 from every_family import ENTRIES, _small, outcome, tiny, tiny_config
 from families import randomise, slow_but_for
 from tiny import texts, tokenizer
@@ -247,6 +248,33 @@ def _built(family: str, **given: Any) -> PreTrainedModel:
     return model.eval()
 
 
+def test_experts_that_read_a_projection_of_the_stream_have_keys_in_the_stream() -> None:
+    """Keys and values are those of the experts times the projections around them; without one it is caught."""
+    kinds = ["mamba", "moe", "attention", "moe"]
+    hf = _built(
+        "nemotron_h",
+        layers_block_type=kinds,
+        num_hidden_layers=4,
+        n_groups=2,
+        expand=2,
+        moe_latent_size=16,
+    )
+    anatomy, error = examine(hf)
+    assert error <= 1e-5 and anatomy.dtype == torch.float32
+    experts = anatomy.layers[1].experts
+    assert experts is not None and experts.rows(0).keys.shape == experts.rows(0).values.shape == (16, 32)
+    for dropped in ("inlet", "outlet"):
+        layers = list(anatomy.layers)
+        layers[1] = replace(layers[1], experts=replace(experts, **{dropped: None}))
+        with pytest.raises((ModelNotSupported, RuntimeError, BeartypeCallHintViolation)):
+            self_check(hf, replace(anatomy, layers=tuple(layers)))
+    told = explain(load_model(hf, tokenizer=tokenizer()), "the city of", " Paris", top=10_000)
+    logits = sum(frame["logit"].sum() for frame in (told.heads, told.neurons, told.others))
+    assert logits == pytest.approx(told.stream["logit"][-1], abs=1e-4)
+    half = load_model(hf.to(torch.bfloat16), tokenizer=tokenizer())
+    assert half.self_check <= 1e-4 and half.anatomy.dtype == torch.bfloat16
+
+
 def test_blocks_that_are_only_one_half_add_up_and_are_mined() -> None:
     """A block is a mixer, an attention or an FFN; only the last has neurons, and an explanation follows all."""
     kinds = ["mamba", "mlp", "attention", "mlp"]
@@ -418,6 +446,15 @@ COMPOSITES = [
 def test_a_composite_is_read_for_its_text(family: str) -> None:
     """The parts of the text half of a model that reads images, too, add up to its own logits for text."""
     assert examine(tiny(family, "composite"))[1] <= 1e-5
+
+
+CLOSED = [row.family for row in WRITTEN.values() if row.task == "causal" and row.error is not None]
+
+
+@pytest.mark.parametrize("family", slow_but_for(CLOSED, {"apertus", "nemotron_h"}))
+def test_weights_in_half_precision_are_widened_wherever_they_are_read(family: str) -> None:
+    """Checkpoints are in bf16: also weights that another module reads, and numbers of an activation, are fp32 then."""
+    assert examine(tiny(family).to(torch.bfloat16))[1] <= 1e-4
 
 
 def test_what_fails_inside_transformers_is_one_line(tmp_path: Path) -> None:

@@ -68,12 +68,25 @@ class Experts:
 
     A neuron of the layer is ``expert * width + i``. The sum over experts is multiplied by `factor` outside the
     router; a shared expert, which every token goes through, by `shared_factor` and by the sigmoid of `shared_gate`.
+    Where experts read and write a projection of the stream, `inlet` and `outlet` are those linear modules.
     """
 
     module: nn.Module
     factor: float = 1.0
     shared_factor: float = 1.0
     shared_gate: nn.Module | None = None
+    inlet: nn.Linear | None = None
+    outlet: nn.Linear | None = None
+
+    @property
+    def writer(self) -> nn.Module:
+        """The module that returns the sum over experts."""
+        return self.module if self.outlet is None else self.outlet
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the coefficients."""
+        return _matrix(self.module, "down_proj").dtype
 
     @property
     def count(self) -> int:
@@ -105,6 +118,11 @@ class Experts:
         first, down = (_matrix(self.module, name)[expert] for name in (self._first, "down_proj"))
         if self.transposed:
             first = first.T
+        if self.inlet is not None:
+            first = first.float() @ self.inlet.weight.detach().float()
+        values = down if self.transposed else down.T
+        if self.outlet is not None:
+            values = values.float() @ self.outlet.weight.detach().float().T
         bias = _matrix(self.module, f"{self._first}_bias")[expert] if _facts(self.module).has_bias else None
         gate, up = (half(self.module, index, self.width) for index in (0, 1))
         return Rows(
@@ -113,7 +131,7 @@ class Experts:
             None if bias is None else bias[gate],
             first[up] if self.gated else None,
             bias[up] if bias is not None and self.gated else None,
-            down if self.transposed else down.T,
+            values,
         )
 
     def total(self, sums: dict[str, Tensor]) -> Float[Tensor, "token width"]:
@@ -320,7 +338,9 @@ def measured(
     comes near. Which is meant shows in any dtype; that it is exact is for the self-check to say.
     """
     weight = _matrix(experts.module, "down_proj")
-    width = weight.shape[2 if experts.transposed else 1]
+    width = (
+        weight.shape[2 if experts.transposed else 1] if experts.inlet is None else experts.inlet.in_features
+    )
     x = torch.randn(1, 8, width, generator=torch.Generator().manual_seed(0)).to(weight)
     sums: dict[str, Tensor] = {}
 
@@ -331,7 +351,7 @@ def measured(
             }  # Llama 4 adds in place
         )
 
-    watched = {"routed": experts.module, "shared": shared, "gate": experts.shared_gate}
+    watched = {"routed": experts.writer, "shared": shared, "gate": experts.shared_gate}
     handles = [
         module.register_forward_hook(see(name)) for name, module in watched.items() if module is not None
     ]

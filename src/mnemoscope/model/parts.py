@@ -359,7 +359,7 @@ class Anatomy:
     def dtype(self) -> torch.dtype:
         """Of the values, and so of the coefficients."""
         first = next(layer for layer, size in zip(self.layers, self.sizes, strict=True) if size)
-        return next(first.rows()).values.dtype
+        return next(first.rows()).values.dtype if first.experts is None else first.experts.dtype
 
     @property
     def adds_up_as_read(self) -> bool:

@@ -465,7 +465,7 @@ def _layer(
     if experts is not None:
         outer, inner = _around(block, experts)
         post_ffn_norm = measured_norm(outer, inner, width, config, family) if inner else post_ffn_norm
-        mixture = _measured_experts(block, experts, owner, post_ffn_norm if inner else None, family)
+        mixture = _measured_experts(block, experts, owner, post_ffn_norm if inner else None, row, family)
     return Layer(
         module=block,
         attention=None
@@ -556,14 +556,23 @@ def _around(block: nn.Module, experts: nn.Module) -> tuple[nn.Module, str | None
     return outer, None if outer is block else next(norms, None)
 
 
+def _linear(owner: nn.Module, path: str | None) -> nn.Linear | None:
+    """A linear module at a path; None without one, and where nothing is projected."""
+    module = None if path is None else find(owner, path)
+    return module if isinstance(module, nn.Linear) else None
+
+
 def _measured_experts(
-    block: nn.Module, module: nn.Module, shared: nn.Module | None, norm: Norm | None, family: str
+    block: nn.Module, module: nn.Module, shared: nn.Module | None, norm: Norm | None, row: Family, family: str
 ) -> Experts:
     """The experts of a block, with the factors that its own module applies outside the router."""
     outer, _ = _around(block, module)
+    inlet, outlet = (_linear(outer, path) for path in row.latent or (None, None))
     gates = (inner for name, inner in block.named_modules() if name.endswith("shared_expert_gate"))
     try:
-        experts = measured(outer, Experts(module, shared_gate=next(gates, None)), shared, norm)
+        experts = measured(
+            outer, Experts(module, shared_gate=next(gates, None), inlet=inlet, outlet=outlet), shared, norm
+        )
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise refused(family, f"its experts do not run by themselves ({reason})") from error
@@ -598,7 +607,7 @@ def _context_length(config: Any) -> int:
 def _name_of(act: Callable[[Tensor], Tensor], name: str) -> str:
     """What the config says of the activation, if it is that; else its class."""
     x = torch.linspace(-4, 4, 65)
-    if name in ACT2FN and isinstance(act, nn.Module) and any(True for _ in act.parameters()):
+    if name in ACT2FN and getattr(act, "__name__", None) == "widened":
         return name  # with numbers of its own
     if name in ACT2FN and not torch.allclose(act(x), ACT2FN[name](x), atol=1e-5):
         return str(getattr(act, "__name__", type(act).__name__)).lower()
@@ -608,8 +617,26 @@ def _name_of(act: Callable[[Tensor], Tensor], name: str) -> str:
 def _activation(block: nn.Module, name: str, factor: float) -> Callable[[Tensor], Tensor]:
     """The block's own activation module, after a factor; the registered function of that name where it has none."""
     own = _own_activation(block)
-    act = ACT2FN[name] if own is None else own  # a compiled module cannot be asked whether it is true
+    act = _widening(
+        ACT2FN[name] if own is None else own
+    )  # a compiled module cannot be asked whether it is true
     return act if factor == 1 else lambda x: act(factor * x)
+
+
+def _widening(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """An activation whose own numbers are in fp32 where what it is given is (xIELU)."""
+    if not isinstance(act, nn.Module) or not any(True for _ in act.parameters()):
+        return act
+
+    def widened(x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            return act(x)
+        numbers = (*act.named_parameters(), *act.named_buffers())
+        return torch.func.functional_call(
+            act, {name: value.detach().float() for name, value in numbers}, (x,)
+        )
+
+    return widened
 
 
 def _own_activation(block: nn.Module) -> Callable[[Tensor], Tensor] | None:

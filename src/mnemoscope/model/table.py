@@ -143,6 +143,7 @@ class Family(NamedTuple):
     outer_bias: str | None = (
         None  # of a parameter that a block adds to what its attention output projection writes
     )
+    latent: tuple[str, str] | None = None  # of the linear modules before and after the experts, beside these
     halves: bool = False  # a block is an attention, a mixer or an FFN, whose norms are listed first and last
     extra: str | None = None  # the path of what writes one more part after the FFN
     images: str | None = None  # in the blocks with this part text alone does not go through
@@ -319,8 +320,8 @@ FAMILIES: dict[str, Family] = {
         final_norm="norm_f",
         mixers=("mixer",),
         halves=True,
+        latent=("fc1_latent_proj", "fc2_latent_proj"),
         activation="relu2",
-        refused=(("moe_latent_size", None, "its experts read and write a projection of the stream"),),
     ),
     "llama4_text": _LLAMA._replace(
         ffn=FeedForward("feed_forward.down_proj", "feed_forward.gate_proj", "feed_forward.up_proj")

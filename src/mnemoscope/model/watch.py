@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cache, reduce
+from itertools import chain
 from typing import Any
 
 import torch
@@ -214,7 +217,7 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
         "mixer_output": layer.mixer,
         "extra_output": layer.extra,
         "ffn_output": layer.down,
-        "routed_output": None if layer.experts is None else layer.experts.module,
+        "routed_output": None if layer.experts is None else layer.experts.writer,
         "shared_gate": None if layer.experts is None else layer.experts.shared_gate,
     }
     units = {
@@ -245,7 +248,7 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
 def _first_reader(layer: Layer) -> nn.Module | None:
     """A module that reads what the FFN of a layer reads: its experts, unless the router multiplies that before."""
     if layer.experts is not None and not layer.experts.multiplies_inputs:
-        return layer.experts.module
+        return layer.experts.inlet or layer.experts.module
     return None if layer.gate is None else layer.gate.module
 
 
@@ -383,8 +386,9 @@ class Witness:
             if up is not None and piece.up is not None:
                 up[place] = piece.up
             weights[piece.tokens, piece.expert] = piece.weight * experts.factor
-            x = read[piece.tokens].float()
-            scores[piece.tokens, piece.expert] = (piece.inputs * x).sum(-1) / x.square().sum(-1)
+            if experts.multiplies_inputs:
+                x = read[piece.tokens].float()
+                scores[piece.tokens, piece.expert] = (piece.inputs * x).sum(-1) / x.square().sum(-1)
         output = summed(self.seen["routed_output"], len(read)).float() * experts.factor
         if "ffn_output" in self.seen:
             first = experts.count * experts.width
@@ -513,23 +517,44 @@ def _widened(hf: PreTrainedModel, apart: bool) -> Iterator[None]:
     for module in hf.modules():
         if apart and dispatched(module) and not foreign(module):
             continue
-        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        tensors = [*_tensors(module)]
+        if not isinstance(module, PreTrainedModel):
+            children = (getattr(module, name, None) for name in _read_from_outside(type(module)))  # type: ignore[arg-type]
+            tensors += chain.from_iterable(
+                _tensors(child) for child in children if isinstance(child, nn.Module)
+            )
         if any(tensor.dtype in _HALF for tensor in tensors):
-            widener = _Widener()
+            widener = _Widener(tensors)
             handles.append(module.register_forward_pre_hook(widener.widen, prepend=True))
             handles.append(module.register_forward_hook(widener.restore, always_call=True))
     with hooked(handles):
         yield
 
 
-class _Widener:
-    """Swaps the half-precision weights of one module for fp32 copies, and back."""
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
 
-    def __init__(self) -> None:
+
+@cache
+def _read_from_outside(kind: type) -> tuple[str, ...]:
+    """The children whose weights the code of a module reads itself, while they do not run (Jamba, Nemotron H)."""
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ()
+    return tuple(dict.fromkeys(re.findall(r"self\.(\w+)\.(?:weight|bias)\b", source)))
+
+
+class _Widener:
+    """Swaps half-precision weights for fp32 copies, and back."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
         self.stored: list[tuple[Tensor, Tensor]] = []
 
-    def widen(self, module: nn.Module, *_: Any) -> None:
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+    def widen(self, *_: Any) -> None:
+        for tensor in self.tensors:
             if tensor.dtype in _HALF:
                 self.stored.append((tensor, tensor.data))
                 tensor.data = tensor.data.float()
