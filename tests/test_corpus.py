@@ -30,6 +30,7 @@ from mnemoscope.text import plan as plans
 from mnemoscope.text import sampling
 from mnemoscope.text.corpus import load_corpus, write_plan
 from mnemoscope.text.plan import BATCH_TOKENS, SHARD_TOKENS, Plan
+from mnemoscope.text.readers import read_file
 from mnemoscope.text.segment import sentences, windows
 from mnemoscope.text.tabular import Document
 
@@ -219,6 +220,25 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
         refused("none.jsonl.gz")
         == "reading none.jsonl.gz: there is no such file or folder; give a path that exists"
     )
+
+
+def test_articles_of_wikitext_are_documents(tmp_path: Path) -> None:
+    """Paragraphs and sections of one article are one document with its title, blank lines within it too."""
+    file = tmp_path / "wiki.valid.tokens"
+    file.write_text(
+        " \n = Du Fu = \n \n A poet , = 3 . \n \n = = Early life = = \n \n Born in <unk> . \n \n"
+        " = Li Bai = \n \n Another . \n"
+    )
+    documents = list(read_file(file, "text"))
+    assert [document.title for document in documents] == ["Du Fu", "Li Bai"]
+    assert (
+        documents[0].text == " = Du Fu = \n \n A poet , = 3 . \n \n = = Early life = = \n \n Born in <unk> ."
+    )
+    file.write_text("one \ntwo\n\n\nthree = 3 =\n")
+    assert [(document.text, document.title) for document in read_file(file, "text")] == [
+        ("one \ntwo", "wiki.valid.tokens:1"),
+        ("three = 3 =", "wiki.valid.tokens:5"),
+    ]
 
 
 @pytest.mark.parametrize(

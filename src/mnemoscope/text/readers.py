@@ -2,7 +2,9 @@
 
 A reader yields `Document` records and raises `CorpusError` with the file and the place in it.
 
-    .txt .tokens        a document for each block of lines between blank lines
+    .txt                a document for each block of lines between blank lines
+    .tokens             as WikiText is kept: a document for each article, which begins with a line ``= title =``;
+                        blocks where there is no such line
     .jsonl .ndjson      a document for each line; one field is the text
     .json               a list of texts or of objects, or an object of them (its keys are the titles)
     .csv .tsv           a document for each row; the first line names the columns, one of which is the text
@@ -23,6 +25,7 @@ import codecs
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +38,7 @@ from mnemoscope.text.tabular import Document, Note, row_document, table_document
 _ROWS = 1024  # of a table that are read at once
 # Characters of a field of a .csv: the library's own limit is shorter than many documents.
 _LONGEST = 2**31 - 1
+_TITLE = re.compile(r"= ([^=\s](?:.*[^=\s])?) =")  # of an article of WikiText; sections have more signs
 
 
 def read_file(path: Path, column: str, note: Note = lambda _: None) -> Iterator[Document]:
@@ -116,6 +120,24 @@ def _read_text(path: Path, column: str, note: Note) -> Iterator[Document]:
             block = []
     if block:
         yield Document("\n".join(block), f"{_name(path)}:{first}")
+
+
+def _read_articles(path: Path, column: str, note: Note) -> Iterator[Document]:
+    """WikiText: the lines of an article, blank ones too, from its title to the next; blocks where there is none."""
+    lines: list[str] = []
+    title, where = "", _name(path)
+    for number, line in _lines(path):
+        begins = _TITLE.fullmatch(line.strip())
+        if lines and (begins or not (title or line.strip())):
+            yield Document("\n".join(lines).rstrip(), title or where)
+            lines = []
+        if begins:
+            title = begins[1]
+        if lines or line.strip():
+            where = where if lines else f"{_name(path)}:{number}"
+            lines.append(line)
+    if lines:
+        yield Document("\n".join(lines).rstrip(), title or where)
 
 
 def _read_whole(path: Path, column: str, note: Note) -> Iterator[Document]:
@@ -263,7 +285,7 @@ _Reader = Callable[[Path, str, Note], Iterator[Document]]
 
 _DATA: dict[str, _Reader] = {
     ".txt": _read_text,
-    ".tokens": _read_text,
+    ".tokens": _read_articles,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".json": _read_json,
