@@ -141,7 +141,7 @@ def test_a_jsonl_without_the_column_names_those_it_has(
     [
         ("no/such-model-anywhere", "local folder"),
         ("EMPTY", "config.json"),
-        ("T5", "t5"),
+        ("BART", "bart"),
         ("MAMBA", "mamba"),
     ],
 )
@@ -151,10 +151,12 @@ def test_a_bad_model_is_one_line_and_exit_code_2(
     """Unknown id, folder without config, and families that are not supported, with the reason."""
     folder = tmp_path / "model"
     folder.mkdir()
-    if name == "T5":
-        from transformers import T5Config
+    if name == "BART":
+        from transformers import BartConfig, BartForConditionalGeneration
 
-        T5Config(d_model=16, num_layers=1, num_heads=2, d_ff=16, vocab_size=50).save_pretrained(folder)
+        sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 50}
+        BartForConditionalGeneration(BartConfig(**sizes)).save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
     if name == "MAMBA":
         from transformers import MambaConfig, MambaForCausalLM
 
