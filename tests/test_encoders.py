@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +252,16 @@ def test_what_asks_about_prefixes_refuses_an_encoder(built: tuple[Run, Model]) -
 
 
 PROMPT = "the capital of <mask> is Paris"
+
+
+def test_the_page_of_an_encoder_marks_the_masked_token(tmp_path: Path) -> None:
+    """The outline in the prompt is around what is predicted, not around its end."""
+    model = load_model(tiny("bert", "masked"), tokenizer=reading())
+    explain(model, PROMPT, "France").save(tmp_path / "page.html")
+    marked = re.findall(
+        r'<span[^>]*class="\w+ explained"[^>]*>([^<]*)</span>', (tmp_path / "page.html").read_text()
+    )
+    assert marked == [" &lt;mask&gt;"] or marked == ["&lt;mask&gt;"]
 
 
 @pytest.mark.parametrize("family", slow_but_for(MASKED, ("bert", "albert")))

@@ -137,6 +137,13 @@ def test_the_remainder_is_visible(name: str, pages: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_one_token_of_the_prompt_is_the_explained_one(name: str, pages: dict[str, str]) -> None:
+    """Of a decoder it is the last that is shown."""
+    assert [token.explained for token in sheet(CASES[name]).tokens][-1:] == [True]
+    assert len(re.findall(r'class="\w+ explained"', pages[name])) == 1
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_the_account_adds_up(name: str) -> None:
     """Each line begins where the one before ended, and the last is log p."""
     account = sheet(CASES[name]).account

@@ -96,7 +96,7 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
         title=_label("".join(explanation.tokens["piece"]), 60),
         headline=explanation.headline,
         about=f"{explanation.model} · {explanation.layer_count} layers · lens {explanation.lens} · {explanation.dtype}",
-        tokens=_tokens(explanation.tokens),
+        tokens=_tokens(explanation.tokens, explanation.position),
         unread=Vocabulary.visible(explanation.unread, edges=False),
         right_to_left=is_right_to_left(explanation.prompt),
         target=_candidate(
@@ -146,7 +146,7 @@ def _candidate(choice: ChosenToken, probability: float, rank: int | None = None)
     return Candidate(Word(_label(choice.piece)), probability, rank, asked)
 
 
-def _tokens(frame: pl.DataFrame) -> tuple[PromptToken, ...]:
+def _tokens(frame: pl.DataFrame, position: int) -> tuple[PromptToken, ...]:
     top = max((abs(value) for value in frame["leave_one_out"]), default=0.0)
     return tuple(
         PromptToken(
@@ -154,6 +154,7 @@ def _tokens(frame: pl.DataFrame) -> tuple[PromptToken, ...]:
             row["position"],
             row["leave_one_out"],
             abs(row["leave_one_out"]) / top if top else 0.0,
+            row["position"] == position,
         )
         for row in frame.iter_rows(named=True)
     )

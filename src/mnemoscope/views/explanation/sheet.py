@@ -49,6 +49,7 @@ class PromptToken:
     position: int
     nats: float
     strength: float  # |nats| as a share of the largest
+    explained: bool  # whether the prediction is of what follows it, or of what it masks
 
 
 @dataclass(frozen=True)
