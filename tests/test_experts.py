@@ -406,7 +406,7 @@ def _weights(model: Model, run: Run) -> dict[tuple[int, int], list[float]]:
     return weights
 
 
-@pytest.mark.parametrize("name", MINED)
+@pytest.mark.parametrize("name", slow_but_for(MINED, {"qwen2_moe"}))
 def test_a_mixture_is_mined_over_the_tokens_routed_to_each_expert(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

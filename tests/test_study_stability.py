@@ -185,6 +185,7 @@ def test_figures_stand_side_by_side(runs: tuple[Run, Run]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_several_runs_are_compared_in_their_order(tmp_path: Path) -> None:
     """Each with the next; figures have a panel for each, and their means stand run by run."""
     runs = [make_run(tmp_path / name, layers=2, top=top) for name, top in (("a", 50), ("b", 20), ("c", 5))]
@@ -266,6 +267,7 @@ def test_rank_correlations_equal_those_of_a_loop() -> None:
     assert np.isnan(found[4]) and np.isfinite(found[[0, 1, 2, 3, 5]]).all()
 
 
+@pytest.mark.slow
 def test_comparing_with_weights_names_what_turned_most(checkpoints: list[Run], tmp_path: Path) -> None:
     """The page has the medians of each step, and a row for each neuron; triggers are those of the runs."""
     report = mn.compare(*(run.path for run in checkpoints), only="glance", weights=True)
