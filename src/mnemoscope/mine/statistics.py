@@ -32,9 +32,9 @@ T = TypeVar("T")
 class NeuronStatistics:
     """Triggers, moments, histograms and samples of all neurons, with the shards they come from.
 
-    sizes  neurons of each layer
-    top    triggers kept for each neuron and polarity
-    every  one context in so many goes into histograms and samples
+    sizes    neurons of each layer
+    top      triggers kept for each neuron and polarity
+    every    one context in so many goes into histograms and samples
     experts  of each layer, as in `Cells`
     """
 

@@ -154,9 +154,8 @@ class NeuronCard(Shown):
     claims: tuple[Claim, ...] | None = None  # tested patterns; None when none were looked for
     spelling: str = ""  # in what the text of the run differs from the text that was read; empty if in nothing
     readout: str = (
-        "head"  # what the value is read through, or the "input embedding" of a model without a head
+        "head"  # through what the value is read: that, or the "input embedding" where there is none
     )
-
     experts: tuple[int, int] | None = (
         None  # of its layer: how many, and neurons of one; None in a dense layer
     )
