@@ -27,9 +27,9 @@ from mnemoscope.model.check import examine, self_check
 from mnemoscope.model.load import load_model
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Anatomy, Arrives
+from mnemoscope.model.running import hooked
 from mnemoscope.model.stream import Stream, trace
 from mnemoscope.model.table import FAMILIES, REFUSED, Outcome, outcomes
-from mnemoscope.model.watch import hooked
 from mnemoscope.prediction import ablate
 from mnemoscope.prediction.ablate import Cut, effects
 from mnemoscope.records import ContextBatch

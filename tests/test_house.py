@@ -27,7 +27,7 @@ DOUBLES = {"Run"}  # the stored run, and the public one that asks it
 FLOORS = 17  # files in the longest chain of imports
 LONGEST = 95  # lines of a function, signature and docstring included
 SPINE_FILES, SPINE_LINES = (
-    86,
+    87,
     16_800,
 )  # with mixtures of experts and what is mined of them, layers that differ, encoders, every entry of transformers,
 # and fairseq's own modules

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.experts import Routed, listen, shared_weight, taken_apart
+from mnemoscope.model.running import hooked
 from mnemoscope.model.threads import Threads
-from mnemoscope.model.watch import EndOfPass, after_attention, hooked, watch
+from mnemoscope.model.watch import EndOfPass, after_attention, watch
 from mnemoscope.records import ContextBatch
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.parts import Anatomy
 from mnemoscope.model.reading import candidates, refused
+from mnemoscope.model.running import hooked, observed, plainly
 from mnemoscope.model.stream import Stream, trace
-from mnemoscope.model.watch import TOLERANCE, EndOfPass, failed, flat, hooked, observed, plainly, watch
+from mnemoscope.model.watch import TOLERANCE, EndOfPass, failed, flat, watch
 
 LENGTH = 24  # tokens that are taken apart, where no window asks for more
 WIDEST = 128  # the longest attention window that they still cross

@@ -20,9 +20,9 @@ from mnemoscope.model.accepted import unwrapped
 from mnemoscope.model.check import check_traced, examine
 from mnemoscope.model.fairseq import AdaptiveInput
 from mnemoscope.model.parts import Anatomy
+from mnemoscope.model.running import plainly
 from mnemoscope.model.state import Fingerprint, Mode, fingerprint, structure
 from mnemoscope.model.stream import Stream, trace
-from mnemoscope.model.watch import plainly
 from mnemoscope.records import Cells, ModelEntry
 from mnemoscope.text.tokenizer import check_rows, serialised
 

@@ -13,17 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mnemoscope.model.parts import Anatomy, Norm, bias_of
-from mnemoscope.model.watch import (
-    LayerTrace,
-    Products,
-    Witness,
-    flat,
-    heads_of,
-    hooked,
-    observed,
-    shared_out,
-    watch,
-)
+from mnemoscope.model.running import hooked, observed
+from mnemoscope.model.watch import LayerTrace, Products, Witness, flat, heads_of, shared_out, watch
 
 
 @dataclass(eq=False)

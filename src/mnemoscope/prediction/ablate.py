@@ -20,8 +20,8 @@ from transformers.cache_utils import DynamicCache
 
 from mnemoscope.model.experts import Listener, Routed, listen
 from mnemoscope.model.model import Model
+from mnemoscope.model.running import hooked, observed
 from mnemoscope.model.stream import Stream
-from mnemoscope.model.watch import hooked, observed
 from mnemoscope.records import NeuronId
 from mnemoscope.text.vocabulary import Vocabulary
 

@@ -15,7 +15,8 @@ from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
-from mnemoscope.model.watch import after_attention, hooked, observed, watch
+from mnemoscope.model.running import hooked, observed
+from mnemoscope.model.watch import after_attention, watch
 from mnemoscope.records import ContextBatch
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.measures.positions import Work

@@ -23,7 +23,7 @@ from mnemoscope.errors import QueryError
 from mnemoscope.model.capture import residuals
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
-from mnemoscope.model.watch import observed
+from mnemoscope.model.running import observed
 from mnemoscope.prediction.questions import ask
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run

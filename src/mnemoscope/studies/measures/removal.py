@@ -25,7 +25,7 @@ from mnemoscope.arguments import check_removal
 from mnemoscope.errors import QueryError
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model
-from mnemoscope.model.watch import observed
+from mnemoscope.model.running import observed
 from mnemoscope.records import ContextBatch, Progress, padded
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import SCHEMAS, arrow_table
