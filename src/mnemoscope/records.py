@@ -283,6 +283,17 @@ class TableEntry(_Strict):
     sha256: str
 
 
+class AdapterEntry(_Strict):
+    """Which adapter was merged into a model."""
+
+    id: str  # as it was given
+    path: str | None = None  # of a local folder, absolute
+    revision: str | None = None  # commit of one from Hugging Face
+    kind: str  # LORA, IA3 ...
+    sha256: str  # of its weights
+    base: str  # the id of the model that it was merged into
+
+
 class ModelEntry(_Strict):
     """Which model a run was built from."""
 
@@ -307,6 +318,12 @@ class ModelEntry(_Strict):
     )
 
     experts: list[tuple[int, int]] = []  # of each layer: how many, and neurons of one; empty in a dense model
+    adapter: AdapterEntry | None = None  # merged into it, and named in `id`
+
+    @property
+    def base(self) -> str:
+        """The id of the model itself, without an adapter."""
+        return self.id if self.adapter is None else self.adapter.base
 
     @property
     def sizes(self) -> tuple[int, ...]:

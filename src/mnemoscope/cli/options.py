@@ -47,6 +47,11 @@ _Device = Annotated[
 _Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
 
 
+_Adapter = typer.Option(
+    help="Adapter of PEFT (LoRA ...) to merge into the model: a folder, or a Hugging Face id (OWNER/NAME@REVISION)."
+)
+
+
 class Bundle:
     """Options that go together."""
 
@@ -88,10 +93,11 @@ class Loading(_Loaded):
         bool,
         typer.Option("--allow-unused", help="Accept a checkpoint with tensors that the model does not read."),
     ] = False
+    adapter: Annotated[str | None, _Adapter] = None
 
     def again(self, model: str | None) -> Reloading:
         """The same for the model of a run, and where that is now."""
-        return Reloading(model, self.device, self.trust_remote_code)
+        return Reloading(model, self.device, self.trust_remote_code, self.adapter)
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,10 @@ class Reloading(_Loaded):
     ] = None
     device: _Device = "auto"
     trust_remote_code: _Trust = False
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Where the adapter of the run is now, if it has moved since the run was built."),
+    ] = None
 
 
 @dataclass(frozen=True)

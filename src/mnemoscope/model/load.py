@@ -26,7 +26,7 @@ from transformers.utils import cached_file
 from mnemoscope import files
 from mnemoscope.arguments import DTYPES, check_loading
 from mnemoscope.errors import ModelError, ModelNotSupported
-from mnemoscope.model import devices
+from mnemoscope.model import adapters, devices
 from mnemoscope.model.accepted import ACCEPTED, is_path, unwrapped
 from mnemoscope.model.check import examine
 from mnemoscope.model.checkpoint import check_tensors, check_types, only_cached
@@ -34,6 +34,7 @@ from mnemoscope.model.encoders import ENCODERS
 from mnemoscope.model.fairseq_checkpoint import DICTIONARY, is_fairseq
 from mnemoscope.model.fairseq_checkpoint import load as load_fairseq
 from mnemoscope.model.model import NAMES, Model, embedding_rows, native_bf16
+from mnemoscope.records import AdapterEntry
 from mnemoscope.text import samples
 from mnemoscope.text.dictionary import dictionary_tokenizer
 from mnemoscope.text.tokenizer import accepted, check_rows
@@ -53,6 +54,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_unused: bool = False,
+    adapter: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Model:
     """Load a model and prove that its parts add up to its logits.
@@ -65,6 +67,7 @@ def load_model(
     dtype     ``auto`` (bf16 where the processor multiplies it natively, else fp32), ``fp32``, ``bf16``, ``fp16``
     device    ``auto`` (a CUDA device when there is one), or a torch device
     allow_unused  accept a checkpoint with tensors that nothing reads; `Model.unused` says which
+    adapter   of PEFT, merged into the model that is loaded: a folder, or a Hugging Face id (OWNER/NAME@REVISION)
 
     A loaded model stays in its dtype and on its device: another dtype, device or revision is refused.
     Raises ModelError when it cannot be found or read or its tokenizer is another model's, ModelNotSupported when its
@@ -76,6 +79,7 @@ def load_model(
         source, tokenizer = source.hf, tokenizer or source.tokenizer
     unused: tuple[str, ...] = ()
     path: str | None = None
+    merged: AdapterEntry | None = None
     if is_path(source):
         name = os.fspath(source)
         target = devices.device(device)
@@ -83,10 +87,14 @@ def load_model(
         say("loading weights")
         hf, unused = _weights(where, _dtype(dtype, target), allow_unused)
         hf, path = hf.to(target).eval(), where.path
+        if adapter is not None:
+            say("merging the adapter")
+            hf, merged = adapters.merge(hf, os.fspath(adapter), name)
+            name = f"{name} + {merged.id}"
     else:
         hf = unwrapped(source)
         name = str(hf.config._name_or_path or type(hf).__name__)
-        _check_applies(hf, dtype, device, revision, allow_unused)
+        _check_applies(hf, dtype, device, revision, allow_unused, adapter)
         where = _Where(name, name, _commit(hf), trust_remote_code)
     if tokenizer is None or is_path(tokenizer):
         tokenizer = _tokenizer(where if tokenizer is None else _Where.named(tokenizer, trust_remote_code))
@@ -94,13 +102,13 @@ def load_model(
     check_rows(tokenizer, embedding_rows(hf), name)
     say("checking that the parts add up to the logits")
     anatomy, error = examine(hf)
-    return Model(hf, tokenizer, anatomy, name, _commit(hf) or revision, error, unused, path)
+    return Model(hf, tokenizer, anatomy, name, _commit(hf) or revision, error, unused, path, merged)
 
 
 def load_built(run: Run, source: str | Path | PreTrainedModel | Model | None = None, **loading: Any) -> Model:
     """Load the model that a run was built from: from where it was, or from `source` if it has moved since.
 
-    loading  as in `load_model`; dtype and revision are the run's unless given
+    loading  as in `load_model`; dtype, revision and adapter are the run's unless given
     Whether the weights are the run's is checked by whatever uses them (`Model.check_built`).
     """
     entry = run.manifest.model
@@ -109,6 +117,8 @@ def load_built(run: Run, source: str | Path | PreTrainedModel | Model | None = N
     if source is None or is_path(source):
         loading = {"dtype": run.manifest.options["dtype"], "revision": entry.revision} | loading
         loading.setdefault("allow_unused", bool(entry.unused))
+        if loading.get("adapter") is None:
+            loading["adapter"] = _adapter_of(run)
     if source is not None:
         return load_model(source, **loading)
     moved = "if it has moved, say where it is with {model}"
@@ -118,11 +128,27 @@ def load_built(run: Run, source: str | Path | PreTrainedModel | Model | None = N
             model=...,
         )
     try:
-        return load_model(entry.path or entry.id, **loading)
+        return load_model(entry.path or entry.base, **loading)
     except ModelNotSupported:
         raise
     except ModelError as error:
         raise ModelError(f"{error.message}; {moved}", **error.arguments | {"model": ...}) from error
+
+
+def _adapter_of(run: Run) -> str | None:
+    """Where the adapter of a run is: its folder, or its id at the commit that was merged."""
+    adapter = run.manifest.model.adapter
+    if adapter is None:
+        return None
+    if adapter.path is None:
+        return f"{adapter.id.partition('@')[0]}@{adapter.revision}"
+    if not Path(adapter.path).exists():
+        raise ModelError(
+            f"loading the model of {run.path}: {adapter.path}, which was merged into it, is not there; if it has "
+            "moved, say where it is with {adapter}",
+            adapter=...,
+        )
+    return adapter.path
 
 
 def _commit(hf: PreTrainedModel) -> str | None:
@@ -130,7 +156,12 @@ def _commit(hf: PreTrainedModel) -> str | None:
 
 
 def _check_applies(
-    hf: PreTrainedModel, dtype: str, device: str, revision: str | None, allow_unused: bool
+    hf: PreTrainedModel,
+    dtype: str,
+    device: str,
+    revision: str | None,
+    allow_unused: bool,
+    adapter: str | Path | None,
 ) -> None:
     """What is asked of a loaded model must be so already."""
     weight = next(hf.parameters())
@@ -152,6 +183,11 @@ def _check_applies(
     if allow_unused:
         raise ModelError(
             f"{doing}: allow_unused=True was given, and its checkpoint was read already; leave it out"
+        )
+    if adapter is not None:
+        raise ModelError(
+            f"{doing}: adapter={os.fspath(adapter)!r} was given, and it is left as it is; give the name of the model, "
+            "or what merge_and_unload() of peft makes of a copy"
         )
 
 
@@ -222,16 +258,16 @@ class _Where(NamedTuple):
 
 
 def _check_folder(path: Path, name: str) -> None:
-    adapter = path / "adapter_config.json"
+    adapter = path / adapters.CONFIG
     if adapter.is_file():
         try:
             base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
         except (OSError, ValueError, AttributeError):
             base = None
         raise ModelError(
-            f"loading a model: {name} holds an adapter (adapter_config.json) for {base or 'another model'}; merge the "
-            "two with peft (AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)) "
-            "and give the result"
+            f"loading a model: {name} holds an adapter ({adapters.CONFIG}) for {base or 'another model'}; give that "
+            "model, and this folder as {adapter}",
+            adapter=...,
         )
     if not (path / "config.json").is_file() and not is_fairseq(path):
         raise ModelError(

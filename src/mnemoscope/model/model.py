@@ -23,7 +23,7 @@ from mnemoscope.model.parts import Anatomy
 from mnemoscope.model.running import plainly
 from mnemoscope.model.state import Fingerprint, Mode, fingerprint, structure
 from mnemoscope.model.stream import Stream, trace
-from mnemoscope.records import Cells, ModelEntry
+from mnemoscope.records import AdapterEntry, Cells, ModelEntry
 from mnemoscope.text.tokenizer import check_rows, serialised
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Model:
     self_check  the largest error of the rebuilt logits as a share of their range (fp32)
     unused      what of the checkpoint was not loaded, a line for each kind
     path        where a local model lies, absolute
+    adapter     what was merged into it, and is named in its id
     """
 
     hf: PreTrainedModel
@@ -54,6 +55,7 @@ class Model:
     self_check: float = field(default=0.0)
     unused: tuple[str, ...] = ()
     path: str | None = None
+    adapter: AdapterEntry | None = None
     _seen: Fingerprint | None = field(default=None, init=False, repr=False)
     _mode: Mode = field(default_factory=Mode, init=False, repr=False)
 
@@ -208,6 +210,7 @@ class Model:
             experts=list(parts.experts),
             bidirectional=parts.bidirectional,
             readout="input embedding" if parts.headless else "head",
+            adapter=self.adapter,
         )
 
 

@@ -131,8 +131,10 @@ def _answers(run: Run, findings: Sequence[Finding], items: Sequence[Item]) -> li
 
 def _standing(run: Run, item: Item) -> tuple[str, str]:
     """How an item stands without a figure here, and what is to be typed for this run."""
-    words = {"RUN": str(run.path), "MODEL": run.manifest.model.id}
-    command = _WORDS.sub(lambda word: shlex.quote(words[word[0]]), item.command)
+    model = run.manifest.model
+    adapter = [] if model.adapter is None else ["--adapter", model.adapter.id]
+    words = {"RUN": [str(run.path)], "MODEL": [model.base, *adapter]}
+    command = _WORDS.sub(lambda word: shlex.join(words[word[0]]), item.command)
     if item.command.startswith("mnemoscope build"):
         return "measured: it is the run", f"mnemoscope show {shlex.quote(str(run.path))}"
     if item.command.startswith("mnemoscope study"):
