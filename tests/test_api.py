@@ -70,6 +70,19 @@ def _annotated(run: mn.Run, tmp: Path) -> Any:
     return mn.annotated(sheet, (one["layer"], one["neuron"]))
 
 
+class _Ready(Exception):  # noqa: N818
+    """The server says its address."""
+
+
+def _address(run: mn.Run) -> str:
+    def ready(address: str) -> None:
+        raise _Ready(address)
+
+    with pytest.raises(_Ready) as said:
+        mn.serve(run.path, port=0, ready=ready)
+    return str(said.value)
+
+
 PROMPT = " The capital of France is"
 
 # For each command what does the same in Python.
@@ -92,6 +105,7 @@ COUNTERPARTS: dict[str, Call] = {
     ),
     "annotate score": lambda run, model, tmp: mn.score(_filled(run, tmp)),
     "annotate export": lambda run, model, tmp: _annotated(run, tmp),
+    "serve": lambda run, model, tmp: _address(run),
     "models": lambda run, model, tmp: mn.families(),
     "models check": lambda run, model, tmp: mn.check(str(model)),
 }

@@ -14,7 +14,18 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src"
 ROOMS = {"text", "model", "run", "mine", "neuron"}  # with the files above all rooms, the spine
-WINGS = {"prediction", "tracing", "patterns", "trials", "annotation", "studies", "views", "api", "cli"}
+WINGS = {
+    "prediction",
+    "tracing",
+    "patterns",
+    "trials",
+    "annotation",
+    "studies",
+    "views",
+    "atlas",
+    "api",
+    "cli",
+}
 DOORS = {
     "mnemoscope",
     "mnemoscope.api",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mnemoscope.api import measurements as measurements
     from mnemoscope.api import open_run as open_run
     from mnemoscope.api import score as score
+    from mnemoscope.api import serve as serve
     from mnemoscope.api import study as study
     from mnemoscope.api import trace as trace
     from mnemoscope.api import verify as verify
@@ -50,6 +51,7 @@ __all__ = [
     "measurements",
     "open_run",
     "score",
+    "serve",
     "study",
     "trace",
     "verify",

@@ -14,7 +14,7 @@ torch: what needs the model imports it when it is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ __all__ = [
     "measurements",
     "open_run",
     "score",
+    "serve",
     "study",
     "study_sizes",
     "trace",
@@ -303,6 +304,23 @@ def verify(run: StoredRun | str | Path, model: ModelSource | None = None, **opti
     """Recompute what a run says from its model; see `Run.verify`."""
     opened = Run.of(run) if isinstance(run, StoredRun) else open_run(run)
     return opened.verify(model=model, **options)
+
+
+def serve(
+    *runs: StoredRun | str | Path,
+    model: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8321,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve runs to the browser of this machine, until the process is interrupted; see `atlas.serving.serve`.
+
+    Errors as of `open_run`; `RunError` too if the packages that a server needs are missing (``mnemoscope[web]``).
+    """
+    from mnemoscope.atlas.serving import serve
+
+    opened = [Run.of(run) if isinstance(run, StoredRun) else open_run(run) for run in runs]
+    serve(opened, model, host=host, port=port, ready=ready)
 
 
 def score(

@@ -25,6 +25,7 @@ from mnemoscope.cli.options import (
     bundled,
 )
 from mnemoscope.cli.shared import (
+    announced,
     app,
     building,
     check_page,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.")] = Path("runs/demo"),
     limit: Limit = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Open the run in the browser at the end.")] = False,
 ) -> None:
     """Build a run of the sample model, and show what it found. The model and its text are fetched once."""
     from mnemoscope import api
@@ -70,6 +72,8 @@ def demo(
     page = out / "gallery.html"
     _overview(run, page)
     _next_steps(run, page)
+    if serve:
+        api.serve(run, ready=announced(open_page=True))
 
 
 @app.command(epilog="Example: mnemoscope build gpt2 --corpus wikitext.txt -o runs/gpt2")
@@ -214,7 +218,8 @@ def _next_steps(run: Run, page: Path) -> None:
         f"  {command('show', folder, 'L13N366')}\n"
         f"  {command('find', folder, '--promotes', ' Paris')}\n"
         f"  {command('find', folder, '--sort', 'kurtosis')}\n"
-        f"  {command('verify', folder, '--sample', '500')}\n",
+        f"  {command('verify', folder, '--sample', '500')}\n\n"
+        f"All of it in the browser, with questions to the model:\n  {command('serve', folder)}\n",
         markup=False,
         soft_wrap=True,
     )

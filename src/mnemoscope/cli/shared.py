@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -67,6 +68,17 @@ def write_page(result: Shown, path: Path | None) -> None:
     if path is not None:
         result.save_page(path)
         say(f"wrote {path}")
+
+
+def announced(open_page: bool) -> Callable[[str], None]:
+    """What says where something is served, and opens it."""
+
+    def ready(address: str) -> None:
+        say(f"{address}   (Ctrl-C ends it)")
+        if open_page:
+            webbrowser.open(address)
+
+    return ready
 
 
 def load(name: str, loading: Loading) -> Model:
@@ -236,7 +248,7 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
 # -- The application that commands join, and its help: commands in the order of the work -----------------------
 
 ORDER = {
-    "Look": ("demo", "build", "show", "find", "trace", "explain"),
+    "Look": ("demo", "build", "show", "find", "trace", "explain", "serve"),
     "Test": ("patterns", "test", "removal", "verify", "annotate"),
     "Reproduce": ("study", "compare"),
     "Manage": ("models", "cache"),

@@ -72,16 +72,18 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
     (stored), strongest (the hit with the largest |coefficient|). `QueryError` if the corpus lacks the text.
     """
     places, share, aside = _occurrences(run, text)
+    unit = [*ADDRESS, "polarity"]
+    stored = run.once(
+        ("stored", layer),
+        lambda: within(run, "triggers", layer).group_by(unit).agg(pl.len().alias("triggers")).collect(),
+    )
     hits = (
         within(run, "triggers", layer)
-        .with_columns(pl.len().over("layer", "neuron", "polarity").alias("triggers"))
+        .select(*unit, "rank", "context", "position", "coefficient")
         .join(places.lazy(), on=["context", "position"], how="semi")
-        .group_by("layer", "neuron", "polarity")
-        .agg(
-            pl.len().alias("hits"),
-            pl.col("triggers").first(),
-            pl.col("coefficient").sort_by("rank").first().alias("strongest"),
-        )
+        .group_by(unit)
+        .agg(pl.len().alias("hits"), pl.col("coefficient").sort_by("rank").first().alias("strongest"))
+        .join(stored.lazy(), on=unit)
         .with_columns(
             (pl.col("triggers") * share).alias("expected"),
             _sign("polarity"),
@@ -228,7 +230,8 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
     tokens, model = run.vocabulary.find(text), run.manifest.model
     sense = 1 if verb == "promote" else -1
     # A list is read at the sign at which the neuron promotes what it holds, and at the other one suppresses it.
-    lists = taken_signs(run, layer).with_columns(polarity=(pl.col("sign") * sense).cast(pl.Int8)).collect()
+    signs = run.once(("signs", layer), lambda: taken_signs(run, layer).collect())
+    lists = signs.with_columns(polarity=(pl.col("sign") * sense).cast(pl.Int8))
     address = [*ADDRESS, "polarity"]
     stored = [
         run.by_token(token, polarity).with_columns(polarity=pl.lit(polarity, pl.Int8))
@@ -251,7 +254,9 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
     )
     shown = rows.head(count)
     labels = pl.Series("token", [run.vocabulary.label(token) for token in shown["token"]], dtype=pl.String)
-    depth, median = _value_base_rate(run, lists.select(address), layer)
+    depth, median = run.once(
+        ("base rate", verb, layer), lambda: _value_base_rate(run, lists.select(address), layer)
+    )
     alike = len(tokens) * lists.height * depth / model.vocabulary
     uniform = f"{1 / model.vocabulary:.2g}".replace("e-0", "e-")
     neurons = rows.select(ADDRESS).n_unique()
@@ -336,22 +341,54 @@ def _nowhere(run: Run, text: str) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Written:
+    """The text of all contexts as bytes, one after another, so that one search goes over all of it.
+
+    ends      i64[token]: where each token ends in it
+    first     i64[context]: the first token of each context
+    counted   bool[token]: whether it is neither special nor the first of its context
+    contexts  i64[context]: their ids
+    """
+
+    text: bytes
+    ends: np.ndarray
+    first: np.ndarray
+    counted: np.ndarray
+    contexts: np.ndarray
+
+    @classmethod
+    def of(cls, run: Run) -> _Written:
+        """Read it; once for each open run, see `Run.once`."""
+        words = run.table("vocabulary").select("bytes", "special").collect()
+        raw, special = words["bytes"].to_list(), words["special"].to_numpy()
+        rows = run.table("contexts").select("context", "tokens").collect()
+        tokens = rows["tokens"].explode(empty_as_null=False).to_numpy()
+        sizes = rows["tokens"].list.len().to_numpy().astype(np.int64)
+        first = np.cumsum(sizes) - sizes
+        counted = ~special[tokens]
+        counted[first[sizes > 0]] = False
+        lengths = np.array([len(piece) for piece in raw], np.int64)
+        text = b"".join([raw[token] for token in tokens.tolist()])
+        return cls(text, np.cumsum(lengths[tokens]), first, counted, rows["context"].to_numpy())
+
+    def overlaps(self, wanted: bytes) -> Iterator[np.ndarray]:
+        """The tokens of each occurrence, which lies within one context."""
+        start = self.text.find(wanted)
+        while start >= 0:
+            touched = np.searchsorted(self.ends, [start, start + len(wanted) - 1], side="right")
+            if len(set(np.searchsorted(self.first, touched, side="right").tolist())) == 1:
+                yield np.arange(touched[0], touched[1] + 1)
+            start = self.text.find(wanted, start + 1)
+
+
 def _hits(run: Run, wanted: bytes) -> Iterator[tuple[int, np.ndarray, int]]:
     """(context, counted tokens that an occurrence overlaps, how many others it overlaps) of contexts with the text."""
-    words = run.table("vocabulary").select("bytes", "special").collect()
-    raw = words["bytes"].to_list()
-    special = words["special"].to_numpy()
-    for context, tokens in run.table("contexts").select("context", "tokens").collect().iter_rows():
-        pieces = [raw[token] for token in tokens]
-        whole = b"".join(pieces)
-        start = whole.find(wanted)
-        if start < 0:
-            continue
-        ends = np.cumsum([len(piece) for piece in pieces])
-        touched: set[int] = set()
-        while start >= 0:
-            first, last = np.searchsorted(ends, [start, start + len(wanted) - 1], side="right")
-            touched.update(range(int(first), int(last) + 1))
-            start = whole.find(wanted, start + 1)
-        counted = [index for index in sorted(touched) if index > 0 and not special[tokens[index]]]
-        yield context, np.array(counted, np.int32), len(touched) - len(counted)
+    written = run.once("written", lambda: _Written.of(run))
+    tokens = np.unique(np.concatenate([np.zeros(0, np.int64), *written.overlaps(wanted)]))
+    places = np.searchsorted(written.first, tokens, side="right") - 1
+    for place in np.unique(places):
+        of_context = tokens[places == place]
+        counted = of_context[written.counted[of_context]]
+        position = (counted - written.first[place]).astype(np.int32)
+        yield int(written.contexts[place]), position, len(of_context) - len(counted)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from threading import Lock, Timer
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
@@ -25,6 +25,8 @@ from mnemoscope.text.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import duckdb
     from pyarrow.dataset import Dataset
+
+T = TypeVar("T")
 
 REBUILD = "build it again in another folder with `mnemoscope build`"
 
@@ -210,6 +212,7 @@ class Run:
         self.path, self.manifest = path, manifest
         self._tables = {name: _SortedTable(name, self.file(name)) for name in manifest.tables}
         self._lock = Lock()
+        self._kept: dict[Hashable, Any] = {}
 
     def __repr__(self) -> str:
         model, corpus = self.manifest.model, self.manifest.corpus
@@ -224,7 +227,15 @@ class Run:
         """Read the manifest again, and with it the tables that a job has added since."""
         self.manifest = open_run(self.path).manifest
         self._tables = {name: _SortedTable(name, self.file(name)) for name in self.manifest.tables}
+        self._kept.clear()
         self.__dict__.pop("_database", None)
+
+    def once(self, name: Hashable, read: Callable[[], T]) -> T:
+        """What `read` makes of whole tables, made once and kept while the run is open, under that name."""
+        if name not in self._kept:
+            self._kept[name] = read()
+        kept: T = self._kept[name]
+        return kept
 
     def check(self) -> list[Problem]:
         """Read every byte and compare with the manifest; an empty list if all is well."""
@@ -301,18 +312,36 @@ class Run:
         rows = table._read(range(table.metadata.num_row_groups))
         return Vocabulary(rows["bytes"].to_pylist(), rows["special"].to_pylist())
 
-    def sql(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pl.DataFrame:
+    def sql(
+        self,
+        query: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        most: int | None = None,
+        seconds: float | None = None,
+    ) -> pl.DataFrame:
         """Answer one SELECT over the tables with DuckDB; no other statement, and no other file, is allowed.
 
-        `QueryError` with DuckDB's own words if the query is wrong.
+        most     rows of the answer, at most
+        seconds  that it may take
+
+        `QueryError` with DuckDB's own words if the query is wrong, or takes longer.
         """
         import duckdb
 
+        cursor = self._cursor()
         try:
             statements = duckdb.extract_statements(query)
             if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
                 raise QueryError("running SQL on a run: a run is read only; give one SELECT statement")
-            return _frame(pa.table(self._cursor().sql(query, params=parameters)))
+            with _interrupting(cursor, seconds):
+                answer = cursor.sql(query, params=parameters)
+                return _frame(pa.table(answer if most is None else answer.limit(most)))
+        except duckdb.InterruptException as error:
+            raise QueryError(
+                f"running SQL on a run: it took longer than {seconds:g} seconds; ask for less, or use `run.sql` in "
+                "Python"
+            ) from error
         except duckdb.Error as error:
             outside = isinstance(error, duckdb.PermissionException)  # a file that the query named itself
             for name, table in self._tables.items() if not outside else ():
@@ -337,6 +366,20 @@ class Run:
             database.from_arrow(table.dataset).create_view(name)
         database.execute("set lock_configuration = true")
         return database
+
+
+@contextmanager
+def _interrupting(cursor: duckdb.DuckDBPyConnection, seconds: float | None) -> Iterator[None]:
+    """Interrupt what the cursor does in the block after so long."""
+    if seconds is None:
+        yield
+        return
+    timer = Timer(seconds, cursor.interrupt)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _frame(rows: pa.Table) -> pl.DataFrame:

@@ -1,0 +1,107 @@
+"""The server: its addresses, files and failures.
+
+Every page has its data at the same address with `.json` behind it; `/api.json` (OpenAPI) lists these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from mnemoscope.atlas import live
+from mnemoscope.atlas.guard import LOOPBACK, Guard
+from mnemoscope.atlas.library import Library, Shelf
+from mnemoscope.atlas.pages import add_pages
+from mnemoscope.atlas.questions import add_questions
+from mnemoscope.atlas.site import Site
+from mnemoscope.errors import MnemoscopeError, RunError
+from mnemoscope.views.page import environment
+
+if TYPE_CHECKING:
+    from mnemoscope.api.run import Run
+
+STYLES = ("theme.css", "card.css", "explanation.css", "trace.css", "gallery.css")
+_TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+
+
+def create(runs: Sequence[Run], model: str | None = None, secret: str = "") -> Guard:
+    """The application for these runs, which answers to this machine alone, or to all who know the secret.
+
+    model   where to load models from, if not from where each run's came
+    secret  a word that every address begins with, where others than this machine can ask
+    """
+    prefix = f"/{secret}" if secret else ""
+    desk = live.Desk(model)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(desk.close)
+
+    app = FastAPI(title="mnemoscope", docs_url=None, redoc_url=None, openapi_url="/api.json", lifespan=life)
+    site = Site(Library(runs), desk, prefix)
+    add_pages(app, site)
+    add_questions(app, site)
+    _add_files(app)
+    _add_failures(app, site)
+    return Guard(app, None if secret else LOOPBACK, prefix)
+
+
+def _add_files(app: FastAPI) -> None:
+    @app.get("/static/{name}", include_in_schema=False, response_model=None)
+    def static(name: str) -> Response:
+        if name == "pages.css":
+            return Response(_style(), media_type=_TYPES[".css"])
+        files = {file.name: file for file in (Path(__file__).parent / "static").iterdir()}
+        if name not in files or files[name].suffix not in _TYPES:
+            raise HTTPException(404, f"there is no file {name!r}")
+        return Response(files[name].read_bytes(), media_type=_TYPES[files[name].suffix])
+
+
+def _add_failures(app: FastAPI, site: Site) -> None:
+    def refuse(request: Request, status: int, reason: str) -> Response:
+        return site.refusal(request.url.path, status, reason, _shelf(site, request))
+
+    @app.exception_handler(MnemoscopeError)
+    def failed(request: Request, error: MnemoscopeError) -> Response:
+        status = 410 if isinstance(error, RunError) else 404 if str(error).startswith(_NOT_THERE) else 400
+        return refuse(request, status, str(error))
+
+    @app.exception_handler(OSError)
+    @app.exception_handler(pa.ArrowException)
+    def gone(request: Request, error: Exception) -> Response:
+        return refuse(request, 410, f"reading the run: {error}; was it moved or deleted while it was served?")
+
+    @app.exception_handler(StarletteHTTPException)
+    def missing(request: Request, error: StarletteHTTPException) -> Response:
+        return refuse(request, error.status_code, str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    def wrong(request: Request, error: RequestValidationError) -> Response:
+        problems = (
+            f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors()
+        )
+        return refuse(request, 422, f"reading the address: {'; '.join(problems)}")
+
+
+_NOT_THERE = ("looking up", "opening")
+
+
+def _shelf(site: Site, request: Request) -> Shelf | None:
+    return site.library.shelves.get(request.path_params.get("run", ""))
+
+
+@cache
+def _style() -> str:
+    """The rules of all that results show, as one file."""
+    templates = environment()
+    return "\n".join(templates.get_template(name).render() for name in STYLES)

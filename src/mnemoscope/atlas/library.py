@@ -1,0 +1,227 @@
+"""The runs that are served, and what is read of them more than once.
+
+Answers by key come from the run's own tables, which are sorted by it; what goes over a whole table is read once and
+kept, for as long as the run is served.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+from markupsafe import Markup
+
+from mnemoscope.errors import QueryError
+from mnemoscope.neuron.claims import ADDRESS, within
+from mnemoscope.neuron.overview import Overview, overview
+
+if TYPE_CHECKING:
+    from mnemoscope.api.run import Run
+    from mnemoscope.neuron.find import Hits
+    from mnemoscope.results import Highlights
+
+PAGE = 50  # rows of a layer's table
+TOKENS = 4  # that a row shows of what a neuron promotes
+STATISTICS = ("kurtosis", "min", "max", "mean", "std", "skewness", "positive_fraction")
+COMPLETIONS = 8
+CLEAREST = 24  # tested patterns that the first page shows
+OPERATORS = {
+    ">=": pl.Expr.ge, "<=": pl.Expr.le, ">": pl.Expr.gt, "<": pl.Expr.lt, "=": pl.Expr.eq,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayerPage:
+    """Some rows of a layer's table: those on one page of those that fit, of all that the layer has.
+
+    rows  id, the statistics asked for, `promotes` (labels of what the value writes at its usual sign)
+    """
+
+    rows: list[dict[str, Any]]
+    fitting: int
+    all: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        rows = [{**row, "id": str(row["id"])} for row in self.rows]
+        return {"fitting": self.fitting, "all": self.all, "rows": rows}
+
+
+class Shelf:
+    """One run, under the name that its addresses have."""
+
+    def __init__(self, name: str, run: Run) -> None:
+        self.name, self.run = name, run
+        self._lock = RLock()  # pages are made in threads: what is kept is made once
+        self._layer = lru_cache(maxsize=8)(self._read_layer)
+
+    @property
+    def overview(self) -> Overview:
+        """Each layer at a glance."""
+        with self._lock:
+            return self._overview
+
+    @cached_property
+    def _overview(self) -> Overview:
+        return overview(self.run)
+
+    @property
+    def pictures(self) -> Sequence[Markup]:
+        """SVG of each layer."""
+        with self._lock:
+            return self._pictures
+
+    @cached_property
+    def _pictures(self) -> Sequence[Markup]:
+        from mnemoscope.views.charts import strips
+
+        return [Markup(picture) for picture in strips(self._overview)]
+
+    @property
+    def highlights(self) -> Highlights:
+        """A few neurons to look at first."""
+        with self._lock:
+            return self._highlights
+
+    @cached_property
+    def _highlights(self) -> Highlights:
+        return self.run.highlights(8)
+
+    @property
+    def statistics(self) -> list[str]:
+        """The numeric columns of `neurons` that a layer can be sorted by."""
+        columns = self.run.table("neurons").collect_schema().items()
+        return [name for name, kind in columns if kind.is_numeric() and name not in ADDRESS]
+
+    @property
+    def tested(self) -> bool:
+        """Whether patterns were looked for."""
+        return "pattern_tests" in self.run.manifest.tables
+
+    @cached_property
+    def clearest(self) -> pl.DataFrame:
+        """The clearest tested patterns, no pattern and no neuron twice: rows of `Run.find(tested=True)`."""
+        rows = self.run.find(tested=True, count=50 * CLEAREST).rows
+        for once in (["pattern", "about"], ["neuron"]):
+            rows = rows.unique(once, keep="first", maintain_order=True)
+        return rows.head(CLEAREST)
+
+    def layer(
+        self, layer: int, sort: str, *, descending: bool, conditions: Sequence[str], page: int
+    ) -> LayerPage:
+        """One page of a layer, in the order of one statistic; undefined values last.
+
+        conditions  each a statistic, one of > >= < <= =, and a number
+        page        0-based
+
+        `QueryError` for a layer, statistic or condition that there is not.
+        """
+        frame = self.layer_frame(layer)
+        self.check_statistic(sort)
+        fitting = frame
+        for condition in conditions:
+            fitting = fitting.filter(self.condition(condition))
+        ordered = fitting.sort(sort, "neuron", descending=[descending, False], nulls_last=True)
+        shown = ordered.slice(page * PAGE, PAGE)
+        return LayerPage(list(self._rows(layer, shown)), fitting.height, frame.height)
+
+    def layer_frame(self, layer: int) -> pl.DataFrame:
+        """The rows of `neurons` of one layer; `QueryError` if there is none."""
+        sizes = self.run.manifest.model.cells.sizes
+        if not 0 <= layer < len(sizes):
+            raise QueryError(f"opening layer {layer}: the run has layers 0 to {len(sizes) - 1}")
+        return self._layer(layer)
+
+    def _read_layer(self, layer: int) -> pl.DataFrame:
+        return within(self.run, "neurons", layer).collect()
+
+    def check_statistic(self, name: str) -> None:
+        """`QueryError` if the run's neurons have no statistic of that name."""
+        if name not in self.statistics:
+            known = ", ".join(self.statistics)
+            raise QueryError(f"sorting neurons by {name!r}: unknown statistic; choose one of {known}")
+
+    def condition(self, text: str) -> pl.Expr:
+        """A condition on neurons: ``kurtosis>50``, ``max <= 3``; `QueryError` if it is none."""
+        sign = next((sign for sign in OPERATORS if sign in text), None)
+        if sign is not None:
+            name, _, number = text.partition(sign)
+            self.check_statistic(name.strip())
+            try:
+                return OPERATORS[sign](pl.col(name.strip()), float(number))
+            except ValueError:
+                pass
+        raise QueryError(
+            f"filtering neurons by {text!r}: give a statistic, one of {' '.join(OPERATORS)}, and a number, such as "
+            "kurtosis>50"
+        )
+
+    def _rows(self, layer: int, frame: pl.DataFrame) -> Iterator[dict[str, Any]]:
+        cells, words = self.run.manifest.model.cells, self.run.vocabulary
+        writes = self._writes(layer, frame["neuron"].to_list())
+        for row in frame.iter_rows(named=True):
+            tokens = [words.label(token) for token in writes.get(row["neuron"], ())]
+            yield row | {"id": cells.id(layer, row["neuron"]), "promotes": tokens}
+
+    def _writes(self, layer: int, neurons: Sequence[int]) -> Mapping[int, list[int]]:
+        """The first tokens that neurons promote at their usual sign: of most of their triggers."""
+        writes = {}
+        for neuron in neurons:
+            signs = self.run.rows("triggers", layer, neuron)["polarity"]
+            usual = -1 if (signs < 0).sum() * 2 > len(signs) else 1
+            values = self.run.rows("values", layer, neuron).filter(
+                (pl.col("polarity") == usual) & (pl.col("rank") < TOKENS)
+            )
+            writes[neuron] = values.sort("rank")["token"].to_list()
+        return writes
+
+    def find(self, kind: str, text: str, count: int) -> Hits:
+        """Neurons by one question of `Run.find`."""
+        return self.run.find(**{kind: text}, count=count)  # type: ignore[arg-type]
+
+    def completions(self, text: str) -> list[str]:
+        """Tokens of the vocabulary that begin so, spaces counted, the shortest first."""
+        if not text:
+            return []
+        first = bisect_left(self._spelled, (text,))
+        longer = []
+        for spelling, token in self._spelled[first : first + 4096]:
+            if not spelling.startswith(text):
+                break
+            longer.append((len(spelling), spelling, token))
+        return [spelling for _, spelling, _ in sorted(longer)[:COMPLETIONS]]
+
+    @cached_property
+    def _spelled(self) -> list[tuple[str, int]]:
+        words = self.run.vocabulary
+        tokens = list(range(self.run.manifest.model.vocabulary))
+        spelled = zip(words.pieces(tokens), tokens, strict=True)
+        return sorted((piece, token) for piece, token in spelled if piece and piece.isprintable())
+
+
+class Library:
+    """The runs of one server, each under the name of its folder."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.shelves: dict[str, Shelf] = {}
+        for run in runs:
+            name = self._name(run.path.resolve().name)
+            self.shelves[name] = Shelf(name, run)
+
+    def _name(self, folder: str) -> str:
+        plain = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in folder) or "run"
+        names = (plain, *(f"{plain}-{number}" for number in range(2, len(self.shelves) + 2)))
+        return next(name for name in names if name not in self.shelves)
+
+    def __getitem__(self, name: str) -> Shelf:
+        try:
+            return self.shelves[name]
+        except KeyError:
+            raise QueryError(
+                f"opening the run {name!r}: this server has none of that name; it has {', '.join(self.shelves)}"
+            ) from None

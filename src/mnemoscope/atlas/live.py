@@ -1,0 +1,157 @@
+"""Questions to the model of a run: one at a time, in order, with progress; whoever goes away stops theirs.
+
+The model is loaded on the first question, by the one thread that computes, and kept until another run asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from mnemoscope.errors import MnemoscopeError, QueryError
+from mnemoscope.records import Progress
+
+if TYPE_CHECKING:
+    from mnemoscope.api.run import Run
+    from mnemoscope.display import Report, Shown
+
+MOST_WAITING = 16
+PATIENCE = 5.0  # seconds that the last question has to end
+BEAT = 0.5  # seconds between two looks at whether the asker is still there
+
+
+# An answer, made with a run whose model is there.
+Compute: TypeAlias = "Callable[[Run, Report], Shown]"
+
+
+class Event(NamedTuple):
+    """What an asker is told: `waiting` (how many are before), `progress`, and last `answer` or `failure`."""
+
+    kind: str
+    value: Any
+
+
+class _Stopped(BaseException):
+    """The asker went away."""
+
+
+@dataclass
+class LiveQuestion:
+    """One question: what to compute with a run whose model is there, and what was said of it so far."""
+
+    run: Run
+    compute: Compute
+    stopped: threading.Event = field(default_factory=threading.Event)
+    events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+
+    def tell(self, progress: Progress) -> None:
+        """Pass on how far it is; ends the work if nobody waits for it any more."""
+        if self.stopped.is_set():
+            raise _Stopped
+        self.events.put(Event("progress", progress))
+
+    def stop(self) -> None:
+        """Nobody waits for the answer."""
+        self.stopped.set()
+
+
+class Desk:
+    """Where questions are put: answered one after another by one thread, which holds one model.
+
+    source  where to load models from; None for where each run's came from
+    """
+
+    def __init__(self, source: str | None = None) -> None:
+        self._source = source
+        self._waiting: deque[LiveQuestion] = deque()
+        self._changed = threading.Condition()
+        self._worker: threading.Thread | None = None
+        self._closed = False
+        self._current: LiveQuestion | None = None
+        self._loaded: Run | None = None
+
+    def ask(self, run: Run, compute: Compute) -> LiveQuestion:
+        """Put a question; `QueryError` if too many wait already."""
+        question = LiveQuestion(run, compute)
+        with self._changed:
+            if len(self._waiting) >= MOST_WAITING:
+                raise QueryError(f"asking the model: {MOST_WAITING} questions wait already; ask again later")
+            if self._waiting or self._worker:
+                question.events.put(Event("waiting", len(self._waiting)))
+            self._waiting.append(question)
+            self._changed.notify()
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="model", daemon=True)
+                self._worker.start()
+        return question
+
+    def close(self) -> None:
+        """Stop everything, and let go of the model."""
+        with self._changed:
+            self._closed = True
+            for question in [*self._waiting, *([self._current] if self._current else ())]:
+                question.stop()
+            self._waiting.clear()
+            self._changed.notify()
+        if self._worker:
+            self._worker.join(timeout=PATIENCE)
+
+    def _work(self) -> None:
+        while not self._closed:
+            with self._changed:
+                while not (self._waiting or self._closed):
+                    self._changed.wait()
+                self._current = None if self._closed else self._waiting.popleft()
+            if self._current:
+                self._answer(self._current)
+                self._current = None
+        self._loaded = None
+
+    def _answer(self, question: LiveQuestion) -> None:
+        try:
+            question.tell(Progress("loading the model", 0, 0, ""))
+            run = self._with_model(question.run)
+            question.events.put(Event("answer", question.compute(run, question.tell)))
+        except _Stopped:
+            pass
+        except MnemoscopeError as error:
+            question.events.put(Event("failure", str(error)))
+        except Exception as error:  # a defect: the desk goes on, and the asker is told
+            question.events.put(Event("failure", f"this failed: {type(error).__name__}: {error}"))
+
+    def _with_model(self, run: Run) -> Run:
+        if self._loaded is not run:
+            if self._loaded is not None:
+                self._loaded._model = None  # one model at a time
+            run._model = run.load_model(self._source)
+            self._loaded = run
+        return run
+
+
+async def told(question: LiveQuestion) -> AsyncIterator[Event | None]:
+    """What is said of a question, up to its answer; None every now and then, to see whether the asker is there."""
+    while True:
+        try:
+            event = await asyncio.to_thread(question.events.get, True, BEAT)
+        except queue.Empty:
+            yield None
+            continue
+        yield event
+        if event.kind in ("answer", "failure"):
+            return
+
+
+def answered(question: LiveQuestion) -> Shown:
+    """Wait for the answer; `QueryError` with what failed."""
+    while True:
+        event = question.events.get()
+        if event.kind == "answer":
+            answer: Shown = event.value
+            return answer
+        if event.kind == "failure":
+            raise QueryError(event.value)

@@ -1,0 +1,41 @@
+"""What results show of themselves, put into a page that allows no style but its own files'.
+
+A result's fragment brings its style along, in a block and in attributes. The pages here have all of these rules as one
+file already, and what is in attributes is handed to a script of this server (`data-style`), which may set it. Text in a
+fragment is escaped, quotation marks too, so that nothing in it is taken for an attribute.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from markupsafe import Markup
+
+from mnemoscope.display import Shown
+
+_BLOCK = re.compile(r"<style>.*?</style>\s*", re.DOTALL)
+_ATTRIBUTE = re.compile(r' style="')
+_ADDRESS = r"L\d+(?:E\d+)?N\d+"
+_LINKED = re.compile(rf'<a href="#[^"]*">({_ADDRESS})</a>')
+_NAMED = re.compile(rf"(<(?:td|th|span|h3|b)(?: [^>]*)?>)({_ADDRESS})(?=[\s<])")
+
+
+def inside(shown: Shown, href: Callable[[str], str]) -> Markup:
+    """A result as a part of a page; every neuron that it names is a link to `href` of its address."""
+    return Markup(linked(without_style(shown._repr_html_()), href))
+
+
+def without_style(fragment: str) -> str:
+    """A fragment without blocks of style, its attributes of style under another name."""
+    return _ATTRIBUTE.sub(' data-style="', _BLOCK.sub("", fragment))
+
+
+def linked(fragment: str, href: Callable[[str], str]) -> str:
+    """A fragment in which an element that begins with a neuron's address has it as a link."""
+
+    def link(address: str) -> str:
+        return f'<a class="neuron" href="{href(address)}">{address}</a>'
+
+    inner = _LINKED.sub(lambda match: link(match[1]), fragment)
+    return _NAMED.sub(lambda match: f"{match[1]}{link(match[2])}", inner)

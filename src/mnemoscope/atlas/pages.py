@@ -1,0 +1,183 @@
+"""Pages that are read from the tables of a run: no model, no torch."""
+
+import io
+import time
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import polars as pl
+from fastapi import FastAPI, Query, Response
+from fastapi.responses import RedirectResponse
+
+from mnemoscope.atlas.library import PAGE, STATISTICS, Shelf
+from mnemoscope.atlas.site import Answer, LongText, Site, Words, put_data, put_hidden
+from mnemoscope.errors import MnemoscopeError, QueryError
+from mnemoscope.neuron.find import Hits
+from mnemoscope.views.page import Most
+
+ROWS = 500  # of an answer in SQL
+SECONDS = 10.0  # that it may take
+KINDS = {
+    "promotes": "neurons that promote this token",
+    "suppresses": "neurons that suppress this token",
+    "trigger": "neurons that this text triggers",
+    "pattern": "neurons with a tested pattern of this name",
+}
+_TYPES = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+
+
+def add_pages(app: FastAPI, site: Site) -> None:
+    """Put the pages under their addresses."""
+    _add_runs(app, site)
+    _add_units(app, site)
+    _add_search(app, site)
+    _add_sql(app, site)
+
+
+def _add_runs(app: FastAPI, site: Site) -> None:
+    library = site.library
+
+    def runs() -> Answer:
+        """The runs that are served."""
+        shelves = list(library.shelves.values())
+        return Answer("runs.html", lambda: [_said(shelf) for shelf in shelves], {"shelves": shelves})
+
+    put_data(app, "/runs.json", runs, lambda: runs().data())
+
+    @app.get("/", include_in_schema=False, response_model=None)
+    def begin() -> Response:
+        if len(library.shelves) == 1:
+            return RedirectResponse(site.href(next(iter(library.shelves.values()))), 307)
+        return site.html(runs())
+
+    @site.put(app, "/runs/{run}")
+    def home(run: str) -> Answer:
+        """A run: its model and text, its layers at a glance, and neurons to begin with."""
+        shelf = library[run]
+        manifest = shelf.run.manifest
+        return Answer("home.html", manifest.model_dump, {"shelf": shelf, "manifest": manifest})
+
+
+def _add_units(app: FastAPI, site: Site) -> None:
+    library = site.library
+
+    @site.put(app, "/runs/{run}/layers/{layer}")
+    def layer(
+        run: str,
+        layer: int,
+        sort: Words = "kurtosis",
+        order: Annotated[str, Query(pattern="^(down|up)$")] = "down",
+        where: Annotated[list[Words] | None, Query(max_length=8)] = None,
+        page: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+    ) -> Answer:
+        """The neurons of a layer, sorted and filtered by statistics (`where=kurtosis>50`)."""
+        shelf = library[run]
+        conditions = [condition for condition in where or () if condition.strip()]
+        rows = shelf.layer(layer, sort, descending=order == "down", conditions=conditions, page=page)
+        shown = {
+            "shelf": shelf, "layer": layer, "summary": shelf.overview.layers[layer], "rows": rows, "page": page,
+            "columns": [*dict.fromkeys((sort, *STATISTICS))], "sort": sort, "order": order, "where": conditions,
+            "size": PAGE, "last": len(shelf.overview.layers) - 1,
+        }  # fmt: skip
+        return Answer("layer.html", lambda: {"layer": layer, **rows.to_dict()}, shown)
+
+    @site.put(app, "/runs/{run}/neurons/{address}")
+    def neuron(run: str, address: str, triggers: Annotated[int, Query(ge=1, le=1000)] = 25) -> Answer:
+        """A neuron: what triggers it either way, how its coefficient is distributed, what its value writes."""
+        shelf = library[run]
+        card = shelf.run.neuron(address, examples=triggers)
+        most = Most(examples=triggers, tokens=20)
+        shown = {"shelf": shelf, "card": card, "most": most, "triggers": triggers}
+        return Answer("neuron_page.html", card.to_dict, shown)
+
+
+def _add_search(app: FastAPI, site: Site) -> None:
+    library = site.library
+
+    @site.put(app, "/runs/{run}/search")
+    def search(
+        run: str, q: Words = "", by: Words = "", count: Annotated[int, Query(ge=1, le=500)] = 12
+    ) -> Answer:
+        """Neurons by a token that they promote or suppress, a text that triggers them, or a pattern; chance beside."""
+        shelf = library[run]
+        if by and by not in KINDS:
+            raise QueryError(f"searching by {by!r}: choose one of {', '.join(KINDS)}")
+        kinds = () if not q else (by,) if by else KINDS
+        answers = [(kind, *_answer(shelf, kind, q, count)) for kind in kinds]
+        shown = {"shelf": shelf, "q": q, "by": by, "count": count, "kinds": KINDS, "answers": answers}
+        return Answer(
+            "search.html", lambda: {kind: _data(hits, problem) for kind, hits, problem in answers}, shown
+        )
+
+    def go(run: str, q: Words = "") -> Response:
+        """What is typed into the box of every page: an address leads to its neuron, anything else to the search."""
+        shelf = library[run]
+        try:
+            return RedirectResponse(site.href(shelf, "neurons", str(shelf.run.parse(q.strip()))), 303)
+        except MnemoscopeError:
+            return RedirectResponse(f"{site.href(shelf, 'search')}?{urlencode({'q': q})}", 303)
+
+    put_hidden(app, "/runs/{run}/go", go, go)
+
+    def completions(run: str, q: Words = "") -> list[str]:
+        """Tokens of the vocabulary that begin so."""
+        return library[run].completions(q)
+
+    put_data(app, "/runs/{run}/completions.json", completions, completions)
+
+
+def _add_sql(app: FastAPI, site: Site) -> None:
+    library = site.library
+
+    @site.put(app, "/runs/{run}/sql")
+    def sql(run: str, q: LongText = "") -> Answer:
+        """The answer to one SELECT over the tables of the run, cut off after so many rows."""
+        shelf = library[run]
+        began = time.perf_counter()
+        frame = shelf.run.sql(q, most=ROWS, seconds=SECONDS) if q.strip() else None
+        shown = {
+            "shelf": shelf, "q": q, "frame": frame, "most": ROWS, "limit": SECONDS,
+            "seconds": time.perf_counter() - began, "tables": list(shelf.run.manifest.tables),
+        }  # fmt: skip
+        return Answer("sql.html", lambda: [] if frame is None else frame.to_dicts(), shown)
+
+    def table(
+        run: str, q: LongText, as_: Annotated[str, Query(alias="as", pattern="^(csv|parquet)$")] = "csv"
+    ) -> Response:
+        """The same as a file."""
+        frame = library[run].run.sql(q, most=ROWS, seconds=SECONDS)
+        kind = "text/csv; charset=utf-8" if as_ == "csv" else "application/vnd.apache.parquet"
+        headers = {"content-disposition": f'attachment; filename="answer.{as_}"'}
+        return Response(_file(frame, as_), media_type=kind, headers=headers)
+
+    put_hidden(app, "/runs/{run}/sql/file", table, table)
+
+
+def _said(shelf: Shelf) -> dict[str, Any]:
+    manifest = shelf.run.manifest
+    return {"name": shelf.name, "model": manifest.model.id, "corpus": manifest.corpus.id}
+
+
+def _answer(shelf: Shelf, kind: str, text: str, count: int) -> tuple[Hits | None, str]:
+    """The answer to a search, or why there is none."""
+    try:
+        return shelf.find(kind, text, count), ""
+    except QueryError as error:
+        return None, str(error)
+
+
+def _data(hits: Hits | None, problem: str) -> dict[str, Any]:
+    return hits.to_dict() if hits else {"problem": problem}
+
+
+def _file(frame: pl.DataFrame, kind: str) -> bytes:
+    """A frame as a file; in CSV, lists and structs are text."""
+    file = io.BytesIO()
+    if kind == "parquet":
+        frame.write_parquet(file)
+    else:
+        nested = [name for name, type_ in frame.schema.items() if type_.is_nested()]
+        frame.with_columns(
+            pl.Series(name, [str(value) for value in frame[name].to_list()], pl.String) for name in nested
+        ).write_csv(file)
+    return file.getvalue()

@@ -1,0 +1,104 @@
+"""Pages that ask the model of a run: a form, and the answer as it comes."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Response
+from fastapi.responses import StreamingResponse
+from markupsafe import Markup
+
+from mnemoscope.atlas import live
+from mnemoscope.atlas.site import Answer, LongText, Site, Words, put_data, put_hidden
+from mnemoscope.display import Shown
+from mnemoscope.errors import QueryError
+
+Asked = Callable[..., Callable[..., Any] | None]
+
+
+def add_questions(app: FastAPI, site: Site) -> None:
+    """Put the questions under their addresses."""
+
+    def question(path: str, template: str) -> Callable[[Asked], Asked]:
+        """Put a question under an address: a page with its form, the events of its answer, and its data.
+
+        What is decorated makes of the parameters what is to be computed, or None while too little is given.
+        """
+
+        def put(asked: Asked) -> Asked:
+            def ask(**given: Any) -> live.LiveQuestion:
+                compute = asked(**given)
+                if compute is None:
+                    raise QueryError("asking the model: nothing was asked; fill in the form")
+                return site.desk.ask(site.library[given["run"]].run, compute)
+
+            def as_page(run: str, **given: Any) -> Response:
+                shown = {
+                    "shelf": site.library[run],
+                    "given": given,
+                    "asked": asked(run=run, **given) is not None,
+                }
+                return site.html(Answer(template, dict, shown))
+
+            def as_events(**given: Any) -> Response:
+                shelf = site.library[given["run"]]
+                events = _stream(ask(**given), lambda shown: site.inside(shown, shelf))
+                return StreamingResponse(
+                    events, media_type="text/event-stream", headers={"cache-control": "no-store"}
+                )
+
+            put_data(app, f"{path}.json", asked, lambda **given: live.answered(ask(**given)).to_dict())
+            put_hidden(app, f"{path}/events", asked, as_events)
+            put_hidden(app, path, asked, as_page)
+            return asked
+
+        return put
+
+    @question("/runs/{run}/explain", "explain.html")
+    def explain(
+        run: str, prompt: LongText = "", target: Words = "",
+        foil: Annotated[list[Words] | None, Query(max_length=8)] = None,
+    ) -> Callable[..., Any] | None:  # fmt: skip
+        """A prediction, taken apart: what added to the log-probability of its token, or of it against others."""
+        foils = [text for text in foil or () if text]
+        if not prompt:
+            return None
+        return lambda opened, report: opened.explain(prompt, target or None, foils, report=report)
+
+    @question("/runs/{run}/text", "text.html")
+    def text(run: str, text: LongText = "", neurons: Words = "") -> Callable[..., Any] | None:
+        """A text of one's own: neurons along it, or the most unusual ones at each of its tokens."""
+        addresses = neurons.replace(",", " ").split() or None
+        return (lambda opened, report: opened.trace(text, addresses, report=report)) if text else None
+
+    @question("/runs/{run}/test", "test.html")
+    def test(
+        run: str, neuron: Words = "", pattern: Words = "",
+        sign: Annotated[str, Query(pattern="^[+-]?$")] = "",
+    ) -> Callable[..., Any] | None:  # fmt: skip
+        """A claim about a neuron, tested both ways on text that was not used to find it."""
+        if not (neuron and pattern):
+            return None
+        if pattern.strip().startswith("file:"):
+            raise QueryError("testing a pattern: this server reads no files; use `mnemoscope test`")
+        return lambda opened, report: opened.test(neuron.strip(), pattern, sign=sign or None, report=report)
+
+
+async def _stream(question: live.LiveQuestion, lower: Callable[[Shown], Markup]) -> AsyncIterator[str]:
+    """What is said of a question, as server-sent events; an asker who goes away stops it."""
+    try:
+        async for event in live.told(question):
+            if event is None:
+                yield ": still here\n\n"
+            elif event.kind == "answer":
+                yield _event("answer", str(lower(event.value)))
+            elif event.kind == "progress":
+                yield _event("progress", event.value._asdict())
+            else:
+                yield _event(event.kind, event.value)
+    finally:
+        question.stop()
+
+
+def _event(kind: str, value: Any) -> str:
+    return f"event: {kind}\ndata: {json.dumps(value, ensure_ascii=False)}\n\n"

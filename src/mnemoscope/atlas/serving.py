@@ -1,0 +1,71 @@
+"""Runs served to a browser, until Ctrl-C."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from mnemoscope.errors import RunError
+
+if TYPE_CHECKING:
+    from mnemoscope.api.run import Run
+
+PORT = 8321
+LOOPBACK = "127.0.0.1"
+_OURS = (LOOPBACK, "localhost", "::1")
+_NEAR = 20  # ports that are tried after the usual one
+
+
+def serve(
+    runs: Sequence[Run],
+    model: str | None = None,
+    *,
+    host: str = LOOPBACK,
+    port: int = PORT,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve runs until the process is interrupted.
+
+    model  where to load models from, if not from where each run's came
+    host   to listen at; where others than this machine can reach it, every address holds a random word
+    port   0 for any that is free; if the usual one is taken, the next that is free
+    ready  is told the address
+
+    `RunError` if what a server needs is not installed, or nothing can listen there.
+    """
+    try:
+        import uvicorn
+
+        from mnemoscope.atlas.app import create
+    except ImportError as error:
+        raise RunError(
+            f"serving a run: {error.name} is not installed; install it with: pip install 'mnemoscope[web]'"
+        ) from error
+    secret = "" if host in _OURS else secrets.token_urlsafe(16)
+    application = create(runs, model, secret)
+    with _listening(host, port) as listener:
+        name = f"[{host}]" if ":" in host else host
+        if ready:
+            ready("/".join((f"http://{name}:{listener.getsockname()[1]}", *([secret] if secret else ()), "")))
+        config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    problem = OSError()
+    for wanted in range(port, port + (_NEAR if port == PORT else 1)):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, wanted))
+            listener.listen()  # at once: whoever is told the address may ask
+            return listener
+        except OSError as error:
+            listener.close()
+            problem = error
+    raise RunError(
+        f"serving a run at {host}, port {port}: {problem.strerror or problem}; give another port or host"
+    )

@@ -1,0 +1,150 @@
+"""What the pages of a server share: its runs, its templates, and how a page and its data are put under an address."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from jinja2 import ChoiceLoader, Environment, PackageLoader
+from markupsafe import Markup
+
+from mnemoscope.atlas import live, lowered
+from mnemoscope.atlas.library import Library, Shelf
+from mnemoscope.display import Shown
+from mnemoscope.views import words
+from mnemoscope.views.page import environment
+
+TEXT = 400  # letters of a search
+LONG = 4_000  # of a prompt, or of a statement
+Words = Annotated[str, Query(max_length=TEXT)]
+LongText = Annotated[str, Query(max_length=LONG)]
+REFUSED: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The run cannot answer this"},
+    404: {"description": "There is no such thing"},
+    410: {"description": "The run cannot be read any more"},
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A page: its template, the same as data, and what is put into the template."""
+
+    template: str
+    data: Callable[[], Any]
+    shown: dict[str, Any] = field(default_factory=dict)
+
+
+class Site:
+    """One server: what every page of it needs.
+
+    prefix  of every address: empty, or "/" and a random word
+    """
+
+    def __init__(self, library: Library, desk: live.Desk, prefix: str = "") -> None:
+        self.library, self.desk, self.prefix = library, desk, prefix
+        self._templates = _templates(self)
+
+    def href(self, shelf: Shelf, *path: str) -> str:
+        """The address of a run, or of a page of it."""
+        return "/".join((self.prefix, "runs", shelf.name, *path))
+
+    def inside(self, shown: Shown, shelf: Shelf) -> Markup:
+        """A result as a part of a page of that run."""
+        return lowered.inside(shown, lambda address: self.href(shelf, "neurons", address))
+
+    def html(self, answer: Answer, status: int = 200) -> Response:
+        """The page."""
+        template = self._templates.get_template(answer.template)
+        return HTMLResponse(template.render({"shelf": None, "section": "", **answer.shown}), status)
+
+    def refusal(self, path: str, status: int, reason: str, shelf: Shelf | None) -> Response:
+        """Why there is no answer, as whatever was asked for."""
+        if path.endswith(".json"):
+            return as_json({"problem": reason}, status)
+        return self.html(
+            Answer("problem.html", dict, {"reason": reason, "status": status, "shelf": shelf}), status
+        )
+
+    def put(self, app: FastAPI, path: str) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
+        """Put a page under an address, and its data under the same with .json behind it."""
+
+        def put(answer: Callable[..., Answer]) -> Callable[..., Answer]:
+            # the longer address first: in a shorter one .json would be a part of a name
+            put_data(app, f"{path}.json", answer, lambda **arguments: answer(**arguments).data())
+            put_hidden(app, path, answer, lambda **arguments: self.html(answer(**arguments)))
+            return answer
+
+        return put
+
+
+def put_data(app: FastAPI, path: str, asked: Callable[..., Any], answer: Callable[..., Any]) -> None:
+    """Put data under an address that OpenAPI lists, with the parameters and the words of `asked`."""
+    reply = _like(asked, lambda **arguments: as_json(answer(**arguments)))
+    app.get(path, response_class=JSONResponse, response_model=None, responses=REFUSED)(reply)
+
+
+def put_hidden(app: FastAPI, path: str, asked: Callable[..., Any], answer: Callable[..., Response]) -> None:
+    """Put what is for browsers under an address, with the parameters of `asked`."""
+    app.get(path, include_in_schema=False, response_model=None)(_like(asked, answer))
+
+
+def _like(asked: Callable[..., Any], answer: Callable[..., Response]) -> Callable[..., Response]:
+    @functools.wraps(asked)
+    def reply(**arguments: Any) -> Response:
+        return answer(**arguments)
+
+    reply.__signature__ = inspect.signature(asked, eval_str=True)  # type: ignore[attr-defined]
+    return reply
+
+
+def as_json(data: Any, status: int = 200) -> Response:
+    """Data as JSON, which has no NaN and no infinity: null."""
+    text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, default=str)
+    return Response(text, status, media_type="application/json")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Every:
+    """A set that has everything: every neuron has a page."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+def _templates(site: Site) -> Environment:
+    shared = environment()
+    assert shared.loader is not None
+    templates = shared.overlay(loader=ChoiceLoader([PackageLoader("mnemoscope.atlas"), shared.loader]))
+    templates.filters = shared.filters | {"cell": _cell}
+    templates.globals = shared.globals | {
+        "prefix": site.prefix,
+        "library": site.library,
+        "every": _Every(),
+        "plain": lambda html: Markup(lowered.without_style(str(html))),
+    }
+    return templates
+
+
+def _cell(value: Any) -> str:
+    """A cell of a table."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return words.number(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,80 @@
+// What the pages of a served run do in the browser: styles that the policy lets only a script set, keys, completions, and answers as they come.
+(() => {
+  const run = document.body.dataset.run;
+  const style = (place) => {
+    for (const element of place.querySelectorAll("[data-style]")) {
+      element.style.cssText = element.dataset.style;
+      element.removeAttribute("data-style");
+    }
+  };
+  style(document);
+
+  // -- keys ------------------------------------------------------------------------------------------------------
+  const box = document.querySelector(".go input"), keys = document.querySelector("dialog.keys");
+  const follow = (selector) => {
+    const link = document.querySelector(selector);
+    if (link) location.href = link.href;
+  };
+  const after = { // a letter after g
+    l: () => { const card = document.querySelector("[data-layer]"); location.href = card ? card.dataset.layer : `${run}/layers/0`; },
+    h: () => { location.href = run; },
+    e: () => { location.href = `${run}/explain`; },
+  };
+  const plain = {
+    "/": () => { box.focus(); box.select(); },
+    "?": () => keys.showModal(),
+    j: () => follow("[rel=next]"),
+    k: () => follow("[rel=prev]"),
+  };
+  let begun = 0;
+  addEventListener("keydown", (event) => {
+    if (!run || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, dialog")) return;
+    const wanted = event.timeStamp - begun < 1500 ? after[event.key] : plain[event.key];
+    begun = event.key === "g" ? event.timeStamp : 0;
+    if (wanted) {
+      event.preventDefault();
+      wanted();
+    }
+  });
+  document.querySelector(".help")?.addEventListener("click", () => keys.showModal());
+
+  // -- completions -----------------------------------------------------------------------------------------------
+  const list = document.getElementById("completions");
+  let asked = "";
+  for (const field of document.querySelectorAll("[list=completions]")) field.addEventListener("input", async () => {
+    const text = field.value;
+    asked = text;
+    const answer = await fetch(`${run}/completions.json?q=${encodeURIComponent(text)}`);
+    if (!answer.ok || asked !== text) return; // another letter was typed meanwhile
+    list.replaceChildren(...(await answer.json()).map((word) => Object.assign(document.createElement("option"), { value: word })));
+  });
+
+  // -- answers of the model --------------------------------------------------------------------------------------
+  const live = document.querySelector("[data-live]");
+  if (!live) return;
+  const told = live.querySelector(".told"), bar = live.querySelector("progress"), answer = document.querySelector(".answer");
+  const source = new EventSource(`${location.pathname}/events${location.search}`);
+  const end = (text, failed) => {
+    source.close();
+    told.textContent = text;
+    bar.hidden = true;
+    live.querySelector(".stop")?.remove();
+    live.toggleAttribute("data-failed", failed);
+    live.hidden = !text;
+  };
+  source.addEventListener("waiting", (event) => { told.textContent = `waiting; ${event.data} before`; });
+  source.addEventListener("progress", (event) => {
+    const step = JSON.parse(event.data);
+    told.textContent = step.total ? `${step.stage}: ${step.done} of ${step.total} ${step.unit}` : step.stage;
+    bar.hidden = !step.total;
+    if (step.total) Object.assign(bar, { max: step.total, value: step.done });
+  });
+  source.addEventListener("answer", (event) => {
+    answer.innerHTML = JSON.parse(event.data);
+    style(answer);
+    end("", false);
+  });
+  source.addEventListener("failure", (event) => end(JSON.parse(event.data), true));
+  source.onerror = () => end(source.readyState === EventSource.CLOSED ? "the server refused this, or is gone" : "the connection broke off", true);
+  live.querySelector(".stop").addEventListener("click", () => end("stopped", false));
+})();

@@ -1,0 +1,518 @@
+"""A run in the browser: every page answers, its data are the run's own, and nothing from elsewhere is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import polars as pl
+import pytest
+from effort import tries
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+from synthetic import make_run
+from tiny import model_folder, texts
+
+import mnemoscope as mn
+from mnemoscope.atlas import guard, live, lowered
+from mnemoscope.atlas.app import create
+from mnemoscope.atlas.library import PAGE, Library
+from mnemoscope.errors import QueryError
+from mnemoscope.records import Progress
+
+HERE = "http://127.0.0.1:8321"
+PAGES = (
+    "", "/layers/0", "/layers/1?sort=max&order=up&where=kurtosis%3E0", "/neurons/L1N3", "/search", "/search?q=a",
+    "/search?q=%20capital&by=trigger", "/sql", "/sql?q=select+1", "/explain", "/text", "/test",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> mn.Run:
+    """A finished run without a model, whose text and titles hold HTML."""
+    return mn.open_run(make_run(tmp_path_factory.mktemp("runs") / "a run", neurons=70).path)
+
+
+@pytest.fixture(scope="module")
+def client(run: mn.Run) -> TestClient:
+    """A browser on this machine."""
+    return TestClient(create([run]), base_url=HERE, follow_redirects=False)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> mn.Run:
+    """A run whose tiny model can be asked."""
+    model = mn.load_model(model_folder(tmp_path_factory.mktemp("model")), dtype="fp32")
+    return mn.build(model, texts(40), tmp_path_factory.mktemp("runs") / "built", top=10)
+
+
+# -- who may ask ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:9", "localhost:8321", "LOCALHOST", "[::1]:8321", "[::1]"]
+)
+def test_names_of_this_machine_are_answered(client: TestClient, host: str) -> None:
+    """Under any port."""
+    assert client.get("/runs.json", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:8321", "", "127.0.0.1:x", "::1"]
+)
+def test_other_names_are_not(client: TestClient, host: str) -> None:
+    """A name that somebody points to this machine is refused whatever is asked."""
+    for path in ("/", "/static/atlas.js", "/api.json", "/nothing"):
+        answer = client.get(path, headers={"host": host})
+        assert answer.status_code == 400 and "answers to" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-fetch-site": "same-origin"}, 405),
+        ({"sec-fetch-site": "none"}, 405),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"sec-fetch-site": "cross-site", "origin": HERE}, 403),
+        ({"origin": HERE}, 405),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({}, 405),
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "TRACE"])
+def test_only_pages_from_here_may_change_anything(
+    client: TestClient, method: str, headers: dict[str, str], status: int
+) -> None:
+    """405 is the router's own: such a request passes the guard, and nothing here takes it."""
+    assert client.request(method, "/runs.json", headers=headers).status_code == status
+
+
+def test_sockets_from_elsewhere_are_closed() -> None:
+    """A WebSocket is refused as a request that changes something is, before any application sees it."""
+    seen, sent = [], []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    def asked(**headers: str) -> None:
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        scope = {"type": "websocket", "path": "/", "headers": pairs}
+        asyncio.run(guard.Guard(app)(scope, receive, send))
+
+    asked(host="127.0.0.1", origin="http://evil.example")
+    asked(host="evil.example")
+    assert not seen and [message["type"] for message in sent] == ["websocket.close"] * 2
+    asked(host="127.0.0.1", origin="http://127.0.0.1")
+    assert seen == ["websocket"]
+
+
+def test_bodies_have_a_limit(client: TestClient) -> None:
+    """Said or not said beforehand."""
+    large = b"x" * (guard.MOST_BYTES + 1)
+    assert client.post("/runs.json", content=large).status_code == 413
+
+    async def reads(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"read"})
+
+    reader = TestClient(guard.Guard(reads), base_url=HERE)
+    assert reader.post("/", content=iter([large[:-1], b"y", b"z"])).status_code == 413
+    assert reader.post("/", content=iter([b"x"])).text == "read"
+
+
+def test_others_need_the_word(run: mn.Run) -> None:
+    """Where others can ask, every address begins with a secret; links have it, and without it nothing is there."""
+    outside = TestClient(create([run], secret="word"), base_url="http://192.0.2.7", follow_redirects=True)
+    assert outside.get("/").status_code == outside.get("/runs.json").status_code == 404
+    assert outside.get("/wordy/runs.json").status_code == 404
+    page = outside.get("/word/")
+    assert page.status_code == 200
+    links = [part.split('"')[0] for part in page.text.split('href="')[1:]]
+    assert all(link.startswith(("/word/", "#", "data:")) for link in links), links
+    assert outside.get("/word/static/atlas.css").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/runs/a-run", "/nothing", "/api.json", "/static/pages.css", "/runs/a-run/sql?q=no"]
+)
+def test_every_answer_says_what_it_may_do(client: TestClient, path: str) -> None:
+    """No foreign script, style, picture, frame or form; refusals say so, too."""
+    for headers in ({}, {"host": "evil.example"}):
+        answer = client.get(path, headers=headers)
+        assert {name: answer.headers[name] for name in guard.HEADERS} == guard.HEADERS
+        assert "set-cookie" not in answer.headers and "access-control-allow-origin" not in answer.headers
+
+
+@tries(60)
+@given(st.text(), st.text())
+def test_only_a_whole_name_is_a_name(before: str, after: str) -> None:
+    """Nothing around a name of this machine passes for it."""
+    name = guard._name(f"{before}127.0.0.1{after}")
+    assert (name in guard.LOOPBACK) == (
+        not before and (not after or (after[0] == ":" and after[1:].isascii() and after[1:].isdigit()))
+    )
+
+
+# -- pages ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_answers(client: TestClient, path: str) -> None:
+    """As a page that needs nothing from elsewhere and has no style or script of its own in it."""
+    answer = client.get(f"/runs/a-run{path}")
+    assert answer.status_code == 200, answer.text
+    assert "<style" not in answer.text and " style=" not in answer.text and " onclick" not in answer.text
+    sources = [part.split('"')[0] for part in answer.text.split('src="')[1:]]
+    assert sources == ["/static/atlas.js"]
+
+
+def test_the_beginning_leads_to_the_only_run(client: TestClient, run: mn.Run) -> None:
+    """Several are listed, each under a name of its own."""
+    assert client.get("/").headers["location"] == "/runs/a-run"
+    two = TestClient(create([run, run]), base_url=HERE, follow_redirects=False)
+    assert [one["name"] for one in two.get("/runs.json").json()] == ["a-run", "a-run-2"]
+    assert "/runs/a-run-2" in two.get("/").text
+
+
+def test_data_are_the_runs_own(client: TestClient, run: mn.Run) -> None:
+    """Behind .json is what Python says of the same; what is no number there is null."""
+    assert client.get("/runs/a-run/neurons/L1N3.json?triggers=7").json() == json.loads(
+        json.dumps(run.neuron("L1N3", examples=7).to_dict(), default=str)
+    )
+    hits = client.get("/runs/a-run/search.json?q=%20capital").json()
+    assert hits["trigger"] == run.find(trigger=" capital", count=12).to_dict()
+    assert (
+        "problem" in hits["promotes"] or hits["promotes"] == run.find(promotes=" capital", count=12).to_dict()
+    )
+    assert client.get("/runs/a-run/sql.json?q=select+1+as+one,+'nan'::double+as+two").json() == [
+        {"one": 1, "two": None}
+    ]
+    file = client.get("/runs/a-run/sql/file?q=select+[1,2]+as+list,+3+as+three").text
+    assert file == 'list,three\n"[1, 2]",3\n'
+
+
+def test_a_layer_is_sorted_filtered_and_cut_into_pages(client: TestClient, run: mn.Run) -> None:
+    """Every neuron that fits is on exactly one page, in order."""
+    rows = run.table("neurons").filter((pl.col("layer") == 1) & (pl.col("max") > 0.5)).collect()
+    wanted = rows.sort("std", "neuron", descending=[True, False])["neuron"].to_list()
+    assert len(wanted) > PAGE
+    found = []
+    for page in range(3):
+        address = f"/runs/a-run/layers/1.json?sort=std&where={quote('max > 0.5')}&page={page}"
+        answer = client.get(address).json()
+        assert (answer["fitting"], answer["all"]) == (len(wanted), 70)
+        found += [row["neuron"] for row in answer["rows"]]
+    assert found == wanted
+    first = client.get("/runs/a-run/layers/1.json?sort=std").json()["rows"][0]
+    card = run.neuron(first["id"])
+    assert first["promotes"] == [token.text for token in card.writes(card.sides[0].polarity)[:4]]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/runs/nothing", 404, "it has a-run"),
+        ("/runs/a-run/neurons/L99N1", 404, "out of range"),
+        ("/runs/a-run/neurons/nothing", 400, "L13N366"),
+        ("/runs/a-run/layers/99", 404, "layers 0 to"),
+        ("/runs/a-run/layers/x", 422, "layer"),
+        ("/runs/a-run/layers/0?sort=beauty", 400, "kurtosis"),
+        ("/runs/a-run/layers/0?where=kurtosis", 400, "kurtosis>50"),
+        ("/runs/a-run/layers/0?where=beauty>1", 400, "unknown statistic"),
+        ("/runs/a-run/layers/0?page=-1", 422, "page"),
+        ("/runs/a-run/search?q=a&by=smell", 400, "promotes"),
+        ("/runs/a-run/sql?q=delete+from+neurons", 400, "SELECT"),
+        ("/runs/a-run/sql?q=select+*+from+read_csv('/etc/passwd')", 400, "running SQL"),
+        ("/runs/a-run/explain/events", 400, "nothing was asked"),
+        ("/runs/a-run/test?neuron=L1N3&pattern=file:/etc/passwd", 400, "reads no files"),
+        ("/runs/a-run/search?q=" + "x" * 401, 422, "400"),
+        ("/static/..%2f..%2fapp.py", 404, ""),
+        ("/static/app.py", 404, "no file"),
+        ("/nothing", 404, ""),
+    ],
+)
+def test_what_cannot_be_answered_is_said(client: TestClient, path: str, status: int, words: str) -> None:
+    """In a sentence on a page, and as JSON where data were asked for."""
+    answer = client.get(path)
+    assert answer.status_code == status and words in answer.text.replace("&gt;", ">").replace("&#39;", "'")
+    place, _, query = path.partition("?")
+    if place.startswith("/runs/") and not place.endswith("events"):
+        data = client.get(f"{place}.json?{query}")
+        assert data.status_code == status and words in data.json()["problem"]
+
+
+def test_sql_is_cut_off(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many rows, and after so many seconds."""
+    many = client.get("/runs/a-run/sql.json?q=select+*+from+range(100000)").json()
+    assert len(many) == 500
+    monkeypatch.setattr("mnemoscope.atlas.pages.SECONDS", 0.2)
+    began = time.monotonic()
+    slow = client.get(
+        "/runs/a-run/sql.json?q=select+sum(a.range*b.range)+from+range(1000000)+a,+range(1000000)+b"
+    )
+    assert (
+        slow.status_code == 400 and "longer than 0.2 seconds" in slow.text and time.monotonic() - began < 20
+    )
+
+
+def test_the_box_leads_where_it_should(client: TestClient) -> None:
+    """An address to its neuron, anything else to the search, as it was typed."""
+    assert client.get("/runs/a-run/go?q=L1N3+").headers["location"] == "/runs/a-run/neurons/L1N3"
+    assert client.get("/runs/a-run/go?q=+capital").headers["location"] == "/runs/a-run/search?q=+capital"
+
+
+def test_completions_are_tokens(client: TestClient, run: mn.Run) -> None:
+    """Each begins as it was typed, and is a token that the search takes."""
+    words = client.get("/runs/a-run/completions.json?q=%20c").json()
+    assert words and all(word.startswith(" c") and run.vocabulary.find(word) for word in words)
+    assert client.get("/runs/a-run/completions.json?q=").json() == []
+
+
+def test_a_run_that_is_deleted_is_said_to_be_gone(tmp_path: Path) -> None:
+    """While it is served: the page says so, whatever was read of it before."""
+    opened = mn.open_run(make_run(tmp_path / "gone").path)
+    reader = TestClient(create([opened]), base_url=HERE)
+    assert reader.get("/runs/gone/neurons/L0N0").status_code == 200
+    shutil.rmtree(opened.path)
+    for path in ("", "/layers/1", "/neurons/L0N1", "/search?q=a", "/sql?q=select+*+from+neurons"):
+        answer = reader.get(f"/runs/gone{path}")
+        assert answer.status_code in (200, 410), (path, answer.text)
+    assert reader.get("/runs/gone/neurons/L0N1").status_code == 410
+
+
+def test_openapi_lists_the_data(client: TestClient) -> None:
+    """Every page with data is in the schema, and nothing else is."""
+    schema = client.get("/api.json").json()
+    assert {path for path in schema["paths"] if not path.endswith(".json")} == set()
+    assert {
+        "/runs.json",
+        "/runs/{run}.json",
+        "/runs/{run}/neurons/{address}.json",
+        "/runs/{run}/explain.json",
+    } <= set(schema["paths"])
+
+
+# -- what results show, inside a page ---------------------------------------------------------------------------
+
+
+def test_a_result_is_put_into_a_page_without_style(run: mn.Run) -> None:
+    """Its rules go, its attributes of style are handed to the script, and its text stays text."""
+    inside = lowered.inside(run["L1N3"], lambda address: f"/x/{address}")
+    assert "<style" not in inside and " style=" not in inside and " data-style=" in inside
+    assert "<b>season" not in inside
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("<td>L1N2</td>", '<td><a class="neuron" href="/L1N2">L1N2</a></td>'),
+        (
+            '<td class="a">L1E3N2 more</td>',
+            '<td class="a"><a class="neuron" href="/L1E3N2">L1E3N2</a> more</td>',
+        ),
+        ('<td><a href="#L1N2">L1N2</a></td>', '<td><a class="neuron" href="/L1N2">L1N2</a></td>'),
+        ("<td>L1N2x</td>", "<td>L1N2x</td>"),
+        ("<p>of L1N2</p>", "<p>of L1N2</p>"),
+    ],
+)
+def test_neurons_are_links(given: str, wanted: str) -> None:
+    """Where an element begins with an address; a link to another place of the page becomes one to the neuron's."""
+    assert lowered.linked(given, lambda address: f"/{address}") == wanted
+
+
+# -- questions to the model -------------------------------------------------------------------------------------
+
+
+def _events(text: str) -> list[tuple[str, Any]]:
+    """Server-sent events by the rules of their format."""
+    blocks = [block.split("\n") for block in text.split("\n\n") if block and not block.startswith(":")]
+    return [(kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for kind, data in blocks]
+
+
+def test_questions_are_answered_as_in_python(built: mn.Run) -> None:
+    """By events, with progress first and the answer last, and as data."""
+    with TestClient(create([built]), base_url=HERE) as client:
+        _ask(client, built)
+
+
+def _ask(client: TestClient, built: mn.Run) -> None:
+    path = "/runs/built/explain"
+    prompt = "prompt=The+capital+of+France&target=+is"
+    page = client.get(f"{path}?{prompt}")
+    assert page.status_code == 200 and "data-live" in page.text
+    events = _events(client.get(f"{path}/events?{prompt}").text)
+    assert [kind for kind, _ in events][-1] == "answer" and events[0][0] in ("progress", "waiting")
+    assert "<style" not in events[-1][1] and "mn-explain" in events[-1][1]
+    assert '<a class="neuron" href="/runs/built/neurons/L' in events[-1][1]
+    wanted = built.explain("The capital of France", " is").to_dict()
+    found = client.get(f"{path}.json?{prompt}").json()
+    assert found["target"] == json.loads(json.dumps(wanted["target"]))
+    traced = client.get("/runs/built/text.json?text=The+capital&neurons=L1N3").json()
+    assert traced == json.loads(json.dumps(built.trace("The capital", "L1N3").to_dict(), default=str))
+    failed = _events(client.get(f"{path}/events?prompt=The&target=no+such+token+at+all").text)
+    assert failed[-1][0] == "failure" and "no such token" in failed[-1][1]
+    assert client.get(f"{path}.json?prompt=The&target=no+such+token+at+all").status_code == 400
+
+
+class _Slow:
+    """A question that goes on until it is told to end, or stopped."""
+
+    def __init__(self) -> None:
+        self.begun, self.ended, self.free = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self, run: Any, report: Any) -> Any:
+        self.begun.set()
+        try:
+            while not self.free.wait(0.01):
+                report(Progress("working", 1, 2, "steps"))
+            return "done"
+        finally:
+            self.ended.set()
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[live.Desk]:
+    """A desk whose runs need no model."""
+    monkeypatch.setattr(live.Desk, "_with_model", lambda self, run: run)
+    desk = live.Desk()
+    yield desk
+    desk.close()
+
+
+def test_who_goes_away_stops_the_work(desk: live.Desk, run: mn.Run) -> None:
+    """And the next question is answered; one that is stopped while it waits is never begun."""
+    slow, waits, last = _Slow(), _Slow(), _Slow()
+    first = desk.ask(run, slow)
+    assert slow.begun.wait(10)
+    second = desk.ask(run, waits)
+    third = desk.ask(run, last)
+    assert second.events.get(timeout=5) == ("waiting", 0) and third.events.get(timeout=5) == ("waiting", 1)
+    second.stop()
+    first.stop()
+    assert slow.ended.wait(10)
+    last.free.set()
+    assert live.answered(third) == "done"
+    assert not waits.begun.is_set()
+
+
+def test_too_many_questions_are_refused(desk: live.Desk, run: mn.Run) -> None:
+    """The line of those that wait has an end, and is open again once some went."""
+    slow = _Slow()
+    desk.ask(run, slow)
+    assert slow.begun.wait(10)
+    waiting = [desk.ask(run, _Slow()) for _ in range(live.MOST_WAITING)]
+    with pytest.raises(QueryError, match="wait already"):
+        desk.ask(run, _Slow())
+    for question in waiting:
+        question.stop()
+    slow.free.set()
+    last = _Slow()
+    last.free.set()
+    for _ in range(200):
+        try:
+            assert live.answered(desk.ask(run, last)) == "done"
+            break
+        except QueryError:
+            time.sleep(0.02)
+    else:
+        pytest.fail("the line stayed full")
+
+
+def test_a_defect_ends_one_question(desk: live.Desk, run: mn.Run) -> None:
+    """The desk goes on, and the asker is told."""
+
+    def broken(run: Any, report: Any) -> Any:
+        raise ZeroDivisionError("by nought")
+
+    with pytest.raises(QueryError, match="ZeroDivisionError: by nought"):
+        live.answered(desk.ask(run, broken))
+    fine = _Slow()
+    fine.free.set()
+    assert live.answered(desk.ask(run, fine)) == "done"
+
+
+def test_a_desk_that_closes_stops_its_work(desk: live.Desk, run: mn.Run) -> None:
+    """What is being computed, and what waits."""
+    slow, waits = _Slow(), _Slow()
+    desk.ask(run, slow)
+    assert slow.begun.wait(10)
+    desk.ask(run, waits)
+    desk.close()
+    assert slow.ended.wait(10) and not waits.begun.is_set()
+
+
+# -- the command ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(run: mn.Run) -> Iterator[str]:
+    """The address that the command prints."""
+    command = [sys.executable, "-m", "mnemoscope", "serve", str(run.path), "--port", "0"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    ) as process:
+        assert process.stderr is not None
+        yield process.stderr.readline().split()[0]
+        process.terminate()
+
+
+def test_the_command_serves(served: str) -> None:
+    """At the address that it prints."""
+    assert served.startswith("http://127.0.0.1:")
+    with urlopen(f"{served}runs.json") as answer:
+        assert json.load(answer)[0]["name"] == "a-run"
+
+
+def test_reading_needs_no_torch(run: mn.Run) -> None:
+    """Neither to begin nor to show any page."""
+    code = (
+        "import sys; import mnemoscope as mn; from mnemoscope.atlas.app import create\n"
+        "from starlette.testclient import TestClient\n"
+        f"client = TestClient(create([mn.open_run({str(run.path)!r})]), base_url={HERE!r})\n"
+        f"assert all(client.get('/runs/a-run' + path).status_code == 200 for path in {PAGES!r})\n"
+        "assert not {'torch', 'transformers', 'numba'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_a_port_that_is_taken_is_said(run: mn.Run) -> None:
+    """In one line, with exit code 2."""
+    with closing(socket.socket()) as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        command = [sys.executable, "-m", "mnemoscope", "serve", str(run.path), "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "another port" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_names_of_runs_are_words_of_an_address(run: mn.Run, tmp_path: Path) -> None:
+    """Whatever their folders are called."""
+    folder = tmp_path / "a&b <c>"
+    shutil.copytree(run.path, folder)
+    (name,) = Library([mn.open_run(folder)]).shelves
+    assert name == "a-b--c-"
