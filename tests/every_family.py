@@ -129,6 +129,16 @@ _COMPASS = {
     "layer_types": ["full_attention"] * 2,
 }
 
+_BERT = {
+    "model_type": "bert",
+    "vocab_size": 80,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 64,
+}
+
 # What a family wants beyond small sizes: widths that must agree, or lists with an entry for each layer.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {**_LINEAR, "linear_num_heads": 4, "linear_head_dim": 8},
@@ -154,6 +164,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
     },
     "dots3_note_text": _LATENT,
+    "encoder-decoder": {
+        "encoder": _BERT,
+        "decoder": {**_BERT, "is_decoder": True, "add_cross_attention": True},
+    },
     "esm": {"vocab_size": 80, "pad_token_id": 1, "mask_token_id": 3},
     "esmc": _LATENT,
     "falcon_h1": {
@@ -271,6 +285,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "acoustic_tokenizer_encoder_config": {"num_filters": 2, "depths": [1] * 7},
         "semantic_tokenizer_encoder_config": {"num_filters": 2, "depths": [1] * 7},
     },
+    "switch_transformers": {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
     "youtu": _LATENT,
     "zamba": {
         "num_hidden_layers": 3,

@@ -75,6 +75,8 @@ def randomise(model: nn.Module) -> None:
         else:
             parameter.normal_(0, 0.3)
     for name, buffer in model.named_buffers():
+        if "logits_bias" in name:
+            buffer.normal_(0, 0.3)
         if "scalar" in name:  # of the residual stream
             buffer.uniform_(0.5, 1.5)
 

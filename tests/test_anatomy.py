@@ -20,8 +20,6 @@ from transformers import (
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from mnemoscope.errors import ModelNotSupported
@@ -223,12 +221,7 @@ REFUSED = {
         lambda: BertForSequenceClassification(BertConfig(**_SMALL, intermediate_size=16)),
         "another head than a language model's",
     ),
-    "t5": (
-        lambda: T5ForConditionalGeneration(
-            T5Config(vocab_size=VOCABULARY, d_model=16, d_ff=16, d_kv=4, num_layers=1, num_heads=2)
-        ),
-        "encoder-decoder",
-    ),
+    "led": (lambda: smallest("led", "seq2seq"), "computed in blocks"),
     "mamba": (
         lambda: MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1)),
         "no FFN",

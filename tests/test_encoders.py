@@ -12,13 +12,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from every_family import tiny, tiny_config
+from every_family import tiny
 from families import randomise, slow_but_for
 from tiny import texts, tokenizer
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM, BertForPreTraining, PreTrainedTokenizerFast
+from transformers import BertForPreTraining, PreTrainedTokenizerFast
 
 from mnemoscope import build, explain
 from mnemoscope.errors import ModelNotSupported, QueryError
@@ -214,29 +214,6 @@ def test_a_checkpoint_is_loaded_with_the_head_that_it_has(tmp_path: Path, head: 
     assert model.self_check <= 1e-5 and model.anatomy.headless == (head == "body")
     assert model.entry().readout == ("input embedding" if head == "body" else "head")
     assert model.weights_sha256 == load_model(tmp_path, dtype="fp32").weights_sha256
-
-
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("family", slow_but_for(OF_PAIRS, ("t5",)))
-def test_the_encoder_of_an_encoder_decoder_is_read_by_itself(
-    tmp_path: Path, family: str, gated: bool
-) -> None:
-    """From a checkpoint of the whole, which is said; the whole in memory is refused with what to give."""
-    config = tiny_config(family, "seq2seq")
-    kind = {"feed_forward_proj": "gated-gelu" if gated else "relu", "is_gated_act": gated}
-    whole = AutoModelForSeq2SeqLM.from_config(type(config)(**config.to_dict() | kind)).eval()
-    randomise(whole)
-    with pytest.raises(ModelNotSupported, match="of which the encoder alone is supported"):
-        load_model(whole, tokenizer=reading())
-    whole.save_pretrained(tmp_path / "model")
-    reading().save_pretrained(tmp_path / "model")
-    model = load_model(tmp_path / "model", dtype="fp32")
-    assert model.self_check <= 1e-5 and model.anatomy.gated == gated and model.anatomy.headless
-    assert any("the encoder alone" in line for line in model.unused)
-    states = whole.get_encoder()(input_ids=TOKENS).last_hidden_state[0].detach()
-    torch.testing.assert_close(model.traced(TOKENS).logits, states @ whole.get_input_embeddings().weight.T)
-    run = build(model, texts(30), tmp_path / "run", top=5)
-    assert run.manifest.model.readout == "input embedding" and verify(run, model).passed
 
 
 def test_what_asks_about_prefixes_refuses_an_encoder(built: tuple[Run, Model]) -> None:

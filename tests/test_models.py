@@ -12,9 +12,9 @@ import torch
 from families import FAMILIES
 from safetensors.torch import load_file, save_file
 from tiny import model_folder, tokenizer
-from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertLMHeadModel
+from transformers import BertConfig, BertLMHeadModel
 
-from mnemoscope.errors import ModelError, ModelNotSupported
+from mnemoscope.errors import ModelError
 from mnemoscope.model.load import load_model
 
 
@@ -99,18 +99,6 @@ def test_a_checkpoint_that_lacks_weights_is_refused(folder: Path, tmp_path: Path
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"lack 1 tensors .*layers\.1\.mlp\.up_proj"):
-        load_model(tmp_path)
-
-
-def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
-    """What it is, and of which family, stands in the refusal."""
-    config = BartConfig(
-        vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
-    )  # fmt: skip
-    BartForConditionalGeneration(config).save_pretrained(tmp_path)
-    tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelNotSupported, match=r"bart.*encoder-decoder"):
         load_model(tmp_path)
 
 

@@ -15,7 +15,6 @@ from mnemoscope import load_corpus
 from mnemoscope.mine import loop, values
 from mnemoscope.mine.places import bin_of, selected
 from mnemoscope.mine.statistics import NeuronStatistics, RunStatistics
-from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import Nulls
 from mnemoscope.text.corpus import write_plan
@@ -164,10 +163,9 @@ def test_histograms_count_the_same_coefficients(
 
 def test_values_are_the_models_own_reading(sample_model: Model) -> None:
     """Value tokens of some neurons equal a plain sort of softmax(norm(v) E) in fp64; equals to 1e-6 may swap."""
-    hf, parts = sample_model.hf, sample_model.anatomy
-    lens = Lens.of(parts, "own")
+    hf = sample_model.hf
     for layer, neuron in ((13, 366), (24, 1005), (29, 0)):
-        tokens, logits = values.value_tokens(sample_model, layer, lens, torch.tensor([neuron]))
+        tokens, logits = values.value_tokens(sample_model, layer, torch.tensor([neuron]))
         vector = hf.model.layers[layer].mlp.down_proj.weight[:, neuron].detach().double()
         scale = torch.rsqrt(vector.square().mean() + hf.config.rms_norm_eps)
         scores = hf.lm_head.weight.detach().double() @ (

@@ -313,6 +313,7 @@ class ModelEntry(_Strict):
     self_check: float  # largest error of the rebuilt logits, as a share of their range
     unused: list[str] = []  # what of the checkpoint was not loaded, a line for each kind
     bidirectional: bool = False  # an encoder: each position has read the whole context
+    encoder_layers: int = 0  # of an encoder-decoder: the first layers, which are the encoder's; else 0
     readout: str = (
         "head"  # what values are read through: its head, or the input embedding of a model without one
     )
@@ -329,6 +330,10 @@ class ModelEntry(_Strict):
     def sizes(self) -> tuple[int, ...]:
         """Neurons of each layer."""
         return (self.neurons,) * self.layers if isinstance(self.neurons, int) else tuple(self.neurons)
+
+    def in_encoder(self, layer: int) -> bool:
+        """Whether the positions of a layer have read the whole context."""
+        return self.bidirectional or layer < self.encoder_layers
 
     @cached_property
     def cells(self) -> Cells:

@@ -70,6 +70,8 @@ def build(
     workers  processes (CPU); the result is the same bit for bit whatever their number
     report   called with a `Progress` after every step
 
+    Of an encoder-decoder the encoder alone is read, and the manifest says so (`ModelEntry.unused`).
+
     Raises RunMismatch when the folder holds something built from another model, corpus or options.
     """
     check_build(top, nulls, workers)
@@ -77,6 +79,7 @@ def build(
         loop.check_workers()  # before the folder is locked, or a process would wait for its parent
     check_place(path)
     model = model if isinstance(model, Model) else load_model(model)
+    model = model.encoder
     model.check_tokenizer()
     text = text if isinstance(text, Corpus) else corpus.load_corpus(text)
     path = files.expanded(path)

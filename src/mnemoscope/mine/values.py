@@ -13,6 +13,7 @@ take block. This says what switches a neuron on only near the bottom of the mode
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from mnemoscope.mine.kernel import _compiled
 from mnemoscope.mine.reading import share_out
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
-from mnemoscope.model.parts import Layer
+from mnemoscope.model.parts import Anatomy, Layer
 from mnemoscope.model.threads import Threads
 from mnemoscope.run.schemas import arrow_table
 
@@ -47,10 +48,11 @@ def seconds(model: Model) -> float:
 def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> tuple[pa.Table, pa.Table]:
     """The rows of `values` for one layer, and the columns that it adds to `neurons`.
 
-    token_vectors  Float[Tensor, "vocabulary width"] from `bare_tokens`
+    lens           of the stack that the layer is in
+    token_vectors  Float[Tensor, "vocabulary width"] from `bare_tokens`, of that stack
     """
-    block = model.anatomy.layers[layer]
-    tokens, logits, normalisers, entropies = _read_values(lens, model.anatomy.outward(value_vectors(block)))
+    block, stack = model.anatomy.layers[layer], model.anatomy.stack_of(layer)
+    tokens, logits, normalisers, entropies = _read_values(lens, stack.outward(value_vectors(block)))
     probabilities = np.exp(logits - normalisers[:, None, None])
     neuron, end, rank = np.indices(tokens.shape)
     values = arrow_table(
@@ -82,10 +84,10 @@ def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> t
     return values, arrow_table("neurons", columns, partial=True)
 
 
-def value_tokens(model: Model, layer: int, lens: Lens, neurons: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def value_tokens(model: Model, layer: int, neurons: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and logits [neuron, 2, rank] of some neurons of a layer."""
-    vectors = value_vectors(model.anatomy.layers[layer])[neurons]
-    return _read_values(lens, model.anatomy.outward(vectors))[:2]
+    vectors, stack = value_vectors(model.anatomy.layers[layer])[neurons], model.anatomy.stack_of(layer)
+    return _read_values(Lens.of(stack, LENS, PROJECTION), stack.outward(vectors))[:2]
 
 
 def value_vectors(block: Layer) -> Float[Tensor, "neuron width"]:
@@ -95,10 +97,10 @@ def value_vectors(block: Layer) -> Float[Tensor, "neuron width"]:
     return rows if norm is None else norm.linear(rows, rows.new_ones(1))
 
 
-def bare_tokens(model: Model) -> Float[Tensor, "vocabulary width"]:
-    """Every token's embedding as it enters layer 0, without a position."""
+def bare_tokens(model: Model, stack: Anatomy) -> Float[Tensor, "vocabulary width"]:
+    """Every token's embedding as it enters the first layer of a stack, without a position."""
     with torch.inference_mode():
-        return model.anatomy.token_vectors(torch.arange(model.anatomy.vocabulary, device=model.device))
+        return stack.token_vectors(torch.arange(stack.vocabulary, device=model.device))
 
 
 def _read_values(
@@ -196,10 +198,7 @@ def _norms(rows: Tensor) -> np.ndarray:
 
 def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table, pa.Table]]:
     """The tables of the wanted layers, in turn."""
-    wanted = list(wanted)
-    if not wanted:
-        return
-    lens = Lens.of(model.anatomy, LENS, PROJECTION)
-    vectors = bare_tokens(model)
-    for layer in wanted:
-        yield layer, *read_layer(model, layer, lens, vectors)
+    for stack, members in groupby(wanted, model.anatomy.stack_of):
+        lens, vectors = Lens.of(stack, LENS, PROJECTION), bare_tokens(model, stack)
+        for layer in members:
+            yield layer, *read_layer(model, layer, lens, vectors)

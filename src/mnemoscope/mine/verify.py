@@ -25,7 +25,6 @@ from mnemoscope.arguments import check_verification
 from mnemoscope.mine import values
 from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.capture import Capture
-from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import Nulls
 from mnemoscope.records import Progress
@@ -53,6 +52,7 @@ def verify(
     sample  neurons whose values are read again
     """
     check_verification(sample)
+    model = model.as_in(run)
     model.check_built(run, "verifying")
     generator = np.random.default_rng(seed)
     shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1
@@ -200,14 +200,12 @@ def _totals(run: Run) -> Check:
 
 
 def _values(run: Run, model: Model, generator: np.random.Generator, sample: int) -> Check:
-    parts = model.anatomy
     sample = min(sample, len(model.cells))
     layers, neurons = model.cells.place(np.sort(generator.choice(len(model.cells), sample, replace=False)))
-    lens = Lens.of(parts, values.LENS, values.PROJECTION)
     stored_logits, fresh_logits, wrong = [], [], 0
     for layer in np.unique(layers):
         here = neurons[layers == layer]
-        tokens, logits = values.value_tokens(model, int(layer), lens, torch.from_numpy(here))
+        tokens, logits = values.value_tokens(model, int(layer), torch.from_numpy(here))
         for row, neuron in enumerate(here):
             stored = run.rows("values", int(layer), int(neuron))
             stored_logits.append(stored["logit"].cast(pl.Float64).to_numpy())

@@ -123,7 +123,7 @@ class Capture:
             with torch.inference_mode(), self._model.running(), Threads(), suppress(EndOfPass):
                 lengths = torch.from_numpy(batch.lengths).to(tokens.device)
                 mask = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).long()
-                self._model.anatomy.body(input_ids=tokens, **self._model.anatomy.calling(mask))
+                self._model.anatomy.body(**self._model.anatomy.calling(tokens, mask))
         finally:
             self._receive = self._routed = self._batch = None
             self._seen = {}
@@ -192,7 +192,7 @@ def residuals(model: Model, tokens: Tensor) -> dict[str, Float[Tensor, "layer co
     layers = model.anatomy.layers
     handles = [watch(layer, points, partial(_keep, seen)) for layer, seen in zip(layers, kept, strict=True)]
     with model.running(), hooked(list(chain.from_iterable(handles))), torch.inference_mode():
-        model.anatomy.body(input_ids=tokens.to(model.device), **model.anatomy.calling())
+        model.anatomy.body(**model.anatomy.calling(tokens.to(model.device)))
     mids = [after_attention(layer, seen) for layer, seen in zip(layers, kept, strict=True)]
     starts, ends = (torch.stack([seen[point] for seen in kept]) for point in ("lin", "lout"))
     return {"Lin": starts, "Lres": torch.stack(mids), "Lout": ends}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from jaxtyping import Int
@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mnemoscope.errors import ModelNotSupported
-from mnemoscope.model.parts import Anatomy
+from mnemoscope.model.parts import Anatomy, Attention, SourceText
 from mnemoscope.model.reading import candidates, refused
 from mnemoscope.model.running import hooked, observed, plainly
 from mnemoscope.model.stream import Stream, trace
-from mnemoscope.model.watch import TOLERANCE, EndOfPass, failed, flat, watch
+from mnemoscope.model.watch import TOLERANCE, AttentionTrace, EndOfPass, failed, flat, watch
 
 LENGTH = 24  # tokens that are taken apart, where no window asks for more
 WIDEST = 128  # the longest attention window that they still cross
@@ -103,9 +103,14 @@ def self_check(hf: PreTrainedModel, anatomy: Anatomy, *, seed: int = 0) -> float
     Parts are seen under eager attention; that they are also those of the model as it will be run (its own
     attention implementation, batches, masks, a longer input) is checked last (`check_as_run`).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, source = torch.Generator().manual_seed(seed), None
+    worst = 0.0
+    if anatomy.stacks:
+        worst = self_check(hf.get_encoder(), anatomy.stacks[0], seed=seed)
+        source = drawn(anatomy.stacks[0], LENGTH + 3, generator)[None]
     sample = drawn(anatomy, tokens_to_check(hf, anatomy), generator)
-    stream = trace(hf, anatomy, sample[None], upcast=True)
+    stream = trace(hf, anatomy, sample[None], source, upcast=True)
+    anatomy = stream.anatomy
     _check_embedding(stream)
     logits = stream.logits.float()
     if not bool(logits.isfinite().all()):
@@ -113,11 +118,12 @@ def self_check(hf: PreTrainedModel, anatomy: Anatomy, *, seed: int = 0) -> float
             f"checking a {anatomy.family!r} model: its own logits for a short random input are not finite; "
             "its weights are damaged, or overflow in fp32"
         )
+    _check_across(stream)
     rebuilt = stream.embedding.float()
     for index in range(anatomy.n_layers):
         _check_attention(stream, index)
         _check_ffn(stream, index)
-        rebuilt = stream.onward(rebuilt + stream.attention_update(index), 2 * index)
+        rebuilt = stream.attended(index, rebuilt)
         rebuilt = stream.onward(rebuilt + stream.ffn_update(index), 2 * index + 1)
     rebuilt = stream.onward(rebuilt, 2 * anatomy.n_layers)
     norm = anatomy.final_norm
@@ -131,7 +137,7 @@ def self_check(hf: PreTrainedModel, anatomy: Anatomy, *, seed: int = 0) -> float
             f"differ by {error:.2g} of their range (limit {TOLERANCE:g}): final norm, head or multiplier"
         )
     check_as_run(stream, generator)
-    return error
+    return max(error, worst)
 
 
 def _check_embedding(stream: Stream) -> None:
@@ -142,9 +148,7 @@ def _check_embedding(stream: Stream) -> None:
         if anatomy.of_encoder:
             _check_alone(stream)
             return
-        rests = [
-            _first_input(stream.hf, anatomy, ids) - anatomy.token_vectors(ids) for ids in (tokens, other)
-        ]
+        rests = [_first_input(stream, ids) - anatomy.token_vectors(ids) for ids in (tokens, other)]
     error = _difference(rests[0], rests[1], stream.embedding)
     if not error <= TOLERANCE:
         raise failed(anatomy, 0, "embedding", _off("the token vectors", error))
@@ -155,42 +159,65 @@ def _check_alone(stream: Stream) -> None:
     anatomy, tokens = stream.anatomy, stream.tokens
     other = torch.where(torch.arange(len(tokens), device=tokens.device) % 2 == 0, tokens, tokens.flip(0))
     kept = tokens == other
-    seen = _first_input(stream.hf, anatomy, other)
+    seen = _first_input(stream, other)
     error = _difference(seen[kept], stream.embedding[kept], stream.embedding[kept])
     if not error <= TOLERANCE:
         raise failed(anatomy, 0, "embedding", _off("what a token enters with beside other tokens", error))
 
 
-def _first_input(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> Tensor:
-    residuals: list[Tensor] = []
+def _first_input(stream: Stream, tokens: Tensor) -> Tensor:
+    anatomy, residuals = stream.anatomy, list[Tensor]()
 
     def stop(_: str, residual: Tensor) -> NoReturn:
         residuals.append(flat(residual))
         raise EndOfPass
 
     with hooked(watch(anatomy.layers[0], ("lin",), stop)), suppress(EndOfPass):
-        hf(input_ids=tokens[None], **anatomy.calling())
+        stream.hf(**anatomy.calling(tokens[None], source=_source(stream)))
     assert residuals, f"a forward pass of {anatomy.family} ended without entering its first block"
     return residuals[0]
 
 
+def _source(stream: Stream) -> SourceText | None:
+    return None if stream.source is None else SourceText(stream.source[None])
+
+
 def _check_attention(stream: Stream, index: int) -> None:
     anatomy, block, traced = stream.anatomy, stream.anatomy.layers[index], stream.layers[index]
-    read = traced.lin.float() if block.input_norm is None else block.input_norm(traced.lin.float())
-    mixed = traced.weighted(slice(None), traced.alpha.float() @ traced.value.float())
-    mixed = mixed.transpose(0, 1).reshape(traced.mixed.shape)
+    _check_heads(stream, index, "attention", block, traced)
     ahead = traced.alpha.float().triu(1)
-    _require(stream, index, "attention", "the input norm", read, traced.attention_input)
     if not anatomy.bidirectional:
         _require(
             stream, index, "attention", "weights looking ahead", ahead, torch.zeros_like(ahead), whole=True
         )
-    _require(stream, index, "attention", "weights x values", mixed, traced.mixed)
-    written = (mixed.float() @ flat(block.heads()).float()) + _or_zero(traced.fixed(block, slice(None)))
-    _require(stream, index, "attention", "heads x sources and bias", written, traced.attention_output)
+    if block.cross is not None and traced.cross is not None:
+        _check_heads(stream, index, "cross attention", block.cross, traced.cross)
     if not anatomy.parallel:
-        after = stream.onward(traced.lin.float() + stream.attention_update(index), 2 * index)
+        after = stream.attended(index, traced.lin.float())
         _require(stream, index, "attention", "its update of the residual", after, traced.lres)
+
+
+def _check_heads(stream: Stream, index: int, where: str, block: Attention, traced: AttentionTrace) -> None:
+    read = traced.lin.float() if block.input_norm is None else block.input_norm(traced.lin.float())
+    mixed = traced.weighted(slice(None), traced.alpha.float() @ traced.value.float())
+    mixed = mixed.transpose(0, 1).reshape(traced.mixed.shape)
+    _require(stream, index, where, "the input norm", read, traced.attention_input)
+    _require(stream, index, where, "weights x values", mixed, traced.mixed)
+    written = (mixed.float() @ flat(block.heads()).float()) + _or_zero(traced.fixed(block, slice(None)))
+    _require(stream, index, where, "heads x sources and bias", written, traced.attention_output)
+
+
+def _check_across(stream: Stream) -> None:
+    """Cross attention must read what the encoder makes of the source by itself."""
+    if stream.source is None:
+        return
+    with observed(stream.hf, upcast=True, attention=stream.anatomy.attention):
+        states = stream.hf.get_encoder()(stream.source[None]).last_hidden_state
+    for index, traced in enumerate(stream.layers):
+        args, kwargs = ((), {}) if traced.cross is None else traced.cross.call
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        read = next((value for value in given if value.shape == states.shape), torch.zeros_like(states))
+        _require(stream, index, "cross attention", "the last stream of the encoder", read[0], states[0])
 
 
 def _check_ffn(stream: Stream, index: int) -> None:
@@ -288,12 +315,13 @@ def check_as_run(stream: Stream, generator: torch.Generator) -> None:
     in fp32. An implementation that has no fp32 (flash attention) is compared in the model's own dtype, where it may
     be `SLACK` times as far off as eager attention.
     """
-    shorter = drawn(stream.anatomy, min(SHORTER, len(stream.tokens)), generator)
-    with observed(stream.hf, upcast=True, attention=stream.anatomy.attention):
-        output = stream.hf(input_ids=shorter[None], **stream.anatomy.calling())
-        alone = stream.anatomy.outputs(output)[0].float()
-    _compare(stream.hf, stream.anatomy, [stream.tokens, shorter], [stream.logits.float(), alone])
-    _check_dtypes(stream.hf, stream.anatomy, shorter)
+    hf, anatomy = stream.hf, stream.anatomy
+    tokens = drawn(anatomy, min(SHORTER, len(stream.tokens)), generator)
+    shorter = _Input(tokens, None if stream.source is None else stream.source[: SHORTER + 1])
+    with observed(hf, upcast=True, attention=anatomy.attention):
+        alone = anatomy.outputs(hf(**shorter.calling(anatomy)))[0].float()
+    _compare(hf, anatomy, [_Input.of(stream), shorter], [stream.logits.float(), alone])
+    _check_dtypes(hf, anatomy, shorter)
 
 
 @torch.no_grad()
@@ -304,10 +332,25 @@ def check_traced(stream: Stream) -> None:
     implementations that transformers ships are known not to.
     """
     if implementation(stream.hf) not in _SHIPPED:
-        _compare(stream.hf, stream.anatomy, [stream.tokens], [stream.logits.float()])
+        _compare(stream.hf, stream.anatomy, [_Input.of(stream)], [stream.logits.float()])
 
 
-def _compare(hf: PreTrainedModel, anatomy: Anatomy, inputs: list[Tensor], truth: list[Tensor]) -> None:
+class _Input(NamedTuple):
+    """What a model reads: of an encoder-decoder the decoder's tokens, and the encoder's."""
+
+    tokens: Int[Tensor, " token"]
+    source: Int[Tensor, " source"] | None
+
+    @classmethod
+    def of(cls, stream: Stream) -> _Input:
+        return cls(stream.tokens, stream.source)
+
+    def calling(self, anatomy: Anatomy) -> dict[str, Any]:
+        source = None if self.source is None else SourceText(self.source[None])
+        return anatomy.calling(self.tokens[None], source=source)
+
+
+def _compare(hf: PreTrainedModel, anatomy: Anatomy, inputs: list[_Input], truth: list[Tensor]) -> None:
     """Compare each input's logits as the model will be run with those that were taken apart."""
     try:
         with observed(hf, upcast=True, attention=None):
@@ -324,14 +367,14 @@ def _compare(hf: PreTrainedModel, anatomy: Anatomy, inputs: list[Tensor], truth:
             raise _differs(hf, anatomy, how, error, allowed)
 
 
-def _check_dtypes(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> None:
+def _check_dtypes(hf: PreTrainedModel, anatomy: Anatomy, given: _Input) -> None:
     """A model with weights in several dtypes must also run as it is: in fp32 they are all alike."""
     dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in hf.parameters()})
     if len(dtypes) == 1:
         return
     try:
         with observed(hf, upcast=False, attention=None):
-            hf(input_ids=tokens[None], **anatomy.calling())
+            hf(**given.calling(anatomy))
     except RuntimeError as error:
         raise ModelNotSupported(
             f"running a {anatomy.family!r} model whose weights are in {' and '.join(dtypes)}: "
@@ -340,19 +383,28 @@ def _check_dtypes(hf: PreTrainedModel, anatomy: Anatomy, tokens: Tensor) -> None
 
 
 def _as_run(
-    hf: PreTrainedModel, anatomy: Anatomy, inputs: list[Tensor]
+    hf: PreTrainedModel, anatomy: Anatomy, inputs: list[_Input]
 ) -> Iterator[tuple[str, list[Tensor]]]:
     """Logits of each input, by how they were got."""
-    lengths = [len(ids) for ids in inputs]
-    rows = [torch.cat([ids, ids[-1:].expand(max(lengths) - len(ids))]) for ids in inputs]
-    tokens = torch.stack(rows)
-    mask = torch.arange(max(lengths), device=tokens.device)[None] < tokens.new_tensor(lengths)[:, None]
-    ways = [(_BATCH, anatomy.calling(mask.long()))]
+    tokens, mask = _padded([each.tokens for each in inputs])
+    texts = [each.source for each in inputs if each.source is not None]
+    source = SourceText(*_padded(texts)) if texts else None
+    ways = [(_BATCH, anatomy.calling(tokens, mask, source))]
     if not anatomy.bidirectional:
-        ways.append((_MASK, {"attention_mask": mask.long()}))
-    for how, options in ways:
-        logits = anatomy.outputs(hf(input_ids=tokens, **options))
-        yield how, [row[:length].float() for row, length in zip(logits, lengths, strict=True)]
+        own = "attention_mask" if source is None else "decoder_attention_mask"
+        call = {name: value for name, value in ways[0][1].items() if name != "use_cache"}
+        ways.append((_MASK, {**call, own: mask}))
+    for how, call in ways:
+        logits = anatomy.outputs(hf(**call))
+        yield how, [row[: len(each.tokens)].float() for row, each in zip(logits, inputs, strict=True)]
+
+
+def _padded(texts: list[Tensor]) -> tuple[Int[Tensor, "context token"], Int[Tensor, "context token"]]:
+    """Texts side by side, filled up with their last tokens, and a mask of the padding."""
+    longest = max(map(len, texts))
+    rows = torch.stack([torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in texts])
+    lengths = rows.new_tensor([len(ids) for ids in texts])
+    return rows, (torch.arange(longest, device=rows.device)[None] < lengths[:, None]).long()
 
 
 def tokens_to_check(hf: PreTrainedModel, anatomy: Anatomy) -> int:

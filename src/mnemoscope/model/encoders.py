@@ -6,7 +6,9 @@ and behind its FFN (`end`); a pre-norm block is that of a decoder whose position
 
 from __future__ import annotations
 
-from mnemoscope.model.table import Family, FeedForward, Norms
+from typing import Any
+
+from mnemoscope.model.table import Crossing, Family, FeedForward, Norms
 
 _BERT = Family(
     "attention.output.dense",
@@ -54,10 +56,14 @@ _BART = Family(
     FeedForward("fc2", "fc1"),
     (Norms(None, None, middle="self_attn_layer_norm", end="final_layer_norm"),),
     final_norm=None,
-    unused=("encoder_attn_layer_norm",),
+    cross=Crossing("encoder_attn.out_proj", middle="encoder_attn_layer_norm"),
     heads="decoder_attention_heads",
 )
-_MBART = _BART._replace(norms=(Norms("self_attn_layer_norm", "final_layer_norm"),), final_norm="layer_norm")
+_MBART = _BART._replace(
+    norms=(Norms("self_attn_layer_norm", "final_layer_norm"),),
+    final_norm="layer_norm",
+    cross=Crossing("encoder_attn.out_proj", input="encoder_attn_layer_norm"),
+)
 _ROBERTA = _BERT._replace(first_position=lambda config: config.pad_token_id + 1)
 
 ENCODERS: dict[str, Family] = {
@@ -127,6 +133,97 @@ ENCODERS: dict[str, Family] = {
     "bigbird_pegasus": _MBART._replace(final_norm="layernorm_embedding"),
     "modernbert": _MODERN,
     "modernbert-decoder": _MODERN._replace(bidirectional=False),
+}
+
+_DENSE_2 = _DENSE.replace("layer.1", "layer.2")
+_T5_STACK = _T5._replace(blocks="block", final_norm="final_layer_norm")
+_T5_DECODER = _T5_STACK._replace(
+    ffn=FeedForward(f"{_DENSE_2}.wo", f"{_DENSE_2}.wi_0", f"{_DENSE_2}.wi_1"),
+    plain=FeedForward(f"{_DENSE_2}.wo", f"{_DENSE_2}.wi"),
+    norms=(Norms("layer.0.layer_norm", "layer.2.layer_norm"),),
+    cross=Crossing("layer.1.EncDecAttention.o", input="layer.1.layer_norm"),
+    bidirectional=False,
+)
+
+
+_T5GEMMA = Family(
+    "self_attn.o_proj",
+    FeedForward("mlp.down_proj", "mlp.gate_proj", "mlp.up_proj"),
+    (
+        Norms(
+            "pre_self_attn_layernorm",
+            "pre_feedforward_layernorm",
+            "post_self_attn_layernorm",
+            "post_feedforward_layernorm",
+        ),
+    ),
+    embedding_multiplier=lambda config: config.hidden_size**0.5,
+    softcap="final_logit_softcapping",
+    cross=Crossing("cross_attn.o_proj", "pre_cross_attn_layernorm", "post_cross_attn_layernorm"),
+)
+_SEAMLESS = Family(
+    "self_attn.out_proj",
+    FeedForward("ffn.fc2", "ffn.fc1"),
+    (Norms("self_attn_layer_norm", "ffn_layer_norm"),),
+    final_norm="layer_norm",
+    cross=Crossing("cross_attention.out_proj", "cross_attention_layer_norm"),
+    heads="decoder_attention_heads",
+)
+
+
+def _alike(decoder: Family) -> tuple[Family, Family]:
+    """Rows of both stacks where their blocks have the same parts, but for cross attention."""
+    heads = decoder.heads.replace("decoder", "encoder")
+    return decoder._replace(cross=None, heads=heads, softcap=None, bidirectional=True), decoder
+
+
+# Encoder-decoders: the rows of their encoder and of their decoder.
+STACKS: dict[str, tuple[Family, Family]] = {
+    "t5": (
+        _T5_STACK,
+        _T5_DECODER._replace(
+            logit_multiplier=lambda config: config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
+        ),
+    ),
+    "mt5": (_T5_STACK, _T5_DECODER),
+    "umt5": (
+        _T5_STACK,
+        _T5_DECODER._replace(
+            logit_multiplier=lambda config: config.d_model**-0.5 if config.tie_word_embeddings else 1.0
+        ),
+    ),
+    **{
+        name: _alike(ENCODERS[name])
+        for name in ("bart", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart")
+    },
+    "m2m_100": _alike(_MBART),
+    "t5gemma": _alike(_T5GEMMA),
+    **dict.fromkeys(("seamless_m4t", "seamless_m4t_v2"), _alike(_SEAMLESS)),
+}
+_BERT_ACROSS = Crossing(
+    "crossattention.output.dense",
+    middle="crossattention.output.LayerNorm",
+    attention="crossattention.self",
+)
+
+
+def stacks_of(config: Any) -> tuple[Family, Family] | None:
+    """The rows of both stacks of an encoder-decoder, also of one put together from two models; None if unknown."""
+    if config.model_type != "encoder-decoder":
+        return STACKS.get(config.model_type)
+    encoder, decoder = (ENCODERS.get(half.model_type) for half in (config.encoder, config.decoder))
+    if encoder is None or decoder is None or decoder.attention_out != _BERT.attention_out:
+        return None
+    return encoder, decoder._replace(bidirectional=False, cross=_BERT_ACROSS)
+
+
+# Why others are not read, where it is of the whole and not of each stack.
+_IN_BLOCKS = "its encoder's attention is computed in blocks, not as one product of weights and values"
+REFUSED_STACKS: dict[str, str] = {
+    **dict.fromkeys(("bigbird_pegasus", "led", "longt5", "pegasus_x"), _IN_BLOCKS),
+    "fsmt": "its blocks read positions first and texts second, which is not supported",
+    "nllb-moe": "its experts take only so many tokens of a batch, so what a text does depends on those beside it",
+    "t5gemma2": "one attention looks at its own positions and at the encoder's together, which is not supported yet",
 }
 
 # In a model with a head: the linear module and the norm before its decoder, where it has them.

@@ -113,14 +113,14 @@ def load_built(run: Run, source: str | Path | PreTrainedModel | Model | None = N
     """
     entry = run.manifest.model
     if isinstance(source, Model):
-        return source
+        return source.as_in(run)
     if source is None or is_path(source):
         loading = {"dtype": run.manifest.options["dtype"], "revision": entry.revision} | loading
         loading.setdefault("allow_unused", bool(entry.unused))
         if loading.get("adapter") is None:
             loading["adapter"] = _adapter_of(run)
     if source is not None:
-        return load_model(source, **loading)
+        return load_model(source, **loading).as_in(run)
     moved = "if it has moved, say where it is with {model}"
     if entry.path is not None and not Path(entry.path).exists():
         raise ModelError(
@@ -128,7 +128,7 @@ def load_built(run: Run, source: str | Path | PreTrainedModel | Model | None = N
             model=...,
         )
     try:
-        return load_model(entry.path or entry.base, **loading)
+        return load_model(entry.path or entry.base, **loading).as_in(run)
     except ModelNotSupported:
         raise
     except ModelError as error:
@@ -303,9 +303,7 @@ def _weights(
     except (*_FAILURES, AttributeError, TypeError) as error:  # the last two from inside transformers
         raise ModelError(_unreadable(where, error), trust_remote_code=True) from error
     _without_pooler(hf, info)
-    whole = not any(name.endswith("EncoderModel") for name in config.architectures or ())
-    left = _without_decoder(info) if auto is AutoModelForTextEncoding and whole else ()
-    unused = (*check_tensors(where.name, info, allow_unused=allow_unused), *left)
+    unused = check_tensors(where.name, info, allow_unused=allow_unused)
     if getattr(config, "quantization_config", None) is None and (folder := _folder(where)):
         check_types(where.name, folder, set(hf.state_dict()))
     return unwrapped(hf), unused
@@ -313,12 +311,15 @@ def _weights(
 
 def _auto(config: Any) -> Any:
     """The class that loads a model, also one that reads images or sound beside text; None if there is none."""
+    named = set(config.architectures or ())
+    if getattr(config, "is_encoder_decoder", False) and not any("CausalLM" in name for name in named):
+        alone = any(name.endswith("EncoderModel") for name in named)
+        known = (AutoModelForTextEncoding,) if alone else (AutoModelForSeq2SeqLM,)
+        return next((auto for auto in known if type(config) in auto._model_mapping), None)
     if config.get_text_config().model_type in ENCODERS and not hasattr(config, "auto_map"):
         return _encoder(config)
     if type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map"):
         return AutoModelForCausalLM
-    if getattr(config, "is_encoder_decoder", False):
-        return None
     composites = (AutoModelForImageTextToText, AutoModelForSeq2SeqLM)
     return next((auto for auto in composites if type(config) in auto._model_mapping), None)
 
@@ -326,10 +327,6 @@ def _auto(config: Any) -> Any:
 def _encoder(config: Any) -> Any:
     """The class of an encoder: with the head of a masked language model if its checkpoint says that it has one."""
     named = set(config.architectures or ())
-    if getattr(config, "is_encoder_decoder", False) and not any("CausalLM" in name for name in named):
-        # Of T5 the encoder by itself; of others the whole, which is refused for what it is.
-        known = (AutoModelForTextEncoding, AutoModelForSeq2SeqLM)
-        return next((auto for auto in known if type(config) in auto._model_mapping), None)
     causal = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if getattr(config, "is_decoder", False) or type(config) not in AutoModelForMaskedLM._model_mapping:
         return AutoModelForCausalLM
@@ -346,14 +343,6 @@ def _without_pooler(hf: PreTrainedModel, info: dict[str, Any]) -> None:
     if absent and hasattr(hf, "pooler"):
         hf.pooler = None
         info["missing_keys"] = set(info["missing_keys"]) - absent
-
-
-def _without_decoder(info: dict[str, Any]) -> tuple[str, ...]:
-    """Leave the decoder of an encoder-decoder unread, where its encoder alone is taken apart, and say so."""
-    info["unexpected_keys"] = [
-        key for key in info["unexpected_keys"] if not key.startswith(("decoder.", "lm_head."))
-    ]
-    return ("its decoder and its head (not read: the encoder alone is taken apart)",)
 
 
 def _folder(where: _Where) -> Path | None:

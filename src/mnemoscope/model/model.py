@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ class Model:
     unused      what of the checkpoint was not loaded, a line for each kind
     path        where a local model lies, absolute
     adapter     what was merged into it, and is named in its id
+    alone       of an encoder-decoder only the encoder is looked at (`encoder`)
     """
 
     hf: PreTrainedModel
@@ -56,6 +57,7 @@ class Model:
     unused: tuple[str, ...] = ()
     path: str | None = None
     adapter: AdapterEntry | None = None
+    alone: bool = False
     _seen: Fingerprint | None = field(default=None, init=False, repr=False)
     _mode: Mode = field(default_factory=Mode, init=False, repr=False)
 
@@ -125,21 +127,59 @@ class Model:
         now = fingerprint(self.hf)
         if self._seen is not None and now != self._seen:
             unwrapped(self.hf)
-            self.anatomy, self.self_check = examine(self.hf)
+            whole, self.self_check = examine(self.hf)
+            self.anatomy = whole.stacks[0] if self.alone else whole
             self.__dict__.pop("_hash", None)
         self._seen = now
 
-    def traced(self, tokens: Int[Tensor, "sequence token"]) -> Stream:
+    @property
+    def encoder(self) -> Model:
+        """The encoder of an encoder-decoder by itself, of the same weights; itself where there is no decoder."""
+        if not self.anatomy.stacks:
+            return self
+        unread = "its decoder and its head (not read: the encoder alone is looked at)"
+        return replace(self, anatomy=self.anatomy.stacks[0], unused=(*self.unused, unread), alone=True)
+
+    def as_in(self, run: Run) -> Model:
+        """The model as a run was built from it: of an encoder-decoder both stacks, or the encoder alone."""
+        return self.encoder if run.manifest.model.bidirectional else self
+
+    @property
+    def decoder_start(self) -> int:
+        """The token with which the decoder of an encoder-decoder begins; ModelNotSupported if nothing says it."""
+        for config in (getattr(self.hf, "generation_config", None), self.hf.config, self.anatomy.body.config):
+            for name in ("decoder_start_token_id", "bos_token_id"):
+                if isinstance(token := getattr(config, name, None), int):
+                    return token
+        raise ModelNotSupported(
+            f"reading with the decoder of {self.id}: neither its config nor its generation config says with which "
+            "token it begins (decoder_start_token_id); set it in one of them"
+        )
+
+    def traced(
+        self,
+        tokens: Int[Tensor, "sequence token"],
+        source: Int[Tensor, "sequence source"] | None = None,
+    ) -> Stream:
         """One sequence (tokens of shape [1, token]) taken apart, from the logits of the model as it is run.
 
+        source  what the encoder of an encoder-decoder reads, whose decoder then reads the tokens
         `ModelNotSupported` when its attention is another on these tokens than on those of the check on load.
         """
-        stream = trace(self.hf, self.anatomy, tokens, upcast=self.upcast)
+        hf = self.hf.get_encoder() if self.alone else self.hf
+        stream = trace(hf, self.anatomy, tokens, source, upcast=self.upcast)
         check_traced(stream)
         return stream
 
     def check_causal(self, doing: str) -> None:
-        """ModelNotSupported for an encoder, or where the residual stream is normalised; `doing` begins its line."""
+        """ModelNotSupported for an encoder, also with a decoder, or where the residual stream is normalised; `doing`
+        begins its line.
+        """
+        if self.anatomy.stacks:
+            raise ModelNotSupported(
+                f"{doing} {self.id}: it is an encoder-decoder, and this asks about one text and the token that "
+                "follows; decoders are accepted"
+            )
         if self.anatomy.bidirectional:
             raise ModelNotSupported(
                 f"{doing} {self.id}: it is an encoder, whose positions see all of the text, and this asks about "
@@ -209,6 +249,7 @@ class Model:
             unused=list(self.unused),
             experts=list(parts.experts),
             bidirectional=parts.bidirectional,
+            encoder_layers=parts.stacks[0].n_layers if parts.stacks else 0,
             readout="input embedding" if parts.headless else "head",
             adapter=self.adapter,
         )

@@ -127,8 +127,45 @@ class Transform:
         return v.float() @ rows_of(self.dense).float().T
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Attention:
+    """What mixes positions in a block, with its norms: a block's own, or its cross attention to what an encoder read.
+
+    ``module`` reads the stream as it enters: the block, or of a cross attention its norm, or the attention itself. In a
+    post-norm block the stream goes through ``middle_norm`` after attention has added to it.
+    """
+
+    module: nn.Module
+    attention: nn.Module | None
+    attention_out: nn.Module | None
+    n_heads: int
+    width: int
+    input_norm: Norm | None
+    post_attention_norm: Norm | None
+    middle_norm: Norm | None = None
+    outer_bias: Tensor | None = None  # added to what the attention output projection writes
+    attention_multiplier: float = 1.0
+
+    def heads(self) -> Float[Tensor, "head dimension width"]:
+        """Rows of the attention output projection, per query head; zeros of dimension 1 where there is none."""
+        if self.attention_out is None:
+            return self._nothing(self.n_heads, 1)
+        rows = rows_of(self.attention_out).T
+        return rows.reshape(self.n_heads, -1, rows.shape[-1])
+
+    def out_bias(self) -> Float[Tensor, " width"] | None:
+        """Bias of the attention output projection."""
+        inner = None if self.attention_out is None else bias_of(self.attention_out)
+        known = [bias for bias in (inner, self.outer_bias) if bias is not None]
+        return sum(known[1:], known[0]) if known else None
+
+    def _nothing(self, *rows: int) -> Float[Tensor, "*rows width"]:
+        weight = next(weight for weight in self.module.parameters() if weight.is_floating_point())
+        return weight.detach().new_zeros(*rows, self.width)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Layer(Attention):
     """One block: its modules, for hooks, and its weights, as stored and the right way round.
 
     The coefficients are the *input* of ``down``. ``gate`` gives the pre-activation that goes through the
@@ -141,6 +178,9 @@ class Layer:
     In a post-norm block the residual stream itself goes through ``middle_norm``, after attention has added to it, and
     through ``end_norm`` after the FFN has. ``turn`` is (which use of its modules this layer is, of how many).
 
+    In the decoder of an encoder-decoder ``cross`` attention to the last stream of the encoder adds to the stream
+    between the block's own attention and its FFN.
+
     A block may have no FFN, and no neurons then, or nothing but one.
 
     A ``mixer`` (a state space, a linear attention, a short convolution) mixes tokens without attention weights, instead
@@ -152,30 +192,21 @@ class Layer:
     epsilon is scaled, read the same.
     """
 
-    module: nn.Module
-    attention: nn.Module | None
-    attention_out: nn.Module | None
     down: nn.Module | None
     gate: Projection | None
     up: Projection | None
-    n_heads: int
-    width: int
-    input_norm: Norm | None
     ffn_norm: Norm | None
-    post_attention_norm: Norm | None
     post_ffn_norm: Norm | None
     act: Callable[[Tensor], Tensor]  # of the gate; experts have their own
     experts: Experts | None = None
     mixer: nn.Module | None = None
     mixed_gate: Gated | None = None
-    outer_bias: Tensor | None = None  # added to what the attention output projection writes
-    attention_multiplier: float = 1.0
+    cross: Attention | None = None
     ffn_multiplier: float = 1.0
     mixer_multiplier: float = 1.0  # beside that of the attention
     extra: nn.Module | None = None
     arrives: Arrives = ALL_ARRIVES
     sink: bool = False  # what is mixed is multiplied by the share of attention that does not go to nothing
-    middle_norm: Norm | None = None
     end_norm: Norm | None = None
     turn: tuple[int, int] = (0, 1)
 
@@ -284,22 +315,12 @@ class Layer:
             return None
         return torch.cat([keys.new_zeros(len(keys)) if bias is None else bias for keys, bias in biases])
 
-    def heads(self) -> Float[Tensor, "head dimension width"]:
-        """Rows of the attention output projection, per query head; zeros of dimension 1 where there is none."""
-        if self.attention_out is None:
-            return self._nothing(self.n_heads, 1)
-        rows = rows_of(self.attention_out).T
-        return rows.reshape(self.n_heads, -1, rows.shape[-1])
 
-    def _nothing(self, *rows: int) -> Float[Tensor, "*rows width"]:
-        weight = next(weight for weight in self.module.parameters() if weight.is_floating_point())
-        return weight.detach().new_zeros(*rows, self.width)
+class SourceText(NamedTuple):
+    """What the encoder of an encoder-decoder reads, and what of it is no padding."""
 
-    def out_bias(self) -> Float[Tensor, " width"] | None:
-        """Bias of the attention output projection."""
-        inner = None if self.attention_out is None else bias_of(self.attention_out)
-        known = [bias for bias in (inner, self.outer_bias) if bias is not None]
-        return sum(known[1:], known[0]) if known else None
+    tokens: Int[Tensor, "context source"]
+    mask: Int[Tensor, "context source"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,6 +335,9 @@ class Anatomy:
 
     An encoder is ``bidirectional``: its positions see all others. Its x may be what its ``transform`` makes of the last
     residual. One without a head is read through its input embedding (``headless``).
+
+    An encoder-decoder is two ``stacks``, an encoder without a head and a decoder, whose cross attention reads the
+    encoder's last stream. Its layers are theirs, the encoder's first; all else is the decoder's.
     """
 
     family: str
@@ -348,6 +372,16 @@ class Anatomy:
     )
     outer_head: nn.Module | None = None  # what adds a bias of its own to what the head returns
     attention: str = "eager"  # the implementation under which its attention is taken apart: eager or sdpa
+    stacks: tuple[Anatomy, ...] = ()
+
+    @property
+    def predicting(self) -> Anatomy:
+        """The stack whose stream ends in the logits: the decoder of an encoder-decoder, else the whole."""
+        return self.stacks[-1] if self.stacks else self
+
+    def stack_of(self, layer: int) -> Anatomy:
+        """The stack that a layer is in."""
+        return self.stacks[layer >= self.stacks[0].n_layers] if self.stacks else self
 
     @property
     def experts(self) -> tuple[tuple[int, int], ...]:
@@ -376,14 +410,24 @@ class Anatomy:
         norm = self.transform.norm
         return self.transform.linear(vectors if norm is None else norm.linear(vectors, vectors.new_ones(1)))
 
-    def calling(self, mask: Int[Tensor, "context token"] | None = None) -> dict[str, Any]:
-        """How the model is called beside its tokens: a decoder without a cache, an encoder with a mask of the padding.
+    def calling(
+        self,
+        tokens: Int[Tensor, "context token"],
+        mask: Int[Tensor, "context token"] | None = None,
+        source: SourceText | None = None,
+    ) -> dict[str, Any]:
+        """How the model is called: a decoder without a cache, an encoder with a mask of the padding.
 
         Right padding under a causal mask changes nothing before it, so a decoder needs no attention mask.
+
+        source  what the encoder of an encoder-decoder reads; the tokens are then its decoder's
         """
+        if source is not None:
+            read = {"input_ids": source.tokens, "decoder_input_ids": tokens, "use_cache": False}
+            return read if source.mask is None else read | {"attention_mask": source.mask}
         if not self.bidirectional:
-            return {"use_cache": False}
-        return {} if mask is None else {"attention_mask": mask}
+            return {"input_ids": tokens, "use_cache": False}
+        return {"input_ids": tokens} if mask is None else {"input_ids": tokens, "attention_mask": mask}
 
     def outputs(self, output: Any) -> Float[Tensor, "context token vocabulary"]:
         """The logits in what the model returned; of a model without a head, its states read through the embedding."""
@@ -397,8 +441,11 @@ class Anatomy:
 
     @property
     def unembedding_bias(self) -> Float[Tensor, " vocabulary"] | None:
-        """Bias of the output embedding (GPT-J, CodeGen, Phi), or of the module around it (ESM)."""
-        return bias_of(self.head if self.outer_head is None else self.outer_head)
+        """Bias of the output embedding (GPT-J, CodeGen, Phi), or of the module around it (ESM, BART)."""
+        if self.outer_head is None:
+            return bias_of(self.head)
+        bias = getattr(self.outer_head, "final_logits_bias", None)
+        return bias_of(self.outer_head) if bias is None else bias.detach()[0]
 
     @torch.no_grad()
     def token_vectors(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token width"]:

@@ -18,12 +18,13 @@ from transformers.models.auto.modeling_auto import (
 
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.adaptive import Bands
-from mnemoscope.model.encoders import ENCODERS, HEADS
+from mnemoscope.model.encoders import ENCODERS, HEADS, REFUSED_STACKS, stacks_of
 from mnemoscope.model.experts import Experts, dispatched, measured
 from mnemoscope.model.parts import (
     ALL_ARRIVES,
     Anatomy,
     Arrives,
+    Attention,
     Gated,
     Layer,
     Norm,
@@ -142,6 +143,9 @@ def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
     family = str(config.model_type)
     if reason := _unsupported_kind(hf):
         raise refused(family, reason)
+    if is_encoder_decoder(hf):
+        yield _both_stacks(hf)
+        return
     row = _row_of(family, config)
     body = bare(hf.base_model if family in ENCODERS else hf.get_decoder())
     # Some keep it one step further in (the text half of Llama 4 and BLIP-2), or under another name (Mllama).
@@ -151,9 +155,7 @@ def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
         # The text half of a model that also reads images, or a decoder by itself.
         body = part_of(body, "text_model" if hasattr(body, "text_model") else "decoder", family)
     if row is not None:
-        for name, accepted, reason in row.refused:
-            if getattr(config, name, accepted) != accepted:
-                raise refused(family, f"{reason} ({name} = {getattr(config, name)})")
+        _check_fields(config, row, family)
         yield _read(hf, body, row, family, known=True)
         return
     rows = list(_generic_rows(body, config))
@@ -168,6 +170,42 @@ def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
             yield replace(anatomy, logit_multiplier=1.0)  # Aya and Command A Vision leave it out
 
 
+def _check_fields(config: Any, row: Family, family: str) -> None:
+    for name, accepted, reason in row.refused:
+        if getattr(config, name, accepted) != accepted:
+            raise refused(family, f"{reason} ({name} = {getattr(config, name)})")
+
+
+def is_encoder_decoder(hf: PreTrainedModel) -> bool:
+    """Whether a model has an encoder and a decoder that reads what it has read; not one of these by itself."""
+    return (
+        bool(getattr(hf.config, "is_encoder_decoder", False))
+        and hf.get_encoder() is not hf
+        and not type(hf).__name__.endswith("EncoderModel")
+    )
+
+
+def _both_stacks(hf: PreTrainedModel) -> Anatomy:
+    """The anatomy of an encoder-decoder: an encoder without a head, and a decoder with cross attention."""
+    family, rows = str(hf.config.model_type), stacks_of(hf.config)
+    assert rows is not None, "without rows it was refused"
+    inner = getattr(hf, "decoder", None)  # of a model put together from two, which has the head
+    headed = isinstance(inner, PreTrainedModel) and inner.get_output_embeddings() is not None
+    owners = (hf.get_encoder(), inner if headed else hf)
+    stacks = []
+    for row, owner, module in zip(rows, owners, (hf.get_encoder(), hf.get_decoder()), strict=True):
+        module = bare(module.base_model if headed else module)
+        _check_fields(module.config, row, family)
+        if row.plain is not None and not getattr(module.config, "is_gated_act", False):
+            row = row._replace(ffn=row.plain)
+        stacks.append(_read(owner, module, row, family, known=True, of_pair=True))
+    encoder, decoder = stacks
+    layers, sizes = (*encoder.layers, *decoder.layers), (*encoder.sizes, *decoder.sizes)
+    return replace(
+        decoder, layers=layers, n_layers=len(layers), sizes=sizes, body=hf, stacks=(encoder, decoder)
+    )
+
+
 def _made_of(body: nn.Module) -> str:
     """The class of the blocks of an unknown decoder, and what they consist of."""
     firsts = (bare(child[0]) for child in body.modules() if isinstance(child, nn.ModuleList) and len(child))
@@ -178,6 +216,10 @@ def _made_of(body: nn.Module) -> str:
 def _row_of(family: str, config: Any) -> Family | None:
     """The row of a family; an encoder's positions see all others unless its config makes a decoder of it."""
     row = FAMILIES.get(family) or ENCODERS.get(family)
+    if (
+        row is not None and row.cross is not None
+    ):  # its decoder by itself, which has nothing to look across to
+        row = row._replace(cross=None, unused=row.cross.norms)
     if row is None or not row.bidirectional:
         return row
     if row.plain is not None and not getattr(config, "is_gated_act", False):
@@ -187,16 +229,18 @@ def _row_of(family: str, config: Any) -> Family | None:
 
 def _unsupported_kind(hf: PreTrainedModel) -> str | None:
     config = hf.config.get_text_config()
-    if getattr(hf.config, "is_encoder_decoder", False) and not type(hf).__name__.endswith("EncoderModel"):
-        row = ENCODERS.get(config.model_type)
-        if row is not None and row.bidirectional:
-            return "it is an encoder-decoder, of which the encoder alone is supported (its EncoderModel)"
-        return "it is an encoder-decoder, which is not supported yet"
     if reason := REFUSED.get(config.model_type) or REFUSED.get(hf.config.model_type):
         return reason
     names = " ".join({type(module).__name__ for module in hf.modules()})
     if foreign := next(filter(_undispatched, hf.modules()), None):
         return f"its experts ({type(foreign).__name__}) are computed by code of their own, which is not supported yet"
+    if is_encoder_decoder(hf):
+        if stacks_of(hf.config) is None:
+            no_row = "it is an encoder-decoder without a row in the table"
+            return REFUSED_STACKS.get(hf.config.model_type, no_row)
+        if hf.get_output_embeddings() is None:
+            return f"{type(hf).__name__} has no language-model head (load it as a sequence-to-sequence model)"
+        return None
     if config.model_type not in FAMILIES and any(
         mark in names for mark in ("Mamba", "Rwkv", "SSM", "Recurrent", "LSTM", "DeltaNet")
     ):
@@ -284,10 +328,20 @@ def _norms_in(block: nn.Module) -> list[str]:
     ]
 
 
-def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, known: bool) -> Anatomy:
-    config = hf.config.get_text_config()
+def _read(
+    hf: PreTrainedModel,
+    body: nn.Module,
+    row: Family,
+    family: str,
+    *,
+    known: bool,
+    of_pair: bool = False,  # of an encoder-decoder
+) -> Anatomy:
+    config = body.config if of_pair else hf.config.get_text_config()
     layers = tuple(_layers(body, row, config, family))
-    embedding, headless = bare(hf.get_input_embeddings()), hf.get_output_embeddings() is None
+    owner = body if of_pair and isinstance(body, PreTrainedModel) else hf
+    embedding = bare(owner.get_input_embeddings())
+    headless = hf.get_output_embeddings() is None
     head = embedding if headless else bare(hf.get_output_embeddings())
     for module in (head, embedding):
         weight = getattr(module, "weight", None)
@@ -295,7 +349,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
             raise refused(family, f"its embeddings or its head are no plain matrix ({type(module).__name__})")
     first = next((layer for layer in layers if layer.groups), layers[0])
     width = first.heads().shape[-1]
-    transform, final_norm = _end(hf, body, row, width, family)
+    transform, final_norm = _end(hf, body, row, width, family, config)
     read = width if transform is None else rows_of(transform.dense).shape[0]
     mapped = None if row.embedding_map is None else find(body, row.embedding_map)
     entering = rows_of(embedding if mapped is None else mapped).shape[0 if mapped is not None else 1]
@@ -311,7 +365,7 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         n_layers=len(layers),
         sizes=tuple(sum(layer.groups) for layer in layers),
         width=width,
-        n_heads=first.n_heads,
+        n_heads=first.n_heads + (first.cross.n_heads if first.cross else 0),
         n_kv_heads=_kv_heads(config, first.n_heads),
         head_dim=max(layer.heads().shape[1] for layer in layers),
         vocabulary=bands.vocabulary if bands else rows_of(head).shape[0],
@@ -333,8 +387,8 @@ def _read(hf: PreTrainedModel, body: nn.Module, row: Family, family: str, *, kno
         bidirectional=row.bidirectional,
         transform=transform,
         headless=headless,
-        of_encoder=family in ENCODERS,
-        outer_head=_outer(hf, head) if family in ENCODERS and not headless else None,
+        of_encoder=of_pair or family in ENCODERS,
+        outer_head=_outer(hf, head) if (of_pair or family in ENCODERS) and not headless else None,
     )
 
 
@@ -346,14 +400,13 @@ def _outer(hf: PreTrainedModel, head: nn.Module) -> nn.Module | None:
 
 
 def _end(
-    hf: PreTrainedModel, body: nn.Module, row: Family, width: int, family: str
+    hf: PreTrainedModel, body: nn.Module, row: Family, width: int, family: str, config: Any
 ) -> tuple[Transform | None, Norm | None]:
     """What comes between the last block and the unembedding: the transform of an encoder's head, and the last norm."""
-    config = hf.config.get_text_config()
     # Its place is empty where the config says so (the first OPT models).
     empty = row.final_norm is not None and getattr(body, row.final_norm, body) is None
     norm = None if empty else measured_norm(body, row.final_norm, width, config, family)
-    head = next((paths for paths in HEADS if family in ENCODERS and _has(hf, paths)), None)
+    head = next((paths for paths in HEADS if config.model_type in ENCODERS and _has(hf, paths)), None)
     if head is None:
         return None, norm
     dense = part_of(hf, head[0], family)
@@ -446,7 +499,8 @@ def _layer(
                 family, f"its weights are packed ({type(module).__name__}); load it without quantisation"
             )
     width = int(config.hidden_size) if out is None else rows_of(out).shape[0]
-    fitting = [norms for norms in row.norms if _uses_all_norms(block, norms, row.extra, *row.unused)]
+    apart = (*row.unused, *(row.cross.norms if row.cross else ()))
+    fitting = [norms for norms in row.norms if _uses_all_norms(block, norms, row.extra, *apart)]
     norms = None if not fitting else fitting[-1] if out is None and mixer is None else fitting[0]
     if norms is None:
         names = ", ".join(_norms_in(block)) or "none"
@@ -494,6 +548,26 @@ def _layer(
         mixer_multiplier=factors.mixer,
         extra=None if row.extra is None else find(block, row.extra),
         arrives=arrives,
+        cross=_cross(block, row, config, family, width),
+    )
+
+
+def _cross(block: nn.Module, row: Family, config: Any, family: str, width: int) -> Attention | None:
+    """The cross attention of a block of the decoder of an encoder-decoder."""
+    if row.cross is None:
+        return None
+    out = part_of(block, row.cross.out, family)
+    attention = part_of(block, row.cross.attention or row.cross.out.rpartition(".")[0], family)
+    norm = measured_norm(block, row.cross.input, width, config, family)
+    return Attention(
+        module=attention if norm is None or norm.module is None else norm.module,
+        attention=attention,
+        attention_out=out,
+        n_heads=getattr(config, row.heads),
+        width=width,
+        input_norm=norm,
+        post_attention_norm=measured_norm(block, row.cross.post, width, config, family),
+        middle_norm=measured_norm(block, row.cross.middle, width, config, family),
     )
 
 

@@ -12,9 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mnemoscope.model.parts import Anatomy, Norm, bias_of
+from mnemoscope.model.parts import Anatomy, Attention, Norm, SourceText, bias_of
 from mnemoscope.model.running import hooked, observed
-from mnemoscope.model.watch import LayerTrace, Products, Witness, flat, heads_of, shared_out, watch
+from mnemoscope.model.watch import (
+    AttentionTrace,
+    LayerTrace,
+    Products,
+    Witness,
+    flat,
+    heads_of,
+    shared_out,
+    watch,
+)
 
 
 @dataclass(eq=False)
@@ -30,6 +39,9 @@ class Stream:
     them there: each is carried through all that follows, with statistics frozen at those of the pass, and
     gelu(z) as z * (gelu(z) / z). So they add up as elsewhere; what these norms add is in the biases of the layers, and
     what the head adds, whatever it reads, is ``constant``.
+
+    Of an encoder-decoder this is the decoder's, and ``source`` are the tokens that the encoder has read. Positions that
+    heads look at are then counted through, the encoder's first, and heads of cross attention follow a layer's own.
     """
 
     hf: PreTrainedModel = field(repr=False)
@@ -44,6 +56,7 @@ class Stream:
     read: Float[Tensor, "token out"] | None = field(
         default=None, repr=False
     )  # what the last norm read behind it
+    source: Int[Tensor, " source"] | None = None
 
     @property
     def embedding(self) -> Float[Tensor, "token width"]:
@@ -92,16 +105,25 @@ class Stream:
         """What becomes of the embedding at a position."""
         return self.carried(self.embedding[position].float(), 0, position)
 
-    def _norm(self, stage: int) -> tuple[Norm | None, Tensor | None]:
-        """The norm of the stream at a stage, and what it read."""
-        layer, half = divmod(stage, 2)
+    def _attentions(self, layer: int) -> list[tuple[Attention, AttentionTrace]]:
+        """The attentions of a layer in the order in which they add to the stream: its own, and a cross attention."""
         block, traced = self.anatomy.layers[layer], self.layers[layer]
-        return (block.end_norm, traced.end) if half else (block.middle_norm, traced.middle)
+        own: list[tuple[Attention, AttentionTrace]] = [(block, traced)]
+        return own if block.cross is None or traced.cross is None else [*own, (block.cross, traced.cross)]
 
-    def _through(self, vectors: Tensor, stage: int, where: int | slice) -> Tensor:
+    def _norms(self, stage: int, first: int = 0) -> list[tuple[Norm, Tensor]]:
+        """The norms that the stream goes through at a stage, each with what it read; from one attention on."""
+        layer, half = divmod(stage, 2)
+        pairs = [(block.middle_norm, traced.middle) for block, traced in self._attentions(layer)[first:]]
+        if half:
+            pairs = [(self.anatomy.layers[layer].end_norm, self.layers[layer].end)]
+        return [(norm, read) for norm, read in pairs if norm is not None and read is not None]
+
+    def _through(self, vectors: Tensor, stage: int, where: int | slice, first: int = 0) -> Tensor:
         if stage < 2 * len(self.layers):
-            norm, reference = self._norm(stage)
-            return vectors if norm is None or reference is None else norm.frozen(vectors, reference[where])
+            for norm, reference in self._norms(stage, first):
+                vectors = norm.frozen(vectors, reference[where])
+            return vectors
         transform = self.anatomy.transform
         if transform is None:
             return vectors
@@ -112,8 +134,12 @@ class Stream:
     def _added(self, stage: int, where: int | slice) -> Tensor | None:
         """What a stage adds whatever it reads."""
         if stage < 2 * len(self.layers):
-            norm, _ = self._norm(stage)
-            return None if norm is None else norm.bias
+            total = None
+            for norm, reference in self._norms(stage):
+                total = None if total is None else norm.frozen(total, reference[where])
+                if norm.bias is not None:
+                    total = norm.bias if total is None else total + norm.bias
+            return total
         transform = self.anatomy.transform
         if transform is None:
             return None
@@ -130,26 +156,63 @@ class Stream:
         z, active = self.dense[where].float(), self.read[where].float()
         return torch.where(z == 0, torch.zeros_like(z), active / z)
 
+    @property
+    def read_tokens(self) -> Int[Tensor, " position"]:
+        """The tokens of all positions that heads may look at."""
+        return self.tokens if self.source is None else torch.cat([self.source, self.tokens])
+
+    @property
+    def encoded(self) -> int:
+        """How many of them are the encoder's."""
+        return 0 if self.source is None else len(self.source)
+
     def sources(self, position: int) -> int:
         """How many positions a position sees, from the first."""
-        return len(self.tokens) if self.anatomy.bidirectional else position + 1
+        return len(self.tokens) if self.anatomy.bidirectional else self.encoded + position + 1
 
     def attention_parts(self, layer: int, position: int) -> Float[Tensor, "head source width"]:
-        """What each head writes from each source: up to ``position``, in an encoder from all (A32)."""
-        traced, block, seen = self.layers[layer], self.anatomy.layers[layer], self.sources(position)
-        alpha = traced.alpha[:, position, :seen].float()
-        weighted = traced.weighted(position, alpha[..., None] * traced.value[:, :seen].float())
-        written = weighted @ block.heads().float()
-        output, factor = traced.attention_output[position], block.attention_multiplier
-        folded = self._folded(written, block.post_attention_norm, output, factor)
-        return self.carried(folded, 2 * layer, position)
+        """What each head writes from each source: up to ``position``, in an encoder from all (A32).
+
+        Heads of cross attention write 0 from the decoder's positions, all others 0 from the encoder's.
+        """
+        parts = []
+        for first, (block, traced) in enumerate(self._attentions(layer)):
+            alpha = self._alpha(first, traced, position).float()
+            values = alpha[..., None] * traced.value[:, : alpha.shape[-1]].float()
+            written = traced.weighted(position, values) @ block.heads().float()
+            output, factor = traced.attention_output[position], block.attention_multiplier
+            written = self._folded(written, block.post_attention_norm, output, factor)
+            parts.append(self._onward(written, layer, first, position))
+        return parts[0] if len(parts) == 1 else _beside(*parts)
+
+    def attention_weights(self, layer: int, position: int) -> Float[Tensor, "head source"]:
+        """The weight that each head gives each source, as in `attention_parts`."""
+        weights = [self._alpha(a, traced, position) for a, (_, traced) in enumerate(self._attentions(layer))]
+        return weights[0] if len(weights) == 1 else _beside(*weights)
+
+    def _alpha(self, which: int, traced: AttentionTrace, position: int) -> Float[Tensor, "head source"]:
+        """The weights of one attention of a layer: of what a position sees of its own stack, or of the encoder's."""
+        return traced.alpha[:, position, : None if which else self.sources(position) - self.encoded]
+
+    def _onward(self, vectors: Tensor, layer: int, first: int, position: int) -> Tensor:
+        """`carried` for what one attention of a layer adds."""
+        return self.carried(self._through(vectors, 2 * layer, position, first), 2 * layer + 1, position)
 
     def attention_bias(self, layer: int, position: int) -> Float[Tensor, " width"]:
-        """What a layer writes before its FFN whatever it attends to: a bias, or all that an opaque mixer writes."""
-        traced, block = self.layers[layer], self.anatomy.layers[layer]
-        output, factor = traced.attention_output[position], block.attention_multiplier
-        bias = self._bias(traced.fixed(block, position), block.post_attention_norm, output, factor)
-        return self._with_norm(bias, 2 * layer, position)
+        """What a layer writes before its FFN whatever it attends to: biases, or all that an opaque mixer writes."""
+        fixed = [
+            self._onward(self._fixed(block, traced, position), layer, first, position)
+            for first, (block, traced) in enumerate(self._attentions(layer))
+        ]
+        added = self._added(2 * layer, position)
+        return reduce(
+            torch.add, fixed if added is None else [*fixed, self.carried(added, 2 * layer + 1, position)]
+        )
+
+    def _fixed(self, block: Attention, traced: AttentionTrace, where: int | slice) -> Tensor:
+        """What one attention writes whatever it attends to, as it is added."""
+        output, factor = traced.attention_output[where], block.attention_multiplier
+        return self._bias(traced.fixed(block, where), block.post_attention_norm, output, factor)
 
     def neuron_parts(
         self, layer: int, position: int, neurons: Int[Tensor, " neuron"] | None = None
@@ -179,13 +242,27 @@ class Stream:
 
     def attention_update(self, layer: int) -> Float[Tensor, "token width"]:
         """The sum of all heads x sources and the bias, at every position, from weights and values; as it is added."""
-        traced, block = self.layers[layer], self.anatomy.layers[layer]
-        mixed = traced.weighted(slice(None), traced.alpha.float() @ traced.value.float())
+        return reduce(torch.add, (self._update(*attention) for attention in self._attentions(layer)))
+
+    def attended(self, layer: int, residual: Float[Tensor, "token width"]) -> Float[Tensor, "token width"]:
+        """The residual behind the attentions of a layer, and behind their norms of the stream with the biases."""
+        for block, traced in self._attentions(layer):
+            residual = residual + self._update(block, traced)
+            norm = block.middle_norm
+            if norm is not None and traced.middle is not None:
+                residual = norm.frozen(residual, traced.middle)
+                residual = residual if norm.bias is None else residual + norm.bias
+        return residual
+
+    def _update(self, block: Attention, traced: AttentionTrace) -> Float[Tensor, "token width"]:
+        """The sum of the heads x sources of one attention and its bias, as it is added."""
+        every = slice(None)
+        mixed = traced.weighted(every, traced.alpha.float() @ traced.value.float())
         written = (mixed @ block.heads().float()).sum(0)
-        fixed = traced.fixed(block, slice(None))
         norm, factor = block.post_attention_norm, block.attention_multiplier
-        bias = self._bias(fixed, norm, traced.attention_output, factor)
-        return self._folded(written, norm, traced.attention_output, factor) + bias
+        return self._folded(written, norm, traced.attention_output, factor) + self._fixed(
+            block, traced, every
+        )
 
     def ffn_update(self, layer: int) -> Float[Tensor, "token width"]:
         """The sum of all neurons and the bias, at every position, from coefficients and values; as it is added."""
@@ -256,25 +333,44 @@ class Stream:
         return written
 
 
+def _beside(
+    own: Float[Tensor, "head token *width"], cross: Float[Tensor, "cross_head encoded *width"]
+) -> Float[Tensor, "every_head source *width"]:
+    """Those of a layer's own heads and then those of its cross attention, by sources counted through."""
+    shape = (len(own) + len(cross), cross.shape[1] + own.shape[1], *own.shape[2:])
+    whole = own.new_zeros(shape)
+    whole[: len(own), cross.shape[1] :], whole[len(own) :, : cross.shape[1]] = own, cross
+    return whole
+
+
 @torch.no_grad()
 def trace(
-    hf: PreTrainedModel, anatomy: Anatomy, tokens: Int[Tensor, "1 token"], *, upcast: bool = False
+    hf: PreTrainedModel,
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "1 token"],
+    source: Int[Tensor, "1 source"] | None = None,
+    *,
+    upcast: bool = False,
 ) -> Stream:
     """Run the whole model once on one sequence, without a cache, and keep what every block did.
 
     Keeps O(layers x token x (neurons + head x token)) numbers. ``upcast`` runs a bf16 or fp16 model in
     fp32, by widening one module's weights at a time while it runs: the most extra memory is its largest
     single weight. The model's mode, attention implementation and weights are put back, also after an error.
+
+    source  what the encoder of an encoder-decoder reads, whose decoder then reads the tokens
     """
-    recorder = Products()
-    witnesses = [Witness(layer, recorder) for layer in anatomy.layers]
+    recorder, predicting = Products(), anatomy.predicting
+    witnesses = [Witness(layer, recorder) for layer in predicting.layers]
     handles = [handle for witness in witnesses for handle in witness.handles()]
     head: dict[str, Tensor] = {}
     handles += _at_the_head(anatomy, head)
+    read = None if source is None else SourceText(source)
     with hooked(handles), observed(hf, upcast=upcast, attention=anatomy.attention), recorder:
-        logits = anatomy.outputs(hf(input_ids=tokens, **anatomy.calling()))[0]
-    layers = tuple(witness.trace(index, anatomy) for index, witness in enumerate(witnesses))
-    return Stream(hf, anatomy, tokens[0], layers, logits, upcast, **head)
+        logits = anatomy.outputs(hf(**anatomy.calling(tokens, source=read)))[0]
+    layers = tuple(witness.trace(index, predicting) for index, witness in enumerate(witnesses))
+    text = None if source is None else source[0]
+    return Stream(hf, predicting, tokens[0], layers, logits, upcast, **head, source=text)
 
 
 def _at_the_head(anatomy: Anatomy, seen: dict[str, Tensor]) -> list[Any]:

@@ -56,6 +56,23 @@ _PERI = Norms("input_layernorm", "post_attention_layernorm", "post_norm1", "post
 _GLM4 = Norms("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
 
 
+class Crossing(NamedTuple):
+    """Paths inside a block of the output projection of its cross attention, of the norms around that (before it, after
+    it, and the one that the stream itself goes through behind it), and of what reads the stream and mixes.
+    """
+
+    out: str
+    input: str | None = None
+    post: str | None = None
+    middle: str | None = None
+    attention: str | None = None  # by default what holds the output projection
+
+    @property
+    def norms(self) -> tuple[str | None, ...]:
+        """The paths of its norms."""
+        return self.input, self.post, self.middle
+
+
 class Gate(NamedTuple):
     """What the mixed heads are multiplied with before the output projection: a function of what a module returns."""
 
@@ -157,7 +174,8 @@ class Family(NamedTuple):
     )
     inner: str | None = None  # of a group of blocks: the block, used again and again
     first_position: Number = None  # of the first token, where positions below it are never used
-    unused: tuple[str, ...] = ()  # norms of a block that only an encoder's output goes through
+    cross: Crossing | None = None  # in the decoder of an encoder-decoder
+    unused: tuple[str | None, ...] = ()  # norms of a block that its stream does not go through
     plain: FeedForward | None = None  # its FFN where the config says that this is not gated (is_gated_act)
     heads: str = "num_attention_heads"  # the field that says how many
     bidirectional: bool = False  # unless the config makes a decoder of it (is_decoder)

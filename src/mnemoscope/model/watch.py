@@ -21,52 +21,34 @@ from mnemoscope.model.experts import (
     shared_weight,
     summed,
 )
-from mnemoscope.model.parts import Anatomy, Layer, Projection
+from mnemoscope.model.parts import Anatomy, Attention, Layer, Projection
 
 TOLERANCE = 1e-4  # of the logit range for logits, of the largest entry of the vector for everything else
 
 
-@dataclass(eq=False)
-class LayerTrace:
-    """What one block saw and did, for one sequence, in the dtype of the pass.
+@dataclass(eq=False, kw_only=True)
+class AttentionTrace:
+    """What one attention saw and did, for one sequence, in the dtype of the pass.
 
-    ``lres`` is the residual after attention; in parallel blocks, which have no such point, ``lin`` plus the
-    attention update (G5). ``value`` is given per query head: heads that share a key-value head have equal
-    rows (G6), and a bias of the value projection is inside it, which is exact because weights add up to 1
-    (G8). ``*_output`` are the outputs of the two output projections, before post-norm and multiplier.
-
-    In a mixture ``weights`` are those of the router, with all factors, for each of `Layer.groups`, fp32: 0 where a
-    token was not routed to an expert, whose neurons then have a gate, an up and a coefficient of 0. ``scores`` are what
-    a router multiplies with what experts read, if it does.
+    ``lin`` is the residual that enters, ``middle`` what the norm of the stream behind it reads in a post-norm block.
+    ``value`` is given per query head: heads that share a key-value head have equal rows (G6), and a bias of the value
+    projection is inside it, which is exact because weights add up to 1 (G8). ``attention_output`` is the output of the
+    output projection, before post-norm and multiplier.
 
     ``mixed_gate`` is what each mixed channel is multiplied with, ``mixer_output`` what an opaque mixer writes, which is
-    inside ``attention_output``, ``extra_output`` what an extra module writes after the FFN. A layer without attention
-    has heads with weights and values of 0.
-
-    ``middle`` and ``end`` are what the norms of the residual stream itself read in a post-norm block.
+    inside ``attention_output``. A layer without attention has heads with weights and values of 0.
     """
 
     lin: Float[Tensor, "token width"]
-    lres: Float[Tensor, "token width"]
-    lout: Float[Tensor, "token width"]
     alpha: Float[Tensor, "head token source"]
     value: Float[Tensor, "head source dimension"]
     mixed: Float[Tensor, "token heads_x_dimension"]  # input of the attention output projection
     attention_input: Float[Tensor, "token width"]
     attention_output: Float[Tensor, "token width"]
-    ffn_input: Float[Tensor, "token width"]
-    gate: Float[Tensor, "token neuron"]  # pre-activation
-    up: Float[Tensor, "token neuron"] | None
-    coefficients: Float[Tensor, "token neuron"]
-    ffn_output: Float[Tensor, "token width"]
     call: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)  # how the attention module was called
-    weights: Float[Tensor, "token group"] | None = None
-    scores: Float[Tensor, "token group"] | None = None
     mixed_gate: Float[Tensor, "token heads_x_dimension"] | None = None
     mixer_output: Float[Tensor, "token width"] | None = None
     middle: Float[Tensor, "token width"] | None = None
-    end: Float[Tensor, "token width"] | None = None
-    extra_output: Float[Tensor, "token width"] | None = None
 
     def weighted(
         self, where: int | slice, mixed: Float[Tensor, "head *rows dimension"]
@@ -80,13 +62,43 @@ class LayerTrace:
         gate = self.mixed_gate[where].float().unflatten(-1, (len(mixed), -1))
         return mixed.float() * (gate[:, None] if gate.ndim == 2 else gate.transpose(0, 1))
 
-    def fixed(self, layer: Layer, where: int | slice) -> Tensor | None:
+    def fixed(self, block: Attention, where: int | slice) -> Tensor | None:
         """What is written before the FFN whatever is attended to, before post-norm and multiplier; fp32."""
-        bias = layer.out_bias()
+        bias = block.out_bias()
         if self.mixer_output is None:
             return bias
         written = self.mixer_output[where].float()
         return written if bias is None else written + bias.float()
+
+
+@dataclass(eq=False, kw_only=True)
+class LayerTrace(AttentionTrace):
+    """What one block saw and did, for one sequence, in the dtype of the pass.
+
+    ``lres`` is the residual after attention, also after the ``cross`` attention where there is one; in parallel blocks,
+    which have no such point, ``lin`` plus the attention update (G5). ``ffn_output`` is the output of the down
+    projection, before post-norm and multiplier.
+
+    In a mixture ``weights`` are those of the router, with all factors, for each of `Layer.groups`, fp32: 0 where a
+    token was not routed to an expert, whose neurons then have a gate, an up and a coefficient of 0. ``scores`` are what
+    a router multiplies with what experts read, if it does.
+
+    ``extra_output`` is what an extra module writes after the FFN, ``end`` what the norm at the end of a post-norm block
+    reads.
+    """
+
+    lres: Float[Tensor, "token width"]
+    lout: Float[Tensor, "token width"]
+    ffn_input: Float[Tensor, "token width"]
+    gate: Float[Tensor, "token neuron"]  # pre-activation
+    up: Float[Tensor, "token neuron"] | None
+    coefficients: Float[Tensor, "token neuron"]
+    ffn_output: Float[Tensor, "token width"]
+    weights: Float[Tensor, "token group"] | None = None
+    scores: Float[Tensor, "token group"] | None = None
+    end: Float[Tensor, "token width"] | None = None
+    extra_output: Float[Tensor, "token width"] | None = None
+    cross: AttentionTrace | None = None
 
     def amounts(
         self, layer: Layer, where: int | slice | Tensor = slice(None)
@@ -171,7 +183,7 @@ class EndOfPass(Exception):  # noqa: N818 - control flow, not an error
     """Ends a forward pass once what was wanted has been seen."""
 
 
-def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None]) -> list[Any]:
+def watch(block: Attention, points: Iterable[str], see: Callable[[str, Tensor], None]) -> list[Any]:
     """Hooks that call ``see(point, tensor)`` with what passes the points of a layer; `hooked` removes them.
 
     lin, lout                            the residual that enters and leaves the block
@@ -186,50 +198,59 @@ def watch(layer: Layer, points: Iterable[str], see: Callable[[str, Tensor], None
 
     In a mixture the points from gate to ffn_output are those of the shared expert; `experts.listen` sees the others.
     Residuals are measured by what of them arrives at the end, and a mixer by the attention's multiplier. All others are
-    the model's own tensors; Falcon adds to its FFN's output in place. A point that a layer lacks is left out.
+    the model's own tensors; Falcon adds to its FFN's output in place. A point that a layer lacks is left out; a cross
+    attention has those of an attention.
     """
-    norm = layer.ffn_norm
     before: dict[str, nn.Module | None] = {
-        "lin": layer.module,
-        "attention_input": layer.attention or layer.mixer,
-        "mixed": layer.attention_out,
-        "ffn_norm_input": None if norm is None else norm.module,
-        "ffn_input": _first_reader(layer),
-        "coefficients": layer.down,
-        "middle": None if layer.middle_norm is None else layer.middle_norm.module,
-        "end": None if layer.end_norm is None else layer.end_norm.module,
+        "lin": block.module,
+        "attention_input": block.attention,
+        "mixed": block.attention_out,
+        "middle": None if block.middle_norm is None else block.middle_norm.module,
     }
-    after = {
-        "lout": layer.module,
-        "attention_output": layer.attention_out,
-        "mixed_gate": None if layer.mixed_gate is None else layer.mixed_gate.module,
-        "mixer_output": layer.mixer,
-        "extra_output": layer.extra,
-        "ffn_output": layer.down,
-        "routed_output": None if layer.experts is None else layer.experts.writer,
-        "shared_gate": None if layer.experts is None else layer.experts.shared_gate,
-    }
-    units = {
-        "lin": layer.arrives.lin,
-        "ffn_norm_input": layer.arrives.lres,
-        "lout": layer.arrives.lout,
-        "mixer_output": layer.mixer_multiplier,
-    }
+    after: dict[str, nn.Module | None] = {"attention_output": block.attention_out}
+    units: dict[str, float] = {}
+    projections: dict[str, Projection | None] = {}
+    turn = (0, 1)
+    if isinstance(block, Layer):
+        layer, turn, norm, end = block, block.turn, block.ffn_norm, block.end_norm
+        before |= {
+            "attention_input": layer.attention or layer.mixer,
+            "ffn_norm_input": None if norm is None else norm.module,
+            "ffn_input": _first_reader(layer),
+            "coefficients": layer.down,
+            "end": None if end is None else end.module,
+        }
+        after |= {
+            "lout": layer.module,
+            "mixed_gate": None if layer.mixed_gate is None else layer.mixed_gate.module,
+            "mixer_output": layer.mixer,
+            "extra_output": layer.extra,
+            "ffn_output": layer.down,
+            "routed_output": None if layer.experts is None else layer.experts.writer,
+            "shared_gate": None if layer.experts is None else layer.experts.shared_gate,
+        }
+        units = {
+            "lin": layer.arrives.lin,
+            "ffn_norm_input": layer.arrives.lres,
+            "lout": layer.arrives.lout,
+            "mixer_output": layer.mixer_multiplier,
+        }
+        projections = {"gate": layer.gate, "up": layer.up}
 
     def measured(point: str, tensor: Tensor) -> None:
-        if point == "attention_output" and layer.outer_bias is not None:
-            tensor = tensor + layer.outer_bias
+        if point == "attention_output" and block.outer_bias is not None:
+            tensor = tensor + block.outer_bias
         unit = units.get(point, 1.0)
         see(point, tensor if unit == 1 else tensor * unit)
 
     handles = []
-    see = _in_turn(see, layer.turn)
+    see = _in_turn(see, turn)
     for point in points:
         if (module := before.get(point)) is not None:
             handles.append(module.register_forward_pre_hook(_reading(point, measured), with_kwargs=True))
         elif (module := after.get(point)) is not None:
             handles.append(module.register_forward_hook(_writing(point, measured)))
-        elif (projection := {"gate": layer.gate, "up": layer.up}.get(point)) is not None:
+        elif (projection := projections.get(point)) is not None:
             handles.append(projection.module.register_forward_hook(_projecting(point, projection, measured)))
     return handles
 
@@ -276,6 +297,7 @@ class Witness:
     def __init__(self, layer: Layer, recorder: Products) -> None:
         self.layer, self.recorder = layer, recorder
         self.seen: dict[str, Tensor] = {}
+        self.crossed: dict[str, Any] = {}
         self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.product: tuple[Tensor, Tensor] | None = None
         self.routed: list[Routed] = []
@@ -288,7 +310,18 @@ class Witness:
             handles.append(self.layer.attention.register_forward_pre_hook(self.attend, with_kwargs=True))
         if self.layer.experts is not None:
             handles.append(listen(self.layer.experts.module, self.routed.append))
+        if (cross := self.layer.cross) is not None and cross.attention is not None:
+            handles += watch(cross, _CROSS, self.see_cross)
+            handles.append(cross.attention.register_forward_pre_hook(self.attend_across, with_kwargs=True))
         return handles
+
+    def see_cross(self, point: str, tensor: Tensor) -> None:
+        if point == "mixed":
+            self.crossed["product"] = self.recorder.settle()
+        self.crossed[point] = flat(tensor)
+
+    def attend_across(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.crossed["call"] = (args, kwargs)
 
     def attend(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         which, uses = self.layer.turn
@@ -325,17 +358,21 @@ class Witness:
             alpha, value = heads_of(self.product, self.layer.n_heads)
             tokens, heads = len(seen["lin"]), self.layer.n_heads
             if alpha.shape != (heads, tokens, tokens) or value.shape[:2] != (heads, tokens):
-                raise failed(
-                    anatomy,
-                    index,
-                    "attention",
-                    "the last product before its output is not of weights and values",
-                )
+                raise failed(anatomy, index, "attention", _NO_PRODUCT)
             seen["alpha"], seen["value"] = alpha, value
             if self.layer.sink:
                 seen["alpha"] = shared_out(alpha, value, seen["mixed"])
         seen["lres"] = after_attention(self.layer, self.seen) if anatomy.parallel else read
-        return LayerTrace(up=seen.pop("up", None), call=self.call, **seen)
+        cross = None if self.layer.cross is None else self._cross(self.layer.cross, index, anatomy)
+        return LayerTrace(up=seen.pop("up", None), call=self.call, cross=cross, **seen)
+
+    def _cross(self, block: Attention, index: int, anatomy: Anatomy) -> AttentionTrace:
+        if "attention_output" not in self.crossed:
+            raise failed(anatomy, index, "cross attention", "its output projection was never called")
+        alpha, value = heads_of(self.crossed.pop("product"), block.n_heads)
+        if len(alpha) != block.n_heads or alpha.shape[1] != len(self.crossed["lin"]):
+            raise failed(anatomy, index, "cross attention", _NO_PRODUCT)
+        return AttentionTrace(alpha=alpha, value=value, **self.crossed)
 
     def _without_ffn(self, output: Tensor) -> dict[str, Tensor]:
         """An FFN that reads what leaves the block and writes nothing, in a layer that has none."""
@@ -423,6 +460,8 @@ _POINTS = (
     "middle",
     "end",
 )
+_NO_PRODUCT = "the last product before its output is not of weights and values"
+_CROSS = ("lin", "attention_input", "mixed", "attention_output", "middle")
 _NEEDED = {
     "lin": "block",
     "mixed": "attention output projection",

@@ -50,6 +50,11 @@ def _check(model: Model, ablate: int) -> None:
             f"explaining a prediction of {model.id}: it has no language-model head and predicts no token; give it with "
             "the head that it was trained with"
         )
+    if model.anatomy.stacks:
+        raise ModelNotSupported(
+            f"explaining a prediction of {model.id}: it is an encoder-decoder, of which this is not told yet; decoders "
+            "and encoders are accepted"
+        )
     if ablate and model.anatomy.bidirectional:
         raise ModelNotSupported(
             f"explaining a prediction of {model.id}: parts are ablated at the last position, behind which nothing is "

@@ -19,7 +19,6 @@ from mnemoscope.arguments import check_least
 from mnemoscope.errors import QueryError
 from mnemoscope.mine import values
 from mnemoscope.model.capture import Capture
-from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import LayerSignals, Nulls
 from mnemoscope.neuron.card import card
@@ -340,11 +339,10 @@ Words = dict[NeuronId, tuple[tuple[str, ...], tuple[str, ...]]]
 def _read(model: Model, neurons: Sequence[NeuronId], words: Vocabulary) -> Words:
     """The tokens that some values write, read through the lens."""
     written: Words = {}
-    lens = Lens.of(model.anatomy, values.LENS, values.PROJECTION)
     for layer in sorted({neuron.layer for neuron in neurons}):
         chosen = [neuron for neuron in neurons if neuron.layer == layer]
         rows = torch.tensor([neuron.neuron for neuron in chosen], device=model.device)
-        tokens, _ = values.value_tokens(model, layer, lens, rows)
+        tokens, _ = values.value_tokens(model, layer, rows)
         for neuron, (promoted, suppressed) in zip(chosen, tokens[:, :, :WRITES].tolist(), strict=True):
             written[neuron] = tuple(map(words.label, promoted)), tuple(map(words.label, suppressed))
     return written
