@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.gzip import GZipMiddleware
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from mnemoscope.atlas import live
@@ -48,6 +49,7 @@ def create(runs: Sequence[Run], model: str | None = None, secret: str = "") -> G
         await asyncio.to_thread(desk.close)
 
     app = FastAPI(title="mnemoscope", docs_url=None, redoc_url=None, openapi_url="/api.json", lifespan=life)
+    app.add_middleware(GZipMiddleware, minimum_size=2000)
     site = Site(Library(runs), desk, prefix)
     add_pages(app, site)
     add_questions(app, site)

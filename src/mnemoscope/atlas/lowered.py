@@ -16,6 +16,7 @@ from mnemoscope.display import Shown
 
 _BLOCK = re.compile(r"<style>.*?</style>\s*", re.DOTALL)
 _ATTRIBUTE = re.compile(r' style="')
+_HEADING = re.compile(r"(</?h)([34])(?=[ >])")
 _ADDRESS = r"L\d+(?:E\d+)?N\d+"
 _LINKED = re.compile(rf'<a href="#[^"]*">({_ADDRESS})</a>')
 _NAMED = re.compile(rf"(<(?:td|th|span|h3|b)(?: [^>]*)?>)({_ADDRESS})(?=[\s<])")
@@ -29,6 +30,11 @@ def inside(shown: Shown, href: Callable[[str], str]) -> Markup:
 def without_style(fragment: str) -> str:
     """A fragment without blocks of style, its attributes of style under another name."""
     return _ATTRIBUTE.sub(' data-style="', _BLOCK.sub("", fragment))
+
+
+def raised(fragment: str) -> str:
+    """A fragment whose first headings are those of a page: h3 and h4 are h1 and h2."""
+    return _HEADING.sub(lambda match: f"{match[1]}{int(match[2]) - 2}", fragment)
 
 
 def linked(fragment: str, href: Callable[[str], str]) -> str:

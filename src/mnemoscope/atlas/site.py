@@ -135,6 +135,7 @@ def _templates(site: Site) -> Environment:
         "library": site.library,
         "every": _Every(),
         "plain": lambda html: Markup(lowered.without_style(str(html))),
+        "raised": lambda html: Markup(lowered.raised(str(html))),
     }
     return templates
 

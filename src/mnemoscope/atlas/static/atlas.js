@@ -6,6 +6,7 @@
       element.style.cssText = element.dataset.style;
       element.removeAttribute("data-style");
     }
+    for (const text of place.querySelectorAll(".mn-text > div")) if (text.scrollWidth > text.clientWidth) text.tabIndex = 0; // what scrolls can be reached by keys
   };
   style(document);
 
@@ -26,11 +27,11 @@
     j: () => follow("[rel=next]"),
     k: () => follow("[rel=prev]"),
   };
-  let begun = 0;
+  let begun = -Infinity;
   addEventListener("keydown", (event) => {
     if (!run || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, dialog")) return;
     const wanted = event.timeStamp - begun < 1500 ? after[event.key] : plain[event.key];
-    begun = event.key === "g" ? event.timeStamp : 0;
+    begun = event.key === "g" ? event.timeStamp : -Infinity;
     if (wanted) {
       event.preventDefault();
       wanted();

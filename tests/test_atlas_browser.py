@@ -1,0 +1,308 @@
+"""A served run in a browser: what a reader does, from the first page to a prediction; nothing leaves the machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from synthetic import make_run
+from tiny import model_folder, texts
+
+import mnemoscope as mn
+from mnemoscope.atlas import live
+from mnemoscope.records import Progress
+
+pytestmark = pytest.mark.slow  # a browser is started, and each page is looked at four times
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync")  # fmt: skip
+LOOKS = [(width, scheme) for width in (1400, 360) for scheme in ("light", "dark")]
+PATHS = (
+    "",
+    "/layers/0",
+    "/neurons/L1N3",
+    "/search?q=a",
+    "/sql?q=select+1+as+one",
+    "/explain",
+    "/text",
+    "/test",
+    "/neurons/L99N1",
+)
+WAIT = 60_000  # milliseconds for an answer of the model
+
+
+class Server:
+    """Runs served in a thread of this process."""
+
+    def __init__(self, *runs: mn.Run) -> None:
+        import uvicorn
+
+        from mnemoscope.atlas.app import create
+
+        self.server = uvicorn.Server(uvicorn.Config(create(runs), port=0, log_level="error", ws="none"))
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            assert self.thread.is_alive()
+            threading.Event().wait(0.02)
+        port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}"
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> mn.Run:
+    """A run whose text and titles are full of markup."""
+    return mn.open_run(make_run(tmp_path_factory.mktemp("runs") / "hostile", layers=4, neurons=70).path)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> mn.Run:
+    """A run whose tiny model can be asked."""
+    model = mn.load_model(model_folder(tmp_path_factory.mktemp("model")), dtype="fp32")
+    return mn.build(model, texts(60), tmp_path_factory.mktemp("runs") / "built", top=10)
+
+
+@pytest.fixture(scope="module")
+def address(hostile: mn.Run, built: mn.Run) -> Iterator[str]:
+    """Where both are served."""
+    server = Server(hostile, built)
+    yield server.address
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail("there is no chromium to look at pages with; apt-get install chromium")
+        pytest.skip("there is no chromium to look at pages with")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=list(SWITCHES))
+        yield chromium
+        chromium.close()
+
+
+class Reader:
+    """A page of a fresh browser; at the end it says what it asked for elsewhere, and what went wrong."""
+
+    def __init__(self, browser: Any, address: str, width: int = 1400, scheme: str = "light") -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.address, self.wrong = address, []
+        self.page.on("request", lambda request: self._asked(request.url))
+        self.page.on(
+            "console",
+            lambda line: self.wrong.append(line.text) if line.type in ("error", "warning") else None,
+        )
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.wrong.append(dialog.message), dialog.dismiss()))
+
+    def _asked(self, url: str) -> None:
+        if not url.startswith((self.address, "data:")):
+            self.wrong.append(f"asked for {url}")
+
+    def _said(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.wrong.append(text)
+
+    def open(self, path: str) -> Any:
+        self.page.goto(f"{self.address}{path}")
+        return self.page
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        self.context.close()
+        assert kind or not self.wrong, self.wrong
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The source of axe-core."""
+    return files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+@pytest.mark.parametrize("path", PATHS)
+def test_pages_can_be_read_by_everyone(
+    browser: Any, address: str, axe: str, path: str, width: int, scheme: str
+) -> None:
+    """axe-core finds nothing; no page is wider than its window, and text that is markup stays text."""
+    with Reader(browser, address, width, scheme) as reader:
+        page = reader.open(f"/runs/hostile{path}")
+        reader.wrong = [line for line in reader.wrong if "404" not in line]  # of the page that is not there
+        page.evaluate(axe)
+        problems = page.evaluate(
+            "async () => (await axe.run()).violations.map((v) => [v.id, v.nodes.map((n) => n.html)])"
+        )
+        assert problems == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator("main b:has-text('season'), main script").count() == 0
+
+
+def test_a_neuron_is_found_by_what_it_promotes(browser: Any, address: str, built: mn.Run) -> None:
+    """A token is typed into the box, the first neuron of the list is opened, and its card says the token."""
+    token = built.neuron("L1N3").promoted[0].text.replace("·", " ")
+    with Reader(browser, address) as reader:
+        page = reader.open("/runs/built")
+        page.keyboard.press("/")
+        page.keyboard.type(token)
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/search?**")
+        link = page.locator("#promotes a.neuron").first
+        name = link.text_content()
+        link.click()
+        page.wait_for_url(f"**/neurons/{name}")
+        assert name in page.locator("h3").first.text_content()
+        assert page.locator(".mn-value .mn-token").first.is_visible()
+
+
+def test_keys_lead_through_neurons_and_layers(browser: Any, address: str) -> None:
+    """j and k, g l, ?, and an address in the box."""
+    with Reader(browser, address) as reader:
+        page = reader.open("/runs/built/neurons/L1N3")
+        page.keyboard.press("j")
+        page.wait_for_url("**/neurons/L1N4")
+        page.keyboard.press("k")
+        page.wait_for_url("**/neurons/L1N3")
+        page.keyboard.press("g")
+        page.keyboard.press("l")
+        page.wait_for_url("**/layers/1")
+        page.keyboard.press("k")
+        page.wait_for_url("**/layers/0")
+        page.keyboard.press("?")
+        assert page.locator("dialog.keys").is_visible()
+        page.keyboard.press("Escape")
+        page.wait_for_function("!document.querySelector('dialog.keys').open")
+        page.keyboard.press("/")
+        page.keyboard.type("L0N2")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/neurons/L0N2")
+
+
+def test_a_layer_is_filtered_and_sorted(browser: Any, address: str) -> None:
+    """By the form and by the heads of columns; the address holds all of it."""
+    with Reader(browser, address) as reader:
+        page = reader.open("/runs/hostile/layers/1")
+        page.locator("input[name=where]").first.fill("max>0.5")
+        page.locator("select[name=sort]").select_option("std")
+        page.locator("main form button").click()
+        page.wait_for_url("**where=max*")
+        shown = page.locator("output").text_content()
+        assert re.fullmatch(r"\d+ of 70", shown) and not shown.startswith("70 ")
+        page.get_by_role("link", name="min").click()
+        page.wait_for_url("**sort=min**")
+        assert page.locator("output").text_content() == shown
+        values = [
+            float(text.replace(",", ""))
+            for text in page.locator("tbody tr td:nth-child(2)").all_text_contents()
+        ]
+        assert values == sorted(values, reverse=True)
+
+
+def test_a_prediction_is_explained_and_leads_to_neurons(browser: Any, address: str) -> None:
+    """A foil is added; the address opens the same in another browser; bars have their widths from the script."""
+    with Reader(browser, address) as reader:
+        page = reader.open("/runs/built/explain")
+        page.locator("textarea").fill("The capital of France is")
+        page.locator("main form button").click()
+        page.wait_for_selector(".mn-explain", timeout=WAIT)
+        page.locator("input[name=foil]").last.fill(" city")
+        page.locator("main form button").click()
+        page.wait_for_url("**foil=+city**")
+        page.wait_for_selector(".mn-explain", timeout=WAIT)
+        assert page.locator("#against-1, section[id*=against]").count() == 1
+        assert page.locator("[data-style]").count() == 0
+        assert page.locator(".mn-explain [style*='--size']").count() > 0
+        link, headline = page.url.removeprefix(address), page.locator(".headline").text_content()
+        page.locator(".mn-explain a.neuron").first.click()
+        page.wait_for_url("**/neurons/L*")
+    with Reader(browser, address) as other:
+        page = other.open(link)
+        page.wait_for_selector(".mn-explain", timeout=WAIT)
+        assert page.locator(".headline").text_content() == headline
+
+
+def test_a_long_question_is_stopped(browser: Any, built: mn.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its button and by leaving the page: the work ends, and the next question is answered."""
+    begun, ended = threading.Semaphore(0), threading.Semaphore(0)
+
+    def slow(self: Any, *_: Any, report: Any, **__: Any) -> None:
+        begun.release()
+        try:
+            for step in range(100_000):
+                report(Progress("working", step, 100_000, "steps"))
+                threading.Event().wait(0.01)
+        finally:
+            ended.release()
+
+    monkeypatch.setattr(live.Desk, "_with_model", lambda self, run: run)
+    monkeypatch.setattr(type(built), "explain", slow)
+    server = Server(built)
+    try:
+        with Reader(browser, server.address) as reader:
+            page = reader.open("/runs/built/explain?prompt=The")
+            assert begun.acquire(timeout=20)
+            page.wait_for_function("document.querySelector('.told').textContent.startsWith('working')")
+            page.locator(".stop").click()
+            assert ended.acquire(timeout=20)
+            assert page.locator(".told").text_content() == "stopped"
+            reader.open("/runs/built/explain?prompt=The+capital")
+            assert begun.acquire(timeout=20)
+            reader.open("/runs/built")
+            assert ended.acquire(timeout=20)
+    finally:
+        server.close()
+
+
+def test_a_pattern_is_tested(browser: Any, address: str) -> None:
+    """A claim about a neuron, or why it cannot be tested, comes to the same page."""
+    with Reader(browser, address) as reader:
+        page = reader.open("/runs/built/test?neuron=L1N3&pattern=word:capital")
+        page.wait_for_selector(".answer :text('capital'), [data-failed]", timeout=WAIT)
+        page = reader.open(f"/runs/built/test?neuron=L1N3&pattern={quote('regex:(')}")
+        page.wait_for_selector("[data-failed]", timeout=WAIT)
+        assert "does not compile" in page.locator(".told").text_content()
+
+
+def test_a_statement_is_answered(browser: Any, address: str, tmp_path: Path) -> None:
+    """As a table, and as a file."""
+    with Reader(browser, address) as reader:
+        page = reader.open("/runs/hostile/sql")
+        page.locator("textarea").fill(
+            "select layer, count(*) as neurons from neurons group by layer order by layer"
+        )
+        page.locator("main form button").click()
+        page.wait_for_selector("tbody")
+        assert page.locator("tbody tr").all_text_contents() == [f"{layer}70" for layer in range(4)]
+        with page.expect_download() as download:
+            page.get_by_role("link", name="CSV").click()
+        download.value.save_as(tmp_path / "answer.csv")
+    assert (tmp_path / "answer.csv").read_text().splitlines()[:2] == ["layer,neurons", "0,70"]
+
+
+def test_tokens_are_completed(browser: Any, address: str) -> None:
+    """While they are typed."""
+    with Reader(browser, address) as reader:
+        page = reader.open("/runs/hostile")
+        page.locator(".go input").press_sequentially(" c")
+        page.wait_for_selector("#completions option", state="attached")
+        values = page.locator("#completions option").evaluate_all("(all) => all.map((one) => one.value)")
+        assert values and all(value.startswith(" c") for value in values)
