@@ -38,6 +38,7 @@ HERE = "http://127.0.0.1:8321"
 PAGES = (
     "", "/layers/0", "/layers/1?sort=max&order=up&where=kurtosis%3E0", "/neurons/L1N3", "/search", "/search?q=a",
     "/search?q=%20capital&by=trigger", "/sql", "/sql?q=select+1", "/explain", "/text", "/test",
+    "/study", "/study/glance", "/compare",
 )  # fmt: skip
 
 
@@ -232,9 +233,24 @@ def test_a_layer_is_sorted_filtered_and_cut_into_pages(client: TestClient, run: 
     assert first["promotes"] == [token.text for token in card.writes(card.sides[0].polarity)[:4]]
 
 
+def test_the_study_and_two_runs_are_what_python_says(run: mn.Run) -> None:
+    """The findings of a measurement, and of two runs side by side."""
+    two = TestClient(create([run, run]), base_url=HERE)
+    found = two.get("/runs/a-run/study/distributions.json").json()
+    wanted = json.loads(json.dumps(run.study(only="distributions").to_dict(), default=str))["findings"]
+    assert [finding["id"] for finding in found[0]["findings"]] == [finding["id"] for finding in wanted]
+    page = two.get("/runs/a-run/study/distributions").text
+    assert "<svg" in page and all(finding["id"] in page for finding in wanted)
+    compared = two.get("/runs/a-run/compare.json?other=a-run-2&only=distributions").json()
+    assert [section["name"] for section in compared] == ["stability", "distributions"]
+    assert two.get("/runs/a-run/compare?other=a-run-2").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "status", "words"),
     [
+        ("/runs/a-run/study/nothing", 400, "choose among glance"),
+        ("/runs/a-run/compare?other=nothing", 404, "it has a-run"),
         ("/runs/nothing", 404, "it has a-run"),
         ("/runs/a-run/neurons/L99N1", 404, "out of range"),
         ("/runs/a-run/neurons/nothing", 400, "L13N366"),

@@ -36,6 +36,9 @@ PATHS = (
     "/text",
     "/test",
     "/neurons/L99N1",
+    "/study",
+    "/study/distributions",
+    "/compare",
 )
 WAIT = 60_000  # milliseconds for an answer of the model
 
@@ -170,7 +173,7 @@ def test_a_neuron_is_found_by_what_it_promotes(browser: Any, address: str, built
         name = link.text_content()
         link.click()
         page.wait_for_url(f"**/neurons/{name}")
-        assert name in page.locator("h3").first.text_content()
+        assert name in page.locator("h1").first.text_content()
         assert page.locator(".mn-value .mn-token").first.is_visible()
 
 
@@ -296,6 +299,17 @@ def test_a_statement_is_answered(browser: Any, address: str, tmp_path: Path) -> 
             page.get_by_role("link", name="CSV").click()
         download.value.save_as(tmp_path / "answer.csv")
     assert (tmp_path / "answer.csv").read_text().splitlines()[:2] == ["layer,neurons", "0,70"]
+
+
+def test_two_runs_are_compared(browser: Any, address: str) -> None:
+    """One is chosen from the list, and figures come with both names."""
+    with Reader(browser, address) as reader:
+        page = reader.open("/runs/hostile/compare")
+        page.locator("select[name=only]").select_option("distributions")
+        page.locator("main form button").click()
+        page.wait_for_url("**other=built**")
+        assert page.locator("article figure svg").count() > 0
+        assert "built" in page.locator(".study").text_content()
 
 
 def test_tokens_are_completed(browser: Any, address: str) -> None:

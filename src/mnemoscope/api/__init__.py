@@ -269,14 +269,11 @@ def measurements(
     run: StoredRun | None = None, sizes: Sizes | None = None, *, only: str | None = None
 ) -> list[dict[str, Any]]:
     """What the study measures: name, title, items, cost, tables added, and the state in a run (``ready`` ...)."""
+    if run is not None:
+        return Run.of(run).measurements(sizes, only=only)
     from mnemoscope.studies import catalogue
 
-    facts = ("name", "title", "items", "minutes", "passes", "seconds")
-    return [
-        {name: getattr(measurement, name) for name in facts}
-        | {"adds": list(measurement.tables), "state": measurement.state(run, sizes or study_sizes())}
-        for measurement in catalogue.choose(only)
-    ]
+    return catalogue.listed(None, sizes or study_sizes(), only)
 
 
 def compare(

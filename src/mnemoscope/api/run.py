@@ -344,6 +344,24 @@ class Run(StoredRun):
 
         return verify(self, self._loaded(model), sample=sample, seed=seed, report=report)
 
+    def measurements(self, sizes: Sizes | None = None, *, only: str | None = None) -> list[dict[str, Any]]:
+        """What the study measures, and how much of it this run has; see `measurements`."""
+        from mnemoscope.studies import catalogue
+
+        return catalogue.listed(self, sizes or study_sizes(), only)
+
+    def measured(self, only: str) -> StudyReport:
+        """The findings of what the run has of one measurement (`measurements`), or of the headline: nothing is
+        measured, no model is loaded. `QueryError` if there is no such measurement."""
+        from mnemoscope.studies import catalogue
+
+        if only == catalogue.HEADLINE:
+            sections = catalogue.headed(tuple(each.section(self) for each in catalogue.CATALOGUE))[:1]
+            return StudyReport((self,), sections if sections[0].name == only else ())
+        return StudyReport(
+            (self,), tuple(each.section(self) for each in catalogue.choose(only) if each.name == only)
+        )
+
     def study(
         self,
         *,

@@ -24,13 +24,14 @@ from mnemoscope.atlas.library import Library, Shelf
 from mnemoscope.atlas.pages import add_pages
 from mnemoscope.atlas.questions import add_questions
 from mnemoscope.atlas.site import Site
+from mnemoscope.atlas.studies import add_studies
 from mnemoscope.errors import MnemoscopeError, RunError
 from mnemoscope.views.page import environment
 
 if TYPE_CHECKING:
     from mnemoscope.api.run import Run
 
-STYLES = ("theme.css", "card.css", "explanation.css", "trace.css", "gallery.css")
+STYLES = ("theme.css", "card.css", "explanation.css", "trace.css", "study.css", "gallery.css")
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 
 
@@ -53,6 +54,7 @@ def create(runs: Sequence[Run], model: str | None = None, secret: str = "") -> G
     site = Site(Library(runs), desk, prefix)
     add_pages(app, site)
     add_questions(app, site)
+    add_studies(app, site)
     _add_files(app)
     _add_failures(app, site)
     return Guard(app, None if secret else LOOPBACK, prefix)

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from mnemoscope.atlas import live, lowered
 from mnemoscope.atlas.library import Library, Shelf
 from mnemoscope.display import Shown
-from mnemoscope.views import words
+from mnemoscope.views import report, words
 from mnemoscope.views.page import environment
 
 TEXT = 400  # letters of a search
@@ -129,7 +129,7 @@ def _templates(site: Site) -> Environment:
     shared = environment()
     assert shared.loader is not None
     templates = shared.overlay(loader=ChoiceLoader([PackageLoader("mnemoscope.atlas"), shared.loader]))
-    templates.filters = shared.filters | {"cell": _cell}
+    templates.filters = shared.filters | {"cell": _cell, "typed": report.typed}
     templates.globals = shared.globals | {
         "prefix": site.prefix,
         "library": site.library,

@@ -94,6 +94,7 @@ class Measurement:
         return Section(self.name, self.title, tuple(findings))
 
 
+HEADLINE = "headline"  # the section that is made of all others
 CATALOGUE = (
     Measurement(
         "glance",
@@ -251,6 +252,16 @@ def choose(names: str | None) -> tuple[Measurement, ...]:
         raise QueryError(f"choosing measurements: there is no {odd[0]!r}; choose among {', '.join(known)}")
     tables = {table for name in wanted for table in known[name].tables}
     return tuple(m for m in CATALOGUE if m.name in wanted or (m.measured and tables & set(m.tables)))
+
+
+def listed(run: Run | None, sizes: Sizes, only: str | None = None) -> list[dict[str, Any]]:
+    """Each measurement's name, title, items, cost, the tables that it adds, and its state in a run (``ready`` ...)."""
+    facts = ("name", "title", "items", "minutes", "passes", "seconds")
+    return [
+        {name: getattr(measurement, name) for name in facts}
+        | {"adds": list(measurement.tables), "state": measurement.state(run, sizes)}
+        for measurement in choose(only)
+    ]
 
 
 def headed(sections: tuple[Section, ...], whole: bool = True) -> tuple[Section, ...]:

@@ -107,14 +107,14 @@ def render(
         shown = []
         for finding in section.findings:
             report(Progress("drawing figures", done, total, "figures"))
-            shown.append(_show(finding, folder))
+            shown.append(show(finding, folder))
             done += 1
         drawn.append((section, shown))
     report(Progress("drawing figures", total, total, "figures"))
     answers = _answers(run, [finding for section in sections for finding in section.findings], items)
     runs = [run, *beside]
     templates = environment().overlay()
-    templates.filters = templates.filters | {"typed": _typed}
+    templates.filters = templates.filters | {"typed": typed}
     return templates.get_template("study.html").render(runs=runs, title=title, sections=drawn, items=answers)
 
 
@@ -144,7 +144,7 @@ def _standing(run: Run, item: Item) -> tuple[str, str]:
     ), command
 
 
-def _typed(text: str, path: Path) -> Markup:
+def typed(text: str, path: Path) -> Markup:
     """A sentence in which what stands between backticks is a command for this run."""
     pieces = [escape(piece) for piece in _WORDS.sub(lambda word: shlex.quote(str(path)), text).split("`")]
     return Markup("").join(
@@ -155,7 +155,8 @@ def _typed(text: str, path: Path) -> Markup:
 _WORDS = re.compile(r"\b(RUN|MODEL)\b")
 
 
-def _show(finding: Finding, folder: Path | None) -> DrawnFinding:
+def show(finding: Finding, folder: Path | None = None) -> DrawnFinding:
+    """A finding made ready for a page; with a folder, its files are saved there."""
     drawn = chart(finding)
     head = finding.frame.head(ROWS if drawn is not None else ROWS_BARE)
     return DrawnFinding(
