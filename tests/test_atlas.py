@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +32,7 @@ import mnemoscope as mn
 from mnemoscope.atlas import guard, live, lowered
 from mnemoscope.atlas.app import create
 from mnemoscope.atlas.library import PAGE, Library
+from mnemoscope.atlas.scatter import HEIGHT, WIDTH, scatter
 from mnemoscope.errors import QueryError
 from mnemoscope.records import Progress
 
@@ -246,9 +248,30 @@ def test_the_study_and_two_runs_are_what_python_says(run: mn.Run) -> None:
     assert two.get("/runs/a-run/compare?other=a-run-2").status_code == 200
 
 
+@tries(80)
+@given(st.lists(st.tuples(*[st.floats(-1e6, 1e6)] * 2), max_size=30))
+def test_points_keep_the_order_of_their_statistics(values: list[tuple[float, float]]) -> None:
+    """On both axes, inside the picture; what is undefined is counted, not drawn."""
+    rows = [{"neuron": number, "max": x, "std": y} for number, (x, y) in enumerate(values)]
+    rows.append({"neuron": len(values), "max": None, "std": 1.0})
+    drawn = scatter(
+        pl.DataFrame(rows, schema={"neuron": pl.Int32, "max": pl.Float64, "std": pl.Float64}), "max", "std"
+    )
+    assert drawn.left == 1 and [point[2] for point in drawn.points] == list(range(len(values)))
+    for k, sign in ((0, 1), (1, -1)):
+        places = [sign * point[k] for point in drawn.points]
+        order = sorted(range(len(values)), key=lambda number: values[number][k])
+        assert all(places[a] <= places[b] for a, b in pairwise(order))
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y, _ in drawn.points)
+    for axis in (drawn.x, drawn.y):
+        low, high = sorted((axis.start, axis.start + axis.length))
+        assert all(low <= place <= high for place, _ in axis.ticks)
+
+
 @pytest.mark.parametrize(
     ("path", "status", "words"),
     [
+        ("/runs/a-run/layers/0?x=beauty", 400, "unknown statistic"),
         ("/runs/a-run/study/nothing", 400, "choose among glance"),
         ("/runs/a-run/compare?other=nothing", 404, "it has a-run"),
         ("/runs/nothing", 404, "it has a-run"),

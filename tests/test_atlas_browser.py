@@ -220,6 +220,28 @@ def test_a_layer_is_filtered_and_sorted(browser: Any, address: str) -> None:
         assert values == sorted(values, reverse=True)
 
 
+def test_a_part_of_the_picture_becomes_conditions(browser: Any, address: str) -> None:
+    """Drawn with the mouse; the points that stay are those inside, and a point leads to its neuron."""
+    with Reader(browser, address) as reader:
+        page = reader.open("/runs/hostile/layers/1?x=std&y=mean")
+        box = page.locator(".scatter .ground").bounding_box()
+        inside = page.locator(".scatter circle").evaluate_all(
+            """(all, box) => all.filter((one) => { const at = one.getBoundingClientRect();
+            const x = at.x + at.width / 2, y = at.y + at.height / 2; return x > box.x + 3 && x < box.x + box.width * .6 && y > box.y + 3 &&
+            y < box.y + box.height * .7; }).map((one) => one.textContent)""",
+            box,
+        )
+        page.mouse.move(box["x"] + 3, box["y"] + 3)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.7, steps=4)
+        page.mouse.up()
+        page.wait_for_url("**where=**")
+        assert sorted(page.locator(".scatter circle").all_text_contents()) == sorted(inside)
+        name = page.locator(".scatter circle").first.text_content()
+        page.locator(".scatter a").first.click()
+        page.wait_for_url(f"**/neurons/{name}")
+
+
 def test_a_prediction_is_explained_and_leads_to_neurons(browser: Any, address: str) -> None:
     """A foil is added; the address opens the same in another browser; bars have their widths from the script."""
     with Reader(browser, address) as reader:

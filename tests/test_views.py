@@ -538,3 +538,31 @@ def test_reading_never_imports_torch(run: Run) -> None:
     """Opening a run, drawing a neuron, searching and a gallery leave torch alone; a stand-in for it is noticed."""
     done = subprocess.run([sys.executable, "-c", _CHECK, str(run.path)], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["[]", "['torch']"], done.stderr
+
+
+@pytest.mark.parametrize("layer", [None, 1])
+def test_neurons_with_the_same_triggers_are_counted_one_by_one(layer: int | None, tmp_path: Path) -> None:
+    """Common positions of each list with each of the neuron's two; expected is their mean over all lists of others."""
+    run = make_run(tmp_path / "run", layers=3, neurons=12)
+    lists: dict[tuple[int, int, int], set[tuple[int, int]]] = {}
+    for row in run.table("triggers").collect().iter_rows(named=True):
+        unit = (row["layer"], row["neuron"], row["polarity"])
+        lists.setdefault(unit, set()).add((row["context"], row["position"]))
+    others = {
+        unit: places for unit, places in lists.items() if unit[:2] != (1, 3) and layer in (None, unit[0])
+    }
+    wanted, expected = {}, {}
+    for sign in (1, -1):
+        own = lists.get((1, 3, sign), set())
+        common = {unit: len(own & places) for unit, places in others.items()}
+        expected["+" if sign > 0 else "-"] = sum(common.values()) / len(others)
+        for unit, count in common.items():
+            if count:
+                wanted[f"L{unit[0]}N{unit[1]}", "+" if unit[2] > 0 else "-", "+" if sign > 0 else "-"] = count
+    hits = find.like(run, "L1N3", layer=layer, count=find.ALL)
+    rows = {(row["neuron"], row["sign"], row["as"]): row["common"] for row in hits.rows.iter_rows(named=True)}
+    assert wanted and rows == wanted and hits.total == len(wanted)
+    assert hits.rows["common"].is_sorted(descending=True)
+    for sign, value in hits.rows.select("as", "expected").unique().iter_rows():
+        assert value == pytest.approx(expected[sign])
+    assert find.like(run, "L1N3", layer=layer, count=2).rows.equals(hits.rows.head(2))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     Address: TypeAlias = str | tuple[int, int]
     ModelSource: TypeAlias = Model | PreTrainedModel | str | Path
 
-QUESTIONS = ("promotes", "suppresses", "trigger", "pattern", "tested")
+QUESTIONS = ("promotes", "suppresses", "trigger", "pattern", "like", "tested")
 _SIGNS = {1: "+", -1: "-"}
 
 
@@ -118,6 +118,7 @@ class Run(StoredRun):
         suppresses: str | None = None,
         trigger: str | None = None,
         pattern: str | None = None,
+        like: str | None = None,
         tested: bool = False,
         sort: str | None = None,
         ascending: bool = False,
@@ -129,6 +130,7 @@ class Run(StoredRun):
         promotes, suppresses  a token (spaces count) among those that the value raises or lowers most
         trigger               text that triggers end at or overlap
         pattern               part of the name of a tested pattern, in a run that has some (`patterns`)
+        like                  a neuron's address: those that share triggers with it
         tested                neurons whose tested pattern has a verdict, clearest first
         sort                  a statistic: a numeric column of the table `neurons`; smallest first if `ascending`.
                               It orders all neurons, or the hits of another question
@@ -139,7 +141,7 @@ class Run(StoredRun):
         """
         from mnemoscope.neuron import find
 
-        sought = (promotes, suppresses, trigger, pattern, tested or None)
+        sought = (promotes, suppresses, trigger, pattern, like, tested or None)
         asked = {name: ask for name, ask in zip(QUESTIONS, sought, strict=True) if ask is not None}
         check_least("finding neurons", 0, count=count)
         if len(asked) > 1 or not (asked or sort is not None):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from markupsafe import Markup
 
+from mnemoscope.atlas.scatter import Scatter, scatter
 from mnemoscope.errors import QueryError
 from mnemoscope.neuron.claims import ADDRESS, within
 from mnemoscope.neuron.overview import Overview, overview
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 PAGE = 50  # rows of a layer's table
 TOKENS = 4  # that a row shows of what a neuron promotes
 STATISTICS = ("kurtosis", "min", "max", "mean", "std", "skewness", "positive_fraction")
+AXES = ("max", "kurtosis")  # of the picture of a layer
 COMPLETIONS = 8
 CLEAREST = 24  # tested patterns that the first page shows
 OPERATORS = {
@@ -39,12 +41,14 @@ OPERATORS = {
 class LayerPage:
     """Some rows of a layer's table: those on one page of those that fit, of all that the layer has.
 
-    rows  id, the statistics asked for, `promotes` (labels of what the value writes at its usual sign)
+    rows     id, the statistics asked for, `promotes` (labels of what the value writes at its usual sign)
+    picture  all that fit, by two statistics
     """
 
     rows: list[dict[str, Any]]
     fitting: int
     all: int
+    picture: Scatter
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -112,23 +116,33 @@ class Shelf:
         return rows.head(CLEAREST)
 
     def layer(
-        self, layer: int, sort: str, *, descending: bool, conditions: Sequence[str], page: int
+        self,
+        layer: int,
+        sort: str,
+        *,
+        descending: bool,
+        conditions: Sequence[str],
+        page: int,
+        axes: tuple[str, str] = AXES,
     ) -> LayerPage:
         """One page of a layer, in the order of one statistic; undefined values last.
 
         conditions  each a statistic, one of > >= < <= =, and a number
         page        0-based
+        axes        two statistics of the picture
 
         `QueryError` for a layer, statistic or condition that there is not.
         """
         frame = self.layer_frame(layer)
-        self.check_statistic(sort)
+        for name in (sort, *axes):
+            self.check_statistic(name)
         fitting = frame
         for condition in conditions:
             fitting = fitting.filter(self.condition(condition))
         ordered = fitting.sort(sort, "neuron", descending=[descending, False], nulls_last=True)
         shown = ordered.slice(page * PAGE, PAGE)
-        return LayerPage(list(self._rows(layer, shown)), fitting.height, frame.height)
+        rows = list(self._rows(layer, shown))
+        return LayerPage(rows, fitting.height, frame.height, scatter(fitting, *axes))
 
     def layer_frame(self, layer: int) -> pl.DataFrame:
         """The rows of `neurons` of one layer; `QueryError` if there is none."""

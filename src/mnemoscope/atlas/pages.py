@@ -9,7 +9,7 @@ import polars as pl
 from fastapi import FastAPI, Query, Response
 from fastapi.responses import RedirectResponse
 
-from mnemoscope.atlas.library import PAGE, STATISTICS, Shelf
+from mnemoscope.atlas.library import AXES, PAGE, STATISTICS, Shelf
 from mnemoscope.atlas.site import Answer, LongText, Site, Words, put_data, put_hidden
 from mnemoscope.errors import MnemoscopeError, QueryError
 from mnemoscope.neuron.find import Hits
@@ -22,6 +22,7 @@ KINDS = {
     "suppresses": "neurons that suppress this token",
     "trigger": "neurons that this text triggers",
     "pattern": "neurons with a tested pattern of this name",
+    "like": "neurons with the same triggers as this neuron",
 }
 _TYPES = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 
@@ -69,15 +70,19 @@ def _add_units(app: FastAPI, site: Site) -> None:
         order: Annotated[str, Query(pattern="^(down|up)$")] = "down",
         where: Annotated[list[Words] | None, Query(max_length=8)] = None,
         page: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+        x: Words = AXES[0],
+        y: Words = AXES[1],
     ) -> Answer:
         """The neurons of a layer, sorted and filtered by statistics (`where=kurtosis>50`)."""
         shelf = library[run]
         conditions = [condition for condition in where or () if condition.strip()]
-        rows = shelf.layer(layer, sort, descending=order == "down", conditions=conditions, page=page)
+        rows = shelf.layer(
+            layer, sort, descending=order == "down", conditions=conditions, page=page, axes=(x, y)
+        )
         shown = {
             "shelf": shelf, "layer": layer, "summary": shelf.overview.layers[layer], "rows": rows, "page": page,
             "columns": [*dict.fromkeys((sort, *STATISTICS))], "sort": sort, "order": order, "where": conditions,
-            "size": PAGE, "last": len(shelf.overview.layers) - 1,
+            "size": PAGE, "x": x, "y": y, "last": len(shelf.overview.layers) - 1,
         }  # fmt: skip
         return Answer("layer.html", lambda: {"layer": layer, **rows.to_dict()}, shown)
 
@@ -102,7 +107,7 @@ def _add_search(app: FastAPI, site: Site) -> None:
         shelf = library[run]
         if by and by not in KINDS:
             raise QueryError(f"searching by {by!r}: choose one of {', '.join(KINDS)}")
-        kinds = () if not q else (by,) if by else KINDS
+        kinds = () if not q else (by,) if by else tuple(KINDS)[:-1]  # an address is asked for by name
         answers = [(kind, *_answer(shelf, kind, q, count)) for kind in kinds]
         shown = {"shelf": shelf, "q": q, "by": by, "count": count, "kinds": KINDS, "answers": answers}
         return Answer(

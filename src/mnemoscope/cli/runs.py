@@ -151,6 +151,9 @@ def find(
     suppresses: Annotated[str | None, typer.Option(help="Token that the neuron suppresses.")] = None,
     trigger: Annotated[str | None, typer.Option(help="Text at the end of triggers.")] = None,
     pattern: Annotated[str | None, typer.Option(help="Part of the name of a tested pattern.")] = None,
+    like: Annotated[
+        str | None, typer.Option(help="Neuron, such as L13N366, whose triggers are shared.")
+    ] = None,
     tested: Annotated[
         bool, typer.Option("--tested", help="Neurons whose tested pattern has a verdict, clearest first.")
     ] = False,
@@ -166,8 +169,8 @@ def find(
     from mnemoscope.api import open_run
 
     neurons = open_run(run).find(
-        promotes=promotes, suppresses=suppresses, trigger=trigger, pattern=pattern, tested=tested, sort=sort,
-        ascending=ascending, layer=layer, count=count,
+        promotes=promotes, suppresses=suppresses, trigger=trigger, pattern=pattern, like=like, tested=tested,
+        sort=sort, ascending=ascending, layer=layer, count=count,
     )  # fmt: skip
     print_result(neurons, as_json)
 

@@ -73,10 +73,7 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
     """
     places, share, aside = _occurrences(run, text)
     unit = [*ADDRESS, "polarity"]
-    stored = run.once(
-        ("stored", layer),
-        lambda: within(run, "triggers", layer).group_by(unit).agg(pl.len().alias("triggers")).collect(),
-    )
+    stored = _stored(run, layer)
     hits = (
         within(run, "triggers", layer)
         .select(*unit, "rank", "context", "position", "coefficient")
@@ -201,6 +198,66 @@ def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         f"{sum(tests[1:]):,} of pseudo-neurons",
         rows=_named(run, shown).select("neuron", "sign", *_CLAIMED),
         total=len(of_neurons),
+    )
+
+
+def like(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> Hits:
+    """Neurons with the same triggers as the neuron whose address `text` is, most in common first.
+
+    Rows: neuron, sign (of its coefficient), as (the sign of the given neuron's triggers that it shares), common
+    (positions that are triggers of both), expected (of a list drawn from all neurons, whatever its layer), triggers
+    (how many its list holds), strongest (of the common ones). `QueryError` if the run has no such neuron.
+    """
+    address = run.parse(text)
+    unit = [*ADDRESS, "polarity"]
+    places = run.rows("triggers", *address).select("context", "position", given="polarity")
+    stored = _stored(run, layer)
+    rows = (
+        within(run, "triggers", layer)
+        .select(*unit, "context", "position", "coefficient")
+        .join(places.lazy(), on=["context", "position"])
+        .collect()
+    )
+    others = rows.filter((pl.col("layer") != address.layer) | (pl.col("neuron") != address.neuron))
+    every = stored.filter((pl.col("layer") != address.layer) | (pl.col("neuron") != address.neuron)).height
+    given = pl.col("given")
+    expected = {sign: others.filter(given == sign).height / max(every, 1) for sign in (1, -1)}
+    hits = (
+        others.group_by(*unit, "given")
+        .agg(pl.len().alias("common"), pl.col("coefficient").sort_by(pl.col("coefficient").abs()).last())
+        .join(stored, on=unit)
+        .with_columns(
+            _sign("polarity"),
+            pl.when(given > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("as"),
+            given.replace_strict(expected, return_dtype=pl.Float64).alias("expected"),
+            strongest="coefficient",
+        )
+        .sort(
+            "common",
+            pl.col("strongest").abs(),
+            *ADDRESS,
+            "polarity",
+            descending=[True, True, False, False, False],
+        )
+    )
+    return Hits(
+        question=f"neurons that share triggers with {address}: {hits.height:,} lists (one list for each neuron and "
+        "sign) have a position in common with one of its two",
+        null=f"expected: what a list drawn from all {every:,} others shares; lists of layers with few distinct "
+        f"triggers share more. {_kept(run)}",
+        rows=_named(run, hits.head(count)).select(
+            "neuron", "sign", "as", "common", "expected", "triggers", "strongest"
+        ),
+        total=hits.height,
+    )
+
+
+def _stored(run: Run, layer: int | None) -> pl.DataFrame:
+    """How many triggers each list has."""
+    unit = [*ADDRESS, "polarity"]
+    return run.once(
+        ("stored", layer),
+        lambda: within(run, "triggers", layer).group_by(unit).agg(pl.len().alias("triggers")).collect(),
     )
 
 

@@ -50,6 +50,46 @@
     list.replaceChildren(...(await answer.json()).map((word) => Object.assign(document.createElement("option"), { value: word })));
   });
 
+  // -- a part of a layer's picture -------------------------------------------------------------------------------
+  const picture = document.querySelector(".scatter svg");
+  if (picture) {
+    const chosen = picture.querySelector(".chosen"), form = document.querySelector("main form");
+    const axes = ["x", "y"].map((name) => {
+      const [column, ...numbers] = picture.dataset[name].split(" ");
+      const [scale, low, high, start, length] = numbers.map(Number);
+      return { column, value: (place) => scale * Math.sinh(low + ((place - start) / length) * (high - low)) };
+    });
+    const place = (event) => new DOMPoint(event.clientX, event.clientY).matrixTransform(picture.getScreenCTM().inverse());
+    let from = null;
+    const ends = (to) => [[from.x, to.x], [from.y, to.y]].map((pair) => pair.sort((a, b) => a - b));
+    picture.addEventListener("pointerdown", (event) => {
+      if (event.button || event.pointerType === "touch" || event.target.closest("a")) return;
+      from = place(event);
+      picture.setPointerCapture(event.pointerId);
+    });
+    picture.addEventListener("pointermove", (event) => {
+      if (!from) return;
+      const [[left, right], [top, bottom]] = ends(place(event));
+      chosen.removeAttribute("hidden");
+      for (const [name, value] of Object.entries({ x: left, y: top, width: right - left, height: bottom - top })) chosen.setAttribute(name, value);
+    });
+    picture.addEventListener("pointerup", (event) => {
+      if (!from) return;
+      const parts = ends(place(event));
+      from = null;
+      chosen.setAttribute("hidden", "");
+      if (parts.some(([low, high]) => high - low < 6)) return;
+      const kept = [...form.querySelectorAll("[name=where]")].filter((field) => field.value && !axes.some((axis) => field.value.startsWith(axis.column)));
+      for (const field of form.querySelectorAll("[name=where]")) if (!kept.includes(field)) field.remove();
+      axes.forEach((axis, k) => {
+        const values = parts[k].map(axis.value).sort((a, b) => a - b);
+        [">=", "<="].forEach((sign, end) => form.prepend(Object.assign(document.createElement("input"),
+          { name: "where", value: `${axis.column}${sign}${values[end].toPrecision(4)}` })));
+      });
+      form.submit();
+    });
+  }
+
   // -- answers of the model --------------------------------------------------------------------------------------
   const live = document.querySelector("[data-live]");
   if (!live) return;
