@@ -226,9 +226,9 @@ def test_a_part_of_the_picture_becomes_conditions(browser: Any, address: str) ->
         page = reader.open("/runs/hostile/layers/1?x=std&y=mean")
         box = page.locator(".scatter .ground").bounding_box()
         inside = page.locator(".scatter circle").evaluate_all(
-            """(all, box) => all.filter((one) => { const at = one.getBoundingClientRect();
-            const x = at.x + at.width / 2, y = at.y + at.height / 2; return x > box.x + 3 && x < box.x + box.width * .6 && y > box.y + 3 &&
-            y < box.y + box.height * .7; }).map((one) => one.textContent)""",
+            "(all, box) => all.filter((one) => { const at = one.getBoundingClientRect();"
+            "const x = at.x + at.width / 2 - box.x, y = at.y + at.height / 2 - box.y;"
+            "return x > 3 && x < box.width * .6 && y > 3 && y < box.height * .7; }).map((one) => one.textContent)",
             box,
         )
         page.mouse.move(box["x"] + 3, box["y"] + 3)
