@@ -15,6 +15,8 @@ from mnemoscope.api import Run, open_run
 from mnemoscope.cli import app
 from mnemoscope.errors import QueryError
 from mnemoscope.records import Cells, ExpertNeuronId, NeuronId, check_address
+from mnemoscope.views import words
+from mnemoscope.views.words import number
 
 CELLS = Cells((40, 4 * 20 + 28), ((0, 0), (4, 20)))
 
@@ -82,6 +84,22 @@ def test_a_run_is_asked_by_expert(run: Run) -> None:
     assert run.find(sort="max", count=3).rows["neuron"].str.contains("E").all()
     with pytest.raises(QueryError, match="experts 0 to 4"):
         run["L1E9N0"]
+
+
+def test_the_router_weight_stands_beside_each_trigger(run: Run) -> None:
+    """On the card as stored, and in the terminal and on the page before the title."""
+    card = run["L1E2N3"]
+    sides = {1: card.positive, -1: card.negative}
+    stored = run.rows("trigger_weights", 1, card.neuron)
+    assert len(stored) == sum(side.stored for side in sides.values()) > 0
+    for row in stored.iter_rows(named=True):
+        example = sides[row["polarity"]].examples[row["rank"]]
+        assert example.router_weight == row["router_weight"]
+        assert f"router {number(row['router_weight'])} · " in words.source(example)
+    first = card.sides[0].examples[0]
+    assert f"router {number(first.router_weight)} · " in str(card)
+    assert f"router {number(first.router_weight)} · " in card._repr_html_()
+    assert all(example.router_weight is None for example in card.between)
 
 
 def test_the_commands_take_an_expert(run: Run) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,12 @@ def _calls(hf: nn.Module) -> Iterator[list[tuple[Any, tuple[Tensor, ...]]]]:
         handle.remove()
 
 
+def _experts(piece: Routed) -> list[tuple[int, slice]]:
+    """Each expert that has rows, and these."""
+    every = enumerate(pairwise(piece.starts))
+    return [(expert, slice(start, stop)) for expert, (start, stop) in every if stop > start]
+
+
 def _read_by_down(hf: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Tensor]]:
     """What the eager code of the experts hands to its down projection, in order: storage of the weight, operand."""
     downs = {module.down_proj.untyped_storage().data_ptr() for module in _modules(hf)}
@@ -140,11 +147,12 @@ def test_coefficients_are_what_the_eager_down_projection_reads(
             hf(input_ids=TOKENS, use_cache=False)
     finally:
         experts._listeners.clear()
-    assert len(pieces) == len(read) > 0
-    for (pointer, piece), (owner, eager) in zip(pieces, read, strict=True):
+    each = [(pointer, piece.coefficients[rows]) for pointer, piece in pieces for _, rows in _experts(piece)]
+    assert len(each) == len(read) > 0
+    for (pointer, coefficients), (owner, eager) in zip(each, read, strict=True):
         assert pointer == owner
         # The eager code orders its rows by choice and then by token.
-        ours = piece.coefficients.double().sort(0).values
+        ours = coefficients.double().sort(0).values
         assert torch.allclose(ours, eager.double().sort(0).values, rtol=1e-5, atol=1e-6)
 
 
@@ -165,11 +173,13 @@ def test_rows_are_the_tokens_the_router_chose(name: str) -> None:
         for token in range(len(hidden)):
             for choice in range(index.shape[1]):
                 wanted.setdefault(int(index[token, choice]), []).append((token, float(weight[token, choice])))
-        assert {piece.expert for piece in pieces[id(module)]} == set(wanted)
-        for piece in pieces[id(module)]:
-            assert piece.tokens.tolist() == [token for token, _ in wanted[piece.expert]]
-            assert piece.weight.tolist() == pytest.approx([value for _, value in wanted[piece.expert]])
-            assert torch.equal(piece.inputs, hidden[piece.tokens])
+        (piece,) = pieces[id(module)]
+        assert {expert for expert, _ in _experts(piece)} == set(wanted)
+        assert torch.equal(piece.read[piece.taken], hidden[piece.tokens])
+        for expert, rows in _experts(piece):
+            assert set(piece.expert[rows].tolist()) == {expert}
+            assert piece.tokens[rows].tolist() == [token for token, _ in wanted[expert]]
+            assert piece.weight[rows].tolist() == pytest.approx([value for _, value in wanted[expert]])
 
 
 @every_mixture
@@ -319,7 +329,9 @@ def test_a_sweep_hands_out_each_expert_with_its_tokens(name: str) -> None:
     pieces: list[LayerRows] = []
     batch = _batch()
     with Capture(model) as capture:
-        capture.sweep(batch, lambda *_: pytest.fail("no layer is dense"), lambda rows, _: pieces.append(rows))
+        capture.sweep(
+            batch, lambda *_: pytest.fail("no layer is dense"), lambda rows, _: pieces.extend(rows.each())
+        )
     streams = [trace(hf, anatomy, torch.from_numpy(ids[None]).long()) for ids in batch.tokens]
     seen = np.zeros((anatomy.n_layers, len(anatomy.layers[0].groups), batch.tokens.size), int)
     for piece in pieces:
@@ -350,7 +362,7 @@ def test_questions_of_dense_models_refuse_a_mixture() -> None:
 
 # -- Mining ------------------------------------------------------------------------------------------------------
 
-TOP = 4
+TOP, NULLS = 4, ("random", "rotated", "chimera", "covariance")
 MINED = ["mixtral", "qwen2_moe", "gpt_oss"]
 
 
@@ -362,47 +374,42 @@ def _model(name: str, folder: Path) -> Model:
 
 
 def _build(model: Model, folder: Path, workers: int = 1, count: int = 70) -> Run:
-    build(model, load_corpus(texts(count)), folder, top=TOP, nulls=(), workers=workers)
+    build(model, load_corpus(texts(count)), folder, top=TOP, nulls=NULLS, workers=workers)
     return open_run(folder)
 
 
-def _routed(model: Model, run: Run) -> dict[tuple[int, int], list[tuple[int, int, float]]]:
-    """By layer and neuron: context, position and coefficient of every counted token that the neuron ran on."""
-    rows: dict[tuple[int, int], list[tuple[int, int, float]]] = {}
-
-    def keep(piece: LayerRows, batch: ContextBatch) -> None:
-        where = range(batch.tokens.size) if piece.rows is None else piece.rows.tolist()
-        for place, row in enumerate(where):
-            context, position = divmod(row, batch.tokens.shape[1])
-            if batch.counted[context, position]:
-                for unit, value in enumerate(piece.coefficients[place].tolist()):
-                    address = (piece.layer, piece.first + unit)
-                    rows.setdefault(address, []).append((int(batch.contexts[context]), position, value))
-
+def _swept(model: Model, run: Run) -> Iterator[tuple[LayerRows, int, int, int, float]]:
+    """Every counted token of every expert of a run: its rows, which of them, context, position, router's weight."""
+    kept: list[tuple[LayerRows, ContextBatch]] = []
     shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1
     with Capture(model) as capture:
         for shard in range(shards):
             for batch in batches(run.file("contexts"), shard, run.manifest.options["special"]):
-                capture.sweep(batch, lambda *_: None, keep)
+                capture.sweep(batch, lambda *_: None, lambda *piece: kept.append(piece))
+    for rows, batch in kept:
+        for piece in rows.each():
+            where = range(batch.tokens.size) if piece.rows is None else piece.rows.tolist()
+            for place, row in enumerate(where):
+                context, position = divmod(row, batch.tokens.shape[1])
+                if batch.counted[context, position]:
+                    weight = piece.weight if isinstance(piece.weight, float) else float(piece.weight[place])
+                    yield piece, place, int(batch.contexts[context]), position, weight
+
+
+def _routed(model: Model, run: Run) -> dict[tuple[int, int], list[tuple[int, int, float, float]]]:
+    """By layer and neuron: context, position, coefficient and weight of every counted token that the neuron ran on."""
+    rows: dict[tuple[int, int], list[tuple[int, int, float, float]]] = {}
+    for piece, place, context, position, weight in _swept(model, run):
+        for unit, value in enumerate(piece.coefficients[place].tolist()):
+            rows.setdefault((piece.layer, piece.first + unit), []).append((context, position, value, weight))
     return rows
 
 
 def _weights(model: Model, run: Run) -> dict[tuple[int, int], list[float]]:
     """By layer and expert: the router's weight of every counted token."""
     weights: dict[tuple[int, int], list[float]] = {}
-
-    def keep(piece: LayerRows, batch: ContextBatch) -> None:
-        where = range(batch.tokens.size) if piece.rows is None else piece.rows.tolist()
-        for place, row in enumerate(where):
-            if batch.counted.ravel()[row]:
-                weight = piece.weight if isinstance(piece.weight, float) else float(piece.weight[place])
-                weights.setdefault((piece.layer, piece.group), []).append(weight)
-
-    shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1
-    with Capture(model) as capture:
-        for shard in range(shards):
-            for batch in batches(run.file("contexts"), shard, run.manifest.options["special"]):
-                capture.sweep(batch, lambda *_: None, keep)
+    for piece, _, _, _, weight in _swept(model, run):
+        weights.setdefault((piece.layer, piece.group), []).append(weight)
     return weights
 
 
@@ -430,7 +437,7 @@ def test_a_mixture_is_mined_over_the_tokens_routed_to_each_expert(
         if not rows:
             assert not sum(histogram) and address not in tails
             continue
-        contexts, _, values = (np.array(column) for column in zip(*rows, strict=True))
+        contexts, _, values, _ = (np.array(column) for column in zip(*rows, strict=True))
         assert (stored["min"], stored["max"]) == (values.min(), values.max())
         assert stored["positive_fraction"] == (values > 0).mean()
         assert stored["mean"] == pytest.approx(values.mean(), rel=1e-6, abs=1e-9)
@@ -440,7 +447,7 @@ def test_a_mixture_is_mined_over_the_tokens_routed_to_each_expert(
         wanted: list[tuple[int, int, int, float]] = []
         for polarity in (1, -1):
             best: dict[int, tuple[float, int, int]] = {}
-            for context, position, value in rows:
+            for context, position, value, _ in rows:
                 entry = (-polarity * value, context, position)
                 if entry[0] < 0 and entry < best.get(context, (0.0, 0, 0)):
                     best[context] = entry
@@ -448,6 +455,11 @@ def test_a_mixture_is_mined_over_the_tokens_routed_to_each_expert(
             wanted += [(polarity, context, position, -polarity * v) for v, context, position in kept]
         listed = tails[address].select("polarity", "context", "position", "coefficient").rows()
         assert listed == wanted
+        weight_of = {(context, position): weight for context, position, _, weight in rows}
+        told = run.rows("trigger_weights", *address).sort("polarity", "rank", descending=[True, False])
+        assert told["router_weight"].to_list() == [
+            pytest.approx(weight_of[context, position], abs=1e-6) for _, context, position, _ in wanted
+        ]
     experts = run.table("experts").collect()
     weights = _weights(model, run)
     assert len(experts) == sum(len(layer.groups) for layer in model.anatomy.layers)
@@ -486,15 +498,6 @@ def test_a_mixture_is_the_same_with_any_number_of_workers_and_verifies(
     result = verify(run, model, sample=30)
     assert result.passed, result.checks
     assert all(check.largest == 0 for check in result.checks if check.name != "values"), result.checks
-
-
-def test_null_units_of_a_mixture_are_refused(tmp_path: Path) -> None:
-    """There are none yet, and the message says how to build without them."""
-    model = _model("mixtral", tmp_path / "model")
-    with pytest.raises(ModelNotSupported, match=r"mixture of experts.*--nulls none") as caught:
-        build(model, load_corpus(texts(3)), tmp_path / "run")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run" / "manifest.json").exists()
 
 
 def test_another_implementation_of_experts_is_a_change_of_the_model() -> None:

@@ -110,7 +110,8 @@ def test_every_fp32_exponent_and_edge_goes_into_its_bin() -> None:
 
 
 @pytest.mark.parametrize("places", [1, 2, 7])
-def test_merging_sorted_lists_keeps_the_largest(places: int) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_merging_sorted_lists_keeps_the_largest(places: int, weighted: bool) -> None:
     """The first k of both, descending, each with what belongs to it; 0 stands for none."""
     r = np.random.default_rng(places)
     lists = np.zeros((2, 50, places), np.uint64)
@@ -121,7 +122,10 @@ def test_merging_sorted_lists_keeps_the_largest(places: int) -> None:
     whats = lists * np.uint64(3)
     expected = np.sort(np.concatenate(lists, -1), -1)[:, ::-1][:, :places]
     untouched = lists[0, 40:].copy()
-    kernel.merge_ranked(lists[0], whats[0], lists[1], whats[1], 0, 40)
+    weights = lists.astype(np.float32)[..., : places if weighted else 0].copy()
+    kernel.merge_ranked(lists[0], whats[0], weights[0], lists[1], whats[1], weights[1], 0, 40)
+    if weighted:
+        assert np.array_equal(weights[0, :40], expected[:40].astype(np.float32))
     assert np.array_equal(lists[0, :40], expected[:40])
     assert np.array_equal(whats[0, :40], expected[:40] * np.uint64(3))
     assert np.array_equal(lists[0, 40:], untouched)

@@ -56,7 +56,7 @@ def test_a_sweep_hands_out_what_each_expert_read_and_did() -> None:
     batch = ContextBatch(np.arange(2), TOKENS, np.array([5, 5]), np.ones_like(TOKENS, dtype=bool))
     pieces: list[LayerRows] = []
     with Capture(_model()) as capture:
-        capture.sweep(batch, lambda *_: None, lambda rows, _: pieces.append(rows))
+        capture.sweep(batch, lambda *_: None, lambda rows, _: pieces.extend(rows.each()))
     routed = [piece for piece in pieces if piece.group < 4]
     assert len(routed) > 1
     for piece in routed:

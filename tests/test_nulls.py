@@ -91,7 +91,7 @@ def test_random_keys_are_as_long_as_real_ones_and_carry_their_biases(name: str) 
     assert isinstance(source, nulls._Random)
     for layer, found in enumerate(seen(model, units, padded([5, 9]))):
         parts = keys(model, layer)
-        rows, biases = source._weight[layer].split(12), source._bias[layer].split(12)
+        rows, biases = source._weight[layer, 0].split(12), source._bias[layer, 0].split(12)
         real = torch.cat([torch.stack([k.norm(dim=1), b], 1) for k, b in parts], 1)
         mine = torch.cat([torch.stack([k.norm(dim=1), b], 1) for k, b in zip(rows, biases, strict=True)], 1)
         nearest = (mine[:, None] - real).abs().amax(-1).min(1)
@@ -111,7 +111,7 @@ def test_random_directions_are_isotropic() -> None:
     """Over many, the mean is zero and the covariance the identity over the width, within sampling error."""
     model = wrapped(FAMILIES["llama"]())
     drawn = [Nulls(model, ["random"], 40, seed)._sources["random"] for seed in range(40)]
-    rows = torch.cat([source._weight[layer] for source in drawn for layer in range(3)])  # type: ignore[attr-defined]
+    rows = torch.cat([source._weight[layer, 0] for source in drawn for layer in range(3)])  # type: ignore[attr-defined]
     rows = rows / rows.norm(dim=1, keepdim=True)
     n, width = rows.shape
     assert n == 40 * 3 * 80
@@ -131,8 +131,8 @@ def test_rotated_columns_are_orthonormal_and_keep_all_that_there_is() -> None:
     few = Nulls(model, ["rotated"], 9)
     weight = few._sources["rotated"]._weight  # type: ignore[attr-defined]
     for layer, found in enumerate(seen(model, few, padded([8, 3]))):
-        torch.testing.assert_close(weight[layer] @ weight[layer].T, torch.eye(9), rtol=0, atol=1e-6)
-        expected = found["model"][1] @ weight[layer].T
+        torch.testing.assert_close(weight[layer, 0] @ weight[layer, 0].T, torch.eye(9), rtol=0, atol=1e-6)
+        expected = found["model"][1] @ weight[layer, 0].T
         torch.testing.assert_close(found["rotated"][0], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -204,7 +204,7 @@ def test_decoys_are_as_defined(name: str) -> None:
         for kind in nulls.DECOYS:
             source = units._sources[kind]
             if kind == "chimera" and model.anatomy.gated:
-                (shift, *_) = source._shifts[layer]  # type: ignore[attr-defined]
+                (shift, *_) = source._shifts[layer, 0]  # type: ignore[attr-defined]
                 (gates, a), (ups, b) = keys(model, layer)
                 rows = [
                     (gates[i], a[i], ups[(i + shift) % neurons], b[(i + shift) % neurons])

@@ -255,12 +255,16 @@ def sample(values, rows, bins, hashes, following, start, stop, salt, key, coeffi
 
 
 @_compiled
-def _insert(key, what, word, payload):  # type: ignore[no-untyped-def]
+def _insert(key, what, weight, word, payload, carried):  # type: ignore[no-untyped-def]
     i = len(key) - 1
     while i > 0 and key[i - 1] < word:
         key[i], what[i] = key[i - 1], what[i - 1]
         i -= 1
     key[i], what[i] = word, payload
+    if len(weight):
+        for rank in range(len(weight) - 1, i, -1):
+            weight[rank] = weight[rank - 1]
+        weight[i] = carried
 
 
 @_compiled
@@ -271,22 +275,9 @@ def _sign(x):  # type: ignore[no-untyped-def]
 
 @_compiled
 def rank(  # type: ignore[no-untyped-def]
-    polarity,
-    extreme,
-    at,
-    contexts,
-    following,
-    gate,
-    up,
-    gated,
-    each_position,
-    positions,
-    start,
-    stop,
-    threshold,
-    key,
-    what,
-):
+    polarity, extreme, at, contexts, following, gate, up, gated, each_position, positions, weights,
+    start, stop, threshold, key, what, weight,
+):  # fmt: skip
     """Enter the extremes of a batch into the sorted lists of neurons ``start <= n < stop``.
 
     polarity   f32, 1 or -1
@@ -296,11 +287,14 @@ def rank(  # type: ignore[no-untyped-def]
     following  i32[context token]   next token, -1 at the end of a context
     gate, up   [row, neuron]        pre-activations, unread unless `gated`; one row for each position if
                                     `each_position`, else one for each context, taken at its extremes
-    positions  i32[row]             of the rows of an expert, which `at` and `gate` are in; empty: of all
+    positions  i32[row]             of the rows of experts, which `at` and `gate` are in; empty: of all
+    weights    f32[row]             of the router, of the rows of experts; empty: none
     threshold  f32[neuron]          in, out: |coefficients| below do not enter, nor does 0
     key, what  u64[neuron rank]     in, out: descending; see `triggers.Triggers`
+    weight     f32[neuron rank]     in, out: of the router; or f32[neuron 0]
     """
     entering, payloads = np.empty(stop - start, np.int64), np.empty(stop - start, np.uint64)
+    carried = np.full(stop - start, np.nan, np.float32)
     for c in range(len(contexts)):
         hits = 0
         for j in range(start, stop):
@@ -320,6 +314,8 @@ def rank(  # type: ignore[no-untyped-def]
                 signs = (_sign(widen(gate[row, j])) << np.uint64(2)) | _sign(widen(up[row, j]))
             token = np.uint64(following[c, position] + 1)
             payloads[i] = (np.uint64(position) << np.uint64(36)) | (token << np.uint64(4)) | signs
+            if len(weights):
+                carried[i] = weights[row]
         low = np.uint64(0xFFFFFFFF) - np.uint64(contexts[c])
         for i in range(hits):
             j = entering[i]
@@ -327,15 +323,19 @@ def rank(  # type: ignore[no-untyped-def]
             bits = np.float32(extreme[c, j] * polarity).view(np.uint32)
             word = (np.uint64(bits) << np.uint64(32)) | low
             if word > key[j, -1]:
-                _insert(key[j], what[j], word, payloads[i])
+                _insert(key[j], what[j], weight[j], word, payloads[i], carried[i])
                 threshold[j] = np.uint32(key[j, -1] >> np.uint64(32)).view(np.float32)
 
 
 @_compiled
-def merge_ranked(key, what, other_key, other_what, start, stop):  # type: ignore[no-untyped-def]
-    """Merge the second sorted lists into the first, for neurons ``start <= n < stop``; all u64[neuron rank]."""
-    places = key.shape[1]
-    keys, whats = np.empty(places, np.uint64), np.empty(places, np.uint64)
+def merge_ranked(key, what, weight, other_key, other_what, other_weight, start, stop):  # type: ignore[no-untyped-def]
+    """Merge the second sorted lists into the first, for neurons ``start <= n < stop``; arguments as of `rank`."""
+    places, weighted = key.shape[1], weight.shape[1] > 0
+    keys, whats, weights = (
+        np.empty(places, np.uint64),
+        np.empty(places, np.uint64),
+        np.empty(places, np.float32),
+    )
     for j in range(start, stop):
         if other_key[j, 0] <= key[j, places - 1]:
             continue
@@ -343,8 +343,70 @@ def merge_ranked(key, what, other_key, other_what, start, stop):  # type: ignore
         for i in range(places):
             if key[j, first] >= other_key[j, second]:
                 keys[i], whats[i] = key[j, first], what[j, first]
+                if weighted:
+                    weights[i] = weight[j, first]
                 first += 1
             else:
                 keys[i], whats[i] = other_key[j, second], other_what[j, second]
+                if weighted:
+                    weights[i] = other_weight[j, second]
                 second += 1
         key[j], what[j] = keys, whats
+        if weighted:
+            weight[j] = weights
+
+
+# -- Groups of neurons that run on rows of their own: the experts of a layer, or all its neurons on all rows ---------
+
+_BLOCK = 128  # neurons whose lists fit the second-level cache while one context after another is entered
+
+
+@_compiled
+def reduce_groups(  # type: ignore[no-untyped-def]
+    values, rows, offsets, first, last, pivot, maximum, maximum_at, minimum, minimum_at, sums, positive
+):
+    """`reduce_contexts` of the groups ``first <= g < last``, each on rows of its own; all arguments by group.
+
+    rows     i64[counted]         of all groups, ascending
+    offsets  i64[group context]   where each context of each group begins in `rows`; one more than there are contexts
+    """
+    for g in range(first, last):
+        # Rows of contexts lie one after another, so that a place is the row itself.
+        reduce_contexts(
+            values, rows, offsets[g], 0, 0, maximum.shape[1], pivot[g],
+            maximum[g], maximum_at[g], minimum[g], minimum_at[g], sums[g], positive[g],
+        )  # fmt: skip
+
+
+@_compiled
+def rank_groups(  # type: ignore[no-untyped-def]
+    polarity, extreme, at, contexts, following, gate, up, gated, each_position, positions, weights,
+    first, last, start, stop, threshold, key, what, weight,
+):  # fmt: skip
+    """`rank` in the groups ``first <= g < last``; extreme, at and the last four by group."""
+    for g in range(first, last):
+        for block in range(start, stop, _BLOCK):
+            rank(
+                polarity, extreme[g], at[g], contexts, following, gate, up, gated, each_position, positions, weights,
+                block, min(block + _BLOCK, stop), threshold[g], key[g], what[g], weight[g],
+            )  # fmt: skip
+
+
+@_compiled
+def count_groups(bins, cuts, first, last, start, stop, counts):  # type: ignore[no-untyped-def]
+    """`count` in the groups ``first <= g < last``, whose rows begin at cuts i64[group + 1]; counts by group."""
+    for g in range(first, last):
+        count(bins[cuts[g] : cuts[g + 1]], start, stop, counts[g])
+
+
+@_compiled
+def sample_groups(  # type: ignore[no-untyped-def]
+    values, rows, bins, cuts, hashes, following, first, last, start, stop, salt, key, coefficient, next_token
+):
+    """`sample` in the groups ``first <= g < last``, whose rows begin at cuts i64[group + 1]; the last four by group."""
+    for g in range(first, last):
+        here = slice(cuts[g], cuts[g + 1])
+        sample(
+            values, rows[here], bins[here], hashes[here], following[here], start, stop,
+            salt[g], key[g], coefficient[g], next_token[g],
+        )  # fmt: skip

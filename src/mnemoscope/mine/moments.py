@@ -18,11 +18,9 @@ import pyarrow as pa
 from mnemoscope.errors import RunError
 from mnemoscope.mine import kernel
 from mnemoscope.mine.kernel import BINS
-from mnemoscope.mine.reading import Fields, LayerReading, fields_of, set_fields, share_out
+from mnemoscope.mine.reading import Fields, LayerReading, fields_of, set_fields
 from mnemoscope.records import Cells
 from mnemoscope.run.schemas import arrow_table
-
-_BLOCK = 128  # neurons that a thread takes at a time
 
 
 @dataclass(frozen=True)
@@ -109,11 +107,15 @@ class Moments:
         return bool(self._contexts.any())
 
     def pivot(self, layer: int, first: int = 0, neurons: int | None = None) -> np.ndarray | None:
-        """f32[neuron] that power sums of a layer, or of so many of its neurons, are to be taken about; None: of any."""
+        """f32[neuron] that power sums of a layer, or of so many of its neurons, are to be taken about.
+
+        NaN where nothing was counted yet, and any number will do; None where that is so of all.
+        """
         here = self._cells.of(layer)
         start = here.start + first
-        stop = here.stop if neurons is None else start + neurons
-        return self._pivot[start:stop] if self._counts[start] else None
+        here = slice(start, here.stop if neurons is None else start + neurons)
+        known = self._counts[here] > 0
+        return np.where(known, self._pivot[here], np.float32(np.nan)) if known.any() else None
 
     def enter(self, layer: int, contexts: int, tokens: int) -> None:
         """A layer goes through so many contexts and counted tokens; asked once for each batch of a layer."""
@@ -122,19 +124,19 @@ class Moments:
 
     def update(self, reading: LayerReading) -> None:
         """Add to the shard that is being read."""
-        if not reading.counted:
-            return
-        here = reading.within(self._cells)
-        if not self._counts[here.start]:
-            self._pivot[here] = reading.pivot
-        assert np.array_equal(self._pivot[here], reading.pivot), (
+        here, counted = reading.within(self._cells), np.repeat(reading.counted, reading.width)
+        known = self._counts[here] > 0
+        assert np.array_equal(self._pivot[here][known], reading.pivot[known]), (
             f"layer {reading.layer}: another pivot inside a shard"
         )
-        self._counts[here] += reading.counted
+        np.copyto(self._pivot[here], reading.pivot, where=~known & (counted > 0))
+        self._counts[here] += counted
         self._powers[:, here] += reading.sums
         self.positive[here] += reading.positive
         # Adding 0.0 makes -0.0 the same as 0.0, which a minimum may return either of.
-        smallest, largest = reading.smallest.value.min(0) + 0.0, reading.largest.value.max(0) + 0.0
+        shape = (len(reading.counted), -1, reading.width)
+        smallest = reading.smallest.value.reshape(shape).min(1).ravel() + 0.0
+        largest = reading.largest.value.reshape(shape).max(1).ravel() + 0.0
         np.minimum(self.minimum[here], smallest, out=self.minimum[here])
         np.maximum(self.maximum[here], largest, out=self.maximum[here])
 
@@ -299,12 +301,8 @@ class Histograms(Fields):
 
     def update(self, reading: LayerReading) -> None:
         """Count the selected positions."""
-        counts, bins = self.counts[reading.within(self._cells)], reading.bins
-
-        def block(start: int) -> None:
-            kernel.count(bins, start, min(start + _BLOCK, len(counts)), counts)
-
-        share_out(block, range(0, len(counts), _BLOCK))
+        counts, bins = reading.by_group(self.counts, self._cells), reading.bins
+        reading.share_out(lambda *block: kernel.count_groups(bins, reading.cuts, *block, counts))
 
     def merge(self, other: Histograms) -> None:
         """Add the counts of another state."""

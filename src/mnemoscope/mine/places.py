@@ -56,7 +56,7 @@ class CountedPlaces:
     hashes     u64[selected]         of their context and position
     starts     i64[context + 1]      the row at which each context begins, counted or not
     number     i32[context * token]  for each row where it is in `chosen`, or -1
-    positions  i32[row]              of the rows of an expert, which are some of the batch's; empty: of all
+    positions  i32[row]              of the rows of experts, which are some of the batch's; empty: of all
     """
 
     rows: np.ndarray

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -21,15 +21,16 @@ from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
 from mnemoscope.model.capture import LayerRows
 from mnemoscope.records import Cells, ContextBatch
 
-_ROWS = 128  # that a thread takes at a time
+_ROWS, _BLOCK = 128, 128  # rows, and neurons, that a thread takes at a time
+_PARTS = 8  # of experts, of which each thread takes one at a time
 
 
 @dataclass(frozen=True)
 class Extremes:
     """The largest (or the most negative) coefficient of each context.
 
-    value     f32[context neuron]  infinite when no position of the context counts
-    position  i32[context neuron]  the first that has it; -1 when none counts. Of an expert, its row
+    value     f32[context neuron]  infinite when no position of the context counts; of experts f32[group context neuron]
+    position  i32, likewise        the first that has it; -1 when none counts. Of an expert, its row
     gate, up  [row, neuron]        pre-activations; a row is a position, or a context; None if not gated
     """
 
@@ -41,13 +42,17 @@ class Extremes:
 
 @dataclass(frozen=True)
 class LayerReading:
-    """What one layer of one batch amounts to.
+    """What one layer of one batch amounts to: one group of neurons, or one for each expert, group by group.
 
+    pivot     f32[neuron]      of which the power sums are taken
     sums      f64[4 neuron]    first to fourth powers of (coefficient - pivot) over the counted positions
     positive  i64[neuron]      counted positions with a coefficient above 0
-    values    [row, neuron]    coefficients: float32, or the 16 bits of bfloat16
+    values    [row, neuron]    coefficients: float32, or the 16 bits of bfloat16; of as many neurons as a group has
     chosen    i64[selected]    rows of `values` that go into histograms and samples
+    counted   i64[group]       positions that count
+    cuts      i64[group + 1]   where the rows of each group begin in `chosen`
     first     the first of these neurons in its layer
+    weights   f32[row]         of the router; empty where there is none
     """
 
     layer: int
@@ -60,12 +65,34 @@ class LayerReading:
     positive: np.ndarray
     values: np.ndarray
     chosen: np.ndarray
+    counted: np.ndarray
+    cuts: np.ndarray
     first: int = 0
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @property
+    def width(self) -> int:
+        """Neurons of a group."""
+        return self.values.shape[1]
 
     def within(self, cells: Cells) -> slice:
         """Where these neurons are among all that are numbered through."""
         start = cells.of(self.layer).start + self.first
-        return slice(start, start + self.values.shape[1])
+        return slice(start, start + len(self.counted) * self.width)
+
+    def by_group(self, array: np.ndarray, cells: Cells) -> np.ndarray:
+        """[group neuron ...]: of an array [cell ...] what belongs to these neurons; shares its memory."""
+        here = array[self.within(cells)]
+        return here.reshape(len(self.counted), self.width, *here.shape[1:])
+
+    def share_out(self, work: Callable[[int, int, int, int], None]) -> None:
+        """Call ``work(first group, last group, first neuron, last neuron)`` for blocks of neurons that cover all."""
+        groups, width = len(self.counted), self.width
+        if groups == 1:
+            share_out(lambda start: work(0, 1, start, min(start + _BLOCK, width)), range(0, width, _BLOCK))
+        else:
+            step = -(-groups // _PARTS)
+            share_out(lambda group: work(group, min(group + step, groups), 0, width), range(0, groups, step))
 
     @cached_property
     def bins(self) -> np.ndarray:
@@ -77,11 +104,6 @@ class LayerReading:
 
         share_out(rows, range(0, len(bins), _ROWS))
         return bins
-
-    @property
-    def counted(self) -> int:
-        """How many positions count."""
-        return len(self.places.rows)
 
 
 Coefficients = Float[Tensor, "context token neuron"]
@@ -128,7 +150,7 @@ def scan(
     reading = LayerReading(
         layer, batch, places, pivot,
         Extremes(maximum, maximum_at, *gates), Extremes(minimum, minimum_at, *gates),
-        _added_in_order(sums), positive.sum(0), values, places.chosen,
+        _added_in_order(sums), positive.sum(0), values, places.chosen, *_one_group(places),
     )  # fmt: skip
     _check_finite(reading)
     return reading
@@ -137,27 +159,31 @@ def scan(
 def scan_routed(
     rows: LayerRows, batch: ContextBatch, places: CountedPlaces, pivot: np.ndarray | None = None
 ) -> LayerReading:
-    """`scan` of one expert: of the tokens that were routed to it, as if the batch had no others.
+    """`scan` of experts: each of the tokens that were routed to it, as if the batch had no others.
 
     places  of the whole batch
+    pivot   as in `scan`, or NaN in experts of which none is known
     """
-    n_tokens = batch.tokens.shape[1]
+    contexts, n_tokens = batch.tokens.shape
     every = np.arange(batch.tokens.size) if rows.rows is None else rows.rows.cpu().numpy()
+    groups, group = len(rows.starts) - 1, np.repeat(np.arange(len(rows.starts) - 1), np.diff(rows.starts))
     here = np.flatnonzero(batch.counted.ravel()[every])
-    offsets = np.searchsorted(every[here], places.starts)
+    # Rows are in the order of groups, and in each of the batch.
+    beginnings = np.arange(groups)[:, None] * batch.tokens.size + places.starts
+    offsets = np.searchsorted(group[here] * batch.tokens.size + every[here], beginnings)
     values = _matrix(rows.coefficients[None])
-    neurons = values.shape[1]
-    if pivot is None:
-        pivot = np.zeros(neurons, np.float32)
-        if len(here):
-            pivot = rows.coefficients[int(here[0])].detach().float().cpu().numpy().copy()
-    maximum, minimum = np.empty((2, len(batch.contexts), neurons), np.float32)
-    maximum_at, minimum_at = np.empty((2, len(batch.contexts), neurons), np.int32)
-    sums, positive = np.empty((4, neurons)), np.empty(neurons, np.int64)
-    # Rows lie one after another, so that a place is the row itself.
-    kernel.reduce_contexts(
-        values, here, offsets, 0, 0, len(batch.contexts), pivot,
-        maximum, maximum_at, minimum, minimum_at, sums, positive,
+    shape = (groups, values.shape[1])
+    pivot = _first_of_groups(pivot, values, here, offsets)
+    maximum, minimum = np.empty((2, groups, contexts, shape[1]), np.float32)
+    maximum_at, minimum_at = np.empty((2, groups, contexts, shape[1]), np.int32)
+    sums, positive = np.empty((groups, 4, shape[1])), np.empty(shape, np.int64)
+    step = -(-groups // _PARTS)
+    share_out(
+        lambda start: kernel.reduce_groups(
+            values, here, offsets, start, min(start + step, groups), pivot.reshape(shape),
+            maximum, maximum_at, minimum, minimum_at, sums, positive,
+        ),
+        range(0, groups, step),
     )  # fmt: skip
     branches = (None, None) if rows.up is None else (_few_of(rows.gate), _few_of(rows.up))
     number = places.number[every]
@@ -170,7 +196,8 @@ def scan_routed(
     reading = LayerReading(
         rows.layer, batch, routed, pivot,
         Extremes(maximum, maximum_at, *branches), Extremes(minimum, minimum_at, *branches),
-        sums, positive, values, selected, rows.first,
+        sums.swapaxes(0, 1).reshape(4, -1), positive.ravel(), values, selected,
+        offsets[:, -1] - offsets[:, 0], np.searchsorted(selected, rows.starts), rows.first, _weights(rows),
     )  # fmt: skip
     _check_finite(reading, counted_rows=here)
     return reading
@@ -211,7 +238,7 @@ def scan_torch(
         layer, batch, places, pivot,
         extremes(-np.inf, torch.amax), extremes(np.inf, torch.amin),
         sums.cpu().numpy(), ((x > 0) & counted).sum((0, 1)).cpu().numpy(),
-        chosen.cpu().numpy(), np.arange(len(places.chosen)),
+        chosen.cpu().numpy(), np.arange(len(places.chosen)), *_one_group(places),
     )  # fmt: skip
     _check_finite(reading, x)
     return reading
@@ -232,12 +259,42 @@ def _few_of(x: Tensor) -> np.ndarray:
     return x.detach().numpy()
 
 
+def _weights(rows: LayerRows) -> np.ndarray:
+    """f32[row]: the router's weights."""
+    if isinstance(rows.weight, float):
+        return np.full(len(rows.coefficients), rows.weight, np.float32)
+    return rows.weight.detach().cpu().numpy()
+
+
+def _one_group(places: CountedPlaces) -> tuple[np.ndarray, np.ndarray]:
+    """`counted` and `cuts` where all neurons run on all positions."""
+    return np.array([len(places.rows)]), np.array([0, len(places.chosen)])
+
+
 def _first(coefficients: Tensor, places: CountedPlaces) -> np.ndarray:
     """f32[neuron]: the first counted coefficient, 0 when none counts."""
     if not len(places.rows):
         return np.zeros(coefficients.shape[2], np.float32)
     context, position = divmod(int(places.rows[0]), coefficients.shape[1])
     return coefficients[context, position].detach().float().cpu().numpy().copy()
+
+
+def _first_of_groups(
+    known: np.ndarray | None, values: np.ndarray, rows: np.ndarray, offsets: np.ndarray
+) -> np.ndarray:
+    """f32[neuron]: what is known, and else the first counted coefficient of the group, 0 when none counts."""
+    pivot = np.full(len(offsets) * values.shape[1], np.nan, np.float32) if known is None else known
+    by_group = pivot.reshape(len(offsets), -1)
+    missing = np.flatnonzero(np.isnan(by_group[:, 0]))
+    by_group[missing] = 0.0
+    counted = missing[offsets[missing, -1] > offsets[missing, 0]]
+    by_group[counted] = _as_floats(values[rows[offsets[counted, 0]]])
+    return pivot
+
+
+def _as_floats(x: np.ndarray) -> np.ndarray:
+    """What `_matrix` gave, as fp32."""
+    return x if x.dtype == np.float32 else (x.astype(np.uint32) << 16).view(np.float32)
 
 
 def _added_in_order(parts: np.ndarray) -> np.ndarray:
@@ -258,11 +315,11 @@ def _check_finite(
         return
     rows = reading.places.rows
     x = reading.values if values is None else values.flatten(0, 1).cpu().numpy()
-    x = x[rows if counted_rows is None else counted_rows]
-    counted = x if x.dtype == np.float32 else (x.astype(np.uint32) << 16).view(np.float32)
+    counted = _as_floats(x[rows if counted_rows is None else counted_rows])
     row, neuron = np.argwhere(~np.isfinite(counted))[0]
+    group = int(np.searchsorted(reading.counted.cumsum(), row, side="right"))
     context, position = divmod(int(rows[row]), reading.batch.tokens.shape[1])
-    name = f"L{reading.layer}N{reading.first + neuron}"
+    name = f"L{reading.layer}N{reading.first + group * reading.width + neuron}"
     raise ActivationError(
         f"reading activations: {name} is {counted[row, neuron]} at position {position} of "
         f"context {reading.batch.contexts[context]}; finite numbers are needed: load the model with dtype fp32, "

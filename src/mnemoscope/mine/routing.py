@@ -31,18 +31,19 @@ class Routing(Fields):
         self.weights = np.zeros_like(self.tokens)
 
     def update(self, rows: LayerRows, batch: ContextBatch) -> None:
-        """Add one expert of one batch."""
+        """Add the experts of one layer of one batch."""
         counted = batch.counted.ravel()
         if rows.rows is not None:
             counted = counted[rows.rows.cpu().numpy()]
-        tokens = int(counted.sum())
         if isinstance(rows.weight, float):
-            whole = round(rows.weight / _UNIT) * tokens
+            whole = np.full(len(counted), round(rows.weight / _UNIT))
         else:
-            weight = rows.weight.detach().cpu().numpy().astype(np.float64)[counted]
-            whole = int(np.rint(weight / _UNIT).astype(np.int64).sum())
-        self.tokens[rows.layer, rows.group] += tokens
-        self.weights[rows.layer, rows.group] += whole
+            whole = np.rint(rows.weight.detach().cpu().numpy().astype(np.float64) / _UNIT).astype(np.int64)
+        groups = slice(rows.group, rows.group + len(rows.starts) - 1)
+        for held, added in ((self.tokens, counted), (self.weights, whole * counted)):
+            held[rows.layer, groups] += np.diff(
+                np.concatenate([[0], np.cumsum(added, dtype=np.int64)])[rows.starts]
+            )
 
     def merge(self, other: Routing) -> None:
         """Add the numbers of another state."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import LayerSignals, Nulls
 from mnemoscope.records import Cells, ContextBatch
 
-_FORMAT = 5
+_FORMAT = 6
 _NEURONS = "neurons"
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class NeuronStatistics:
     sizes    neurons of each layer
     top      triggers kept for each neuron and polarity
     every    one context in so many goes into histograms and samples
-    experts  of each layer, as in `Cells`
+    experts  of each layer, as in `Cells`; () also of null units of experts, of which no routing is told
     """
 
     def __init__(
@@ -47,11 +48,11 @@ class NeuronStatistics:
     ) -> None:
         self.cells, self.top, self.every = Cells(sizes, experts), top, every
         self.routing = Routing(self.cells)
-        self.moments = Moments(self.cells)
+        self.moments, self._triggers = Moments(self.cells), Triggers(self.cells, top)
         self._tables: dict[str, Accumulator] = {
             "neurons": self.moments,
             "histograms": Histograms(self.cells),
-            "triggers": Triggers(self.cells, top),
+            "triggers": self._triggers,
             "samples": Samples(self.cells),
         }
         self._places: tuple[ContextBatch, CountedPlaces] | None = None
@@ -87,14 +88,16 @@ class NeuronStatistics:
         self._take(scan(layer, coefficients, batch, gate, up, places=places, pivot=pivot))
 
     def update_rows(self, rows: LayerRows, batch: ContextBatch) -> None:
-        """Take in one expert of one batch of the current shard, over the tokens routed to it.
+        """Take in experts of one batch of the current shard, each over the tokens routed to it.
 
         Raises ActivationError when a counted coefficient is NaN or infinite.
         """
         places = self._enter(rows.layer, batch)
-        pivot = self.moments.pivot(rows.layer, rows.first, rows.coefficients.shape[1])
+        neurons = (len(rows.starts) - 1) * rows.coefficients.shape[1]
+        pivot = self.moments.pivot(rows.layer, rows.first, neurons)
         self._take(scan_routed(rows, batch, places, pivot))
-        self.routing.update(rows, batch)
+        if self.cells.experts:
+            self.routing.update(rows, batch)
 
     def _enter(self, layer: int, batch: ContextBatch) -> CountedPlaces:
         """The places of a batch, which a layer enters once, however many experts it has."""
@@ -136,9 +139,11 @@ class NeuronStatistics:
         }
 
     def results(self, layer: int) -> dict[str, pa.Table]:
-        """The rows of one layer: `neurons` (moment columns only), `histograms`, `triggers`, `samples`, `experts`."""
+        """The rows of one layer: `neurons` (moment columns only), `histograms`, `triggers`, `samples`; and of experts
+        `experts` and `trigger_weights`."""
         tables = {name: table.result(layer) for name, table in self._tables.items()}
         if self.cells.experts and self.cells.experts[layer][0]:
+            tables["trigger_weights"] = self._triggers.weights(layer)
             tables["experts"] = self.routing.result(layer, int(self.moments.tokens[:, layer].sum()))
         return tables
 
@@ -217,14 +222,15 @@ class RunStatistics:
         self.neurons.update(layer, coefficients, batch, gate, up)
         signals = LayerSignals(inputs, coefficients, gate, up)
         for kind, columns in self._nulls.columns(layer, batch, signals).items():
-            try:
+            with _of_kind(kind):
                 self._by_kind[kind].update(layer, columns.coefficients, batch, columns.gate, columns.up)
-            except ActivationError as error:
-                raise ActivationError(f"in the null units of kind {kind}, {error}") from error
 
     def update_rows(self, rows: LayerRows, batch: ContextBatch) -> None:
-        """Take in one expert of one batch: a `RoutedReceiver`. ActivationError when something counted is not finite."""
+        """Take in experts of one batch: a `RoutedReceiver`. ActivationError when something counted is not finite."""
         self.neurons.update_rows(rows, batch)
+        for kind, null_rows in self._nulls.rows(rows, batch).items():
+            with _of_kind(kind):
+                self._by_kind[kind].update_rows(null_rows, batch)
 
     def finish_shard(self, shard: int) -> None:
         """All batches of shard `shard` have been given; RunError when it was in already."""
@@ -271,6 +277,15 @@ class RunStatistics:
                 for kind, tables in by_kind.items()
             )
             yield f"null_{name}", rows.take(np.argsort(rows["neuron"].to_numpy(), kind="stable"))
+
+
+@contextmanager
+def _of_kind(kind: str) -> Iterator[None]:
+    """An ActivationError raised inside says that it is about null units."""
+    try:
+        yield
+    except ActivationError as error:
+        raise ActivationError(f"in the null units of kind {kind}, {error}") from error
 
 
 def save_state(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -34,14 +34,16 @@ class Triggers(Fields):
                                    2^32 - 1 - context; 0 where there is no trigger
     what  u64[polarity cell rank]  position << 36 | (next token + 1) << 4 | gate << 2 | up, where the signs are
                                    0, 1, 2 for -1, 0, 1, and 3 when the layer is not gated
+    weight  f32[polarity cell rank]  of the router, NaN in a dense layer; where no layer has experts, of no rank
     """
 
-    FIELDS: ClassVar[tuple[str, ...]] = ("key", "what")
+    FIELDS: ClassVar[tuple[str, ...]] = ("key", "what", "weight")
 
     def __init__(self, cells: Cells, k: int) -> None:
         assert k >= 1, k
         self._cells, self.key = cells, np.zeros((2, len(cells), k), np.uint64)
         self.what = np.zeros_like(self.key)
+        self.weight = np.zeros((2, len(cells), k if cells.experts else 0), np.float32)
         self._threshold = np.zeros((2, len(cells)), np.float32)
 
     def update(self, reading: LayerReading) -> None:
@@ -50,28 +52,31 @@ class Triggers(Fields):
             self._enter(reading, index, extremes)
 
     def _enter(self, reading: LayerReading, index: int, extremes: Extremes) -> None:
-        here = reading.within(self._cells)
-        key, what, threshold = self.key[index, here], self.what[index, here], self._threshold[index, here]
+        held = [
+            reading.by_group(array[index], self._cells)
+            for array in (self._threshold, self.key, self.what, self.weight)
+        ]
         following, nothing = reading.places.following, reading.values[:0]
         gated = extremes.gate is not None
         gate = nothing if extremes.gate is None else extremes.gate
         up = nothing if extremes.up is None else extremes.up
         each_position = len(gate) == following.size  # or already taken at the extremes, by scan_torch
-
-        def block(start: int) -> None:
-            kernel.rank(
-                np.float32(POLARITIES[index]), extremes.value, extremes.position, reading.batch.contexts,
-                following, gate, up, gated, each_position, reading.places.positions, start,
-                min(start + _BLOCK, len(key)), threshold, key, what,
-            )  # fmt: skip
-
-        share_out(block, range(0, len(key), _BLOCK))
+        shape = (len(reading.counted), -1, reading.width)
+        value, position = extremes.value.reshape(shape), extremes.position.reshape(shape)
+        reading.share_out(
+            lambda *block: kernel.rank_groups(
+                np.float32(POLARITIES[index]), value, position, reading.batch.contexts,
+                following, gate, up, gated, each_position, reading.places.positions, reading.weights, *block, *held,
+            )
+        )  # fmt: skip
 
     def merge(self, other: Triggers) -> None:
         """Keep the k first triggers of both."""
-        shape = (-1, self.key.shape[-1])
-        kept = self.key.reshape(shape), self.what.reshape(shape)
-        others = other.key.reshape(shape), other.what.reshape(shape)
+        size = 2 * len(self._cells)
+        kept, others = (
+            [getattr(lists, name).reshape(size, getattr(lists, name).shape[-1]) for name in self.FIELDS]
+            for lists in (self, other)
+        )
         step = 8 * _BLOCK
         share_out(
             lambda start: kernel.merge_ranked(*kept, *others, start, min(start + step, len(kept[0]))),
@@ -89,11 +94,7 @@ class Triggers(Fields):
 
     def result(self, layer: int) -> pa.Table:
         """Rows of `triggers`, by (neuron, polarity descending, rank); no row where there is no trigger."""
-        here = self._cells.of(layer)
-        key = self.key[:, here].swapaxes(0, 1)
-        neuron, index, rank = np.nonzero(key)
-        key, what = key[neuron, index, rank], self.what[:, here].swapaxes(0, 1)[neuron, index, rank]
-        polarity = np.array(POLARITIES, np.int8)[index]
+        neuron, polarity, rank, key, what = self._listed(layer, self.key, self.what)
         token = ((what >> np.uint64(4)) & _LOW).astype(np.int64) - 1
         gate_sign = ((what >> np.uint64(2)) & np.uint64(3)).astype(np.int8) - 1
         up_sign = (what & np.uint64(3)).astype(np.int8) - 1
@@ -112,6 +113,19 @@ class Triggers(Fields):
                 "up_sign": np.ma.array(up_sign, mask=up_sign == 2),
             },
         )
+
+    def weights(self, layer: int) -> pa.Table:
+        """Rows of `trigger_weights`, for each of `result` the router's weight."""
+        neuron, polarity, rank, weight = self._listed(layer, self.weight)
+        columns = {"neuron": neuron, "polarity": polarity, "rank": rank, "router_weight": weight}
+        return arrow_table("trigger_weights", {"layer": layer, **columns})
+
+    def _listed(self, layer: int, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Neuron, polarity and rank of every trigger of a layer, and what arrays have for it."""
+        here = self._cells.of(layer)
+        neuron, index, rank = np.nonzero(self.key[:, here].swapaxes(0, 1))
+        columns = (array[:, here].swapaxes(0, 1)[neuron, index, rank] for array in arrays)
+        return neuron, np.array(POLARITIES, np.int8)[index], rank, *columns
 
 
 def _coefficients(key: np.ndarray) -> np.ndarray:
@@ -143,19 +157,17 @@ class Samples(Fields):
 
     def update(self, reading: LayerReading) -> None:
         """Let the selected positions compete."""
-        here, places, bins = reading.within(self._cells), reading.places, reading.bins
+        places, bins = reading.places, reading.bins
         following = places.following.ravel()[places.chosen]
-        state = (self.key[here], self.coefficient[here], self.next_token[here])
-        neurons, salt = bins.shape[1], self._salt[here]
-
-        def block(start: int) -> None:
-            stop = min(start + _BLOCK, neurons)
-            kernel.sample(
-                reading.values, reading.chosen, bins, places.hashes, following, start, stop,
-                salt, *state,
-            )  # fmt: skip
-
-        share_out(block, range(0, neurons, _BLOCK))
+        held = [
+            reading.by_group(array, self._cells)
+            for array in (self._salt, self.key, self.coefficient, self.next_token)
+        ]
+        reading.share_out(
+            lambda *block: kernel.sample_groups(
+                reading.values, reading.chosen, bins, reading.cuts, places.hashes, following, *block, *held
+            )
+        )
 
     def merge(self, other: Samples) -> None:
         """Keep the least key of both in every bin."""

@@ -1,20 +1,21 @@
 """Run the body of a model over a batch, handing out coefficients layer by layer.
 
 The coefficient is the input of the down projection, seen by a pre-hook, so plain and gated feed-forward layers
-look alike and nothing is computed twice. Experts hand out their rows themselves, one expert at a time, each with
-the tokens that were routed to it (`LayerRows`). The language-model head never runs, and the pass stops at the last
+look alike and nothing is computed twice. Experts hand out their rows themselves, each the tokens that were routed to
+it (`LayerRows`). The language-model head never runs, and the pass stops at the last
 layer's down projection, or at the end of its mixture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,35 +38,65 @@ Receiver = Callable[[int, Coefficients, ContextBatch, Coefficients | None, Coeff
 
 @dataclass(frozen=True, eq=False)
 class LayerRows:
-    """What neighbouring neurons of a mixture did with the tokens that they were given: a dense matrix of one expert.
+    """What the experts of a mixture did with the tokens given to them: a dense matrix of each, one after another.
 
-    Expert by expert, each is like a text of its own, of the tokens routed to it and of no others: a token that was
-    not routed is absent, and no coefficient of it is 0. The tensors are in the model's dtype, are its own, and must
-    not be kept or changed.
+    Each expert is like a text of its own, of the tokens routed to it and of no others: a token that was not routed is
+    absent, and no coefficient of it is 0. The tensors are in the model's dtype, are its own, and must not be kept or
+    changed.
 
-    group         the expert, 0-based; the shared expert, which all tokens go through, is the one after the last
-    first         the first of these neurons in its layer: their indices are first, first + 1, ...
-    rows          where each row is in the batch: context * (tokens of a context) + position, ascending; padding and
-                  positions that do not count are among them. None: all of them, in that order
+    group         the first of these experts, 0-based; the shared expert, which all tokens go through, is the one after
+                  the last, and comes by itself
+    first         the first of its neurons in the layer: their indices are first, first + 1, ...; those of the next
+                  expert follow
+    starts        i64[expert + 1]  the first row of each expert, and at the end how many rows there are
+    rows          where each row is in the batch: context * (tokens of a context) + position, ascending in each expert;
+                  padding and positions that do not count are among them. None: all of them, in that order
     weight        what the router multiplies each row with, all factors included, fp32; one number if all are alike
     coefficients  inputs of the down projection
     gate, up      pre-activations; up is None where experts are not gated
-    inputs        what the first projections read
+    read          what the first projections read, some of it by several experts
+    taken         which row of `read` each row is; None: the same
     """
 
     layer: int
     group: int
     first: int
+    starts: np.ndarray
     rows: Int[Tensor, " row"] | None
     weight: Float[Tensor, " row"] | float
     coefficients: Float[Tensor, "row neuron"]
     gate: Float[Tensor, "row neuron"]
     up: Float[Tensor, "row neuron"] | None
-    inputs: Float[Tensor, "row width"]
+    read: Float[Tensor, "taken width"]
+    taken: Int[Tensor, " row"] | None
+
+    @property
+    def inputs(self) -> Float[Tensor, "row width"]:
+        """What the first projections read, row by row."""
+        return self.read if self.taken is None else self.read[self.taken]
+
+    def each(self) -> Iterator[LayerRows]:
+        """The rows of one expert after another, of those that have any."""
+        width = self.coefficients.shape[1]
+        for expert, (start, stop) in enumerate(pairwise(self.starts.tolist())):
+            if stop > start:
+                of = slice(start, stop)
+                yield replace(
+                    self,
+                    group=self.group + expert,
+                    first=self.first + expert * width,
+                    starts=np.array([0, stop - start]),
+                    rows=None if self.rows is None else self.rows[of],
+                    weight=self.weight if isinstance(self.weight, float) else self.weight[of],
+                    coefficients=self.coefficients[of],
+                    gate=self.gate[of],
+                    up=None if self.up is None else self.up[of],
+                    taken=None if self.taken is None else self.taken[of],
+                )
 
 
 RoutedReceiver = Callable[[LayerRows, ContextBatch], None]
-"""Takes the rows of one expert; called once for each that has any, in the order of experts, the shared one last."""
+"""Takes the rows of all experts of a layer, if there are any, and then those of a shared one."""
 
 
 class Capture:
@@ -110,7 +141,7 @@ class Capture:
 
         gate and up, the pre-activations, are None if plain; inputs are what the first projections read. The
         tensors are in the model's dtype, are the model's own, and must not be kept or changed. Of a mixture,
-        ``routed`` is called with the `LayerRows` of each expert; `ModelNotSupported` where it is not given.
+        ``routed`` is called with the `LayerRows` of its experts; `ModelNotSupported` where it is not given.
         """
         if routed is None and any(layer.experts for layer in self._model.anatomy.layers[: self._last + 1]):
             raise ModelNotSupported(
@@ -147,8 +178,8 @@ class Capture:
         experts = self._model.anatomy.layers[layer].experts
         assert experts is not None
         rows = LayerRows(
-            layer, piece.expert, piece.expert * experts.width, piece.tokens, piece.weight * experts.factor,
-            piece.coefficients, piece.gate, piece.up, piece.inputs,
+            layer, 0, 0, np.array(piece.starts), piece.tokens, piece.weight * experts.factor,
+            piece.coefficients, piece.gate, piece.up, piece.read, piece.taken,
         )  # fmt: skip
         self._routed(rows, self._batch)
 
@@ -164,9 +195,9 @@ class Capture:
         assert experts is not None
         if "coefficients" in seen:
             rows = LayerRows(
-                layer, experts.count, experts.count * experts.width, None,
+                layer, experts.count, experts.count * experts.width, np.array([0, self._batch.tokens.size]), None,
                 shared_weight(experts, seen.get("shared_gate")),
-                seen["coefficients"], seen["gate"], seen.get("up"), seen["ffn_input"],
+                seen["coefficients"], seen["gate"], seen.get("up"), seen["ffn_input"], None,
             )  # fmt: skip
             self._routed(rows, self._batch)
         if layer == self._last:

@@ -257,7 +257,7 @@ def _check_keys(stream: Stream, index: int, read: Tensor) -> None:
             up = traced.up[ran, rows.neurons]
             keyed = x @ rows.ups.float().T + _or_zero(rows.up_bias)
             _require(stream, index, "FFN", "the up keys", keyed, up)
-        active = block.activated(rows, gate.float(), None if up is None else up.float())
+        active = block.activated(group, gate.float(), None if up is None else up.float())
         _require(stream, index, "FFN", "activation (x up)", active, coefficients)
 
 

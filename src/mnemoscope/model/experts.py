@@ -13,8 +13,9 @@ Not routed is absent, not 0: an expert has rows for the tokens that it was given
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -28,22 +29,33 @@ _NEAR = 0.1  # how far off, relative, a sum may be in half precision
 
 @dataclass(frozen=True, eq=False)
 class Routed:
-    """What one expert did with the tokens that were routed to it, in one call, in the dtype of the pass.
+    """What the experts of a layer did with the tokens routed to them in one call, in the dtype of the pass.
 
-    tokens        rows of the module's input, ascending
+    Rows are in the order of experts, and within each in that of tokens.
+
+    starts        the first row of each expert, and at the end how many rows there are
+    tokens        rows of the module's input
     weight        fp32, as the router passed it to the experts: scaled and normalised
-    inputs        what the first projections read
+    read          what the first projections read, some of it by several experts
+    taken         which row of `read` each row is
     gate, up      pre-activations; up is None where experts are not gated
     coefficients  what the down projection reads
     """
 
-    expert: int
+    starts: tuple[int, ...]
     tokens: Int[Tensor, " row"]
     weight: Float[Tensor, " row"]
-    inputs: Float[Tensor, "row width"]
+    read: Float[Tensor, "taken width"]
+    taken: Int[Tensor, " row"]
     gate: Float[Tensor, "row neuron"]
     up: Float[Tensor, "row neuron"] | None
     coefficients: Float[Tensor, "row neuron"]
+
+    @property
+    def expert(self) -> Int[Tensor, " row"]:
+        """The expert of each row."""
+        sizes = torch.tensor(self.starts, device=self.tokens.device).diff()
+        return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +71,7 @@ class Rows:
 
 
 Listener = Callable[[Routed], Tensor | None]
-"""Takes what an expert did; what it returns, if anything, is read by the down projection instead."""
+"""Takes what experts did; what it returns, if anything, is read by the down projections instead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +125,12 @@ class Experts:
         """Whether the router multiplies what the experts read; what they write is then added as it is."""
         return foreign(self.module)
 
-    def rows(self, expert: int) -> Rows:
-        """The weights of one expert."""
+    def rows(self, expert: int, of_stream: bool = True) -> Rows:
+        """The weights of one expert; keys of the residual stream, or of what the expert itself reads."""
         first, down = (_matrix(self.module, name)[expert] for name in (self._first, "down_proj"))
         if self.transposed:
             first = first.T
-        if self.inlet is not None:
+        if self.inlet is not None and of_stream:
             first = first.float() @ self.inlet.weight.detach().float()
         values = down if self.transposed else down.T
         if self.outlet is not None:
@@ -239,7 +251,7 @@ class _Handle:
 
 
 def listen(module: nn.Module, listener: Listener) -> Any:
-    """Hand out what each expert of a module does, while `taken_apart`; returns a handle with ``remove``."""
+    """Hand out what the experts of a module do, while `taken_apart`; returns a handle with ``remove``."""
     return _Handle(module, listener)
 
 
@@ -249,38 +261,24 @@ def experts_forward(
     top_k_index: Int[Tensor, "token k"],
     top_k_weights: Float[Tensor, "token k"],
 ) -> Float[Tensor, "token width"]:
-    """One expert at a time: its first projection, gate, down projection, and the router's weight.
+    """First projections expert by expert, the gate of all, then down projections and the router's weights.
 
     Every step is the eager one, on the same rows in ascending order; half-precision weights are widened expert by
     expert where the pass is fp32.
     """
-    listeners = _listeners.get(id(module), ())
-    out = torch.zeros_like(hidden_states)
-    width = module.down_proj.shape[1 if module.is_transposed else 2]
-    order = top_k_index.flatten().argsort(stable=True)
-    counts = top_k_index.flatten().bincount(minlength=len(module.down_proj)).tolist()
-    tokens_by_expert = (order // top_k_index.shape[1]).split(counts)
-    weights_by_expert = top_k_weights.flatten()[order].split(counts)
+    chosen, experts = top_k_index.flatten(), len(module.down_proj)
     # An index beyond the last expert stands for none.
-    for expert in range(len(module.down_proj)):
-        tokens, weight = tokens_by_expert[expert], weights_by_expert[expert]
-        if not len(tokens):
-            continue
-        x = hidden_states[tokens]
-        first = _product(module, "gate_up_proj" if module.has_gate else "up_proj", expert, x)
-        m = module._apply_gate(first) if module.has_gate else module.act_fn(first)
-        for listener in listeners:
-            gate = first[:, half(module, 0, width)]
-            up = first[:, half(module, 1, width)] if module.has_gate else None
-            piece = Routed(expert, tokens, weight.float(), x, gate, up, m)
-            # Nothing that listens is part of the model, and there are many experts.
-            with torch._C.DisableTorchFunction():
-                changed = listener(piece)
-            m = m if changed is None else changed
-        y = _product(module, "down_proj", expert, m)
-        if module.has_post_expert_norm:
-            y = module.post_expert_norm(y)
-        out.index_add_(0, tokens, (y * weight[:, None]).to(out.dtype))
+    starts = _starts(chosen.bincount(minlength=experts)[:experts])
+    order = chosen.argsort(stable=True)[: starts[-1]]
+    tokens, weight = order // top_k_index.shape[1], top_k_weights.flatten()[order]
+    coefficients = _detected(module, starts, tokens, weight, hidden_states, tokens)
+    out = torch.zeros_like(hidden_states)
+    with nullcontext() if module.has_post_expert_norm else _unseen(module):
+        for expert, rows in _each(starts):
+            y = _product(module, "down_proj", expert, coefficients[rows])
+            if module.has_post_expert_norm:
+                y = module.post_expert_norm(y)
+            out.index_add_(0, tokens[rows], (y * weight[rows, None]).to(out.dtype))
     return out
 
 
@@ -291,25 +289,55 @@ def _multiplied(
 
     A token that was not routed to an expert is 0 there. What is returned is in the place of the module's own output.
     """
-    listeners = _listeners.get(id(module), ())
-    if not listeners:
+    if id(module) not in _listeners:
         return None
-    read = args[0].view(len(module.down_proj), -1, args[0].shape[-1])
+    read, experts = args[0], len(module.down_proj)
+    expert, tokens = read.view(experts, -1, read.shape[-1]).any(-1).nonzero(as_tuple=True)
+    starts = _starts(expert.bincount(minlength=experts))
+    taken = expert * (len(read) // experts) + tokens
+    weight = torch.ones(len(tokens), device=read.device)
+    coefficients = _detected(module, starts, tokens, weight, read, taken)
     out = torch.zeros_like(read)
-    width = module.down_proj.shape[1]
-    for expert, inputs in enumerate(read):
-        tokens = inputs.any(-1).nonzero()[:, 0]
-        if not len(tokens):
-            continue
-        x = inputs[tokens]
-        first = _product(module, "gate_up_proj", expert, x)
-        m = _apply_gate(module, first)
-        for listener in listeners:
-            gate, up = (first[:, half(module, index, width)] for index in (0, 1))
-            changed = listener(Routed(expert, tokens, torch.ones(len(x), device=x.device), x, gate, up, m))
-            m = m if changed is None else changed
-        out[expert, tokens] = _product(module, "down_proj", expert, m).to(out.dtype)
+    for expert, rows in _each(starts):
+        out[taken[rows]] = _product(module, "down_proj", expert, coefficients[rows]).to(out.dtype)
     return out.view(output.shape)
+
+
+def _detected(
+    module: Any, starts: tuple[int, ...], tokens: Tensor, weight: Tensor, read: Tensor, taken: Tensor
+) -> Float[Tensor, "row neuron"]:
+    """The coefficients of all experts, once everybody who listens has seen them; arguments as in `Routed`."""
+    gated, name = _facts(module).has_gate, "gate_up_proj" if _facts(module).has_gate else "up_proj"
+    width = module.down_proj.shape[1 if _facts(module).is_transposed else 2]
+    first = read.new_empty(len(taken), 2 * width if gated else width)
+    with _unseen(module):
+        for expert, rows in _each(starts):
+            first[rows] = _product(module, name, expert, read[taken[rows]])
+    coefficients = _apply_gate(module, first) if gated else module.act_fn(first)
+    gate, up = first[:, half(module, 0, width)], first[:, half(module, 1, width)] if gated else None
+    piece = Routed(starts, tokens, weight.float(), read, taken, gate, up, coefficients)
+    for listener in _listeners.get(id(module), ()) if len(taken) else ():
+        with torch._C.DisableTorchFunction():  # nothing that listens is part of the model
+            changed = listener(piece)
+        coefficients = coefficients if changed is None else changed
+    return coefficients
+
+
+def _unseen(module: nn.Module) -> AbstractContextManager[Any]:
+    """While products of plain weights are taken nobody who watches functions is asked: there are many experts."""
+    plain = all(type(weight) is nn.Parameter for weight in module.parameters(recurse=False))
+    return torch._C.DisableTorchFunction() if plain else nullcontext()
+
+
+def _starts(counts: Int[Tensor, " expert"]) -> tuple[int, ...]:
+    return (0, *counts.cumsum(0).tolist())
+
+
+def _each(starts: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
+    """Experts that have rows, and these."""
+    for expert, (start, stop) in enumerate(pairwise(starts)):
+        if stop > start:
+            yield expert, slice(start, stop)
 
 
 def summed(output: Float[Tensor, "row width"], tokens: int) -> Float[Tensor, "token width"]:

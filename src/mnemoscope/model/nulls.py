@@ -15,12 +15,15 @@ compete one against one (`neuron.decoys`).
                 random signs, about their mean; gate, up and biases are drawn together
 
 Anything with keys, an activation function and a column of coefficients can enter by the same door.
+
+Neurons of an expert run on the tokens that are routed to it, and so do its null units: they are made of its keys, its
+axes and its neurons alone.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -34,23 +37,27 @@ from mnemoscope.arguments import DECOYS, check_nulls
 from mnemoscope.arguments import DEFAULT_NULLS as DEFAULT
 from mnemoscope.arguments import NULLS as KINDS
 from mnemoscope.errors import ModelNotSupported
-from mnemoscope.model.capture import Capture, Coefficients, Inputs
+from mnemoscope.model.capture import Capture, Coefficients, Inputs, LayerRows
+from mnemoscope.model.experts import Rows
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
 from mnemoscope.records import ContextBatch
 
 COUNT = 64  # pseudo-neurons in a layer: a 99th percentile over the layers, for a few per cent of the time
+EACH = 4  # at least, in an expert
+
+Place = tuple[int, int]  # layer, and which of its `groups`
 
 _BLOCK = 512  # inputs that are multiplied at once
 _SUMMED = 64  # keys that make a direction of kind "covariance"
 
 
 class NullColumns(NamedTuple):
-    """Coefficients of pseudo-neurons, and the pre-activations behind them where the kind has any."""
+    """Coefficients of pseudo-neurons, and the pre-activations behind them where the kind has any; of experts by row."""
 
-    coefficients: Coefficients
-    gate: Coefficients | None = None
-    up: Coefficients | None = None
+    coefficients: Coefficients | Float[Tensor, "row neuron"]
+    gate: Coefficients | Float[Tensor, "row neuron"] | None = None
+    up: Coefficients | Float[Tensor, "row neuron"] | None = None
 
 
 class LayerSignals(NamedTuple):
@@ -59,12 +66,14 @@ class LayerSignals(NamedTuple):
     inputs        what its first projections read
     coefficients  of its neurons
     gate, up      their pre-activations, None if it is plain
+    group         which of the layer's experts this is; then all are of the rows that were routed to it
     """
 
-    inputs: Inputs
-    coefficients: Coefficients
-    gate: Coefficients | None
-    up: Coefficients | None
+    inputs: Inputs | Float[Tensor, "row width"]
+    coefficients: Coefficients | Float[Tensor, "row neuron"]
+    gate: Coefficients | Float[Tensor, "row neuron"] | None
+    up: Coefficients | Float[Tensor, "row neuron"] | None
+    group: int = 0
 
 
 class NullSource(Protocol):
@@ -90,33 +99,45 @@ def recipe(
 
 class Nulls:
     """`count` pseudo-neurons of each kind in every layer, or one for each neuron if the kind is one of `DECOYS`; the
-    same for the same model and recipe.
+    same for the same model and recipe. Experts of a layer share them out, each with at least `EACH`.
 
     kinds  of `KINDS`, in any order; "shuffled" runs a copy of the model and so doubles time and memory
     count  as asked, or the layer's neurons where these are fewer
     sizes  of each kind the units of each layer
 
-    Raises RunError when a kind is not known.
+    Raises RunError when a kind is not known, ModelNotSupported for kind "shuffled" of a mixture of experts.
     """
 
     def __init__(
         self, model: Model, kinds: Sequence[str] = DEFAULT, count: int = COUNT, seed: int = 0
     ) -> None:
-        if kinds and any(layer.experts for layer in model.anatomy.layers):
-            raise ModelNotSupported(
-                f"making null units for {model.id}: it is a mixture of experts, for which there are none yet; build it "
-                "without them (nulls=(), on the command line --nulls none)"
-            )
         self.recipe = recipe(model, kinds, count, seed)
         self.kinds: tuple[str, ...] = tuple(self.recipe["kinds"]) if self.recipe else ()
+        layers = model.anatomy.layers
+        if "shuffled" in self.kinds and any(layer.experts for layer in layers):
+            raise ModelNotSupported(
+                f"making null units for {model.id}: it is a mixture of experts, of which a copy with shuffled weights "
+                "routes other tokens to each expert, so that null units of kind 'shuffled' are no measure for its "
+                "neurons; give other kinds of them"
+            )
         count = self.recipe["count"] if self.recipe else 0
-        neurons = model.anatomy.sizes
-        few = tuple(min(count, size) for size in neurons)
+        self._units: dict[str, dict[Place, int]] = {
+            kind: {
+                (index, group): neurons if kind in DECOYS else min(_share(layer, count), neurons)
+                for index, layer in enumerate(layers)
+                for group, neurons in enumerate(layer.groups)
+            }
+            for kind in self.kinds
+        }
         self.sizes: dict[str, tuple[int, ...]] = {
-            kind: neurons if kind in DECOYS else few for kind in self.kinds
+            kind: tuple(
+                sum(units[index, group] for group in range(len(layer.groups)))
+                for index, layer in enumerate(layers)
+            )
+            for kind, units in self._units.items()
         }
         self._sources: dict[str, NullSource] = {
-            kind: _SOURCES[kind](model, self.sizes[kind], seed) for kind in self.kinds
+            kind: _SOURCES[kind](model, self._units[kind], seed) for kind in self.kinds
         }
 
     @classmethod
@@ -133,6 +154,29 @@ class Nulls:
         """The coefficients of the pseudo-neurons by kind, in the model's dtype; ask layer by layer."""
         return {kind: source.columns(layer, batch, signals) for kind, source in self._sources.items()}
 
+    def rows(self, rows: LayerRows, batch: ContextBatch) -> dict[str, LayerRows]:
+        """By kind what the pseudo-neurons of experts make of the rows that were routed to these."""
+        by_kind: dict[str, list[NullColumns]] = {kind: [] for kind in self.kinds}
+        for piece in rows.each() if self.kinds else ():
+            signals = LayerSignals(piece.inputs, piece.coefficients, piece.gate, piece.up, piece.group)
+            for kind, columns in self.columns(rows.layer, batch, signals).items():
+                by_kind[kind].append(columns)
+        return {kind: self._joined(kind, rows, columns) for kind, columns in by_kind.items()}
+
+    def _joined(self, kind: str, rows: LayerRows, columns: list[NullColumns]) -> LayerRows:
+        first = sum(self._units[kind][rows.layer, group] for group in range(rows.group))
+        coefficients = torch.cat([group.coefficients for group in columns])
+        gates = [group.gate for group in columns if group.gate is not None]
+        ups = [group.up for group in columns if group.up is not None]
+        return replace(
+            rows,
+            first=first,
+            weight=1.0,
+            coefficients=coefficients,
+            gate=torch.cat(gates) if gates else coefficients,
+            up=torch.cat(ups) if ups else None,
+        )
+
 
 class _Random:
     """Isotropic keys with the norms, and the biases, of neurons of the layer drawn at random.
@@ -140,39 +184,40 @@ class _Random:
     Where a layer is gated, both keys of a pseudo-neuron take after the same neuron.
     """
 
-    def __init__(self, model: Model, sizes: tuple[int, ...], seed: int) -> None:
-        parts = model.anatomy
-        self._layers, self._sizes = parts.layers, sizes
-        weights, biases = [], []
-        for index in model.cells.layers:
-            firsts, generator = _firsts(parts.layers[index]), _generator(seed, "random", index)
-            like = generator.choice(parts.sizes[index], sizes[index], replace=False)
-            weights.append(np.concatenate([_directions(keys, like, generator) for keys, _ in firsts]))
-            biases.append(np.concatenate([_biases(bias, like) for _, bias in firsts]))
-        self._weight, self._bias = _ByLayer(weights, model), _ByLayer(biases, model)
+    def __init__(self, model: Model, units: Mapping[Place, int], seed: int) -> None:
+        self._layers, self._units = model.anatomy.layers, units
+        weights, biases = {}, {}
+        for place, rows in _rows(model):
+            firsts, generator = _firsts(rows), _generator(seed, "random", *place)
+            like = generator.choice(len(rows.keys), units[place], replace=False)
+            weights[place] = np.concatenate([_directions(keys, like, generator) for keys, _ in firsts])
+            biases[place] = np.concatenate([_biases(bias, like) for _, bias in firsts])
+        self._weight, self._bias = _ByPlace(weights, model), _ByPlace(biases, model)
 
     def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """act(x.g + a) * (x.u + b), or act(x.k + a) where the layer is plain."""
-        products = _product(signals.inputs, self._weight[layer]).add_(self._bias[layer])
-        return _activated(self._layers[layer].act, products, self._sizes[layer])
+        place = layer, signals.group
+        products = _product(signals.inputs, self._weight[place]).add_(self._bias[place])
+        return _activated(self._layers[layer], signals.group, products, self._units[place])
 
 
 class _Rotated:
     """The first columns of a random rotation, uniform over all, of the layer's coefficients."""
 
-    def __init__(self, model: Model, sizes: tuple[int, ...], seed: int) -> None:
-        parts = model.anatomy
-        rows = [
-            _orthonormal(
-                _generator(seed, "rotated", layer).standard_normal((sizes[layer], parts.sizes[layer]))
+    def __init__(self, model: Model, units: Mapping[Place, int], seed: int) -> None:
+        rows = {
+            place: _orthonormal(
+                _generator(seed, "rotated", *place).standard_normal(
+                    (count, model.anatomy.layers[place[0]].groups[place[1]])
+                )
             )
-            for layer in model.cells.layers
-        ]
-        self._weight = _ByLayer(rows, model)
+            for place, count in units.items()
+        }
+        self._weight = _ByPlace(rows, model)
 
     def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """m R; it has no keys of its own, and so no gate."""
-        return NullColumns(_product(signals.coefficients, self._weight[layer]))
+        return NullColumns(_product(signals.coefficients, self._weight[layer, signals.group]))
 
 
 def shuffled_copy(model: Model, seed: int = 0) -> Model:
@@ -193,12 +238,12 @@ class _Shuffled:
     The copy reads each batch when its first layer is asked for.
     """
 
-    def __init__(self, model: Model, sizes: tuple[int, ...], seed: int) -> None:
+    def __init__(self, model: Model, units: Mapping[Place, int], seed: int) -> None:
         self._model = shuffled_copy(model, seed)
         self._chosen = {}
         for layer in model.cells.layers:
             generator = _generator(seed, "shuffled", layer, 1)
-            drawn = generator.choice(model.anatomy.sizes[layer], sizes[layer], replace=False)
+            drawn = generator.choice(model.anatomy.sizes[layer], units[layer, 0], replace=False)
             self._chosen[layer] = torch.from_numpy(np.sort(drawn)).to(model.device)
         self._batch: ContextBatch | None = None
         self._columns: dict[int, NullColumns] = {}
@@ -231,71 +276,71 @@ class _Chimera:
     The other is so many places further on: the order of neurons means nothing, and a shift is read in order.
     """
 
-    def __init__(self, model: Model, sizes: tuple[int, ...], seed: int) -> None:
-        parts = model.anatomy
-        self._layers = parts.layers
+    def __init__(self, model: Model, units: Mapping[Place, int], seed: int) -> None:
+        self._layers = model.anatomy.layers
         self._shifts = {
-            layer: _shifts(_generator(seed, "chimera", layer), sizes[layer], 2)
-            for layer in model.cells.layers
+            place: _shifts(_generator(seed, "chimera", *place), count, 2) for place, count in units.items()
         }
         self._mixed = None
-        if not parts.gated:
+        if not model.anatomy.gated:
             self._mixed = _Mixtures(
                 model,
                 {
-                    layer: (shifts, np.ones((len(shifts), sizes[layer])))
-                    for layer, shifts in self._shifts.items()
+                    place: (self._shifts[place], np.ones((len(self._shifts[place]), count)))
+                    for place, count in units.items()
                 },
             )
 
     def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """act(x.g + a) * (x.u' + b'), or act(x.k' + a') where the layer is plain."""
         if self._mixed is not None:
-            return self._mixed.columns(layer, signals.inputs)
+            return self._mixed.columns(layer, signals)
         assert signals.gate is not None and signals.up is not None, "a gated layer has a gate and an up"
-        other = signals.up.roll(-self._shifts[layer][0], -1)
-        return NullColumns(self._layers[layer].act(signals.gate) * other, signals.gate, other)
+        other = signals.up.roll(-int(self._shifts[layer, signals.group][0]), -1)
+        coefficients = self._layers[layer].activated(signals.group, signals.gate, other)
+        return NullColumns(coefficients, signals.gate, other)
 
 
 class _Covariance:
     """For each neuron a direction with the mean and the covariance of the layer's keys."""
 
-    def __init__(self, model: Model, sizes: tuple[int, ...], seed: int) -> None:
+    def __init__(self, model: Model, units: Mapping[Place, int], seed: int) -> None:
         drawn = {}
-        for layer in model.cells.layers:
-            generator = _generator(seed, "covariance", layer)
-            shifts = _shifts(generator, sizes[layer], _SUMMED)
-            drawn[layer] = (shifts, generator.choice([-1.0, 1.0], (len(shifts), sizes[layer])))
+        for place, count in units.items():
+            generator = _generator(seed, "covariance", *place)
+            shifts = _shifts(generator, count, _SUMMED)
+            drawn[place] = (shifts, generator.choice([-1.0, 1.0], (len(shifts), count)))
         self._mixed = _Mixtures(model, drawn)
 
     def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """act(x.g' + a') * (x.u' + b'), or act(x.k' + a') where the layer is plain."""
-        return self._mixed.columns(layer, signals.inputs)
+        return self._mixed.columns(layer, signals)
 
 
 class _Mixtures:
     """Keys that are sums of the layer's keys about their mean, one for each neuron.
 
-    drawn  for each layer that has neurons shifts i64[term], and signs f64[term neuron]: neuron i has the keys of the
+    drawn  for each place with neurons shifts i64[term], and signs f64[term neuron]: neuron i has the keys of the
            neurons i + shift, by sign. Gate, up and biases are summed alike, and so keep what ties them.
     """
 
-    def __init__(self, model: Model, drawn: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> None:
-        parts = model.anatomy
-        self._layers, self._sizes = parts.layers, parts.sizes
-        weights, biases = [], []
-        for index, (shifts, signs) in drawn.items():
-            firsts, every = _firsts(parts.layers[index]), np.arange(parts.sizes[index])
+    def __init__(self, model: Model, drawn: Mapping[Place, tuple[np.ndarray, np.ndarray]]) -> None:
+        self._layers = model.anatomy.layers
+        weights, biases = {}, {}
+        for place, group in _rows(model):
+            (shifts, signs), firsts = drawn[place], _firsts(group)
+            every = np.arange(len(group.keys))
             rows = [keys.double().cpu().numpy() for keys, _ in firsts]
             offsets = [_biases(bias, every)[:, None] for _, bias in firsts]
-            weights.append(np.concatenate([_mixed(matrix, shifts, signs) for matrix in rows]))
-            biases.append(np.concatenate([_mixed(column, shifts, signs)[:, 0] for column in offsets]))
-        self._weight, self._bias = _ByLayer(weights, model), _ByLayer(biases, model)
+            weights[place] = np.concatenate([_mixed(matrix, shifts, signs) for matrix in rows])
+            biases[place] = np.concatenate([_mixed(column, shifts, signs)[:, 0] for column in offsets])
+        self._weight, self._bias = _ByPlace(weights, model), _ByPlace(biases, model)
 
-    def columns(self, layer: int, inputs: Tensor) -> NullColumns:
+    def columns(self, layer: int, signals: LayerSignals) -> NullColumns:
         """What these keys make of the inputs of a layer."""
-        products = nn.functional.linear(inputs, self._weight[layer], self._bias[layer])
-        return _activated(self._layers[layer].act, products, self._sizes[layer])
+        place = layer, signals.group
+        products = nn.functional.linear(signals.inputs, self._weight[place], self._bias[place])
+        return _activated(self._layers[layer], signals.group, products, signals.coefficients.shape[-1])
 
 
 def _mixed(rows: np.ndarray, shifts: np.ndarray, signs: np.ndarray) -> np.ndarray:
@@ -314,15 +359,15 @@ def _shifts(generator: np.random.Generator, neurons: int, count: int) -> np.ndar
     return 1 + generator.choice(neurons - 1, min(count, neurons - 1), replace=False)
 
 
-def _activated(act: Callable[[Tensor], Tensor], products: Tensor, count: int) -> NullColumns:
+def _activated(layer: Layer, group: int, products: Tensor, count: int) -> NullColumns:
     """Coefficients of `count` units from the products with their keys, the gates before the ups."""
     if products.shape[-1] == count:
-        return NullColumns(act(products))
+        return NullColumns(layer.activated(group, products, None))
     gate, up = products.split(count, -1)
-    return NullColumns(act(gate) * up, gate, up)
+    return NullColumns(layer.activated(group, gate, up), gate, up)
 
 
-_SOURCES: dict[str, Callable[[Model, tuple[int, ...], int], NullSource]] = {
+_SOURCES: dict[str, Callable[[Model, Mapping[Place, int], int], NullSource]] = {
     "random": _Random,
     "rotated": _Rotated,
     "shuffled": _Shuffled,
@@ -335,10 +380,22 @@ def _generator(seed: int, kind: str, *address: int) -> np.random.Generator:
     return np.random.default_rng([seed, KINDS.index(kind), *address])
 
 
-def _firsts(layer: Layer) -> list[tuple[Tensor, Tensor | None]]:
-    """The keys of a layer and their bias, and those of its up projection if it is gated."""
-    keys, ups = (layer.keys(), layer.key_bias()), layer.ups()
-    return [keys] if ups is None else [keys, (ups, layer.up_bias())]
+def _share(layer: Layer, count: int) -> int:
+    """How many of so many units each of a layer's groups has."""
+    return count if layer.experts is None else max(EACH, -(-count // len(layer.groups)))
+
+
+def _rows(model: Model) -> Iterator[tuple[Place, Rows]]:
+    """Of each group of neurons that run on the same tokens the weights, with keys of what the group itself reads."""
+    for layer in model.cells.layers:
+        for group, rows in enumerate(model.anatomy.layers[layer].rows(of_stream=False)):
+            yield (layer, group), rows
+
+
+def _firsts(rows: Rows) -> list[tuple[Tensor, Tensor | None]]:
+    """The keys of a group and their bias, and those of its up projection if it is gated."""
+    keys = (rows.keys, rows.key_bias)
+    return [keys] if rows.ups is None else [keys, (rows.ups, rows.up_bias)]
 
 
 def _directions(keys: Tensor, like: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -369,18 +426,20 @@ def _orthonormal(rows: np.ndarray) -> np.ndarray:
     return done
 
 
-class _ByLayer:
-    """An array for each layer with units, in one tensor: shared with workers, each tensor costs a file handle."""
+class _ByPlace:
+    """An array for each place with units, in one tensor: shared with workers, each tensor costs a file handle."""
 
-    def __init__(self, arrays: list[np.ndarray], model: Model) -> None:
-        flat = np.concatenate([array.ravel() for array in arrays])
+    def __init__(self, arrays: Mapping[Place, np.ndarray], model: Model) -> None:
+        flat = np.concatenate([array.ravel() for array in arrays.values()])
         self.all = torch.from_numpy(flat).to(model.device, model.anatomy.dtype)
-        ends = np.cumsum([array.size for array in arrays]).tolist()
-        places = zip(model.cells.layers, ends, arrays, strict=True)
-        self._places = {layer: (end - array.size, end, array.shape) for layer, end, array in places}
+        ends = np.cumsum([array.size for array in arrays.values()]).tolist()
+        self._places = {
+            place: (end - array.size, end, array.shape)
+            for (place, array), end in zip(arrays.items(), ends, strict=True)
+        }
 
-    def __getitem__(self, layer: int) -> Tensor:
-        start, end, shape = self._places[layer]
+    def __getitem__(self, place: Place) -> Tensor:
+        start, end, shape = self._places[place]
         return self.all[start:end].view(shape)
 
 

@@ -231,24 +231,25 @@ class Layer(Attention):
         """What is written before the FFN by no head: `mixer` where there is one, any bias included."""
         return "attention bias" if self.mixer is None else "mixer"
 
-    def rows(self) -> Iterator[Rows]:
-        """The weights of each of `groups` in turn."""
+    def rows(self, of_stream: bool = True) -> Iterator[Rows]:
+        """The weights of each of `groups` in turn; keys of the residual stream, or of what experts themselves read."""
         if not self.groups:
             return
         if self.experts is None:
             every = slice(0, sum(self.groups))
             yield Rows(every, self.keys(), self.key_bias(), self.ups(), self.up_bias(), self.values())
             return
-        yield from map(self.experts.rows, range(self.experts.count))
+        for expert in range(self.experts.count):
+            yield self.experts.rows(expert, of_stream)
         if self.down is not None:
             every = slice(self.experts.count * self.experts.width, sum(self.groups))
             weights = (_weight(self.gate), _bias(self.gate), _weight(self.up), _bias(self.up))
             assert weights[0] is not None, "a shared expert has keys"
             yield Rows(every, weights[0], *weights[1:], rows_of(self.down).T)
 
-    def activated(self, rows: Rows, gate: Tensor, up: Tensor | None) -> Float[Tensor, "... neuron"]:
+    def activated(self, group: int, gate: Tensor, up: Tensor | None) -> Float[Tensor, "... neuron"]:
         """Coefficients of the pre-activations of one of `groups`."""
-        if self.experts is not None and rows.neurons.start < self.experts.count * self.experts.width:
+        if self.experts is not None and group < self.experts.count:
             return self.experts.activated(gate, up)
         return self.act(gate) if up is None else self.act(gate) * up
 

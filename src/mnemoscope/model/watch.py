@@ -404,17 +404,17 @@ class Witness:
         weights = torch.zeros(len(read), len(self.layer.groups), device=read.device)
         scores = torch.ones_like(weights)
         for piece in self.routed:
-            place = (
-                piece.tokens[:, None],
-                torch.arange(experts.width, device=read.device) + experts.width * piece.expert,
-            )
+            expert = piece.expert
+            units = torch.arange(experts.width, device=read.device) + experts.width * expert[:, None]
+            place = (piece.tokens[:, None], units)
             gate[place], coefficients[place] = piece.gate, piece.coefficients
             if up is not None and piece.up is not None:
                 up[place] = piece.up
-            weights[piece.tokens, piece.expert] = piece.weight * experts.factor
+            weights[piece.tokens, expert] = piece.weight * experts.factor
             if experts.multiplies_inputs:
                 x = read[piece.tokens].float()
-                scores[piece.tokens, piece.expert] = (piece.inputs * x).sum(-1) / x.square().sum(-1)
+                inputs = piece.read[piece.taken]
+                scores[piece.tokens, expert] = (inputs * x).sum(-1) / x.square().sum(-1)
         output = summed(self.seen["routed_output"], len(read)).float() * experts.factor
         if "ffn_output" in self.seen:
             first = experts.count * experts.width

@@ -78,6 +78,7 @@ class Example:
                    `left_out` counts the tokens cut on each side
     next_token  the token that follows, None at the end of the context
     gate, up  signs of the two branches of a gated neuron, else None
+    router_weight  of a trigger in an expert: what the router multiplies the coefficient with
     """
 
     coefficient: float
@@ -94,6 +95,7 @@ class Example:
     gate: int | None = None
     up: int | None = None
     whole: bool = False  # of an encoder, which had read what follows as well
+    router_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def card(
     experts = model.experts[layer] if model.experts and model.experts[layer][0] else None
     row = run.rows("neurons", layer, neuron).row(0, named=True)
     statistics = Statistics(**{name: row[name] for name in _STATISTICS})
-    triggers = run.rows("triggers", layer, neuron)
+    triggers = _with_weights(run, place, run.rows("triggers", layer, neuron))
     positive, negative = (triggers.filter(pl.col("polarity") == sign).sort("rank") for sign in (1, -1))
     between = _one_a_part(run.rows("samples", layer, neuron), statistics)
     reader = _ExampleReader(run, window, [positive.head(examples), negative.head(examples), between])
@@ -262,6 +264,16 @@ def _router_weight(run: Run, address: NeuronId) -> float | None:
         (pl.col("layer") == address.layer) & (pl.col("expert") == address.expert)
     )
     return rows.collect()["router_weight"][0]
+
+
+def _with_weights(run: Run, address: NeuronId, triggers: pl.DataFrame) -> pl.DataFrame:
+    """Triggers with the router's weight of each, where there was a choice to make."""
+    if not isinstance(address, ExpertNeuronId) or "trigger_weights" not in run.manifest.tables:
+        return triggers  # a dense layer, or a run from before they were kept
+    weights = run.rows("trigger_weights", *address)
+    if (weights["router_weight"] == 1).all():
+        return triggers
+    return triggers.join(weights, on=["layer", "neuron", "polarity", "rank"], how="left")
 
 
 def state(low: float | None, high: float | None) -> str | None:
@@ -387,6 +399,7 @@ class _ExampleReader:
             gate=row.get("gate_sign"),
             up=row.get("up_sign"),
             whole=self._whole,
+            router_weight=row.get("router_weight"),
         )
 
 

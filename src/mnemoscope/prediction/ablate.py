@@ -147,7 +147,8 @@ def _hooks(stream: Stream, groups: Sequence[Sequence[Cut]], tokens: int) -> list
             continue
         routed = 0 if block.experts is None else block.experts.count * block.experts.width
         if block.experts is not None:
-            handles.append(listen(block.experts.module, _listener(block.experts.width, rows, tokens)))
+            inside = [(row, cut) for row, cut in rows if cut.unit < routed]
+            handles.append(listen(block.experts.module, _listener(block.experts.width, inside, tokens)))
         shared = [(row, replace(cut, unit=cut.unit - routed)) for row, cut in rows if cut.unit >= routed]
         if shared and block.down is not None:
             handles.append(
@@ -159,14 +160,12 @@ def _hooks(stream: Stream, groups: Sequence[Sequence[Cut]], tokens: int) -> list
 def _listener(width: int, rows: Sequence[tuple[int, Cut]], tokens: int) -> Listener:
     """Sets coefficients of experts at the last position; where that was not routed to an expert, there are none."""
 
-    def change(piece: Routed) -> Tensor | None:
-        inside = [(row, cut) for row, cut in rows if cut.unit // width == piece.expert]
-        if not inside:
-            return None
+    def change(piece: Routed) -> Tensor:
         changed = piece.coefficients.clone()
-        for row, cut in inside:
-            last = (row + 1) * tokens - 1
-            changed[piece.tokens == last, cut.unit % width] = cut.value
+        for row, cut in rows:
+            last, (expert, unit) = (row + 1) * tokens - 1, divmod(cut.unit, width)
+            inside = slice(*piece.starts[expert : expert + 2])
+            changed[inside][piece.tokens[inside] == last, unit] = cut.value
         return changed
 
     return change

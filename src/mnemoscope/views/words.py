@@ -233,8 +233,9 @@ def quadrants(side: Side) -> str | None:
 
 
 def source(example: Example) -> str:
-    """Document title and the active token's position in the document."""
-    return f"{example.title or f'document {example.document}'} @{example.offset + example.position}"
+    """Document title and the active token's position in the document; in an expert the router's weight before them."""
+    weight = "" if example.router_weight is None else f"router {number(example.router_weight)} · "
+    return f"{weight}{example.title or f'document {example.document}'} @{example.offset + example.position}"
 
 
 def active(example: Example) -> tuple[str, str]:
