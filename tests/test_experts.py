@@ -516,14 +516,13 @@ def test_another_implementation_of_experts_is_a_change_of_the_model() -> None:
     assert model.hf.config._experts_implementation == "batched_mm"
 
 
-@pytest.mark.parametrize("ask", ["trace", "patterns", "study"])
+@pytest.mark.parametrize("ask", ["patterns", "study"])
 def test_what_is_not_asked_of_a_mixture_as_yet_is_one_line(ask: str, tmp_path: Path) -> None:
     """What reads all neurons at every token says that it does not apply."""
     model = _model("mixtral", tmp_path / "model")
     _build(model, tmp_path / "run")
     run = mnemoscope.open_run(tmp_path / "run")
     asked: dict[str, Callable[[], object]] = {
-        "trace": lambda: run.trace("the city of Paris", model=model),
         "patterns": lambda: run.patterns(model=model),
         "study": lambda: run.study(model=model),
     }

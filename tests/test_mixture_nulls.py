@@ -125,7 +125,8 @@ def test_null_tables_of_a_mixture_equal_the_slow_definition(name: str, tmp_path:
             columns = units.columns(piece.layer, _batch(), signals)
             computed = {
                 id(piece): {
-                    kind: (_first(units, kind, piece), found.coefficients) for kind, found in columns.items()
+                    kind: (units.first(kind, piece.layer, piece.group), found.coefficients)
+                    for kind, found in columns.items()
                 }
             }
         for kind, (first, coefficients) in computed[id(piece)].items():
@@ -153,10 +154,6 @@ def test_null_tables_of_a_mixture_equal_the_slow_definition(name: str, tmp_path:
                 (context, position) for value, context, position in held if value > numbers.max() - 1e-5
             }
             assert (top["context"], top["position"]) in places
-
-
-def _first(units: Nulls, kind: str, piece: LayerRows) -> int:
-    return sum(units._units[kind][piece.layer, group] for group in range(piece.group))
 
 
 def test_a_shuffled_copy_of_a_mixture_is_refused(tmp_path: Path) -> None:

@@ -163,14 +163,17 @@ class Nulls:
                 by_kind[kind].append(columns)
         return {kind: self._joined(kind, rows, columns) for kind, columns in by_kind.items()}
 
+    def first(self, kind: str, layer: int, group: int) -> int:
+        """The first pseudo-neuron of one of a layer's groups among those of the layer."""
+        return sum(self._units[kind][layer, before] for before in range(group))
+
     def _joined(self, kind: str, rows: LayerRows, columns: list[NullColumns]) -> LayerRows:
-        first = sum(self._units[kind][rows.layer, group] for group in range(rows.group))
         coefficients = torch.cat([group.coefficients for group in columns])
         gates = [group.gate for group in columns if group.gate is not None]
         ups = [group.up for group in columns if group.up is not None]
         return replace(
             rows,
-            first=first,
+            first=self.first(kind, rows.layer, rows.group),
             weight=1.0,
             coefficients=coefficients,
             gate=torch.cat(gates) if gates else coefficients,

@@ -18,7 +18,7 @@ from torch import Tensor
 from mnemoscope.arguments import check_least
 from mnemoscope.errors import QueryError
 from mnemoscope.mine import values
-from mnemoscope.model.capture import Capture
+from mnemoscope.model.capture import Capture, LayerRows
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import LayerSignals, Nulls
 from mnemoscope.neuron.card import card
@@ -82,18 +82,26 @@ def trace(
         shares={},
         level=None,
         counted=None,
-        units=len(model.cells),
+        units=len(model.cells) if run is None else _running(run),
+        routed=run is not None and bool(run.manifest.model.experts),
     )
     watch = _FollowedNeurons(model, run, about, chosen) if chosen else _UnusualNeurons(model, run, about, top)
     say, layers = report or (lambda _: None), model.anatomy.n_layers
 
-    def receive(layer: int, *activity: Any) -> None:
+    def receive(layer: int, coefficients: Tensor, batch: ContextBatch, *activity: Any) -> None:
         say(Progress("tracing", layer, layers, "layers"))
-        watch.see(layer, *activity)
+        gate, up, inputs = (None if signal is None else signal[0] for signal in activity)
+        assert inputs is not None, "a layer reads something"
+        watch.see(_Seen(layer, 0, 0, np.arange(len(tokens)), None, coefficients[0], gate, up, inputs), batch)
+
+    def receive_rows(rows: LayerRows, batch: ContextBatch) -> None:
+        say(Progress("tracing", rows.layer, layers, "layers"))
+        for piece in rows.each():
+            watch.see(_Seen.of(piece), batch)
 
     last = max(neuron.layer for neuron in chosen) if chosen else None
     with Capture(model, last) as capture:
-        capture.sweep(batch, receive)
+        capture.sweep(batch, receive, receive_rows)
     say(Progress("tracing", layers, layers, "layers"))
     return watch.result(words)
 
@@ -124,14 +132,82 @@ def _address(model: Model, neuron: tuple[int, int]) -> NeuronId:
     return address
 
 
+def _running(run: Run) -> int:
+    """How many neurons run at a counted token, on average: in a dense model all."""
+    tokens = run.table("neurons").select(pl.col("tokens").sum()).collect().item()
+    return round(tokens / run.manifest.corpus.counted)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What neighbouring neurons of a layer did at some tokens: all neurons at all, or those of one expert.
+
+    first      of these neurons in the layer
+    positions  i64[row]
+    weights    f32[row] of the router, None in a dense layer
+    """
+
+    layer: int
+    group: int
+    first: int
+    positions: np.ndarray
+    weights: np.ndarray | None
+    coefficients: Tensor
+    gate: Tensor | None
+    up: Tensor | None
+    inputs: Tensor
+
+    @classmethod
+    def of(cls, rows: LayerRows) -> _Seen:
+        """What one expert did."""
+        size = len(rows.coefficients)
+        positions = np.arange(size) if rows.rows is None else rows.rows.cpu().numpy()
+        weight = np.full(size, rows.weight) if isinstance(rows.weight, float) else rows.weight.cpu().numpy()
+        gate = None if rows.up is None else rows.gate
+        return cls(
+            rows.layer,
+            rows.group,
+            rows.first,
+            positions,
+            weight,
+            rows.coefficients,
+            gate,
+            rows.up,
+            rows.inputs,
+        )
+
+    @property
+    def neurons(self) -> slice:
+        """These neurons among all of the layer."""
+        return slice(self.first, self.first + self.coefficients.shape[1])
+
+
+class _Known:
+    """What is known of the neurons of a layer beside their coefficients; of the last layer that was asked for."""
+
+    def __init__(self, model: Model, run: Run | None) -> None:
+        self._model, self._run = model, run
+        self._layer, self._norms = -1, np.zeros(0)
+        self._stored: Distributions | None = None
+
+    def of(self, layer: int) -> tuple[np.ndarray, Distributions | None]:
+        """f32[neuron] norms of the values, and the run's distributions if there is one."""
+        if self._layer != layer:
+            self._layer, self._norms = layer, _norms(self._model, layer)
+            self._stored = None if self._run is None else Distributions.of(self._run, layer)
+        return self._norms, self._stored
+
+
 @dataclass(frozen=True)
 class _LayerReadings:
     """Some neurons of a layer: what a pass says of them, and what the run knows.
 
-    coefficients f32[token neuron], norms f32[neuron], gate and up signs i64[token neuron], tails and deviations
-    f64[token neuron] where a run has their distributions of `total` coefficients
+    neurons i64[neuron], coefficients f32[row neuron], norms f32[neuron], gate and up signs i64[row neuron], tails and
+    deviations f64[row neuron] where a run has their distributions of `total` coefficients
     """
 
+    seen: _Seen
+    neurons: np.ndarray
     coefficients: np.ndarray
     norms: np.ndarray
     gate: np.ndarray | None
@@ -141,44 +217,31 @@ class _LayerReadings:
     total: int | None = None
 
     @classmethod
-    def of(
-        cls,
-        model: Model,
-        run: Run | None,
-        layer: int,
-        coefficients: Tensor,
-        gate: Tensor | None,
-        up: Tensor | None,
-        neurons: Sequence[int] | slice,
-    ) -> _LayerReadings:
-        """The readings of the chosen neurons of a layer."""
-        numbers = _numbers(coefficients)[:, neurons]
-        gate_signs, up_signs = (
-            None if branch is None else _signs(branch)[:, neurons] for branch in (gate, up)
-        )
-        measured = cls(numbers, _norms(model, layer)[neurons], gate_signs, up_signs)
-        if run is None:
+    def of(cls, known: _Known, seen: _Seen, neurons: Sequence[int] | slice) -> _LayerReadings:
+        """The readings of some of the neurons that were seen, by their numbers in the layer."""
+        norms, stored = known.of(seen.layer)
+        chosen = np.arange(len(norms))[neurons]
+        columns = chosen - seen.first
+        numbers = _numbers(seen.coefficients)[:, columns]
+        gate, up = (None if branch is None else _signs(branch)[:, columns] for branch in (seen.gate, seen.up))
+        measured = cls(seen, chosen, numbers, norms[chosen], gate, up)
+        if stored is None:
             return measured
-        stored = Distributions.of(run, layer)
-        chosen = replace(
-            stored, counts=stored.counts[neurons], mean=stored.mean[neurons], std=stored.std[neurons]
-        )
+        own = stored.only(chosen)
         return replace(
-            measured, tails=chosen.tails(numbers), deviations=chosen.deviations(numbers), total=stored.total
+            measured, tails=own.tails(numbers), deviations=own.deviations(numbers), total=stored.total
         )
 
-    def reading(self, about: Trace, neuron: NeuronId, position: int, column: int) -> NeuronReading:
+    def reading(self, about: Trace, neuron: NeuronId, row: int, column: int) -> NeuronReading:
         """The reading of one neuron, which is a column here, at one token."""
-        gate, up = (
-            None if branch is None else int(branch[position, column]) for branch in (self.gate, self.up)
-        )
-        coefficient = float(self.coefficients[position, column])
-        reading = NeuronReading(
-            neuron, position, coefficient, size=abs(coefficient) * float(self.norms[column]), gate=gate, up=up
-        )
+        gate, up = (None if branch is None else int(branch[row, column]) for branch in (self.gate, self.up))
+        coefficient, position = float(self.coefficients[row, column]), int(self.seen.positions[row])
+        weight = None if self.seen.weights is None else float(self.seen.weights[row])
+        size = abs(coefficient) * float(self.norms[column]) * (1.0 if weight is None else weight)
+        reading = NeuronReading(neuron, position, coefficient, size=size, gate=gate, up=up, weight=weight)
         if self.tails is None or self.deviations is None or not about.tokens[position].counted:
             return reading
-        tail, far = float(self.tails[position, column]), float(self.deviations[position, column])
+        tail, far = float(self.tails[row, column]), float(self.deviations[row, column])
         return replace(
             reading, tail=tail, expected=tail * about.units, deviations=far if np.isfinite(far) else None
         )
@@ -189,31 +252,24 @@ class _FollowedNeurons:
 
     def __init__(self, model: Model, run: Run | None, about: Trace, neurons: Sequence[NeuronId]) -> None:
         self._model, self._run, self._about = model, run, about
-        self._neurons = tuple(dict.fromkeys(neurons))
-        self._readings: dict[NeuronId, list[NeuronReading]] = {}
+        self._neurons, self._known = tuple(dict.fromkeys(neurons)), _Known(model, run)
+        self._readings = {
+            neuron: [NeuronReading(neuron, position, None) for position in range(len(about.tokens))]
+            for neuron in self._neurons
+        }
         self._total: int | None = None
 
-    def see(
-        self,
-        layer: int,
-        coefficients: Tensor,
-        batch: ContextBatch,
-        gate: Tensor | None,
-        up: Tensor | None,
-        inputs: Tensor,
-    ) -> None:
-        """Keep the columns of those that are in this layer."""
-        followed = [neuron for neuron in self._neurons if neuron.layer == layer]
+    def see(self, seen: _Seen, batch: ContextBatch) -> None:
+        """Keep the columns of those that are among these."""
+        inside = range(seen.neurons.start, seen.neurons.stop)
+        followed = [n for n in self._neurons if n.layer == seen.layer and n.neuron in inside]
         if not followed:
             return
-        columns = [neuron.neuron for neuron in followed]
-        measured = _LayerReadings.of(self._model, self._run, layer, coefficients, gate, up, columns)
+        measured = _LayerReadings.of(self._known, seen, [neuron.neuron for neuron in followed])
         self._total = measured.total
         for column, neuron in enumerate(followed):
-            self._readings[neuron] = [
-                measured.reading(self._about, neuron, position, column)
-                for position in range(len(self._about.tokens))
-            ]
+            for row, position in enumerate(seen.positions.tolist()):
+                self._readings[neuron][position] = measured.reading(self._about, neuron, row, column)
 
     def result(self, words: Vocabulary) -> Trace:
         """The trace of each neuron, in the order asked for."""
@@ -242,8 +298,9 @@ class _UnusualNeurons:
     def __init__(self, model: Model, run: Run | None, about: Trace, top: int) -> None:
         self._model, self._run, self._about, self._top = model, run, about, top
         self._best: list[list[tuple[tuple[float, ...], NeuronReading]]] = [[] for _ in about.tokens]
+        self._known = _Known(model, run)
         self._beyond: dict[str, np.ndarray] = {}
-        self._units: dict[str, int] = {}
+        self._units: dict[str, np.ndarray] = {}
         self._total: int | None = None
         mined = run is not None and "null_histograms" in run.manifest.tables
         self._nulls = Nulls.of(model, run.manifest.options["nulls"]) if run is not None and mined else None
@@ -252,43 +309,42 @@ class _UnusualNeurons:
     def _level(self) -> float:
         return max(LEVEL, 2 / (1 + (self._total or 1)))
 
-    def see(
-        self,
-        layer: int,
-        coefficients: Tensor,
-        batch: ContextBatch,
-        gate: Tensor | None,
-        up: Tensor | None,
-        inputs: Tensor,
-    ) -> None:
-        """Let the neurons of a layer compete, and count how many units of each kind are beyond the level."""
-        measured = _LayerReadings.of(self._model, self._run, layer, coefficients, gate, up, slice(None))
+    def see(self, seen: _Seen, batch: ContextBatch) -> None:
+        """Let neurons compete, and count how many units of each kind are beyond the level."""
+        measured = _LayerReadings.of(self._known, seen, seen.neurons)
         if self._run is None or measured.tails is None or measured.deviations is None:
-            self._keep(layer, measured, [-np.abs(measured.coefficients) * measured.norms])
+            weights = 1.0 if seen.weights is None else seen.weights[:, None]
+            self._keep(measured, [-np.abs(measured.coefficients) * measured.norms * weights])
             return
-        self._total = measured.total
-        self._keep(layer, measured, [measured.tails, -np.abs(measured.deviations)])
-        self._count("neuron", measured.tails)
-        if self._nulls is not None:
-            signals = LayerSignals(inputs, coefficients, gate, up)
-            for kind, columns in self._nulls.columns(layer, batch, signals).items():
-                stored = Distributions.of(self._run, layer, kind)
-                self._count(kind, stored.tails(_numbers(columns.coefficients)))
+        self._total = max(self._total or 0, measured.total or 0)
+        self._keep(measured, [measured.tails, -np.abs(measured.deviations)])
+        self._count("neuron", seen, measured.tails)
+        if self._nulls is None:
+            return
+        signals = LayerSignals(seen.inputs, seen.coefficients, seen.gate, seen.up, seen.group)
+        for kind, columns in self._nulls.columns(seen.layer, batch, signals).items():
+            stored = Distributions.of(self._run, seen.layer, kind)
+            first, count = self._nulls.first(kind, seen.layer, seen.group), columns.coefficients.shape[-1]
+            own = stored.only(slice(first, first + count))
+            self._count(kind, seen, own.tails(_numbers(columns.coefficients)))
 
-    def _count(self, kind: str, tails: np.ndarray) -> None:
-        self._beyond[kind] = self._beyond.get(kind, 0) + (tails <= self._level).sum(1)
-        self._units[kind] = self._units.get(kind, 0) + tails.shape[1]
+    def _count(self, kind: str, seen: _Seen, tails: np.ndarray) -> None:
+        blank = np.zeros(len(self._about.tokens))
+        self._beyond.setdefault(kind, blank.copy())[seen.positions] += (tails <= self._level).sum(1)
+        self._units.setdefault(kind, blank.copy())[seen.positions] += tails.shape[1]
 
-    def _keep(self, layer: int, measured: _LayerReadings, order: Sequence[np.ndarray]) -> None:
-        """Merge a layer's best into the best of all; `order`: what is least for the first, f64[token neuron] each."""
-        for position, token in enumerate(self._about.tokens):
-            if not token.counted:
+    def _keep(self, measured: _LayerReadings, order: Sequence[np.ndarray]) -> None:
+        """Merge the best of these into the best of all; `order`: what is least for the first, f64[row neuron] each."""
+        layer, cells = measured.seen.layer, self._model.cells
+        for row, position in enumerate(measured.seen.positions.tolist()):
+            if not self._about.tokens[position].counted:
                 continue
-            keys = [scores[position] for scores in order]
+            keys = [scores[row] for scores in order]
             first = np.lexsort((np.arange(len(keys[0])), *reversed(keys)))[: self._top]
             for column in first.tolist():
-                reading = measured.reading(self._about, NeuronId(layer, column), position, column)
-                self._best[position].append(((*(float(key[column]) for key in keys), layer, column), reading))
+                neuron = cells.id(layer, int(measured.neurons[column]))
+                reading = measured.reading(self._about, neuron, row, column)
+                self._best[position].append(((*(float(key[column]) for key in keys), *neuron), reading))
             self._best[position] = sorted(self._best[position], key=lambda ranked: ranked[0])[: self._top]
 
     def result(self, words: Vocabulary) -> Trace:
@@ -297,15 +353,15 @@ class _UnusualNeurons:
         written = _read(self._model, addresses, words) if self._run is None else _stored(self._run, addresses)
         unusual = tuple(
             tuple(
-                Unusual(reading, written[reading.neuron][0 if reading.coefficient > 0 else 1])
+                Unusual(reading, written[reading.neuron][0 if (reading.coefficient or 0) > 0 else 1])
                 for _, reading in best
             )
             for best in self._best
         )
         shares = {
             kind: tuple(
-                float(count) / self._units[kind] if token.counted else None
-                for token, count in zip(self._about.tokens, counts, strict=True)
+                float(count / units) if token.counted else None
+                for token, count, units in zip(self._about.tokens, counts, self._units[kind], strict=True)
             )
             for kind, counts in self._beyond.items()
         }
@@ -313,14 +369,16 @@ class _UnusualNeurons:
         return replace(self._about, unusual=unusual, shares=shares, level=level, counted=self._total)
 
 
-def _is_trigger(coefficient: float, bounds: dict[int, float | None]) -> bool:
+def _is_trigger(coefficient: float | None, bounds: dict[int, float | None]) -> bool:
+    if coefficient is None:
+        return False
     bound = bounds[1 if coefficient > 0 else -1]
     return bound is not None and coefficient != 0 and abs(coefficient) >= abs(bound)
 
 
 def _numbers(coefficients: Tensor) -> np.ndarray:
-    """f32[token unit] of one context."""
-    return coefficients[0].float().cpu().numpy()
+    """f32[row unit]; of a context row by row."""
+    return coefficients.flatten(0, -2).float().cpu().numpy()
 
 
 def _signs(branch: Tensor) -> np.ndarray:

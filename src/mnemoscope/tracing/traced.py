@@ -9,6 +9,9 @@ A whole bin counts as being as far out as x, so `tail` is never too small; on te
 in at most that share of cases, and it cannot fall below 2 / (1 + T). Of N neurons, N x tail or fewer are as unusual at
 any one token by chance (`NeuronReading.expected`): the most unusual of thousands always looks unusual. What beats
 chance shows in `Trace.shares`, beside the same share of the run's pseudo-neurons.
+
+In a mixture of experts a neuron has a reading where the router chose its expert, T are the coefficients of its own
+histogram, and N are the neurons that run at an ordinary token.
 """
 
 from __future__ import annotations
@@ -48,13 +51,14 @@ class NeuronReading:
     expected    neurons of the model that are as unusual at a token by chance, at most
     deviations  (coefficient - mean) / standard deviation on the run's text; None where that is 0, or without a run
     trigger     whether it is at least as strong as the weakest stored trigger of its sign
-    size        |coefficient| x norm of the value: how much is written
+    size        |coefficient| x norm of the value, in an expert x `weight`: how much is written
     gate, up    signs of the two branches of a gated neuron, else None
+    weight      of the router, in an expert; None in a dense layer
     """
 
     neuron: NeuronId
     position: int
-    coefficient: float
+    coefficient: float | None  # None where the token was not routed to the neuron's expert
     tail: float | None = None
     expected: float | None = None
     deviations: float | None = None
@@ -62,6 +66,7 @@ class NeuronReading:
     size: float | None = None
     gate: int | None = None
     up: int | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Trace(Shown):
              without a run, those that write most (`NeuronReading.size`); empty where the token does not count
     shares   for each token, by kind of unit (`neuron`, and the run's pseudo-neurons), the share of units whose tail is
              at most `level`; None where the token does not count
-    counted  coefficients in each histogram: T
+    counted  coefficients in each histogram: T; in a mixture in the fullest
     """
 
     model: str
@@ -108,7 +113,10 @@ class Trace(Shown):
     shares: Mapping[str, tuple[float | None, ...]]
     level: float | None
     counted: int | None
-    units: int  # neurons of the model
+    units: (
+        int  # neurons of the model; of a mixture with a run those that run at a token of its text, on average
+    )
+    routed: bool = False  # whether that is so
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values: neurons by their address, without the cards."""
@@ -167,10 +175,14 @@ class Distributions:
         mean, std = (moments[name].cast(pl.Float64).to_numpy() for name in ("mean", "std"))
         return cls(flat.reshape(counts.height, len(edges) + 1), edges, mean, std)
 
+    def only(self, units: np.ndarray | slice) -> Distributions:
+        """Those of some units."""
+        return Distributions(self.counts[units], self.edges, self.mean[units], self.std[units])
+
     @property
     def total(self) -> int:
-        """Coefficients in each histogram."""
-        return int(self.counts[0].sum()) if len(self.counts) else 0
+        """Coefficients in each histogram, or in the fullest."""
+        return int(self.counts.sum(1).max(initial=0))
 
     def tails(self, coefficients: np.ndarray) -> np.ndarray:
         """f64[token unit] of coefficients f32[token unit]: see the module."""

@@ -28,6 +28,7 @@ _USUAL = (
 _UNUSUAL = f"{_USUAL}, which decide between equal tails"
 _GATED = "gate, up: the signs of a gated neuron's two branches, whose product is the sign of its coefficient"
 _TRIGGER = "as a trigger: at least as far out as the weakest trigger that the run stores of this sign"
+_ROUTED = "not routed: the router sent the token to other experts, and the neuron did not run"
 _BARE = (
     "Without a run there is no distribution, so usual cannot be told from unusual, and there is no null: ranked by "
     "what is written, |coefficient| x norm of the value."
@@ -38,7 +39,8 @@ def source_line(trace: Trace) -> str:
     """Where the numbers come from."""
     if trace.run is None:
         return trace.model
-    return f"{trace.model} · distributions of {trace.run} on {trace.corpus}, {trace.counted or 0:,} coefficients each"
+    each = f"{'at most ' if trace.routed else ''}{trace.counted or 0:,} coefficients each"
+    return f"{trace.model} · distributions of {trace.run} on {trace.corpus}, {each}"
 
 
 def notes(trace: Trace) -> list[str]:
@@ -49,14 +51,15 @@ def notes(trace: Trace) -> list[str]:
             _USUAL: trace.run is not None,
             _GATED: any(reading.gate is not None for reading in readings),
             _TRIGGER: any(reading.trigger for reading in readings),
+            _ROUTED: any(reading.coefficient is None for reading in readings),
         }
         return [note for note, holds in said.items() if holds]
     if trace.run is None:
         return [_BARE]
+    who = f"{trace.units:,} neurons{' that run there' if trace.routed else ''}"
     return [
         _UNUSUAL,
-        f"by chance: how many of the {trace.units:,} neurons are as unusual at an ordinary token of the run's text, at "
-        "most",
+        f"by chance: how many of the {who} are as unusual at an ordinary token of the run's text, at most",
     ]
 
 
@@ -92,14 +95,14 @@ def writes_lines(neuron: NeuronTrace) -> list[tuple[str, tuple[str, ...]]]:
 def reach(neuron: NeuronTrace) -> float:
     """What the darkest shade stands for: the largest |coefficient| of the run, or of the text without one."""
     if neuron.card is None:
-        return max((abs(reading.coefficient) for reading in neuron.readings), default=0.0)
+        return max((abs(reading.coefficient or 0.0) for reading in neuron.readings), default=0.0)
     return max(abs(neuron.card.statistics.min or 0.0), abs(neuron.card.statistics.max or 0.0))
 
 
 def strength(neuron: NeuronTrace, reading: NeuronReading) -> float:
     """|coefficient| as a share of `reach`, at most 1."""
     largest = reach(neuron)
-    return min(abs(reading.coefficient) / largest, 1.0) if largest else 0.0
+    return min(abs(reading.coefficient or 0.0) / largest, 1.0) if largest else 0.0
 
 
 def label(token: TracedToken) -> str:
@@ -116,7 +119,9 @@ def before_word(token: TracedToken) -> tuple[str, str]:
 def followed_cells(trace: Trace, reading: NeuronReading) -> tuple[str, ...]:
     """A token of a followed neuron, in the columns FOLLOWED."""
     token = trace.tokens[reading.position]
-    note = "as a trigger" if reading.trigger else ""
+    router = "" if reading.weight in (None, 1.0) else f"router {words.number(reading.weight)}"
+    said = (router, "as a trigger" if reading.trigger else "")
+    note = "not routed" if reading.coefficient is None else ", ".join(filter(None, said))
     return (
         str(reading.position),
         label(token),
@@ -185,7 +190,10 @@ def _followed(trace: Trace, neuron: NeuronTrace, width: int) -> Iterator[Rendera
     gated = any(reading.gate is not None for reading in neuron.readings)
     shown = [index for index in range(len(FOLLOWED)) if gated or FOLLOWED[index] not in ("gate", "up")]
     rows = (
-        (*(Text(cells[index]) for index in shown), _bar(strength(neuron, reading), reading.coefficient))
+        (
+            *(Text(cells[index]) for index in shown),
+            _bar(strength(neuron, reading), reading.coefficient or 0.0),
+        )
         for reading in neuron.readings
         for cells in [followed_cells(trace, reading)]
     )
@@ -198,7 +206,7 @@ def _unusual(trace: Trace, unusual: Sequence[Unusual], width: int) -> Table:
     rows = []
     for neuron in unusual:
         name, size, *rest = found_cells(trace, neuron.reading)
-        coefficient = Text(size, style=sign_style(neuron.reading.coefficient))
+        coefficient = Text(size, style=sign_style(neuron.reading.coefficient or 0.0))
         rows.append((Text(name), coefficient, *map(Text, rest), listed(Text(), neuron.writes, room)))
     names = FOUND_BARE if trace.run is None else FOUND
     drawn = table((*names, "promotes here"), rows, left=(0, len(names)), wraps=(0,), gap=1)
@@ -208,7 +216,7 @@ def _unusual(trace: Trace, unusual: Sequence[Unusual], width: int) -> Table:
 
 
 def _shade(neuron: NeuronTrace, reading: NeuronReading) -> str:
-    shade, colour = strength(neuron, reading), sign_style(reading.coefficient)
+    shade, colour = strength(neuron, reading), sign_style(reading.coefficient or 0.0)
     return f"bold reverse {colour}" if shade >= 0.5 else f"underline {colour}" if shade >= 0.1 else ""
 
 
