@@ -46,18 +46,29 @@ _SPARSE = {"mlp_layer_types": ["sparse"] * 2}
 _EARLY = {"first_k_dense_replace": 0}
 # More families, small as in the list of every entry, and with experts in all layers.
 _MORE: dict[str, dict[str, Any]] = {
+    "afmoe": {"num_dense_layers": 0},
     "aria_text": {},
     "axk1": {**_SPARSE, "num_key_value_heads": 4},
+    "cohere2_moe": {},
     "deepseek_v32": {**_SPARSE, **_EARLY, "num_key_value_heads": 4},
     "dots1": _EARLY,
     "ernie4_5_moe": {"moe_layer_start_index": 0},
     "exaone_moe": {**_SPARSE, **_EARLY},
     "flex_olmo": {},
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+    },
     "glm4_moe_lite": {**_SPARSE, **_EARLY, "num_key_value_heads": 4},
     "glm_moe_dsa": {**_SPARSE, **_EARLY, "num_key_value_heads": 4},
+    "granitemoe_swa": {},
     "hunyuan_v1_moe": {},
     "hy_v3": {**_SPARSE, **_EARLY},
     "kolibri1": {**_SPARSE},
+    "laguna": {**_SPARSE},
+    "lfm2_moe": {"num_dense_layers": 0},
     "mellum": {**_SPARSE},
     "mimo_v2_flash": {**_SPARSE, "moe_layer_freq": 1},
     "minimax_m2": {},
@@ -296,6 +307,23 @@ def test_a_dropped_norm_of_the_sum_is_caught() -> None:
     _caught("axk1", lambda _: {"post_ffn_norm": None})
 
 
+@pytest.mark.parametrize("norm", ["read", "written", "shared_read", "shared_written"])
+def test_a_norm_of_experts_beside_a_dense_ffn_is_caught(norm: str) -> None:
+    """Gemma 4: without the weight of one of the four the keys, or the FFN, are not what the model computes."""
+
+    def without(layer: Layer) -> dict[str, Any]:
+        assert layer.own_norms is not None
+        plain = replace(getattr(layer.own_norms, norm), weight=None)
+        return {"own_norms": replace(layer.own_norms, **{norm: plain})}
+
+    _caught("gemma4_text", without)
+
+
+def test_a_dropped_dense_ffn_beside_experts_is_caught() -> None:
+    """Gemma 4: what the dense FFN writes is part of the sum that its norm reads."""
+    _caught("gemma4_text", lambda _: {"down": None, "gate": None, "up": None})
+
+
 @pytest.mark.parametrize("bias", ["down_proj_bias", "gate_up_proj_bias"])
 def test_a_dropped_bias_is_caught(bias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Biases of experts are read from the module: zeros in their place do not add up."""
@@ -334,6 +362,7 @@ def test_a_sweep_hands_out_each_expert_with_its_tokens(name: str) -> None:
         )
     streams = [trace(hf, anatomy, torch.from_numpy(ids[None]).long()) for ids in batch.tokens]
     seen = np.zeros((anatomy.n_layers, len(anatomy.layers[0].groups), batch.tokens.size), int)
+    scales: dict[tuple[int, int, bool], float] = {}
     for piece in pieces:
         rows = range(batch.tokens.size) if piece.rows is None else piece.rows.tolist()
         units = slice(piece.first, piece.first + piece.coefficients.shape[1])
@@ -343,10 +372,21 @@ def test_a_sweep_hands_out_each_expert_with_its_tokens(name: str) -> None:
             traced = streams[context].layers[piece.layer]
             assert traced.weights is not None
             weight = piece.weight if isinstance(piece.weight, float) else float(piece.weight[place])
-            assert weight == pytest.approx(float(traced.weights[position, piece.group]), rel=1e-4)
+            own = anatomy.layers[piece.layer].own_norms
+            if own is None:
+                assert weight == pytest.approx(float(traced.weights[position, piece.group]), rel=1e-4)
+                expected = traced.ffn_input[position]
+            else:  # what a norm of the sum divides by is the same for all experts of a token
+                shared = piece.group == len(anatomy.layers[piece.layer].groups) - 1
+                scale = float(traced.weights[position, piece.group]) / weight
+                known = scales.setdefault((piece.layer, row, shared), scale)
+                assert scale == pytest.approx(known, rel=1e-4)
+                read = own.shared_read if shared else own.read
+                assert read.weight is not None
+                expected = traced.ffn_input[position] * read.weight
             for ours, theirs in ((piece.coefficients, traced.coefficients), (piece.gate, traced.gate)):
                 assert torch.allclose(ours[place], theirs[position, units], atol=1e-4)
-            assert torch.allclose(piece.inputs[place], traced.ffn_input[position], atol=1e-4)
+            assert torch.allclose(piece.inputs[place], expected, atol=1e-4)
             seen[piece.layer, piece.group, row] += 1
     weights = np.concatenate([[layer.weights.numpy() for layer in s.layers] for s in streams], 1)
     assert (seen.transpose(0, 2, 1) == (weights != 0)).all()

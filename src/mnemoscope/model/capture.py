@@ -51,7 +51,8 @@ class LayerRows:
     starts        i64[expert + 1]  the first row of each expert, and at the end how many rows there are
     rows          where each row is in the batch: context * (tokens of a context) + position, ascending in each expert;
                   padding and positions that do not count are among them. None: all of them, in that order
-    weight        what the router multiplies each row with, all factors included, fp32; one number if all are alike
+    weight        what the router multiplies each row with, all factors included, fp32; one number if all are alike. A
+                  norm of the sum over experts is no factor of it
     coefficients  inputs of the down projection
     gate, up      pre-activations; up is None where experts are not gated
     read          what the first projections read, some of it by several experts
@@ -197,14 +198,14 @@ class Capture:
             rows = LayerRows(
                 layer, experts.count, experts.count * experts.width, np.array([0, self._batch.tokens.size]), None,
                 shared_weight(experts, seen.get("shared_gate")),
-                seen["coefficients"], seen["gate"], seen.get("up"), seen["ffn_input"], None,
+                seen["coefficients"], seen["gate"], seen.get("up"), seen["shared_input"], None,
             )  # fmt: skip
             self._routed(rows, self._batch)
         if layer == self._last:
             raise EndOfPass
 
 
-_SHARED = ("ffn_input", "gate", "up", "coefficients", "shared_gate", "lout")
+_SHARED = ("shared_input", "gate", "up", "coefficients", "shared_gate", "lout")
 
 
 def _keep(seen: dict[str, Tensor], point: str, tensor: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -164,6 +164,35 @@ class Attention:
         return weight.detach().new_zeros(*rows, self.width)
 
 
+@dataclass(frozen=True, eq=False)
+class OwnNorms:
+    """RMS norms of experts and of a dense FFN beside them, which read and write through norms of their own (Gemma 4).
+
+    The dense FFN is counted as the expert that every token goes through. What both read is the stream over its root
+    mean square: the weights of these norms belong to keys and values, and what a norm of the sum divides by to the
+    weight that each token has for the experts, or for the dense FFN.
+    """
+
+    read: Norm
+    written: Norm
+    shared_read: Norm
+    shared_written: Norm
+
+    def of(self, rows: Rows, shared: bool) -> Rows:
+        """Weights of neurons as of what is read before these norms, and written behind them."""
+        read, written = (self.shared_read, self.shared_written) if shared else (self.read, self.written)
+        return replace(
+            rows,
+            keys=_times(rows.keys, read),
+            ups=None if rows.ups is None else _times(rows.ups, read),
+            values=_times(rows.values, written),
+        )
+
+
+def _times(rows: Float[Tensor, "neuron width"], norm: Norm) -> Float[Tensor, "neuron width"]:
+    return rows if norm.weight is None else rows.float() * norm.weight
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layer(Attention):
     """One block: its modules, for hooks, and its weights, as stored and the right way round.
@@ -174,6 +203,9 @@ class Layer(Attention):
 
     In a mixture the neurons of the ``experts`` come first, expert by expert, and ``down``, ``gate`` and ``up`` are
     those of the shared expert, whose neurons follow; they are None where there is none.
+
+    Where experts and a dense FFN run beside each other through ``own_norms``, ``ffn_norm`` is what these have in
+    common, and ``down``, ``gate`` and ``up`` are those of the dense FFN.
 
     In a post-norm block the residual stream itself goes through ``middle_norm``, after attention has added to it, and
     through ``end_norm`` after the FFN has. ``turn`` is (which use of its modules this layer is, of how many).
@@ -209,6 +241,7 @@ class Layer(Attention):
     sink: bool = False  # what is mixed is multiplied by the share of attention that does not go to nothing
     end_norm: Norm | None = None
     turn: tuple[int, int] = (0, 1)
+    own_norms: OwnNorms | None = None
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -239,13 +272,16 @@ class Layer(Attention):
             every = slice(0, sum(self.groups))
             yield Rows(every, self.keys(), self.key_bias(), self.ups(), self.up_bias(), self.values())
             return
+        own = self.own_norms if of_stream else None
         for expert in range(self.experts.count):
-            yield self.experts.rows(expert, of_stream)
+            routed = self.experts.rows(expert, of_stream)
+            yield routed if own is None else own.of(routed, shared=False)
         if self.down is not None:
             every = slice(self.experts.count * self.experts.width, sum(self.groups))
             weights = (_weight(self.gate), _bias(self.gate), _weight(self.up), _bias(self.up))
             assert weights[0] is not None, "a shared expert has keys"
-            yield Rows(every, weights[0], *weights[1:], rows_of(self.down).T)
+            shared = Rows(every, weights[0], *weights[1:], rows_of(self.down).T)
+            yield shared if own is None else own.of(shared, shared=True)
 
     def activated(self, group: int, gate: Tensor, up: Tensor | None) -> Float[Tensor, "... neuron"]:
         """Coefficients of the pre-activations of one of `groups`."""

@@ -28,6 +28,7 @@ from mnemoscope.model.parts import (
     Gated,
     Layer,
     Norm,
+    OwnNorms,
     Projection,
     Transform,
     rows_of,
@@ -488,7 +489,8 @@ def _layer(
     out, mixer = _mixers(block, row, family, linear)
     multiplier = _number(config, row.residual_multiplier)
     experts = experts_in(block)
-    owner, ffn = (block, row.ffn) if experts is None else _shared(block)
+    beside = None if experts is None else row.beside
+    owner, ffn = (block, row.ffn) if experts is None or beside else _shared(block)
     if row.halves and experts is None and find(block, ffn.down) is None:
         owner = None
     down = None if owner is None else part_of(owner, ffn.down, family)
@@ -499,7 +501,7 @@ def _layer(
                 family, f"its weights are packed ({type(module).__name__}); load it without quantisation"
             )
     width = int(config.hidden_size) if out is None else rows_of(out).shape[0]
-    apart = (*row.unused, *(row.cross.norms if row.cross else ()))
+    apart = (*row.unused, *(row.cross.norms if row.cross else ()), *(beside or ()))
     fitting = [norms for norms in row.norms if _uses_all_norms(block, norms, row.extra, *apart)]
     norms = None if not fitting else fitting[-1] if out is None and mixer is None else fitting[0]
     if norms is None:
@@ -515,8 +517,14 @@ def _layer(
     if norms.ffn != norms.input:
         ffn_norm = _scaled(measured_norm(block, norms.ffn, width, config, family), arrives.lres)
     post_ffn_norm = measured_norm(block, norms.post_ffn, width, config, family)
-    mixture = None
-    if experts is not None:
+    mixture, own_norms = None, None
+    if experts is not None and beside is not None and ffn_norm is not None:
+        paths = (beside.read, beside.written, norms.ffn, beside.shared_written)
+        own = [measured_norm(block, path, width, config, family) for path in paths]
+        read, written, shared_read, shared_written = (norm for norm in own if norm is not None)
+        own_norms = OwnNorms(read, written, shared_read, shared_written)
+        ffn_norm, mixture = replace(ffn_norm, weight=None), Experts(experts)
+    elif experts is not None:
         outer, inner = _around(block, experts)
         post_ffn_norm = measured_norm(outer, inner, width, config, family) if inner else post_ffn_norm
         mixture = _measured_experts(block, experts, owner, post_ffn_norm if inner else None, row, family)
@@ -537,6 +545,7 @@ def _layer(
         post_ffn_norm=post_ffn_norm,
         act=_activation(block, _activation_of(config, row), factors.gate),
         experts=mixture,
+        own_norms=own_norms,
         mixer=mixer,
         mixed_gate=None if row.gate is None or out is None else _gate(block, row.gate, config, family),
         sink=row.sink,

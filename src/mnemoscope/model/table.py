@@ -128,6 +128,15 @@ def _falcon_h1(block: Any) -> Factors:
     )
 
 
+class Beside(NamedTuple):
+    """The norms of experts that run beside a dense FFN, in a block that has any: of what they read, of what they write,
+    and of what the dense FFN writes, before the norm of the sum."""
+
+    read: str
+    written: str
+    shared_written: str
+
+
 Number = str | Callable[[Any], float] | None  # a field of the config, or what is computed from several
 
 
@@ -161,6 +170,7 @@ class Family(NamedTuple):
         None  # of a parameter that a block adds to what its attention output projection writes
     )
     latent: tuple[str, str] | None = None  # of the linear modules before and after the experts, beside these
+    beside: Beside | None = None
     halves: bool = False  # a block is an attention, a mixer or an FFN, whose norms are listed first and last
     extra: str | None = None  # the path of what writes one more part after the FFN
     images: str | None = None  # in the blocks with this part text alone does not go through
@@ -195,7 +205,9 @@ _GEMMA4 = _LLAMA._replace(
     softcap="final_logit_softcapping",
     factors=_scalar,
     extra="post_per_layer_input_norm",
-    refused=(("enable_moe_block", False, "an FFN and a mixture run beside each other in its blocks"),),
+    beside=Beside(
+        "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2", "post_feedforward_layernorm_1"
+    ),
 )
 _GATED_HEADS = _LLAMA._replace(gate=Gate("self_attn.g_proj", "sigmoid"))
 _LFM2 = Family(

@@ -194,6 +194,7 @@ def watch(block: Attention, points: Iterable[str], see: Callable[[str, Tensor], 
     ffn_input, gate, up                  what the first FFN projections read, and their pre-activations
     coefficients, ffn_output             what the down projection reads and writes
     routed_output, shared_gate           what the experts write, and the gate of the shared expert before its sigmoid
+    shared_input                         what the first projections of the shared expert read
     middle, end                          what the norms of the residual stream read, in a post-norm block
 
     In a mixture the points from gate to ffn_output are those of the shared expert; `experts.listen` sees the others.
@@ -217,6 +218,7 @@ def watch(block: Attention, points: Iterable[str], see: Callable[[str, Tensor], 
             "attention_input": layer.attention or layer.mixer,
             "ffn_norm_input": None if norm is None else norm.module,
             "ffn_input": _first_reader(layer),
+            "shared_input": None if layer.gate is None else layer.gate.module,
             "coefficients": layer.down,
             "end": None if end is None else end.module,
         }
@@ -415,18 +417,36 @@ class Witness:
                 x = read[piece.tokens].float()
                 inputs = piece.read[piece.taken]
                 scores[piece.tokens, expert] = (inputs * x).sum(-1) / x.square().sum(-1)
-        output = summed(self.seen["routed_output"], len(read)).float() * experts.factor
+        output = self._through(
+            summed(self.seen["routed_output"], len(read)), weights[:, : experts.count], False
+        )
+        output = output * experts.factor
         if "ffn_output" in self.seen:
             first = experts.count * experts.width
             gate[:, first:], coefficients[:, first:] = self.seen["gate"], self.seen["coefficients"]
             if up is not None:
                 up[:, first:] = self.seen["up"]
             weights[:, -1] = shared_weight(experts, self.seen.get("shared_gate"))
-            output = output + weights[:, -1:] * self.seen["ffn_output"].float()
+            shared = weights[:, -1:] * self.seen["ffn_output"].float()
+            output = output + self._through(shared, weights[:, experts.count :], True)
         whole = {"gate": gate, "coefficients": coefficients, "ffn_output": output, "weights": weights}
+        if self.layer.own_norms is not None and self.layer.ffn_norm is not None:
+            whole["ffn_input"] = self.layer.ffn_norm(self.seen["ffn_norm_input"])
         if experts.multiplies_inputs:
             whole["scores"] = scores
         return whole if up is None else whole | {"up": up}
+
+    def _through(
+        self, output: Float[Tensor, "token width"], weights: Float[Tensor, "token group"], shared: bool
+    ) -> Float[Tensor, "token width"]:
+        """What experts wrote, through their own norm if they have one, which then is in their weights too; fp32."""
+        own = self.layer.own_norms
+        if own is None:
+            return output.float()
+        norm = own.shared_written if shared else own.written
+        scale = norm.scale(output)
+        weights *= scale
+        return norm.linear(output, scale)
 
 
 def after_attention(layer: Layer, seen: Mapping[str, Tensor]) -> Float[Tensor, "*rows width"]:
