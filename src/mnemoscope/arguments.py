@@ -35,6 +35,16 @@ def check_loading(dtype: str = "auto", device: str = "auto") -> None:
         )
 
 
+def check_neurons(units: str | None, doing: str) -> None:
+    """QueryError where units that are not neurons are given to what asks about neurons; ``doing`` begins its line."""
+    if units is not None:
+        raise QueryError(
+            f"{doing}: its units are {units}, and this asks about neurons of feed-forward layers; give a run of the "
+            "model's own neurons, or leave out {units}",
+            units=...,
+        )
+
+
 def check_build(top: int, nulls: Sequence[str], workers: int) -> None:
     """RunError for triggers, null units or processes that a build cannot have."""
     if not 1 <= top <= MOST_TRIGGERS:

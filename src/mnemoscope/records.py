@@ -43,6 +43,16 @@ NULLS = {  # the kinds of pseudo-neurons, as readers are told of them
     "chimera": "chimeras (the gate of one neuron, the up of another)",
     "covariance": "directions drawn within the covariance of the keys",
 }
+UNIT_POINTS = {  # where units that are not neurons read and write, as readers are told of them
+    "residual_in": "the residual stream before layer {}",
+    "residual_mid": "the residual stream before the FFN of layer {}",
+    "residual_out": "the residual stream after layer {}",
+    "attention_output": "what the attention of layer {} writes",
+    "ffn_input": "what the FFN of layer {} reads",
+    "ffn_norm": "the residual stream before the FFN of layer {}, normalised",
+    "ffn_output": "what the FFN of layer {} writes",
+}
+UNIT_KINDS = {"sae": "sparse autoencoder", "transcoder": "transcoder", "directions": "directions"}
 MAIN, NEXT, POSITION, WHOLE = "main", "next", "position", "whole"  # families of tests, never in one p-value
 
 _IN_EXPERT = re.compile(r"\s*[Ll](\d+)[Ee](\d+)[Nn](\d+)\s*")
@@ -294,6 +304,17 @@ class AdapterEntry(_Strict):
     base: str  # the id of the model that it was merged into
 
 
+class UnitsEntry(_Strict):
+    """Which units a run holds that are not neurons; the table `units` says of each layer what they are."""
+
+    id: str
+    kind: str  # sae, transcoder or directions
+    path: str | None = None  # of a local folder or file, absolute
+    revision: str | None = None
+    sha256: str  # over all weights, and where they belong
+    names: dict[str, list[str]] = {}  # of each layer (by its number) what its units are called, if anything
+
+
 class ModelEntry(_Strict):
     """Which model a run was built from."""
 
@@ -317,6 +338,8 @@ class ModelEntry(_Strict):
     readout: str = (
         "head"  # what values are read through: its head, or the input embedding of a model without one
     )
+
+    units: UnitsEntry | None = None  # units that are not the neurons of its FFN
 
     experts: list[tuple[int, int]] = []  # of each layer: how many, and neurons of one; empty in a dense model
     adapter: AdapterEntry | None = None  # merged into it, and named in `id`

@@ -94,6 +94,7 @@ def build(
     *,
     top: int = 50,
     nulls: Sequence[str] | None = None,
+    units: str | None = None,
     workers: int = 1,
     report: Report | None = None,
 ) -> Run:
@@ -105,6 +106,7 @@ def build(
     top      triggers kept for each neuron and polarity
     nulls    kinds of units that mean nothing, mined to compare with: ``random``, ``rotated``, ``shuffled``, and decoys
              of every neuron, ``chimera``, ``covariance``; the first two if None, () for none
+    units    units to read instead of the model's neurons, as in `load_model`
     workers  processes; the result is the same for any number
     report   called with a `Progress` after every step
 
@@ -113,6 +115,10 @@ def build(
     from mnemoscope.mine.build import build
     from mnemoscope.model.nulls import DEFAULT
 
+    if units is not None:
+        from mnemoscope.model.load import load_model
+
+        model = load_model(model, units=units)
     kinds = DEFAULT if nulls is None else nulls
     return Run.of(build(model, corpus, path, top=top, nulls=kinds, workers=workers, report=report))
 
@@ -212,14 +218,15 @@ def explain_many(
 def _model_and_run(
     model: ModelSource | StoredRun, run: StoredRun | str | Path | None
 ) -> tuple[Model, StoredRun | None]:
-    from mnemoscope.model.load import load_model
+    from mnemoscope.model.load import load_built, load_model
     from mnemoscope.model.model import Model
 
     if isinstance(model, StoredRun):
         run = model if run is None else run
         model = Run.of(model).model
     opened = run if run is None or isinstance(run, StoredRun) else open_stored(run)
-    return model if isinstance(model, Model) else load_model(model), opened
+    loaded = model if isinstance(model, Model) else load_model(model)
+    return loaded if opened is None else load_built(opened, loaded), opened
 
 
 def study(

@@ -320,6 +320,7 @@ class Run(StoredRun):
         """
         from mnemoscope.studies.findings.removal import removal
 
+        self.check_neurons("removing tokens from triggers of")
         check_removal(documents, per_layer, triggers)
         from mnemoscope.studies.measures.removal import add
 
@@ -391,6 +392,7 @@ class Run(StoredRun):
         from mnemoscope.studies import catalogue
         from mnemoscope.studies.findings.finding import items
 
+        self.check_neurons("studying")
         chosen = catalogue.choose(only)
         sizes = study_sizes(fast, positions, sentences, seed, shuffled, questions)
         skipped: dict[str, str] = {}

@@ -94,10 +94,17 @@ class Loading(_Loaded):
         typer.Option("--allow-unused", help="Accept a checkpoint with tensors that the model does not read."),
     ] = False
     adapter: Annotated[str | None, _Adapter] = None
+    units: Annotated[
+        str | None,
+        typer.Option(
+            help="Read these units instead of its neurons: sae:PATH_OR_REPO, transcoder:PATH_OR_REPO, or "
+            "directions:FILE.safetensors."
+        ),
+    ] = None
 
     def again(self, model: str | None) -> Reloading:
         """The same for the model of a run, and where that is now."""
-        return Reloading(model, self.device, self.trust_remote_code, self.adapter)
+        return Reloading(model, self.device, self.trust_remote_code, self.adapter, self.units)
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,10 @@ class Reloading(_Loaded):
     adapter: Annotated[
         str | None,
         typer.Option(help="Where the adapter of the run is now, if it has moved since the run was built."),
+    ] = None
+    units: Annotated[
+        str | None,
+        typer.Option(help="Where the units of the run are now, if they have moved since it was built."),
     ] = None
 
 

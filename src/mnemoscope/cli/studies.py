@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mnemoscope import files
-from mnemoscope.arguments import check_build, check_study
+from mnemoscope.arguments import check_build, check_neurons, check_study
 from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import (
     AsJson,
@@ -86,6 +86,7 @@ def study(
     from mnemoscope.views import report
 
     check_study(positions, sentences)
+    check_neurons(loading.units, "studying")
     check_build(1, (), workers)
     sampling: dict[str, Any] = {
         "fast": fast, "positions": positions, "sentences": sentences, "seed": seed, "shuffled": shuffled,

@@ -31,6 +31,7 @@ from mnemoscope.arguments import check_build
 from mnemoscope.errors import ModelChanged, RunError, RunMismatch
 from mnemoscope.mine import kept_values, loop, values
 from mnemoscope.mine.places import HISTOGRAM_EDGES, HISTOGRAM_SHARE
+from mnemoscope.mine.reconstruction import check_place as check_units
 from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.load import load_model
 from mnemoscope.model.model import Model
@@ -124,6 +125,7 @@ class _Build:
     def _stages(self) -> None:
         self._claim()
         plan = self._plan()
+        check_units(self.model, plan.batches(0))
         nulls = Nulls.of(self.model, self.identity["nulls"])
         factory = loop.StateFactory(
             partial(RunStatistics.of, self.model, nulls, self.identity["top"]),
@@ -191,6 +193,8 @@ class _Build:
             for name, table in tables.items():
                 self.writer.append(name, table)
         self.writer.append("shards", statistics.neurons.shard_rows())
+        if self.model.units is not None:
+            self.writer.append("units", statistics.rebuilt.rows(self.model))
         self.writer.append("vocabulary", self._vocabulary())
         # Links, because the plan must stay whole until the commit.
         self.writer.adopt("contexts", _linked(plan.contexts_file))
@@ -248,11 +252,13 @@ class _Build:
 
 def _identity(model: Model, text: Corpus, top: int, nulls: dict[str, Any] | None) -> dict[str, Any]:
     """What must be the same for a build to be the same build."""
+    units = None if model.units is None else model.units.sha256
     return {
         "model": model.id,
         "weights_sha256": model.weights_sha256,
         "tokenizer_sha256": model.tokenizer_sha256,
         "dtype": model.dtype,
+        "units": units,  # None also in runs from before there were any
         "corpus": text.id,
         "source": text.source,
         "segment": text.segment,

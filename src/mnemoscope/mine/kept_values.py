@@ -146,6 +146,7 @@ def _key(model: Model) -> str:
         "activation": type(model.anatomy.layers[0].act).__qualname__,
         "family": model.anatomy.family,
         "vocabulary": model.anatomy.vocabulary,
+        "units": None if model.units is None else model.units.sha256,
         "lens": values.LENS,
         "kept": [values.VALUE_TOKENS, values.KEY_TOKENS],
         "torch": torch.__version__,

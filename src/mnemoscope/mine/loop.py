@@ -45,7 +45,8 @@ Report = Callable[[Progress], None]
 class State(Protocol):
     """What the loop feeds: accumulators that know which shards they hold.
 
-    One that has a method ``update_rows``, a `RoutedReceiver`, is fed mixtures of experts too.
+    One that has a method ``update_rows``, a `RoutedReceiver`, is fed mixtures of experts too, and one with
+    ``update_rebuilt``, a `RebuiltReceiver`, what other units than neurons rebuild.
     """
 
     @property
@@ -146,7 +147,8 @@ class _Worker(Generic[S]):
             for shard in shards:
                 for batch in self._plan.batches(shard):
                     _stop_if_orphaned()
-                    capture.sweep(batch, self._state.update, getattr(self._state, "update_rows", None))
+                    more = (getattr(self._state, name, None) for name in ("update_rows", "update_rebuilt"))
+                    capture.sweep(batch, self._state.update, *more)
                     tell(batch.n_tokens)
                 self._state.finish_shard(shard)
                 unsaved = True

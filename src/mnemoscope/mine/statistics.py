@@ -17,15 +17,16 @@ from mnemoscope.errors import ActivationError, RunCorrupt, RunMismatch
 from mnemoscope.mine.moments import Histograms, Moments
 from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
 from mnemoscope.mine.reading import Accumulator, LayerReading, scan, scan_routed
+from mnemoscope.mine.reconstruction import Reconstruction
 from mnemoscope.mine.routing import Routing
 from mnemoscope.mine.triggers import Samples, Triggers
-from mnemoscope.model.capture import Coefficients, Inputs, LayerRows
+from mnemoscope.model.capture import Coefficients, Inputs, LayerRows, Rebuilt
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import LayerSignals, Nulls
 from mnemoscope.records import Cells, ContextBatch
 
 _FORMAT = 6
-_NEURONS = "neurons"
+_NEURONS, _UNITS = "neurons", "units"
 
 T = TypeVar("T")
 
@@ -178,13 +179,14 @@ class NeuronStatistics:
 
 
 class RunStatistics:
-    """A `State` of the loop: one `NeuronStatistics` for the neurons, and one for each kind of null.
+    """A `State` of the loop: one `NeuronStatistics` for the neurons, and one for each kind of null; of other units than
+    neurons also how well they rebuild what they stand for.
 
     All are fed in the same pass, and what is a law of `NeuronStatistics` is one of this.
     """
 
-    def __init__(self, nulls: Nulls, by_kind: dict[str, NeuronStatistics]) -> None:
-        self._nulls, self._by_kind = nulls, by_kind
+    def __init__(self, nulls: Nulls, by_kind: dict[str, NeuronStatistics], rebuilt: Reconstruction) -> None:
+        self._nulls, self._by_kind, self.rebuilt = nulls, by_kind, rebuilt
 
     @classmethod
     def of(cls, model: Model, nulls: Nulls, top: int) -> RunStatistics:
@@ -197,6 +199,7 @@ class RunStatistics:
                 name: NeuronStatistics(of_layers, top, experts=experts.get(name, ()))
                 for name, of_layers in sizes.items()
             },
+            Reconstruction.of(model),
         )
 
     @property
@@ -232,6 +235,10 @@ class RunStatistics:
             with _of_kind(kind):
                 self._by_kind[kind].update_rows(null_rows, batch)
 
+    def update_rebuilt(self, rebuilt: Rebuilt, batch: ContextBatch) -> None:
+        """Take in what units rebuild of one layer of one batch: a `RebuiltReceiver`."""
+        self.rebuilt.update(rebuilt, batch)
+
     def finish_shard(self, shard: int) -> None:
         """All batches of shard `shard` have been given; RunError when it was in already."""
         for statistics in self._by_kind.values():
@@ -246,10 +253,12 @@ class RunStatistics:
             )
         for name, statistics in self._by_kind.items():
             statistics.merge(other._by_kind[name])
+        self.rebuilt.merge(other.rebuilt)
 
     def save(self, path: Path) -> None:
         """Write everything to one file, whole or not at all; RunError when it cannot be."""
         states = {name: statistics.state() for name, statistics in self._by_kind.items()}
+        states[_UNITS] = self.rebuilt.state()
         save_state(
             path, {f"{name}/{key}": array for name, state in states.items() for key, array in state.items()}
         )
@@ -260,7 +269,8 @@ class RunStatistics:
 
         def restored(state: Mapping[str, np.ndarray]) -> RunStatistics:
             names = (_NEURONS, *nulls.kinds)
-            return cls(nulls, {name: NeuronStatistics.of(below(state, f"{name}/")) for name in names})
+            by_kind = {name: NeuronStatistics.of(below(state, f"{name}/")) for name in names}
+            return cls(nulls, by_kind, Reconstruction.restored(below(state, f"{_UNITS}/")))
 
         return load_state(path, restored)
 

@@ -93,7 +93,7 @@ def value_tokens(model: Model, layer: int, neurons: Tensor) -> tuple[np.ndarray,
 def value_vectors(block: Layer) -> Float[Tensor, "neuron width"]:
     """What each neuron adds to the stream, up to its coefficient and a scale that the own lens removes."""
     rows = block.values().detach().float()
-    norm = block.post_ffn_norm
+    norm = block.value_norm
     return rows if norm is None else norm.linear(rows, rows.new_ones(1))
 
 
@@ -128,8 +128,12 @@ def _read_keys(model: Model, block: Layer, token_vectors: Tensor) -> tuple[np.nd
     """Tokens and coefficients [neuron, 2, KEY_TOKENS] that bare embeddings would cause in this layer."""
     kept = []
     with torch.inference_mode(), Threads():
-        normed = token_vectors if block.ffn_norm is None else block.ffn_norm(token_vectors)
-        normed = normed.to(token_vectors.dtype).T.contiguous()
+        normed = block.bare(token_vectors)
+        if normed is None:
+            return np.zeros((len(block.keys()), 2, 0), np.int32), np.zeros(
+                (len(block.keys()), 2, 0), np.float32
+            )
+        normed = normed.T.contiguous()
         for neurons in torch.arange(len(block.keys())).split(_TILE):
             coefficients = _coefficients(block, neurons, normed)
             kept.append(extremes(coefficients.float().cpu().numpy(), min(KEY_TOKENS, normed.shape[1])))

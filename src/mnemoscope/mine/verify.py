@@ -68,6 +68,7 @@ def verify(
         _totals(run),
         _values(run, model, generator, sample),
         _by_token(run),
+        *(() if model.units is None else (_units(run, model, recomputed, shards, tolerance),)),
     )
     return Verification(str(run.path), shard, seed, tolerance, checks)
 
@@ -80,7 +81,7 @@ def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]
     total, done = sum(batch.n_tokens for batch in work), 0
     with Capture(model) as capture:
         for batch in work:
-            capture.sweep(batch, statistics.update, statistics.update_rows)
+            capture.sweep(batch, statistics.update, statistics.update_rows, statistics.update_rebuilt)
             done += batch.n_tokens
             report(Progress("mining again", done, total, "tokens"))
     statistics.finish_shard(shard)
@@ -197,6 +198,14 @@ def _totals(run: Run) -> Check:
     check = _compare("totals over the shards", stored, folded, 1e-6)
     # Another order of summation: not bit for bit, and not meant to be.
     return Check(check.name, check.compared, check.differing, 0.0)
+
+
+def _units(run: Run, model: Model, recomputed: RunStatistics, shards: int, tolerance: float) -> Check:
+    """How well units rebuild what they stand for, where the shard is all of the text; else only where they belong."""
+    names = ["tokens", "active", "explained_variance", "error_norm"] if shards == 1 else ["layer", "units"]
+    fresh, stored = pl.DataFrame(pl.from_arrow(recomputed.rebuilt.rows(model))), run.table("units").collect()
+    columns = [frame.select(names).cast(pl.Float64).fill_null(0.0).to_numpy() for frame in (stored, fresh)]
+    return _compare("units", columns[0], columns[1], tolerance)
 
 
 def _values(run: Run, model: Model, generator: np.random.Generator, sample: int) -> Check:

@@ -2,8 +2,9 @@
 
 The coefficient is the input of the down projection, seen by a pre-hook, so plain and gated feed-forward layers
 look alike and nothing is computed twice. Experts hand out their rows themselves, each the tokens that were routed to
-it (`LayerRows`). The language-model head never runs, and the pass stops at the last
-layer's down projection, or at the end of its mixture.
+it (`LayerRows`). Units that are not neurons are computed beside the model, from what passes the point that they read.
+The language-model head never runs, and the pass stops at the last layer's down projection, at the end of its mixture,
+or where the last units are done.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.experts import Routed, listen, shared_weight, taken_apart
 from mnemoscope.model.running import hooked
 from mnemoscope.model.threads import Threads
+from mnemoscope.model.units import POINTS, Rebuilding, passing, points_of
 from mnemoscope.model.watch import EndOfPass, after_attention, watch
 from mnemoscope.records import ContextBatch
 
@@ -100,6 +102,23 @@ RoutedReceiver = Callable[[LayerRows, ContextBatch], None]
 """Takes the rows of all experts of a layer, if there are any, and then those of a shared one."""
 
 
+@dataclass(frozen=True, eq=False)
+class Rebuilt:
+    """What passed the point that units write at a layer, and what they say of it; fp32.
+
+    active  how many units of the layer are not 0
+    """
+
+    layer: int
+    seen: Float[Tensor, "context token width"]
+    said: Float[Tensor, "context token width"]
+    active: Int[Tensor, "context token"]
+
+
+RebuiltReceiver = Callable[[Rebuilt, ContextBatch], None]
+"""Takes what units rebuild of a layer; called once for each layer that units write in, once all of them are read."""
+
+
 class Capture:
     """Hooks on one model, which is in evaluation mode; use as a context manager, then call `sweep` for each batch.
 
@@ -115,17 +134,23 @@ class Capture:
         self._stop = model.cells.layers[-1] if shared else self._last
         self._receive: Receiver | None = None
         self._routed: RoutedReceiver | None = None
+        self._rebuilt: RebuiltReceiver | None = None
+        self._points = points_of(model.anatomy)
+        self._units = Rebuilding(model.anatomy)
         self._batch: ContextBatch | None = None
         self._seen: dict[str, Tensor] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Capture:
         parts = self._model.anatomy
+        self._writes = "" if self._model.units is None else self._model.units.writes
         points = ("ffn_input", *(("gate", "up") if parts.gated else ()), "coefficients")
         self._stack.enter_context(self._model.running())
         handles: list[Any] = []
         for index, layer in enumerate(parts.layers):
-            if layer.experts is None:
+            if parts.of_units:
+                handles += watch(layer, self._points.get(index, ()), partial(self._see_units, index))
+            elif layer.experts is None:
                 handles += watch(layer, points, partial(self._see, index))
             else:
                 handles += watch(layer, _SHARED, partial(self._see_shared, index))
@@ -137,28 +162,42 @@ class Capture:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def sweep(self, batch: ContextBatch, receive: Receiver, routed: RoutedReceiver | None = None) -> None:
+    def sweep(
+        self,
+        batch: ContextBatch,
+        receive: Receiver,
+        routed: RoutedReceiver | None = None,
+        rebuilt: RebuiltReceiver | None = None,
+    ) -> None:
         """Call ``receive(layer, coefficients, batch, gate, up, inputs)`` for every layer with units and no experts.
 
         gate and up, the pre-activations, are None if plain; inputs are what the first projections read. The
         tensors are in the model's dtype, are the model's own, and must not be kept or changed. Of a mixture,
-        ``routed`` is called with the `LayerRows` of its experts; `ModelNotSupported` where it is not given.
+        ``routed`` is called with the `LayerRows` of its experts; `ModelNotSupported` where it is not given. Of other
+        units than neurons inputs are what the keys are multiplied with, coefficients are fp32, and ``rebuilt``, if it
+        is given, is called with what they say is written.
         """
-        if routed is None and any(layer.experts for layer in self._model.anatomy.layers[: self._last + 1]):
+        parts = self._model.anatomy
+        if (
+            routed is None
+            and not parts.of_units
+            and any(each.experts for each in parts.layers[: self._last + 1])
+        ):
             raise ModelNotSupported(
                 f"reading neurons of {self._model.id}: it is a mixture of experts, whose neurons run on the tokens "
                 "routed to them; this question is asked of dense models only as yet"
             )
         tokens = torch.from_numpy(batch.tokens).to(self._model.device, torch.int64)
-        self._receive, self._routed, self._batch = receive, routed, batch
+        self._receive, self._routed, self._rebuilt, self._batch = receive, routed, rebuilt, batch
+        self._units = Rebuilding(parts)
         try:
             with torch.inference_mode(), self._model.running(), Threads(), suppress(EndOfPass):
                 lengths = torch.from_numpy(batch.lengths).to(tokens.device)
                 mask = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).long()
                 self._model.anatomy.body(**self._model.anatomy.calling(tokens, mask))
         finally:
-            self._receive = self._routed = self._batch = None
-            self._seen = {}
+            self._receive = self._routed = self._rebuilt = self._batch = None
+            self._seen, self._units = {}, Rebuilding(parts)
 
     def _see(self, layer: int, point: str, tensor: Tensor) -> None:
         if self._receive is None or self._batch is None:
@@ -171,6 +210,26 @@ class Capture:
             if layer <= self._last:
                 self._receive(layer, seen["coefficients"], self._batch, gate, up, inputs)
             if layer == self._stop:
+                raise EndOfPass
+
+    def _see_units(self, layer: int, point: str, tensor: Tensor) -> None:
+        """Units are read and written where they stand; of a pass that asks for no more, the last layer is read only."""
+        if self._receive is None or self._batch is None:
+            return
+        block, seen = self._model.anatomy.layers[layer], tensor.view(*self._batch.tokens.shape, -1)
+        units, last = block.units, layer == self._stop
+        if units is not None and point == POINTS[units.reads].watched:
+            reading, coefficients = self._units.read(layer, seen)
+            if layer <= self._last:
+                self._receive(layer, coefficients, self._batch, None, None, reading.inputs)
+            if last and self._rebuilt is None:
+                raise EndOfPass
+        writes = self._writes
+        if self._rebuilt is not None and point == POINTS[writes].watched:
+            active = self._units.active.get(layer, torch.zeros_like(seen[..., 0], dtype=torch.int64))
+            said = self._units.written(layer)
+            self._rebuilt(Rebuilt(layer, passing(block, writes, seen), said, active), self._batch)
+            if layer == max(self._points):
                 raise EndOfPass
 
     def _see_routed(self, layer: int, piece: Routed) -> None:

@@ -160,6 +160,42 @@ def only_cached(name: str, revision: str | None, what: str = "model", file: str 
     return False
 
 
+_UNITS = ("cfg.json", "sae*.safetensors", "config.yaml", "layer_*.safetensors", "W_???_*.safetensors")
+
+
+def fetched(where: str, doing: str) -> tuple[Path, str]:
+    """The local copy of OWNER/REPOSITORY or of a folder or file in it, and its commit; fetched if that can be.
+
+    `ModelError` when it can be had from neither the cache nor the network; ``doing`` begins its line.
+    """
+    owner, _, rest = where.partition("/")
+    name, _, inside = rest.partition("/")
+    else_ = "give a local folder or file, or OWNER/REPOSITORY/FOLDER of one that is there"
+    try:
+        patterns = [inside, f"{inside}/*"] if inside else list(_UNITS)
+        root = Path(hub.snapshot_download(f"{owner}/{name}", allow_patterns=patterns, etag_timeout=SECONDS))
+    except HFValidationError:
+        raise ModelError(
+            f"{doing}: there is no such folder or file, and it is no repository; {else_}"
+        ) from None
+    except GatedRepoError:
+        raise ModelError(
+            f"{doing}: its owner gives it out on request only; ask on {constants.ENDPOINT}/{owner}/{name} and log in "
+            f"with `hf auth login`, or {else_}"
+        ) from None
+    except Exception as error:  # whatever the HTTP library of the day raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else reason
+        raise ModelError(
+            f"{doing}: there is no such folder or file, and as a repository it is neither in the local cache nor "
+            f"reachable ({reason}); {else_}"
+        ) from error
+    path = root / inside
+    if not path.exists():
+        raise ModelError(f"{doing}: {owner}/{name} has no {inside}, or it is not in the local cache; {else_}")
+    return path, root.name
+
+
 def _unreachable(doing: str, error: Exception) -> str:
     offline = isinstance(error, OfflineModeIsEnabled)
     reason = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +35,8 @@ from mnemoscope.model.encoders import ENCODERS
 from mnemoscope.model.fairseq_checkpoint import DICTIONARY, is_fairseq
 from mnemoscope.model.fairseq_checkpoint import load as load_fairseq
 from mnemoscope.model.model import NAMES, Model, embedding_rows, native_bf16
+from mnemoscope.model.unit_files import load_units
+from mnemoscope.model.unit_set import UnitSet
 from mnemoscope.records import AdapterEntry
 from mnemoscope.text import samples
 from mnemoscope.text.dictionary import dictionary_tokenizer
@@ -55,6 +58,7 @@ def load_model(
     trust_remote_code: bool = False,
     allow_unused: bool = False,
     adapter: str | Path | None = None,
+    units: str | UnitSet | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Model:
     """Load a model and prove that its parts add up to its logits.
@@ -68,6 +72,8 @@ def load_model(
     device    ``auto`` (a CUDA device when there is one), or a torch device
     allow_unused  accept a checkpoint with tensors that nothing reads; `Model.unused` says which
     adapter   of PEFT, merged into the model that is loaded: a folder, or a Hugging Face id (OWNER/NAME@REVISION)
+    units     read these instead of its neurons: ``sae:PATH_OR_REPO``, ``transcoder:PATH_OR_REPO`` or
+              ``directions:FILE.safetensors`` (docs/units.md)
 
     A loaded model stays in its dtype and on its device: another dtype, device or revision is refused.
     Raises ModelError when it cannot be found or read or its tokenizer is another model's, ModelNotSupported when its
@@ -76,7 +82,11 @@ def load_model(
     check_loading(dtype, device)
     say = progress or (lambda _: None)
     if isinstance(source, Model):
+        units = source.units if units is None else units
         source, tokenizer = source.hf, tokenizer or source.tokenizer
+    held = (
+        load_units(units) if isinstance(units, str) else units
+    )  # before the weights: a wrong name costs nothing
     unused: tuple[str, ...] = ()
     path: str | None = None
     merged: AdapterEntry | None = None
@@ -102,18 +112,24 @@ def load_model(
     check_rows(tokenizer, embedding_rows(hf), name)
     say("checking that the parts add up to the logits")
     anatomy, error = examine(hf)
-    return Model(hf, tokenizer, anatomy, name, _commit(hf) or revision, error, unused, path, merged)
+    return Model(
+        hf, tokenizer, anatomy, name, _commit(hf) or revision, error, unused, path, merged, units=held
+    )
 
 
 def load_built(run: Run, source: str | Path | PreTrainedModel | Model | None = None, **loading: Any) -> Model:
     """Load the model that a run was built from: from where it was, or from `source` if it has moved since.
 
-    loading  as in `load_model`; dtype, revision and adapter are the run's unless given
+    loading  as in `load_model`; dtype, revision, adapter and units are the run's unless given
     Whether the weights are the run's is checked by whatever uses them (`Model.check_built`).
     """
     entry = run.manifest.model
+    given = source.units if isinstance(source, Model) else loading.get("units")
+    if entry.units is not None and given is None:
+        loading["units"] = _built_units(run)
     if isinstance(source, Model):
-        return source.as_in(run)
+        built = replace(source, **{"units": loading["units"]}) if loading.get("units") else source
+        return built.as_in(run)
     if source is None or is_path(source):
         loading = {"dtype": run.manifest.options["dtype"], "revision": entry.revision} | loading
         loading.setdefault("allow_unused", bool(entry.unused))
@@ -149,6 +165,22 @@ def _adapter_of(run: Run) -> str | None:
             adapter=...,
         )
     return adapter.path
+
+
+def _built_units(run: Run) -> UnitSet:
+    """The units that a run holds, from where they were."""
+    entry = run.manifest.model.units
+    assert entry is not None, "the run holds neurons"
+    kind, _, where = entry.id.partition(":")
+    place = where[where.index("@") :] if "@" in where else ""
+    try:
+        units = load_units(entry.id if entry.path is None else f"{kind}:{entry.path}{place}")
+    except ModelError as error:
+        raise ModelError(
+            f"{error.message}; if they have moved, say where they are with {{units}}",
+            **error.arguments | {"units": ...},
+        ) from error
+    return replace(units, id=entry.id)
 
 
 def _commit(hf: PreTrainedModel) -> str | None:

@@ -23,6 +23,7 @@ from mnemoscope.model.parts import Anatomy
 from mnemoscope.model.running import plainly
 from mnemoscope.model.state import Fingerprint, Mode, fingerprint, structure
 from mnemoscope.model.stream import Stream, trace
+from mnemoscope.model.unit_set import UnitSet, attached
 from mnemoscope.records import AdapterEntry, Cells, ModelEntry
 from mnemoscope.text.tokenizer import check_rows, serialised
 
@@ -46,6 +47,7 @@ class Model:
     path        where a local model lies, absolute
     adapter     what was merged into it, and is named in its id
     alone       of an encoder-decoder only the encoder is looked at (`encoder`)
+    units       units that are read instead of the neurons; the parts (``anatomy``) are then those with them in place
     """
 
     hf: PreTrainedModel
@@ -58,11 +60,14 @@ class Model:
     path: str | None = None
     adapter: AdapterEntry | None = None
     alone: bool = False
+    units: UnitSet | None = None
     _seen: Fingerprint | None = field(default=None, init=False, repr=False)
     _mode: Mode = field(default_factory=Mode, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._seen = fingerprint(self.hf)
+        if self.units is not None:
+            self.anatomy = attached(self.anatomy, self.units.layers, f"{self.units.id} for {self.id}")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy or a worker's has modules of its own, which are seen when they are first used.
@@ -75,7 +80,7 @@ class Model:
 
     @property
     def dtype(self) -> str:
-        """``fp32``, ``bf16`` or ``fp16``: that of the coefficients."""
+        """``fp32``, ``bf16`` or ``fp16``: that of the weights, and of the coefficients of neurons."""
         return NAMES[str(self.anatomy.dtype).removeprefix("torch.")]
 
     @property
@@ -129,6 +134,8 @@ class Model:
             unwrapped(self.hf)
             whole, self.self_check = examine(self.hf)
             self.anatomy = whole.stacks[0] if self.alone else whole
+            if self.units is not None:
+                self.anatomy = attached(self.anatomy, self.units.layers, f"{self.units.id} for {self.id}")
             self.__dict__.pop("_hash", None)
         self._seen = now
 
@@ -223,6 +230,14 @@ class Model:
                 "give the model it was built from ({model})",
                 model=...,
             )
+        held, given = stored.units, self.units
+        if (None if held is None else held.sha256) != (None if given is None else given.sha256):
+            raise RunMismatch(
+                f"{doing} {run.path}: it holds {'neurons' if held is None else held.id}, and "
+                f"{'neurons' if given is None else given.id} were given, or their weights are others; give the units "
+                "it was built from ({units}), and none for neurons",
+                units=...,
+            )
 
     def check_tokenizer(self) -> None:
         """ModelError when the tokenizer has tokens that the embedding lacks; they may have been added after loading."""
@@ -250,6 +265,7 @@ class Model:
             experts=list(parts.experts),
             bidirectional=parts.bidirectional,
             encoder_layers=parts.stacks[0].n_layers if parts.stacks else 0,
+            units=None if self.units is None else self.units.entry(),
             readout="input embedding" if parts.headless else "head",
             adapter=self.adapter,
         )

@@ -41,6 +41,7 @@ from mnemoscope.model.capture import Capture, Coefficients, Inputs, LayerRows
 from mnemoscope.model.experts import Rows
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
+from mnemoscope.model.units import Activation
 from mnemoscope.records import ContextBatch
 
 COUNT = 64  # pseudo-neurons in a layer: a 99th percentile over the layers, for a few per cent of the time
@@ -111,10 +112,15 @@ class Nulls:
     def __init__(
         self, model: Model, kinds: Sequence[str] = DEFAULT, count: int = COUNT, seed: int = 0
     ) -> None:
+        if model.units is not None and (other := set(kinds) - set(DEFAULT)):
+            raise ModelNotSupported(
+                f"making null units for {model.id}: of units that are not neurons there are none of kind "
+                f"{min(other)} as yet; give some of {', '.join(DEFAULT)}, or none"
+            )
         self.recipe = recipe(model, kinds, count, seed)
         self.kinds: tuple[str, ...] = tuple(self.recipe["kinds"]) if self.recipe else ()
         layers = model.anatomy.layers
-        if "shuffled" in self.kinds and any(layer.experts for layer in layers):
+        if "shuffled" in self.kinds and model.anatomy.experts:
             raise ModelNotSupported(
                 f"making null units for {model.id}: it is a mixture of experts, of which a copy with shuffled weights "
                 "routes other tokens to each expert, so that null units of kind 'shuffled' are no measure for its "
@@ -125,14 +131,14 @@ class Nulls:
             kind: {
                 (index, group): neurons if kind in DECOYS else min(_share(layer, count), neurons)
                 for index, layer in enumerate(layers)
-                for group, neurons in enumerate(layer.groups)
+                for group, neurons in enumerate(model.anatomy.groups[index])
             }
             for kind in self.kinds
         }
         self.sizes: dict[str, tuple[int, ...]] = {
             kind: tuple(
-                sum(units[index, group] for group in range(len(layer.groups)))
-                for index, layer in enumerate(layers)
+                sum(units[index, group] for group in range(len(model.anatomy.groups[index])))
+                for index in range(len(layers))
             )
             for kind, units in self._units.items()
         }
@@ -184,23 +190,29 @@ class Nulls:
 class _Random:
     """Isotropic keys with the norms, and the biases, of neurons of the layer drawn at random.
 
-    Where a layer is gated, both keys of a pseudo-neuron take after the same neuron.
+    Where a layer is gated, both keys of a pseudo-neuron take after the same neuron; of other units it has the threshold
+    of the one that it takes after, and competes with all of them where they do.
     """
 
     def __init__(self, model: Model, units: Mapping[Place, int], seed: int) -> None:
         self._layers, self._units = model.anatomy.layers, units
+        self._acts: dict[int, Activation] = {}
         weights, biases = {}, {}
         for place, rows in _rows(model):
             firsts, generator = _firsts(rows), _generator(seed, "random", *place)
             like = generator.choice(len(rows.keys), units[place], replace=False)
+            if (held := self._layers[place[0]].units) is not None:
+                self._acts[place[0]] = held.act.of(torch.from_numpy(like).to(model.device))
             weights[place] = np.concatenate([_directions(keys, like, generator) for keys, _ in firsts])
             biases[place] = np.concatenate([_biases(bias, like) for _, bias in firsts])
         self._weight, self._bias = _ByPlace(weights, model), _ByPlace(biases, model)
 
     def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
-        """act(x.g + a) * (x.u + b), or act(x.k + a) where the layer is plain."""
+        """act(x.g + a) * (x.u + b), or act(x.k + a) where the layer is plain, beside its units where they compete."""
         place = layer, signals.group
         products = _product(signals.inputs, self._weight[place]).add_(self._bias[place])
+        if layer in self._acts:
+            return NullColumns(self._acts[layer].beside(products, signals.coefficients))
         return _activated(self._layers[layer], signals.group, products, self._units[place])
 
 
@@ -211,7 +223,7 @@ class _Rotated:
         rows = {
             place: _orthonormal(
                 _generator(seed, "rotated", *place).standard_normal(
-                    (count, model.anatomy.layers[place[0]].groups[place[1]])
+                    (count, model.anatomy.groups[place[0]][place[1]])
                 )
             )
             for place, count in units.items()
@@ -385,12 +397,19 @@ def _generator(seed: int, kind: str, *address: int) -> np.random.Generator:
 
 def _share(layer: Layer, count: int) -> int:
     """How many of so many units each of a layer's groups has."""
-    return count if layer.experts is None else max(EACH, -(-count // len(layer.groups)))
+    if layer.experts is None or layer.units is not None:
+        return count
+    return max(EACH, -(-count // len(layer.groups)))
 
 
 def _rows(model: Model) -> Iterator[tuple[Place, Rows]]:
     """Of each group of neurons that run on the same tokens the weights, with keys of what the group itself reads."""
     for layer in model.cells.layers:
+        block = model.anatomy.layers[layer]
+        if block.units is not None:
+            every = slice(0, len(block.keys()))
+            yield (layer, 0), Rows(every, block.keys(), block.key_bias(), None, None, block.values())
+            continue
         for group, rows in enumerate(model.anatomy.layers[layer].rows(of_stream=False)):
             yield (layer, group), rows
 
@@ -434,7 +453,7 @@ class _ByPlace:
 
     def __init__(self, arrays: Mapping[Place, np.ndarray], model: Model) -> None:
         flat = np.concatenate([array.ravel() for array in arrays.values()])
-        self.all = torch.from_numpy(flat).to(model.device, model.anatomy.dtype)
+        self.all = torch.from_numpy(flat).to(model.device, model.anatomy.unit_dtype)
         ends = np.cumsum([array.size for array in arrays.values()]).tolist()
         self._places = {
             place: (end - array.size, end, array.shape)

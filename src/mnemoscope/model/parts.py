@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mnemoscope.model.adaptive import Bands
 from mnemoscope.model.experts import Experts, Rows
+from mnemoscope.model.units import LayerUnits, passing
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +214,8 @@ class Layer(Attention):
     In the decoder of an encoder-decoder ``cross`` attention to the last stream of the encoder adds to the stream
     between the block's own attention and its FFN.
 
-    A block may have no FFN, and no neurons then, or nothing but one.
+    A block may have no FFN, and no neurons then, or nothing but one. Where it has ``units`` of another kind, keys,
+    values and coefficients are theirs, and `rows` and `groups` still those of its neurons.
 
     A ``mixer`` (a state space, a linear attention, a short convolution) mixes tokens without attention weights, instead
     of the attention, which is then None, or beside it: what it writes is one part of the block. So is what an ``extra``
@@ -242,6 +244,7 @@ class Layer(Attention):
     end_norm: Norm | None = None
     turn: tuple[int, int] = (0, 1)
     own_norms: OwnNorms | None = None
+    units: LayerUnits | None = None
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -252,6 +255,8 @@ class Layer(Attention):
     @property
     def gated(self) -> bool:
         """Whether neurons have two key rows."""
+        if self.units is not None:
+            return False
         return self.up is not None or (self.experts is not None and self.experts.gated)
 
     @property
@@ -290,7 +295,9 @@ class Layer(Attention):
         return self.act(gate) if up is None else self.act(gate) * up
 
     def coefficients(self, neurons: Tensor, gate: Tensor, up: Tensor | None) -> Float[Tensor, "... neuron"]:
-        """`activated` of any neurons, by their numbers in the layer."""
+        """`activated` of any neurons, by their numbers in the layer; of units as if they did not compete."""
+        if self.units is not None:
+            return self.units.act.of(neurons).alone(gate)
         dense = self.act(gate) if up is None else self.act(gate) * up
         if self.experts is None:
             return dense
@@ -302,7 +309,11 @@ class Layer(Attention):
         return weights.repeat_interleave(torch.tensor(self.groups, device=weights.device), -1)
 
     def values(self) -> Float[Tensor, "neuron width"]:
-        """What each neuron writes, before the router's weight, any post-norm or residual multiplier."""
+        """What each neuron writes, before the router's weight, any post-norm or residual multiplier; of units what
+        arrives in the stream.
+        """
+        if self.units is not None:
+            return self.units.values()
         if self.experts is None and self.down is not None:
             return rows_of(self.down).T
         return torch.cat([rows.values for rows in self.rows()]) if self.groups else self._nothing(0)
@@ -327,23 +338,47 @@ class Layer(Attention):
 
     def keys(self) -> Float[Tensor, "neuron width"]:
         """What each neuron detects: gate rows, or the rows of the only first projection."""
+        if self.units is not None:
+            return self.units.keys
         if self.experts is None and self.gate is not None:
             return self.gate.weight()
         return torch.cat([rows.keys for rows in self.rows()]) if self.groups else self._nothing(0)
 
     def key_bias(self) -> Float[Tensor, " neuron"] | None:
         """Bias that belongs to `keys`."""
+        if self.units is not None:
+            return self.units.key_bias
         return _bias(self.gate) if self.experts is None else self._biases("key_bias")
 
     def ups(self) -> Float[Tensor, "neuron width"] | None:
         """The second key rows of a gated FFN."""
+        if self.units is not None:
+            return None
         if self.experts is None or not self.gated:
             return _weight(self.up)
         return torch.cat([rows.ups for rows in self.rows() if rows.ups is not None])
 
     def up_bias(self) -> Float[Tensor, " neuron"] | None:
         """Bias that belongs to `ups`."""
+        if self.units is not None:
+            return None
         return _bias(self.up) if self.experts is None else self._biases("up_bias")
+
+    def bare(self, vectors: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"] | None:
+        """What keys would read of vectors that entered this layer alone; None for units that read what it writes."""
+        if self.units is None:
+            return vectors if self.ffn_norm is None else self.ffn_norm(vectors).to(vectors.dtype)
+        if self.units.reads in ("attention_output", "ffn_output"):
+            return None
+        vectors = vectors.float()
+        if self.units.reads == "ffn_input" and self.ffn_norm is not None:
+            vectors = self.ffn_norm(vectors)
+        return self.units.read(passing(self, self.units.reads, vectors)).inputs
+
+    @property
+    def value_norm(self) -> Norm | None:
+        """What values go through on their way to the stream; those of units are in it."""
+        return self.post_ffn_norm if self.units is None else None
 
     def _biases(self, name: str) -> Tensor | None:
         """Biases of all groups, 0 in those without; None if none has any."""
@@ -422,15 +457,38 @@ class Anatomy:
 
     @property
     def experts(self) -> tuple[tuple[int, int], ...]:
-        """Of each layer how many experts there are, and neurons of one; (0, 0) in a dense one, and () if all are."""
-        held = [layer.experts for layer in self.layers]
+        """Of each layer how many experts there are, and neurons of one; (0, 0) in a dense one, and () if all are, or
+        if other units are read."""
+        held = [] if self.of_units else [layer.experts for layer in self.layers]
         return tuple((e.count, e.width) if e else (0, 0) for e in held) if any(held) else ()
 
     @property
+    def of_units(self) -> bool:
+        """Whether what is read are units that are not neurons."""
+        return any(layer.units for layer in self.layers)
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Of each layer how many neurons run on the same tokens (`Layer.groups`), or all units that are read."""
+        if self.of_units:
+            return tuple((size,) if size else () for size in self.sizes)
+        return tuple(layer.groups for layer in self.layers)
+
+    @property
+    def tells_switches(self) -> bool:
+        """Whether what switched a neuron on is known from the stream that it reads."""
+        return self.adds_up_as_read and not self.of_units
+
+    @property
     def dtype(self) -> torch.dtype:
-        """Of the values, and so of the coefficients."""
-        first = next(layer for layer, size in zip(self.layers, self.sizes, strict=True) if size)
+        """Of the values of neurons, and so of their coefficients."""
+        first = next(layer for layer in self.layers if layer.groups)
         return next(first.rows()).values.dtype if first.experts is None else first.experts.dtype
+
+    @property
+    def unit_dtype(self) -> torch.dtype:
+        """Of the coefficients: those of other units than neurons are fp32."""
+        return torch.float32 if self.of_units else self.dtype
 
     @property
     def adds_up_as_read(self) -> bool:

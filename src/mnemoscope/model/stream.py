@@ -14,6 +14,14 @@ from transformers import PreTrainedModel
 
 from mnemoscope.model.parts import Anatomy, Attention, Norm, SourceText, bias_of
 from mnemoscope.model.running import hooked, observed
+from mnemoscope.model.unit_parts import (
+    Beside,
+    beside_units,
+    heads_are_replaced,
+    replaced,
+    unit_parts,
+    with_units,
+)
 from mnemoscope.model.watch import (
     AttentionTrace,
     LayerTrace,
@@ -102,7 +110,9 @@ class Stream:
         return torch.zeros_like(self.final[position], dtype=torch.float32) if added is None else added
 
     def embedding_part(self, position: int) -> Float[Tensor, " out"]:
-        """What becomes of the embedding at a position."""
+        """What becomes of the embedding at a position; nothing where units stand for the stream that it is in."""
+        if replaced(self.anatomy) >= 0:
+            return torch.zeros_like(self.final[position], dtype=torch.float32)
         return self.carried(self.embedding[position].float(), 0, position)
 
     def _attentions(self, layer: int) -> list[tuple[Attention, AttentionTrace]]:
@@ -175,6 +185,9 @@ class Stream:
 
         Heads of cross attention write 0 from the decoder's positions, all others 0 from the encoder's.
         """
+        if heads_are_replaced(self.anatomy, layer):
+            shape = (self.anatomy.n_heads, self.sources(position), self.final.shape[-1])
+            return self.final.new_zeros(shape, dtype=torch.float32)
         parts = []
         for first, (block, traced) in enumerate(self._attentions(layer)):
             alpha = self._alpha(first, traced, position).float()
@@ -219,8 +232,11 @@ class Stream:
     ) -> Float[Tensor, "neuron width"]:
         """What each neuron writes, coefficient times value (A33); all neurons of the layer by default.
 
-        In a mixture times the weight of its expert: 0 where the position was not routed to it.
+        In a mixture times the weight of its expert: 0 where the position was not routed to it. Of other units what they
+        write in all layers.
         """
+        if self.anatomy.of_units:
+            return unit_parts(self, layer, position, slice(None) if neurons is None else neurons)
         traced, block = self.layers[layer], self.anatomy.layers[layer]
         amounts, values = traced.amounts(block, position), block.values()
         if neurons is not None:
@@ -238,7 +254,26 @@ class Stream:
         bias = self._bias(self.down_bias(layer, position), block.post_ffn_norm, output, factor)
         if traced.extra_output is not None:
             bias = bias + traced.extra_output[position].float() * factor
-        return self._with_norm(bias, 2 * layer + 1, position)
+        return self.with_norm(bias, 2 * layer + 1, position)
+
+    def ffn_whole(self, layer: int, position: int) -> Float[Tensor, " out"]:
+        """All that the FFN of a layer writes, as one part, with what its extra module writes after that."""
+        traced, block = self.layers[layer], self.anatomy.layers[layer]
+        output, factor = traced.ffn_output[position], block.ffn_multiplier
+        written = self._bias(output, block.post_ffn_norm, output, factor)
+        if traced.extra_output is not None:
+            written = written + traced.extra_output[position].float() * factor
+        return self.with_norm(written, 2 * layer + 1, position)
+
+    def beside(self, layer: int, position: int) -> list[Beside]:
+        """What a layer adds that no head and no neuron (or unit) wrote."""
+        if self.anatomy.of_units:
+            return beside_units(self, layer, position)
+        block = self.anatomy.layers[layer]
+        return [
+            (block.beside_heads, 2 * layer, self.attention_bias(layer, position)),
+            (block.beside_neurons, 2 * layer + 1, self.ffn_bias(layer, position)),
+        ]
 
     def attention_update(self, layer: int) -> Float[Tensor, "token width"]:
         """The sum of all heads x sources and the bias, at every position, from weights and values; as it is added."""
@@ -318,7 +353,7 @@ class Stream:
             written = norm.linear(written, scale)
         return written * factor
 
-    def _with_norm(self, bias: Tensor, stage: int, position: int) -> Tensor:
+    def with_norm(self, bias: Tensor, stage: int, position: int) -> Tensor:
         """A bias carried on, and that of the norm of the stream that it goes through first."""
         carried, added = self.carried(bias, stage, position), self._added(stage, position)
         return carried if added is None else carried + self.carried(added, stage + 1, position)
@@ -369,6 +404,7 @@ def trace(
     with hooked(handles), observed(hf, upcast=upcast, attention=anatomy.attention), recorder:
         logits = anatomy.outputs(hf(**anatomy.calling(tokens, source=read)))[0]
     layers = tuple(witness.trace(index, predicting) for index, witness in enumerate(witnesses))
+    layers = with_units(predicting, layers) if predicting.of_units else layers
     text = None if source is None else source[0]
     return Stream(hf, predicting, tokens[0], layers, logits, upcast, **head, source=text)
 

@@ -85,6 +85,10 @@ class LayerTrace(AttentionTrace):
 
     ``extra_output`` is what an extra module writes after the FFN, ``end`` what the norm at the end of a post-norm block
     reads.
+
+    Where units that are not neurons are read, ``gate`` and ``coefficients`` are theirs, fp32; a token's ``unit_scale``
+    multiplies what they write, ``rebuilt`` is what all say passes the point that they write, and ``unit_bias`` what of
+    that is written whatever is active.
     """
 
     lres: Float[Tensor, "token width"]
@@ -99,6 +103,9 @@ class LayerTrace(AttentionTrace):
     end: Float[Tensor, "token width"] | None = None
     extra_output: Float[Tensor, "token width"] | None = None
     cross: AttentionTrace | None = None
+    unit_scale: Float[Tensor, "token 1"] | None = None
+    rebuilt: Float[Tensor, "token width"] | None = None
+    unit_bias: Float[Tensor, "token width"] | None = None
 
     def amounts(
         self, layer: Layer, where: int | slice | Tensor = slice(None)

@@ -127,6 +127,26 @@ class Histogram:
         return sum(self.counts)
 
 
+@dataclass(frozen=True)
+class UnitNote:
+    """What a unit is that is no neuron, and how well those of its layer rebuild what they stand for.
+
+    source     as it was given to the build; `kind` one of `UNIT_KINDS`
+    name       of the unit, if it has one
+    reads      one of `UNIT_POINTS`, and so `writes`
+    explained  share of the variance; None of directions, which are not meant to rebuild anything
+    active     how many units of the layer are not 0 on a token, on average
+    """
+
+    source: str
+    kind: str
+    name: str | None
+    reads: str
+    writes: str
+    explained: float | None
+    active: float | None
+
+
 @dataclass(frozen=True, repr=False)
 class NeuronCard(Shown):
     """All that a reader is shown of one neuron; see the fields of its parts for units."""
@@ -163,6 +183,7 @@ class NeuronCard(Shown):
     )
     routed: float | None = None  # share of the counted tokens that its expert ran on
     router_weight: float | None = None  # mean over these of what the router multiplies it with
+    unit: UnitNote | None = None  # what it is, if it is no neuron
 
     @property
     def id(self) -> NeuronId:
@@ -232,7 +253,7 @@ def card(
         neurons=model.sizes[layer],
         vocabulary=model.vocabulary,
         gated=model.gated,
-        activation=model.activation,
+        activation=_activation(run, layer),
         lens=str(options.get("values_lens", "own")),
         corpus=run.manifest.corpus.id,
         spelling=run.manifest.corpus.spelling,
@@ -252,7 +273,35 @@ def card(
         experts=experts,
         routed=None if experts is None else row["tokens"] / run.manifest.corpus.counted,
         router_weight=_router_weight(run, place),
+        unit=_unit_note(run, place),
         claims=claims(run, layer, neuron) if has_patterns(run) else None,
+    )
+
+
+def _activation(run: Run, layer: int) -> str:
+    """The activation function of a layer's units, or of the model's neurons."""
+    model = run.manifest.model
+    return model.activation if model.units is None else str(_units_row(run, layer)["activation"])
+
+
+def _units_row(run: Run, layer: int) -> dict[str, Any]:
+    return run.table("units").filter(pl.col("layer") == layer).collect().row(0, named=True)
+
+
+def _unit_note(run: Run, address: NeuronId) -> UnitNote | None:
+    entry = run.manifest.model.units
+    if entry is None:
+        return None
+    row = _units_row(run, address.layer)
+    names, meant = entry.names.get(str(address.layer)), entry.kind != "directions"
+    return UnitNote(
+        source=entry.id,
+        kind=entry.kind,
+        name=names[address.neuron] if names else None,
+        reads=row["reads"],
+        writes=row["writes"],
+        explained=row["explained_variance"] if meant else None,
+        active=row["active"],
     )
 
 

@@ -228,6 +228,8 @@ class ResidualBases:
         lens = self.lens
         if lens.name != "own" or lens.norm is None:
             return lens.directions(vectors, self.scale)
+        if not len(vectors):  # of a layer without neurons
+            return vectors.float()
         # n(x + v) - n(x) without cancellation: (r' - r) x + r' v with r' - r from the difference of the squares.
         norm, v = lens.norm, vectors.float()
         x = self.residuals[base[:1] if bool((base == base[0]).all()) else base].float()

@@ -17,15 +17,16 @@ from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.state import Fingerprint
 from mnemoscope.model.stream import Stream
+from mnemoscope.model.unit_parts import last_layer
 from mnemoscope.prediction.ablate import NO_ABLATIONS, ablate_top
 from mnemoscope.prediction.bases import Geometry
 from mnemoscope.prediction.explanation import ChosenToken, Contrast, Explanation, foil_names
 from mnemoscope.prediction.masked import mask_id
 from mnemoscope.prediction.questions import ResolvedQuestion, ask
-from mnemoscope.prediction.search import TopK, search
+from mnemoscope.prediction.search import ExtremeParts, TopK, search
 from mnemoscope.prediction.switched import attention_queries, chained, queries
 from mnemoscope.prediction.traced import TracedPrediction
-from mnemoscope.records import Cells, Progress
+from mnemoscope.records import UNIT_POINTS, Cells, Progress
 from mnemoscope.text.spelling import vocabulary_of
 from mnemoscope.text.vocabulary import Vocabulary
 
@@ -54,6 +55,12 @@ def _check(model: Model, ablate: int) -> None:
         raise ModelNotSupported(
             f"explaining a prediction of {model.id}: it is an encoder-decoder, of which this is not told yet; decoders "
             "and encoders are accepted"
+        )
+    if ablate and model.units is not None:
+        raise ModelNotSupported(
+            f"explaining a prediction of {model.id}: parts are ablated that the model itself computes, and its units "
+            f"are {model.units.id}; leave {{ablate}} out",
+            ablate=...,
         )
     if ablate and model.anatomy.bidirectional:
         raise ModelNotSupported(
@@ -146,6 +153,7 @@ def explain(
             layer_count=prediction.layers,
             parallel=model.anatomy.parallel,
             masked=model.anatomy.bidirectional,
+            unit_part=_unit_part(model),
             start=prediction.bases.start,
             **extra,
             queries=upstream,
@@ -154,10 +162,15 @@ def explain(
             ablations=ablations if ablate else NO_ABLATIONS,
             contrasts=tuple(contrasts),
             run=None if run is None else str(run.path),
-            evaluations={kind: parts.full for kind, parts in extremes.items()}
-            | {f"{kind}_of": parts.of for kind, parts in extremes.items()},
+            evaluations=_evaluations(extremes),
             notes=question.notes + _notes(model, reading),
         )
+
+
+def _evaluations(extremes: dict[str, ExtremeParts]) -> dict[str, int]:
+    """By kind of part how many vectors were taken through the whole vocabulary, and of how many."""
+    full = {kind: parts.full for kind, parts in extremes.items()}
+    return full | {f"{kind}_of": parts.of for kind, parts in extremes.items()}
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
@@ -233,13 +246,31 @@ def _own_choice(
     return ChosenToken(None, token, piece, (token,), "the model's own first choice")
 
 
+def _unit_part(model: Model) -> str:
+    """Which update of the stream neurons, or other units, are parts of."""
+    if model.units is None or model.units.writes == "ffn_output":
+        return "ffn"
+    return "attention" if model.units.writes == "attention_output" else "stream"
+
+
 def _notes(model: Model, lens: Lens) -> tuple[str, ...]:
     notes = []
+    if model.units is not None:
+        point = model.units.writes
+        stand = (
+            UNIT_POINTS[point].format(last_layer(model.anatomy)) + ", and so for all that was written before"
+        )
+        places = {"ffn_output": "what FFNs write", "attention_output": "what attention writes"}
+        notes.append(
+            f"neurons are here units of {model.units.id}, which stand for {places.get(point, stand)}; what they "
+            "leave of it is the error of units, an FFN without units is one part, and what switched units on is not "
+            "told"
+        )
     if model.anatomy.parallel:
         notes.append(
             "attention and feed-forward layers run in parallel: Lres is Lin plus the attention output"
         )
-    if any(layer.experts for layer in model.anatomy.layers):
+    if model.anatomy.experts:
         notes.append(
             "a mixture of experts: a neuron writes its coefficient times the router's weight; which experts run, and "
             "by which weight, is held fixed, and biases of experts are among the FFN biases"
@@ -315,8 +346,8 @@ def _whole(prediction: TracedPrediction, foils: Sequence[str]) -> dict[str, pl.D
     )
     table = _frame(
         {
-            **_updates(layers),
-            "increase": log_p.diff().tolist(),
+            **_updates(prediction),
+            "increase": _gained(prediction, prediction.bases.log_probabilities[:, prediction.target]),
             "leave_one_out": prediction.left(prediction.updates).tolist(),
             "logit": prediction.logit(prediction.updates).tolist(),
         }
@@ -329,15 +360,11 @@ def _biases(prediction: TracedPrediction) -> tuple[list[tuple[str, int | None]],
     names: list[tuple[str, int | None]] = [("embedding", None)]
     vectors, base = [prediction.stream.embedding_part(prediction.position)], [prediction.nothing]
     for layer in range(prediction.layers):
-        stream, block = prediction.stream, prediction.stream.anatomy.layers[layer]
-        for offset, (name, made) in enumerate(
-            ((block.beside_heads, stream.attention_bias), (block.beside_neurons, stream.ffn_bias))
-        ):
-            vector = made(layer, prediction.position)
+        for name, point, vector in prediction.stream.beside(layer, prediction.position):
             if bool(vector.any()):
                 names.append((name, layer))
                 vectors.append(vector)
-                base.append(2 * layer + offset)
+                base.append(prediction.nothing if point is None else point)
     return names, torch.stack(vectors), torch.tensor(base)
 
 
@@ -377,10 +404,15 @@ def _nats(values: Tensor) -> dict[str, Sequence[object]]:
     return {name: values[:, column].tolist() for column, name in enumerate(_MEASURES)}
 
 
-def _updates(layers: int) -> dict[str, Sequence[object]]:
+def _updates(prediction: TracedPrediction) -> dict[str, Sequence[object]]:
     """The columns that say what each update of the stream is."""
-    layer = [layer for layer in range(layers) for _ in range(2)]
-    return {"layer": layer, "part": ["attention", "ffn"] * layers}
+    layers, parts, *_ = zip(*prediction.steps, strict=True)
+    return {"layer": layers, "part": parts}
+
+
+def _gained(prediction: TracedPrediction, at: Tensor) -> list[float]:
+    """What each update adds to a number [base] that is known at each base."""
+    return [float(at[after].double() - at[before].double()) for *_, before, after in prediction.steps]
 
 
 def _address(
@@ -392,7 +424,7 @@ def _address(
     if kind == "neurons":
         coefficients = [float(traced[a].coefficients[position, b]) for a, b in zip(layer, unit, strict=True)]
         columns: dict[str, Sequence[object]] = {"layer": layer, "neuron": unit, "coefficient": coefficients}
-        if all(row.weights is None for row in traced):
+        if not prediction.stream.anatomy.experts:
             return columns
         cells = Cells(prediction.stream.anatomy.sizes, prediction.stream.anatomy.experts)
         names = [str(cells.id(a, b)) for a, b in zip(layer, unit, strict=True)]
@@ -472,12 +504,13 @@ def _details(prediction: TracedPrediction, frames: dict[str, pl.DataFrame]) -> d
 def _contrast(prediction: TracedPrediction, number: int, foil: ChosenToken, top: int) -> Contrast:
     """The contrast of the target with one foil; only two logits are needed, so every part is measured."""
     odds = prediction.point_odds[:, number]
+    first = prediction.steps[0][2]
 
     def measured(vectors: Tensor, base: Tensor) -> Tensor:
         return prediction.odds(vectors, base, [foil.token])[..., 0]
 
-    steps = measured(prediction.updates, torch.arange(2 * prediction.layers))
-    steps[:, 0] = odds.diff()
+    steps = measured(prediction.updates, torch.tensor([before for *_, before, _ in prediction.steps]))
+    steps[:, 0] = torch.tensor(_gained(prediction, odds))
     names, vectors, base = _biases(prediction)
     frames = {}
     sources = torch.zeros(prediction.sources, 2, dtype=torch.float64)
@@ -497,9 +530,9 @@ def _contrast(prediction: TracedPrediction, number: int, foil: ChosenToken, top:
     return Contrast(
         foil,
         probability=float(prediction.bases.log_probabilities[prediction.final, foil.token].exp()),
-        start=float(odds[0]),
-        total=float(odds[-1]),
-        layers=_frame(_updates(prediction.layers) | _nats(steps)),
+        start=float(odds[first]),
+        total=float(odds[prediction.final]),
+        layers=_frame(_updates(prediction) | _nats(steps)),
         others=_frame({"part": parts, "layer": layers, **_nats(measured(vectors, base))}),
         sources=_frame(
             {"source": range(len(sources)), "source_token": _pieces(prediction), **_nats(sources)}

@@ -6,9 +6,11 @@ have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the f
     stream       point (Lin0, Lres0, Lout0, ...), layer, log_probability, probability, rank and logit of the target,
                  and one column ``logit_<name of the foil>`` per foil (`foil_names`: its `ChosenToken.piece`)
     layers       layer, part (attention | ffn), increase, leave_one_out, logit; the increases add up to the
-                 last minus the first log_probability of the stream
+                 last minus the first log_probability of the stream. Where units stand for the residual stream, their
+                 layer's ``stream`` comes first, which is added to nothing and is all that was written up to there
     others       part (head bias | embedding | attention bias | mixer | ffn bias | per-layer input), layer, increase,
-                 leave_one_out, logit: what no head and no neuron wrote; only those that exist
+                 leave_one_out, logit: what no head and no neuron wrote; only those that exist. With units that are not
+                 neurons also ``ffn`` (an FFN that has none, as a whole), ``unit bias`` (and skip) and ``unit error``
     heads        layer, head, source, source_token, weight (of attention), increase, leave_one_out, logit, chain
     whole_heads  layer, head, increase, leave_one_out, logit: each head summed over its sources
     sources      layer, source, source_token, increase, leave_one_out, logit: each source summed over the heads
@@ -163,6 +165,9 @@ class Explanation(Shown):
     notes: tuple[str, ...] = ()
     unread: str = ""
     masked: bool = False
+    unit_part: str = (
+        "ffn"  # which part of `layers` the neurons are parts of: attention or stream if they are other units
+    )
 
     @property
     def log_probability(self) -> float:
@@ -171,7 +176,11 @@ class Explanation(Shown):
 
     @property
     def total(self) -> float:
-        """The nats that all layers together added to log p(target): the last minus the first point of the stream."""
+        """The nats that all layers together added to log p(target): the last minus the first point of the stream; where
+        units stand for the stream, all that was added to nothing.
+        """
+        if self.unit_part == "stream":
+            return float(self.layers["increase"].sum())
         return self.log_probability - float(self.stream["log_probability"][0])
 
     @property
@@ -196,8 +205,9 @@ class Explanation(Shown):
     @property
     def account(self) -> pl.DataFrame:
         """part, nats: from no information to log p(target), exactly; the last row, ``total``, is their sum."""
+        kinds = ("stream", *PARTS) if self.unit_part == "stream" else PARTS
         increases = {
-            kind: float(self.layers.filter(pl.col("part") == kind)["increase"].sum()) for kind in PARTS
+            kind: float(self.layers.filter(pl.col("part") == kind)["increase"].sum()) for kind in kinds
         }
         fixed = self.others.filter(pl.col("part").is_in(["head bias", "embedding"]))
         rows = {"uniform": self.start, **dict(fixed.select("part", "increase").iter_rows()), **increases}
@@ -206,10 +216,12 @@ class Explanation(Shown):
 
     @property
     def remainders(self) -> pl.DataFrame:
-        """part (attention | ffn), measure, total, shown, remainder: total is the layers', shown + remainder = total."""
+        """part (attention | ffn | stream), measure, total, shown, remainder: total is the layers', and
+        shown + remainder that; the first rows are of heads, the others of neurons.
+        """
         rows = []
-        for kind, frame in zip(PARTS, (self.heads, self.neurons), strict=True):
-            biases = self.others.filter(pl.col("part") == f"{kind} bias")
+        for kind, frame in (("attention", self.heads), (self.unit_part, self.neurons)):
+            biases = self.others.filter(pl.col("part").is_in(beside(kind, self.unit_part)))
             for measure in MEASURES:
                 total = float(self.layers.filter(pl.col("part") == kind)[measure].sum())
                 shown = float(frame[measure].sum()) + float(biases[measure].sum())
@@ -231,6 +243,17 @@ class Explanation(Shown):
 
 
 PARTS = ("attention", "ffn")
+_BESIDE = {
+    "attention": ("attention bias", "mixer"),
+    "ffn": ("ffn bias", "per-layer input", "ffn"),
+    "stream": (),
+}
+_OF_UNITS = ("unit bias", "unit error")
+
+
+def beside(part: str, unit_part: str) -> tuple[str, ...]:
+    """The rows of `others` that are inside a part of `layers`, where units are parts of `unit_part`."""
+    return (*_BESIDE[part], *(_OF_UNITS if part == unit_part else ()))
 
 
 def _alone(explanation: Explanation) -> Account:
@@ -264,15 +287,13 @@ def _against(explanation: Explanation, contrast: Contrast) -> Account:
 
 
 def _account(opening: str, sign: int, record: Explanation | Contrast, measure: str) -> Account:
-    layers = record.layers.with_columns(nats="increase")
+    layers = record.layers.filter(pl.col("part").is_in(PARTS)).with_columns(nats="increase")
     heads, neurons = (rows.with_columns(nats=measure) for rows in (record.heads, record.neurons))
     return Account(opening, sign, layers, heads, neurons)
 
 
 def _shown(record: Explanation | Contrast, measure: str) -> float:
-    biases = record.others.filter(
-        pl.col("part").is_in(["attention bias", "mixer", "ffn bias", "per-layer input"])
-    )
+    biases = record.others.filter(~pl.col("part").is_in(["head bias", "embedding"]))
     return float(sum(frame[measure].sum() for frame in (record.heads, record.neurons, biases)))
 
 

@@ -40,9 +40,10 @@ def queries(
 ) -> pl.DataFrame:
     """The frame `queries` of an `Explanation`, for so many neurons by each measure.
 
-    It is empty where the stream is normalised on the way: a part is known as what becomes of it at the end.
+    It is empty where the stream is normalised on the way, as a part is known as what becomes of it at the end, and of
+    units that are not neurons.
     """
-    if not prediction.stream.anatomy.adds_up_as_read:
+    if not prediction.stream.anatomy.tells_switches:
         return pl.DataFrame(schema=_SCHEMA)
     stream, position = prediction.stream, prediction.position
     chosen = list(_important(neurons, most).iter_rows())
@@ -172,10 +173,10 @@ def chained(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The frames of neurons and heads with a column ``chain``: A63 over the shown neurons, leave-one-out as C.
 
-    The column is null where the stream is normalised on the way.
+    The column is null where the stream is normalised on the way, and of units that are not neurons.
     """
     anatomy = prediction.stream.anatomy
-    if not anatomy.adds_up_as_read:
+    if not anatomy.tells_switches:
         nothing = pl.lit(None, pl.Float64).alias("chain")
         before = neurons.columns.index("promotes")
         columns = [*neurons.columns[:before], nothing, *neurons.columns[before:]]
@@ -213,12 +214,12 @@ def score_row(prediction: TracedPrediction) -> Float[Tensor, " width"]:
 def attention_queries(prediction: TracedPrediction) -> pl.DataFrame:
     """The frame `attention_queries`: the sub-value with the highest score, and where it got that (A52-A54).
 
-    It is empty where the stream is normalised on the way.
+    It is empty where the stream is normalised on the way, and where units stand for heads.
     """
     names = ["layer", "source", "source_token", "point", "recomputed", "fixed"]
     kinds = [pl.Int32, pl.Int32, pl.String, pl.String, pl.Float64, pl.Float64]
     schema = dict(zip(names, kinds, strict=True))
-    if not prediction.stream.anatomy.adds_up_as_read:
+    if not prediction.stream.anatomy.tells_switches:
         return pl.DataFrame(schema=schema)
     row = score_row(prediction)
     scores = torch.stack([prediction.attention(layer).sum(0) @ row for layer in range(prediction.layers)])

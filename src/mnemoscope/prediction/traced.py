@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.stream import Stream
+from mnemoscope.model.unit_parts import base, last_layer, replaced
 from mnemoscope.prediction.bases import Geometry, Measure, ResidualBases
 from mnemoscope.prediction.search import Parts
 from mnemoscope.text.vocabulary import Vocabulary
@@ -71,8 +72,23 @@ class TracedPrediction:
 
     @cached_property
     def updates(self) -> Float[Tensor, "update width"]:
-        """The vectors that attention 0, FFN 0, attention 1, ... added: row i is added to point i."""
-        return self.points.diff(dim=0)
+        """The vectors that attention 0, FFN 0, attention 1, ... added (`steps`); where units stand for the stream,
+        what it was there, and what was added since.
+        """
+        rows = torch.cat([self.points, self.stream.constant(self.position)[None]])
+        before, after = torch.tensor([step[2:] for step in self.steps]).unbind(1)
+        return rows[after] - rows[before]
+
+    @cached_property
+    def steps(self) -> list[tuple[int, str, int, int]]:
+        """What each row of `updates` is: layer, part (stream | attention | ffn), the row of `bases` that it is
+        added to, and the one that it makes of that.
+        """
+        anatomy = self.stream.anatomy
+        start, parts = replaced(anatomy), ("attention", "ffn")
+        rest = range(max(start, 0), 2 * self.layers)
+        steps = [(step // 2, parts[step % 2], step, step + 1) for step in rest]
+        return steps if start < 0 else [(last_layer(anatomy), "stream", self.nothing, start), *steps]
 
     @cached_property
     def scale(self) -> Float[Tensor, " 1"]:
@@ -107,10 +123,12 @@ class TracedPrediction:
             "sources": (self.sources,) * self.layers,
             "neurons": anatomy.sizes,
         }
-        base = 1 if kind == "neurons" else 0
-        return [
-            Parts(size, 2 * layer + base, _Made(self, kind, layer)) for layer, size in enumerate(sizes[kind])
-        ]
+        bases = [2 * layer for layer in range(self.layers)]
+        if kind == "neurons":
+            places = (base(anatomy, layer) for layer in range(self.layers))
+            bases = [self.nothing if place is None else place for place in places]
+        made = (_Made(self, kind, layer) for layer in range(self.layers))
+        return [Parts(*group) for group in zip(sizes[kind], bases, made, strict=True)]
 
     def measured(
         self, vectors: Float[Tensor, "part width"], base: Int[Tensor, " part"]
@@ -152,8 +170,8 @@ class TracedPrediction:
 
     @cached_property
     def point_odds(self) -> Float[Tensor, "point foil"]:
-        """log p(target) - log p(foil) at every point of the stream."""
-        scores = self.bases.log_probabilities[: self.final + 1].double()
+        """log p(target) - log p(foil) at every point of the stream, and with no vector at all."""
+        scores = self.bases.log_probabilities.double()
         return scores[:, self.target, None] - scores[:, list(self.foils)]
 
     def promoted(

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from mnemoscope.arguments import check_neurons
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
 from mnemoscope.files import sha256
 from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId, other_format
@@ -267,6 +268,11 @@ class Run:
                 f"looking up {address}: out of range; {model.id} has {model.cells.range_of(layer)}"
             )
         return address
+
+    def check_neurons(self, doing: str) -> None:
+        """QueryError where the run holds other units than neurons; ``doing`` begins its line."""
+        units = self.manifest.model.units
+        check_neurons(None if units is None else units.id, f"{doing} {self.path}")
 
     def parse(self, text: str) -> NeuronId:
         """The address that a text is, in this run; `QueryError` if it is none, or out of range."""

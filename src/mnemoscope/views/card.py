@@ -60,7 +60,7 @@ def _head(card: NeuronCard, width: int) -> RenderResult:
         Text(str(card.id), style="bold"), words.where(card), Text(around if beside > 0 else "", style="dim")
     )
     yield line
-    if note := words.expert_note(card):
+    if note := words.kind_note(card):
         yield Text(note)
     if note := words.state_note(card):
         yield Text(note, style="bold")

@@ -69,7 +69,7 @@ def environment() -> Environment:
         words.active, words.corpus_line, words.details, words.facts, words.following, words.histogram_note,
         words.layer_line, words.lens_note, words.model_line, words.number, words.quadrants, words.readings,
         words.readings_note, words.reason, words.share, words.side_title, words.source, words.state_note,
-        words.expert_note, words.threshold_note, words.where, claims.active_means, claims.bands,
+        words.kind_note, words.threshold_note, words.where, claims.active_means, claims.bands,
         claims.baselines, claims.believed,
         claims.definition, claims.doubted, claims.evidence, claims.family, claims.figures,
         claims.meaning, claims.sampled, claims.specificity, claims.verdict_words,

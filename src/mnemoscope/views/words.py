@@ -6,11 +6,11 @@ import math
 import unicodedata
 from dataclasses import dataclass
 
-from mnemoscope.neuron.card import Example, NeuronCard, Side, ValueToken
+from mnemoscope.neuron.card import Example, NeuronCard, Side, UnitNote, ValueToken
 from mnemoscope.neuron.claims import QUADRANTS
 from mnemoscope.neuron.overview import LayerSummary
 from mnemoscope.neuron.striking import FAR, LEAST, Pick
-from mnemoscope.records import ExpertNeuronId, Manifest
+from mnemoscope.records import UNIT_KINDS, UNIT_POINTS, ExpertNeuronId, Manifest
 
 BEHIND = 8  # tokens after the active one that the terminal shows of an encoder's text
 SIGN = {1: "positive", -1: "negative"}
@@ -95,6 +95,9 @@ def model_line(manifest: Manifest) -> str:
     """The model of a run in one line."""
     model = manifest.model
     kind = f"gated ({model.activation})" if model.gated else model.activation
+    if model.units is not None:
+        place = f"{len(model.cells.layers)} of {model.layers} layers"
+        return f"{model.id} · {len(model.cells):,} units of {model.units.id} in {place}, {kind}"
     return f"{model.id} · {model.layers} layers of {model.cells.spelled} neurons, {kind}"
 
 
@@ -128,9 +131,25 @@ def where(card: NeuronCard) -> str:
     return f"{card.model} · layer {card.layer} of {card.layers} · {kind}"
 
 
-def expert_note(card: NeuronCard) -> str | None:
-    """The expert of a neuron, and how often tokens are routed to it; None in a dense layer."""
+def unit_note(unit: UnitNote, card: NeuronCard) -> str:
+    """What a unit is that is no neuron, and how well those of its layer rebuild what they stand for."""
+    name = "" if unit.name is None else f"{unit.name}: "
+    reads, writes = (UNIT_POINTS[point].format(card.layer) for point in (unit.reads, unit.writes))
+    place = f"of {reads}" if reads == writes else f"from {reads} to {writes}"
+    rebuilt = (
+        "" if unit.explained is None else f", which explain {share(max(unit.explained, 0.0))} of its variance"
+    )
+    what = f"{name}unit of {unit.source} ({UNIT_KINDS[unit.kind]}) {place}"
+    if unit.active is None:
+        return what
+    return f"{what}; {number(unit.active)} of {card.neurons:,} are active on a token{rebuilt}"
+
+
+def kind_note(card: NeuronCard) -> str | None:
+    """The expert of a neuron and how often tokens are routed to it, or what a unit is that is none; else None."""
     address = card.id
+    if card.unit is not None:
+        return unit_note(card.unit, card)
     if card.experts is None or card.routed is None or not isinstance(address, ExpertNeuronId):
         return None
     which = (

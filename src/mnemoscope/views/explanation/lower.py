@@ -11,7 +11,7 @@ import polars as pl
 
 from mnemoscope.errors import RunError
 from mnemoscope.neuron.card import NeuronCard, card
-from mnemoscope.prediction.explanation import ChosenToken, Contrast, Explanation, foil_names
+from mnemoscope.prediction.explanation import ChosenToken, Contrast, Explanation, beside, foil_names
 from mnemoscope.records import NeuronId
 from mnemoscope.run.reading import open_run
 from mnemoscope.text.vocabulary import Vocabulary
@@ -76,7 +76,11 @@ EMPTY = "∅"
 _LABEL = 24
 _MEASURES = {INCREASE: "increase", LEFT_OUT: "leave_one_out", "logit": "logit", "chain": "chain"}
 _COLUMNS = (INCREASE, LEFT_OUT, ABLATED, "chain", "logit")
-_PARTS = {"attention": "attention", "ffn": "FFN"}
+_PARTS = {"attention": "attention", "ffn": "FFN", "stream": "stream"}
+_BESIDE = {
+    "attention bias": "attention biases", "mixer": "mixers", "ffn bias": "FFN biases", "ffn": "FFNs without units",
+    "per-layer input": "inputs of layers", "unit bias": "biases of units", "unit error": "errors of units",
+}  # fmt: skip
 
 
 def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
@@ -91,7 +95,7 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
         [_part(row, effects, known) for row in frame.iter_rows(named=True)]
         for frame in (explanation.heads, explanation.neurons)
     )
-    sums = explanation.layers, explanation.others
+    sums, part = (explanation.layers, explanation.others), explanation.unit_part
     return Sheet(
         title=_label("".join(explanation.tokens["piece"]), 60),
         headline=explanation.headline,
@@ -116,9 +120,9 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
         total=explanation.total,
         remainder=explanation.remainder,
         grid=_grid(explanation.grid, explanation.tokens.height),
-        heads=_ledger(heads, "attention", sums, rows, ("weight", *_COLUMNS)),
-        neurons=_ledger(neurons, "ffn", sums, rows, ("coefficient", ROUTER, *_COLUMNS)),
-        against=tuple(_against(contrast, rows) for contrast in explanation.contrasts),
+        heads=_ledger(heads, "attention", sums, rows, ("weight", *_COLUMNS), part),
+        neurons=_ledger(neurons, part, sums, rows, ("coefficient", ROUTER, *_COLUMNS), part),
+        against=tuple(_against(contrast, rows, part) for contrast in explanation.contrasts),
         switched=tuple(_switched(explanation.queries)),
         cargo=_cargo(explanation.attention_queries),
         ablated=tuple(_ablated(explanation.ablations)),
@@ -161,7 +165,7 @@ def _tokens(frame: pl.DataFrame, position: int) -> tuple[PromptToken, ...]:
 
 
 def _account(frame: pl.DataFrame) -> Iterable[Sum]:
-    names = {"ffn": "FFN", "total": "log p"}
+    names = {"ffn": "FFN", "total": "log p", "stream": "stream of units"}
     stop = 0.0
     for part, nats in frame.iter_rows():
         start = 0.0 if part == "total" else stop
@@ -181,7 +185,8 @@ def _stream(explanation: Explanation) -> Iterable[Point]:
 
 def _steps(layers: pl.DataFrame) -> tuple[Step, ...]:
     return tuple(
-        Step(row["layer"], _PARTS[row["part"]], row["increase"]) for row in layers.iter_rows(named=True)
+        Step(row["layer"], _PARTS[row["part"]], row["increase"])
+        for row in layers.filter(pl.col("part") != "stream").iter_rows(named=True)
     )
 
 
@@ -244,10 +249,12 @@ def _ledger(
     sums: tuple[pl.DataFrame, pl.DataFrame],
     rows: int | None,
     columns: Sequence[str],
+    unit_part: str = "ffn",
 ) -> Ledger:
     """A table with its closing rows: biases and mixers, what is not shown, and the sum over all layers.
 
-    sums  the frames `layers` and `others`
+    sums       the frames `layers` and `others`
+    unit_part  as of an `Explanation`
     """
     layers, others = sums
     shown, skipped = _ends(parts, rows)
@@ -255,9 +262,8 @@ def _ledger(
     names = [name for name in (INCREASE, LEFT_OUT, "logit") if _MEASURES[name] in added.columns]
     total = {name: float(added[_MEASURES[name]].sum()) for name in names}
     label, closing = _PARTS[part], []
-    more = {"mixer": "mixers"} if part == "attention" else {"per-layer input": "inputs of layers"}
-    beside = {f"{part} bias": f"{label} biases", **more}
-    for kind, title in beside.items():
+    for kind in beside(part, unit_part):
+        title = _BESIDE[kind]
         rows_of_kind = others.filter(pl.col("part") == kind)
         if rows_of_kind.height:
             sums_of_kind = {name: float(rows_of_kind[_MEASURES[name]].sum()) for name in names}
@@ -267,7 +273,7 @@ def _ledger(
     }
     closing += [
         Part("not shown", rest, kind="rest"),
-        Part(f"{label}, all layers", total, kind="total"),
+        Part("all that units stand for" if part == "stream" else f"{label}, all layers", total, kind="total"),
     ]
     used = [name for name in columns if any(row.values.get(name) is not None for row in shown)]
     return Ledger(tuple(used), tuple(shown), tuple(closing), skipped)
@@ -288,7 +294,7 @@ def _remembered(frame: pl.DataFrame, rows: int | None) -> dict[NeuronId, float]:
     return {NeuronId(row["layer"], row["neuron"]): row["coefficient"] for row in best}
 
 
-def _against(contrast: Contrast, rows: int | None) -> Against:
+def _against(contrast: Contrast, rows: int | None, part: str) -> Against:
     few = None if rows is None else max(rows // 2, 3)
     heads, neurons, sources = (
         [_part(row, {}, {}) for row in frame.iter_rows(named=True)]
@@ -307,9 +313,9 @@ def _against(contrast: Contrast, rows: int | None) -> Against:
         start=contrast.start,
         total=contrast.total,
         steps=_steps(contrast.layers),
-        heads=_ledger(heads, "attention", sums, few, ("weight", *measures)),
-        sources=_ledger(sources, "attention", sums, few if rows else 12, measures),
-        neurons=_ledger(neurons, "ffn", sums, few, ("coefficient", ROUTER, *measures)),
+        heads=_ledger(heads, "attention", sums, few, ("weight", *measures), part),
+        sources=_ledger(sources, "attention", sums, few if rows else 12, measures, part),
+        neurons=_ledger(neurons, part, sums, few, ("coefficient", ROUTER, *measures), part),
     )
 
 
