@@ -4,13 +4,17 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check wheel bench docs clean
+.PHONY: demo test packed check wheel bench docs clean
 
 demo: $(VENV)/.demo               ## set up, build a run of the sample model, show it
 	$(BIN)/mnemoscope demo
 
 test: $(VENV)/.dev                ## the quick tests; SLOW=1 for all of them
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 2 $(if $(SLOW),,-m "not slow") $(ARGS)
+
+packed: $(VENV)/.dev              ## the tests that need torchao, which stays out of the environment: transformers would import it always
+	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target build/torchao torchao
+	PYTHONPATH=build/torchao $(BIN)/python -m pytest -W ignore -k torchao tests/test_packed.py
 
 check: $(VENV)/.dev               ## style, types, import contracts, docs that are generated
 	$(BIN)/ruff check .

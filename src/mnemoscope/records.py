@@ -343,6 +343,7 @@ class ModelEntry(_Strict):
 
     experts: list[tuple[int, int]] = []  # of each layer: how many, and neurons of one; empty in a dense model
     adapter: AdapterEntry | None = None  # merged into it, and named in `id`
+    packed: list[str] = []  # classes of linear modules that hold their weights packed
 
     @property
     def base(self) -> str:

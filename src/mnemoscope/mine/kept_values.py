@@ -29,8 +29,9 @@ import pyarrow.parquet as pq
 import torch
 
 from mnemoscope.mine import values
-from mnemoscope.model import lens, parts, reading, table
+from mnemoscope.model import lens, packed, parts, reading, table
 from mnemoscope.model.model import Model
+from mnemoscope.model.packed import weights
 from mnemoscope.text import cache, samples
 
 MOST_BYTES = 8 << 30  # of all entries; those that were used longest ago make room
@@ -154,9 +155,9 @@ def _key(model: Model) -> str:
         "processor": torch.backends.cpu.get_cpu_capability(),
     }
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    for source in (values, lens, parts, reading, table):
+    for source in (values, lens, packed, parts, reading, table):
         digest.update(inspect.getsource(source).encode())
-    for name, tensor in sorted(model.hf.state_dict().items()):
+    for name, tensor in weights(model.hf):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()[:40]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mnemoscope.errors import ModelError, ModelNotSupported
+from mnemoscope.model.packed import COMPUTED, packed
 
 ACCEPTED = "a Hugging Face id, a local folder, a .gguf file, sample:smollm2-135m, or a loaded PreTrainedModel"
 _WRAPPERS = {  # by the name of the class: where the model is
@@ -130,13 +131,16 @@ def _check_weights(hf: PreTrainedModel) -> None:
         raise ModelNotSupported(
             f"{doing}: its weights are spread over processes ({spread} is a DTensor); load it whole in one"
         )
-    for name, weight in hf.named_parameters():
-        if weight.is_floating_point() and not _computed_in(weight):
+    for name, weight in _computing(hf):
+        if weight.is_floating_point() and weight.dtype not in COMPUTED:
             raise ModelNotSupported(
                 f"{doing}: {name} is in {str(weight.dtype).removeprefix('torch.')}; float32, bfloat16 and float16 are "
                 "accepted: convert a copy (copy.deepcopy(hf).float()), or load it without quantisation"
             )
 
 
-def _computed_in(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+def _computing(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights by name, but for those of linear modules that hold them packed."""
+    for prefix, module in hf.named_modules():
+        if not packed(module):
+            yield from module.named_parameters(prefix, recurse=False)

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mnemoscope.errors import ModelNotSupported
+from mnemoscope.model.packed import ordinary, packings, unpacked
 from mnemoscope.model.parts import Anatomy, Attention, SourceText
 from mnemoscope.model.reading import candidates, refused
 from mnemoscope.model.running import hooked, observed, plainly
@@ -48,6 +49,7 @@ def examine(hf: PreTrainedModel) -> tuple[Anatomy, float]:
     """
     failure: ModelNotSupported | None = None
     try:
+        _settle(hf)
         for anatomy in _ways(hf):
             if anatomy.attention != "eager" and not isinstance(failure, RunsOtherwise):
                 continue
@@ -63,6 +65,16 @@ def examine(hf: PreTrainedModel) -> tuple[Anatomy, float]:
         ) from error
     assert failure is not None, "candidates() gives at least one anatomy or raises"
     raise failure
+
+
+@torch.no_grad()
+def _settle(hf: PreTrainedModel) -> None:
+    """Run a model with packed weights once: some libraries rearrange them then, or unpack them for good."""
+    if packings(hf):
+        with observed(hf, upcast=False, attention=None):
+            tokens = torch.ones(1, 2, dtype=torch.long, device=hf.device)
+            pair = getattr(hf.config, "is_encoder_decoder", False) and hf.get_decoder() is not hf.base_model
+            hf(input_ids=tokens, **({"decoder_input_ids": tokens} if pair else {}))
 
 
 def _ways(hf: PreTrainedModel) -> Iterator[Anatomy]:
@@ -320,7 +332,9 @@ def check_as_run(stream: Stream, generator: torch.Generator) -> None:
     shorter = _Input(tokens, None if stream.source is None else stream.source[: SHORTER + 1])
     with observed(hf, upcast=True, attention=anatomy.attention):
         alone = anatomy.outputs(hf(**shorter.calling(anatomy)))[0].float()
-    _compare(hf, anatomy, [_Input.of(stream), shorter], [stream.logits.float(), alone])
+    inputs, truth = [_Input.of(stream), shorter], [stream.logits.float(), alone]
+    _compare(hf, anatomy, inputs, truth)
+    _check_packed(hf, anatomy, inputs, truth)
     _check_dtypes(hf, anatomy, shorter)
 
 
@@ -367,9 +381,33 @@ def _compare(hf: PreTrainedModel, anatomy: Anatomy, inputs: list[_Input], truth:
             raise _differs(hf, anatomy, how, error, allowed)
 
 
+def _check_packed(hf: PreTrainedModel, anatomy: Anatomy, inputs: list[_Input], truth: list[Tensor]) -> None:
+    """A model with packed weights, run as it is, must be that of its weights multiplied out: to `TOLERANCE`, or to
+    `SLACK` times what is lost where these are multiplied in half precision, as some modules do.
+    """
+    names = packings(hf)
+    if not names:
+        return
+
+    def furthest() -> float:
+        return max(_error(logits, truth) for _, logits in _as_run(hf, anatomy, inputs))
+
+    with observed(hf, upcast=False, attention=None):
+        error = furthest()
+        with unpacked(hf, torch.bfloat16):
+            allowed = max(TOLERANCE, SLACK * furthest())
+    if not error <= allowed:
+        raise ModelNotSupported(
+            f"checking a {anatomy.family!r} model with packed weights ({', '.join(names)}): run as it is, its logits "
+            f"differ by {error:.1e} of their range from those of its weights multiplied out (limit {allowed:.1g}), so "
+            "more than the weights is rounded; pack the weights only, or load it without quantisation"
+        )
+
+
 def _check_dtypes(hf: PreTrainedModel, anatomy: Anatomy, given: _Input) -> None:
     """A model with weights in several dtypes must also run as it is: in fp32 they are all alike."""
-    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in hf.parameters()})
+    weights = filter(ordinary, hf.parameters())
+    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
     if len(dtypes) == 1:
         return
     try:

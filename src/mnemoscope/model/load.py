@@ -95,8 +95,8 @@ def load_model(
         target = devices.device(device)
         where = _Where.of(name, revision, trust_remote_code, say)
         say("loading weights")
-        hf, unused = _weights(where, _dtype(dtype, target), allow_unused)
-        hf, path = hf.to(target).eval(), where.path
+        hf, unused = _weights(where, _dtype(dtype, target), target, allow_unused)
+        hf, path = (hf if hf.device == target else hf.to(target)).eval(), where.path
         if adapter is not None:
             say("merging the adapter")
             hf, merged = adapters.merge(hf, os.fspath(adapter), name)
@@ -309,7 +309,7 @@ def _check_folder(path: Path, name: str) -> None:
 
 
 def _weights(
-    where: _Where, dtype: torch.dtype, allow_unused: bool
+    where: _Where, dtype: torch.dtype, device: torch.device, allow_unused: bool
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model, and what of its checkpoint was left unused."""
     if is_fairseq(Path(where.source)):
@@ -323,6 +323,10 @@ def _weights(
                     f"loading the model {where.name}: {config.model_type} is no decoder that predicts the next token "
                     "and no encoder that is known (`mnemoscope models` lists them); give one of these"
                 )
+            packed = getattr(config, "quantization_config", None) is not None
+            placed = (
+                {"device_map": {"": device}} if packed else {}
+            )  # what is packed is packed where it will lie
             # Weights that are pickles are never read. What does not fit is named below.
             hf, info = auto.from_pretrained(
                 where.source,
@@ -330,13 +334,14 @@ def _weights(
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                **placed,
                 **where.options,
             )
     except (*_FAILURES, AttributeError, TypeError) as error:  # the last two from inside transformers
         raise ModelError(_unreadable(where, error), trust_remote_code=True) from error
     _without_pooler(hf, info)
     unused = check_tensors(where.name, info, allow_unused=allow_unused)
-    if getattr(config, "quantization_config", None) is None and (folder := _folder(where)):
+    if not packed and (folder := _folder(where)):
         check_types(where.name, folder, set(hf.state_dict()))
     return unwrapped(hf), unused
 

@@ -19,6 +19,7 @@ from mnemoscope.errors import ModelChanged, ModelNotSupported, RunMismatch
 from mnemoscope.model.accepted import unwrapped
 from mnemoscope.model.check import check_traced, examine
 from mnemoscope.model.fairseq import AdaptiveInput
+from mnemoscope.model.packed import packings, weights
 from mnemoscope.model.parts import Anatomy
 from mnemoscope.model.running import plainly
 from mnemoscope.model.state import Fingerprint, Mode, fingerprint, structure
@@ -90,8 +91,9 @@ class Model:
 
     @property
     def upcast(self) -> bool:
-        """Whether some weights are in half precision, so that an exact pass has to widen them."""
-        return any(weight.dtype in (torch.bfloat16, torch.float16) for weight in self.hf.parameters())
+        """Whether some weights are in half precision or packed, so that an exact pass has to widen them."""
+        half = (torch.bfloat16, torch.float16)
+        return bool(packings(self.hf)) or any(weight.dtype in half for weight in self.hf.parameters())
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -268,6 +270,7 @@ class Model:
             units=None if self.units is None else self.units.entry(),
             readout="input embedding" if parts.headless else "head",
             adapter=self.adapter,
+            packed=packings(self.hf),
         )
 
 
@@ -279,11 +282,9 @@ def embedding_rows(hf: PreTrainedModel) -> int:
 
 
 def hash_of(hf: PreTrainedModel) -> str:
-    """SHA-256 over names, shapes and bf16 bytes of all weights and buffers that a checkpoint holds."""
+    """SHA-256 over names, shapes and bf16 bytes of all that a checkpoint holds, packed weights multiplied out."""
     digest = hashlib.sha256()
-    state = hf.state_dict()
-    for name in sorted(state):
-        tensor = state[name]
+    for name, tensor in weights(hf):
         if tensor.is_floating_point():
             tensor = tensor.to(torch.bfloat16).view(torch.uint16)
         digest.update(f"{name} {list(tensor.shape)}\n".encode())

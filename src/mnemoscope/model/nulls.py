@@ -40,6 +40,7 @@ from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.capture import Capture, Coefficients, Inputs, LayerRows
 from mnemoscope.model.experts import Rows
 from mnemoscope.model.model import Model
+from mnemoscope.model.packed import packings
 from mnemoscope.model.parts import Layer
 from mnemoscope.model.units import Activation
 from mnemoscope.records import ContextBatch
@@ -240,6 +241,11 @@ def shuffled_copy(model: Model, seed: int = 0) -> Model:
 
     Norms, biases and embeddings stay; a matrix that holds several projections is permuted as a whole.
     """
+    if packed := packings(model.hf):
+        raise ModelNotSupported(
+            f"making null units for {model.id}: its weights are packed ({packed[0]}), and packed weights cannot be "
+            "shuffled; leave the kind shuffled out"
+        )
     # One call, so that the parts of the copied anatomy are the modules of the copied model.
     hf, anatomy = copy.deepcopy((model.hf, model.anatomy))
     for index, layer in enumerate(anatomy.layers):

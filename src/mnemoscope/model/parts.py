@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mnemoscope.model.adaptive import Bands
 from mnemoscope.model.experts import Experts, Rows
+from mnemoscope.model.packed import multiplied_out, ordinary, packed, sizes
 from mnemoscope.model.units import LayerUnits, passing
 
 
@@ -161,7 +162,7 @@ class Attention:
         return sum(known[1:], known[0]) if known else None
 
     def _nothing(self, *rows: int) -> Float[Tensor, "*rows width"]:
-        weight = next(weight for weight in self.module.parameters() if weight.is_floating_point())
+        weight = next(filter(ordinary, self.module.parameters()))
         return weight.detach().new_zeros(*rows, self.width)
 
 
@@ -250,7 +251,7 @@ class Layer(Attention):
     def groups(self) -> tuple[int, ...]:
         """Neurons that run on the same tokens: of the whole layer, or of each expert and of the shared one."""
         routed = () if self.experts is None else (self.experts.width,) * self.experts.count
-        return routed if self.down is None else (*routed, rows_of(self.down).shape[1])
+        return routed if self.down is None else (*routed, shape_of(self.down)[1])
 
     @property
     def gated(self) -> bool:
@@ -483,7 +484,9 @@ class Anatomy:
     def dtype(self) -> torch.dtype:
         """Of the values of neurons, and so of their coefficients."""
         first = next(layer for layer in self.layers if layer.groups)
-        return next(first.rows()).values.dtype if first.experts is None else first.experts.dtype
+        if first.experts is not None:
+            return first.experts.dtype
+        return rows_of(self.embedding if first.down is None or packed(first.down) else first.down).dtype
 
     @property
     def unit_dtype(self) -> torch.dtype:
@@ -571,9 +574,19 @@ def _bias(projection: Projection | None) -> Tensor | None:
 
 
 def rows_of(module: nn.Module) -> Float[Tensor, "output input"]:
-    """The weight of a linear module with one row per output (`Conv1D` stores it the other way)."""
+    """The weight of a linear module with one row per output (`Conv1D` stores it the other way, others packed)."""
+    if packed(module):
+        return multiplied_out(module)
     weight = module.weight.detach()  # type: ignore[operator]
     return weight.T if isinstance(module, Conv1D) else weight
+
+
+def shape_of(module: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs of a linear module."""
+    if packed(module):
+        return sizes(module)
+    rows, columns = rows_of(module).shape
+    return rows, columns
 
 
 def bias_of(module: nn.Module) -> Float[Tensor, " output"] | None:

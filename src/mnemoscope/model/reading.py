@@ -20,6 +20,7 @@ from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.adaptive import Bands
 from mnemoscope.model.encoders import ENCODERS, HEADS, REFUSED_STACKS, stacks_of
 from mnemoscope.model.experts import Experts, dispatched, measured
+from mnemoscope.model.packed import packed, plain
 from mnemoscope.model.parts import (
     ALL_ARRIVES,
     Anatomy,
@@ -31,7 +32,7 @@ from mnemoscope.model.parts import (
     OwnNorms,
     Projection,
     Transform,
-    rows_of,
+    shape_of,
 )
 from mnemoscope.model.table import (
     ANY_FFN,
@@ -345,16 +346,15 @@ def _read(
     headless = hf.get_output_embeddings() is None
     head = embedding if headless else bare(hf.get_output_embeddings())
     for module in (head, embedding):
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
+        if not plain(module) and (module is embedding or not packed(module)):
             raise refused(family, f"its embeddings or its head are no plain matrix ({type(module).__name__})")
     first = next((layer for layer in layers if layer.groups), layers[0])
     width = first.heads().shape[-1]
     transform, final_norm = _end(hf, body, row, width, family, config)
-    read = width if transform is None else rows_of(transform.dense).shape[0]
+    read = width if transform is None else shape_of(transform.dense)[0]
     mapped = None if row.embedding_map is None else find(body, row.embedding_map)
-    entering = rows_of(embedding if mapped is None else mapped).shape[0 if mapped is not None else 1]
-    if rows_of(head).shape[1] != read or entering != width:
+    entering = shape_of(embedding if mapped is None else mapped)[0 if mapped is not None else 1]
+    if shape_of(head)[1] != read or entering != width:
         raise refused(family, "its embeddings are projected to another width")
     ends = getattr(config, row.bands) if row.bands else None
     bands = Bands(tuple(ends)) if ends else None
@@ -369,7 +369,7 @@ def _read(
         n_heads=first.n_heads + (first.cross.n_heads if first.cross else 0),
         n_kv_heads=_kv_heads(config, first.n_heads),
         head_dim=max(layer.heads().shape[1] for layer in layers),
-        vocabulary=bands.vocabulary if bands else rows_of(head).shape[0],
+        vocabulary=bands.vocabulary if bands else shape_of(head)[0],
         context_length=_context_length(config)
         - (0 if row.first_position is None else int(_number(config, row.first_position))),
         gated=first.gated,
@@ -379,7 +379,7 @@ def _read(
         logit_multiplier=_number(config, row.logit_multiplier) / _number(config, row.logit_divisor),
         softcap=getattr(config, row.softcap) if row.softcap else None,
         embedding=embedding,
-        embedding_norm=measured_norm(body, row.embedding_norm, rows_of(embedding).shape[1], config, family),
+        embedding_norm=measured_norm(body, row.embedding_norm, shape_of(embedding)[1], config, family),
         embedding_map=mapped,
         final_norm=final_norm,
         head=head,
@@ -411,7 +411,7 @@ def _end(
     if head is None:
         return None, norm
     dense = part_of(hf, head[0], family)
-    return Transform(norm, dense), measured_norm(hf, head[1], rows_of(dense).shape[0], config, family)
+    return Transform(norm, dense), measured_norm(hf, head[1], shape_of(dense)[0], config, family)
 
 
 def _layers(body: nn.Module, row: Family, config: Any, family: str) -> Iterator[Layer]:
@@ -495,12 +495,9 @@ def _layer(
         owner = None
     down = None if owner is None else part_of(owner, ffn.down, family)
     for module in filter(None, (out, down)):
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
-            raise refused(
-                family, f"its weights are packed ({type(module).__name__}); load it without quantisation"
-            )
-    width = int(config.hidden_size) if out is None else rows_of(out).shape[0]
+        if not plain(module) and not packed(module):
+            raise refused(family, f"an output projection is no matrix ({type(module).__name__})")
+    width = int(config.hidden_size) if out is None else shape_of(out)[0]
     apart = (*row.unused, *(row.cross.norms if row.cross else ()), *(beside or ()))
     fitting = [norms for norms in row.norms if _uses_all_norms(block, norms, row.extra, *apart)]
     norms = None if not fitting else fitting[-1] if out is None and mixer is None else fitting[0]
@@ -511,7 +508,7 @@ def _layer(
         norms = Norms(None, None, middle=norms.input, end=norms.ffn)
     gate, up = (None, None)
     if owner is not None and down is not None:
-        gate, up = _first_projections(owner, ffn, rows_of(down).shape[1], family)
+        gate, up = _first_projections(owner, ffn, shape_of(down)[1], family)
     input_norm = _scaled(measured_norm(block, norms.input, width, config, family), arrives.lin)
     ffn_norm = input_norm
     if norms.ffn != norms.input:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mnemoscope.model.experts import dispatched, foreign, taken_apart
+from mnemoscope.model.packed import packed, unpacked
 
 _HALF = (torch.bfloat16, torch.float16)
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")  # kinds of device
@@ -66,6 +67,7 @@ def observed(hf: PreTrainedModel, *, upcast: bool, attention: str | None = "eage
     with (
         plainly(),
         _widened(hf, apart) if upcast else nullcontext(),
+        unpacked(hf) if upcast else nullcontext(),
         taken_apart(hf) if apart else nullcontext(),
     ):
         try:
@@ -88,13 +90,13 @@ def _widened(hf: PreTrainedModel, apart: bool) -> Iterator[None]:
     """
     handles: list[Any] = []
     for module in hf.modules():
-        if apart and dispatched(module) and not foreign(module):
+        if (apart and dispatched(module) and not foreign(module)) or packed(module):
             continue
         tensors = [*_tensors(module)]
         if not isinstance(module, PreTrainedModel):
             children = (getattr(module, name, None) for name in _read_from_outside(type(module)))  # type: ignore[arg-type]
             tensors += chain.from_iterable(
-                _tensors(child) for child in children if isinstance(child, nn.Module)
+                _tensors(child) for child in children if isinstance(child, nn.Module) and not packed(child)
             )
         if any(tensor.dtype in _HALF for tensor in tensors):
             widener = _Widener(tensors)

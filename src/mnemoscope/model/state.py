@@ -10,18 +10,22 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mnemoscope.model.experts import implementation
+from mnemoscope.model.packed import stored
 
 SAMPLED = 64  # entries of a matrix that are looked at; of a vector, all
 
 
 class Fingerprint(NamedTuple):
-    """What changes when a model does, short of a few entries of a matrix that are written behind autograd's back."""
+    """What changes when a model does, short of a few entries of a matrix that are written behind autograd's back, and
+    of the integers of packed weights.
+    """
 
     # Modules, their code, hooks, attention, experts, and how often autograd saw each weight written.
     structure: tuple[Any, ...]
@@ -41,15 +45,21 @@ def structure(hf: nn.Module) -> tuple[Any, ...]:
         (id(module), _code(module), *_hooks(module), _attention(module), implementation(module))
         for module in hf.modules()
     )
-    weights = tuple(
-        (id(weight), tuple(weight.shape), weight.dtype, _version(weight)) for weight in hf.parameters()
-    )
-    return modules, weights
+    return modules, tuple(map(_written, hf.parameters()))
+
+
+def _written(weight: Tensor) -> tuple[Any, ...]:
+    """What of a weight is seen to change; libraries rearrange the integers of packed ones from pass to pass."""
+    if not weight.is_floating_point():
+        return id(weight), weight.nbytes
+    return id(weight), tuple(weight.shape), weight.dtype, _version(weight)
 
 
 def _code(module: nn.Module) -> int:
     """The identity of its forward method, which may have been replaced in the module or in its class."""
     forward: Any = module.forward
+    if isinstance(forward, partial) and _own(forward):
+        forward = forward.args[0]  # in whose place it stands for the time of a pass
     return id(getattr(forward, "__func__", forward))  # a bound method is another object at every look
 
 
@@ -89,8 +99,11 @@ def _settings(hf: nn.Module) -> tuple[Any, ...]:
 
 @torch.no_grad()
 def _sums(hf: nn.Module) -> tuple[float, ...]:
+    tensors = chain.from_iterable(map(stored, (*hf.parameters(), *_kept(hf))))
     sums = [
-        _sampled(weight).double().sum() for weight in (*hf.parameters(), *_kept(hf)) if not weight.is_meta
+        _sampled(tensor).double().sum()
+        for tensor in tensors
+        if not tensor.is_meta and (tensor.is_floating_point() or tensor.ndim < 2)
     ]
     return (
         tuple(torch.stack([total.to(sums[0].device) for total in sums]).nan_to_num().tolist()) if sums else ()
