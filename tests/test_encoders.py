@@ -18,10 +18,11 @@ from tiny import texts, tokenizer
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import BertForPreTraining, PreTrainedTokenizerFast
+from transformers import BertForPreTraining, PreTrainedModel, PreTrainedTokenizerFast
 
 from mnemoscope import build, explain
-from mnemoscope.errors import ModelNotSupported, QueryError
+from mnemoscope.api import open_run
+from mnemoscope.errors import ModelNotSupported, PatternError, QueryError
 from mnemoscope.mine.verify import verify
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.check import examine, self_check
@@ -33,9 +34,8 @@ from mnemoscope.model.stream import trace
 from mnemoscope.neuron.striking import Striking
 from mnemoscope.records import ContextBatch, padded
 from mnemoscope.run.reading import Run
-from mnemoscope.studies.run import measure
+from mnemoscope.studies.measures import removal
 from mnemoscope.trials.hypothesis import test as hypothesis
-from mnemoscope.trials.job import patterns
 
 DECODERS = [family for family, row in ENCODERS.items() if not row.bidirectional]
 OF_PAIRS = ["t5", "mt5", "umt5"]  # encoders of encoder-decoders
@@ -217,15 +217,63 @@ def test_a_checkpoint_is_loaded_with_the_head_that_it_has(tmp_path: Path, head: 
 
 
 def test_what_asks_about_prefixes_refuses_an_encoder(built: tuple[Run, Model]) -> None:
-    """Patterns, a hypothesis and the study say so in a line, before anything is read."""
+    """Tokens removed from triggers, and a claim about the next token, in a line, before anything is read."""
     run, model = built
-    for ask in (
-        lambda: patterns(run, model),
-        lambda: hypothesis(run, model, (0, 1), "city"),
-        lambda: measure(run, model),
+    with pytest.raises(ModelNotSupported, match="it is an encoder, whose positions see all of the text"):
+        removal.add(run, model)
+    with pytest.raises(PatternError, match=r"is about the token that comes next.*an encoder, which reads it"):
+        hypothesis(run, model, (0, 1), "nextword:city")
+
+
+@torch.no_grad()
+def _planted() -> PreTrainedModel:
+    """A BERT whose neuron 3 of layer 0 is active where the token is " Paris", whatever stands around it."""
+    hf = tiny("bert", "masked")
+    first, embeddings = hf.bert.encoder.layer[0], hf.bert.embeddings
+    first.attention.output.dense.weight.zero_()
+    first.attention.output.dense.bias.zero_()
+    for table in (embeddings.position_embeddings, embeddings.token_type_embeddings):
+        table.weight.zero_()
+    for norm in (embeddings.LayerNorm, first.attention.output.LayerNorm):
+        norm.weight.fill_(1)
+        norm.bias.zero_()
+    vectors = embeddings.LayerNorm(embeddings.word_embeddings.weight)
+    key = vectors[tokenizer().convert_tokens_to_ids("ĠParis")]
+    first.intermediate.dense.weight[3] = key
+    second = (vectors @ key).sort(descending=True).values[1]
+    first.intermediate.dense.bias[3] = -(key @ key + second) / 2
+    return hf
+
+
+def test_patterns_of_an_encoder_are_those_of_its_positions(tmp_path: Path) -> None:
+    """A planted neuron is found and confirmed both ways; the family of the next token is left out, which is said; and
+    the study answers what applies to an encoder.
+    """
+    model = load_model(_planted(), tokenizer=reading())
+    run = open_run(build(model, texts(400), tmp_path / "run", top=20).path)
+    said: list[str] = []
+    report = run.patterns(budget=20_000, model=model, report=lambda step: said.append(step.note))
+    assert any("patterns of the next token are not looked for" in note for note in said)
+    tests = run.table("patterns").collect()["tests"].unique().to_list()
+    assert "next" not in tests and "main" in tests and report is not None
+    claim = run.test((0, 3), "words:paris", model=model).claim
+    assert (claim.precision.value, claim.recall.value, claim.f1.value) == (1.0, 1.0, 1.0), claim
+    study = run.study(fast=True, model=model)
+    told = {section.name: section for section in study.sections}
+    assert all(told[name].findings for name in ("glance", "keys", "values", "weights", "distributions"))
+    for name in (
+        "removal",
+        "refinement",
+        "contributions",
+        "crosslayer",
+        "questions",
+        "cases",
+        "lens",
+        "groups",
     ):
-        with pytest.raises(ModelNotSupported, match="it is an encoder, whose positions see all of the text"):
-            ask()
+        assert (
+            not told[name].findings and "encoder" in told[name].missing and ";" not in told[name].missing[:40]
+        )
 
 
 PROMPT = "the capital of <mask> is Paris"

@@ -307,6 +307,21 @@ def test_blocks_that_are_only_one_half_add_up_and_are_mined() -> None:
     torch.testing.assert_close(swept[3], stream.layers[3].coefficients, rtol=1e-4, atol=1e-5)
 
 
+MIXERS: dict[str, dict[str, Any]] = {
+    "lfm2": {"layer_types": ["conv"] * 2},
+    "qwen3_next": {"layer_types": ["linear_attention"] * 2},
+    "jamba": {"attn_layer_period": 99, "attn_layer_offset": 98},
+    "recurrent_gemma": {"block_types": ["recurrent"] * 2},
+}
+
+
+@pytest.mark.parametrize("family", slow_but_for(MIXERS, {"lfm2"}))
+def test_a_model_of_mixers_alone_closes(family: str) -> None:
+    """transformers does not run it with a cache, so it is compared with itself under a mask alone."""
+    anatomy, error = examine(_built(family, **MIXERS[family]))
+    assert error <= 1e-5 and all(layer.attention is None and layer.mixer for layer in anatomy.layers)
+
+
 @torch.no_grad()
 def _cut_by_hand(model: Model, stream: Stream, cut: Cut) -> float:
     """The change of log p(7) at the end, by a hook on the whole pass, which keeps all positions."""

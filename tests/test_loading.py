@@ -175,15 +175,6 @@ def _loaded_with_adapter(tmp_path: Path) -> PreTrainedModel:
     return hf
 
 
-def _offloaded(tmp_path: Path, kind: str) -> PreTrainedModel:
-    from accelerate import cpu_offload, disk_offload
-
-    hf = FAMILIES["llama"]()
-    if kind == "cpu":
-        return cpu_offload(hf, execution_device=torch.device("cpu"))
-    return disk_offload(hf, str(tmp_path / "offload"), execution_device=torch.device("cpu"))
-
-
 def _on_meta(_: Path) -> PreTrainedModel:
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(FAMILIES["llama"]().config)
@@ -236,8 +227,6 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "lm_head is a trained copy",
     ),
     "load_adapter": (_loaded_with_adapter, "is not merged"),
-    "offloaded to the cpu": (lambda path: _offloaded(path, "cpu"), "meta device.*on one device"),
-    "offloaded to disk": (lambda path: _offloaded(path, "disk"), "meta device.*on one device"),
     "prepared for mixed precision": (_mixed_precision, r"mixed precision.*keep_fp32_wrapper=False"),
     "prompt tuning": (_prompted, "vectors before the prompt that are no tokens.*get_base_model"),
     "head of two matrices": (

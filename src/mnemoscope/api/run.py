@@ -396,7 +396,7 @@ class Run(StoredRun):
         chosen = catalogue.choose(only)
         sizes = study_sizes(fast, positions, sentences, seed, shuffled, questions)
         skipped: dict[str, str] = {}
-        if any(each.measured and each.state(self, sizes) != "ready" for each in chosen):
+        if any(each.lacks(self, sizes) for each in chosen):
             from mnemoscope.studies.run import measure
 
             def skip(measurement: catalogue.Measurement, error: QueryError) -> None:

@@ -121,7 +121,7 @@ def study(
         kinds = (*nulls.DEFAULT, "shuffled") if shuffled else nulls.DEFAULT
         with building(loaded, out) as progress:
             run = api.build(loaded, source, out, nulls=kinds, workers=workers, report=progress)
-    if all(each.state(run, sizes) == "ready" for each in chosen if each.measured):
+    if not any(each.lacks(run, sizes) for each in chosen):
         result = run.study(only=only, **sampling)
     else:
         again = loading.again(model)

@@ -31,7 +31,7 @@ import torch
 from mnemoscope.mine import values
 from mnemoscope.model import lens, packed, parts, reading, table
 from mnemoscope.model.model import Model
-from mnemoscope.model.packed import weights
+from mnemoscope.model.state import weights
 from mnemoscope.text import cache, samples
 
 MOST_BYTES = 8 << 30  # of all entries; those that were used longest ago make room

@@ -29,8 +29,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mnemoscope import errors
+from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model
+from mnemoscope.model.spread import is_spread
 from mnemoscope.records import ContextBatch, Progress
 from mnemoscope.text.plan import Plan
 
@@ -90,6 +92,10 @@ def run_shards(
     workers  processes; each holds a copy of the state, and all share one copy of the weights (CPU)
     Raises whatever a worker raised; what was checkpointed stays.
     """
+    if workers > 1 and is_spread(model.hf):
+        raise ModelNotSupported(
+            f"running {model.id} in {workers} processes: it is spread over several devices; give one process"
+        )
     for lock in folder.glob("state-*.lock"):
         # A worker that outlived a killed run has left once its lock is free.
         with locked(lock, folder.parent, _PATIENCE):

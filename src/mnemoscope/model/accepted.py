@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mnemoscope.errors import ModelError, ModelNotSupported
 from mnemoscope.model.packed import COMPUTED, packed
+from mnemoscope.model.spread import is_there
 
 ACCEPTED = "a Hugging Face id, a local folder, a .gguf file, sample:smollm2-135m, or a loaded PreTrainedModel"
 _WRAPPERS = {  # by the name of the class: where the model is
@@ -113,18 +114,26 @@ def _check_precision(hf: PreTrainedModel) -> None:
 
 
 def _check_weights(hf: PreTrainedModel) -> None:
-    """`ModelNotSupported` unless all weights are in memory, on one device, in a dtype that is computed in."""
-    weights = dict(hf.named_parameters()) | dict(hf.named_buffers())
+    """`ModelNotSupported` unless all weights are there, in a dtype that is computed in; on several devices only where
+    accelerate moves what runs from one to the next.
+    """
     doing = f"loading a {type(hf).__name__}"
-    if away := [name for name, weight in weights.items() if weight.is_meta]:
+    every = [
+        (f"{prefix}.{name}", module, name) for prefix, module in hf.named_modules() for name in _names(module)
+    ]
+    weights = {path: getattr(module, name) for path, module, name in every}
+    if away := [path for path, module, _ in every if not is_there(module, weights[path])]:
         raise ModelNotSupported(
             f"{doing}: {len(away)} of its {len(weights)} tensors (the first is {away[0]}) are on the meta device, "
-            "either offloaded or never loaded; load it whole on one device (no device_map, no cpu_offload)"
+            "so they were never loaded; load it whole"
         )
-    devices = sorted({str(weight.device) for weight in weights.values()})
-    if len(devices) > 1:
+    devices = sorted(
+        {str(weight.device) for weight in (*hf.parameters(), *hf.buffers()) if not weight.is_meta}
+    )
+    if len(devices) > 1 and not any(hasattr(module, "_hf_hook") for module in hf.modules()):
         raise ModelNotSupported(
-            f"{doing}: its weights are on several devices ({', '.join(devices)}); load it on one (hf.to(device))"
+            f"{doing}: its weights are on several devices ({', '.join(devices)}), and nothing moves what runs from "
+            "one to the next; load it on one (hf.to(device)), or with device_map"
         )
     spread = next((name for name, weight in weights.items() if type(weight).__name__ == "DTensor"), None)
     if spread is not None:
@@ -137,6 +146,11 @@ def _check_weights(hf: PreTrainedModel) -> None:
                 f"{doing}: {name} is in {str(weight.dtype).removeprefix('torch.')}; float32, bfloat16 and float16 are "
                 "accepted: convert a copy (copy.deepcopy(hf).float()), or load it without quantisation"
             )
+
+
+def _names(module: nn.Module) -> list[str]:
+    held = (*module._parameters.items(), *module._buffers.items())
+    return [name for name, tensor in held if tensor is not None]
 
 
 def _computing(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.experts import Routed, listen, shared_weight, taken_apart
 from mnemoscope.model.running import hooked
+from mnemoscope.model.spread import at_home
 from mnemoscope.model.threads import Threads
 from mnemoscope.model.units import POINTS, Rebuilding, passing, points_of
 from mnemoscope.model.watch import EndOfPass, after_attention, watch
@@ -237,6 +238,7 @@ class Capture:
             return
         experts = self._model.anatomy.layers[layer].experts
         assert experts is not None
+        piece = piece.moved(experts.module, at_home)
         rows = LayerRows(
             layer, 0, 0, np.array(piece.starts), piece.tokens, piece.weight * experts.factor,
             piece.coefficients, piece.gate, piece.up, piece.read, piece.taken,

@@ -431,7 +431,9 @@ def _as_run(
     if not anatomy.bidirectional:
         own = "attention_mask" if source is None else "decoder_attention_mask"
         call = {name: value for name, value in ways[0][1].items() if name != "use_cache"}
-        ways.append((_MASK, {**call, own: mask}))
+        # transformers runs no model of mixers alone with a cache.
+        kept = {} if any(layer.attention for layer in anatomy.layers) else {"use_cache": False}
+        ways.append((_MASK, {**call, own: mask} | kept))
     for how, call in ways:
         logits = anatomy.outputs(hf(**call))
         yield how, [row[: len(each.tokens)].float() for row, each in zip(logits, inputs, strict=True)]

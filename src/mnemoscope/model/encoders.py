@@ -32,6 +32,21 @@ _GTE = _LLAMA._replace(
     embedding_norm="embeddings.LayerNorm",
 )
 
+_XLM = Family(
+    "attentions.out_lin",
+    FeedForward("ffns.lin2", "ffns.lin1"),
+    (Norms(None, None, middle="layer_norm1", end="layer_norm2"),),
+    blocks="attentions",
+    lists=("attentions", "layer_norm1", "ffns", "layer_norm2"),
+    final_norm=None,
+    embedding_norm="layer_norm_emb",
+    bidirectional=True,
+    refused=(
+        ("causal", False, "it is an encoder whose positions see only those before them"),
+        ("pre_norm", False, "its norms stand before its parts"),
+        ("asm", False, "its head is an adaptive softmax"),
+    ),
+)
 _MODERN = Family(
     "attn.Wo",
     FeedForward("mlp.Wo", "mlp.Wi", "mlp.Wi"),
@@ -121,7 +136,8 @@ ENCODERS: dict[str, Family] = {
     "gte": _GTE,
     "nomic_bert": _GTE,
     "jina_embeddings_v3": _GTE._replace(ffn=FeedForward("mlp.fc2", "mlp.fc1")),
-    "eurobert": _LLAMA,
+    **dict.fromkeys(("eurobert", "ultrabert"), _LLAMA),
+    **dict.fromkeys(("flaubert", "xlm"), _XLM),
     "esmc": _LLAMA._replace(residual_multiplier=lambda config: (36 / config.num_hidden_layers) ** 0.5),
     **dict.fromkeys(("t5", "mt5", "umt5"), _T5),
     **dict.fromkeys(
@@ -226,8 +242,8 @@ REFUSED_STACKS: dict[str, str] = {
     "t5gemma2": "one attention looks at its own positions and at the encoder's together, which is not supported yet",
 }
 
-# In a model with a head: the linear module and the norm before its decoder, where it has them.
-HEADS: tuple[tuple[str, str], ...] = (
+# In a model with a head: the linear modules and the norm, or None, before its decoder, where it has them.
+HEADS: tuple[tuple[str | None, ...], ...] = (
     ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
     ("cls.predictions.transform.dense", "cls.predictions.transform.layer_norm"),
     ("cls.predictions.dense", "cls.predictions.LayerNorm"),
@@ -238,4 +254,6 @@ HEADS: tuple[tuple[str, str], ...] = (
     ("head.dense", "head.norm"),
     ("projection_head.dense", "projection_head.norm"),
     ("lm_head.dense", "lm_head.norm"),
+    ("head.linear1", "head.linear2", None),
+    ("projection_head.linear1", "projection_head.linear2", None),
 )

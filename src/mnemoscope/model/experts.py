@@ -55,7 +55,16 @@ class Routed:
     def expert(self) -> Int[Tensor, " row"]:
         """The expert of each row."""
         sizes = torch.tensor(self.starts, device=self.tokens.device).diff()
-        return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+        numbers = torch.arange(len(sizes), device=sizes.device)
+        return numbers.repeat_interleave(sizes, output_size=self.starts[-1])
+
+    def moved(self, module: nn.Module, move: Callable[[nn.Module, Tensor], Tensor]) -> Routed:
+        """The same with what `move` makes of each tensor of the module."""
+        if move(module, self.coefficients) is self.coefficients:
+            return self
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: move(module, tensor) for name, tensor in tensors.items()}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +83,20 @@ Listener = Callable[[Routed], Tensor | None]
 """Takes what experts did; what it returns, if anything, is read by the down projections instead."""
 
 
+def _own(module: nn.Module, name: str) -> Tensor:
+    """A parameter of a module, without its history."""
+    parameter: Tensor = getattr(module, name)
+    return parameter.detach()
+
+
 @dataclass(frozen=True, eq=False)
 class Experts:
     """The experts of one layer: a module that transformers dispatches, and what lies between it and the stream.
 
     A neuron of the layer is ``expert * width + i``. The sum over experts is multiplied by `factor` outside the
     router; a shared expert, which every token goes through, by `shared_factor` and by the sigmoid of `shared_gate`.
-    Where experts read and write a projection of the stream, `inlet` and `outlet` are those linear modules.
+    Where experts read and write a projection of the stream, `inlet` and `outlet` are those linear modules. Parameters
+    are read by `held`.
     """
 
     module: nn.Module
@@ -89,6 +105,7 @@ class Experts:
     shared_gate: nn.Module | None = None
     inlet: nn.Linear | None = None
     outlet: nn.Linear | None = None
+    held: Callable[[nn.Module, str], Tensor | None] = _own
 
     @property
     def writer(self) -> nn.Module:
@@ -98,17 +115,17 @@ class Experts:
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, and so of the coefficients."""
-        return _matrix(self.module, "down_proj").dtype
+        return self._matrix(self.module, "down_proj").dtype
 
     @property
     def count(self) -> int:
         """How many experts are routed to."""
-        return len(_matrix(self.module, "down_proj"))
+        return len(self._matrix(self.module, "down_proj"))
 
     @property
     def width(self) -> int:
         """Neurons of one expert."""
-        return _matrix(self.module, "down_proj").shape[1 if self.transposed else 2]
+        return self._matrix(self.module, "down_proj").shape[1 if self.transposed else 2]
 
     @property
     def transposed(self) -> bool:
@@ -127,15 +144,17 @@ class Experts:
 
     def rows(self, expert: int, of_stream: bool = True) -> Rows:
         """The weights of one expert; keys of the residual stream, or of what the expert itself reads."""
-        first, down = (_matrix(self.module, name)[expert] for name in (self._first, "down_proj"))
+        first, down = (self._matrix(self.module, name)[expert] for name in (self._first, "down_proj"))
         if self.transposed:
             first = first.T
         if self.inlet is not None and of_stream:
-            first = first.float() @ self.inlet.weight.detach().float()
+            first = first.float() @ self._matrix(self.inlet, "weight").float()
         values = down if self.transposed else down.T
         if self.outlet is not None:
-            values = values.float() @ self.outlet.weight.detach().float().T
-        bias = _matrix(self.module, f"{self._first}_bias")[expert] if _facts(self.module).has_bias else None
+            values = values.float() @ self._matrix(self.outlet, "weight").float().T
+        bias = (
+            self._matrix(self.module, f"{self._first}_bias")[expert] if _facts(self.module).has_bias else None
+        )
         gate, up = (half(self.module, index, self.width) for index in (0, 1))
         return Rows(
             slice(expert * self.width, (expert + 1) * self.width),
@@ -156,7 +175,7 @@ class Experts:
 
     def down_biases(self) -> Float[Tensor, "expert width"] | None:
         """What each expert writes whatever it detects, before the router's weight."""
-        return _matrix(self.module, "down_proj_bias") if _facts(self.module).has_bias else None
+        return self._matrix(self.module, "down_proj_bias") if _facts(self.module).has_bias else None
 
     def activated(self, gate: Tensor, up: Tensor | None) -> Float[Tensor, "*rows neuron"]:
         """Coefficients of pre-activations, by the module's own gate (which may clamp)."""
@@ -168,6 +187,11 @@ class Experts:
             else torch.stack([gate, up], -1).flatten(-2)
         )
         return _apply_gate(self.module, fused)
+
+    def _matrix(self, module: nn.Module, name: str) -> Tensor:
+        parameter = self.held(module, name)
+        assert parameter is not None, f"{name} of {type(module).__name__}"
+        return parameter
 
     @property
     def _first(self) -> str:
@@ -216,12 +240,6 @@ def _apply_gate(module: Any, fused: Tensor) -> Tensor:
         return module._apply_gate(fused)
     gate, up = fused.chunk(2, -1)
     return up * module.act_fn(gate)
-
-
-def _matrix(module: nn.Module, name: str) -> Tensor:
-    parameter = getattr(module, name)
-    assert isinstance(parameter, Tensor), f"{name} of {type(module).__name__}"
-    return parameter.detach()
 
 
 def shared_weight(experts: Experts, gate: Float[Tensor, "token 1"] | None) -> Float[Tensor, " token"] | float:
@@ -365,7 +383,7 @@ def measured(
     Factors are 1, among the numbers that this module holds, or the mean of routed and shared experts; None if none
     comes near. Which is meant shows in any dtype; that it is exact is for the self-check to say.
     """
-    weight = _matrix(experts.module, "down_proj")
+    weight = experts._matrix(experts.module, "down_proj")
     width = (
         weight.shape[2 if experts.transposed else 1] if experts.inlet is None else experts.inlet.in_features
     )

@@ -35,6 +35,8 @@ from mnemoscope.model.encoders import ENCODERS
 from mnemoscope.model.fairseq_checkpoint import DICTIONARY, is_fairseq
 from mnemoscope.model.fairseq_checkpoint import load as load_fairseq
 from mnemoscope.model.model import NAMES, Model, embedding_rows, native_bf16
+from mnemoscope.model.packed import ordinary
+from mnemoscope.model.spread import home
 from mnemoscope.model.unit_files import load_units
 from mnemoscope.model.unit_set import UnitSet
 from mnemoscope.records import AdapterEntry
@@ -196,16 +198,16 @@ def _check_applies(
     adapter: str | Path | None,
 ) -> None:
     """What is asked of a loaded model must be so already."""
-    weight = next(hf.parameters())
+    weight, held_on = next(filter(ordinary, hf.parameters())), home(hf)
     doing = f"loading a {type(hf).__name__} that is in memory"
-    if dtype != "auto" and _dtype(dtype, weight.device) != weight.dtype:
+    if dtype != "auto" and _dtype(dtype, held_on) != weight.dtype:
         held = NAMES[str(weight.dtype).removeprefix("torch.")]
         raise ModelError(
             f"{doing}: dtype={dtype!r} was given and it is in {held}; convert it (hf.to(torch.{DTYPES[NAMES[dtype]]}))"
         )
-    if device != "auto" and not _same(devices.device(device), weight.device):
+    if device != "auto" and not _same(devices.device(device), held_on):
         raise ModelError(
-            f"{doing}: device={device!r} was given and it is on {weight.device}; move it (hf.to({device!r}))"
+            f"{doing}: device={device!r} was given and it is on {held_on}; move it (hf.to({device!r}))"
         )
     if revision is not None and revision != _commit(hf):
         raise ModelError(

@@ -19,10 +19,11 @@ from mnemoscope.errors import ModelChanged, ModelNotSupported, RunMismatch
 from mnemoscope.model.accepted import unwrapped
 from mnemoscope.model.check import check_traced, examine
 from mnemoscope.model.fairseq import AdaptiveInput
-from mnemoscope.model.packed import packings, weights
+from mnemoscope.model.packed import packings
 from mnemoscope.model.parts import Anatomy
 from mnemoscope.model.running import plainly
-from mnemoscope.model.state import Fingerprint, Mode, fingerprint, structure
+from mnemoscope.model.spread import home
+from mnemoscope.model.state import Fingerprint, Mode, fingerprint, structure, weights
 from mnemoscope.model.stream import Stream, trace
 from mnemoscope.model.unit_set import UnitSet, attached
 from mnemoscope.records import AdapterEntry, Cells, ModelEntry
@@ -76,8 +77,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """The device that holds the weights."""
-        return next(self.hf.parameters()).device
+        """The device that holds the weights; of a model that is spread, the one where parts are added up."""
+        return home(self.hf)
 
     @property
     def dtype(self) -> str:
@@ -180,15 +181,19 @@ class Model:
         check_traced(stream)
         return stream
 
-    def check_causal(self, doing: str) -> None:
-        """ModelNotSupported for an encoder, also with a decoder, or where the residual stream is normalised; `doing`
-        begins its line.
-        """
+    def check_one_text(self, doing: str) -> None:
+        """ModelNotSupported for an encoder-decoder; `doing` begins its line."""
         if self.anatomy.stacks:
             raise ModelNotSupported(
                 f"{doing} {self.id}: it is an encoder-decoder, and this asks about one text and the token that "
                 "follows; decoders are accepted"
             )
+
+    def check_causal(self, doing: str) -> None:
+        """ModelNotSupported for an encoder, also with a decoder, or where the residual stream is normalised; `doing`
+        begins its line.
+        """
+        self.check_one_text(doing)
         if self.anatomy.bidirectional:
             raise ModelNotSupported(
                 f"{doing} {self.id}: it is an encoder, whose positions see all of the text, and this asks about "

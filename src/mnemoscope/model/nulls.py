@@ -42,6 +42,7 @@ from mnemoscope.model.experts import Rows
 from mnemoscope.model.model import Model
 from mnemoscope.model.packed import packings
 from mnemoscope.model.parts import Layer
+from mnemoscope.model.spread import is_spread
 from mnemoscope.model.units import Activation
 from mnemoscope.records import ContextBatch
 
@@ -245,6 +246,11 @@ def shuffled_copy(model: Model, seed: int = 0) -> Model:
         raise ModelNotSupported(
             f"making null units for {model.id}: its weights are packed ({packed[0]}), and packed weights cannot be "
             "shuffled; leave the kind shuffled out"
+        )
+    if is_spread(model.hf):
+        raise ModelNotSupported(
+            f"making null units for {model.id}: it is spread over several devices, and a copy with shuffled weights "
+            "has no place; leave the kind shuffled out"
         )
     # One call, so that the parts of the copied anatomy are the modules of the copied model.
     hf, anatomy = copy.deepcopy((model.hf, model.anatomy))

@@ -111,22 +111,6 @@ def _product(
     return nn.functional.linear(x.to(dtype), weight.to(dtype), bias).to(x.dtype)
 
 
-def weights(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and numbers of what a checkpoint of a model holds, by name; packed weights are multiplied out.
-
-    How they are packed is not seen: some libraries rearrange them when they are run or asked for.
-    """
-    modules = {f"{prefix}.weight": module for prefix, module in hf.named_modules() if packed(module)}
-    state: dict[str, Any] = {} if modules else hf.state_dict()
-    for prefix, module in hf.named_modules() if modules else ():
-        if packed(module):
-            state |= {f"{prefix}.bias": module.bias} if getattr(module, "bias", None) is not None else {}
-        else:
-            module._save_to_state_dict(state, f"{prefix}." if prefix else "", False)
-    for name in sorted(state.keys() | modules.keys()):
-        yield name, (multiplied_out(modules[name]) if name in modules else state[name]).detach()
-
-
 def stored(tensor: Tensor) -> Iterator[Tensor]:
     """The ordinary tensors that one of a packed kind is made of; itself where it is none."""
     if hasattr(tensor, "__tensor_flatten__"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from mnemoscope.model.adaptive import Bands
 from mnemoscope.model.experts import Experts, Rows
 from mnemoscope.model.packed import multiplied_out, ordinary, packed, sizes
+from mnemoscope.model.spread import at_home, held
 from mnemoscope.model.units import LayerUnits, passing
 
 
@@ -73,8 +75,8 @@ class Projection:
 
     def bias(self) -> Float[Tensor, " neuron"] | None:
         """One number per output, or None."""
-        bias = getattr(self.module, "bias", None)
-        return None if bias is None else bias.detach()[self.start : self.stop]
+        bias = held(self.module, "bias")
+        return None if bias is None else bias[self.start : self.stop]
 
     def of(self, output: Float[Tensor, "... fused"]) -> Float[Tensor, "... neuron"]:
         """This projection's share of what the module returned (for a forward hook on ``module``)."""
@@ -117,16 +119,16 @@ ALL_ARRIVES = Arrives()
 class Transform:
     """What an encoder does between its last block and the last norm before the unembedding.
 
-    A norm of its body, where it has one, a linear module, and a function of each of its outputs, which is seen and not
-    known.
+    A norm of its body, where it has one, and linear modules, each with a function of each of its outputs, which is seen
+    and not known.
     """
 
     norm: Norm | None
-    dense: nn.Module
+    dense: tuple[nn.Module, ...]
 
     def linear(self, v: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
-        """What the linear module makes of vectors, without its bias; fp32."""
-        return v.float() @ rows_of(self.dense).float().T
+        """What the linear modules make of vectors, without biases; fp32."""
+        return reduce(lambda vectors, module: vectors @ rows_of(module).float().T, self.dense, v.float())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -163,7 +165,8 @@ class Attention:
 
     def _nothing(self, *rows: int) -> Float[Tensor, "*rows width"]:
         weight = next(filter(ordinary, self.module.parameters()))
-        return weight.detach().new_zeros(*rows, self.width)
+        device = torch.device("cpu") if weight.is_meta else weight.device
+        return at_home(self.module, torch.zeros(*rows, self.width, dtype=weight.dtype, device=device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +220,7 @@ class Layer(Attention):
 
     A block may have no FFN, and no neurons then, or nothing but one. Where it has ``units`` of another kind, keys,
     values and coefficients are theirs, and `rows` and `groups` still those of its neurons.
+    Where its modules stand in several lists, ``module`` only holds them, and is never run: ``ends`` are.
 
     A ``mixer`` (a state space, a linear attention, a short convolution) mixes tokens without attention weights, instead
     of the attention, which is then None, or beside it: what it writes is one part of the block. So is what an ``extra``
@@ -246,6 +250,9 @@ class Layer(Attention):
     turn: tuple[int, int] = (0, 1)
     own_norms: OwnNorms | None = None
     units: LayerUnits | None = None
+    ends: tuple[nn.Module, nn.Module] | None = (
+        None  # what reads its input and returns its output, if not `module`
+    )
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -307,7 +314,8 @@ class Layer(Attention):
 
     def spread(self, weights: Float[Tensor, "... group"]) -> Float[Tensor, "... neuron"]:
         """For each neuron what there is for each of `groups`."""
-        return weights.repeat_interleave(torch.tensor(self.groups, device=weights.device), -1)
+        groups = torch.tensor(self.groups, device=weights.device)
+        return weights.repeat_interleave(groups, -1, output_size=sum(self.groups))
 
     def values(self) -> Float[Tensor, "neuron width"]:
         """What each neuron writes, before the router's weight, any post-norm or residual multiplier; of units what
@@ -500,8 +508,8 @@ class Anatomy:
         return self.transform is None and all(norm is None for norm in norms)
 
     def outward(self, vectors: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
-        """Vectors of the last residual where the last norm reads them, up to a scale: through the linear module of the
-        head, without its bias and its activation function.
+        """Vectors of the last residual where the last norm reads them, up to a scale: through the linear modules of the
+        head, without their biases and activation functions.
         """
         if self.transform is None:
             return vectors
@@ -543,7 +551,7 @@ class Anatomy:
         if self.outer_head is None:
             return bias_of(self.head)
         bias = getattr(self.outer_head, "final_logits_bias", None)
-        return bias_of(self.outer_head) if bias is None else bias.detach()[0]
+        return bias_of(self.outer_head) if bias is None else at_home(self.outer_head, bias.detach()[0])
 
     @torch.no_grad()
     def token_vectors(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token width"]:
@@ -576,8 +584,9 @@ def _bias(projection: Projection | None) -> Tensor | None:
 def rows_of(module: nn.Module) -> Float[Tensor, "output input"]:
     """The weight of a linear module with one row per output (`Conv1D` stores it the other way, others packed)."""
     if packed(module):
-        return multiplied_out(module)
-    weight = module.weight.detach()  # type: ignore[operator]
+        return at_home(module, multiplied_out(module))
+    weight = held(module, "weight")
+    assert weight is not None, f"{type(module).__name__} has no weight"
     return weight.T if isinstance(module, Conv1D) else weight
 
 
@@ -585,11 +594,10 @@ def shape_of(module: nn.Module) -> tuple[int, int]:
     """Outputs and inputs of a linear module."""
     if packed(module):
         return sizes(module)
-    rows, columns = rows_of(module).shape
-    return rows, columns
+    rows, columns = module.weight.shape  # type: ignore[misc]
+    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
 
 
 def bias_of(module: nn.Module) -> Float[Tensor, " output"] | None:
     """The bias of a linear module, or None."""
-    bias = getattr(module, "bias", None)
-    return None if bias is None else bias.detach()
+    return held(module, "bias")

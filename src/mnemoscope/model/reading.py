@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
@@ -34,6 +35,7 @@ from mnemoscope.model.parts import (
     Transform,
     shape_of,
 )
+from mnemoscope.model.spread import held, remember
 from mnemoscope.model.table import (
     ANY_FFN,
     ANY_FINAL,
@@ -103,11 +105,19 @@ def measured_norm(owner: nn.Module, path: str | None, width: int, config: Any, f
 @torch.no_grad()
 def _measure(module: nn.Module, width: int, config: Any) -> Norm | None:
     """The candidate that reproduces the module's own output in fp32, on vectors of usual and of tiny size."""
-    parameters = {name: value.detach().float() for name, value in module.named_parameters()}
+    parameters = {
+        name: value.float()
+        for name, _ in module.named_parameters()
+        if (value := held(module, name)) is not None
+    }
+    alone = module
+    if "_old_forward" in vars(module):  # without what moves its weights
+        alone = copy.copy(module)
+        vars(alone).pop("forward")
     device = next((value.device for value in parameters.values()), torch.device("cpu"))
     x = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(device)
     x = torch.cat([x + 0.5, x * 1e-3])  # where epsilon shows
-    output = torch.func.functional_call(module, parameters, (x,))
+    output = torch.func.functional_call(alone, parameters, (x,))
     if output.shape != x.shape:
         return None
     weight, bias = parameters.get("weight"), parameters.get("bias")
@@ -142,6 +152,7 @@ def describe(hf: PreTrainedModel) -> Anatomy:
 def candidates(hf: PreTrainedModel) -> Iterator[Anatomy]:
     """Every anatomy worth a self-check, at least one: a single one for a family in the table."""
     config = hf.config.get_text_config()
+    remember(hf)
     family = str(config.model_type)
     if reason := _unsupported_kind(hf):
         raise refused(family, reason)
@@ -351,7 +362,7 @@ def _read(
     first = next((layer for layer in layers if layer.groups), layers[0])
     width = first.heads().shape[-1]
     transform, final_norm = _end(hf, body, row, width, family, config)
-    read = width if transform is None else shape_of(transform.dense)[0]
+    read = width if transform is None else shape_of(transform.dense[-1])[0]
     mapped = None if row.embedding_map is None else find(body, row.embedding_map)
     entering = shape_of(embedding if mapped is None else mapped)[0 if mapped is not None else 1]
     if shape_of(head)[1] != read or entering != width:
@@ -410,18 +421,25 @@ def _end(
     head = next((paths for paths in HEADS if config.model_type in ENCODERS and _has(hf, paths)), None)
     if head is None:
         return None, norm
-    dense = part_of(hf, head[0], family)
-    return Transform(norm, dense), measured_norm(hf, head[1], shape_of(dense)[0], config, family)
+    *paths, last = head
+    dense = tuple(part_of(hf, str(path), family) for path in paths)
+    return Transform(norm, dense), measured_norm(hf, last, shape_of(dense[-1])[0], config, family)
 
 
 def _layers(body: nn.Module, row: Family, config: Any, family: str) -> Iterator[Layer]:
     """The layers in their order; a group of blocks is used for as many layers as there are for each."""
     blocks = part_of(body, row.blocks, family)
     assert isinstance(blocks, nn.ModuleList), f"{row.blocks} of a {family} model is a {type(blocks).__name__}"
+    every = [bare(block) for block in blocks]
+    if row.lists:
+        every = [
+            nn.ModuleDict({name: part_of(body, f"{name}.{index}", family) for name in row.lists})
+            for index in range(len(blocks))
+        ]
     if row.inner is None:
         run = [
-            (bare(block), _is_linear(config, index))
-            for index, block in enumerate(blocks)
+            (block, _is_linear(config, index))
+            for index, block in enumerate(every)
             if row.images is None or find(block, row.images) is None
         ]
         factors = [PLAIN if row.factors is None else row.factors(block) for block, _ in run]
@@ -555,6 +573,7 @@ def _layer(
         extra=None if row.extra is None else find(block, row.extra),
         arrives=arrives,
         cross=_cross(block, row, config, family, width),
+        ends=(block[row.lists[0]], block[row.lists[-1]]) if isinstance(block, nn.ModuleDict) else None,
     )
 
 
@@ -609,8 +628,7 @@ def _parameter(block: nn.Module, path: str | None, family: str) -> Tensor | None
     if path is None:
         return None
     owner, _, name = path.rpartition(".")
-    parameter = getattr(part_of(block, owner, family), name)
-    return None if parameter is None else parameter.detach()
+    return held(part_of(block, owner, family), name)
 
 
 def experts_in(block: nn.Module) -> nn.Module | None:
@@ -651,7 +669,10 @@ def _measured_experts(
     gates = (inner for name, inner in block.named_modules() if name.endswith("shared_expert_gate"))
     try:
         experts = measured(
-            outer, Experts(module, shared_gate=next(gates, None), inlet=inlet, outlet=outlet), shared, norm
+            outer,
+            Experts(module, shared_gate=next(gates, None), inlet=inlet, outlet=outlet, held=held),
+            shared,
+            norm,
         )
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
@@ -720,7 +741,7 @@ def _widening(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def _own_activation(block: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    for owner in (block, getattr(block, "mlp", None), getattr(block, "ffn", None)):
+    for owner in (block, *(getattr(block, name, None) for name in ("mlp", "ffn", "ffns"))):
         for attribute in ("act_fn", "activation_fn", "act", "gelu_impl", "activation"):
             act = getattr(owner, attribute, None)
             if callable(act):

@@ -99,7 +99,7 @@ def _widened(hf: PreTrainedModel, apart: bool) -> Iterator[None]:
                 _tensors(child) for child in children if isinstance(child, nn.Module) and not packed(child)
             )
         if any(tensor.dtype in _HALF for tensor in tensors):
-            widener = _Widener(tensors)
+            widener = _Widener(module, tensors)
             handles.append(module.register_forward_pre_hook(widener.widen, prepend=True))
             handles.append(module.register_forward_hook(widener.restore, always_call=True))
     with hooked(handles):
@@ -122,15 +122,25 @@ def _read_from_outside(kind: type) -> tuple[str, ...]:
 
 
 class _Widener:
-    """Swaps half-precision weights for fp32 copies, and back."""
+    """Swaps half-precision weights for fp32 copies, and back.
 
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
+    What waits elsewhere is brought in the dtype of what stands for it, and something new stands for it afterwards.
+    """
+
+    def __init__(self, module: nn.Module, tensors: list[Tensor]) -> None:
+        self.module, self.tensors = module, tensors
         self.stored: list[tuple[Tensor, Tensor]] = []
+        self.away: list[tuple[str, Tensor]] = []
 
     def widen(self, *_: Any) -> None:
+        self.away = [
+            (name, tensor) for name, tensor in self.module.named_parameters(recurse=False) if tensor.is_meta
+        ]
+        for name, tensor in self.away:
+            standing = tensor.float() if tensor.dtype in _HALF else tensor
+            self.module._parameters[name] = nn.Parameter(standing.detach(), requires_grad=False)
         for tensor in self.tensors:
-            if tensor.dtype in _HALF:
+            if tensor.dtype in _HALF and not tensor.is_meta:
                 self.stored.append((tensor, tensor.data))
                 tensor.data = tensor.data.float()
 
@@ -138,3 +148,5 @@ class _Widener:
         while self.stored:
             tensor, data = self.stored.pop()
             tensor.data = data
+        for name, tensor in self.away:
+            self.module._parameters[name] = tensor  # type: ignore[assignment]

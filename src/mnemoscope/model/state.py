@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mnemoscope.model.experts import implementation
-from mnemoscope.model.packed import stored
+from mnemoscope.model.packed import multiplied_out, packed, stored
+from mnemoscope.model.spread import waiting
 
 SAMPLED = 64  # entries of a matrix that are looked at; of a vector, all
 
@@ -50,6 +51,8 @@ def structure(hf: nn.Module) -> tuple[Any, ...]:
 
 def _written(weight: Tensor) -> tuple[Any, ...]:
     """What of a weight is seen to change; libraries rearrange the integers of packed ones from pass to pass."""
+    if weight.is_meta:  # something new stands for it after each pass
+        return tuple(weight.shape), weight.dtype
     if not weight.is_floating_point():
         return id(weight), weight.nbytes
     return id(weight), tuple(weight.shape), weight.dtype, _version(weight)
@@ -122,6 +125,25 @@ def _sampled(tensor: Tensor) -> Tensor:
     if tensor.ndim < 2 or not tensor.is_contiguous():
         return tensor
     return tensor.view(-1)[:: max(1, tensor.numel() // SAMPLED)]
+
+
+def weights(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and numbers of what a checkpoint of a model holds, by name; packed weights are multiplied out.
+
+    How they are packed is not seen: some libraries rearrange them when they are run or asked for.
+    """
+    modules = {f"{prefix}.weight": module for prefix, module in hf.named_modules() if packed(module)}
+    state: dict[str, Any] = {} if modules else hf.state_dict()
+    for prefix, module in hf.named_modules() if modules else ():
+        if packed(module):
+            state |= {f"{prefix}.bias": module.bias} if getattr(module, "bias", None) is not None else {}
+        else:
+            module._save_to_state_dict(state, f"{prefix}." if prefix else "", False)
+    every = dict(hf.named_modules())
+    for name in sorted(state.keys() | modules.keys()):
+        owner, _, own = name.rpartition(".")
+        tensor = multiplied_out(modules[name]) if name in modules else state[name]
+        yield name, waiting(every[owner], own, tensor) if owner in every else tensor
 
 
 class Mode:

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mnemoscope.model.parts import Anatomy, Attention, Norm, SourceText, bias_of
+from mnemoscope.model.parts import Anatomy, Attention, Norm, SourceText, bias_of, rows_of
 from mnemoscope.model.running import hooked, observed
+from mnemoscope.model.spread import at_home
 from mnemoscope.model.unit_parts import (
     Beside,
     beside_units,
@@ -58,12 +59,12 @@ class Stream:
     layers: tuple[LayerTrace, ...] = field(repr=False)
     logits: Float[Tensor, "token vocabulary"] = field(repr=False)  # the model's own
     upcast: bool
-    dense: Float[Tensor, "token out"] | None = field(
-        default=None, repr=False
-    )  # what the head's linear module returned
-    read: Float[Tensor, "token out"] | None = field(
-        default=None, repr=False
-    )  # what the last norm read behind it
+    dense: tuple[Float[Tensor, "token _"], ...] = field(
+        default=(), repr=False
+    )  # what each linear module of the head returned
+    read: tuple[Float[Tensor, "token _"], ...] = field(
+        default=(), repr=False
+    )  # what was read of each, behind its function
     source: Int[Tensor, " source"] | None = None
 
     @property
@@ -74,7 +75,7 @@ class Stream:
     @property
     def final(self) -> Float[Tensor, "token width"]:
         """What the final norm reads: the last Lout, or what the head's transform made of it."""
-        return self.layers[-1].lout if self.read is None else self.read
+        return self.read[-1] if self.read else self.layers[-1].lout
 
     def points(self, position: int) -> Float[Tensor, "point width"]:
         """The 2L+1 residuals Lin0, Lres0, Lout0, Lres1, ... at a position (A30), fp32."""
@@ -139,7 +140,9 @@ class Stream:
             return vectors
         if transform.norm is not None:
             vectors = transform.norm.frozen(vectors, self.layers[-1].lout[where])
-        return transform.linear(vectors) * self._slope(where)
+        for module, slope in zip(transform.dense, self._slopes(where), strict=True):
+            vectors = vectors.float() @ rows_of(module).float().T * slope
+        return vectors
 
     def _added(self, stage: int, where: int | slice) -> Tensor | None:
         """What a stage adds whatever it reads."""
@@ -153,18 +156,21 @@ class Stream:
         transform = self.anatomy.transform
         if transform is None:
             return None
-        bias, dense = None if transform.norm is None else transform.norm.bias, bias_of(transform.dense)
-        known = [
-            *([] if bias is None else [transform.linear(bias)]),
-            *([] if dense is None else [dense.float()]),
-        ]
-        return reduce(torch.add, known) * self._slope(where) if known else None
+        added = None if transform.norm is None else transform.norm.bias
+        for module, slope in zip(transform.dense, self._slopes(where), strict=True):
+            bias = bias_of(module)
+            known = [
+                *([] if added is None else [added.float() @ rows_of(module).float().T]),
+                *([] if bias is None else [bias.float()]),
+            ]
+            added = reduce(torch.add, known) * slope if known else None
+        return added
 
-    def _slope(self, where: int | slice) -> Tensor:
-        """gelu(z) / z of the head, as it was seen."""
-        assert self.dense is not None and self.read is not None, "a pass through a transform has seen it"
-        z, active = self.dense[where].float(), self.read[where].float()
-        return torch.where(z == 0, torch.zeros_like(z), active / z)
+    def _slopes(self, where: int | slice) -> Iterator[Tensor]:
+        """gelu(z) / z of each linear module of the head, as it was seen."""
+        for returned, read in zip(self.dense, self.read, strict=True):
+            z, active = returned[where].float(), read[where].float()
+            yield torch.where(z == 0, torch.zeros_like(z), active / z)
 
     @property
     def read_tokens(self) -> Int[Tensor, " position"]:
@@ -398,29 +404,31 @@ def trace(
     recorder, predicting = Products(), anatomy.predicting
     witnesses = [Witness(layer, recorder) for layer in predicting.layers]
     handles = [handle for witness in witnesses for handle in witness.handles()]
-    head: dict[str, Tensor] = {}
-    handles += _at_the_head(anatomy, head)
-    read = None if source is None else SourceText(source)
+    dense: list[Tensor] = []
+    read: list[Tensor] = []
+    handles += _at_the_head(anatomy, dense, read)
+    given = None if source is None else SourceText(source)
     with hooked(handles), observed(hf, upcast=upcast, attention=anatomy.attention), recorder:
-        logits = anatomy.outputs(hf(**anatomy.calling(tokens, source=read)))[0]
+        logits = anatomy.outputs(hf(**anatomy.calling(tokens, source=given)))[0]
     layers = tuple(witness.trace(index, predicting) for index, witness in enumerate(witnesses))
     layers = with_units(predicting, layers) if predicting.of_units else layers
     text = None if source is None else source[0]
-    return Stream(hf, predicting, tokens[0], layers, logits, upcast, **head, source=text)
+    return Stream(hf, predicting, tokens[0], layers, logits, upcast, tuple(dense), tuple(read), source=text)
 
 
-def _at_the_head(anatomy: Anatomy, seen: dict[str, Tensor]) -> list[Any]:
-    """Hooks that keep what the linear module of a head's transform returns, and what the last norm reads."""
+def _at_the_head(anatomy: Anatomy, dense: list[Tensor], read: list[Tensor]) -> list[Any]:
+    """Hooks that keep what the linear modules of a head's transform return, and what is read of that."""
     if anatomy.transform is None:
         return []
-    norm = anatomy.final_norm
-    assert norm is not None and norm.module is not None, "a transform ends in a norm"
+    last = anatomy.head if anatomy.final_norm is None else anatomy.final_norm.module
+    assert last is not None, "the norm of a head was read from a module"
 
     def returned(_: Any, args: tuple[Any, ...], output: Tensor) -> None:
-        seen["dense"] = flat(output)
+        dense.append(at_home(anatomy.body, flat(output)))
 
-    def read(_: Any, args: tuple[Any, ...]) -> None:
-        seen["read"] = flat(args[0])
+    def reading(_: Any, args: tuple[Any, ...]) -> None:
+        read.append(at_home(anatomy.body, flat(args[0])))
 
-    dense = anatomy.transform.dense.register_forward_hook(returned)
-    return [dense, norm.module.register_forward_pre_hook(read)]
+    modules = anatomy.transform.dense
+    handles = [module.register_forward_hook(returned) for module in modules]
+    return handles + [module.register_forward_pre_hook(reading) for module in (*modules[1:], last)]

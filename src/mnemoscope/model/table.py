@@ -183,6 +183,7 @@ class Family(NamedTuple):
         None  # what reads the residual and mixes; by default what holds the output projection
     )
     inner: str | None = None  # of a group of blocks: the block, used again and again
+    lists: tuple[str, ...] = ()  # of the body: a block is the n-th module of each, run in this order
     first_position: Number = None  # of the first token, where positions below it are never used
     cross: Crossing | None = None  # in the decoder of an encoder-decoder
     unused: tuple[str | None, ...] = ()  # norms of a block that its stream does not go through
@@ -412,7 +413,6 @@ REFUSED: dict[str, str] = {
     "bitnet": "its FFN normalises all coefficients together before the down projection, which is not supported yet",
     "big_bird": "its attention looks at random blocks of the text, and at all of it where that is short",
     "convbert": "some of its heads are convolutions, which its output projection reads beside the others",
-    **dict.fromkeys(("flaubert", "xlm"), "its blocks are spread over several lists of modules"),
     "fnet": "it mixes positions by a Fourier transform, which sees the padding",
     "funnel": "it pools its positions, so its layers have no common stream",
     "ibert": "it rounds what it computes to whole numbers",

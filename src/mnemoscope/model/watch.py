@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers.cache_utils import Cache
 
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.experts import (
@@ -22,6 +23,7 @@ from mnemoscope.model.experts import (
     summed,
 )
 from mnemoscope.model.parts import Anatomy, Attention, Layer, Projection
+from mnemoscope.model.spread import at_home
 
 TOLERANCE = 1e-4  # of the logit range for logits, of the largest entry of the vector for everything else
 
@@ -209,8 +211,9 @@ def watch(block: Attention, points: Iterable[str], see: Callable[[str, Tensor], 
     the model's own tensors; Falcon adds to its FFN's output in place. A point that a layer lacks is left out; a cross
     attention has those of an attention.
     """
+    first, last = (block.ends if isinstance(block, Layer) else None) or (block.module, block.module)
     before: dict[str, nn.Module | None] = {
-        "lin": block.module,
+        "lin": first,
         "attention_input": block.attention,
         "mixed": block.attention_out,
         "middle": None if block.middle_norm is None else block.middle_norm.module,
@@ -230,7 +233,7 @@ def watch(block: Attention, points: Iterable[str], see: Callable[[str, Tensor], 
             "end": None if end is None else end.module,
         }
         after |= {
-            "lout": layer.module,
+            "lout": last,
             "mixed_gate": None if layer.mixed_gate is None else layer.mixed_gate.module,
             "mixer_output": layer.mixer,
             "extra_output": layer.extra,
@@ -249,7 +252,7 @@ def watch(block: Attention, points: Iterable[str], see: Callable[[str, Tensor], 
     def measured(point: str, tensor: Tensor) -> None:
         if point == "attention_output" and block.outer_bias is not None:
             tensor = tensor + block.outer_bias
-        unit = units.get(point, 1.0)
+        tensor, unit = at_home(first, tensor), units.get(point, 1.0)
         see(point, tensor if unit == 1 else tensor * unit)
 
     handles = []
@@ -318,7 +321,8 @@ class Witness:
         if self.layer.attention is not None:
             handles.append(self.layer.attention.register_forward_pre_hook(self.attend, with_kwargs=True))
         if self.layer.experts is not None:
-            handles.append(listen(self.layer.experts.module, self.routed.append))
+            experts = self.layer.experts.module
+            handles.append(listen(experts, lambda piece: self.routed.append(piece.moved(experts, at_home))))
         if (cross := self.layer.cross) is not None and cross.attention is not None:
             handles += watch(cross, _CROSS, self.see_cross)
             handles.append(cross.attention.register_forward_pre_hook(self.attend_across, with_kwargs=True))
@@ -335,12 +339,14 @@ class Witness:
     def attend(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         which, uses = self.layer.turn
         if self.calls % uses == which:
-            self.call = (args, kwargs)
+            # XLM keeps keys and values whether it is asked to or not.
+            self.call = (args, {k: None if isinstance(v, Cache) else v for k, v in kwargs.items()})
         self.calls += 1
 
     def see(self, point: str, tensor: Tensor) -> None:
-        if point == "mixed":
-            self.product = self.recorder.settle()
+        if point == "mixed" and (product := self.recorder.settle()) is not None:
+            weights, values = (at_home(self.layer.module, operand) for operand in product)
+            self.product = (weights, values)
         # A copy, because Falcon adds to its FFN's output in place.
         self.seen[point] = flat(tensor).clone() if point.endswith("_output") else flat(tensor)
 

@@ -198,7 +198,7 @@ def _drop_source(stream: Stream, values: Tensor, cut: Cut) -> None:
     taken = traced.alpha[cut.unit, -1, cut.source] * traced.value[cut.unit, cut.source]
     if traced.mixed_gate is not None:
         taken = taken * traced.mixed_gate[-1].unflatten(-1, (heads, -1))[cut.unit]
-    values.view(heads, -1)[cut.unit] -= taken.to(values.dtype)
+    values.view(heads, -1)[cut.unit] -= taken.to(values)
 
 
 def ablate_top(

@@ -52,6 +52,7 @@ class Measurement:
     passes    forwarded tokens that an example costs, relative to its length; 0 when nothing is forwarded
     minutes   what it costs besides, on two cores with the sample model and the whole sample text
     seconds   what an example costs besides, likewise
+    decoders  why an encoder is not asked this; empty where it is
     """
 
     name: str
@@ -64,9 +65,20 @@ class Measurement:
     passes: float = 0.0
     minutes: float = 0.0
     seconds: float = 0.0
+    decoders: str = ""
+
+    def lacks(self, run: Run, sizes: Sizes) -> bool:
+        """Whether a job of the study has something to measure."""
+        return self.measured and self.state(run, sizes) in ("to measure", "other sizes")
+
+    def _of_none(self, run: Run | None) -> str:
+        """Why the model of a run is not asked this."""
+        return self.decoders if run is not None and run.manifest.model.bidirectional else ""
 
     def state(self, run: Run | None, sizes: Sizes) -> str:
-        """`ready`, `to measure`, or `other sizes` when the tables are there from other sizes."""
+        """`ready`, `to measure`, `other sizes` when the tables are there from other sizes, or `does not apply`."""
+        if self._of_none(run):
+            return "does not apply"
         if run is None or not set(self.tables) <= run.manifest.tables.keys():
             return "to measure"
         known = run.manifest.options.get(self.key)  # None for tables that another command added
@@ -82,7 +94,9 @@ class Measurement:
         return {name: value for name, value in sizes.to_dict().items() if name in self.uses}
 
     def section(self, run: Run) -> Section:
-        """Its findings; without its tables, what is missing."""
+        """Its findings; without its tables, what is missing; of an encoder, why it is not asked."""
+        if why := self._of_none(run):
+            return Section(self.name, self.title, (), why)
         if missing := [name for name in self.tables if name not in run.manifest.tables]:
             return Section(
                 self.name, self.title, (), f"the run has no table {missing[0]}; {OPTIONAL[missing[0]]}"
@@ -95,6 +109,8 @@ class Measurement:
 
 
 HEADLINE = "headline"  # the section that is made of all others
+_FOLLOWS = "it is about the token that follows a prefix, and an encoder predicts a token that is masked"
+_CONTRIBUTES = f"{_FOLLOWS}; `mnemoscope explain` takes such a prediction apart"
 CATALOGUE = (
     Measurement(
         "glance",
@@ -121,6 +137,7 @@ CATALOGUE = (
         removal.findings,
         ("removal",),
         measured=True,
+        decoders="it takes tokens out of prefixes, and a trigger of an encoder is a position in a whole context",
         uses=("seed", "positions"),
         minutes=1,
     ),
@@ -131,6 +148,7 @@ CATALOGUE = (
         groups.findings,
         ("group_ablations",),
         measured=True,
+        decoders=_FOLLOWS,
         uses=("sentences", "longest", "seed"),
         minutes=1,
         seconds=0.6,
@@ -148,6 +166,7 @@ CATALOGUE = (
         value_ranks.findings,
         ("value_ranks",),
         measured=True,
+        decoders=_FOLLOWS,
         uses=("seed",),
         minutes=1,
     ),
@@ -168,6 +187,7 @@ CATALOGUE = (
         tuned_lens.findings,
         ("tuned_lens", "lens_readings"),
         measured=True,
+        decoders=_FOLLOWS,
         uses=("positions", "longest", "seed"),
         minutes=1,
         seconds=0.06,
@@ -178,6 +198,7 @@ CATALOGUE = (
         ("A16", "A18", "A19", "A27", "A29"),
         composition.findings,
         ("refinement", "refinement_examples"),
+        decoders=_FOLLOWS,
     ),
     Measurement(
         "refinement",
@@ -186,6 +207,7 @@ CATALOGUE = (
         refinement.findings,
         ("refinement", "refinement_examples"),
         measured=True,
+        decoders=_FOLLOWS,
         uses=("positions", "longest", "seed", "shuffled"),
         passes=1,
         minutes=1,
@@ -198,6 +220,7 @@ CATALOGUE = (
         contributions.findings,
         CONTRIBUTIONS,
         measured=True,
+        decoders=_CONTRIBUTES,
         uses=("seed", "sentences", "longest"),
         minutes=1,
         seconds=2,
@@ -208,6 +231,7 @@ CATALOGUE = (
         ("A43", "A49", "A58", "A59", "A60", "A61", "A62", "A63", "A64"),
         crosslayer.findings,
         CONTRIBUTIONS,
+        decoders=_CONTRIBUTES,
     ),
     Measurement(
         "questions",
@@ -216,6 +240,7 @@ CATALOGUE = (
         questions.findings,
         ("question_ranks",),
         measured=True,
+        decoders=_FOLLOWS,
         uses=("seed", "questions"),
         minutes=1,
     ),
@@ -226,6 +251,7 @@ CATALOGUE = (
         cases.findings,
         CASES,
         measured=True,
+        decoders=_CONTRIBUTES,
         uses=("seed", "questions", "cases"),
         minutes=0.5,
         seconds=4,

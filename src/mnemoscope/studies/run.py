@@ -59,10 +59,11 @@ def measure(
     """
     sizes = sizes or Sizes()
     check_study(sizes.positions, sizes.sentences)
-    model.check_causal("studying")
+    if not model.anatomy.bidirectional:  # an encoder is asked what applies to it
+        model.check_causal("studying")
     model.check_built(run, "studying")
     for measurement in chosen:
-        if measurement.measured and measurement.state(run, sizes) != "ready":
+        if measurement.lacks(run, sizes):
             try:
                 run = _add(run, model, measurement, sizes, report or (lambda _: None))
             except QueryError as error:
@@ -101,7 +102,7 @@ def estimate(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Sizes
 
     An order of magnitude: what a measurement does besides forwarding is known for the sample model only.
     """
-    left = [m for m in chosen if m.measured and m.state(run, sizes) != "ready"]
+    left = [m for m in chosen if m.lacks(run, sizes)]
     forwarded = besides = 0.0
     smaller = FIXED + (1 - FIXED) * min(1.0, run.manifest.corpus.tokens / WHOLE)
     for measurement in left:

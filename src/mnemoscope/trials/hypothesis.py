@@ -30,7 +30,7 @@ from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.patterns.score import log_binomial_tail
 from mnemoscope.patterns.space import strata
 from mnemoscope.patterns.triggers import Options, Units, half_triggers
-from mnemoscope.records import MAIN, NEURON, Cells, NeuronId, Progress
+from mnemoscope.records import MAIN, NEURON, NEXT, Cells, NeuronId, Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
 from mnemoscope.text.sampling import half
@@ -63,7 +63,7 @@ def test(
     PatternError when the pattern cannot be read, holds nowhere or everywhere in either half, or there are too few
     documents; RunMismatch when the model is not the run's.
     """
-    model.check_causal("testing a pattern of")
+    model.check_one_text("testing a pattern of")
     model.check_built(run, "testing patterns of")
     layer, neuron = run.address(*address)
     check_budget(budget)
@@ -71,12 +71,18 @@ def test(
         raise PatternError(
             f"testing {NeuronId(layer, neuron)}: {{polarity}} is not a sign; give 1 or -1", polarity=polarity
         )
+    claimed = foreign.check(parse(pattern))
+    if claimed.tests == NEXT and run.manifest.model.bidirectional:
+        raise PatternError(
+            f"testing {NeuronId(layer, neuron)}: {claimed.spec} is about the token that comes next, and {model.id} is "
+            "an encoder, which reads it and predicts none; give a pattern of the text up to the active token"
+        )
     with tempfile.TemporaryDirectory() as folder:
         question = _Question(
             run,
             model,
             NeuronId(layer, neuron),
-            foreign.check(parse(pattern)),
+            claimed,
             seed,
             report or (lambda _: None),
         )

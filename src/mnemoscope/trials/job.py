@@ -36,7 +36,7 @@ from mnemoscope.patterns.search import search
 from mnemoscope.patterns.space import FEWER, NARROW, TYPES
 from mnemoscope.patterns.triggers import Options, addressed, halves
 from mnemoscope.patterns.whole import Language
-from mnemoscope.records import NEURON, WHOLE, Cells, Progress
+from mnemoscope.records import MAIN, NEURON, POSITION, WHOLE, Cells, Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
 from mnemoscope.run.writing import add_tables
@@ -50,6 +50,10 @@ from mnemoscope.trials.outcomes import Tested, TestTables, run_tables, with_docu
 WORK = ".patterns"
 _DOING = "testing patterns: writing"
 WHOLE_BUDGET = 32_768  # tokens, at most, on which candidates of the family `whole` are looked for
+ENCODER = (
+    "an encoder reads what follows a token and predicts none: patterns of the next token are not looked for, and a "
+    "pattern is of the text up to the active token"
+)
 TABLES = {"patterns", "pattern_tests", "calibration"}
 
 Report = Callable[[Progress], None]
@@ -75,7 +79,7 @@ def patterns(
 
     Raises RunMismatch when the model is not the run's, PatternError when the text is too small.
     """
-    model.check_causal("looking for patterns of")
+    model.check_one_text("looking for patterns of")
     model.check_built(run, "testing patterns of")
     settings, work = settings or Settings(), WorkFolder(run.path / WORK)
     check_budget(settings.budget)
@@ -141,8 +145,15 @@ class _Job:
         recipe = run.manifest.options.get("nulls")
         self._nulls = Nulls.of(model, recipe) if recipe else None
 
+    @property
+    def _left_out(self) -> str:
+        """What is not looked for, and why; empty where all is."""
+        return ENCODER if self._run.manifest.model.bidirectional else ""
+
     def run(self) -> Run:
         """Search -> hold out -> read, count, decide: for candidates, for thresholds, for the test."""
+        if self._left_out:
+            self._report(Progress("patterns", 0, 0, "units", self._left_out))
         candidates = self._work.kept("candidates", lambda: self._hold_out(self._search()))
         candidates = self._work.kept("proposed", lambda: self._propose(candidates))
         candidates = self._work.kept("chosen", lambda: self._choose(candidates))
@@ -227,7 +238,7 @@ class _Job:
         counted = {
             "tokens": int(half.text.counted.sum()), "nulls": list(claims)[1:],
             "near_duplicates": {"documents": self._duplicates.joined, "groups": self._duplicates.groups},
-            "notes": [note for note in (self._duplicates.note, half.note) if note],
+            "notes": [note for note in (self._duplicates.note, half.note, self._left_out) if note],
         }  # fmt: skip
         return add_tables(self._run.path, tables, {"patterns": _recipe(self._settings) | counted})
 
@@ -264,7 +275,9 @@ class _Job:
     # -- what all stages use ---------------------------------------------------------------------------------
 
     def _options(self) -> Options:
-        return Options(seed=self._settings.seed)
+        if not self._run.manifest.model.bidirectional:
+            return Options(seed=self._settings.seed)
+        return Options(tests=(MAIN, POSITION), seed=self._settings.seed)
 
     def _cells(self, kind: str) -> Cells:
         """The units of a kind."""

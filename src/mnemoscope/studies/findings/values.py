@@ -50,7 +50,12 @@ _DEALT = (
 
 
 def findings(run: Run) -> list[Finding]:
-    """Everything that the tables of any run answer; ranks are in `value_ranks`."""
+    """Everything that the tables of any run answer; ranks are in `value_ranks`.
+
+    Of an encoder how peaked values are (A10): the others are about the token that follows a trigger.
+    """
+    if run.manifest.model.bidirectional:
+        return [_spread(run)]
     rows = triggers(run)
     best = _precise(run, rows)
     return [

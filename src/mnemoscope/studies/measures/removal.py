@@ -107,6 +107,7 @@ def add(
     report: Callable[[Progress], None] | None = None,
 ) -> Run:
     """Measure as `removal` does and keep the table in the run; one measured with the same options stays as it is."""
+    model.check_causal("removing tokens from triggers of")
     options = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
     if "removal" in run.manifest.tables and run.manifest.options.get("removal") == options:
         return run

@@ -24,7 +24,7 @@ from torch import Tensor
 from mnemoscope.mine.values import value_vectors
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
-from mnemoscope.model.parts import Layer, Norm
+from mnemoscope.model.parts import Anatomy, Layer, Norm
 from mnemoscope.prediction.bases import Geometry
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
@@ -50,20 +50,22 @@ def _layers(model: Model, seed: int, work: Work) -> Iterator[pa.Table]:
         for number, layer in enumerate(model.anatomy.layers):
             work.report(Progress("reading weights", number, total, "layers"))
             generator = np.random.default_rng([seed, number])
-            yield _layer(lens, layer, silent, number, generator)
+            yield _layer(model.anatomy, lens, layer, silent, number, generator)
     work.report(Progress("reading weights", total, total, "layers"))
 
 
-def _layer(lens: Lens, layer: Layer, silent: Tensor, number: int, generator: np.random.Generator) -> pa.Table:
+def _layer(
+    anatomy: Anatomy, lens: Lens, layer: Layer, silent: Tensor, number: int, generator: np.random.Generator
+) -> pa.Table:
     values = value_vectors(layer)
     count = len(values)
     chosen = np.sort(generator.choice(count, min(SHUFFLED, count), replace=False))
     orders = generator.permuted(np.tile(np.arange(values.shape[1]), (len(chosen), 1)), axis=1)
     shuffled = values[torch.from_numpy(chosen)].gather(1, torch.from_numpy(orders).to(values.device))
     units = {
-        "neuron": cosines(layer, values) | spread(lens, values, silent),
+        "neuron": cosines(layer, values) | spread(lens, anatomy.outward(values), silent),
         "paired": cosines(layer, values, others(count, generator)),
-        "shuffled": spread(lens, shuffled, silent),
+        "shuffled": spread(lens, anatomy.outward(shuffled), silent),
     }
     which = {"neuron": np.arange(count), "paired": np.arange(count), "shuffled": chosen}
     rows: list[dict[str, Any]] = [
