@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from every_family import tiny, tiny_config
 from families import randomise, slow_but_for
 from test_encoders import reading
-from tiny import texts
+from tiny import texts, tokenizer
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from mnemoscope import build
-from mnemoscope.errors import ModelNotSupported
+from mnemoscope import build, explain, load_corpus
+from mnemoscope.errors import CorpusError, ModelNotSupported, QueryError, RunError
 from mnemoscope.mine.verify import verify
 from mnemoscope.model.check import examine, self_check
 from mnemoscope.model.encoders import STACKS
 from mnemoscope.model.load import load_model
 from mnemoscope.model.parts import Anatomy, Attention, Layer, Norm
 from mnemoscope.model.stream import trace
+from mnemoscope.prediction.explanation import Explanation
+from mnemoscope.run.reading import Run
 from mnemoscope.studies.run import measure
 
 FAMILIES = [*STACKS, "encoder-decoder"]
@@ -179,7 +183,7 @@ def test_a_model_without_a_head_says_how_to_load_it() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny T5 with a tokenizer."""
     path = tmp_path_factory.mktemp("t5")
-    tiny("t5", "seq2seq").save_pretrained(path)
+    whole("t5", decoder_start_token_id=2).save_pretrained(path)
     reading().save_pretrained(path)
     return path
 
@@ -209,3 +213,159 @@ def test_what_asks_about_one_text_refuses_both_stacks(folder: Path, tmp_path: Pa
     run = build(model, texts(30), tmp_path / "run", top=5)
     with pytest.raises(ModelNotSupported, match="it is an encoder-decoder, and this asks about one text"):
         measure(run, model)
+
+
+PROMPT, WRITTEN = "the capital of France is Paris", "the king of"
+ADDITIVE = ["t5", "umt5", "bart", "marian", "m2m_100", "mbart", "pegasus", "seamless_m4t", "encoder-decoder"]
+
+
+def _explained(family: str, **options: Any) -> Explanation:
+    model = load_model(whole(family, decoder_start_token_id=2), tokenizer=reading())
+    return explain(model, PROMPT, "London", "Berlin", decoder_prompt=WRITTEN, **options)
+
+
+@pytest.mark.parametrize("family", slow_but_for(ADDITIVE, ("t5", "bart")))
+def test_a_prediction_of_a_decoder_is_the_sum_of_its_parts(family: str) -> None:
+    """All heads, neurons and biases together leave nothing of a contrast; their logits are the target's."""
+    explanation = _explained(family, top=5000)
+    contrast = explanation.contrasts[0]
+    assert abs(contrast.remainder) <= 1e-4 and abs(contrast.total) > 1e-3
+    frames = (explanation.heads, explanation.neurons, explanation.others)
+    total = sum(float(frame["logit"].sum()) for frame in frames)
+    assert total == pytest.approx(float(explanation.stream["logit"][-1]), abs=1e-4)
+    assert float(explanation.account["nats"][-1]) == pytest.approx(explanation.log_probability, abs=1e-5)
+
+
+def test_layers_heads_and_tokens_are_counted_through() -> None:
+    """Layers and tokens of the encoder come first; heads of cross attention have an X and look at its tokens."""
+    explanation = _explained("t5", top=5000)
+    frames = (explanation.layers, explanation.heads, explanation.neurons, explanation.contrasts[0].heads)
+    assert all(set(frame["layer"]) == {2, 3} for frame in frames)
+    assert explanation.stream["point"].to_list() == ["Lin2", "Lres2", "Lout2", "Lres3", "Lout3"]
+    assert set(explanation.queries["query_layer"].drop_nulls()) <= {2, 3}
+    pieces = explanation.tokens["piece"].to_list()
+    assert explanation.encoded == 8 and "".join(pieces[1:7]).strip() == PROMPT
+    assert "".join(pieces[10:]).strip() == WRITTEN and explanation.position == 4
+    across = {row["head"] >= explanation.own_heads for row in explanation.heads.iter_rows(named=True)}
+    assert across == {True, False}
+    for row in explanation.heads.iter_rows(named=True):
+        assert (row["head"] >= explanation.own_heads) == (row["source"] < explanation.encoded)
+        assert row["source_token"] == pieces[row["source"]] and row["weight"] > 0
+    assert explanation.head(3, explanation.own_heads + 1) == "L3X1" and explanation.head(3, 1) == "L3H1"
+    printed = str(explanation)
+    assert "⇒" in printed and "L3X" in printed and "--decoder-prompt" in printed
+
+
+def test_the_model_is_asked_what_follows_its_first_token() -> None:
+    """Without a text of its own a decoder has read only the token that it begins with, and what is put before texts."""
+    model = load_model(whole("t5", decoder_start_token_id=2), tokenizer=tokenizer())
+    explanation = explain(model, PROMPT)
+    ids = model.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    logits = model.hf(input_ids=ids, decoder_input_ids=torch.tensor([[2]])).logits[0, -1].detach()
+    assert explanation.target.token == int(logits.argmax())
+    assert explanation.log_probability == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
+
+
+def test_what_is_not_told_of_both_stacks_is_said_in_a_line(folder: Path) -> None:
+    """Ablations; and a text for a decoder where there is no encoder-decoder."""
+    model = load_model(folder, dtype="fp32")
+    with pytest.raises(ModelNotSupported, match="parts of an encoder-decoder are not ablated"):
+        explain(model, PROMPT, ablate=2)
+    bert = load_model(tiny("bert", "masked"), tokenizer=reading())
+    with pytest.raises(QueryError, match="is no encoder-decoder, so it reads one text; leave decoder_prompt"):
+        explain(bert, "the <mask>", decoder_prompt="the")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty texts with targets, one pair twice, and one with nothing to write."""
+    sources, targets = texts(60, seed=1), texts(60, seed=2, longest=20)
+    rows = [
+        {"text": a, "summary": b, "title": f"t{i}"}
+        for i, (a, b) in enumerate(zip(sources, targets, strict=True))
+    ]
+    rows += [
+        rows[3],
+        {"text": sources[4], "summary": targets[5], "title": "other"},
+        {"text": "the", "summary": None},
+    ]
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def mined(folder: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of both stacks."""
+    text = load_corpus(pairs, target="summary")
+    return build(load_model(folder, dtype="fp32"), text, tmp_path_factory.mktemp("mined") / "run", top=8)
+
+
+def test_both_stacks_are_mined_over_texts_and_targets(mined: Run, folder: Path) -> None:
+    """A stored coefficient of the decoder is that behind its target, with the encoder at the text before it."""
+    model = load_model(folder, dtype="fp32")
+    entry = mined.manifest.model
+    assert entry.layers == 4 and entry.encoder_layers == 2 and not entry.bidirectional
+    assert mined.manifest.corpus.target == "summary" and mined.manifest.corpus.contexts == 2 * 62
+    assert mined.manifest.corpus.duplicates == 2
+    rows = mined.table("triggers").filter(pl.col("rank") == 0, pl.col("polarity") == 1).collect()
+    for row in rows.sample(16, seed=0).iter_rows(named=True):
+        place, decoder = row["context"], row["layer"] >= 2
+        assert place % 2 == decoder
+        source, target = (
+            torch.from_numpy(np.asarray(mined.contexts([at])[at].tokens, np.int64))[None]
+            for at in (place - place % 2, place - place % 2 + 1)
+        )
+        assert int(source[0, -1]) == 2 and target[0, :2].tolist() == [2, 1]
+        stream = model.traced(target, source) if decoder else model.encoder.traced(source)
+        traced = stream.layers[row["layer"] - 2 * decoder]
+        coefficient = float(traced.coefficients[row["position"], row["neuron"]])
+        assert coefficient == pytest.approx(row["coefficient"], rel=1e-4)
+
+
+def test_a_run_of_both_stacks_is_verified_and_shown(mined: Run, folder: Path) -> None:
+    """Cards say which stack a neuron is in; those of the encoder have both sides, and values of its embedding."""
+    model = load_model(folder, dtype="fp32")
+    assert verify(mined, model, sample=30).passed
+    encoder, decoder = mined.neuron(1, 3), mined.neuron(3, 3)
+    assert "layer 1 of 4 (encoder)" in str(encoder) and "layer 3 of 4 (decoder)" in str(decoder)
+    assert encoder.positive.examples[0].whole and not decoder.positive.examples[0].whole
+    assert encoder.readout == "input embedding" and "as the encoder has no head" in str(encoder)
+    assert decoder.readout == "head"
+    values = model.hf.decoder.block[1].layer[2].DenseReluDense.wo.weight.T
+    normed = values * model.hf.decoder.final_layer_norm.weight
+    best = (normed @ model.hf.lm_head.weight.T).argmax(-1)
+    rows = mined.table("values").filter(pl.col("layer") == 3, pl.col("rank") == 0, pl.col("polarity") == 1)
+    assert rows.sort("neuron").collect()["token"].to_list() == best.tolist()
+    layers = {int(address[1]) for address in mined.find(promotes=" Paris", count=200).rows["neuron"]}
+    assert layers & {0, 1} and layers & {2, 3}
+
+
+@pytest.mark.slow
+def test_workers_and_limits_do_not_cut_pairs_apart(
+    folder: Path, pairs: Path, tmp_path: Path, mined: Run
+) -> None:
+    """Two workers give the same tables; under a limit both contexts of a pair are there or none; shuffled nulls run."""
+    model = load_model(folder, dtype="fp32")
+    text = load_corpus(pairs, target="summary")
+    again = build(model, text, tmp_path / "two", top=8, workers=2)
+    for name in ("triggers", "neurons", "histograms", "values"):
+        assert again.table(name).collect().equals(mined.table(name).collect())
+    few = build(
+        model, load_corpus(pairs, target="summary", limit=400), tmp_path / "few", top=3, nulls=["shuffled"]
+    )
+    lengths = few.table("contexts").collect()["tokens"].list.len().to_list()
+    assert len(lengths) % 2 == 0 and sum(lengths) <= 400 and verify(few, model).passed
+    kinds = few.table("null_triggers").collect()
+    assert set(kinds["layer"]) == {0, 1, 2, 3}
+
+
+def test_targets_are_asked_for_where_they_are(folder: Path, pairs: Path, tmp_path: Path) -> None:
+    """A column that is not there, another way to cut texts, a model that writes nothing: a line each."""
+    with pytest.raises(CorpusError, match="no column 'abstract' beside its text; there are 'summary'"):
+        load_corpus(pairs, target="abstract")
+    with pytest.raises(CorpusError, match="texts with targets are read whole"):
+        load_corpus(pairs, target="summary", segment="sentence")
+    bert = load_model(tiny("bert", "masked"), tokenizer=reading())
+    with pytest.raises(RunError, match="is no encoder-decoder and reads one text; leave"):
+        build(bert, load_corpus(pairs, target="summary"), tmp_path / "run")

@@ -40,7 +40,9 @@ NUMBERS = st.lists(st.integers(0, 9), min_size=1, max_size=8)
 
 def asked(kind: Made, prompt: str, target: str | None, *, spaced: bool = False) -> ResolvedQuestion:
     """What would be explained, with a model that prefers the text as it is written, or what begins with a space."""
-    anatomy = SimpleNamespace(vocabulary=len(kind.tokenizer), context_length=512, bidirectional=False)
+    anatomy = SimpleNamespace(
+        vocabulary=len(kind.tokenizer), context_length=512, bidirectional=False, stacks=()
+    )
     model: Any = SimpleNamespace(tokenizer=kind.tokenizer, anatomy=anatomy, id="any")
     pieces = kind.tokenizer.convert_ids_to_tokens(range(len(kind.tokenizer)))
     likely = torch.tensor([float(spaced and piece.startswith("Ġ")) for piece in pieces])

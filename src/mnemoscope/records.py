@@ -249,17 +249,19 @@ class ContextBatch:
     tokens    i32[context, token]  right-padded with the last token of each context (`padded`)
     lengths   i32[context]         true lengths, at least 1
     counted   bool[context, token] positions that count: not padding, not position 0, not a special token
+    targets   of an encoder-decoder, what its decoder reads beside each context, which its encoder reads
     """
 
     contexts: np.ndarray
     tokens: np.ndarray
     lengths: np.ndarray
     counted: np.ndarray
+    targets: ContextBatch | None = None
 
     @property
     def n_tokens(self) -> int:
         """Tokens without the padding."""
-        return int(self.lengths.sum())
+        return int(self.lengths.sum()) + (0 if self.targets is None else self.targets.n_tokens)
 
 
 def padded(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -359,6 +361,10 @@ class ModelEntry(_Strict):
         """Whether the positions of a layer have read the whole context."""
         return self.bidirectional or layer < self.encoder_layers
 
+    def stack(self, layer: int) -> str | None:
+        """Of an encoder-decoder the stack that a layer is in: encoder or decoder."""
+        return None if not self.encoder_layers else "encoder" if layer < self.encoder_layers else "decoder"
+
     @cached_property
     def cells(self) -> Cells:
         """The neurons numbered through."""
@@ -378,6 +384,7 @@ class CorpusEntry(_Strict):
     duplicates: int  # contexts left out because their tokens had been seen
     tokens: int  # in the contexts
     counted: int  # tokens that count (see `excluded`)
+    target: str | None = None  # column of what decoders read: contexts alternate, source and target
     spelling: str = (
         ""  # in what the text of the tokens differs from the text that was read; empty if in nothing
     )

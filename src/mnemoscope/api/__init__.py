@@ -157,8 +157,8 @@ def explain(
     target     the token to account for, by its text; the model's first choice if None
     foils      what it is compared with: one text or several
     run        a run of the same model, for triggers (and for ``ablate_to="mean"``)
-    options    position (-1), target_id, foil_ids, lens ("frozen"), projection ("adaptive"), top (20), ablate (0),
-               ablate_to, report, as in `mnemoscope.prediction.explain.explain`
+    options    position (-1), target_id, foil_ids, decoder_prompt (""), lens ("frozen"), projection ("adaptive"),
+               top (20), ablate (0), ablate_to, report, as in `mnemoscope.prediction.explain.explain`
 
     `QueryError` for a question without an answer, `RunMismatch` for a run of another model.
     """

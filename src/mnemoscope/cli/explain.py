@@ -32,7 +32,10 @@ def explain(
     model: ModelName,
     prompt: Annotated[
         str | None,
-        typer.Argument(help="Text before the prediction; for an encoder all of it, with one mask token."),
+        typer.Argument(
+            help="Text before the prediction; for an encoder all of it, with one mask token; for an encoder-decoder "
+            "what its encoder reads."
+        ),
     ] = None,
     *,
     target: Annotated[
@@ -42,6 +45,9 @@ def explain(
     foil: Annotated[list[str] | None, typer.Option(help="Token to compare it with; may be repeated.")] = None,
     target_id: Annotated[int | None, typer.Option(help="Token to account for, by its id.")] = None,
     foil_id: Annotated[list[int] | None, typer.Option(help="Token to compare it with, by its id.")] = None,
+    decoder_prompt: Annotated[
+        str, typer.Option(help="For an encoder-decoder: what its decoder has written so far.")
+    ] = "",
     position: Annotated[
         int, typer.Option(help="Position of the prediction, from 0; negative counts from the end.")
     ] = -1,
@@ -83,6 +89,7 @@ def explain(
     with Console(stderr=True, highlight=False).status("explaining") as status:
         report = lambda step: status.update(f"explaining: {step.stage}")  # noqa: E731
         options |= {"target_id": target_id, "foil_ids": foil_id or [], "position": position}
+        options["decoder_prompt"] = decoder_prompt
         explanation = api.explain(loaded, prompt or "", target, foil or [], report=report, **options)
     print_result(explanation, as_json)
     write_page(explanation, html)

@@ -135,6 +135,14 @@ class CorpusReading(Bundle):
     ] = "document"
     limit: Limit = None
     text: Annotated[str, typer.Option(help="Name of the column that holds the text.")] = "text"
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target-text",
+            help="For an encoder-decoder: name of the column that holds what its decoder is to write. Without one its "
+            "encoder alone is read.",
+        ),
+    ] = None
 
 
 def bundled(command: Callable[..., None]) -> Callable[..., None]:

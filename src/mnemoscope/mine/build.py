@@ -71,7 +71,8 @@ def build(
     workers  processes (CPU); the result is the same bit for bit whatever their number
     report   called with a `Progress` after every step
 
-    Of an encoder-decoder the encoder alone is read, and the manifest says so (`ModelEntry.unused`).
+    Of an encoder-decoder the encoder reads each text, and the decoder its target (`load_corpus`); without targets the
+    encoder alone is read, and the manifest says so (`ModelEntry.unused`).
 
     Raises RunMismatch when the folder holds something built from another model, corpus or options.
     """
@@ -80,9 +81,15 @@ def build(
         loop.check_workers()  # before the folder is locked, or a process would wait for its parent
     check_place(path)
     model = model if isinstance(model, Model) else load_model(model)
-    model = model.encoder
-    model.check_tokenizer()
     text = text if isinstance(text, Corpus) else corpus.load_corpus(text)
+    if text.target_column is None:
+        model = model.encoder
+    elif not model.anatomy.stacks:
+        raise RunError(
+            f"building a run: {model.id} is no encoder-decoder and reads one text; leave {{target_text}} out",
+            target_text=text.target_column,
+        )
+    model.check_tokenizer()
     path = files.expanded(path)
     identity = _identity(model, text, top, recipe(model, nulls))
     if not is_finished(path):
@@ -161,6 +168,7 @@ class _Build:
             self.model.tokenizer,
             self.work,
             context_length=self.identity["context_length"],
+            start=None if self.text.target_column is None else self.model.decoder_start,
             report=self.report,
         )
         for note in plan.notes:
@@ -226,6 +234,7 @@ class _Build:
                 duplicates=plan.duplicates,
                 tokens=plan.tokens,
                 counted=plan.counted,
+                target=text.target_column,
                 spelling=plan.corpus.get("spelling", ""),
             ),
             "options": {
@@ -263,6 +272,7 @@ def _identity(model: Model, text: Corpus, top: int, nulls: dict[str, Any] | None
         "source": text.source,
         "segment": text.segment,
         "limit": text.limit,
+        "target": text.target_column,
         "sampling": text.sampling,  # not in runs from before it: they hold the first documents
         "context_length": min(model.anatomy.context_length, corpus.CONTEXT_TOKENS),
         "top": top,

@@ -108,7 +108,8 @@ class NeuronStatistics:
         places = self._places[1]
         if layer not in self._entered:
             self._entered.add(layer)
-            self.moments.enter(layer, len(batch.contexts), len(places.rows))
+            paired = batch.targets is not None
+            self.moments.enter(layer, len(batch.contexts), len(places.rows), paired=paired)
         return places
 
     def _take(self, reading: LayerReading) -> None:

@@ -75,7 +75,8 @@ def verify(
 
 def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]) -> RunStatistics:
     special = run.manifest.options["special"]
-    work = list(batches(run.file("contexts"), shard, special))
+    paired = run.manifest.corpus.target is not None
+    work = list(batches(run.file("contexts"), shard, special, paired=paired))
     options = run.manifest.options
     statistics = RunStatistics.of(model, Nulls.of(model, options.get("nulls")), options["top"])
     total, done = sum(batch.n_tokens for batch in work), 0

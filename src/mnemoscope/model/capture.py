@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.experts import Routed, listen, shared_weight, taken_apart
+from mnemoscope.model.parts import SourceText
 from mnemoscope.model.running import hooked
 from mnemoscope.model.spread import at_home
 from mnemoscope.model.threads import Threads
@@ -195,21 +196,32 @@ class Capture:
             with torch.inference_mode(), self._model.running(), Threads(), suppress(EndOfPass):
                 lengths = torch.from_numpy(batch.lengths).to(tokens.device)
                 mask = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).long()
-                self._model.anatomy.body(**self._model.anatomy.calling(tokens, mask))
+                parts, targets = self._model.anatomy, batch.targets
+                call = parts.calling(tokens, mask)
+                if targets is not None:
+                    written = torch.from_numpy(targets.tokens).to(tokens.device, torch.int64)
+                    call = parts.calling(written, source=SourceText(tokens, mask))
+                parts.body(**call)
         finally:
             self._receive = self._routed = self._rebuilt = self._batch = None
             self._seen, self._units = {}, Rebuilding(parts)
 
+    def _read(self, layer: int) -> ContextBatch | None:
+        """What a layer reads of the batch: the decoder of an encoder-decoder its targets."""
+        stacks, batch = self._model.anatomy.stacks, self._batch
+        return batch.targets if batch is not None and stacks and layer >= stacks[0].n_layers else batch
+
     def _see(self, layer: int, point: str, tensor: Tensor) -> None:
-        if self._receive is None or self._batch is None:
+        batch = self._read(layer)
+        if self._receive is None or batch is None:
             return
         # OPT flattens contexts and tokens into one axis.
-        self._seen[point] = tensor.view(*self._batch.tokens.shape, -1)
+        self._seen[point] = tensor.view(*batch.tokens.shape, -1)
         if point == "coefficients":
             seen, self._seen = self._seen, {}
             gate, up, inputs = seen.get("gate"), seen.get("up"), seen["ffn_input"]
             if layer <= self._last:
-                self._receive(layer, seen["coefficients"], self._batch, gate, up, inputs)
+                self._receive(layer, seen["coefficients"], batch, gate, up, inputs)
             if layer == self._stop:
                 raise EndOfPass
 

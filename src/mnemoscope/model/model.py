@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -157,10 +158,10 @@ class Model:
     @property
     def decoder_start(self) -> int:
         """The token with which the decoder of an encoder-decoder begins; ModelNotSupported if nothing says it."""
-        for config in (getattr(self.hf, "generation_config", None), self.hf.config, self.anatomy.body.config):
-            for name in ("decoder_start_token_id", "bos_token_id"):
-                if isinstance(token := getattr(config, name, None), int):
-                    return token
+        configs = (getattr(self.hf, "generation_config", None), self.hf.config, self.hf.get_decoder().config)
+        for name, config in product(("decoder_start_token_id", "bos_token_id"), configs):
+            if isinstance(token := getattr(config, name, None), int):
+                return token
         raise ModelNotSupported(
             f"reading with the decoder of {self.id}: neither its config nor its generation config says with which "
             "token it begins (decoder_start_token_id); set it in one of them"

@@ -277,7 +277,8 @@ class _Shuffled:
 
     def columns(self, layer: int, batch: ContextBatch, signals: LayerSignals) -> NullColumns:
         """What the copy computes for the chosen neurons."""
-        if self._batch is not batch or layer not in self._columns:
+        held = self._batch is not None and (batch is self._batch or batch is self._batch.targets)
+        if not held or layer not in self._columns:
             self._batch, self._columns = batch, {}
             with Capture(self._model) as capture:
                 capture.sweep(batch, self._keep)

@@ -178,6 +178,7 @@ class NeuronCard(Shown):
     readout: str = (
         "head"  # through what the value is read: that, or the "input embedding" where there is none
     )
+    stack: str | None = None  # of an encoder-decoder: encoder or decoder
     experts: tuple[int, int] | None = (
         None  # of its layer: how many, and neurons of one; None in a dense layer
     )
@@ -243,7 +244,8 @@ def card(
     triggers = _with_weights(run, place, run.rows("triggers", layer, neuron))
     positive, negative = (triggers.filter(pl.col("polarity") == sign).sort("rank") for sign in (1, -1))
     between = _one_a_part(run.rows("samples", layer, neuron), statistics)
-    reader = _ExampleReader(run, window, [positive.head(examples), negative.head(examples), between])
+    lists = [positive.head(examples), negative.head(examples), between]
+    reader = _ExampleReader(run, window, lists, model.in_encoder(layer))
     values = run.rows("values", layer, neuron).sort("rank")
     return NeuronCard(
         layer=layer,
@@ -257,7 +259,8 @@ def card(
         lens=str(options.get("values_lens", "own")),
         corpus=run.manifest.corpus.id,
         spelling=run.manifest.corpus.spelling,
-        readout=model.readout,
+        readout="input embedding" if layer < model.encoder_layers else model.readout,
+        stack=model.stack(layer),
         state=state(statistics.min, statistics.max),
         statistics=statistics,
         layer_median=layer_median(run, layer),
@@ -417,9 +420,9 @@ def _one_a_part(samples: pl.DataFrame, statistics: Statistics) -> pl.DataFrame:
 class _ExampleReader:
     """Turns rows of (context, position) into examples; asks the run once for the text of all lists."""
 
-    def __init__(self, run: Run, window: tuple[int, int], lists: Sequence[pl.DataFrame]) -> None:
+    def __init__(self, run: Run, window: tuple[int, int], lists: Sequence[pl.DataFrame], whole: bool) -> None:
         self._words, self._window = run.vocabulary, window
-        self._whole = run.manifest.model.bidirectional
+        self._whole = whole
         self._contexts = run.contexts(sorted({id for rows in lists for id in rows["context"]}))
         self._documents = run.documents(sorted({context.document for context in self._contexts.values()}))
 

@@ -150,7 +150,7 @@ class Striking:
             polarity=row[f"{criterion}_polarity"] if sided else None,
             stored=row[f"{criterion}_stored"] if sided else None,
             token=self._run.vocabulary.label(row["active"]) if criterion == "token" else None,
-            stands=criterion == "next" and self._run.manifest.model.bidirectional,
+            stands=criterion == "next" and self._run.manifest.model.in_encoder(row["layer"]),
         )
 
 
@@ -196,16 +196,18 @@ def _statistics(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
 def _next(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
     """Per side: `next_share` of triggers followed by a token that is written, and what is expected.
 
-    Of an encoder: of triggers at such a token.
+    In an encoder: of triggers at such a token.
     """
     model = run.manifest.model
     place = (pl.col("layer") * model.vocabulary + pl.col("token")).alias("place")
     written = _with_layer(run, _sides(run, "values", "token")).with_columns(
         key=pl.col("side") * model.vocabulary + pl.col("token")
     )
-    if model.bidirectional:
+    if model.bidirectional or model.encoder_layers:
         _, active = _active(run, triggers)
-        triggers = triggers.with_columns(next_token=pl.Series(active, dtype=pl.Int32))
+        within = pl.lit(model.bidirectional) | (pl.col("layer") < model.encoder_layers)
+        stands = pl.when(within).then(pl.Series(active, dtype=pl.Int32)).otherwise(pl.col("next_token"))
+        triggers = triggers.with_columns(next_token=stands)
     followed = triggers.filter(pl.col("next_token").is_not_null()).select("side", token="next_token")
     followed = _with_layer(run, followed)
     frequency = (

@@ -72,10 +72,10 @@ def explain_many(
 
     The name of the table says what it is: .parquet, .csv or .jsonl.
 
-    A record has `prompt` and, if wanted, `target`, `foils` (one or a list), `label`, `position`, and `target_id` and
-    `foil_ids` for tokens by their ids. Everything is read before anything is explained, and the table appears when it
-    is whole. QueryError with the number of the line for a record that is none, or a question without an answer;
-    RunError if the table cannot be written.
+    A record has `prompt` and, if wanted, `target`, `foils` (one or a list), `label`, `position`, `target_id` and
+    `foil_ids` for tokens by their ids, and for an encoder-decoder `decoder_prompt`. Everything is read before anything
+    is explained, and the table appears when it is whole. QueryError with the number of the line for a record that is
+    none, or a question without an answer; RunError if the table cannot be written.
     """
     name = str(prompts) if isinstance(prompts, str | Path) else "prompts"
     records = read_prompts(prompts)
@@ -89,7 +89,7 @@ def explain_many(
                 explanation = explain(
                     model, record.prompt, record.target, record.foils, position=record.position,
                     target_id=record.target_id, foil_ids=record.foil_ids, lens=lens,
-                    projection=projection, top=top, run=run, ablate=ablate,
+                    decoder_prompt=record.decoder_prompt, projection=projection, top=top, run=run, ablate=ablate,
                 )  # fmt: skip
             except QueryError as error:
                 raise QueryError(f"{name}, line {record.line}: {error}") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import polars as pl
@@ -20,9 +21,9 @@ from mnemoscope.model.stream import Stream
 from mnemoscope.model.unit_parts import last_layer
 from mnemoscope.prediction.ablate import NO_ABLATIONS, ablate_top
 from mnemoscope.prediction.bases import Geometry
-from mnemoscope.prediction.explanation import ChosenToken, Contrast, Explanation, foil_names
+from mnemoscope.prediction.explanation import ChosenToken, Contrast, Explanation, foil_names, numbered
 from mnemoscope.prediction.masked import mask_id
-from mnemoscope.prediction.questions import ResolvedQuestion, ask
+from mnemoscope.prediction.questions import ResolvedQuestion, ask, read_by_encoder
 from mnemoscope.prediction.search import ExtremeParts, TopK, search
 from mnemoscope.prediction.switched import attention_queries, chained, queries
 from mnemoscope.prediction.traced import TracedPrediction
@@ -41,20 +42,23 @@ _MEASURES = ("increase", "leave_one_out")
 _INTEGERS = ("layer", "head", "source", "neuron", "position", "token")
 
 
-def _check(model: Model, ablate: int) -> None:
+def _check(model: Model, ablate: int, run: Run | None) -> None:
     """ModelNotSupported for a model that predicts no token, or of which this is not told, and what
     `Model.check_tokenizer` raises.
     """
+    if run is not None:
+        model.check_built(run, "explaining with the run")
     model.check_tokenizer()
     if model.anatomy.headless:
         raise ModelNotSupported(
             f"explaining a prediction of {model.id}: it has no language-model head and predicts no token; give it with "
             "the head that it was trained with"
         )
-    if model.anatomy.stacks:
+    if ablate and model.anatomy.stacks:
         raise ModelNotSupported(
-            f"explaining a prediction of {model.id}: it is an encoder-decoder, of which this is not told yet; decoders "
-            "and encoders are accepted"
+            f"explaining a prediction of {model.id}: parts of an encoder-decoder are not ablated as yet; leave "
+            "{ablate} out",
+            ablate=...,
         )
     if ablate and model.units is not None:
         raise ModelNotSupported(
@@ -79,6 +83,7 @@ def explain(
     position: int = -1,
     target_id: int | None = None,
     foil_ids: Sequence[int] = (),
+    decoder_prompt: str = "",
     lens: str = "frozen",
     projection: str = "adaptive",
     top: int = 20,
@@ -94,6 +99,7 @@ def explain(
     position   the position whose prediction is explained, 0-based, negative from the end; tokens that the tokenizer
                puts before the prompt count, those it puts after are left out
     target_id  the token to account for by its id, and foil_ids foils, where a text is not read as it was meant
+    decoder_prompt  what the decoder of an encoder-decoder has written so far; positions are then those of its tokens
     lens       raw | own | frozen (the statistics of the final residual, under which logits add up)
     projection adaptive | flat: how an adaptive softmax is read, as the model's own or as one over all tokens
     top        rows of each frame, for each sign and measure
@@ -104,17 +110,15 @@ def explain(
     Raises QueryError for a question without an answer, RunMismatch for a run of another model.
     """
     check_explanation(lens, top, ablate, ablate_to, has_run=run is not None, projection=projection)
-    if run is not None:
-        model.check_built(run, "explaining with the run")
-    _check(model, ablate)
+    _check(model, ablate, run)
     say = _Steps(report or (lambda _: None), 3 + (ablate > 0))
     with model.running(), torch.inference_mode(), _on(model.device):
-        traces = _Traces(model)
+        traces = _Traces(model, read_by_encoder(model, prompt))
         question = ask(
-            model, prompt, target, foils, position, traces.logits, target_id=target_id, foil_ids=foil_ids
-        )
+            model, prompt, target, foils, position, traces.logits, target_id=target_id, foil_ids=foil_ids,
+            decoder_prompt=decoder_prompt,
+        )  # fmt: skip
         say.total += len(question.foils)
-        stream = traces.of(question.tokens)
         words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
         chosen = question.target or _own_choice(traces.logits(question.tokens), words.pieces, question.foils)
         reading = Lens.of(model.anatomy, lens, projection)
@@ -129,17 +133,16 @@ def explain(
             for kind, parts in extremes.items()
         }
         frames["neurons"], frames["heads"] = chained(prediction, frames["neurons"], frames["heads"])
-        contrasts = []
-        for number, foil in enumerate(question.foils):
-            say("contrast")
-            contrasts.append(_contrast(prediction, number, foil, top))
+        contrasts = [_contrast(prediction, n, foil, top, say) for n, foil in enumerate(question.foils)]
         say("upstream contributions")
         upstream, carried = queries(prediction, frames["neurons"]), attention_queries(prediction)
-        extra = frames | _details(prediction, frames) | whole
+        extra: dict[str, Any] = frames | _details(prediction, frames) | whole
         if ablate:
             say("ablations")
-            ablations = ablate_top(model, stream, chosen.token, extra, words, ablate, ablate_to, run)
-        return Explanation(
+            ablations = ablate_top(
+                model, prediction.stream, chosen.token, extra, words, ablate, ablate_to, run
+            )
+        explanation = Explanation(
             model=model.id,
             family=model.anatomy.family,
             dtype=model.dtype,
@@ -165,6 +168,29 @@ def explain(
             evaluations=_evaluations(extremes),
             notes=question.notes + _notes(model, reading),
         )
+    return _counted_through(explanation, model, prediction.stream, decoder_prompt)
+
+
+def _counted_through(
+    explanation: Explanation, model: Model, stream: Stream, decoder_prompt: str
+) -> Explanation:
+    """Of an encoder-decoder with the layers of the encoder counted first, and what its two stacks have read."""
+    if not model.anatomy.stacks:
+        return explanation
+    first = model.anatomy.stacks[0].n_layers
+    values = {field.name: getattr(explanation, field.name) for field in fields(explanation)}
+    frames: dict[str, Any] = {
+        name: numbered(value, first) for name, value in values.items() if isinstance(value, pl.DataFrame)
+    }
+    return replace(
+        explanation,
+        **frames,
+        contrasts=tuple(contrast.numbered(first) for contrast in explanation.contrasts),
+        layer_count=model.anatomy.n_layers,
+        decoder_prompt=decoder_prompt,
+        encoded=stream.encoded,
+        own_heads=stream.anatomy.layers[0].n_heads,
+    )
 
 
 def _evaluations(extremes: dict[str, ExtremeParts]) -> dict[str, int]:
@@ -207,13 +233,15 @@ class _Steps:
 class _Traces:
     """Forward passes of one call, each sequence once."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, source: tuple[int, ...]) -> None:
         self.model = model
+        self.source = torch.tensor([source], device=model.device) if source else None
         self.seen: dict[tuple[int, ...], Stream] = {}
 
     def of(self, tokens: tuple[int, ...]) -> Stream:
         if tokens not in self.seen:
-            self.seen[tokens] = self.model.traced(torch.tensor([tokens], device=self.model.device))
+            read = torch.tensor([tokens], device=self.model.device)
+            self.seen[tokens] = self.model.traced(read, self.source)
         return self.seen[tokens]
 
     def logits(self, tokens: tuple[int, ...]) -> Tensor:
@@ -266,6 +294,12 @@ def _notes(model: Model, lens: Lens) -> tuple[str, ...]:
             "leave of it is the error of units, an FFN without units is one part, and what switched units on is not "
             "told"
         )
+    if model.anatomy.stacks:
+        notes.append(
+            "an encoder-decoder: these are the parts of its decoder; heads with an X are of cross attention and look "
+            "at what the encoder made of its tokens, which is not taken apart further; tokens and layers of the "
+            "encoder are counted first"
+        )
     if model.anatomy.parallel:
         notes.append(
             "attention and feed-forward layers run in parallel: Lres is Lin plus the attention output"
@@ -289,7 +323,7 @@ def _notes(model: Model, lens: Lens) -> tuple[str, ...]:
             "read by the flat projection of an adaptive softmax: logits add up, and probabilities are those of one "
             "softmax over all tokens, which are not the model's own"
         )
-    if not model.anatomy.adds_up_as_read:
+    if not model.anatomy.predicting.adds_up_as_read:
         notes.append(
             "the residual stream is normalised on the way: parts and points are what becomes of them at the last norm, "
             "and what switched neurons on is not told"
@@ -390,6 +424,11 @@ def _rows(
 ) -> pl.DataFrame:
     """The frame of some parts of one kind, which stand in order of group and index, sorted by leave-one-out."""
     groups = prediction.groups(kind)
+    if kind == "heads" and prediction.stream.encoded:  # where heads do not look, nothing is a part
+        size, encoded = prediction.sources, prediction.stream.encoded
+        across = index // size >= prediction.stream.anatomy.layers[0].n_heads
+        looks = across == (index % size < encoded)
+        group, index, values = group[looks], index[looks], values[looks]
     vectors = torch.cat([groups[row].vectors(index[group == row]) for row in group.unique().tolist()])
     columns = _address(prediction, kind, group, index) | _nats(values)
     if logits:
@@ -436,7 +475,8 @@ def _address(
     if kind == "sources":
         return {"layer": layer, **named}
     head = [number // count for number in unit]
-    weights = [float(traced[a].alpha[h, position, s]) for a, h, s in zip(layer, head, source, strict=True)]
+    looked = {a: prediction.stream.attention_weights(a, position) for a in set(layer)}
+    weights = [float(looked[a][h, s]) for a, h, s in zip(layer, head, source, strict=True)]
     return {"layer": layer, "head": head, **named, "weight": weights}
 
 
@@ -457,7 +497,7 @@ def _router_weights(
 
 
 def _pieces(prediction: TracedPrediction) -> list[str]:
-    return prediction.words.pieces(prediction.stream.tokens.tolist())
+    return prediction.words.pieces(prediction.stream.read_tokens.tolist())
 
 
 def _details(prediction: TracedPrediction, frames: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
@@ -492,7 +532,7 @@ def _details(prediction: TracedPrediction, frames: dict[str, pl.DataFrame]) -> d
     tokens = _frame(
         {
             "position": range(len(pieces)),
-            "token": prediction.stream.tokens.tolist(),
+            "token": prediction.stream.read_tokens.tolist(),
             "piece": pieces,
             "leave_one_out": left.tolist(),
             "logit": prediction.logit(total).tolist(),
@@ -501,8 +541,11 @@ def _details(prediction: TracedPrediction, frames: dict[str, pl.DataFrame]) -> d
     return {"grid": grid, "tokens": tokens}
 
 
-def _contrast(prediction: TracedPrediction, number: int, foil: ChosenToken, top: int) -> Contrast:
+def _contrast(
+    prediction: TracedPrediction, number: int, foil: ChosenToken, top: int, say: Callable[[str], None]
+) -> Contrast:
     """The contrast of the target with one foil; only two logits are needed, so every part is measured."""
+    say("contrast")
     odds = prediction.point_odds[:, number]
     first = prediction.steps[0][2]
 

@@ -36,6 +36,9 @@ have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the f
     ablations    kind (neuron | head), layer, unit, source, source_token, how (zero | mean | value), increase,
                  leave_one_out, effect: log p(target) minus log p(target) with it ablated in a forward pass
 
+In an encoder-decoder these are the parts of the decoder. Layers, and tokens where sources are named, are counted
+through, the encoder's first, and the heads of a layer's cross attention follow its own.
+
 `heads` and `neurons` hold the `top` largest and the `top` most negative by `increase` and by `leave_one_out`, found
 exactly, `whole_heads` and `sources` a quarter as many; all are sorted by `leave_one_out`, largest first.
 
@@ -48,7 +51,7 @@ exactly, `whole_heads` and `sources` a quarter as many; all are sorted by `leave
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -89,6 +92,15 @@ def foil_names(foils: Sequence[ChosenToken]) -> list[str]:
     ]
 
 
+def numbered(frame: pl.DataFrame, first: int) -> pl.DataFrame:
+    """A frame of the layers of a decoder with those of the encoder counted before: layers, and the names of points."""
+    layers = [pl.col(name) + first for name in ("layer", "query_layer") if name in frame.columns]
+    if "point" in frame.columns:
+        number = pl.col("point").str.extract(r"(\d+)$").cast(pl.Int32) + first
+        layers.append(pl.concat_str(pl.col("point").str.extract(r"^(\D+)"), number).alias("point"))
+    return frame.with_columns(layers)
+
+
 @dataclass(frozen=True)
 class Contrast:
     """A contrast of the target with one foil: log p(target) - log p(foil), in nats, by part (A50-A52, A55).
@@ -115,6 +127,13 @@ class Contrast:
     sources: pl.DataFrame
     neurons: pl.DataFrame
 
+    def numbered(self, first: int) -> Contrast:
+        """The same with so many layers counted before."""
+        layers, others, heads, neurons = (
+            numbered(frame, first) for frame in (self.layers, self.others, self.heads, self.neurons)
+        )
+        return replace(self, layers=layers, others=others, heads=heads, neurons=neurons)
+
     @property
     def remainder(self) -> float:
         """total - start minus the increases of the shown heads and neurons and of all biases (nats)."""
@@ -131,6 +150,9 @@ class Explanation(Shown):
     start     log p(target) when nothing is read: minus the log of the vocabulary's size (of those of its softmaxes)
     parallel  attention and feed-forward layers read the same input; Lres is then Lin plus attention (G5)
     run       folder of the run that was given
+    decoder_prompt  of an encoder-decoder, what its decoder has written so far; position and unread are in that
+    encoded   how many tokens the encoder has read
+    own_heads how many heads of a layer are no cross attention's
     evaluations  how many vectors were taken through the whole vocabulary, by frame, and of how many
     """
 
@@ -168,6 +190,14 @@ class Explanation(Shown):
     unit_part: str = (
         "ffn"  # which part of `layers` the neurons are parts of: attention or stream if they are other units
     )
+    decoder_prompt: str = ""
+    encoded: int = 0
+    own_heads: int = 0
+
+    def head(self, layer: int, head: int) -> str:
+        """A head's name: L13H4, or L13X4 for the fifth of a cross attention."""
+        across = bool(self.encoded) and head >= self.own_heads
+        return f"L{layer}X{head - self.own_heads}" if across else f"L{layer}H{head}"
 
     @property
     def log_probability(self) -> float:
@@ -273,7 +303,7 @@ def _alone(explanation: Explanation) -> Account:
             else f"loses {-total:.2f} nats in the layers"
         )
         opening = f"{target}, rank {explanation.stream['rank'][-1]:,}; {other}) {changed}"
-    return _account(opening, 1 if total >= 0 else -1, explanation, "leave_one_out")
+    return _account(opening, 1 if total >= 0 else -1, explanation, explanation, "leave_one_out")
 
 
 def _against(explanation: Explanation, contrast: Contrast) -> Account:
@@ -283,13 +313,16 @@ def _against(explanation: Explanation, contrast: Contrast) -> Account:
     foil = f"{token(contrast.foil.piece)} ({probability(contrast.probability)})"
     stands = "ahead of" if contrast.total >= 0 else "behind"
     opening = f"{target} is {stands} {foil} by {abs(contrast.total):.2f} nats"
-    return _account(opening, 1 if contrast.total >= 0 else -1, contrast, "increase")
+    return _account(opening, 1 if contrast.total >= 0 else -1, explanation, contrast, "increase")
 
 
-def _account(opening: str, sign: int, record: Explanation | Contrast, measure: str) -> Account:
+def _account(
+    opening: str, sign: int, explanation: Explanation, record: Explanation | Contrast, measure: str
+) -> Account:
     layers = record.layers.filter(pl.col("part").is_in(PARTS)).with_columns(nats="increase")
     heads, neurons = (rows.with_columns(nats=measure) for rows in (record.heads, record.neurons))
-    return Account(opening, sign, layers, heads, neurons)
+    names = [explanation.head(*row) for row in heads.select("layer", "head").iter_rows()]
+    return Account(opening, sign, layers, heads.with_columns(name=pl.Series(names, dtype=pl.String)), neurons)
 
 
 def _shown(record: Explanation | Contrast, measure: str) -> float:

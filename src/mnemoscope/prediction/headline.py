@@ -127,4 +127,4 @@ def _best(rows: pl.DataFrame, sign: int) -> Named | None:
     row = rows.row(0, named=True)
     if "neuron" in row:
         return Named(row.get("address") or f"L{row['layer']}N{row['neuron']}", row["nats"])
-    return Named(f"L{row['layer']}H{row['head']} reading {token(row['source_token'])}", row["nats"])
+    return Named(f"{row['name']} reading {token(row['source_token'])}", row["nats"])

@@ -27,6 +27,7 @@ class Prompt:
     position: int = -1
     target_id: int | None = None
     foil_ids: tuple[int, ...] = ()
+    decoder_prompt: str = ""
     line: int = 0
 
 
@@ -87,6 +88,7 @@ def _record(row: Any, line: int, name: str) -> Prompt:
         "target": not isinstance(row.get("target"), str | None),
         "foils": not (isinstance(foils, tuple) and all(isinstance(foil, str) for foil in foils)),
         "label": not isinstance(row.get("label"), str | None),
+        "decoder_prompt": not isinstance(row.get("decoder_prompt", ""), str),
         "position": type(row.get("position", -1)) is not int,
         "target_id": row.get("target_id") is not None and type(row["target_id"]) is not int,
         "foil_ids": not (isinstance(ids, tuple) and all(type(token) is int for token in ids)),
@@ -98,7 +100,7 @@ def _record(row: Any, line: int, name: str) -> Prompt:
         )
     return Prompt(
         row["prompt"], row.get("target"), foils, row.get("label"), row.get("position", -1), row.get("target_id"), ids,
-        line,
+        row.get("decoder_prompt", ""), line,
     )  # fmt: skip
 
 

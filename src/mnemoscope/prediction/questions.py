@@ -7,7 +7,9 @@ the prompt and the target would become other tokens together, the prompt stays a
 own. When target and foils begin alike, the shared tokens are appended to the prompt and the first in which they differ
 is scored. A token can also be given by its id, which leaves nothing to choose.
 
-An encoder reads the whole prompt and predicts its one mask token (`masked`).
+An encoder reads the whole prompt and predicts its one mask token (`masked`). Of an encoder-decoder the encoder reads
+the prompt, and what is explained is the prediction behind what its decoder has read: a first token, and a text of its
+own.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from mnemoscope.text.tokenizer import (
     frame,
     prompt_tokens,
     unknown_id,
+    written_tokens,
 )
 from mnemoscope.text.vocabulary import Vocabulary
 
@@ -83,16 +86,19 @@ def ask(
     *,
     target_id: int | None = None,
     foil_ids: Sequence[int] = (),
+    decoder_prompt: str = "",
 ) -> ResolvedQuestion:
     """Resolve everything, or raise QueryError.
 
     logits               asked for what the model finds more probable where a text can be written in two ways
     target_id, foil_ids  tokens by their ids instead of, or behind, those given as texts
+    decoder_prompt       what the decoder of an encoder-decoder has written so far
     """
     texts, ids = _listed(foils, "foils", str), _listed(foil_ids, "foil_ids", int)
     check_question(prompt, target, texts, target_id)
     words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
-    begun = _begun(model, prompt, position, words)
+    _check_text(prompt, "prompt")
+    begun = _begun(model, prompt, position, words, decoder_prompt)
     resolve = _Resolver(model, begun, words, logits)
     wanted = None if target is None else resolve(target, "target")
     if target_id is not None:
@@ -137,15 +143,45 @@ class _Begun:
     masked: bool = False  # an encoder's: the whole prompt
 
 
-def _begun(model: Model, prompt: str, position: int, words: Vocabulary) -> _Begun:
+def read_by_encoder(model: Model, prompt: str) -> tuple[int, ...]:
+    """The tokens of a prompt that the encoder of an encoder-decoder reads, framed; none in other models."""
+    if not model.anatomy.stacks:
+        return ()
     _check_text(prompt, "prompt")
+    (ids,) = encode(model.tokenizer, [prompt], special=True)
+    if len(ids) > model.anatomy.context_length:
+        raise _too_long(model, len(ids))
+    return tuple(ids)
+
+
+def _read_by_decoder(model: Model, text: str) -> tuple[tuple[int, ...], int]:
+    """The tokens of what the decoder of an encoder-decoder has written so far, and how many are before the text."""
+    start = model.decoder_start
+    (bare,), (ids,) = (
+        encode(model.tokenizer, [text], target=True),
+        written_tokens(model.tokenizer, start, [text]),
+    )
+    return tuple(ids), len(ids) - len(bare)
+
+
+def _begun(model: Model, prompt: str, position: int, words: Vocabulary, decoder_prompt: str = "") -> _Begun:
+    if decoder_prompt and not model.anatomy.stacks:
+        raise QueryError(
+            f"{_DOING}: {model.id} is no encoder-decoder, so it reads one text; leave {{decoder_prompt}} out",
+            decoder_prompt=decoder_prompt,
+        )
     if model.anatomy.bidirectional:
         tokens, place = masked_prompt(model, prompt, position)
         if len(tokens) > model.anatomy.context_length:
             raise _too_long(model, len(tokens))
         return _Begun(tokens, None, place, "", (), masked=True)
-    ids, n_before = prompt_tokens(model.tokenizer, prompt)
-    if len(ids) == n_before:
+    if model.anatomy.stacks:
+        _check_text(decoder_prompt, "decoder prompt")
+        prompt = decoder_prompt
+        ids, n_before = _read_by_decoder(model, prompt)
+    else:
+        ids, n_before = prompt_tokens(model.tokenizer, prompt)
+    if len(ids) == n_before and not model.anatomy.stacks:
         raise QueryError(f"{_DOING}: the prompt {_quoted(prompt)} has no tokens; give other text")
     if len(ids) > model.anatomy.context_length:
         raise _too_long(model, len(ids))
@@ -171,10 +207,13 @@ def _begun(model: Model, prompt: str, position: int, words: Vocabulary) -> _Begu
 def _prompt_notes(model: Model, tokens: tuple[int, ...], n_before: int, words: Vocabulary) -> list[str]:
     around, unknown = frame(model.tokenizer), unknown_id(model.tokenizer)
     notes = []
-    if around.after:
+    if model.anatomy.stacks:
+        opening = " and ".join(_quoted(piece) for piece in words.pieces(tokens[:n_before]))
+        notes.append(f"the decoder begins with {opening}")
+    elif around.after:
         closing = "".join(words.pieces(around.after))
         notes.append(f"the tokenizer closes a text with {closing}; a prompt goes on, so it was left out")
-    if n_before and tokens[n_before : 2 * n_before] == around.before:
+    if n_before and not model.anatomy.stacks and tokens[n_before : 2 * n_before] == around.before:
         opening = "".join(words.pieces(around.before))
         notes.append(
             f"the prompt begins with {opening}, which the tokenizer adds as well: it stands there twice"
@@ -275,7 +314,7 @@ class _Resolver:
 
     def _way(self, given: str, text: str) -> _Spelled:
         tokenizer = self.model.tokenizer
-        if self.begun.masked:  # nothing is read together with what stands beside a mask
+        if self.begun.masked or self.begun.text == "":  # nothing is read together with what stands beside it
             continued = Continuation(tuple(encode(tokenizer, [text])[0]))
         else:
             continued = continuation(tokenizer, self.begun.text, text)

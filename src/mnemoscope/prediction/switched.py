@@ -89,7 +89,7 @@ def _queries_of(
 ) -> list[tuple[object, ...]]:
     """The rows of one neuron: the largest shares, its key's bias, and what is left."""
     stream, position, count = prediction.stream, prediction.position, prediction.sources
-    pieces = prediction.words.pieces(stream.tokens.tolist())
+    pieces = prediction.words.pieces(stream.read_tokens.tolist())
     kinds, shares = _all_shares(prediction, memory, below)
     largest = shares.abs().topk(min(ROWS, len(shares))).indices.tolist()
     rows, shown = [], float(memory.share.bias[0])
@@ -214,12 +214,13 @@ def score_row(prediction: TracedPrediction) -> Float[Tensor, " width"]:
 def attention_queries(prediction: TracedPrediction) -> pl.DataFrame:
     """The frame `attention_queries`: the sub-value with the highest score, and where it got that (A52-A54).
 
-    It is empty where the stream is normalised on the way, and where units stand for heads.
+    It is empty where the stream is normalised on the way, where units stand for heads, and in an encoder-decoder, where
+    what a cross attention carries is the encoder's.
     """
     names = ["layer", "source", "source_token", "point", "recomputed", "fixed"]
     kinds = [pl.Int32, pl.Int32, pl.String, pl.String, pl.Float64, pl.Float64]
     schema = dict(zip(names, kinds, strict=True))
-    if not prediction.stream.anatomy.tells_switches:
+    if not prediction.stream.anatomy.tells_switches or prediction.stream.encoded:
         return pl.DataFrame(schema=schema)
     row = score_row(prediction)
     scores = torch.stack([prediction.attention(layer).sum(0) @ row for layer in range(prediction.layers)])

@@ -26,7 +26,7 @@ from mnemoscope.text.segment import Splitter, sentences, spacy_sentences, window
 from mnemoscope.text.sources import SHUFFLE, Source, resolve
 from mnemoscope.text.spelling import Fidelity
 from mnemoscope.text.tabular import Document
-from mnemoscope.text.tokenizer import changes_text, encode, frame, special_ids
+from mnemoscope.text.tokenizer import changes_text, encode, frame, special_ids, written_tokens
 
 CONTEXT_TOKENS = BATCH_TOKENS  # a context is no longer than a batch, however much a model could take
 WINDOW = 256  # tokens of a context with segment="window"
@@ -45,6 +45,7 @@ class Corpus:
     segment: str
     limit: int | None  # tokens, in whole documents
     text_column: str
+    target_column: str | None  # of what the decoder of an encoder-decoder is to write
     _source: Source = field(repr=False)
 
     @property
@@ -56,6 +57,11 @@ class Corpus:
     def shuffled(self) -> Iterator[Document] | None:
         """Documents of a stream in a drawn order, fixed by a seed; None for what can be counted first."""
         return None if self._source.drawn is None else _with_text(self._source.drawn())
+
+    @property
+    def together(self) -> int:
+        """How many contexts are read beside each other: a text and its target, or one."""
+        return 1 if self.target_column is None else 2
 
     @property
     def sampling(self) -> str | None:
@@ -87,6 +93,7 @@ def load_corpus(
     segment: str = "document",
     limit: int | None = None,
     text: str = "text",
+    target: str | None = None,
 ) -> Corpus:
     """Say which text to use; raises `CorpusError` at once when it cannot be read or holds none.
 
@@ -99,6 +106,9 @@ def load_corpus(
     limit    tokens that are not exceeded: documents are drawn by a hash of their place and text, always the same,
              and read in their order; of long ones the leading contexts. A streamed data set is shuffled
     text     name of the column that holds the text
+    target   of an encoder-decoder, whose encoder reads the text: name of the column that holds what its decoder is to
+             write. A text and its target are never cut apart: of what is longer than a context the first tokens are
+             read
     """
     if limit is not None and limit < 1:
         raise CorpusError(
@@ -106,9 +116,17 @@ def load_corpus(
             limit=limit,
         )
     _check_segment(segment)
+    if target is not None and segment != "document":
+        raise CorpusError(
+            "loading a corpus: texts with targets are read whole, and {segment} was given; leave it out",
+            segment=segment,
+        )
     resolved = resolve(source, text)
-    corpus = Corpus(resolved.id, segment, limit, resolved.column, resolved)
-    if next(corpus.documents, None) is None:
+    corpus = Corpus(resolved.id, segment, limit, resolved.column, target, resolved)
+    first = next(corpus.documents, None)
+    if first is not None and target is not None:
+        _target_of(first, corpus)
+    if first is None:
         raise CorpusError(
             f"loading the corpus {resolved.id}: it holds no text; give one with at least one document"
         )
@@ -117,6 +135,21 @@ def load_corpus(
 
 def _with_text(documents: Iterator[Document]) -> Iterator[Document]:
     return (document for document in documents if document.text and not document.text.isspace())
+
+
+def _target_of(document: Document, corpus: Corpus) -> str:
+    """What is to be written beside a document; "" where its place is empty, `CorpusError` without such a column."""
+    column = corpus.target_column
+    assert column is not None
+    if column not in document.metadata:
+        there = ", ".join(map(repr, document.metadata)) or "none"
+        raise CorpusError(
+            f"reading targets of {corpus.id}: {document.title} has no column {column!r} beside its text; there are "
+            f"{there}; name the one that holds what a decoder is to write ({{target_text}})",
+            target_text=...,
+        )
+    value = document.metadata[column]
+    return "" if value is None else str(value)
 
 
 def _check_segment(segment: str) -> None:
@@ -136,6 +169,7 @@ def write_plan(
     folder: Path,
     *,
     context_length: int,
+    start: int | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Plan:
     """Tokenize a corpus into a plan in `folder`; the same input always gives the same bytes.
@@ -147,6 +181,8 @@ def write_plan(
     without one). ``plan.json`` is written last; under ``corpus`` it says whether tokens spell the text. Raises
     `CorpusError`, `ModelError` for a tokenizer that changes a text when it adds special tokens, and `RunError` when
     the folder cannot be written.
+
+    start  the token with which a decoder begins; needed for a corpus with targets
     """
     before, after = frame(tokenizer)
     room = context_length - len(before) - len(after)
@@ -161,23 +197,30 @@ def write_plan(
     with files.refusals(doing, "choose a folder that can be written to"), ExitStack() as opened:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "plan.json").unlink(missing_ok=True)
-        writer = PlanWriter(folder, special_ids(tokenizer))
+        writer = PlanWriter(folder, special_ids(tokenizer), paired=start is not None)
         opened.callback(writer.close)
         fidelity = Fidelity(tokenizer)
 
         def contexts(documents: Iterable[Document], kept: bool) -> Iterator[tuple[Document, Units]]:
-            for document, units in _tokenized(corpus, documents, tokenizer, fidelity if kept else None):
+            tokenized = _tokenized(corpus, documents, tokenizer, fidelity if kept else None)
+            if start is not None:
+                for document, ((_, tokens),) in tokenized:
+                    (target,) = written_tokens(tokenizer, start, [_target_of(document, corpus)])
+                    yield document, [(0, [*before, *tokens[:room], *after]), (0, target[:context_length])]
+                return
+            for document, units in tokenized:
                 yield (
                     document,
                     [
-                        (start + left, [*before, *unit[left:right], *after])
-                        for start, unit in units
+                        (place + left, [*before, *unit[left:right], *after])
+                        for place, unit in units
                         for left, right in windows(len(unit), max(room, 3))
                     ],
                 )
 
         for document, units in _limited(corpus, contexts):
-            more = writer.add(document.title, document.metadata, units, corpus.limit)
+            metadata = {key: value for key, value in document.metadata.items() if key != corpus.target_column}
+            more = writer.add(document.title, metadata, units, corpus.limit)
             if report is not None:
                 report(Progress("planning", writer.tokens, corpus.limit or 0, "tokens"))
             if not more:
@@ -201,12 +244,13 @@ def _limited(corpus: Corpus, contexts: _Contexts) -> Iterator[tuple[Document, Un
         yield from contexts(corpus.documents, True)
     elif (stream := corpus.shuffled) is not None:
         for document, units in contexts(stream, True):
-            yield document, units[: sampling.within(_lengths(units), corpus.limit // sampling.LEAST)]
+            most = sampling.within(_lengths(units, corpus.together), corpus.limit // sampling.LEAST)
+            yield document, units[: corpus.together * most]
     else:
         counts = _drawn(corpus, corpus.limit, contexts)
         places = sorted(counts)
         for place, (document, units) in zip(places, contexts(_at(corpus, places), True), strict=True):
-            yield document, units[: counts[place]]
+            yield document, units[: corpus.together * counts[place]]
 
 
 def _drawn(corpus: Corpus, limit: int, contexts: _Contexts) -> dict[int, int]:
@@ -216,7 +260,9 @@ def _drawn(corpus: Corpus, limit: int, contexts: _Contexts) -> dict[int, int]:
         drawn = sampling.draw(corpus.documents, characters)
         places = sorted(drawn.places)
         counted = contexts(_at(corpus, places), False)
-        by_place = {place: _lengths(units) for place, (_, units) in zip(places, counted, strict=True)}
+        by_place = {
+            place: _lengths(units, corpus.together) for place, (_, units) in zip(places, counted, strict=True)
+        }
         lengths = [by_place[place] for place in drawn.places]
         if drawn.complete or sampling.wished(lengths, limit) >= limit:
             break
@@ -225,10 +271,10 @@ def _drawn(corpus: Corpus, limit: int, contexts: _Contexts) -> dict[int, int]:
     return {place: count for place, count in zip(drawn.places, counts, strict=True) if count}
 
 
-def _lengths(contexts: Units) -> np.ndarray:
-    """i64[context]: tokens that each adds to a plan, which leaves out those of one token."""
-    lengths = np.array([len(tokens) for _, tokens in contexts], np.int64)
-    return lengths * (lengths >= 2)
+def _lengths(contexts: Units, step: int) -> np.ndarray:
+    """i64[unit]: tokens that each context, or `step` together, adds to a plan, which leaves out those of one token."""
+    lengths = np.array([len(tokens) for _, tokens in contexts], np.int64).reshape(-1, step)
+    return lengths.sum(1) * (lengths >= 2).all(1)
 
 
 def _at(corpus: Corpus, places: Sequence[int]) -> Iterator[Document]:

@@ -57,6 +57,7 @@ class Plan:
     sha256: str  # over the lengths and token ids of all contexts, in order
     corpus: dict[str, Any]  # id, source, segment, limit
     notes: Sequence[str] = ()  # what was left out, in sentences
+    paired: bool = False  # every second context is what a decoder reads beside the one before
 
     @property
     def contexts_file(self) -> Path:
@@ -103,24 +104,34 @@ class Plan:
     def batches(self, shard: int) -> Iterator[ContextBatch]:
         """The batches of a shard."""
         assert 0 <= shard < self.shards, (shard, self.shards)
-        return batches(self.contexts_file, shard, self.special)
+        return batches(self.contexts_file, shard, self.special, paired=self.paired)
 
 
-def batches(contexts: Path, shard: int, special: Sequence[int]) -> Iterator[ContextBatch]:
-    """The batches of a row group of contexts: by (length, id), as many at a time as BATCH_TOKENS holds."""
+def batches(
+    contexts: Path, shard: int, special: Sequence[int], *, paired: bool = False
+) -> Iterator[ContextBatch]:
+    """The batches of a row group of contexts: by (length, id), as many at a time as BATCH_TOKENS holds.
+
+    paired  every second context is the target of the one before (`ContextBatch.targets`)
+    """
     with pq.ParquetFile(contexts) as file:
         table = file.read_row_group(shard, columns=["context", "tokens"]).combine_chunks()
     ids = table["context"].to_numpy()
     column = table["tokens"].chunk(0)
     offsets, flat = column.offsets.to_numpy(), column.values.to_numpy()
     lengths = np.diff(offsets).astype(np.int32)
-    order = np.lexsort((ids, lengths))
-    for rows in packed(order, lengths, BATCH_TOKENS):
+
+    def batch(rows: np.ndarray, targets: ContextBatch | None) -> ContextBatch:
         tokens, _ = padded([flat[offsets[row] : offsets[row + 1]] for row in rows])
         counted = np.arange(tokens.shape[1])[None, :] < lengths[rows][:, None]
         counted[:, 0] = False
         counted &= ~np.isin(tokens, special)
-        yield ContextBatch(ids[rows], tokens, lengths[rows], counted)
+        return ContextBatch(ids[rows], tokens, lengths[rows], counted, targets)
+
+    step = 2 if paired else 1
+    together = lengths.reshape(-1, step).sum(1)
+    for units in packed(np.lexsort((ids[::step], together)), together, BATCH_TOKENS):
+        yield batch(units * step, batch(units * step + 1, None) if paired else None)
 
 
 def packed(order: np.ndarray, lengths: np.ndarray, most: int) -> Iterator[np.ndarray]:
@@ -132,11 +143,22 @@ def packed(order: np.ndarray, lengths: np.ndarray, most: int) -> Iterator[np.nda
             begin = end
 
 
-class PlanWriter:
-    """Streams contexts into one row group a shard and documents beside them, and counts."""
+def _key(arrays: Sequence[np.ndarray]) -> bytes:
+    """What tells a context, or a source with its target, from others."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(len(array).to_bytes(8, "little") + array.tobytes())
+    return digest.digest()
 
-    def __init__(self, folder: Path, special: list[int]) -> None:
-        self.folder, self.special = folder, special
+
+class PlanWriter:
+    """Streams contexts into one row group a shard and documents beside them, and counts.
+
+    paired  contexts come two and two, a source and its target, which are kept or left out together
+    """
+
+    def __init__(self, folder: Path, special: list[int], *, paired: bool = False) -> None:
+        self.folder, self.special, self.paired = folder, special, paired
         self.tokens = self.counted = self.contexts = self.documents = self.duplicates = self.shards = 0
         self._never = frozenset(special)
         self._seen: set[bytes] = set()
@@ -154,27 +176,30 @@ class PlanWriter:
         A document that would exceed it is not taken at all, unless it is the first: then its leading
         contexts are, as many as fit and at least one.
         """
-        fresh: list[tuple[int, np.ndarray]] = []
+        fresh: list[list[tuple[int, np.ndarray]]] = []
         seen: set[bytes] = set()
-        duplicates = 0
-        for start, tokens in contexts:
-            array = np.asarray(tokens, np.int32)
-            key = hashlib.blake2b(array.tobytes(), digest_size=16).digest()
-            if len(array) >= 2 and key not in self._seen and key not in seen:
+        duplicates, step = 0, 2 if self.paired else 1
+        for first in range(0, len(contexts), step):
+            unit = [(start, np.asarray(tokens, np.int32)) for start, tokens in contexts[first : first + step]]
+            key = _key([array for _, array in unit])
+            enough = min(len(array) for _, array in unit) >= 2
+            if enough and key not in self._seen and key not in seen:
                 seen.add(key)
-                fresh.append((start, array))
-            elif len(array) >= 2:
-                duplicates += 1
-        fits = limit is None or self.tokens + sum(len(array) for _, array in fresh) <= limit
+                fresh.append(unit)
+            elif enough:
+                duplicates += step
+        sizes = np.cumsum([sum(len(array) for _, array in unit) for unit in fresh])
+        fits = limit is None or self.tokens + int(sizes[-1] if fresh else 0) <= limit
         if not fits:
             if self.contexts:
                 return False
-            sizes = np.cumsum([len(array) for _, array in fresh])
             fresh = fresh[: max(1, int((sizes <= limit).sum()))]
         self._seen |= seen
         self.duplicates += duplicates
-        for start, array in fresh:
-            self._append(start, array)
+        for unit in fresh:
+            self._make_room(sum(len(array) for _, array in unit))
+            for start, array in unit:
+                self._append(start, array)
         if fresh:
             self._titles.append((self.documents, title, json.dumps(metadata, sort_keys=True)))
             self.documents += 1
@@ -182,9 +207,11 @@ class PlanWriter:
             self._flush_documents()
         return fits
 
-    def _append(self, start: int, array: np.ndarray) -> None:
-        if self._shard and self._shard_tokens + len(array) > SHARD_TOKENS:
+    def _make_room(self, tokens: int) -> None:
+        if self._shard and self._shard_tokens + tokens > SHARD_TOKENS:
             self._flush_shard()
+
+    def _append(self, start: int, array: np.ndarray) -> None:
         self._shard.append((self.contexts, self.documents, start, array))
         self._shard_tokens += len(array)
         self._digest.update(len(array).to_bytes(8, "little") + array.astype("<i4").tobytes())
@@ -225,7 +252,7 @@ class PlanWriter:
         if self.duplicates:
             count = "1 context was" if self.duplicates == 1 else f"{self.duplicates:,} contexts were"
             notes = [*notes, f"{count} left out: their tokens were seen before"]
-        fields |= {"special": self.special, "corpus": corpus, "notes": list(notes)}
+        fields |= {"special": self.special, "corpus": corpus, "notes": list(notes), "paired": self.paired}
         files.write(self.folder / "plan.json", json.dumps(fields, indent=1) + "\n", "writing the plan")
         return Plan(folder=self.folder, **fields)
 

@@ -95,8 +95,12 @@ def _names(tokenizer: Any) -> dict[int, str]:
     return names | {int(token): str(entry) for token, entry in added.items()}
 
 
-def encode(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+def encode(
+    tokenizer: Any, texts: Sequence[str], *, special: bool = False, target: bool = False
+) -> list[list[int]]:
     """Token ids of each text, whole and unpadded; with `special` as the tokenizer frames them.
+
+    target  as what a decoder is to write, which some tokenizers of encoder-decoders read as another language
 
     `ModelError` if the tokenizer cannot read one, because its vocabulary lacks a character and has no unknown token.
     """
@@ -104,7 +108,8 @@ def encode(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> li
         return []
     options = {"truncation": False, "padding": False, "verbose": False}
     try:
-        encoded = tokenizer(list(texts), add_special_tokens=special, **options)["input_ids"]
+        read = {"text_target" if target else "text": list(texts)}
+        encoded = tokenizer(**read, add_special_tokens=special, **options)["input_ids"]
     except Exception as error:
         if type(error) is not Exception:  # what the tokenizers library raises is nothing more special
             raise
@@ -116,13 +121,16 @@ def encode(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> li
     return [[int(token) for token in tokens] for tokens in encoded]
 
 
-def frame(tokenizer: Any) -> Frame:
+def frame(tokenizer: Any, *, target: bool = False) -> Frame:
     """The special tokens around a text, from texts made of the vocabulary's own pieces, which must all agree.
+
+    target  around what a decoder is to write
 
     `ModelError` if it does more than put tokens around a text, or can read none of its own pieces.
     """
     probes = list(_probes(tokenizer))
-    bare, full = encode(tokenizer, probes), encode(tokenizer, probes, special=True)
+    bare = encode(tokenizer, probes, target=target)
+    full = encode(tokenizer, probes, target=target, special=True)
     fits = [_splits(inner, outer) for inner, outer in zip(bare, full, strict=True)]
     common = set.intersection(*fits) if fits else set()
     if len(common) != 1:
@@ -225,6 +233,14 @@ def prompt_tokens(tokenizer: Any, text: str) -> tuple[tuple[int, ...], int]:
     if full == [*bare, *after] and tuple(bare[: len(before)]) == before:  # written out, not doubled
         return tuple(bare), 0
     raise changes_text(tokenizer)
+
+
+def written_tokens(tokenizer: Any, start: int, texts: Sequence[str]) -> list[list[int]]:
+    """What a decoder reads while it writes each text: the token that it begins with, then the text without what the
+    tokenizer puts after it.
+    """
+    before, _ = frame(tokenizer, target=True)
+    return [[start, *before, *tokens] for tokens in encode(tokenizer, texts, target=True)]
 
 
 def beginning(tokenizer: Any, text: str, tokens: Sequence[int]) -> str | None:

@@ -128,7 +128,8 @@ def layer_line(layer: LayerSummary) -> str:
 def where(card: NeuronCard) -> str:
     """Model, place and kind of the neuron in one line."""
     kind = f"gated ({card.activation})" if card.gated else card.activation
-    return f"{card.model} · layer {card.layer} of {card.layers} · {kind}"
+    stack = "" if card.stack is None else f" ({card.stack})"
+    return f"{card.model} · layer {card.layer} of {card.layers}{stack} · {kind}"
 
 
 def unit_note(unit: UnitNote, card: NeuronCard) -> str:
@@ -188,7 +189,7 @@ def readings_note(card: NeuronCard) -> str | None:
     other = SIGN[-card.sides[0].polarity]
     notes = [f"when {other}, the two change places"] if _two_signs(card) else []
     if card.readout != "head":
-        notes.append(f"read through the {card.readout}, as the model has no head")
+        notes.append(f"read through the {card.readout}, as the {card.stack or 'model'} has no head")
     return "; ".join(notes) or None
 
 
@@ -293,7 +294,11 @@ def histogram_note(card: NeuronCard) -> str:
 
 def lens_note(card: NeuronCard) -> str:
     """How the value was read."""
-    through = "" if card.readout == "head" else f" through the {card.readout} (the model has no head)"
+    through = (
+        ""
+        if card.readout == "head"
+        else f" through the {card.readout} (the {card.stack or 'model'} has no head)"
+    )
     return f"The value is read under the lens “{card.lens}”{through}, over all {card.vocabulary:,} tokens."
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import polars as pl
@@ -92,15 +92,16 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
     effects = _effects(explanation.ablations)
     known, missing = remembered(explanation.run, _remembered(explanation.neurons, rows))
     heads, neurons = (
-        [_part(row, effects, known) for row in frame.iter_rows(named=True)]
+        [_part(row, effects, known, explanation.head) for row in frame.iter_rows(named=True)]
         for frame in (explanation.heads, explanation.neurons)
     )
     sums, part = (explanation.layers, explanation.others), explanation.unit_part
     return Sheet(
-        title=_label("".join(explanation.tokens["piece"]), 60),
+        title=_label("".join(explanation.tokens["piece"][: explanation.encoded or None]), 60),
         headline=explanation.headline,
         about=f"{explanation.model} · {explanation.layer_count} layers · lens {explanation.lens} · {explanation.dtype}",
-        tokens=_tokens(explanation.tokens, explanation.position),
+        tokens=_tokens(explanation.tokens, explanation.encoded + explanation.position),
+        encoded=explanation.encoded,
         unread=Vocabulary.visible(explanation.unread, edges=False),
         right_to_left=is_right_to_left(explanation.prompt),
         target=_candidate(
@@ -119,13 +120,13 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
         steps=_steps(explanation.layers),
         total=explanation.total,
         remainder=explanation.remainder,
-        grid=_grid(explanation.grid, explanation.tokens.height),
+        grid=_grid(explanation),
         heads=_ledger(heads, "attention", sums, rows, ("weight", *_COLUMNS), part),
         neurons=_ledger(neurons, part, sums, rows, ("coefficient", ROUTER, *_COLUMNS), part),
-        against=tuple(_against(contrast, rows, part) for contrast in explanation.contrasts),
-        switched=tuple(_switched(explanation.queries)),
+        against=tuple(_against(contrast, rows, part, explanation.head) for contrast in explanation.contrasts),
+        switched=tuple(_switched(explanation)),
         cargo=_cargo(explanation.attention_queries),
-        ablated=tuple(_ablated(explanation.ablations)),
+        ablated=tuple(_ablated(explanation)),
         correlation=_correlation(explanation.ablations),
         parallel=explanation.parallel,
         masked=explanation.masked,
@@ -190,9 +191,9 @@ def _steps(layers: pl.DataFrame) -> tuple[Step, ...]:
     )
 
 
-def _grid(frame: pl.DataFrame, tokens: int) -> Grid:
+def _grid(explanation: Explanation) -> Grid:
     """Heads in order of depth; where the tokens are many, the least of them together in one column."""
-    rows = frame.rows(named=True)
+    rows, tokens = explanation.grid.rows(named=True), explanation.tokens.height
     heads = list(dict.fromkeys((row["layer"], row["head"]) for row in rows))
     words = {row["source"]: Word(_label(row["source_token"]), row["source"]) for row in rows}
     value = {(row["layer"], row["head"], row["source"]): row["leave_one_out"] for row in rows}
@@ -208,7 +209,7 @@ def _grid(frame: pl.DataFrame, tokens: int) -> Grid:
     labels = [words[source] for source in shown]
     if rest:
         labels.append(Word(f"{len(rest)} others"))
-    names = tuple(f"L{layer}H{head}" for layer, head in heads)
+    names = tuple(explanation.head(*head) for head in heads)
     return Grid(names, tuple(labels), tuple(cells), tokens, len(rest))
 
 
@@ -224,7 +225,12 @@ def _effects(frame: pl.DataFrame) -> dict[_Key, float]:
     return effects
 
 
-def _part(row: Mapping[str, Any], effects: Mapping[_Key, float], known: Mapping[NeuronId, Memory]) -> Part:
+def _part(
+    row: Mapping[str, Any],
+    effects: Mapping[_Key, float],
+    known: Mapping[NeuronId, Memory],
+    head: Callable[[int, int], str],
+) -> Part:
     """A row of `heads`, `neurons` or `sources`."""
     values = {name: row[key] for name, key in _MEASURES.items() if key in row}
     values |= {name: row[name] for name in ("weight", "coefficient") if name in row}
@@ -240,7 +246,7 @@ def _part(row: Mapping[str, Any], effects: Mapping[_Key, float], known: Mapping[
     if "head" not in row:
         return Part("", values, word)
     values[ABLATED] = effects.get(("head", row["layer"], row["head"], row["source"]))
-    return Part(f"L{row['layer']}H{row['head']}", values, word)
+    return Part(head(row["layer"], row["head"]), values, word)
 
 
 def _ledger(
@@ -294,10 +300,10 @@ def _remembered(frame: pl.DataFrame, rows: int | None) -> dict[NeuronId, float]:
     return {NeuronId(row["layer"], row["neuron"]): row["coefficient"] for row in best}
 
 
-def _against(contrast: Contrast, rows: int | None, part: str) -> Against:
+def _against(contrast: Contrast, rows: int | None, part: str, head: Callable[[int, int], str]) -> Against:
     few = None if rows is None else max(rows // 2, 3)
     heads, neurons, sources = (
-        [_part(row, {}, {}) for row in frame.iter_rows(named=True)]
+        [_part(row, {}, {}, head) for row in frame.iter_rows(named=True)]
         for frame in (contrast.heads, contrast.neurons, contrast.sources)
     )
     sources.sort(key=lambda source: -(source.values[LEFT_OUT] or 0.0))
@@ -319,19 +325,19 @@ def _against(contrast: Contrast, rows: int | None, part: str) -> Against:
     )
 
 
-def _switched(frame: pl.DataFrame) -> Iterable[Switched]:
-    for (layer, neuron), rows in frame.group_by("layer", "neuron", maintain_order=True):
-        causes = tuple(_cause(row) for row in rows.iter_rows(named=True))
+def _switched(explanation: Explanation) -> Iterable[Switched]:
+    for (layer, neuron), rows in explanation.queries.group_by("layer", "neuron", maintain_order=True):
+        causes = tuple(_cause(row, explanation.head) for row in rows.iter_rows(named=True))
         nats = [cause.nats for cause in causes if cause.nats is not None]
         share = math.fsum(cause.share for cause in causes)
         name = rows["address"][0] if "address" in rows.columns else f"L{layer}N{neuron}"
         yield Switched(name, share, math.fsum(nats) if nats else None, causes)
 
 
-def _cause(row: Mapping[str, Any]) -> Cause:
+def _cause(row: Mapping[str, Any], head: Callable[[int, int], str]) -> Cause:
     kind, layer, unit = row["kind"], row["query_layer"], row["query_unit"]
     name = {
-        "head": f"L{layer}H{unit}",
+        "head": head(layer, unit) if kind == "head" else "",
         "neuron": row.get("query_address") or f"L{layer}N{unit}",
         "attention bias": f"attention bias {layer}",
         "mixer": f"mixer {layer}",
@@ -353,9 +359,10 @@ def _cargo(frame: pl.DataFrame) -> Cargo | None:
     return Cargo(first["layer"], Word(_label(first["source_token"]), first["source"]), tuple(points))
 
 
-def _ablated(frame: pl.DataFrame) -> Iterable[Ablated]:
-    for row in frame.iter_rows(named=True):
-        name = f"L{row['layer']}{'N' if row['kind'] == 'neuron' else 'H'}{row['unit']}"
+def _ablated(explanation: Explanation) -> Iterable[Ablated]:
+    for row in explanation.ablations.iter_rows(named=True):
+        place = row["layer"], row["unit"]
+        name = str(NeuronId(*place)) if row["kind"] == "neuron" else explanation.head(*place)
         yield Ablated(
             name, _word(row["source_token"], row["source"]), row["kind"], row["how"], row["increase"],
             row["leave_one_out"], row["effect"],
@@ -419,6 +426,8 @@ def _method(explanation: Explanation) -> Iterable[str]:
 
 def _command(explanation: Explanation) -> str:
     words = ["mnemoscope", "explain", explanation.model, explanation.prompt]
+    if explanation.decoder_prompt:
+        words += ["--decoder-prompt", explanation.decoder_prompt]
     if explanation.target.given is not None:
         words += ["--target", explanation.target.given]
     if explanation.target.by_id:

@@ -238,6 +238,7 @@ class Sheet:
     headline: str
     about: str
     tokens: tuple[PromptToken, ...]
+    encoded: int  # the first of these, which an encoder has read and the others only look at
     unread: str  # what of the prompt comes after the explained position
     right_to_left: bool
     target: Candidate

@@ -73,11 +73,13 @@ def _lines(page: Sheet, room: Room) -> RenderResult:
 
 
 def _head(page: Sheet, width: int) -> RenderResult:
-    before = "".join(token.text for token in page.tokens)
-    room = max(3 * width, 200)
-    if cell_len(before) > room:
-        before = "…" + before[-room:]
-    line = Text("“").append(before).append("”", style="")
+    line, room = Text(), max(3 * width, 200)
+    for tokens in (page.tokens[: page.encoded], page.tokens[page.encoded :]):
+        before = "".join(token.text for token in tokens)
+        if cell_len(before) > room:
+            before = "…" + before[-room:]
+        if tokens:
+            line.append(" ⇒ " if line else "", style="dim").append("“").append(before).append("”", style="")
     if page.unread:
         line.append(" (unread: ", style="dim").append(page.unread[:width], style="dim").append(
             ")", style="dim"
