@@ -329,13 +329,13 @@ def test_a_dropped_bias_is_caught(bias: str, monkeypatch: pytest.MonkeyPatch) ->
     """Biases of experts are read from the module: zeros in their place do not add up."""
     hf = MIXTURES["gpt_oss"]()
     anatomy = describe(hf)
-    read = experts._matrix
+    read = experts.Experts._matrix
 
-    def zeroed(module: nn.Module, name: str) -> Tensor:
-        weight = read(module, name)
+    def zeroed(self: experts.Experts, module: nn.Module, name: str) -> Tensor:
+        weight = read(self, module, name)
         return torch.zeros_like(weight) if name == bias else weight
 
-    monkeypatch.setattr(experts, "_matrix", zeroed)
+    monkeypatch.setattr(experts.Experts, "_matrix", zeroed)
     with pytest.raises(ModelNotSupported, match="layer 0, FFN"):
         self_check(hf, anatomy)
 
