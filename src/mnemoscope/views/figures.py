@@ -210,7 +210,10 @@ def _bar(drawing: _Drawing) -> list[Any]:
     import altair as alt
 
     figure = drawing.figure
-    grouped = figure.color is not None and drawing.discrete
+    grouped = figure.color is not None
+    assert drawing.discrete or not grouped, (
+        "bars of several series stand beside each other over names, not numbers"
+    )
     offset = {"xOffset": alt.XOffset(f"{figure.color}:N", sort=drawing.names)} if grouped else {}
     size = {} if drawing.discrete else {"size": _wide(drawing) * 0.72}
     fill = 0.85 if figure.null_low is None else 0.7

@@ -17,7 +17,7 @@ from mnemoscope.neuron import decoys
 from mnemoscope.patterns.covered import CASES, documents_of_triggers, units_covered, without_documents
 from mnemoscope.patterns.summary import against_decoys, excess
 from mnemoscope.records import MAIN, NEURON, NEXT, NULLS, WHOLE
-from mnemoscope.studies.findings.finding import Difference, Finding, bar, bracketed, line, stack
+from mnemoscope.studies.findings.finding import Difference, Finding, bracketed, line, stack
 from mnemoscope.studies.findings.statistics import columns, contrast, layers_named, number, percent, points
 
 if TYPE_CHECKING:
@@ -337,9 +337,10 @@ def _decoys(run: Run) -> list[Finding]:
             says=f"Of {2 * len(model.cells):,} neurons with a sign so many beat their own decoys at a rate "
             f"of false discoveries, by what the pattern is about. {'. '.join(map(_capital, sentences))}.",
             frame=frame,
-            figure=bar(
+            figure=line(
                 frame, "more neurons than decoys (% of units)",
-                x="f1", y="excess", x_title="F1 on held-out text, at least", color="about", facet="decoy", share=True,
+                x="f1", y="excess", x_title="F1 on held-out text, at least", color="about",
+                facet="decoy" if frame["decoy"].n_unique() > 1 else None, share=True,
             ),
             null="decoys of the same neurons, searched, held out and tested alike",
             resampled=f"documents (jackknife, n = {documents:,})",

@@ -57,7 +57,9 @@ def _divergence(grids: dict[str, ExampleGrid]) -> Finding:
         f"{number(mean['tuned'], middle)}; over all layers the tuned lens is nearer by {number(gain)} nats "
         f"({_size(own)}; the mean output of the fitted text, whatever the prefix, is {number(baseline, 0)} away).",
         frame=frame,
-        figure=line(frame, "divergence from the model's output (nats)", color="lens", order=_ORDER),
+        figure=line(
+            frame, "divergence from the model's output (nats)", color="lens", order=_ORDER, log_y=True
+        ),
         null="the mean output of the fitted text, read off without looking at the prefix",
         resampled=_RESAMPLED,
         notes=(_FITTED, "Kullback-Leibler divergence of a reading from the output, mean over prefixes"),
