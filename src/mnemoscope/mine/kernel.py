@@ -255,16 +255,20 @@ def sample(values, rows, bins, hashes, following, start, stop, salt, key, coeffi
 
 
 @_compiled
-def _insert(key, what, weight, word, payload, carried):  # type: ignore[no-untyped-def]
+def _insert(key, what, word, payload):  # type: ignore[no-untyped-def]
     i = len(key) - 1
     while i > 0 and key[i - 1] < word:
         key[i], what[i] = key[i - 1], what[i - 1]
         i -= 1
     key[i], what[i] = word, payload
-    if len(weight):
-        for rank in range(len(weight) - 1, i, -1):
-            weight[rank] = weight[rank - 1]
-        weight[i] = carried
+    return i
+
+
+@_compiled
+def _insert_at(i, weight, carried):  # type: ignore[no-untyped-def]
+    for rank in range(len(weight) - 1, i, -1):
+        weight[rank] = weight[rank - 1]
+    weight[i] = carried
 
 
 @_compiled
@@ -294,7 +298,8 @@ def rank(  # type: ignore[no-untyped-def]
     weight     f32[neuron rank]     in, out: of the router; or f32[neuron 0]
     """
     entering, payloads = np.empty(stop - start, np.int64), np.empty(stop - start, np.uint64)
-    carried = np.full(stop - start, np.nan, np.float32)
+    weighted = weight.shape[1] > 0
+    carried = np.full(stop - start if weighted else 0, np.nan, np.float32)
     for c in range(len(contexts)):
         hits = 0
         for j in range(start, stop):
@@ -314,7 +319,7 @@ def rank(  # type: ignore[no-untyped-def]
                 signs = (_sign(widen(gate[row, j])) << np.uint64(2)) | _sign(widen(up[row, j]))
             token = np.uint64(following[c, position] + 1)
             payloads[i] = (np.uint64(position) << np.uint64(36)) | (token << np.uint64(4)) | signs
-            if len(weights):
+            if weighted and len(weights):
                 carried[i] = weights[row]
         low = np.uint64(0xFFFFFFFF) - np.uint64(contexts[c])
         for i in range(hits):
@@ -323,7 +328,9 @@ def rank(  # type: ignore[no-untyped-def]
             bits = np.float32(extreme[c, j] * polarity).view(np.uint32)
             word = (np.uint64(bits) << np.uint64(32)) | low
             if word > key[j, -1]:
-                _insert(key[j], what[j], weight[j], word, payloads[i], carried[i])
+                place = _insert(key[j], what[j], word, payloads[i])
+                if weighted:
+                    _insert_at(place, weight[j], carried[i])
                 threshold[j] = np.uint32(key[j, -1] >> np.uint64(32)).view(np.float32)
 
 
