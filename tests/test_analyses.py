@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -477,6 +479,10 @@ class _Read:
         corpus = {"id": "3 texts", "contexts": 3, "counted": 4, "limit": limit, "spelling": spelling}
         model = SimpleNamespace(cells=Cells((1,)))
         self.manifest = SimpleNamespace(corpus=SimpleNamespace(**corpus), model=model, options={"top": 5})
+
+    def once(self, name: object, read: Callable[[], Any]) -> Any:
+        """Read it."""
+        return read()
 
     def table(self, name: str) -> pl.LazyFrame:
         """The vocabulary, the contexts, or no triggers."""
