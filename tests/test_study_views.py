@@ -14,7 +14,7 @@ from test_views import Page
 
 from mnemoscope.errors import RunError
 from mnemoscope.run.reading import Run
-from mnemoscope.studies.findings.finding import KINDS, Figure, Finding, Section, items
+from mnemoscope.studies.findings.finding import KINDS, Figure, Finding, Section, bar, items
 from mnemoscope.views import charts, figures, findings, report, words
 
 FRAME = pl.DataFrame(
@@ -171,3 +171,12 @@ def test_the_terminal_says_every_sentence() -> None:
         )
     said = captured.get()
     assert "It is so." in said and "not measured: no table" in said and "A21" not in said
+
+
+def test_bars_of_several_series_are_not_stacked() -> None:
+    """Over numbers as over names they stand beside each other, each as high as its own value."""
+    frame = pl.DataFrame({"x": [1, 1, 2, 2], "series": ["a", "b"] * 2, "value": [0.5, 0.25, -0.5, 0.75]})
+    figure = bar(frame, "share", x="x", color="series")
+    drawn = figures.chart(Finding("id", ("A2",), "title", "It is so.", frame, figure)).to_dict()
+    bars = [layer for layer in drawn["layer"] if layer["mark"]["type"] == "bar"]
+    assert all(layer["encoding"]["xOffset"]["field"] == "series" for layer in bars) and bars

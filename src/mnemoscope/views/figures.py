@@ -71,7 +71,9 @@ class _Drawing:
         self.figure, self.size, self.title = figure, size, title
         self.rows = rows.select(figure.columns())
         self.base = alt.Chart(data(_plain(self.rows)))
-        self.discrete = everything.schema[figure.x] in (pl.String, pl.Boolean, pl.Categorical)
+        # Bars of several series stand beside each other, over numbers too; elsewhere they would be stacked.
+        beside = figure.kind == "bar" and figure.color is not None
+        self.discrete = beside or everything.schema[figure.x] in (pl.String, pl.Boolean, pl.Categorical)
         self.every = rows if figure.free else everything
         self.names = _names(figure, everything)
 
@@ -211,9 +213,6 @@ def _bar(drawing: _Drawing) -> list[Any]:
 
     figure = drawing.figure
     grouped = figure.color is not None
-    assert drawing.discrete or not grouped, (
-        "bars of several series stand beside each other over names, not numbers"
-    )
     offset = {"xOffset": alt.XOffset(f"{figure.color}:N", sort=drawing.names)} if grouped else {}
     size = {} if drawing.discrete else {"size": _wide(drawing) * 0.72}
     fill = 0.85 if figure.null_low is None else 0.7
