@@ -88,11 +88,12 @@ def _bare_head(anatomy: Anatomy) -> Anatomy:
 
     class Watched(nn.Linear):
         def register_forward_hook(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
-            return transform.dense.register_forward_hook(*args, **kwargs)  # type: ignore[arg-type]
+            return watched.register_forward_hook(*args, **kwargs)  # type: ignore[arg-type]
 
-    bare = _unbiased(transform.dense)  # type: ignore[arg-type]
+    (watched,) = transform.dense
+    bare = _unbiased(watched)  # type: ignore[arg-type]
     bare.__class__ = Watched
-    return replace(anatomy, transform=replace(transform, dense=bare))
+    return replace(anatomy, transform=replace(transform, dense=(bare,)))
 
 
 DROPPED: dict[str, Callable[[Anatomy], Anatomy]] = {

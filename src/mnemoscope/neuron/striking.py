@@ -207,7 +207,7 @@ def _next(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
         _, active = _active(run, triggers)
         within = pl.lit(model.bidirectional) | (pl.col("layer") < model.encoder_layers)
         stands = pl.when(within).then(pl.Series(active, dtype=pl.Int32)).otherwise(pl.col("next_token"))
-        triggers = triggers.with_columns(next_token=stands)
+        triggers = _with_layer(run, triggers).with_columns(next_token=stands).drop("layer")
     followed = triggers.filter(pl.col("next_token").is_not_null()).select("side", token="next_token")
     followed = _with_layer(run, followed)
     frequency = (
