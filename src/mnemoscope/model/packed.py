@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-COMPUTED = (torch.float32, torch.bfloat16, torch.float16)
+COMPUTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _ROWS = 1024  # basis vectors at once
 
 
