@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import typer
 from synthetic import make_run
@@ -214,6 +215,30 @@ def test_what_a_job_adds_is_there_at_once(built: mn.Run) -> None:
     again = mn.open_run(built.path)
     again.patterns(budget=400)
     assert again._model is None
+
+
+@pytest.mark.parametrize("layer", [None, 2])
+def test_alike_by_chance_is_the_same_search_for_directions(built: mn.Run, layer: int | None) -> None:
+    """For lists of random directions and rotated axes of the neuron's layer, the most that any list has in common."""
+
+    def lists(rows: pl.LazyFrame, *unit: str) -> dict[tuple[Any, ...], set[tuple[int, int]]]:
+        every: dict[tuple[Any, ...], set[tuple[int, int]]] = {}
+        for *key, context, position in rows.select(*unit, "context", "position").collect().iter_rows():
+            every.setdefault(tuple(key), set()).add((context, position))
+        return every
+
+    own = lists(built.table("triggers"), "layer", "neuron", "polarity")
+    neurons = [places for unit, places in own.items() if layer in (None, unit[0])]
+    directions = lists(built.table("null_triggers").filter(layer=1), "kind", "neuron", "polarity")
+    said = built.find(like="L1N3", layer=layer).null
+    for kind, name in (("random", "random directions"), ("rotated", "rotated axes")):
+        most = [
+            max(len(places & other) for other in neurons)
+            for unit, places in directions.items()
+            if unit[0] == kind
+        ]
+        high = pl.Series(most).quantile(0.95)
+        assert f"of {name} {np.median(most):.0f} in the median and {high:.0f} in one of twenty" in said, said
 
 
 def test_the_runs_own_model_is_loaded_once(built: mn.Run) -> None:

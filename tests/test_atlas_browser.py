@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from importlib.resources import files
@@ -22,9 +20,6 @@ from mnemoscope.records import Progress
 
 pytestmark = pytest.mark.slow  # a browser is started, and each page is looked at four times
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync")  # fmt: skip
 LOOKS = [(width, scheme) for width in (1400, 360) for scheme in ("light", "dark")]
 PATHS = (
     "",
@@ -84,21 +79,6 @@ def address(hostile: mn.Run, built: mn.Run) -> Iterator[str]:
     server = Server(hostile, built)
     yield server.address
     server.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window."""
-    if CHROMIUM is None:
-        if os.environ.get("CI"):
-            pytest.fail("there is no chromium to look at pages with; apt-get install chromium")
-        pytest.skip("there is no chromium to look at pages with")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=list(SWITCHES))
-        yield chromium
-        chromium.close()
 
 
 class Reader:

@@ -348,6 +348,25 @@ def _batch() -> ContextBatch:
     return ContextBatch(np.array([0, 1]), tokens, np.array([12, 9], np.int32), counted)
 
 
+def test_who_is_handed_experts_computes_the_same_with_any_number_of_threads() -> None:
+    """Null units are made there: functions that show where threads are cut are still cut where it does not show."""
+    hf = MIXTURES["mixtral"]()
+    model = Model(hf, None, examine(hf)[0], "mixtral")
+    columns = torch.randn(1629, 80, generator=torch.Generator().manual_seed(0))[:, :40]
+    computed: list[torch.Tensor] = []
+
+    def receive(rows: LayerRows, batch: ContextBatch) -> None:
+        before = torch.get_num_threads()
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            computed.append(torch.nn.functional.silu(columns))
+        torch.set_num_threads(before)
+
+    with Capture(model) as capture:
+        capture.sweep(_batch(), lambda *_: None, receive)
+    assert computed and all(torch.equal(computed[0], each) for each in computed)
+
+
 @every_mixture
 def test_a_sweep_hands_out_each_expert_with_its_tokens(name: str) -> None:
     """What is handed out in a batch is what a trace of each context alone has, at the positions that were routed."""

@@ -5,8 +5,6 @@ Without a browser these are skipped, except in CI, which installs one.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -40,27 +38,9 @@ from mnemoscope.views.terminal import BLUE, ORANGE
 pytestmark = pytest.mark.slow  # a browser is started, and each page is drawn several times
 
 HERE = Path(__file__).parent
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync")  # fmt: skip
 LEAST = 4.5  # contrast of text, WCAG 2.2 AA
 WIDTHS = (1400, 900, 420)
 PAGES = ("card", "explanation", "gallery", "study", "trace", "printed")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window."""
-    if CHROMIUM is None:
-        if os.environ.get("CI"):
-            pytest.fail("there is no chromium to look at pages with; apt-get install chromium")
-        pytest.skip("there is no chromium to look at pages with")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=list(SWITCHES))
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

@@ -566,3 +566,4 @@ def test_neurons_with_the_same_triggers_are_counted_one_by_one(layer: int | None
     for sign, value in hits.rows.select("as", "expected").unique().iter_rows():
         assert value == pytest.approx(expected[sign])
     assert find.like(run, "L1N3", layer=layer, count=2).rows.equals(hits.rows.head(2))
+    assert "built without null units" in hits.null

@@ -9,8 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from threading import RLock
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -18,6 +17,7 @@ from markupsafe import Markup
 
 from mnemoscope.atlas.scatter import Scatter, scatter
 from mnemoscope.errors import QueryError
+from mnemoscope.neuron.card import usual_signs
 from mnemoscope.neuron.claims import ADDRESS, within
 from mnemoscope.neuron.overview import Overview, overview
 
@@ -61,40 +61,24 @@ class Shelf:
 
     def __init__(self, name: str, run: Run) -> None:
         self.name, self.run = name, run
-        self._lock = RLock()  # pages are made in threads: what is kept is made once
         self._layer = lru_cache(maxsize=8)(self._read_layer)
 
     @property
     def overview(self) -> Overview:
         """Each layer at a glance."""
-        with self._lock:
-            return self._overview
-
-    @cached_property
-    def _overview(self) -> Overview:
-        return overview(self.run)
+        return self.run.once("overview", lambda: overview(self.run))
 
     @property
     def pictures(self) -> Sequence[Markup]:
         """SVG of each layer."""
-        with self._lock:
-            return self._pictures
-
-    @cached_property
-    def _pictures(self) -> Sequence[Markup]:
         from mnemoscope.views.charts import strips
 
-        return [Markup(picture) for picture in strips(self._overview)]
+        return self.run.once("pictures", lambda: [Markup(picture) for picture in strips(self.overview)])
 
     @property
     def highlights(self) -> Highlights:
         """A few neurons to look at first."""
-        with self._lock:
-            return self._highlights
-
-    @cached_property
-    def _highlights(self) -> Highlights:
-        return self.run.highlights(8)
+        return self.run.once("highlights", lambda: self.run.highlights(8))
 
     @property
     def statistics(self) -> list[str]:
@@ -107,9 +91,12 @@ class Shelf:
         """Whether patterns were looked for."""
         return "pattern_tests" in self.run.manifest.tables
 
-    @cached_property
+    @property
     def clearest(self) -> pl.DataFrame:
         """The clearest tested patterns, no pattern and no neuron twice: rows of `Run.find(tested=True)`."""
+        return self.run.once("clearest", self._clearest)
+
+    def _clearest(self) -> pl.DataFrame:
         rows = self.run.find(tested=True, count=50 * CLEAREST).rows
         for once in (["pattern", "about"], ["neuron"]):
             rows = rows.unique(once, keep="first", maintain_order=True)
@@ -183,13 +170,13 @@ class Shelf:
             yield row | {"id": cells.id(layer, row["neuron"]), "promotes": tokens}
 
     def _writes(self, layer: int, neurons: Sequence[int]) -> Mapping[int, list[int]]:
-        """The first tokens that neurons promote at their usual sign: of most of their triggers."""
+        """The first tokens that neurons promote at their usual sign (`neuron.card`)."""
+        signs = self.run.once(("usual", layer), lambda: usual_signs(self.run, layer).collect())
+        usual = dict(signs.select("neuron", "usual").iter_rows())
         writes = {}
         for neuron in neurons:
-            signs = self.run.rows("triggers", layer, neuron)["polarity"]
-            usual = -1 if (signs < 0).sum() * 2 > len(signs) else 1
             values = self.run.rows("values", layer, neuron).filter(
-                (pl.col("polarity") == usual) & (pl.col("rank") < TOKENS)
+                (pl.col("polarity") == usual[neuron]) & (pl.col("rank") < TOKENS)
             )
             writes[neuron] = values.sort("rank")["token"].to_list()
         return writes
@@ -210,8 +197,11 @@ class Shelf:
             longer.append((len(spelling), spelling, token))
         return [spelling for _, spelling, _ in sorted(longer)[:COMPLETIONS]]
 
-    @cached_property
+    @property
     def _spelled(self) -> list[tuple[str, int]]:
+        return self.run.once("spelled", self._spell)
+
+    def _spell(self) -> list[tuple[str, int]]:
         words = self.run.vocabulary
         tokens = list(range(self.run.manifest.model.vocabulary))
         spelled = zip(words.pieces(tokens), tokens, strict=True)

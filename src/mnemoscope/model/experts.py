@@ -335,8 +335,9 @@ def _detected(
     gate, up = first[:, half(module, 0, width)], first[:, half(module, 1, width)] if gated else None
     piece = Routed(starts, tokens, weight.float(), read, taken, gate, up, coefficients)
     for listener in _listeners.get(id(module), ()) if len(taken) else ():
-        with torch._C.DisableTorchFunction():  # nothing that listens is part of the model
-            changed = listener(piece)
+        changed = listener(
+            piece
+        )  # under whatever watches functions: it may compute, with bits of any threads
         coefficients = coefficients if changed is None else changed
     return coefficients
 

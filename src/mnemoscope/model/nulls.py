@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -166,11 +165,10 @@ class Nulls:
     def rows(self, rows: LayerRows, batch: ContextBatch) -> dict[str, LayerRows]:
         """By kind what the pseudo-neurons of experts make of the rows that were routed to these."""
         by_kind: dict[str, list[NullColumns]] = {kind: [] for kind in self.kinds}
-        with _one_thread():
-            for piece in rows.each() if self.kinds else ():
-                signals = LayerSignals(piece.inputs, piece.coefficients, piece.gate, piece.up, piece.group)
-                for kind, columns in self.columns(rows.layer, batch, signals).items():
-                    by_kind[kind].append(columns)
+        for piece in rows.each() if self.kinds else ():
+            signals = LayerSignals(piece.inputs, piece.coefficients, piece.gate, piece.up, piece.group)
+            for kind, columns in self.columns(rows.layer, batch, signals).items():
+                by_kind[kind].append(columns)
         return {kind: self._joined(kind, rows, columns) for kind, columns in by_kind.items()}
 
     def first(self, kind: str, layer: int, group: int) -> int:
@@ -189,17 +187,6 @@ class Nulls:
             gate=torch.cat(gates) if gates else coefficients,
             up=torch.cat(ups) if ups else None,
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread: the rows of an expert are few, and where threads are cut a last bit may differ."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Random:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from mnemoscope.arguments import DECOYS
 from mnemoscope.display import Shown
 from mnemoscope.errors import QueryError
 from mnemoscope.neuron.card import taken_signs
@@ -243,13 +244,50 @@ def like(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> H
     return Hits(
         question=f"neurons that share triggers with {address}: {hits.height:,} lists (one list for each neuron and "
         "sign) have a position in common with one of its two",
-        null=f"expected: what a list drawn from all {every:,} others shares; lists of layers with few distinct "
-        f"triggers share more. {_kept(run)}",
+        null=f"expected: what a list drawn from all {every:,} others shares. "
+        f"{_first_by_chance(run, address.layer, layer)}. {_kept(run)}",
         rows=_named(run, hits.head(count)).select(
             "neuron", "sign", "as", "common", "expected", "triggers", "strongest"
         ),
         total=hits.height,
     )
+
+
+def _first_by_chance(run: Run, layer: int, searched: int | None) -> str:
+    """What the same search finds first for directions of a layer that are no neurons."""
+    if "null_triggers" not in run.manifest.tables:
+        return "The run was built without null units to search for alike"
+    most = run.once(("alike by chance", layer, searched), lambda: _most_alike(run, layer, searched))
+    kinds = most.group_by("kind", maintain_order=True).agg(
+        middle=pl.col("most").median(), high=pl.col("most").quantile(0.95)
+    )
+    said = [
+        f"{NULLS[kind]} {middle:.0f} in the median and {high:.0f} in one of twenty"
+        for kind, middle, high in kinds.iter_rows()
+    ]
+    if not said:
+        return "The run has no random directions or rotated axes of this layer to search for alike"
+    return f"What comes first shares, searched alike for lists of the same layer of {'; of '.join(said)}"
+
+
+def _most_alike(run: Run, layer: int, searched: int | None) -> pl.DataFrame:
+    """kind, most: for each list of a direction of a layer, the most positions that a list of neurons has in common."""
+    unit = ["kind", "neuron", "polarity"]
+    kinds = [
+        kind for kind in NULLS if kind not in DECOYS
+    ]  # a decoy's own neuron has its gate, and is always alike
+    places = within(run, "null_triggers", layer).filter(pl.col("kind").is_in(kinds))
+    lists = within(run, "triggers", searched).select(*ADDRESS, "polarity", "context", "position")
+    common = (
+        places.select(*unit, "context", "position")
+        .join(lists, on=["context", "position"], suffix="_of_list")
+        .group_by(*unit, "layer", "neuron_of_list", "polarity_of_list")
+        .agg(most=pl.len().cast(pl.Int64))
+        .group_by(unit)
+        .agg(pl.col("most").max())
+    )
+    every = places.select(unit).unique().join(common, on=unit, how="left")
+    return every.with_columns(pl.col("most").fill_null(0)).sort(unit).collect()
 
 
 def _stored(run: Run, layer: int | None) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from threading import Lock, Timer
+from threading import Lock, RLock, Timer
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -214,6 +214,7 @@ class Run:
         self._tables = {name: _SortedTable(name, self.file(name)) for name in manifest.tables}
         self._lock = Lock()
         self._kept: dict[Hashable, Any] = {}
+        self._making = RLock()
 
     def __repr__(self) -> str:
         model, corpus = self.manifest.model, self.manifest.corpus
@@ -232,11 +233,15 @@ class Run:
         self.__dict__.pop("_database", None)
 
     def once(self, name: Hashable, read: Callable[[], T]) -> T:
-        """What `read` makes of whole tables, made once and kept while the run is open, under that name."""
-        if name not in self._kept:
-            self._kept[name] = read()
-        kept: T = self._kept[name]
-        return kept
+        """What `read` makes of whole tables, made once and kept while the run is open, under that name.
+
+        Threads that ask at once wait for the one that makes it; `read` may ask for something else in turn.
+        """
+        with self._making:
+            if name not in self._kept:
+                self._kept[name] = read()
+            kept: T = self._kept[name]
+            return kept
 
     def check(self) -> list[Problem]:
         """Read every byte and compare with the manifest; an empty list if all is well."""
