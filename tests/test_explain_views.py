@@ -25,11 +25,11 @@ from test_views import HOSTILE, Page, assert_self_contained
 from mnemoscope.errors import RunError
 from mnemoscope.prediction.explanation import Explanation
 from mnemoscope.records import NeuronId
-from mnemoscope.views.explanation import page, terminal, wording
+from mnemoscope.views.explanation import charts, page, terminal, wording
 from mnemoscope.views.explanation.charts import _apart
 from mnemoscope.views.explanation.graph import CAUSES, graph
 from mnemoscope.views.explanation.lower import sheet
-from mnemoscope.views.explanation.sheet import INCREASE, LEFT_OUT
+from mnemoscope.views.explanation.sheet import INCREASE, LEFT_OUT, Point, Step
 from mnemoscope.views.terminal import plain
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -411,3 +411,19 @@ def test_showing_never_imports_torch() -> None:
     code = _CHECK.format(tests=str(Path(__file__).parent))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["[]", "['torch']"], done.stderr
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_axes_count_layers_as_addresses_do(first: int) -> None:
+    """Those of a decoder come behind the encoder's: the first bar stands over its own number."""
+    rows = [Step(layer, part, 0.1) for layer in (first, first + 1) for part in ("attention", "FFN")]
+    drawn = charts.steps(rows).to_dict()
+    for panel in drawn["vconcat"]:
+        x = panel["layer"][0]["encoding"]["x"]
+        assert x["scale"]["domain"] == [first - 0.5, first + 1.5] and x["axis"]["values"] == [
+            first,
+            first + 1,
+        ]
+    points = [Point(f"P{at}", first + layer, "FFN", -1.0, 0, ()) for at, layer in enumerate((0, 0, 0, 1, 1))]
+    axis = charts._stream_axis(points, labels=True).to_dict()
+    assert axis["values"] == [0, 2] and axis["labelExpr"] == f"datum.value / 2 + {first}"

@@ -134,9 +134,10 @@ def _stream_axis(points: Sequence[Point], *, labels: bool) -> Any:
     """A tick where a layer begins to add; labelled with its number, at most twenty of them."""
     import altair as alt
 
-    ticks = [2 * layer for layer in _ticks(points[-1].layer + 1, 20)]
+    first = points[0].layer  # of a decoder behind an encoder not 0
+    ticks = [2 * layer for layer in _ticks(points[-1].layer + 1 - first, 20)]
     title = "layer" if labels else None
-    return alt.Axis(values=ticks, labelExpr="datum.value / 2", title=title, labels=labels)
+    return alt.Axis(values=ticks, labelExpr=f"datum.value / 2 + {first}", title=title, labels=labels)
 
 
 def steps(rows: Sequence[Step]) -> Any:
@@ -145,16 +146,18 @@ def steps(rows: Sequence[Step]) -> Any:
 
     values = [step.nats for step in rows] or [0.0]
     scale = alt.Scale(domain=[min(*values, 0.0), max(*values, 0.0)], nice=True)
-    count = 1 + max((step.layer for step in rows), default=0)
+    layers = [step.layer for step in rows] or [0]
+    first, count = min(layers), 1 + max(layers) - min(layers)
 
     def panel(part: str, labelled: bool) -> Any:
         axis = alt.Axis(
-            values=_ticks(count, 20), title="layer" if labelled else None, labels=labelled, format="d"
-        )
+            values=[first + layer for layer in _ticks(count, 20)], title="layer" if labelled else None,
+            labels=labelled, format="d",
+        )  # fmt: skip
         bars = alt.Chart(data(
             {"layer": step.layer, "nats": step.nats, "part": step.part} for step in rows if step.part == part
         )).mark_bar(size=min(_WIDTH / count * 0.72, 26), color=_PART[part]).encode(
-            x=alt.X("layer:Q", scale=_exact(-0.5, count - 0.5), axis=axis),
+            x=alt.X("layer:Q", scale=_exact(first - 0.5, first + count - 0.5), axis=axis),
             y=alt.Y("nats:Q", scale=scale, title=f"{part} (nats)", axis=_signed(5)),
         )  # fmt: skip
         return _above_zero(bars, 92)
