@@ -135,6 +135,7 @@ def test_the_logits_of_all_rows_add_up(tmp_path: Path) -> None:
     heads = whole.heads.filter(pl.col("layer") <= LAYER)
     assert (heads["logit"] == 0).all(), "units stand for all that heads wrote up to there"
     text = str(whole)
+    assert "of units, attention and FFN together" in " ".join(text.split())
     assert "errors of units" in text and "all that units stand for" in text and "L1N" in text
     assert "errors of units" in whole._repr_html_()
 

@@ -20,6 +20,7 @@ from mnemoscope.views.explanation.sheet import (
     INCREASE,
     LEFT_OUT,
     ROUTER,
+    STREAM_OF_UNITS,
     Ablated,
     Against,
     Candidate,
@@ -166,7 +167,7 @@ def _tokens(frame: pl.DataFrame, position: int) -> tuple[PromptToken, ...]:
 
 
 def _account(frame: pl.DataFrame) -> Iterable[Sum]:
-    names = {"ffn": "FFN", "total": "log p", "stream": "stream of units"}
+    names = {"ffn": "FFN", "total": "log p", "stream": STREAM_OF_UNITS}
     stop = 0.0
     for part, nats in frame.iter_rows():
         start = 0.0 if part == "total" else stop

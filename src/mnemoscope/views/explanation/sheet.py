@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mnemoscope.neuron.card import Example
 
+STREAM_OF_UNITS = "stream of units"  # what units of the residual stream stand for, in the account
 INCREASE, LEFT_OUT, ABLATED = "increase", "leave-one-out", "ablated"
 ROUTER = "router weight"
 NATS = (INCREASE, LEFT_OUT, ABLATED)  # columns that share one unit and one scale

@@ -6,6 +6,7 @@ from mnemoscope.views.explanation.sheet import (
     INCREASE,
     NATS,
     ROUTER,
+    STREAM_OF_UNITS,
     Against,
     Candidate,
     Cause,
@@ -116,9 +117,10 @@ def shown_line(sheet: Sheet) -> str:
         for row in ledger.closing
         if row.kind == "rest"
     )
+    units = "units, " if any(row.name == STREAM_OF_UNITS for row in sheet.account) else ""
     return (
-        f"of attention and FFN together {nats(sheet.total, 2)}: in the tables below {nats(sheet.total - rest, 2)}, "
-        f"not shown {nats(rest, 2)}"
+        f"of {units}attention and FFN together {nats(sheet.total, 2)}: in the tables below "
+        f"{nats(sheet.total - rest, 2)}, not shown {nats(rest, 2)}"
     )
 
 
