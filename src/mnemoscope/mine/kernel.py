@@ -161,19 +161,21 @@ def reduce_contexts(  # type: ignore[no-untyped-def]
     sums        f64[4 neuron]       out: sums of the first to fourth power
     positive    i64[neuron]         out: coefficients above 0
     """
-    floats = np.zeros(7 * _STRIDE, np.float32)  # maximum, minimum, four rows, pivot
-    whole = np.zeros(3 * _STRIDE, np.int32)  # where the maximum is, where the minimum is, positive
-    powers = np.zeros(4 * _STRIDE)
+    floats = np.empty(7 * _STRIDE, np.float32)  # maximum, minimum, four rows, pivot
+    whole = np.empty(3 * _STRIDE, np.int32)  # where the maximum is, where the minimum is, positive
+    powers = np.empty(4 * _STRIDE)
     neurons = values.shape[1]
     for start in range(0, neurons, STRIP):
         width = min(STRIP, neurons - start)
         stop = start + width
-        whole[2 * _STRIDE :] = 0
-        powers[:] = 0.0
+        whole[2 * _STRIDE : 2 * _STRIDE + width] = 0
+        for power in range(4):
+            powers[power * _STRIDE : power * _STRIDE + width] = 0.0
         floats[6 * _STRIDE : 6 * _STRIDE + width] = pivot[start:stop]
         for c in range(first, last):
-            floats[:_STRIDE], floats[_STRIDE : 2 * _STRIDE] = -np.inf, np.inf
-            whole[: 2 * _STRIDE] = -1
+            # Of few neurons: the rest of the strip would take longer to fill than their rows to read.
+            floats[:width], floats[_STRIDE : _STRIDE + width] = -np.inf, np.inf
+            whole[:width], whole[_STRIDE : _STRIDE + width] = -1, -1
             i, end, zero = offsets[c], offsets[c + 1], c * tokens
             while i + 4 <= end:
                 for k in range(4):

@@ -3,8 +3,8 @@
 The coefficient is the input of the down projection, seen by a pre-hook, so plain and gated feed-forward layers
 look alike and nothing is computed twice. Experts hand out their rows themselves, each the tokens that were routed to
 it (`LayerRows`). Units that are not neurons are computed beside the model, from what passes the point that they read.
-The language-model head never runs, and the pass stops at the last layer's down projection, at the end of its mixture,
-or where the last units are done.
+The language-model head never runs, and the pass stops at the last layer's down projections, with a shared expert at the
+end of its mixture, or where the last units are done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.experts import Routed, listen, shared_weight, taken_apart
 from mnemoscope.model.parts import SourceText
 from mnemoscope.model.running import hooked
@@ -180,15 +179,8 @@ class Capture:
         is given, is called with what they say is written.
         """
         parts = self._model.anatomy
-        if (
-            routed is None
-            and not parts.of_units
-            and any(each.experts for each in parts.layers[: self._last + 1])
-        ):
-            raise ModelNotSupported(
-                f"reading neurons of {self._model.id}: it is a mixture of experts, whose neurons run on the tokens "
-                "routed to them; this question is asked of dense models only as yet"
-            )
+        if routed is None:
+            self._model.check_dense("reading neurons of", self._last)
         tokens = torch.from_numpy(batch.tokens).to(self._model.device, torch.int64)
         self._receive, self._routed, self._rebuilt, self._batch = receive, routed, rebuilt, batch
         self._units = Rebuilding(parts)
@@ -256,6 +248,9 @@ class Capture:
             piece.coefficients, piece.gate, piece.up, piece.read, piece.taken,
         )  # fmt: skip
         self._routed(rows, self._batch)
+        # With no shared expert to come, what these write is written for nobody.
+        if layer == self._last and len(self._model.anatomy.layers[layer].groups) == experts.count:
+            raise EndOfPass
 
     def _see_shared(self, layer: int, point: str, tensor: Tensor) -> None:
         """Points of the shared expert come in any order; with the end of the block all are there."""
