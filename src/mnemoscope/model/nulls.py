@@ -23,7 +23,7 @@ axes and its neurons alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -106,13 +106,19 @@ class Nulls:
 
     kinds  of `KINDS`, in any order; "shuffled" runs a copy of the model and so doubles time and memory
     count  as asked, or the layer's neurons where these are fewer
+    at     the only place that has any, and then all `count` of them
     sizes  of each kind the units of each layer
 
     Raises RunError when a kind is not known, ModelNotSupported for kind "shuffled" of a mixture of experts.
     """
 
     def __init__(
-        self, model: Model, kinds: Sequence[str] = DEFAULT, count: int = COUNT, seed: int = 0
+        self,
+        model: Model,
+        kinds: Sequence[str] = DEFAULT,
+        count: int = COUNT,
+        seed: int = 0,
+        at: Place | None = None,
     ) -> None:
         if model.units is not None and (other := set(kinds) - set(DEFAULT)):
             raise ModelNotSupported(
@@ -131,15 +137,18 @@ class Nulls:
         count = self.recipe["count"] if self.recipe else 0
         self._units: dict[str, dict[Place, int]] = {
             kind: {
-                (index, group): neurons if kind in DECOYS else min(_share(layer, count), neurons)
+                (index, group): neurons
+                if kind in DECOYS
+                else min(_share(layer, count) if at is None else count, neurons)
                 for index, layer in enumerate(layers)
                 for group, neurons in enumerate(model.anatomy.groups[index])
+                if at in (None, (index, group))
             }
             for kind in self.kinds
         }
         self.sizes: dict[str, tuple[int, ...]] = {
             kind: tuple(
-                sum(units[index, group] for group in range(len(model.anatomy.groups[index])))
+                sum(units.get((index, group), 0) for group in range(len(model.anatomy.groups[index])))
                 for index in range(len(layers))
             )
             for kind, units in self._units.items()
@@ -149,9 +158,9 @@ class Nulls:
         }
 
     @classmethod
-    def of(cls, model: Model, recipe: Mapping[str, Any] | None) -> Nulls:
+    def of(cls, model: Model, recipe: Mapping[str, Any] | None, at: Place | None = None) -> Nulls:
         """The nulls of a run: `recipe` is what its manifest says in ``options.get("nulls")``."""
-        return cls(model, **(recipe or {"kinds": ()}))
+        return cls(model, **(recipe or {"kinds": ()}), at=at)
 
     def columns(
         self,
@@ -200,7 +209,7 @@ class _Random:
         self._layers, self._units = model.anatomy.layers, units
         self._acts: dict[int, Activation] = {}
         weights, biases = {}, {}
-        for place, rows in _rows(model):
+        for place, rows in _rows(model, units):
             firsts, generator = _firsts(rows), _generator(seed, "random", *place)
             like = generator.choice(len(rows.keys), units[place], replace=False)
             if (held := self._layers[place[0]].units) is not None:
@@ -268,9 +277,9 @@ class _Shuffled:
     def __init__(self, model: Model, units: Mapping[Place, int], seed: int) -> None:
         self._model = shuffled_copy(model, seed)
         self._chosen = {}
-        for layer in model.cells.layers:
+        for layer, group in units:
             generator = _generator(seed, "shuffled", layer, 1)
-            drawn = generator.choice(model.anatomy.sizes[layer], units[layer, 0], replace=False)
+            drawn = generator.choice(model.anatomy.sizes[layer], units[layer, group], replace=False)
             self._chosen[layer] = torch.from_numpy(np.sort(drawn)).to(model.device)
         self._batch: ContextBatch | None = None
         self._columns: dict[int, NullColumns] = {}
@@ -293,6 +302,8 @@ class _Shuffled:
         up: Tensor | None,
         inputs: Tensor,
     ) -> None:
+        if layer not in self._chosen:
+            return
         chosen = self._chosen[layer]
         branches = [None if branch is None else branch[..., chosen] for branch in (gate, up)]
         self._columns[layer] = NullColumns(coefficients[..., chosen], *branches)
@@ -355,7 +366,7 @@ class _Mixtures:
     def __init__(self, model: Model, drawn: Mapping[Place, tuple[np.ndarray, np.ndarray]]) -> None:
         self._layers = model.anatomy.layers
         weights, biases = {}, {}
-        for place, group in _rows(model):
+        for place, group in _rows(model, drawn):
             (shifts, signs), firsts = drawn[place], _firsts(group)
             every = np.arange(len(group.keys))
             rows = [keys.double().cpu().numpy() for keys, _ in firsts]
@@ -415,16 +426,17 @@ def _share(layer: Layer, count: int) -> int:
     return max(EACH, -(-count // len(layer.groups)))
 
 
-def _rows(model: Model) -> Iterator[tuple[Place, Rows]]:
-    """Of each group of neurons that run on the same tokens the weights, with keys of what the group itself reads."""
-    for layer in model.cells.layers:
+def _rows(model: Model, places: Collection[Place]) -> Iterator[tuple[Place, Rows]]:
+    """Of some groups of neurons that run on the same tokens the weights, with keys of what the group itself reads."""
+    for layer in sorted({layer for layer, _ in places}):
         block = model.anatomy.layers[layer]
         if block.units is not None:
             every = slice(0, len(block.keys()))
             yield (layer, 0), Rows(every, block.keys(), block.key_bias(), None, None, block.values())
             continue
         for group, rows in enumerate(model.anatomy.layers[layer].rows(of_stream=False)):
-            yield (layer, group), rows
+            if (layer, group) in places:
+                yield (layer, group), rows
 
 
 def _firsts(rows: Rows) -> list[tuple[Tensor, Tensor | None]]:

@@ -15,7 +15,7 @@ import polars as pl
 from mnemoscope.intervals import ratio
 from mnemoscope.neuron import twoway
 from mnemoscope.neuron.twoway import NONE, Curve, Rule
-from mnemoscope.records import MAIN, NEURON, NEXT, POSITION, WHOLE
+from mnemoscope.records import MAIN, NEURON, NEXT, POSITION, WHOLE, Cells, ExpertNeuronId
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -38,7 +38,7 @@ class Share:
 
 @dataclass(frozen=True)
 class LayerNull:
-    """F1 of the pseudo-neurons of a layer, each with the best pattern that it has; 0 where it has none."""
+    """F1 of pseudo-neurons of a layer or an expert, each with the best pattern that it has; 0 where it has none."""
 
     kind: str
     units: int
@@ -83,8 +83,10 @@ class Definition:
 class Claim:
     """One pattern of one neuron and polarity, tested both ways; the fields are columns of `pattern_tests`.
 
+    tokens       of the text that was read; of a neuron of an expert, those that were routed to it
     baselines    F1 of other explanations of the same activity, by name
-    nulls        what pseudo-neurons of the layer reach
+    neurons      of the layer, or of the expert (`among`), with which it is compared
+    nulls        what pseudo-neurons of these reach
     decoy_...    what decoys of the neuron reach, and the rate of false discoveries at which it beats them; None without
     curve        thresholds ascending; bands from the largest scores down
     definitions  the chosen threshold first
@@ -121,6 +123,7 @@ class Claim:
     curve: tuple[CurvePoint, ...]
     bands: tuple[Band, ...]
     definitions: tuple[Definition, ...]
+    among: str = "layer"  # or "expert"
 
 
 def within(run: Run, name: str, layer: int | None) -> pl.LazyFrame:
@@ -179,6 +182,7 @@ def of_row(
     fields = ("spec", "name", "family", "kind", "tests", "polarity", "threshold", "tokens", "documents", "active",
               "present", "both", "iou", "auprc", "pearson", "mutual_information", "specificity_rank",
               "specificity_null", "q", "decoy_f1_low", "decoy_q", "verdict")  # fmt: skip
+    neurons, among = _beside(run.manifest.model.cells, statistics["layer"], statistics["neuron"])
     share = lambda name: Share(*(row[f"{name}{end}"] for end in ("", "_low", "_high")))  # noqa: E731
     baselines = {name: row[f"baseline_{name}"] for name in ("constant", "random", "token", "other")}
     return Claim(
@@ -187,12 +191,22 @@ def of_row(
         recall=share("recall"),
         f1=share("f1"),
         baselines={name: value for name, value in baselines.items() if value is not None},
-        neurons=run.manifest.model.sizes[statistics["layer"]],
+        neurons=neurons,
+        among=among,
         nulls=nulls,
         curve=_points(curve, edges[:-1]),
         bands=_bands(curve),
         definitions=tuple(_definitions(judge, row, reach, statistics["value_norm"], write)),
     )  # fmt: skip
+
+
+def _beside(cells: Cells, layer: int, neuron: int) -> tuple[int, str]:
+    """How many neurons run where a neuron does, itself among them, and what they are of: its layer, or its expert."""
+    address = cells.id(layer, neuron)
+    if not isinstance(address, ExpertNeuronId):
+        return cells.sizes[layer], "layer"
+    count, width = cells.experts[layer]
+    return width if address.expert < count else cells.sizes[layer] - count * width, "expert"
 
 
 def nulls_of(calibration: pl.DataFrame, tests: str) -> tuple[LayerNull, ...]:

@@ -24,7 +24,7 @@ from mnemoscope.mine import kernel
 from mnemoscope.mine.kernel import BINS
 from mnemoscope.mine.reading import fields_of, set_fields, share_out
 from mnemoscope.mine.statistics import below, load_state, save_state
-from mnemoscope.model.capture import Coefficients, Inputs
+from mnemoscope.model.capture import Coefficients, Inputs, LayerRows
 from mnemoscope.model.nulls import LayerSignals, NullColumns, Nulls
 from mnemoscope.records import NEURON, Cells, ContextBatch
 from mnemoscope.trials import counting
@@ -40,7 +40,7 @@ _ROWS = 128
 
 @dataclass(frozen=True)
 class LayerBatch:
-    """One layer of one batch for one kind of unit.
+    """One layer of one batch for one kind of unit; of an expert the positions are those that were routed to it.
 
     values    f32[position unit]
     gate, up  f32[position unit], None if not gated
@@ -82,7 +82,7 @@ class LayerBatch:
 
 
 def _matrix(x: Tensor) -> np.ndarray:
-    return x.detach().flatten(0, 1).float().contiguous().cpu().numpy()
+    return x.detach().flatten(0, -2).float().contiguous().cpu().numpy()
 
 
 def _share(work: Callable[[int, int], None], size: int, block: int = _BLOCK) -> None:
@@ -336,10 +336,26 @@ class CountingState:
         inputs: Inputs,
     ) -> None:
         """Take in one layer of one batch: a `Receiver`."""
+        signals = LayerSignals(inputs, coefficients, gate, up)
+        self._take(layer, signals, batch, self._masked.of_batch(batch))
+
+    def update_rows(self, rows: LayerRows, batch: ContextBatch) -> None:
+        """Take in the rows of one expert of one batch; the text counts no token that was not routed to it."""
         masks = self._masked.of_batch(batch)
-        columns = {NEURON: NullColumns(coefficients, gate, up)}
+        if rows.rows is not None:
+            routed = rows.rows.cpu().numpy()
+            place = np.searchsorted(routed, masks.rows)
+            assert np.array_equal(routed.take(place, mode="clip"), masks.rows), (
+                "a counted token was not routed"
+            )
+            masks = masks._replace(rows=place)
+        signals = LayerSignals(rows.inputs, rows.coefficients, rows.gate, rows.up, rows.group)
+        self._take(rows.layer, signals, batch, masks)
+
+    def _take(self, layer: int, signals: LayerSignals, batch: ContextBatch, masks: BatchMasks) -> None:
+        columns = {NEURON: NullColumns(signals.coefficients, signals.gate, signals.up)}
         if self._nulls is not None:
-            columns |= self._nulls.columns(layer, batch, LayerSignals(inputs, coefficients, gate, up))
+            columns |= self._nulls.columns(layer, batch, signals)
         for kind, counts in self.parts.items():
             counts.update(layer, LayerBatch.of(columns[kind], masks))
 

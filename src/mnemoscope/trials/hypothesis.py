@@ -2,13 +2,15 @@
 
 The whole layer is asked, not the neuron alone: every neuron and every pseudo-neuron gets a threshold of its own for
 this very pattern, in the discovery half, and is tested in the test half. So the null is of this pattern (N3), and the
-neuron has a rank.
+neuron has a rank. In a mixture of experts these are the neurons of its expert and pseudo-neurons made of it, and the
+text of all of them is what is routed to the expert (`trials.groups`).
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from scipy.sparse import csc_array, hstack
 
 from mnemoscope.arguments import check_budget
 from mnemoscope.errors import PatternError
-from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import DEFAULT, Nulls, recipe
 from mnemoscope.neuron.claims import Claim, of_row
@@ -37,6 +38,7 @@ from mnemoscope.text.sampling import half
 from mnemoscope.trials.claims import Claims, ClaimsToTest
 from mnemoscope.trials.counts import CountingState, TestCounts, ThresholdCounts
 from mnemoscope.trials.discovery import best_thresholds
+from mnemoscope.trials.groups import Group
 from mnemoscope.trials.masked_text import BUDGET, HalfText, MaskedText, last_tokens, read_half
 from mnemoscope.trials.outcomes import Tested, TestTables
 
@@ -58,48 +60,45 @@ def test(
 
     pattern   a spec (`mnemoscope.patterns.pattern`), or a Pattern such as `patterns.predicate` makes
     polarity  +1 or -1; else the end whose F1 is further beyond chance in the discovery half
-    budget    tokens of each half that the model reads, as far as the neuron's layer
+    budget    tokens of each half that the model reads, as far as the neuron's layer; twice for a neuron of an expert
 
     PatternError when the pattern cannot be read, holds nowhere or everywhere in either half, or there are too few
     documents; RunMismatch when the model is not the run's.
     """
     model.check_one_text("testing a pattern of")
     model.check_built(run, "testing patterns of")
-    layer, neuron = run.address(*address)
+    neuron = run.address(*address)
     check_budget(budget)
     if polarity not in (None, 1, -1):
-        raise PatternError(
-            f"testing {NeuronId(layer, neuron)}: {{polarity}} is not a sign; give 1 or -1", polarity=polarity
-        )
+        raise PatternError(f"testing {neuron}: {{polarity}} is not a sign; give 1 or -1", polarity=polarity)
     claimed = foreign.check(parse(pattern))
     if claimed.tests == NEXT and run.manifest.model.bidirectional:
         raise PatternError(
-            f"testing {NeuronId(layer, neuron)}: {claimed.spec} is about the token that comes next, and {model.id} is "
+            f"testing {neuron}: {claimed.spec} is about the token that comes next, and {model.id} is "
             "an encoder, which reads it and predicts none; give a pattern of the text up to the active token"
         )
     with tempfile.TemporaryDirectory() as folder:
-        question = _Question(
-            run,
-            model,
-            NeuronId(layer, neuron),
-            claimed,
-            seed,
-            report or (lambda _: None),
-        )
+        question = _Question(run, model, neuron, claimed, seed, report or (lambda _: None))
         return question.answer(polarity, budget, Path(folder))
 
 
 class _Question:
-    """One pattern, one layer."""
+    """One pattern, and the neurons of one layer that run on the same tokens."""
 
     def __init__(
         self, run: Run, model: Model, neuron: NeuronId, pattern: Pattern, seed: int, report: Report
     ) -> None:
         self._run, self._model, self._neuron = run, model, neuron
         self._pattern, self._seed, self._report = pattern, seed, report
-        self._nulls = Nulls.of(model, run.manifest.options.get("nulls") or recipe(model, DEFAULT))
-        sizes = {NEURON: run.manifest.model.sizes} | self._nulls.sizes
-        self._cells = {kind: Cells(of_layers[: neuron.layer + 1]) for kind, of_layers in sizes.items()}
+        self._group = Group.of(model, neuron)
+        self._unit = neuron.neuron - self._group.first
+        nulls = run.manifest.options.get("nulls") or recipe(model, DEFAULT)
+        self._nulls = Nulls.of(model, nulls, at=self._group.place)
+        before = (0,) * neuron.layer
+        sizes = {kind: of_layers[neuron.layer] for kind, of_layers in self._nulls.sizes.items()}
+        self._cells = {
+            kind: Cells((*before, size)) for kind, size in ({NEURON: self._group.size} | sizes).items()
+        }
 
     def answer(self, polarity: int | None, budget: int, folder: Path) -> Claim:
         """Choose thresholds in the discovery half; count and decide in the test half."""
@@ -108,12 +107,13 @@ class _Question:
         text = duplicates.join(text)
         if duplicates.note:
             self._report(Progress("first look", 0, 0, "tokens", duplicates.note))
-        early, late = (
+        halves = [
             read_half(text, test, budget, folder / str(test), self._run, self._seed) for test in (False, True)
-        )
+        ]
+        shown = [csc_array(usual(read.text, self._pattern)[:, None]) for read in halves]
+        early, late = (self._own_text(*pair) for pair in zip(halves, shown, strict=True))
         for note in dict.fromkeys(read.note for read in (early, late) if read.note):
             self._report(Progress("first look", 0, 0, "tokens", note))
-        shown = [csc_array(usual(read.text, self._pattern)[:, None]) for read in (early, late)]
         scores = self._thresholds(early, MaskedText(early.text, shown[0]), polarity)
         tokens = np.unique(late.text.tokens[late.text.counted])
         masked = MaskedText(late.text, hstack([shown[1], last_tokens(late.text, tokens)], format="csc"))
@@ -122,7 +122,20 @@ class _Question:
         tested = {kind: self._tested(kind, scores[kind], masked, endings) for kind in self._cells}
         counts = {kind: of_kind.counts for kind, of_kind in tested.items()}
         self._read("second look", late, CountingState(masked, self._nulls, counts))
-        return self._claim(tested, masked, text, triggers)
+        return self._claim(tested, masked, self._known(text, (early, late), triggers), triggers)
+
+    def _own_text(self, half: HalfText, shown: csc_array) -> HalfText:
+        """The text of the neurons in a half; PatternError where all of it, or nothing, has the pattern."""
+        own = self._group.own(half, self._tell("routing", half))
+        counted = own.text.counted
+        having = int(shown.toarray()[counted].sum())
+        if self._group.is_routed and having in (0, int(counted.sum())):
+            raise PatternError(
+                f"testing {self._pattern.spec!r}: it holds at {'all' if having else 'none'} of the {counted.sum():,} "
+                f"tokens that are routed to the expert of {self._neuron}, so that there is nothing to compare; give a "
+                "pattern that some of them have and some have not"
+            )
+        return own
 
     def _claims(self, kind: str) -> Claims:
         """Every unit of a kind, either polarity."""
@@ -143,7 +156,7 @@ class _Question:
         }
         self._read("first look", half, CountingState(masked, self._nulls, counts))
         best = {kind: best_thresholds(counts[kind], len(claims[kind])) for kind in self._cells}
-        score, value = (values[2 * self._neuron.neuron :][:2] for values in best[NEURON])
+        score, value = (values[2 * self._unit :][:2] for values in best[NEURON])
         sides = [side for side, sign in enumerate((1, -1)) if polarity in (None, sign) and score[side] >= 0]
         if not sides:
             raise PatternError(
@@ -153,7 +166,7 @@ class _Question:
             )
         side = max(sides, key=lambda side: value[side])
         self._polarity = (1, -1)[side]
-        self._own = 2 * self._neuron.neuron + side
+        self._own = 2 * self._unit + side
         return {kind: score for kind, (score, _) in best.items()}
 
     def _triggers(self, text: Text) -> tuple[Units, np.ndarray]:
@@ -178,34 +191,37 @@ class _Question:
         counts = TestCounts(self._cells[kind], masked, chosen, measured)
         return Tested(chosen, counts, np.full(len(kept), MAIN), np.ones(len(kept)))
 
+    def _tell(self, stage: str, half: HalfText) -> Callable[[int], None]:
+        return lambda done: self._report(Progress(stage, done, half.plan.tokens, "tokens"))
+
     def _read(self, stage: str, half: HalfText, state: CountingState) -> None:
         """One pass over a half, as far as the layer."""
-        done = 0
+        self._group.read(half, state.update, state.update_rows, self._tell(stage, half))
 
-        def receive(layer: int, *reading: Any) -> None:
-            if layer == self._neuron.layer:
-                state.update(layer, *reading)
-
-        with Capture(self._model, self._neuron.layer) as capture:
-            for shard in range(half.plan.shards):
-                for batch in half.plan.batches(shard):
-                    capture.sweep(batch, receive)
-                    done += batch.n_tokens
-                    self._report(Progress(stage, done, half.plan.tokens, "tokens"))
+    def _known(self, text: Text, halves: Sequence[HalfText], triggers: Units) -> Text:
+        """The whole text, of which nothing counts but what the neurons are known to run on: tokens that were read for
+        it, and triggers, which can but raise what chance is taken for. All of it where no router chooses."""
+        if not self._group.is_routed:
+            return text
+        known = np.zeros(len(text), bool)
+        known[triggers.rows] = True
+        for read in (each.text for each in halves):
+            rows = np.flatnonzero(read.counted)
+            known[text.rows(read.context[rows], read.position[rows])] = True
+        return replace(text, counted=text.counted & known, whole=text.frequency)
 
     def _claim(self, tested: dict[str, Tested], masked: MaskedText, text: Text, triggers: Units) -> Claim:
         """The neuron's row, as it would stand in `pattern_tests`, read like one."""
         layer, claims = self._neuron.layer, tested[NEURON].chosen.claims
-        row_of_neuron = np.flatnonzero(
-            (claims.unit == self._neuron.neuron) & (claims.polarity == self._polarity)
-        )
+        row_of_neuron = np.flatnonzero((claims.unit == self._unit) & (claims.polarity == self._polarity))
         tested[NEURON].q[row_of_neuron] = self._p(text, triggers)
         run, pattern = self._run, self._pattern
         edges = run.manifest.options["histogram_edges"]
         verdicts = TestTables(masked, tested, edges, Rule(), self._seed, compete=False)
         measured, calibration = verdicts.layer(layer)
         norms = run.table("neurons").filter(pl.col("layer") == layer).select("value_norm").collect()
-        calibration.append(verdicts.writes(layer, norms["value_norm"].to_numpy()))
+        own = slice(self._group.first, self._group.first + self._group.size)
+        calibration.append(verdicts.writes(layer, norms["value_norm"].to_numpy()[own]))
         row = {name: _plain(values[row_of_neuron[0]]) for name, values in measured[NEURON].items()}
         row |= {name: getattr(pattern, name) for name in ("spec", "name", "family", "kind")}
         row |= {"polarity": self._polarity, "tests": MAIN}

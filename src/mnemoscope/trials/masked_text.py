@@ -24,7 +24,7 @@ GROUPS = 1_024  # documents beyond these share a group: the unit of what is draw
 
 
 class BatchMasks(NamedTuple):
-    """The counted positions of a batch.
+    """The counted positions of a batch, of which the text may count fewer.
 
     rows             i64[row]   position in the batch, contexts one after another, padding included
     groups           i64[row]
@@ -89,6 +89,8 @@ class MaskedText:
             rows = np.flatnonzero(batch.counted)
             context, position = np.divmod(rows, batch.tokens.shape[1])
             prefixes = self._text.starts[batch.contexts[context]] + position
+            counted = self._text.counted[prefixes]
+            rows, prefixes = rows[counted], prefixes[counted]
             patterns = self.columns[prefixes]
             by_column = patterns.tocsc()
             masks = BatchMasks(
@@ -112,7 +114,7 @@ class HalfText:
     @property
     def note(self) -> str:
         """What is to be said of it: that too few documents can be read for a threshold; else nothing."""
-        count = len(np.unique(self.text.document))
+        count = len(np.unique(self.text.document[self.text.counted]))
         if count >= LEAST_DOCUMENTS:
             return ""
         return (

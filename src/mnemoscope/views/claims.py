@@ -83,7 +83,7 @@ def family(claim: Claim) -> str:
 
 def evidence(claim: Claim) -> str:
     """Both sides, and what pseudo-neurons reach."""
-    lines = [*map(null_line, claim.nulls), *decoy_line(claim)]
+    lines = [*(null_line(null, claim.among) for null in claim.nulls), *decoy_line(claim)]
     nulls = "; ".join(lines) or "the run was built without nulls"
     return f"(precision {interval(claim.precision)}, recall {interval(claim.recall)}, F1 {interval(claim.f1)}; {nulls})"
 
@@ -98,9 +98,9 @@ def decoy_line(claim: Claim) -> list[str]:
     return [f"{reached}, beaten at a rate of false discoveries of {share(claim.decoy_q)}"]
 
 
-def null_line(null: LayerNull) -> str:
+def null_line(null: LayerNull, among: str = "layer") -> str:
     """What one kind of null reaches."""
-    where = "" if null.kind == "shuffled" else " of this layer"
+    where = "" if null.kind == "shuffled" else f" of this {among}"
     return (
         f"{NULLS.get(null.kind, null.kind)}{where}: median F1 {decimal(null.median)}, 99th percentile "
         f"{decimal(null.high)}"
@@ -125,8 +125,9 @@ def sentence(claim: Claim) -> str:
 def where_active(claim: Claim) -> str:
     """Threshold, and how much text was read."""
     sign = "at least" if claim.polarity > 0 else "at most"
+    tokens = "held-out tokens" if claim.among == "layer" else "held-out tokens routed to its expert"
     return (
-        f"active: {sign} {number(claim.threshold, sign=True)}, {claim.active:,} of {claim.tokens:,} held-out tokens "
+        f"active: {sign} {number(claim.threshold, sign=True)}, {claim.active:,} of {claim.tokens:,} {tokens} "
         f"in {claim.documents:,} documents; the pattern is at {claim.present:,}, both at {claim.both:,}"
     )
 
@@ -156,7 +157,7 @@ def specificity(claim: Claim) -> str | None:
         return None
     rank = claim.specificity_rank
     closer = "no neuron" if rank == 0 else f"{rank:,} of {claim.neurons:,} neurons"
-    text = f"{closer} of the layer has a larger correlation with this pattern"
+    text = f"{closer} of the {claim.among} has a larger correlation with this pattern"
     if claim.specificity_null is not None:
         text += f"; {share(claim.specificity_null)} of the pseudo-neurons do"
     return text
