@@ -19,6 +19,7 @@ from scipy.stats import false_discovery_control, hypergeom, kstest
 
 from mnemoscope.errors import PatternError
 from mnemoscope.patterns import score
+from mnemoscope.patterns import search as search_module
 from mnemoscope.patterns.combine import word_unions
 from mnemoscope.patterns.language import Limits, masks
 from mnemoscope.patterns.score import log_binomial_tail, poisson_binomial_tail
@@ -405,3 +406,14 @@ def test_log_odds(seed: int) -> None:
     counts = random.poisson(5, (3, 8)).astype(float)
     counts[1, 4] += 60
     assert log_odds(counts)[:, 4].argmax() == 1 and log_odds(counts)[1].argmax() == 4
+
+
+def test_threads_and_chunks_change_nothing(planting: Planting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set is searched by itself, whatever is searched beside it and by how many threads."""
+    monkeypatch.setattr(search_module, "CHUNK", 37)
+    again = search(planting.text, planting.units, replace(QUICK, threads=3))
+    alone = search(planting.text, planting.units, QUICK)
+    assert again.candidates.equals(alone.candidates) and again.calibration.equals(alone.calibration)
+    monkeypatch.undo()
+    whole = search(planting.text, planting.units, QUICK)
+    assert again.candidates.equals(whole.candidates) and again.language == whole.language

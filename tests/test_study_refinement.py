@@ -37,7 +37,7 @@ from mnemoscope.studies.findings.finding import Finding
 from mnemoscope.studies.measures import positions
 from mnemoscope.studies.measures.lenses import Points, points, read_tops, value_tops
 from mnemoscope.studies.measures.positions import Examples, Sizes, Work
-from mnemoscope.studies.measures.questions import _stream
+from mnemoscope.studies.measures.questions import Streams
 from mnemoscope.studies.measures.refinement import _blocks, _Unit, measure
 from mnemoscope.views.figures import chart
 
@@ -300,7 +300,7 @@ def test_weights_in_half_precision_are_read_in_fp32() -> None:
         batched, exact, single = (getattr(seen, name) for seen in (both[0], both[1], alone))
         assert torch.allclose(batched, exact, atol=1e-5) and torch.allclose(batched[order], single, atol=1e-5)
     prefix = some.prefixes[0]
-    streams = [_stream(model, tuple(prefix.tolist())) for model in models]
+    streams = [Streams(model)[tuple(prefix.tolist())] for model in models]
     assert torch.allclose(*streams, atol=1e-5)
     assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
 

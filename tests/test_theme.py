@@ -13,7 +13,7 @@ from test_pages import KINDS, study_figures
 
 from mnemoscope.neuron import overview
 from mnemoscope.views import figures
-from mnemoscope.views.charts import CHARTS, COLOURS, saved, strips, svg
+from mnemoscope.views.charts import CHARTS, COLOURS, as_file, rendered, strips, svg
 from mnemoscope.views.explanation import charts
 from mnemoscope.views.explanation.lower import sheet
 
@@ -84,7 +84,7 @@ def test_files_are_for_white_paper() -> None:
     panels = [one for one in study_figures() if one.id.endswith("panel")]
     assert len(panels) > len(KINDS)
     for one in panels:
-        svg = saved(figures.chart(one), "svg").decode()
+        svg = as_file(rendered(figures.chart(one)), "svg").decode()
         assert "var(" not in svg
         shades = set(TEXT.findall(svg)) - {"none"}
         assert shades and all(contrast(shade, "#ffffff") >= LEAST for shade in shades), (one.id, shades)

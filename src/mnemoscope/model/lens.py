@@ -23,6 +23,7 @@ as in any other model, whose only projection is this one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -113,6 +114,14 @@ class Lens:
             tokens = slice(start, start + _TOKENS)
             torch.mm(vectors, table[tokens].T, out=scores[:, tokens])
         return scores if self.multiplier == 1.0 else scores.mul_(self.multiplier)
+
+    def pieces(
+        self, vectors: Float[Tensor, "vector width"]
+    ) -> Iterator[tuple[int, Float[Tensor, "vector some_rows"]]]:
+        """`linear` in pieces that stay in the cache, each with its first row of the table; good until the next one."""
+        vectors = self.weighted(vectors) * self.multiplier
+        for start in range(0, len(self.table), _TOKENS):
+            yield start, vectors @ self.table[start : start + _TOKENS].T
 
     def point(
         self, linear: Float[Tensor, "vector row"], scale: Float[Tensor, "vector 1"]

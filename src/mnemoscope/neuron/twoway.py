@@ -208,7 +208,7 @@ def resampled(
     )
     kind = np.float32 if largest * float(weights.max(initial=1)) < 2**24 else np.float64
     counted = (active, both, present)
-    drawn = _pairs(*(weights.astype(kind) @ counts.T.astype(kind) for counts in counted))
+    drawn = _pairs(*(counts.astype(kind) @ weights.T.astype(kind) for counts in counted))
     whole = _pairs(*(counts.sum(1, dtype=np.int64) for counts in counted))
     seen, shown = active > 0, present > 0
     witnesses = {"precision": seen, "recall": shown, "f1": seen | shown}
@@ -224,12 +224,12 @@ def _pairs(
 
 
 def _ends(numerator: np.ndarray, denominator: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 2.5th and 97.5th percentile of a figure over resamples."""
+    """The 2.5th and 97.5th percentile of a figure [claim, resample]."""
     values = np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
-    last = len(values) - 1
+    last = values.shape[1] - 1
     low, high = round(0.025 * last), round(0.975 * last)
-    values.partition((low, high), axis=0)
-    return values[low].astype(np.float64), values[high].astype(np.float64)
+    values.partition((low, high), axis=1)
+    return values[:, low].astype(np.float64), values[:, high].astype(np.float64)
 
 
 def random_f1(active: np.ndarray, present: np.ndarray, tokens: np.ndarray) -> np.ndarray:

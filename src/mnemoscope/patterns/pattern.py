@@ -158,7 +158,7 @@ def _compound(head: str, parts: tuple[Pattern, ...]) -> Pattern:
     name = (" and " if head == "all" else " or ").join(
         f"({part.name})" if part.family in ("all", "any") else part.name for part in parts
     )
-    spec = f"{head}:{_json([part.spec for part in parts])}"
+    spec = f"{head}:[{','.join(_quoted(part.spec) for part in parts)}]"
     return Pattern(spec, name, head, kind, sum(part.complexity for part in parts), parts)
 
 
@@ -168,6 +168,9 @@ def _wrong(spec: str, what: str, hint: str) -> PatternError:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+_quoted = lru_cache(2**16)(_json)
 
 
 def _listed(spec: str, text: str) -> list[Any]:

@@ -29,14 +29,26 @@ def log_binomial_tail(hits: np.ndarray, trials: np.ndarray, rate: np.ndarray) ->
     )  # beyond, odds overflow and nothing is evidence
     first = _LOG_FACTORIAL[n] - _LOG_FACTORIAL[k] - _LOG_FACTORIAL[n - k]
     first = first + k * np.log(rate) + (n - k) * np.log1p(-rate)
-    odds = rate / (1 - rate)
-    total, term = np.ones(np.shape(first)), np.ones(np.shape(first))
+    ratios = 1 + _ratios(
+        *(np.broadcast_to(column, first.shape).ravel() for column in (k, n, rate / (1 - rate)))
+    )
+    return np.minimum(first + np.log(ratios).reshape(first.shape), 0.0)
+
+
+def _ratios(k: np.ndarray, n: np.ndarray, odds: np.ndarray) -> np.ndarray:
+    """f64[case]: the terms above `k` over the first, summed until they no longer matter, in each case for itself."""
+    total, term = np.zeros(len(k)), np.ones(len(k))
+    left = np.arange(len(k))
     for step in range(int((n - k).max(initial=0))):
         term = term * (np.maximum(n - k - step, 0) / (k + 1 + step)) * odds
-        total += term
-        if not (term > 1e-12 * total).any():
+        total[left] += term
+        going = term > 1e-12 * (1 + total[left])
+        term[~going] = 0.0  # whatever goes on beside it
+        if 2 * going.sum() < len(going):
+            left, term, k, n, odds = (column[going] for column in (left, term, k, n, odds))
+        if not len(left):
             break
-    return np.minimum(first + np.log(total), 0.0)
+    return total
 
 
 def poisson_binomial_tail(hits: np.ndarray, rates: np.ndarray) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -18,7 +20,7 @@ from mnemoscope.patterns.triggers import FOUND, Options, Units, half_triggers
 from mnemoscope.records import MAIN
 from mnemoscope.run.text import Text
 
-CHUNK = 1000  # sets at a time
+CHUNK = 4000  # sets at a time
 BEAM = 20  # patterns of a set that compounds are made of
 
 
@@ -97,14 +99,14 @@ def _family(
             random,
             one_per_document=options.one_per_document,
         )
-        scores[group] = np.sort(chosen(space, drawn, tests).score)
+        scores[group] = np.sort(chosen(space, drawn, tests, options).score)
         tell(f"null ({tests})", group + 1, len(scores))
     group_of = np.full(len(slots), -1)
     group_of[enough] = groups
     null = DrawnNull(group_of, scores)
     proposals: list[_Candidates] = []
     choice = chosen(
-        space, sets, tests, proposals, options, lambda done: tell(f"search ({tests})", done, len(sets))
+        space, sets, tests, options, proposals, lambda done: tell(f"search ({tests})", done, len(sets))
     )
     return _table(space, sets, enough, choice, proposals, null, tests), null
 
@@ -134,35 +136,49 @@ def chosen(
     space: Space,
     slots: np.ndarray,
     tests: str,
+    options: Options,
     proposals: list[_Candidates] | None = None,
-    options: Options | None = None,
     tell: Callable[[int], None] | None = None,
 ) -> combine.BestPatterns:
     """The best pattern of each set, simple or compound; the same for real and for drawn sets.
 
-    Further candidates are added to `found`, if it is given.
+    Further candidates are added to `proposals`, if it is given.
     """
-    price = float(np.log(max(len(space.specs), 2)))
+    read = partial(_chosen, space, slots, tests, options, proposals is not None)
+    starts = range(0, len(slots), CHUNK)
     choices = []
-    for start in range(0, len(slots), CHUNK):
-        sets = slots[start : start + CHUNK]
-        trials = (sets >= 0).sum(1)
-        pairs = shared(space, sets)
-        top = best(pairs, len(sets), BEAM, space.aspect)
-        choice = combine.singles(top)
-        if tests == MAIN:
-            combine.disjoin(choice, top, trials, price)
-            combine.conjoin(choice, top, space, sets, trials, price)
-        choices.append(choice)
-        if proposals is not None and options is not None:
-            _further(
-                proposals, pairs, trials, start, options if tests == MAIN else replace(options, covering=1)
-            )
-            if tests == MAIN:
-                _kinds(proposals, space, sets, pairs, start, price)
-        if tell:
-            tell(min(start + CHUNK, len(slots)))
+    pool = ThreadPoolExecutor(options.threads)
+    try:
+        for start, (choice, further) in zip(starts, pool.map(read, starts), strict=True):
+            choices.append(choice)
+            if proposals is not None:
+                proposals += further
+            if tell:
+                tell(min(start + CHUNK, len(slots)))
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interruption does not wait for the rest
     return combine.stacked(choices)
+
+
+def _chosen(
+    space: Space, slots: np.ndarray, tests: str, options: Options, further: bool, start: int
+) -> tuple[combine.BestPatterns, list[_Candidates]]:
+    """The same of the sets from `start` on, and what else is proposed for them."""
+    price = float(np.log(max(len(space.specs), 2)))
+    sets = slots[start : start + CHUNK]
+    trials = (sets >= 0).sum(1)
+    pairs = shared(space, sets)
+    top = best(pairs, len(sets), BEAM, space.aspect)
+    choice = combine.singles(top)
+    if tests == MAIN:
+        combine.disjoin(choice, top, trials, price)
+        combine.conjoin(choice, top, space, sets, trials, price)
+    proposals: list[_Candidates] = []
+    if further:
+        _further(proposals, pairs, trials, start, options if tests == MAIN else replace(options, covering=1))
+        if tests == MAIN:
+            _kinds(proposals, space, sets, pairs, start, price)
+    return choice, proposals
 
 
 def _further(
@@ -277,8 +293,9 @@ def _table(
 
 def _numbered(how: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """i64[row]: one number for each different pattern."""
-    ordered = np.sort(columns, 1)
-    return np.unique(np.concatenate([how[:, None], ordered], 1), axis=0, return_inverse=True)[1].ravel()
+    rows = pl.from_numpy(np.concatenate([how[:, None], np.sort(columns, 1)], 1))
+    known = rows.unique(maintain_order=True).with_row_index("number")
+    return rows.join(known, on=rows.columns, how="left", maintain_order="left")["number"].to_numpy()
 
 
 def _described(space: Space, how: np.ndarray, columns: np.ndarray, frame: pl.DataFrame) -> pl.DataFrame:

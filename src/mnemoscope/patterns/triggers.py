@@ -57,8 +57,9 @@ class Options:
     split             search in the discovery half alone
     one_per_document  of several triggers in a document, take the strongest
     stratify          take chance at the position and the token frequency of each trigger (N1), not overall (N0)
+    threads           that search at once; what they find is the same for any number
 
-    The last three are protections; without any of them the p-values are wrong (tests show how wrong).
+    `split` to `stratify` are protections; without any of them the p-values are wrong (tests show how wrong).
     """
 
     tests: tuple[str, ...] = (MAIN, NEXT, POSITION)
@@ -71,6 +72,7 @@ class Options:
     one_per_document: bool = True
     stratify: bool = True
     seed: int = 0
+    threads: int = 1
 
 
 @dataclass(frozen=True)

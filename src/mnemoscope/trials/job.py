@@ -15,13 +15,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from scipy.sparse import hstack
 
 from mnemoscope import files
@@ -276,9 +277,8 @@ class _Job:
     # -- what all stages use ---------------------------------------------------------------------------------
 
     def _options(self) -> Options:
-        if not self._run.manifest.model.bidirectional:
-            return Options(seed=self._settings.seed)
-        return Options(tests=(MAIN, POSITION), seed=self._settings.seed)
+        options = Options(seed=self._settings.seed, threads=torch.get_num_threads())
+        return replace(options, tests=(MAIN, POSITION)) if self._run.manifest.model.bidirectional else options
 
     def _cells(self, kind: str) -> Cells:
         """The units of a kind."""

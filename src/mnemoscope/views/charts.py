@@ -104,24 +104,30 @@ def svg(drawn: alt.Chart | dict[str, Any], said: str) -> str:
 
     said  what the picture shows, for those who do not see it
     """
+    return placed(rendered(drawn), said)
+
+
+def rendered(drawn: alt.Chart | dict[str, Any]) -> str:
+    """A chart, or its specification, drawn in the common look as SVG; the background is left to the page."""
     import vl_convert
 
-    text = vl_convert.vegalite_to_svg({**_spec(drawn), "config": LOOK})
+    spec = drawn if isinstance(drawn, dict) else drawn.to_dict(validate=False)
+    return str(vl_convert.vegalite_to_svg({**spec, "config": LOOK}))
+
+
+def placed(text: str, said: str) -> str:
+    """What was rendered as an element of a page, with what it shows said."""
     return _TAG.sub(_plain, text).replace("<svg", f'<svg role="img" aria-label="{escape(said)}"', 1)
 
 
-def saved(drawn: alt.Chart, kind: str) -> bytes:
-    """A chart as a file of its own: `svg` or `pdf`, on white."""
+def as_file(text: str, kind: str) -> bytes:
+    """What was rendered as a file of its own: `svg` or `pdf`, on white."""
     import vl_convert
 
-    spec = {**_spec(drawn), "config": {**LOOK, "background": "white"}}
-    if kind == "pdf":
-        return bytes(vl_convert.vegalite_to_pdf(spec))
-    return str(vl_convert.vegalite_to_svg(spec)).encode()
-
-
-def _spec(drawn: alt.Chart | dict[str, Any]) -> dict[str, Any]:
-    return drawn if isinstance(drawn, dict) else drawn.to_dict(validate=False)
+    tag = _TAG.search(text)
+    assert tag is not None and tag[0].startswith("<svg"), "a picture begins with its own tag"
+    white = f'{text[: tag.end()]}<rect width="100%" height="100%" fill="white"/>{text[tag.end() :]}'
+    return bytes(vl_convert.svg_to_pdf(white)) if kind == "pdf" else white.encode()
 
 
 # Labels are text: what stands between tags is left alone.

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from mnemoscope import files
 from mnemoscope.records import Progress
 from mnemoscope.studies.findings.finding import Item
-from mnemoscope.views.charts import saved, svg
+from mnemoscope.views.charts import as_file, placed, rendered
 from mnemoscope.views.figures import chart
 from mnemoscope.views.page import environment
 from mnemoscope.views.words import number
@@ -157,11 +157,12 @@ _WORDS = re.compile(r"\b(RUN|MODEL)\b")
 
 def show(finding: Finding, folder: Path | None = None) -> DrawnFinding:
     """A finding made ready for a page; with a folder, its files are saved there."""
-    drawn = chart(finding)
+    picture = chart(finding)
+    drawn = None if picture is None else rendered(picture)
     head = finding.frame.head(ROWS if drawn is not None else ROWS_BARE)
     return DrawnFinding(
         finding,
-        None if drawn is None else Markup(svg(drawn, f"{finding.title}. {finding.says}")),
+        None if drawn is None else Markup(placed(drawn, f"{finding.title}. {finding.says}")),
         tuple(name.replace("_", " ") for name in head.columns),
         tuple(tuple(_cell(value) for value in row) for row in head.iter_rows()),
         tuple(kind.is_numeric() for kind in head.schema.values()),
@@ -170,13 +171,13 @@ def show(finding: Finding, folder: Path | None = None) -> DrawnFinding:
     )
 
 
-def _save(finding: Finding, drawn: Any, folder: Path) -> list[tuple[str, str]]:
+def _save(finding: Finding, drawn: str | None, folder: Path) -> list[tuple[str, str]]:
     names = [("CSV", "csv"), ("Parquet", "parquet")]
     finding.frame.write_csv(folder / f"{finding.id}.csv")
     finding.frame.write_parquet(folder / f"{finding.id}.parquet")
     if drawn is not None:
         for kind in ("svg", "pdf"):
-            (folder / f"{finding.id}.{kind}").write_bytes(saved(drawn, kind))
+            (folder / f"{finding.id}.{kind}").write_bytes(as_file(drawn, kind))
         names = [("SVG", "svg"), ("PDF", "pdf"), *names]
     return [(name, f"{folder.name}/{finding.id}.{kind}") for name, kind in names]
 

@@ -20,8 +20,10 @@ from mnemoscope.model.watch import after_attention, watch
 from mnemoscope.records import ContextBatch
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.measures.positions import Work
+from mnemoscope.studies.measures.reductions import first_largest
 
 _TILE = 64  # values read at once: their logits stay near the cache
+_ROWS = 256  # and where logits are read in pieces
 
 
 def value_tops(run: Run | None, model: Model, lens: Lens, work: Work, name: str) -> Int[Tensor, "cell side"]:
@@ -39,20 +41,32 @@ def value_tops(run: Run | None, model: Model, lens: Lens, work: Work, name: str)
 
 def read_tops(model: Model, lens: Lens) -> Int[Tensor, "cell side"]:
     """`value_tops` from the weights."""
+    both_sides, size = (_biased, _TILE) if lens.biased else (_both_sides, _ROWS)
     with torch.inference_mode():
         tops = [
-            _both_sides(lens, tile)
+            both_sides(lens, tile)
             for layer in model.cells.layers
-            for tile in value_vectors(model.anatomy.layers[layer]).split(_TILE)
+            for tile in value_vectors(model.anatomy.layers[layer]).split(size)
         ]
     return torch.cat(tops).to(torch.int32)
 
 
 def _both_sides(lens: Lens, vectors: Float[Tensor, "row width"]) -> Int[Tensor, "row side"]:
-    linear = lens.linear(vectors)
-    if not lens.biased:
-        return torch.stack([linear.argmax(-1), linear.argmin(-1)], -1)
-    scale = lens.scale(vectors)
+    tops = torch.zeros(2, len(vectors), dtype=torch.int64, device=vectors.device)
+    most = vectors.new_full((2, len(vectors)), -torch.inf)
+    for start, scores in lens.pieces(vectors):
+        for side, logits in enumerate((scores, scores.neg())):
+            place = first_largest(logits)
+            score = logits.gather(1, place[:, None])[:, 0]
+            higher = score > most[side]
+            tops[side] = torch.where(higher, place + start, tops[side])
+            most[side] = torch.where(higher, score, most[side])
+    return tops.T
+
+
+def _biased(lens: Lens, vectors: Float[Tensor, "row width"]) -> Int[Tensor, "row side"]:
+    """With biases a value says something else upside down."""
+    linear, scale = lens.linear(vectors), lens.scale(vectors)
     return torch.stack([lens.part(side, scale).argmax(-1) for side in (linear, -linear)], -1)
 
 

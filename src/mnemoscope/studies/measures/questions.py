@@ -8,7 +8,7 @@ model finds more probable is taken (`prediction/questions.py`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +24,7 @@ from mnemoscope.model.capture import residuals
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.running import observed
-from mnemoscope.prediction.questions import ask
+from mnemoscope.prediction.questions import Logits, ResolvedQuestion, ask
 from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import arrow_table
@@ -35,6 +35,7 @@ from mnemoscope.studies.measures.tuned_lens import TunedLens
 BUILT_IN = "city_in_country"
 LENSES = ("own", "raw")
 _FIELDS = ("subject", "prompt", "answer", "label")
+_TOGETHER = 16  # prompts of one length in a pass
 
 
 @dataclass(frozen=True)
@@ -109,41 +110,65 @@ def ask_all(model: Model, sizes: Sizes, report: Callable[[Progress], None]) -> l
     """The built-in set and the sets in `sizes.questions`, each question put to the model once."""
     asked = []
     questions = [*built_in(), *(question for path in sizes.questions for question in read(path))]
+    streams = Streams(model)
+    streams.read([_resolved(model, question, None).tokens for question in questions])
     for index, question in enumerate(questions):
         report(Progress("asking", index, len(questions), "questions"))
-        asked.append(_ask(model, question))
+        asked.append(_ask(model, question, streams))
     report(Progress("asking", len(questions), len(questions), "questions"))
     return asked
 
 
-def _ask(model: Model, question: Question) -> Asked:
-    streams: dict[tuple[int, ...], Tensor] = {}
+def _ask(model: Model, question: Question, streams: Streams) -> Asked:
     lens = Lens.of(model.anatomy, "own")
+    resolved = _resolved(model, question, lambda tokens: lens.logits(streams[tokens][-1:])[0])
+    target, tokens = resolved.target, resolved.tokens
+    assert target is not None
+    spaced = target.read != question.answer
+    return Asked(question, tokens, target.token, spaced, len(target.tokens), streams[tokens])
 
-    def logits(tokens: tuple[int, ...]) -> Tensor:
-        streams[tokens] = _stream(model, tokens)
-        return lens.logits(streams[tokens][-1:])[0]
 
+def _resolved(model: Model, question: Question, logits: Logits | None) -> ResolvedQuestion:
+    """A question as tokens; without its answer where nothing says what the model finds more probable."""
+    answer, logits = (None, _unasked) if logits is None else (question.answer, logits)
     try:
-        question_read = ask(model, question.prompt, question.answer, [], -1, logits)
+        return ask(model, question.prompt, answer, [], -1, logits)
     except QueryError as error:
         raise QueryError(f"{question.set}, {question.subject or question.prompt!r}: {error}") from error
-    assert question_read.target is not None
-    tokens = question_read.tokens
-    stream = streams[tokens] if tokens in streams else _stream(model, tokens)
-    spaced = question_read.target.read != question.answer
-    return Asked(
-        question, tokens, question_read.target.token, spaced, len(question_read.target.tokens), stream
-    )
 
 
-def _stream(model: Model, tokens: tuple[int, ...]) -> Tensor:
-    """f32[2 layer + 1, width]: Lin0, then Lres and Lout of every layer, at the last token (A30), computed in fp32."""
-    with model.running(), observed(model.hf, upcast=model.upcast, attention=None):
-        points = residuals(model, torch.tensor([tokens]))
-    last = {name: value[:, 0, -1].float() for name, value in points.items()}
-    pairs = torch.stack([last["Lres"], last["Lout"]], dim=1).flatten(0, 1)
-    return torch.cat([last["Lin"][:1], pairs])
+def _unasked(tokens: tuple[int, ...]) -> Tensor:
+    raise AssertionError("without a target nothing is asked of the model")
+
+
+class Streams:
+    """The residual stream at the last of some tokens, f32[2 layer + 1, width]: Lin0, then Lres and Lout of every layer
+    (A30), computed in fp32."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._read: dict[tuple[int, ...], Tensor] = {}
+
+    def __getitem__(self, tokens: tuple[int, ...]) -> Tensor:
+        if tokens not in self._read:
+            self.read([tokens])
+        return self._read[tokens]
+
+    def read(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Read prompts, those of one length together."""
+        for length in sorted({len(tokens) for tokens in prompts}):
+            alike = [*dict.fromkeys(tokens for tokens in prompts if len(tokens) == length)]
+            for first in range(0, len(alike), _TOGETHER):
+                self._pass(alike[first : first + _TOGETHER])
+
+    def _pass(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        model = self._model
+        with model.running(), observed(model.hf, upcast=model.upcast, attention=None):
+            points = residuals(model, torch.tensor(prompts))
+        last = {name: value[:, :, -1].float() for name, value in points.items()}
+        pairs = torch.stack([last["Lres"], last["Lout"]], dim=1).flatten(0, 1)
+        streams = torch.cat([last["Lin"][:1], pairs]).transpose(0, 1).contiguous()
+        self._read |= dict(zip(prompts, streams, strict=True))
 
 
 def table(model: Model, asked: list[Asked], seed: int, tuned: TunedLens | None = None) -> pa.Table:

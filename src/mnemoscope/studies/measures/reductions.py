@@ -6,29 +6,33 @@ Every row is by itself, so that results depend on no other row and on no number 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mnemoscope.mine.kernel import _compiled
+from mnemoscope.mine.reading import share_out
 
 _LANES = 64  # running maxima side by side, which the compiler can vectorise
 _NEGLIGIBLE = -80.0  # nats below the largest
+_ROWS = 8  # that a thread does at once
 _CHUNK = 512  # logits among which one is looked for at once
 
 
 def first_largest(scores: Float[Tensor, "row token"]) -> Int[Tensor, " row"]:
     """Where each row is largest; the first of equals."""
     best = np.empty(len(scores), np.int64)
-    _first_largest(scores.cpu().numpy(), best)
+    _shared_out(_first_largest, scores.cpu().numpy(), best)
     return torch.from_numpy(best).to(scores.device)
 
 
 def ranks(scores: Float[Tensor, "row token"], tokens: Int[Tensor, "row chosen"]) -> Int[Tensor, "row chosen"]:
     """How many tokens of its row score higher than each chosen one."""
     above = np.empty(tuple(tokens.shape), np.int64)
-    _ranks(scores.cpu().numpy(), tokens.cpu().contiguous().numpy(), above)
+    _shared_out(_ranks, scores.cpu().numpy(), tokens.cpu().contiguous().numpy(), above)
     return torch.from_numpy(above).to(scores.device)
 
 
@@ -50,8 +54,16 @@ def moments(scores: Float[Tensor, "row token"]) -> tuple[Float[Tensor, " row"], 
 def _sums(values: Float[Tensor, "row token"]) -> Float[Tensor, " row"]:
     """Sums of fp32 in fp64, always in the same order."""
     total = np.empty(len(values))
-    _add(values.cpu().numpy(), total)
+    _shared_out(_add, values.cpu().numpy(), total)
     return torch.from_numpy(total).to(values.device)
+
+
+def _shared_out(work: Callable[..., None], *arrays: np.ndarray) -> None:
+    """Do the work for a few rows of all arrays at a time, with as many threads as torch uses."""
+    share_out(
+        lambda start: work(*(array[start : start + _ROWS] for array in arrays)),
+        range(0, len(arrays[0]), _ROWS),
+    )
 
 
 @_compiled

@@ -31,7 +31,7 @@ from mnemoscope.run.schemas import arrow_table
 from mnemoscope.studies.measures import reductions
 from mnemoscope.studies.measures.positions import Sizes, Work
 
-_TILE = 64  # values read at once
+_TILE = 128  # values read at once
 _ASKED = ("rank", "last_rank", "permuted_rank", "other_rank")
 
 
@@ -94,22 +94,36 @@ def _asked(
 
 def _read(lens: Lens, layer: Layer, triggers: pl.DataFrame, asked: np.ndarray) -> pa.Table:
     values = value_vectors(layer)
-    neuron = torch.from_numpy(triggers["neuron"].to_numpy().astype(np.int64))
-    sign = torch.from_numpy(triggers["polarity"].to_numpy().astype(np.float32))
-    tiles = []
+    neuron, sign = (triggers[name].to_numpy().astype(np.int64) for name in ("neuron", "polarity"))
+    neurons = np.unique(neuron)
+    tiles, rows = [], []
     with torch.inference_mode():
-        for index in torch.arange(triggers.height).split(_TILE):
-            vectors = values[neuron[index].to(values.device)] * sign[index, None].to(values.device)
-            tiles.append(_rank(lens, vectors, torch.from_numpy(asked[index.numpy()])))
-    columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
+        for chosen in np.split(neurons, range(_TILE, len(neurons), _TILE)):
+            vectors = values[torch.from_numpy(chosen).to(values.device)]
+            for polarity, logits in _written(lens, vectors):
+                wanted = np.flatnonzero(np.isin(neuron, chosen) & (sign == polarity))
+                row = torch.from_numpy(np.searchsorted(chosen, neuron[wanted])).to(logits.device)
+                tiles.append(_rank(logits[row], torch.from_numpy(asked[wanted])))
+                rows.append(wanted)
+    order = np.argsort(np.concatenate(rows))
+    columns = {name: np.concatenate([tile[name] for tile in tiles])[order] for name in tiles[0]}
     for place, name in enumerate(_ASKED):
         columns[name] = np.ma.array(columns[name], mask=asked[:, place] < 0)
     return arrow_table("value_ranks", triggers.to_dict() | columns)
 
 
-def _rank(lens: Lens, vectors: Tensor, asked: Tensor) -> dict[str, np.ndarray]:
-    """Ranks of the asked tokens, and what the value is surest of."""
+def _written(lens: Lens, vectors: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """What values write at a coefficient of either sign, over the vocabulary.
+
+    Without biases it is the same upside down, and is read once.
+    """
     logits = lens.logits(vectors)
+    yield 1, logits
+    yield -1, lens.logits(-vectors) if lens.biased else logits.neg_()
+
+
+def _rank(logits: Tensor, asked: Tensor) -> dict[str, np.ndarray]:
+    """Ranks of the asked tokens, and what the value is surest of."""
     tokens = asked.to(logits.device).clamp(min=0)
     place = reductions.ranks(logits, tokens).int().cpu().numpy()
     mass, top = reductions.log_sums(logits), reductions.first_largest(logits)

@@ -34,7 +34,7 @@ from mnemoscope.studies.measures.positions import Sizes, Work
 SHUFFLED = 128  # values of a layer that are shuffled
 SILENT = 0.02  # of the directions of the stream: those that the unembedding reads least
 
-_TILE = 64  # values read at once: their logits stay near the cache
+_TILE = 256  # values read at once
 
 
 def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, Iterator[pa.Table]]:
@@ -133,7 +133,7 @@ def spread(
     """Standard deviation, skewness and excess kurtosis over the vocabulary of the logits of each value at unit length,
     and its share in the silent directions."""
     unit = values / values.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-30)
-    parts = [_moments(lens.linear(tile)) for tile in unit.split(_TILE)]
+    parts = [_moments(lens, tile) for tile in unit.split(_TILE)]
     std, skewness, kurtosis = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
     share = (unit @ silent).square().sum(-1).cpu().numpy()
     return {
@@ -141,12 +141,17 @@ def spread(
     }  # fmt: skip
 
 
-def _moments(logits: Float[Tensor, "row vocabulary"]) -> tuple[Tensor, Tensor, Tensor]:
-    centred = logits - logits.mean(-1, keepdim=True)
-    square = centred.square()
-    variance = square.mean(-1, dtype=torch.float64)
-    third = (square * centred).mean(-1, dtype=torch.float64)
-    fourth = square.square_().mean(-1, dtype=torch.float64)
+def _moments(lens: Lens, vectors: Float[Tensor, "row width"]) -> tuple[Tensor, Tensor, Tensor]:
+    middle = lens.table.mean(0, dtype=torch.float64) * lens.multiplier
+    mean = (lens.weighted(vectors).double() @ middle).float()[:, None]
+    second, third, fourth = torch.zeros(3, len(vectors), dtype=torch.float64, device=vectors.device)
+    for _, logits in lens.pieces(vectors):
+        centred = logits - mean
+        square = centred.square()
+        second += square.sum(-1, dtype=torch.float64)
+        third += centred.mul_(square).sum(-1, dtype=torch.float64)
+        fourth += square.square_().sum(-1, dtype=torch.float64)
+    variance, third, fourth = (power / len(lens.table) for power in (second, third, fourth))
     size = variance.clamp_min(1e-30)
     return variance.sqrt(), third / size**1.5, fourth / size.square() - 3
 
