@@ -20,6 +20,7 @@ from tiny import model_folder, texts
 import mnemoscope as mn
 from mnemoscope import api
 from mnemoscope.cli import app
+from mnemoscope.cli.shared import print_result
 from mnemoscope.display import WIDTH, Shown
 from mnemoscope.errors import MnemoscopeError, QueryError, RunError, RunMissing
 from mnemoscope.neuron.card import card
@@ -345,3 +346,19 @@ def test_questions_that_need_no_model_import_no_torch(run: mn.Run, tmp_path: Pat
     command = [sys.executable, "-c", _QUESTIONS, str(run.path), str(tmp_path / "sheet.jsonl")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_data_are_json_whatever_is_undefined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is no number is null, in what is saved and in what is printed: JSON knows neither NaN nor infinity."""
+
+    class Undefined(Shown):
+        def to_dict(self) -> dict[str, Any]:
+            return {"a": float("nan"), "b": [1.0, float("-inf")], "c": {(1, 2): "x"}}
+
+    print_result(Undefined(), as_json=True)
+    for text in (Undefined().save(tmp_path / "a.json").read_text(), capsys.readouterr().out):
+        assert json.loads(text, parse_constant=pytest.fail) == {
+            "a": None,
+            "b": [1.0, None],
+            "c": {"(1, 2)": "x"},
+        }

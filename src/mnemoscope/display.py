@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import StringIO
@@ -75,7 +76,7 @@ class Shown:
         if path.suffix == ".html":
             self.save_page(path, report=report)
         elif path.suffix == ".json":
-            text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1, default=str)
+            text = json.dumps(jsonable(self.to_dict()), ensure_ascii=False, indent=1, default=str)
             files.write(path, text + "\n", "saving")
         else:
             files.write(path, str(self), "saving")
@@ -104,6 +105,15 @@ class Shown:
 
     def __repr__(self) -> str:
         return str(self).rstrip("\n")
+
+
+def jsonable(value: Any) -> Any:
+    """A value with what JSON lacks put otherwise: null for NaN and infinity, text for other keys."""
+    if isinstance(value, dict):
+        return {str(name): jsonable(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _escaped(result: object) -> str:

@@ -327,6 +327,18 @@ def serve(
     serve(opened, model, host=host, port=port, ready=ready)
 
 
+def assist(run: StoredRun | str | Path, model: str | None = None) -> None:
+    """Answer an assistant's questions about a run over standard input and output, until that ends.
+
+    model  where to load the model from, to explain predictions too; without it, nothing is asked of a model
+
+    Errors as of `open_run`; `RunError` too if the packages that it needs are missing (``mnemoscope[mcp]``).
+    """
+    from mnemoscope.atlas.serving import assist
+
+    assist(Run.of(run) if isinstance(run, StoredRun) else open_run(run), model)
+
+
 def score(
     sheets: str | Path | Sequence[str | Path],
     *,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mnemoscope.errors import RunError
@@ -35,14 +36,10 @@ def serve(
 
     `RunError` if what a server needs is not installed, or nothing can listen there.
     """
-    try:
+    with _installed("serving a run", "web"):
         import uvicorn
 
         from mnemoscope.atlas.app import create
-    except ImportError as error:
-        raise RunError(
-            f"serving a run: {error.name} is not installed; install it with: pip install 'mnemoscope[web]'"
-        ) from error
     secret = "" if host in _OURS else secrets.token_urlsafe(16)
     application = create(runs, model, secret)
     with _listening(host, port) as listener:
@@ -51,6 +48,26 @@ def serve(
             ready("/".join((f"http://{name}:{listener.getsockname()[1]}", *([secret] if secret else ()), "")))
         config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def assist(run: Run, model: str | None = None) -> None:
+    """Answer an assistant over standard input and output, until that ends; see `assistant.create`.
+
+    `RunError` if what it needs is not installed.
+    """
+    with _installed("answering an assistant", "mcp"):
+        from mnemoscope.atlas.assistant import create
+    create(run, model).run("stdio")
+
+
+@contextmanager
+def _installed(doing: str, extra: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise RunError(
+            f"{doing}: {error.name} is not installed; install it with: pip install 'mnemoscope[{extra}]'"
+        ) from error
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from markupsafe import Markup
 
 from mnemoscope.atlas import live, lowered
 from mnemoscope.atlas.library import Library, Shelf
-from mnemoscope.display import Shown
+from mnemoscope.display import Shown, jsonable
 from mnemoscope.views import report, words
 from mnemoscope.views.page import environment
 
@@ -106,16 +105,8 @@ def _like(asked: Callable[..., Any], answer: Callable[..., Response]) -> Callabl
 
 def as_json(data: Any, status: int = 200) -> Response:
     """Data as JSON, which has no NaN and no infinity: null."""
-    text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, default=str)
+    text = json.dumps(jsonable(data), ensure_ascii=False, allow_nan=False, default=str)
     return Response(text, status, media_type="application/json")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(name): _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Every:

@@ -29,3 +29,19 @@ def serve(
     from mnemoscope import api
 
     api.serve(*runs, model=model, host=host, port=port, ready=announced(open_page))
+
+
+@app.command(epilog="Example: mnemoscope mcp runs/demo")
+def mcp(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to load the model from, to explain predictions too; without it, only reading."
+        ),
+    ] = None,
+) -> None:
+    """Answer an assistant's questions about a run (Model Context Protocol, over standard input and output)."""
+    from mnemoscope import api
+
+    api.assist(run, model)

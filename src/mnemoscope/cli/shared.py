@@ -23,6 +23,7 @@ from mnemoscope import files
 from mnemoscope.cli import door
 from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import Loading, Reloading
+from mnemoscope.display import jsonable
 from mnemoscope.errors import RunMismatch
 from mnemoscope.invocation import command
 from mnemoscope.records import Progress
@@ -46,7 +47,7 @@ def say(message: str) -> None:
 def print_json(data: Any) -> None:
     """Print data as JSON, in letters that the terminal or file can hold."""
     plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
-    typer.echo(json.dumps(data, ensure_ascii=plain, indent=1, default=str))
+    typer.echo(json.dumps(jsonable(data), ensure_ascii=plain, indent=1, default=str))
 
 
 def print_result(result: Shown, as_json: bool) -> None:
@@ -248,7 +249,7 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
 # -- The application that commands join, and its help: commands in the order of the work -----------------------
 
 ORDER = {
-    "Look": ("demo", "build", "show", "find", "trace", "explain", "serve"),
+    "Look": ("demo", "build", "show", "find", "trace", "explain", "serve", "mcp"),
     "Test": ("patterns", "test", "removal", "verify", "annotate"),
     "Reproduce": ("study", "compare"),
     "Manage": ("models", "cache"),
