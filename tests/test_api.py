@@ -19,6 +19,7 @@ from tiny import model_folder, texts
 
 import mnemoscope as mn
 from mnemoscope import api
+from mnemoscope.atlas import assistant
 from mnemoscope.cli import app
 from mnemoscope.cli.shared import print_result
 from mnemoscope.display import WIDTH, Shown
@@ -108,6 +109,7 @@ COUNTERPARTS: dict[str, Call] = {
     "annotate score": lambda run, model, tmp: mn.score(_filled(run, tmp)),
     "annotate export": lambda run, model, tmp: _annotated(run, tmp),
     "serve": lambda run, model, tmp: _address(run),
+    "mcp": lambda run, model, tmp: assistant.create(run),
     "models": lambda run, model, tmp: mn.families(),
     "models check": lambda run, model, tmp: mn.check(str(model)),
 }
