@@ -341,6 +341,20 @@ def test_a_run_of_both_stacks_is_verified_and_shown(mined: Run, folder: Path) ->
     assert layers & {0, 1} and layers & {2, 3}
 
 
+def test_tables_of_neurons_say_which_stack_each_is_in(mined: Run) -> None:
+    """Beside the address, whatever was searched for; a run of one stack has no such column."""
+    for hits in (
+        mined.find(promotes=" Paris", count=50),
+        mined.find(sort="max", count=50),
+        mined.find(like="L3N3"),
+    ):
+        rows = hits.rows
+        assert rows.columns[:2] == ["neuron", "stack"] and len(rows)
+        told = dict(rows.select("neuron", "stack").rows())
+        assert all((int(address[1]) < 2) == (stack == "encoder") for address, stack in told.items())
+    assert "encoder" in str(mined.find(sort="max", layer=1, count=3))
+
+
 @pytest.mark.slow
 def test_workers_and_limits_do_not_cut_pairs_apart(
     folder: Path, pairs: Path, tmp_path: Path, mined: Run

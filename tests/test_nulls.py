@@ -275,6 +275,26 @@ def test_the_same_recipe_makes_the_same_units_and_another_seed_others(model: Mod
     assert Nulls.of(model, None).kinds == ()
 
 
+def test_of_one_place_there_are_the_same_units_and_no_others(model: Model) -> None:
+    """A question about one layer makes the null units of that layer alone."""
+    batch = padded([6, 5])
+    every, here = (Nulls(model, KINDS, 6, at=at) for at in (None, (1, 0)))
+    assert here.sizes == {
+        kind: (0, sizes[1], *(0,) * (len(sizes) - 2)) for kind, sizes in every.sizes.items()
+    }
+    kept: dict[bool, dict[str, Tensor]] = {}
+
+    def receive(layer: int, m: Tensor, batch: ContextBatch, gate: Tensor, up: Tensor, inputs: Tensor) -> None:
+        for units in (every, here) if layer == 1 else ():
+            found = units.columns(layer, batch, LayerSignals(inputs, m, gate, up))
+            kept[units is here] = {kind: columns.coefficients.clone() for kind, columns in found.items()}
+
+    with Capture(model) as capture:
+        capture.sweep(batch, receive)
+    for kind in KINDS:
+        assert torch.equal(kept[True][kind], kept[False][kind])
+
+
 def test_no_more_units_than_neurons(model: Model) -> None:
     """A small layer has as many null units as neurons."""
     assert (

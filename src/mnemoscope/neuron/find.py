@@ -96,9 +96,7 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         f"{run.manifest.corpus.counted:,} counted positions ({share:.2g})"
         + (f". {_UNCOUNTED}, {aside:,} of its tokens among them" if aside else "")
         + (f". {_kept(run)}" if hits.is_empty() else ""),
-        rows=_named(run, hits.head(count)).select(
-            "neuron", "sign", "hits", "expected", "triggers", "strongest"
-        ),
+        rows=_named(run, hits.head(count), "sign", "hits", "expected", "triggers", "strongest"),
         total=hits.height,
     )
 
@@ -123,12 +121,12 @@ def sort(run: Run, by: str, *, descending: bool = True, layer: int | None = None
     ordered = table.sort(by, *ADDRESS, descending=[descending, False, False], nulls_last=True)
     total = ordered.select(pl.len()).collect().item()
     left_out = _left_out(every - total)
-    shown = ["neuron", by, "layer_median", *(name for name in ("min", "max", "kurtosis") if name != by)]
+    shown = [by, "layer_median", *(name for name in ("min", "max", "kurtosis") if name != by)]
     layers = "all layers" if layer is None else f"layer {layer}"
     return Hits(
         question=f"neurons of {layers} by {by}, {'largest' if descending else 'smallest'} first",
         null=f"layer_median: the same statistic's median over all neurons of that layer{left_out}",
-        rows=_named(run, ordered.head(count).collect()).select(shown),
+        rows=_named(run, ordered.head(count).collect(), *shown),
         total=total,
     )
 
@@ -197,7 +195,7 @@ def pattern(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         f"{believed:,} of them with a verdict above the null",
         null=f"{len(of_neurons):,} of {tests[0]:,} tested patterns of neurons contain it, {nulls:,} of "
         f"{sum(tests[1:]):,} of pseudo-neurons",
-        rows=_named(run, shown).select("neuron", "sign", *_CLAIMED),
+        rows=_named(run, shown, "sign", *_CLAIMED),
         total=len(of_neurons),
     )
 
@@ -246,9 +244,7 @@ def like(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> H
         "sign) have a position in common with one of its two",
         null=f"expected: what a list drawn from all {every:,} others shares. "
         f"{_first_by_chance(run, address.layer, layer)}. {_kept(run)}",
-        rows=_named(run, hits.head(count)).select(
-            "neuron", "sign", "as", "common", "expected", "triggers", "strongest"
-        ),
+        rows=_named(run, hits.head(count), "sign", "as", "common", "expected", "triggers", "strongest"),
         total=hits.height,
     )
 
@@ -315,7 +311,7 @@ def tested(run: Run, *, layer: int | None = None, count: int = 20) -> Hits:
         question=f"{believed.height:,} tested patterns of {believed.select(ADDRESS).n_unique():,} neurons have a "
         f"verdict; {ORDER}",
         null=f"tested patterns with a verdict: neurons {of.get(NEURON, '0')}{', ' if nulls else ''}{nulls}",
-        rows=_named(run, shown).select("neuron", "sign", "about", *_CLAIMED),
+        rows=_named(run, shown, "sign", "about", *_CLAIMED),
         total=believed.height,
     )
 
@@ -362,9 +358,7 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
         null=f"the median token of the vocabulary is in {median:g} such lists; {alike:.1f} if all {model.vocabulary:,} "
         f"tokens were alike. A uniform value gives each token the probability {uniform}. At the "
         f"other sign a neuron {'suppresses' if verb == 'promote' else 'promotes'} what is listed here",
-        rows=_named(run, shown.with_columns(labels)).select(
-            "neuron", "sign", "usual", "rank", "token", "logit", "probability", "max_probability"
-        ),
+        rows=_named(run, shown.with_columns(labels), "sign", "usual", "rank", *_LISTED),
         total=rows.height,
     )
 
@@ -382,13 +376,18 @@ def _sign(column: str) -> pl.Expr:
     return pl.when(pl.col(column) > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("sign")
 
 
-def _named(run: Run, rows: pl.DataFrame) -> pl.DataFrame:
-    """Replace the columns layer and neuron by one address."""
-    cells = run.manifest.model.cells
-    names = [str(cells.id(*pair)) for pair in rows.select("layer", "neuron").iter_rows()]
-    return rows.with_columns(pl.Series("neuron", names, dtype=pl.String))
+def _named(run: Run, rows: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """Some columns behind the address of a neuron, and behind the stack that it is in where there are two."""
+    model = run.manifest.model
+    pairs = rows.select("layer", "neuron").rows()
+    derived = {"neuron": [str(model.cells.id(*pair)) for pair in pairs]}
+    if model.encoder_layers:
+        derived["stack"] = [str(model.stack(layer)) for layer, _ in pairs]
+    names = rows.with_columns(pl.Series(name, held, dtype=pl.String) for name, held in derived.items())
+    return names.select(*derived, *columns)
 
 
+_LISTED = ("token", "logit", "probability", "max_probability")
 _UNCOUNTED = "Position 0 of a context and special tokens do not count"
 
 

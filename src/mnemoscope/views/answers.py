@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mnemoscope.results import Annotated, Highlights, Verification
     from mnemoscope.run.reading import Run
 
-_WORDS = ("neuron", "token", "sign", "about", "pattern", "verdict")
+_WORDS = ("neuron", "stack", "token", "sign", "about", "pattern", "verdict")
 _NULLS = {
     "random": "random prefixes",
     "direction": "random directions",
