@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test packed check wheel bench docs clean
+.PHONY: demo test packed interop check wheel bench docs clean
 
 demo: $(VENV)/.demo               ## set up, build a run of the sample model, show it
 	$(BIN)/mnemoscope demo
@@ -15,6 +15,11 @@ test: $(VENV)/.dev                ## the quick tests; SLOW=1 for all of them
 packed: $(VENV)/.dev              ## the tests that need torchao, which stays out of the environment: transformers would import it always
 	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target build/torchao torchao
 	PYTHONPATH=build/torchao $(BIN)/python -m pytest -W ignore -k torchao tests/test_packed.py
+
+READERS := circuit-tracer automated-interpretability eai-delphi asyncer docstring-parser orjson simple-parsing sniffio
+interop: $(VENV)/.dev             ## exports read by the programs that they are for, which ask for other versions of what is here
+	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target build/interop $(READERS)
+	PYTHONPATH=build/interop $(BIN)/python -m pytest -W ignore tests/test_interop.py
 
 check: $(VENV)/.dev               ## style, types, import contracts, docs that are generated
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ WINGS = {
     "patterns",
     "trials",
     "annotation",
+    "exchange",
     "studies",
     "views",
     "atlas",

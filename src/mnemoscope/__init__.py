@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mnemoscope.api import study as study
     from mnemoscope.api import trace as trace
     from mnemoscope.api import verify as verify
+    from mnemoscope.api import write_graph as write_graph
     from mnemoscope.model.load import load_model as load_model
     from mnemoscope.model.model import Model as Model
     from mnemoscope.prediction.explanation import Explanation as Explanation
@@ -55,6 +56,7 @@ __all__ = [
     "study",
     "trace",
     "verify",
+    "write_graph",
 ]
 __version__ = "0.1.0"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -96,6 +97,44 @@ def check_folder(folder: File, doing: str, error: type[MnemoscopeError] = RunErr
     """Raise now if nothing can be written in a folder or, where there is none yet, if it cannot be made."""
     with refusals(f"{doing} {folder}", "choose a folder that can be written to", error=error):
         _try(Path(folder).absolute())
+
+
+@contextmanager
+def new_folder(folder: File, doing: str, error: type[MnemoscopeError] = RunError) -> Iterator[Path]:
+    """Gives a folder to write into, which takes the name of one that is not there yet, or is empty, when the block ends
+    without an error; those above it are made.
+
+    At no moment has half of a folder the name, and a failed attempt leaves nothing.
+    """
+    check_new_folder(folder, doing, error)
+    with refusals(f"{doing} {folder}", "choose a folder that can be written to", error=error):
+        target = Path(os.path.realpath(folder))
+        partial = _partial(target)
+        shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for file in sorted(partial.rglob("*"), reverse=True):
+                sync(file)
+            if target.exists():
+                target.rmdir()  # it is empty, or this fails
+            partial.rename(target)
+            sync(target.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def check_new_folder(folder: File, doing: str, error: type[MnemoscopeError] = RunError) -> None:
+    """Raise now what `new_folder` would raise after the work: there is something in the folder, it is a file, or none
+    can be made there."""
+    with refusals(f"{doing} {folder}", "choose a folder that can be written to", error=error):
+        target = Path(os.path.realpath(folder))
+        if target.is_dir() and any(target.iterdir()):
+            raise error(
+                f"{doing} {folder}: the folder holds something, which would be lost; give a new or empty one"
+            )
+        _try(target)
 
 
 def make_folder_of(file: File, doing: str, error: type[MnemoscopeError] = RunError) -> None:

@@ -22,6 +22,7 @@ from mnemoscope import errors
 from mnemoscope.api.run import Run, addresses, study_sizes
 from mnemoscope.display import Report, Shown
 from mnemoscope.errors import RunMissing
+from mnemoscope.files import write
 from mnemoscope.prediction.explanation import Explanation
 from mnemoscope.records import NeuronId, check_address
 from mnemoscope.results import Annotated, ModelFacts, StudyReport, Verification
@@ -70,6 +71,7 @@ __all__ = [
     "study_sizes",
     "trace",
     "verify",
+    "write_graph",
 ]
 
 SAMPLE_MODEL, SAMPLE_TEXT = "sample:smollm2-135m", "sample:wikipedia"
@@ -227,6 +229,18 @@ def _model_and_run(
     opened = run if run is None or isinstance(run, StoredRun) else open_stored(run)
     loaded = model if isinstance(model, Model) else load_model(model)
     return loaded if opened is None else load_built(opened, loaded), opened
+
+
+def write_graph(explanation: Explanation, path: str | Path) -> Path:
+    """Write an explanation as an attribution graph, one JSON file that Neuronpedia and circuit-tracer's viewer read.
+
+    `QueryError` for an encoder-decoder, which it has no place for; `RunError` if it cannot be written.
+    """
+    from mnemoscope.exchange import graph
+    from mnemoscope.exchange.written import as_json
+
+    write(path, as_json(graph.graph(explanation)), "writing the graph")
+    return Path(path)
 
 
 def study(

@@ -230,6 +230,45 @@ class Run(StoredRun):
 
         return trace(self._loaded(model), text, run=self, neurons=wanted, top=top, report=report)
 
+    def export(
+        self,
+        path: str | Path,
+        to: str,
+        *,
+        neurons: Address | Sequence[Address] | None = None,
+        layers: int | Sequence[int] = (),
+        prompt: str | None = None,
+        target: str | None = None,
+        foils: str | Sequence[str] = (),
+        limit: int | None = None,
+        model: ModelSource | None = None,
+        report: Report | None = None,
+    ) -> Path:
+        """Write neurons in a format of another tool, with a README, into a new folder; docs/exchange.md. Its path.
+
+        to       ``neuronpedia``, ``openai``, ``delphi``, ``circuitsvis``, or ``graph``, which is of one prediction
+        neurons  addresses as in `neuron`; with `layers` all neurons of these too; the highlights if neither is given
+        prompt   of a graph: the text before the prediction; `target` and `foils` as in `explain`
+        limit    tokens of the run's text that delphi's cache holds; 100,000 if None
+
+        The model is read for what a run does not keep: the coefficients of the tokens around triggers.
+        `QueryError` for what the format or the run cannot give, `RunError` for a folder that holds something.
+        """
+        from mnemoscope.exchange import export
+
+        made = export.order(
+            self,
+            to,
+            path,
+            neurons=[self._address(address) for address in addresses(neurons)],
+            layers=[layers] if isinstance(layers, int) else layers,
+            prompt=prompt,
+            target=target,
+            foils=[foils] if isinstance(foils, str) else foils,
+            limit=limit,
+        )
+        return export.export(made, self._loaded(model), path, report)
+
     def patterns(
         self,
         *,

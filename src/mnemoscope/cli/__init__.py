@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mnemoscope.cli import claims, explain, runs, serve, studies  # noqa: F401 - each adds its commands to `app`
+from mnemoscope.cli import claims, explain, export, runs, serve, studies  # noqa: F401 - each adds its commands to `app`
 from mnemoscope.cli.door import answer
 from mnemoscope.cli.shared import app
 

@@ -22,6 +22,7 @@ from mnemoscope.cli.shared import (
     write_page,
 )
 from mnemoscope.errors import QueryError
+from mnemoscope.files import check_file
 
 
 @app.command(
@@ -65,6 +66,9 @@ def explain(
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Table to write for --prompts.")] = None,
     html: Page = None,
+    graph: Annotated[
+        Path | None, typer.Option(help="Also write an attribution graph, for Neuronpedia and its viewers.")
+    ] = None,
     loading: Loading,
     as_json: AsJson = False,
 ) -> None:
@@ -75,6 +79,8 @@ def explain(
         raise QueryError("explaining: give either a prompt, or --prompts FILE.jsonl with -o TABLE.parquet")
     check_explanation(lens, top, ablate, projection=projection)
     check_page(html)
+    if graph is not None:
+        check_file(graph, "writing the graph")
     opened = None if run is None else api.open_run(run)
     if opened is not None:
         check_run_of(opened, model)
@@ -93,6 +99,9 @@ def explain(
         explanation = api.explain(loaded, prompt or "", target, foil or [], report=report, **options)
     print_result(explanation, as_json)
     write_page(explanation, html)
+    if graph is not None:
+        api.write_graph(explanation, graph)
+        say(f"wrote {graph}")
 
 
 def _explain_many(model: str, loading: Loading, prompts: Path, out: Path, options: dict[str, Any]) -> None:
