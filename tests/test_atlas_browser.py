@@ -34,6 +34,8 @@ PATHS = (
     "/study",
     "/study/distributions",
     "/compare",
+    "/annotate",
+    "/notes",
 )
 WAIT = 60_000  # milliseconds for an answer of the model
 

@@ -75,22 +75,33 @@ def read(
     `SheetError` naming the file and the item for whatever is not as it was written, or not as it should be filled in.
     """
     paths = [Path(path) for path in sheets]
-    raw = [_lines(path) for path in paths]
+    raw = [_read_lines(path) for path in paths]
     key_path = Path(key) if key is not None else paths[0].parent / str(raw[0][0].get("key"))
     opened = read_key(key_path)
-    for path, (header, *_) in zip(paths, raw, strict=True):
-        _same_key(path, header, key_path, opened)
-    if run is not None and opened.run != fingerprint(run):
+    for path, lines in zip(paths, raw, strict=True):
+        check_key(path, lines, key_path, opened)
+    if run is not None:
+        check_run(paths[0], opened, run)
+    filled = [fill(path, lines, opened) for path, lines in zip(paths, raw, strict=True)]
+    if not any(sheet.answered for sheet in filled):
+        raise nothing_answered(paths[0])
+    return opened, filled
+
+
+def check_run(path: Path, key: Key, run: Run) -> None:
+    """`RunMismatch` unless the sheet `path` of this key was made from the run."""
+    if key.run != fingerprint(run):
         raise RunMismatch(
-            f"scoring {paths[0]}: the sheet was made from another run ({opened.model} on {opened.corpus}) than "
+            f"scoring {path}: the sheet was made from another run ({key.model} on {key.corpus}) than "
             f"{run.path}; give that one, or none"
         )
-    filled = [_filled(path, lines, opened) for path, lines in zip(paths, raw, strict=True)]
-    if not any(sheet.answered for sheet in filled):
-        raise SheetError(
-            f"scoring {paths[0]}: no item is answered; fill `patterns` of each item, with [] where there is none"
-        )
-    return opened, filled
+
+
+def nothing_answered(path: Path) -> SheetError:
+    """What is said of a sheet without an answer."""
+    return SheetError(
+        f"scoring {path}: no item is answered; fill `patterns` of each item, with [] where there is none"
+    )
 
 
 def annotated(key: Key, filled: Filled, neuron: tuple[int, int]) -> pl.DataFrame:
@@ -142,12 +153,17 @@ def kinds(answer: SheetAnswer) -> list[int]:
     return labels
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise SheetError(f"reading the sheet {path}: {why}; give a sheet of `mnemoscope annotate`") from error
+    return parse(path, text)
+
+
+def parse(path: Path, text: str) -> list[dict[str, Any]]:
+    """The lines of a sheet, the header first; `SheetError` naming `path` if the text is none."""
     lines = []
     for number, row in enumerate(text.splitlines(), 1):
         if not row.strip():
@@ -157,6 +173,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise SheetError(
                 f"{path}, line {number}: this is not JSON ({error.msg} at character {error.colno}); fix it"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise SheetError(
+                f"{path}, line {number}: this cannot be read ({error}); restore the line"
             ) from error
     header = lines[0] if lines and all(isinstance(line, dict) for line in lines) else {}
     if not ("commitment" in header and isinstance(header.get("sheet"), int)):
@@ -168,8 +188,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _same_key(path: Path, header: dict[str, Any], key_path: Path, key: Key) -> None:
-    if header["commitment"] != key.commitment:
+def check_key(path: Path, lines: list[dict[str, Any]], key_path: Path, key: Key) -> None:
+    """`SheetError` unless the key is the one that was sealed with the sheet."""
+    if lines[0]["commitment"] != key.commitment:
         raise SheetError(
             f"scoring {path}: the key {key_path} is not the one that was sealed with this sheet, or was changed since; "
             "give the key that was written beside it with {key}",
@@ -177,27 +198,37 @@ def _same_key(path: Path, header: dict[str, Any], key_path: Path, key: Key) -> N
         )
 
 
-def _filled(path: Path, lines: list[dict[str, Any]], key: Key) -> Filled:
+def fill(path: Path, lines: list[dict[str, Any]], key: Key) -> Filled:
+    """The answers on a sheet; `SheetError` naming `path` and the item for what is not as it was written or is wrong."""
     header, *rows = lines
-    names = [row.get("item") for row in rows]
+    names = [str(row.get("item")) for row in rows]
     if lost := sorted(key.items.keys() - set(names)):
         raise SheetError(f"scoring {path}: item {lost[0]} is missing; restore its line")
     if len(names) > len(key.items):
         odd = next(name for index, name in enumerate(names) if name not in key.items or name in names[:index])
         raise SheetError(f"scoring {path}: item {odd} is there twice or was never written; remove its line")
-    for row in rows:
-        if seen(row) != key.items[row["item"]].digest or row.keys() - _FIELDS:
+    for name, row in zip(names, rows, strict=True):
+        item = key.items[name]
+        if seen(row) != item.digest or row.keys() - _FIELDS or not _is_of(row, item):
             raise SheetError(
-                f"scoring {path}, item {row['item']}: its texts are not those that were written; restore the line, and "
+                f"scoring {path}, item {name}: its texts are not those that were written; restore the line, and "
                 "change nothing but `patterns` and `applies`"
             )
     answers = {
-        row["item"]: _answer(f"{path}, item {row['item']}", row, key.items[row["item"]]) for row in rows
+        name: read_answer(f"{path}, item {name}", row, key.items[name])
+        for name, row in zip(names, rows, strict=True)
     }
     return Filled(path, str(header.get("annotator") or path.stem), answers)
 
 
-def _answer(where: str, row: dict[str, Any], item: SheetItem) -> SheetAnswer:
+def _is_of(row: dict[str, Any], item: SheetItem) -> bool:
+    """Whether both halves of a line are texts by number, as many as the key knows."""
+    halves = ((row.get("annotate"), item.annotate), (row.get("apply"), item.apply))
+    return all(isinstance(shown, dict) and len(shown) == len(known) for shown, known in halves)
+
+
+def read_answer(where: str, row: dict[str, Any], item: SheetItem) -> SheetAnswer:
+    """The answer on one line; `SheetError` that begins with `where` if it makes no sense."""
     described, applies = row.get("patterns"), row.get("applies")
     if described is not None and not isinstance(described, list):
         raise SheetError(
@@ -214,7 +245,7 @@ def _answer(where: str, row: dict[str, Any], item: SheetItem) -> SheetAnswer:
                 f"{where}: `applies` is filled, and there is no pattern to apply; describe it first"
             )
         applies = None
-    chosen = None if applies is None else _indices(where, "applies", applies, len(item.apply))
+    chosen = None if applies is None else read_numbers(where, "applies", applies, len(item.apply))
     return SheetAnswer(
         patterns,
         None if chosen is None else frozenset(chosen),
@@ -231,11 +262,13 @@ def _pattern(where: str, entry: Any, size: int) -> SeenPattern:
     description, kind = entry["description"], entry["kind"]
     if not isinstance(description, str) or not description.strip():
         raise SheetError(f"{where}: a pattern has no description; say in words what the prefixes share")
+    if not description.isascii() and any("\ud800" <= letter <= "\udfff" for letter in description):
+        raise SheetError(f"{where}: the description {description!a} is no text; write it again")
     if kind not in KINDS:
         raise SheetError(
             f"{where}: the kind of {description!r} is {json.dumps(kind)}; write one of {', '.join(KINDS)}"
         )
-    indices = _indices(where, "indices", entry["indices"], size)
+    indices = read_numbers(where, "indices", entry["indices"], size)
     if len(indices) < LEAST:
         raise SheetError(
             f"{where}: {description!r} names {len(indices)} prefixes, a pattern needs {LEAST}; name more or remove it"
@@ -243,7 +276,7 @@ def _pattern(where: str, entry: Any, size: int) -> SeenPattern:
     return SeenPattern(description.strip(), indices, kind)
 
 
-def _indices(where: str, name: str, numbers: Any, size: int) -> tuple[int, ...]:
+def read_numbers(where: str, name: str, numbers: Any, size: int) -> tuple[int, ...]:
     good = isinstance(numbers, list) and all(
         type(number) is int and 1 <= number <= size for number in numbers
     )

@@ -85,23 +85,28 @@ class Key(_SealedModel):
 def digest(value: Any) -> str:
     """The sha256 of JSON-ready values, whatever the spacing and the order of keys in a file."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_key(path: Path) -> Key:
     """Read a key; `SheetError` if there is none, it is none, or an older or a newer mnemoscope wrote it."""
     try:
-        text = path.read_text(encoding="utf-8")
-        version = _Format.model_validate_json(text).format
-        if version != FORMAT:
-            raise SheetError(f"reading the key {path}: {other_format(version, FORMAT, RENEW)}")
-        return Key.model_validate_json(text)
+        return parse_key(path, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise SheetError(
             f"reading the key {path}: {why}; give the key that was written beside the sheet with {{key}}",
             key=...,
         ) from error
+
+
+def parse_key(path: Path, text: str) -> Key:
+    """The key that a text is; `SheetError` naming `path` if it is none."""
+    try:
+        version = _Format.model_validate_json(text).format
+        if version != FORMAT:
+            raise SheetError(f"reading the key {path}: {other_format(version, FORMAT, RENEW)}")
+        return Key.model_validate_json(text)
     except ValidationError as error:
         raise SheetError(
             f"reading the key {path}: it is not the key of a sheet ({error.errors()[0]['msg']}); restore it"

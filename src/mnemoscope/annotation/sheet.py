@@ -126,9 +126,13 @@ def write(
     (header, *lines), key = make(run, neurons=neurons, prefixes=prefixes, seed=seed)
     header["key"] = key_file.name
     files.write(key_file, key.model_dump_json(indent=1) + "\n", "writing the key", SheetError)
-    filled = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [header, *lines])
-    files.write(out, filled, _DOING, SheetError)
+    files.write(out, spell([header, *lines]), _DOING, SheetError)
     return Written(out, key_file, len(lines), header["prefixes"])
+
+
+def spell(lines: list[dict[str, Any]]) -> str:
+    """The lines of a sheet as its file has them."""
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def seen(line: dict[str, Any]) -> str:

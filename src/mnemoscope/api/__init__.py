@@ -329,6 +329,7 @@ def serve(
     model: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8321,
+    annotations: str | Path | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve runs to the browser of this machine, until the process is interrupted; see `atlas.serving.serve`.
@@ -338,7 +339,7 @@ def serve(
     from mnemoscope.atlas.serving import serve
 
     opened = [Run.of(run) if isinstance(run, StoredRun) else open_run(run) for run in runs]
-    serve(opened, model, host=host, port=port, ready=ready)
+    serve(opened, model, host=host, port=port, annotations=annotations, ready=ready)
 
 
 def assist(run: StoredRun | str | Path, model: str | None = None) -> None:

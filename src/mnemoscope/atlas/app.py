@@ -19,13 +19,14 @@ from fastapi.middleware.gzip import GZipMiddleware
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from mnemoscope.atlas import live
+from mnemoscope.atlas.annotate import add_annotation
 from mnemoscope.atlas.guard import LOOPBACK, Guard
 from mnemoscope.atlas.library import Library, Shelf
 from mnemoscope.atlas.pages import add_pages
 from mnemoscope.atlas.questions import add_questions
 from mnemoscope.atlas.site import Site
 from mnemoscope.atlas.studies import add_studies
-from mnemoscope.errors import MnemoscopeError, RunError
+from mnemoscope.errors import MnemoscopeError, RunError, RunMismatch
 from mnemoscope.views.page import environment
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ STYLES = ("theme.css", "card.css", "explanation.css", "trace.css", "study.css", 
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 
 
-def create(runs: Sequence[Run], model: str | None = None, secret: str = "") -> Guard:
+def create(
+    runs: Sequence[Run], model: str | None = None, secret: str = "", annotations: Path | None = None
+) -> Guard:
     """The application for these runs, which answers to this machine alone, or to all who know the secret.
 
-    model   where to load models from, if not from where each run's came
-    secret  a word that every address begins with, where others than this machine can ask
+    model        where to load models from, if not from where each run's came
+    secret       a word that every address begins with, where others than this machine can ask
+    annotations  folder for what is written in the browser; None for the one that each run lies in
     """
     prefix = f"/{secret}" if secret else ""
     desk = live.Desk(model)
@@ -51,10 +55,11 @@ def create(runs: Sequence[Run], model: str | None = None, secret: str = "") -> G
 
     app = FastAPI(title="mnemoscope", docs_url=None, redoc_url=None, openapi_url="/api.json", lifespan=life)
     app.add_middleware(GZipMiddleware, minimum_size=2000)
-    site = Site(Library(runs), desk, prefix)
+    site = Site(Library(runs, annotations), desk, prefix)
     add_pages(app, site)
     add_questions(app, site)
     add_studies(app, site)
+    add_annotation(app, site)
     _add_files(app)
     _add_failures(app, site)
     return Guard(app, None if secret else LOOPBACK, prefix)
@@ -77,7 +82,8 @@ def _add_failures(app: FastAPI, site: Site) -> None:
 
     @app.exception_handler(MnemoscopeError)
     def failed(request: Request, error: MnemoscopeError) -> Response:
-        status = 410 if isinstance(error, RunError) else 404 if str(error).startswith(_NOT_THERE) else 400
+        gone = isinstance(error, RunError) and not isinstance(error, RunMismatch)
+        status = 410 if gone else 404 if str(error).startswith(_NOT_THERE) else 400
         return refuse(request, status, str(error))
 
     @app.exception_handler(OSError)
@@ -94,7 +100,8 @@ def _add_failures(app: FastAPI, site: Site) -> None:
         problems = (
             f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors()
         )
-        return refuse(request, 422, f"reading the address: {'; '.join(problems)}")
+        read = "the address" if request.method == "GET" else "what was sent"
+        return refuse(request, 422, f"reading {read}: {'; '.join(problems)}")
 
 
 _NOT_THERE = ("looking up", "opening")

@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from markupsafe import Markup
 
+from mnemoscope.annotation.kept import KeptSheets
+from mnemoscope.annotation.local import LocalFile, beside
+from mnemoscope.annotation.notes import Notes
+from mnemoscope.annotation.sheet import fingerprint
 from mnemoscope.atlas.scatter import Scatter, scatter
 from mnemoscope.errors import QueryError
 from mnemoscope.neuron.card import usual_signs
@@ -22,6 +26,8 @@ from mnemoscope.neuron.claims import ADDRESS, within
 from mnemoscope.neuron.overview import Overview, overview
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mnemoscope.api.run import Run
     from mnemoscope.neuron.find import Hits
     from mnemoscope.results import Highlights
@@ -57,10 +63,15 @@ class LayerPage:
 
 
 class Shelf:
-    """One run, under the name that its addresses have."""
+    """One run, under the name that its addresses have, and what people wrote about it.
 
-    def __init__(self, name: str, run: Run) -> None:
+    annotations  folder of the file in which that is kept; None for the one that the run lies in
+    """
+
+    def __init__(self, name: str, run: Run, annotations: Path | None = None) -> None:
         self.name, self.run = name, run
+        self.file = LocalFile(beside(run.path, annotations), fingerprint(run))
+        self.sheets, self.notes = KeptSheets(self.file, run), Notes(self.file, run)
         self._layer = lru_cache(maxsize=8)(self._read_layer)
 
     @property
@@ -182,8 +193,20 @@ class Shelf:
         return writes
 
     def find(self, kind: str, text: str, count: int) -> Hits:
-        """Neurons by one question of `Run.find`."""
+        """Neurons by one question of `Run.find`, or by their notes."""
+        if kind == "note":
+            return self._noted(text, count)
         return self.run.find(**{kind: text}, count=count)  # type: ignore[arg-type]
+
+    def _noted(self, text: str, count: int) -> Hits:
+        from mnemoscope.neuron.find import Hits
+
+        notes = [note.to_dict() for note in self.notes.having(text)]
+        if not notes:
+            raise QueryError(f"searching notes for {text!r}: none has it")
+        rows = pl.DataFrame(notes[:count]).select("neuron", "note", "saved")
+        null = "Notes are your own words; the latest are first"
+        return Hits(f"{len(notes):,} of your notes have {text!r}", null, rows, len(notes))
 
     def completions(self, text: str) -> list[str]:
         """Tokens of the vocabulary that begin so, spaces counted, the shortest first."""
@@ -209,13 +232,13 @@ class Shelf:
 
 
 class Library:
-    """The runs of one server, each under the name of its folder."""
+    """The runs of one server, each under the name of its folder; `annotations` as of a `Shelf`."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], annotations: Path | None = None) -> None:
         self.shelves: dict[str, Shelf] = {}
         for run in runs:
             name = self._name(run.path.resolve().name)
-            self.shelves[name] = Shelf(name, run)
+            self.shelves[name] = Shelf(name, run, annotations)
 
     def _name(self, folder: str) -> str:
         plain = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in folder) or "run"

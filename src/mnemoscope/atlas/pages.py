@@ -2,19 +2,23 @@
 
 import io
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 import polars as pl
 from fastapi import FastAPI, Query, Response
 from fastapi.responses import RedirectResponse
 
+from mnemoscope.annotation.notes import LENGTH
 from mnemoscope.atlas.library import AXES, PAGE, STATISTICS, Shelf
 from mnemoscope.atlas.site import Answer, LongText, Site, Words, put_data, put_hidden
-from mnemoscope.errors import MnemoscopeError, QueryError
+from mnemoscope.errors import MnemoscopeError, QueryError, SheetError
 from mnemoscope.neuron.find import Hits
 from mnemoscope.views.page import Most
 
+T = TypeVar("T")
+NOTES = 12  # that the first page shows
 ROWS = 500  # of an answer in SQL
 SECONDS = 10.0  # that it may take
 KINDS = {
@@ -22,6 +26,7 @@ KINDS = {
     "suppresses": "neurons that suppress this token",
     "trigger": "neurons that this text triggers",
     "pattern": "neurons with a tested pattern of this name",
+    "note": "neurons whose note has this text",
     "like": "neurons with the same triggers as this neuron",
 }
 _TYPES = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
@@ -56,7 +61,13 @@ def _add_runs(app: FastAPI, site: Site) -> None:
         """A run: its model and text, its layers at a glance, and neurons to begin with."""
         shelf = library[run]
         manifest = shelf.run.manifest
-        return Answer("home.html", manifest.model_dump, {"shelf": shelf, "manifest": manifest})
+        shown = {
+            "shelf": shelf,
+            "manifest": manifest,
+            "notes": _noted(shelf.notes.listed),
+            "most_notes": NOTES,
+        }
+        return Answer("home.html", manifest.model_dump, shown)
 
 
 def _add_units(app: FastAPI, site: Site) -> None:
@@ -92,8 +103,11 @@ def _add_units(app: FastAPI, site: Site) -> None:
         shelf = library[run]
         card = shelf.run.neuron(address, examples=triggers)
         most = Most(examples=triggers, tokens=20)
-        shown = {"shelf": shelf, "card": card, "most": most, "triggers": triggers}
-        return Answer("neuron_page.html", card.to_dict, shown)
+        shown = {
+            "shelf": shelf, "card": card, "most": most, "triggers": triggers,
+            "note": _noted(lambda: shelf.notes[card.id]), "note_length": LENGTH,
+        }  # fmt: skip
+        return Answer("neuron_page.html", card.to_dict, shown, written=True)
 
 
 def _add_search(app: FastAPI, site: Site) -> None:
@@ -107,7 +121,9 @@ def _add_search(app: FastAPI, site: Site) -> None:
         shelf = library[run]
         if by and by not in KINDS:
             raise QueryError(f"searching by {by!r}: choose one of {', '.join(KINDS)}")
-        kinds = () if not q else (by,) if by else tuple(KINDS)[:-1]  # an address is asked for by name
+        noted = () if _noted(shelf.notes.listed) else ("note",)
+        every = [kind for kind in KINDS if kind not in ("like", *noted)]  # an address is asked for by name
+        kinds = () if not q else (by,) if by else every
         answers = [(kind, *_answer(shelf, kind, q, count)) for kind in kinds]
         shown = {"shelf": shelf, "q": q, "by": by, "count": count, "kinds": KINDS, "answers": answers}
         return Answer(
@@ -161,6 +177,14 @@ def _add_sql(app: FastAPI, site: Site) -> None:
 def _said(shelf: Shelf) -> dict[str, Any]:
     manifest = shelf.run.manifest
     return {"name": shelf.name, "model": manifest.model.id, "corpus": manifest.corpus.id}
+
+
+def _noted(read: Callable[[], T]) -> T | None:
+    """What was written, or None where its file cannot be read: a page of the run does not need it."""
+    try:
+        return read()
+    except SheetError:
+        return None
 
 
 def _answer(shelf: Shelf, kind: str, text: str, count: int) -> tuple[Hits | None, str]:

@@ -13,6 +13,7 @@ import polars as pl
 
 WIDTH, HEIGHT = 560, 260  # of the picture, in its own units
 MOST = 4_000  # points
+_FINEST = 1e-12  # of the largest value: a finer scale would overflow where most values are next to nothing
 TICKS = 6  # of an axis, at most
 
 
@@ -29,9 +30,9 @@ class Axis:
 
     @classmethod
     def of(cls, name: str, values: np.ndarray, start: float, length: float) -> Axis:
-        """An axis that holds all values; its scale is their median size."""
+        """An axis that holds all values; its scale is their median size, if that is not next to nothing."""
         sizes = np.abs(values[values != 0])
-        scale = float(np.median(sizes)) if len(sizes) else 1.0
+        scale = max(float(np.median(sizes)), float(sizes.max()) * _FINEST) if len(sizes) else 1.0
         bent = np.arcsinh(values / scale)
         low, high = (float(bent.min()), float(bent.max())) if len(bent) else (0.0, 1.0)
         return cls(name, scale, low, high if high > low else low + 1.0, start, length)

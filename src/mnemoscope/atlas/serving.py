@@ -6,8 +6,10 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mnemoscope import files
 from mnemoscope.errors import RunError
 
 if TYPE_CHECKING:
@@ -25,14 +27,16 @@ def serve(
     *,
     host: str = LOOPBACK,
     port: int = PORT,
+    annotations: str | Path | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve runs until the process is interrupted.
 
-    model  where to load models from, if not from where each run's came
-    host   to listen at; where others than this machine can reach it, every address holds a random word
-    port   0 for any that is free; if the usual one is taken, the next that is free
-    ready  is told the address
+    model        where to load models from, if not from where each run's came
+    host         to listen at; where others than this machine can reach it, every address holds a random word
+    port         0 for any that is free; if the usual one is taken, the next that is free
+    annotations  folder for what is written in the browser, made if need be; else each run's own neighbour
+    ready        is told the address
 
     `RunError` if what a server needs is not installed, or nothing can listen there.
     """
@@ -41,7 +45,11 @@ def serve(
 
         from mnemoscope.atlas.app import create
     secret = "" if host in _OURS else secrets.token_urlsafe(16)
-    application = create(runs, model, secret)
+    folder = None if annotations is None else Path(annotations)
+    if folder is not None:
+        files.check_folder(folder, "keeping annotations in")
+        folder.mkdir(parents=True, exist_ok=True)
+    application = create(runs, model, secret, folder)
     with _listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
         if ready:

@@ -33,11 +33,15 @@ REFUSED: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """A page: its template, the same as data, and what is put into the template."""
+    """A page: its template, the same as data, and what is put into the template.
+
+    written  whether it shows what is written on it, so that no browser keeps it
+    """
 
     template: str
     data: Callable[[], Any]
     shown: dict[str, Any] = field(default_factory=dict)
+    written: bool = False
 
 
 class Site:
@@ -61,10 +65,12 @@ class Site:
     def html(self, answer: Answer, status: int = 200) -> Response:
         """The page."""
         template = self._templates.get_template(answer.template)
-        return HTMLResponse(template.render({"shelf": None, "section": "", **answer.shown}), status)
+        page = template.render({"shelf": None, "section": "", **answer.shown})
+        return HTMLResponse(page, status, {"cache-control": "no-store"} if answer.written else None)
 
     def refusal(self, path: str, status: int, reason: str, shelf: Shelf | None) -> Response:
         """Why there is no answer, as whatever was asked for."""
+        reason = reason.encode("utf-8", "replace").decode()  # it may quote what is no text
         if path.endswith(".json"):
             return as_json({"problem": reason}, status)
         return self.html(
@@ -87,6 +93,12 @@ def put_data(app: FastAPI, path: str, asked: Callable[..., Any], answer: Callabl
     """Put data under an address that OpenAPI lists, with the parameters and the words of `asked`."""
     reply = _like(asked, lambda **arguments: as_json(answer(**arguments)))
     app.get(path, response_class=JSONResponse, response_model=None, responses=REFUSED)(reply)
+
+
+def put_change(app: FastAPI, path: str, change: Callable[..., Any]) -> None:
+    """Put what writes something under an address that OpenAPI lists; it answers with data."""
+    reply = _like(change, lambda **arguments: as_json(change(**arguments)))
+    app.post(path, response_class=JSONResponse, response_model=None, responses=REFUSED)(reply)
 
 
 def put_hidden(app: FastAPI, path: str, asked: Callable[..., Any], answer: Callable[..., Response]) -> None:

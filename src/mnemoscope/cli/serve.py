@@ -23,12 +23,16 @@ def serve(
             help="Address to listen at; if others than this machine can reach it, the printed address holds a secret."
         ),
     ] = "127.0.0.1",
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="Folder for notes and answers written in the browser, instead of beside each run."),
+    ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Serve runs to the browser of this machine: every neuron, search, and questions to the model."""
     from mnemoscope import api
 
-    api.serve(*runs, model=model, host=host, port=port, ready=announced(open_page))
+    api.serve(*runs, model=model, host=host, port=port, annotations=annotations, ready=announced(open_page))
 
 
 @app.command(epilog="Example: mnemoscope mcp runs/demo")

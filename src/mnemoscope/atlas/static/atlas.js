@@ -20,8 +20,9 @@
     l: () => { const card = document.querySelector("[data-layer]"); location.href = card ? card.dataset.layer : `${run}/layers/0`; },
     h: () => { location.href = run; },
     e: () => { location.href = `${run}/explain`; },
+    a: () => { location.href = `${run}/annotate`; },
   };
-  const plain = {
+  const plain = window.keysOfPage = { // a page with more keys adds them
     "/": () => { box.focus(); box.select(); },
     "?": () => keys.showModal(),
     j: () => follow("[rel=next]"),
@@ -29,7 +30,8 @@
   };
   let begun = -Infinity;
   addEventListener("keydown", (event) => {
-    if (!run || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, dialog")) return;
+    if (!run || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=checkbox]), textarea, select, dialog")) return;
+    if (event.key === "Enter" && event.target.closest("a, button, summary")) return;
     const wanted = event.timeStamp - begun < 1500 ? after[event.key] : plain[event.key];
     begun = event.key === "g" ? event.timeStamp : -Infinity;
     if (wanted) {
