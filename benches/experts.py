@@ -9,7 +9,7 @@ ways take turns batch by batch, so that a machine whose speed drifts slows both:
 Of the last layer a capture takes no down projections, which of two layers is a larger part than of many: ask for more
 of them. Lists are empty at first, and while they fill every context enters them: of more text the ratio is smaller.
 
-    python -m benches.experts [--tokens 40960] [--layers 2] [--width 128] [--neurons 96] [--experts 64] [--top 8]
+    python -m benches.experts [--tokens 200000] [--layers 2] [--width 128] [--neurons 96] [--experts 64] [--top 8]
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def measure(model: Model, batches: int) -> dict[str, list[float]]:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--tokens", type=int, default=40_960)
+    parser.add_argument("--tokens", type=int, default=200_000)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--neurons", type=int, default=96)

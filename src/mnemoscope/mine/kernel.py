@@ -263,14 +263,15 @@ def _insert(key, what, word, payload):  # type: ignore[no-untyped-def]
         key[i], what[i] = key[i - 1], what[i - 1]
         i -= 1
     key[i], what[i] = word, payload
-    return i
 
 
 @_compiled
-def _insert_at(i, weight, carried):  # type: ignore[no-untyped-def]
-    for rank in range(len(weight) - 1, i, -1):
-        weight[rank] = weight[rank - 1]
-    weight[i] = carried
+def _insert_weighted(key, what, weight, word, payload, carried):  # type: ignore[no-untyped-def]
+    i = len(key) - 1
+    while i > 0 and key[i - 1] < word:
+        key[i], what[i], weight[i] = key[i - 1], what[i - 1], weight[i - 1]
+        i -= 1
+    key[i], what[i], weight[i] = word, payload, carried
 
 
 @_compiled
@@ -306,9 +307,8 @@ def rank(  # type: ignore[no-untyped-def]
         hits = 0
         for j in range(start, stop):
             x = extreme[c, j] * polarity
-            if x > 0 and x >= threshold[j]:
-                entering[hits] = j
-                hits += 1
+            entering[hits] = j
+            hits += (x > 0) & (x >= threshold[j])
         # All places are looked up before anything is entered, so that the processor can wait for many at a time.
         for i in range(hits):
             j = entering[i]
@@ -330,9 +330,10 @@ def rank(  # type: ignore[no-untyped-def]
             bits = np.float32(extreme[c, j] * polarity).view(np.uint32)
             word = (np.uint64(bits) << np.uint64(32)) | low
             if word > key[j, -1]:
-                place = _insert(key[j], what[j], word, payloads[i])
                 if weighted:
-                    _insert_at(place, weight[j], carried[i])
+                    _insert_weighted(key[j], what[j], weight[j], word, payloads[i], carried[i])
+                else:
+                    _insert(key[j], what[j], word, payloads[i])
                 threshold[j] = np.uint32(key[j, -1] >> np.uint64(32)).view(np.float32)
 
 
@@ -389,16 +390,25 @@ def reduce_groups(  # type: ignore[no-untyped-def]
 
 @_compiled
 def rank_groups(  # type: ignore[no-untyped-def]
-    polarity, extreme, at, contexts, following, gate, up, gated, each_position, positions, weights,
-    first, last, start, stop, threshold, key, what, weight,
+    largest, smallest, highest, lowest, contexts, following, gated, each_position, positions, weights,
+    first, last, start, stop,
 ):  # fmt: skip
-    """`rank` in the groups ``first <= g < last``; extreme, at and the last four by group."""
+    """`rank` in the groups ``first <= g < last``: of each block of neurons the largest and then the smallest, while
+    what is looked up for them is near.
+
+    largest, smallest  extreme and at by group, gate, up
+    highest, lowest    threshold, key, what and weight by group: the lists that they enter
+    """
     for g in range(first, last):
         for block in range(start, stop, _BLOCK):
-            rank(
-                polarity, extreme[g], at[g], contexts, following, gate, up, gated, each_position, positions, weights,
-                block, min(block + _BLOCK, stop), threshold[g], key[g], what[g], weight[g],
-            )  # fmt: skip
+            end = min(block + _BLOCK, stop)
+            for polarity, (extreme, at, gate, up), (threshold, key, what, weight) in (
+                (np.float32(1), largest, highest), (np.float32(-1), smallest, lowest)
+            ):  # fmt: skip
+                rank(
+                    polarity, extreme[g], at[g], contexts, following, gate, up, gated, each_position, positions,
+                    weights, block, end, threshold[g], key[g], what[g], weight[g],
+                )  # fmt: skip
 
 
 @_compiled

@@ -170,7 +170,8 @@ def scan_routed(
     here = np.flatnonzero(batch.counted.ravel()[every])
     # Rows are in the order of groups, and in each of the batch.
     beginnings = np.arange(groups)[:, None] * batch.tokens.size + places.starts
-    offsets = np.searchsorted(group[here] * batch.tokens.size + every[here], beginnings)
+    counted = every[here]
+    offsets = np.searchsorted(group[here] * batch.tokens.size + counted, beginnings)
     values = _matrix(rows.coefficients[None])
     shape = (groups, values.shape[1])
     pivot = _first_of_groups(pivot, values, here, offsets)
@@ -190,8 +191,8 @@ def scan_routed(
     selected = np.flatnonzero(number >= 0)
     inside = number[selected]
     routed = replace(
-        places, rows=every[here], offsets=offsets, chosen=places.chosen[inside], hashes=places.hashes[inside],
-        positions=(every % n_tokens).astype(np.int32),
+        places, rows=counted, offsets=offsets, chosen=places.chosen[inside], hashes=places.hashes[inside],
+        positions=every.astype(np.int32) % np.int32(n_tokens),
     )  # fmt: skip
     reading = LayerReading(
         rows.layer, batch, routed, pivot,

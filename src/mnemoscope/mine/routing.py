@@ -38,7 +38,8 @@ class Routing(Fields):
         if isinstance(rows.weight, float):
             whole = np.full(len(counted), round(rows.weight / _UNIT))
         else:
-            whole = np.rint(rows.weight.detach().cpu().numpy().astype(np.float64) / _UNIT).astype(np.int64)
+            # A power of two: fp32 loses nothing by it.
+            whole = np.rint(rows.weight.detach().cpu().numpy() / np.float32(_UNIT)).astype(np.int64)
         groups = slice(rows.group, rows.group + len(rows.starts) - 1)
         for held, added in ((self.tokens, counted), (self.weights, whole * counted)):
             held[rows.layer, groups] += np.diff(

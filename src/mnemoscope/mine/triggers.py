@@ -48,27 +48,33 @@ class Triggers(Fields):
 
     def update(self, reading: LayerReading) -> None:
         """Enter the extremes of each context; only those that enter have their place looked up."""
-        for index, extremes in enumerate((reading.largest, reading.smallest)):
-            self._enter(reading, index, extremes)
-
-    def _enter(self, reading: LayerReading, index: int, extremes: Extremes) -> None:
-        held = [
-            reading.by_group(array[index], self._cells)
-            for array in (self._threshold, self.key, self.what, self.weight)
-        ]
-        following, nothing = reading.places.following, reading.values[:0]
-        gated = extremes.gate is not None
-        gate = nothing if extremes.gate is None else extremes.gate
-        up = nothing if extremes.up is None else extremes.up
-        each_position = len(gate) == following.size  # or already taken at the extremes, by scan_torch
-        shape = (len(reading.counted), -1, reading.width)
-        value, position = extremes.value.reshape(shape), extremes.position.reshape(shape)
+        largest, smallest = (self._extremes(reading, side) for side in (reading.largest, reading.smallest))
+        highest, lowest = (
+            tuple(
+                reading.by_group(array[index], self._cells)
+                for array in (self._threshold, self.key, self.what, self.weight)
+            )
+            for index in range(len(POLARITIES))
+        )
+        following, gated = reading.places.following, reading.largest.gate is not None
+        each_position = len(largest[2]) == following.size  # or already taken at the extremes, by scan_torch
         reading.share_out(
             lambda *block: kernel.rank_groups(
-                np.float32(POLARITIES[index]), value, position, reading.batch.contexts,
-                following, gate, up, gated, each_position, reading.places.positions, reading.weights, *block, *held,
+                largest, smallest, highest, lowest, reading.batch.contexts, following, gated, each_position,
+                reading.places.positions, reading.weights, *block,
             )
         )  # fmt: skip
+
+    @staticmethod
+    def _extremes(reading: LayerReading, extremes: Extremes) -> tuple[np.ndarray, ...]:
+        """Values and positions by group, gate and up; of a plain layer nothing is in the place of these."""
+        shape, nothing = (len(reading.counted), -1, reading.width), reading.values[:0]
+        branches = (extremes.gate, extremes.up)
+        return (
+            extremes.value.reshape(shape),
+            extremes.position.reshape(shape),
+            *(nothing if branch is None else branch for branch in branches),
+        )
 
     def merge(self, other: Triggers) -> None:
         """Keep the k first triggers of both."""
