@@ -555,3 +555,24 @@ def test_names_of_runs_are_words_of_an_address(run: mn.Run, tmp_path: Path) -> N
     shutil.copytree(run.path, folder)
     (name,) = Library([mn.open_run(folder)]).shelves
     assert name == "a-b--c-"
+
+
+# -- in a notebook --------------------------------------------------------------------------------------------
+
+
+def test_a_run_shows_itself_in_a_notebook(run: mn.Run) -> None:
+    """A thread serves it, once; only pages of this machine may hold it, and it answers as any server does."""
+    atlas = run.atlas("L1N3")
+    assert run.atlas().server is atlas.server and f'src="{atlas.address}"' in atlas._repr_html_()
+    with urlopen(f"{atlas.address}.json") as answer:
+        assert json.load(answer)["id"] == "L1N3"
+        policy = answer.headers["content-security-policy"]
+    assert policy.endswith("frame-ancestors http://127.0.0.1:* http://localhost:* vscode-webview:")
+    with pytest.raises(QueryError):
+        run.atlas("L9N9")
+    atlas.close()
+    again = run.atlas()
+    assert again.server is not atlas.server
+    with urlopen(again.address) as answer:
+        assert answer.status == 200
+    again.close()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from mnemoscope.annotation.sheet import Written
+    from mnemoscope.atlas.serving import Atlas
     from mnemoscope.model.model import Model
     from mnemoscope.neuron.card import NeuronCard
     from mnemoscope.neuron.find import Hits
@@ -53,6 +54,7 @@ class Run(StoredRun):
     """
 
     _model: Model | None = None
+    _atlas: Atlas | None = None
 
     @classmethod
     def of(cls, run: StoredRun) -> Run:
@@ -174,6 +176,20 @@ class Run(StoredRun):
         from mnemoscope.views import gallery
 
         return gallery.write(self, path, neurons_per_layer=neurons_per_layer, progress=report)
+
+    def atlas(self, neuron: Address | None = None) -> Atlas:
+        """The run in the browser, served by a thread of this process: a notebook shows the page as a frame.
+
+        neuron  whose page is shown; the first page if None
+
+        `RunError` if the packages that a server needs are missing (``mnemoscope[web]``).
+        """
+        address = None if neuron is None else self._address(neuron)
+        if self._atlas is None or self._atlas.server.should_exit:
+            from mnemoscope.atlas.serving import in_thread
+
+            self._atlas = in_thread(self)
+        return self._atlas if address is None else self._atlas.at("neurons", str(address))
 
     def compare(
         self, *others: StoredRun | str | Path, only: str | None = None, weights: bool = False

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from mnemoscope.atlas import live
 from mnemoscope.atlas.annotate import add_annotation
-from mnemoscope.atlas.guard import LOOPBACK, Guard
+from mnemoscope.atlas.guard import LOOPBACK, NOBODY, Guard
 from mnemoscope.atlas.library import Library, Shelf
 from mnemoscope.atlas.pages import add_pages
 from mnemoscope.atlas.questions import add_questions
@@ -37,13 +37,18 @@ _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=ut
 
 
 def create(
-    runs: Sequence[Run], model: str | None = None, secret: str = "", annotations: Path | None = None
+    runs: Sequence[Run],
+    model: str | None = None,
+    secret: str = "",
+    annotations: Path | None = None,
+    frames: str = NOBODY,
 ) -> Guard:
     """The application for these runs, which answers to this machine alone, or to all who know the secret.
 
     model        where to load models from, if not from where each run's came
     secret       a word that every address begins with, where others than this machine can ask
     annotations  folder for what is written in the browser; None for the one that each run lies in
+    frames       whose pages may show these inside
     """
     prefix = f"/{secret}" if secret else ""
     desk = live.Desk(model)
@@ -62,7 +67,7 @@ def create(
     add_annotation(app, site)
     _add_files(app)
     _add_failures(app, site)
-    return Guard(app, None if secret else LOOPBACK, prefix)
+    return Guard(app, None if secret else LOOPBACK, prefix, frames)
 
 
 def _add_files(app: FastAPI) -> None:

@@ -7,7 +7,7 @@ name of this machine, and one that could change something only from a page of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,12 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 MOST_BYTES = 8 << 20  # of a request's body: a sheet of annotations has one or two million
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
 )
+NOBODY = "'none'"  # may put a page into one of its own
+NOTEBOOKS = "http://127.0.0.1:* http://localhost:* vscode-webview:"  # of this machine
 HEADERS = {
-    "content-security-policy": POLICY,
+    "content-security-policy": POLICY + NOBODY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -39,10 +41,14 @@ class Guard:
 
     hosts  names under which the server may be asked, without a port; None for any (then `prefix` is the secret)
     prefix what every path begins with; another path is not there. Empty, or "/" and a random word
+    frames whose pages may show ours inside: `NOBODY`, or `NOTEBOOKS`
     """
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str] | None = LOOPBACK, prefix: str = "") -> None:
+    def __init__(
+        self, app: ASGIApp, hosts: Iterable[str] | None = LOOPBACK, prefix: str = "", frames: str = NOBODY
+    ) -> None:
         self.app, self.prefix = app, prefix
+        self._headers = HEADERS | {"content-security-policy": POLICY + frames}
         self.hosts = None if hosts is None else frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +66,7 @@ class Guard:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message = {**message, "headers": _with_headers(message.get("headers", []))}
+                message = {**message, "headers": _with_headers(message.get("headers", []), self._headers)}
             await send(message)
 
         try:
@@ -113,8 +119,10 @@ def _from_here(said: dict[str, str], host: str) -> bool:
     return origin is None or origin.partition("://")[2] == host
 
 
-def _with_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    own = {name.encode(): value.encode() for name, value in HEADERS.items()}
+def _with_headers(
+    headers: Iterable[tuple[bytes, bytes]], of_safety: Mapping[str, str] = HEADERS
+) -> list[tuple[bytes, bytes]]:
+    own = {name.encode(): value.encode() for name, value in of_safety.items()}
     return [(name, value) for name, value in headers if name.lower() not in own] + list(own.items())
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +15,14 @@ from mnemoscope import files
 from mnemoscope.errors import RunError
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from mnemoscope.api.run import Run
 
 PORT = 8321
 LOOPBACK = "127.0.0.1"
 _OURS = (LOOPBACK, "localhost", "::1")
+FRAME = 760  # pixels that a page has in a notebook
 _NEAR = 20  # ports that are tried after the usual one
 
 
@@ -56,6 +61,53 @@ def serve(
             ready("/".join((f"http://{name}:{listener.getsockname()[1]}", *([secret] if secret else ()), "")))
         config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A page of a run that a thread of this process serves to this machine; a notebook shows it as a frame.
+
+    address  of the page
+    """
+
+    address: str
+    server: uvicorn.Server = field(repr=False)
+
+    def at(self, *path: str) -> Atlas:
+        """A page below this one."""
+        return replace(self, address="/".join((self.address, *path)))
+
+    def close(self) -> None:
+        """Serve no more, this page and any other of the run."""
+        self.server.should_exit = True
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe src="{self.address}" title="atlas" width="100%" height="{FRAME}" style="border: 1px solid #8884">'
+            f'</iframe><br><a href="{self.address}" target="_blank" rel="noopener">{self.address}</a>'
+        )
+
+
+def in_thread(run: Run, model: str | None = None) -> Atlas:
+    """Serve a run from a thread of this process, to pages of notebooks of this machine too.
+
+    `RunError` if what a server needs is not installed.
+    """
+    with _installed("serving a run", "web"):
+        import uvicorn
+
+        from mnemoscope.atlas.app import create
+    from mnemoscope.atlas.guard import NOTEBOOKS
+    from mnemoscope.atlas.library import Library
+
+    application = create([run], model, frames=NOTEBOOKS)
+    listener = _listening(LOOPBACK, 0)
+    config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    sockets = {"sockets": [listener]}
+    threading.Thread(target=server.run, kwargs=sockets, name="atlas", daemon=True).start()
+    name = next(iter(Library([run]).shelves))
+    return Atlas(f"http://{LOOPBACK}:{listener.getsockname()[1]}/runs/{name}", server)
 
 
 def assist(run: Run, model: str | None = None) -> None:
