@@ -142,6 +142,10 @@ def test_the_counterparts_answer(
     result = COUNTERPARTS[command](built, folder, tmp_path)
     assert result is not None
     if isinstance(result, Shown):
+        monkeypatch.setattr(
+            "rich.console._is_jupyter", lambda: True
+        )  # where rich shows what it prints to a string
+        monkeypatch.setattr("rich.jupyter.display", lambda *shown: pytest.fail("it is shown twice"))
         assert all(len(line) <= WIDTH for line in str(result).splitlines()), str(result)
         assert repr(result) == str(result).rstrip("\n")
         assert "<" in result._repr_html_()

@@ -98,7 +98,14 @@ class Shown:
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=StringIO(), width=WIDTH, color_system=None, legacy_windows=False, _environ={})
+        console = Console(
+            file=StringIO(),
+            width=WIDTH,
+            color_system=None,
+            legacy_windows=False,
+            force_jupyter=False,
+            _environ={},
+        )
         with console.capture() as text:
             console.print(self.__rich__(), markup=False)
         return "\n".join(line.rstrip() for line in text.get().splitlines()) + "\n"

@@ -144,8 +144,9 @@ def printed_page(printed: Any) -> str:
 
 def _printed_lines(printed: Any) -> Markup:
     console = Console(
-        file=StringIO(), width=WIDTH, record=True, force_terminal=True, color_system="truecolor", _environ={}
-    )
+        file=StringIO(), width=WIDTH, record=True, force_terminal=True, color_system="truecolor",
+        force_jupyter=False, _environ={},
+    )  # fmt: skip
     console.print(printed)
     black, white = (0, 0, 0), (255, 255, 255)
     code = console.export_html(

@@ -37,7 +37,14 @@ class Fitted:
 
 def plain(renderable: RenderableType, width: int = 80) -> str:
     """What rich prints as text without colour; `NeuronCard` too, since a card lowers itself."""
-    console = Console(file=StringIO(), width=width, color_system=None, legacy_windows=False, _environ={})
+    console = Console(
+        file=StringIO(),
+        width=width,
+        color_system=None,
+        legacy_windows=False,
+        force_jupyter=False,
+        _environ={},
+    )
     with console.capture() as out:
         console.print(renderable)
     return "\n".join(line.rstrip() for line in out.get().splitlines()) + "\n"
