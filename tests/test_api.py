@@ -109,6 +109,7 @@ COUNTERPARTS: dict[str, Call] = {
     "annotate score": lambda run, model, tmp: mn.score(_filled(run, tmp)),
     "annotate export": lambda run, model, tmp: _annotated(run, tmp),
     "serve": lambda run, model, tmp: _address(run),
+    "export": lambda run, model, tmp: run.export(tmp / "exported", "openai", neurons="L1N3"),
     "mcp": lambda run, model, tmp: assistant.create(run),
     "models": lambda run, model, tmp: mn.families(),
     "models check": lambda run, model, tmp: mn.check(str(model)),

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from mnemoscope.annotation import kept
 from mnemoscope.annotation.answers import KINDS
 from mnemoscope.annotation.notes import LENGTH
+from mnemoscope.atlas.library import Shelf
 from mnemoscope.atlas.site import Answer, Site, Words, put_change, put_data, put_hidden
 from mnemoscope.errors import SheetError
 
@@ -94,6 +95,11 @@ def add_annotation(app: FastAPI, site: Site) -> None:
     _add_notes(app, site)
 
 
+def _sheets(shelf: Shelf) -> kept.KeptSheets:
+    """The sheets of a run, and what was answered."""
+    return shelf.run.once("sheets", lambda: kept.KeptSheets(shelf.file, shelf.run))
+
+
 def _add_sheets(app: FastAPI, site: Site) -> None:
     library = site.library
 
@@ -105,12 +111,12 @@ def _add_sheets(app: FastAPI, site: Site) -> None:
     ) -> Answer:  # fmt: skip
         """Blinded sheets: those of the run, or one item of an annotator, by its place in the own order."""
         shelf = library[run]
-        sheets = shelf.sheets.listed()
+        sheets = _sheets(shelf).listed()
         shown: dict[str, Any] = {"shelf": shelf, "sheets": sheets}
         if not annotator.strip():
             return Answer("annotate.html", lambda: {"sheets": [asdict(each) for each in sheets]}, shown)
         sheet = sheet or next((each.sheet for each in sheets), "")
-        asked = shelf.sheets.item(sheet, annotator, item)
+        asked = _sheets(shelf).item(sheet, annotator, item)
         of = next(each for each in sheets if each.sheet == sheet)
         name = kept.checked_name(annotator)
         progress = next((each for each in of.annotators if each.annotator == name), None)
@@ -123,13 +129,13 @@ def _add_sheets(app: FastAPI, site: Site) -> None:
     def make(run: str, size: SheetSize) -> dict[str, Any]:
         """Draw a blinded sheet from the run; its key stays here."""
         shelf = library[run]
-        return {"sheet": shelf.sheets.make(neurons=size.neurons, prefixes=size.prefixes)}
+        return {"sheet": _sheets(shelf).make(neurons=size.neurons, prefixes=size.prefixes)}
 
     put_change(app, "/runs/{run}/annotate/sheets.json", make)
 
     def close(run: str, given: SheetNamed) -> dict[str, Any]:
         """End the work on a sheet: nobody's answers can be changed any more, and its key can be read."""
-        library[run].sheets.close(given.sheet)
+        _sheets(library[run]).close(given.sheet)
         return {"sheet": given.sheet}
 
     put_change(app, "/runs/{run}/annotate/close.json", close)
@@ -147,7 +153,7 @@ def _add_answers(app: FastAPI, site: Site) -> None:
 
     def save(run: str, given: TypedAnswer) -> dict[str, Any]:
         """Keep an answer, whether it is whole already or not; what it lacks, and which item is next."""
-        sheets = library[run].sheets
+        sheets = _sheets(library[run])
         before = sheets.item(given.sheet, given.annotator, given.item)
         assert before is not None
         patterns = given.model_dump()["patterns"]
@@ -162,13 +168,13 @@ def _add_answers(app: FastAPI, site: Site) -> None:
     def scores(run: str, sheet: Words = "") -> Answer:
         """The scores of all whose seal is open, and their agreement; of the others, how far they are."""
         shelf = library[run]
-        sheets = shelf.sheets.listed()
+        sheets = _sheets(shelf).listed()
         of = next((each for each in sheets if each.sheet == (sheet or sheets[0].sheet)), None)
         if of is None:
             raise SheetError(
                 f"opening the scores of the sheet {sheet!r}: there is none of that name; make one first"
             )
-        scored = shelf.sheets.scores(of.sheet)
+        scored = _sheets(shelf).scores(of.sheet)
         shown = {"shelf": shelf, "of": of, "scores": scored and site.inside(scored, shelf)}
         return Answer(
             "annotate_scores.html", lambda: {**asdict(of), "scores": scored and scored.to_dict()}, shown
@@ -176,7 +182,7 @@ def _add_answers(app: FastAPI, site: Site) -> None:
 
     def unseal(run: str, given: AnnotatorOf) -> dict[str, Any]:
         """Close an annotator's answers, so that they are scored."""
-        return {"unfinished": library[run].sheets.unseal(given.sheet, given.annotator)}
+        return {"unfinished": _sheets(library[run]).unseal(given.sheet, given.annotator)}
 
     put_change(app, "/runs/{run}/annotate/unseal.json", unseal)
 
@@ -188,20 +194,20 @@ def _add_files(app: FastAPI, site: Site) -> None:
         """The sheet with one annotator's answers, or with none, as `mnemoscope annotate` writes it."""
         shelf = library[run]
         name = "-".join(word for word in (shelf.name, sheet, annotator.strip()) if word)
-        return _download(shelf.sheets.text(sheet, annotator), f"{name}.jsonl")
+        return _download(_sheets(shelf).text(sheet, annotator), f"{name}.jsonl")
 
     put_hidden(app, "/runs/{run}/annotate/sheet", sheet_file, sheet_file)
 
     def key_file(run: str, sheet: Words) -> Response:
         """The key of a sheet that was closed."""
         shelf = library[run]
-        return _download(shelf.sheets.key_text(sheet), f"{shelf.name}-{sheet}.key.json")
+        return _download(_sheets(shelf).key_text(sheet), f"{shelf.name}-{sheet}.key.json")
 
     put_hidden(app, "/runs/{run}/annotate/key", key_file, key_file)
 
     def take(run: str, given: FilledFile) -> dict[str, Any]:
         """Take a sheet that `mnemoscope annotate` wrote, with the answers on it."""
-        sheet, annotator = library[run].sheets.add(given.file, given.text, given.key)
+        sheet, annotator = _sheets(library[run]).add(given.file, given.text, given.key)
         return {"sheet": sheet, "annotator": annotator}
 
     put_change(app, "/runs/{run}/annotate/import.json", take)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from markupsafe import Markup
 
-from mnemoscope.annotation.kept import KeptSheets
 from mnemoscope.annotation.local import LocalFile, beside
 from mnemoscope.annotation.notes import Notes
 from mnemoscope.annotation.sheet import fingerprint
@@ -71,7 +70,7 @@ class Shelf:
     def __init__(self, name: str, run: Run, annotations: Path | None = None) -> None:
         self.name, self.run = name, run
         self.file = LocalFile(beside(run.path, annotations), fingerprint(run))
-        self.sheets, self.notes = KeptSheets(self.file, run), Notes(self.file, run)
+        self.notes = Notes(self.file, run)
         self._layer = lru_cache(maxsize=8)(self._read_layer)
 
     @property
