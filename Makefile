@@ -16,9 +16,11 @@ packed: $(VENV)/.dev              ## the tests that need torchao, which stays ou
 	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target build/torchao torchao
 	PYTHONPATH=build/torchao $(BIN)/python -m pytest -W ignore -k torchao tests/test_packed.py
 
-READERS := circuit-tracer automated-interpretability eai-delphi asyncer docstring-parser orjson simple-parsing sniffio
+READERS := circuit-tracer automated-interpretability eai-delphi circuitsvis asyncer docstring-parser orjson simple-parsing sniffio
+SCRIPTS := d3@7.9.2 d3-collection@1.0.7 d3-jetpack@2.3.0 dagre@0.8.5 pako@2.1.0
 interop: $(VENV)/.dev             ## exports read by the programs that they are for, which ask for other versions of what is here
 	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target build/interop $(READERS)
+	! command -v npm >/dev/null || { mkdir -p build/viewer && npm pack -s --pack-destination build/viewer $(SCRIPTS) >/dev/null; }
 	PYTHONPATH=build/interop $(BIN)/python -m pytest -W ignore tests/test_interop.py
 
 check: $(VENV)/.dev               ## style, types, import contracts, docs that are generated

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,11 @@ import mnemoscope as mn
 from mnemoscope.cli import app
 from mnemoscope.errors import MnemoscopeError, QueryError, RunError, RunMismatch
 from mnemoscope.exchange import graph, neuronpedia, openai
-from mnemoscope.exchange.sides import AFTER, BEFORE
+from mnemoscope.exchange.sides import AFTER, BEFORE, NeuronSide, Passage
 from mnemoscope.model.model import Model
+from mnemoscope.neuron import twoway
+from mnemoscope.neuron.card import Histogram
+from mnemoscope.neuron.claims import Share
 from mnemoscope.prediction.explanation import Explanation
 from mnemoscope.records import UnitsEntry
 
@@ -234,8 +239,8 @@ def test_activations_are_keyed_once_and_agree_with_themselves(
         assert feature["neg_values"] == sorted(feature["neg_values"])
         assert feature["pos_values"][0] > 0 > feature["neg_values"][0]
         assert isinstance(feature["index"], str)
-        if sign > 0:
-            assert feature["frac_nonzero"] == row["positive_fraction"]
+        share = row["positive_fraction"]
+        assert feature["frac_nonzero"] == pytest.approx(share if sign > 0 else 1 - share, abs=0.01)
         counts = run.rows("histograms", int(layer), int(feature["index"]))["counts"][0].to_list()
         half = counts[97:] if sign > 0 else counts[:96]
         assert sum(feature["freq_hist_data_bar_heights"]) == sum(half)
@@ -257,6 +262,35 @@ def test_the_tokens_that_the_negative_side_raises_are_those_that_the_value_lower
     assert one["pos_values"] == [-value for value in other["neg_values"]]
     lowest = run.rows("values", 0, 3).filter(pl.col("polarity") == -1).sort("rank")
     assert other["pos_values"] == [-value for value in lowest["logit"]]
+
+
+def test_a_side_that_is_never_below_zero_is_not_active_there(run: mn.Run) -> None:
+    """After a ReLU most coefficients are 0, which are neither above nor below."""
+    card = run.neuron("L0N3", examples=0)
+    edges = (-(2.0**-12), 2.0**-12, 1.0)
+    zeros = replace(card, histogram=Histogram((90, 10), edges), statistics=replace(card.statistics, min=0.0))
+    zeros = replace(zeros, statistics=replace(zeros.statistics, positive_fraction=0.1))
+    assert NeuronSide(zeros, -1, ()).active == 0 and NeuronSide(zeros, 1, ()).active == 0.1
+    both = replace(zeros, histogram=Histogram((30, 60, 10), (-1.0, *edges)))
+    both = replace(both, statistics=replace(both.statistics, min=-1.0))
+    assert NeuronSide(both, -1, ()).active == pytest.approx(0.9 * 30 / 90)
+
+
+def test_patterns_with_a_verdict_become_explanations(run: mn.Run) -> None:
+    """Those of the side alone, with the fields of their table, and in the upload."""
+
+    def claim(name: str, polarity: int, verdict: str) -> Any:
+        return SimpleNamespace(name=name, polarity=polarity, verdict=verdict, f1=Share(0.5, 0.4, 0.6))
+
+    claims = (claim("year", 1, "both ways"), claim("month", -1, "both ways"), claim("city", 1, twoway.NONE))
+    card = replace(run.neuron("L0N3", examples=0), claims=claims)
+    passage = Passage(0, 1, (5, 6), ("a", "b"), (0.5, 1.0), 1)
+    side = NeuronSide(card, 1, (passage,))
+    (record,) = neuronpedia.records(run, "0-mnemoscope", [side])["explanations"]
+    assert set(record) == set(FIELDS["explanations"].split())
+    assert record["description"] == "year" and record["notes"] == "both ways; F1 0.50 on held-out text"
+    (feature,) = neuronpedia.upload(run, "0-mnemoscope", [side])["features"]
+    assert feature["explanations"] == [{"text": "year"}]
 
 
 def test_uploads_keep_to_the_limits(run: mn.Run, model: Model, tmp_path: Path) -> None:

@@ -5,8 +5,13 @@ What they import to fetch or embed things, and do not need to read a file, is st
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +32,30 @@ STOOD_IN = {  # module: what is imported of it
     "blobfile": {},
     "boostedblob": {"ensure_session": lambda function: function},
 }
+
+SCRIPTS = Path(__file__).parents[1] / "build" / "viewer"
+LIBRARIES = "https://transformer-circuits.pub/2025/attribution-graphs/static_js/lib/"
+ASKED = {  # what the viewer asks the network for, and where it is in a package
+    f"{LIBRARIES}d3.js": ("d3-7.9.2", "dist/d3.min.js"),
+    "https://unpkg.com/dagre@0.8.5/dist/dagre.min.js": ("dagre-0.8.5", "dist/dagre.min.js"),
+    "https://unpkg.com/pako@2.1.0/dist/pako.min.js": ("pako-2.1.0", "dist/pako.min.js"),
+}
+# d3-jetpack from its package takes d3 by its modules, one of which is no longer in d3; the build that the viewer's
+# authors serve also draws axes by a method.
+JETPACK = """
+(() => {
+  const module = {}, nest = {}, exports = {}, require = (name) => (name === "d3-collection" ? nest : d3);
+  ((exports) => { COLLECTION })(nest);
+  JETPACK
+  Object.assign(d3, exports, {
+    conventions(given) {
+      const c = exports.conventions(given);
+      c.drawAxis = (svg) => exports.drawAxis({ ...c, svg: svg || c.svg });
+      return c;
+    },
+  });
+})();
+"""
 
 
 def reader(name: str) -> Any:
@@ -131,3 +160,79 @@ def test_circuit_tracers_models_accept_a_graph_and_its_cards(
             continue
         own = own.model_copy(update={"clerp": node.clerp})
         assert own == node
+
+
+def test_circuitsvis_takes_the_arguments(run: mn.Run, model: Model, tmp_path: Path) -> None:
+    """As they are, and its page holds the texts."""
+    samples, tokens = (reader(f"circuitsvis.{name}") for name in ("topk_samples", "tokens"))
+    folder = run.export(tmp_path / "out", "circuitsvis", neurons=NEURONS, model=model)
+    for name in SIDES:
+        arguments = json.loads((folder / name / "1.json").read_text())
+        assert json.dumps(arguments["activations"]) in str(samples.topk_samples(**arguments))
+        text = arguments["tokens"][0][0][0], arguments["activations"][0][0][0]
+        assert json.dumps(text[1]) in str(tokens.colored_tokens(*text))
+
+
+@pytest.fixture
+def viewer(run: mn.Run, model: Model, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A folder with a graph, and where the viewer's own handler serves it, to this machine alone."""
+    server = reader("circuit_tracer.frontend.local_server")
+    folder = run.export(tmp_path / "out", "graph", prompt=PROMPT, target=" Paris", model=model)
+    handler = functools.partial(
+        server.CircuitGraphHandler, frontend_dir=str(server.DEFAULT_FRONTEND_DIR), data_dir=str(folder)
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        thread = threading.Thread(target=served.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{served.server_address[1]}", folder
+        served.shutdown()
+        thread.join(10)
+
+
+def script(url: str) -> str:
+    """A script that the viewer fetches from elsewhere; empty where it can do without."""
+    if url == f"{LIBRARIES}jetpack_2024-07-20.js":
+        collection = packed("d3-collection-1.0.7", "dist/d3-collection.js")
+        jetpack = packed("d3-jetpack-2.3.0", "build/d3-jetpack.cjs")
+        return JETPACK.replace("COLLECTION", f"{collection}\n").replace("  JETPACK", jetpack)
+    return packed(*ASKED[url]) if url in ASKED else ""
+
+
+def packed(package: str, file: str) -> str:
+    """A file in a package."""
+    with tarfile.open(SCRIPTS / f"{package}.tgz") as archive:
+        content = archive.extractfile(f"package/{file}")
+        assert content is not None
+        return content.read().decode()
+
+
+@pytest.mark.skipif(not SCRIPTS.exists(), reason="run `make interop`, which gets the scripts of the viewer")
+def test_the_viewer_draws_a_graph_and_shows_a_neuron(viewer: tuple[str, Path], browser: Any) -> None:
+    """Every node is drawn; a click on a neuron brings its card, with its triggers and what it raises."""
+    address, folder = viewer
+    (metadata,) = json.loads((folder / "graph-metadata.json").read_text())["graphs"]
+    drawn = json.loads((folder / f"{metadata['slug']}.json").read_text())
+    links = [link for link in drawn["links"] if link["target"] == drawn["qParams"]["clickedId"]]
+    strongest = max(links, key=lambda link: (link["source"][0] not in "Ee", abs(link["weight"])))
+    (node,) = (node for node in drawn["nodes"] if node["node_id"] == strongest["source"])
+    card = json.loads((folder / "features" / f"{node['feature']}.json").read_text())
+    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.route(
+        lambda url: not url.startswith(address),
+        lambda route: route.fulfill(body=script(route.request.url), content_type="text/javascript"),
+    )
+    page.goto(f"{address}/index.html")
+    page.wait_for_selector(".link-graph text.node", state="attached", timeout=20_000)
+    assert page.locator(".link-graph text.node").count() == len(drawn["nodes"])
+    page.get_by_text(node["clerp"]).first.click()
+    examples = card["examples_quantiles"][0]["examples"]
+    page.wait_for_selector(".feature-detail .text-wrapper", state="attached", timeout=20_000)
+    assert page.locator(".feature-detail .text-wrapper").count() == len(examples)
+    shown = page.locator(".feature-detail .text-wrapper").first.text_content()
+    assert shown == "".join(examples[0]["tokens"])
+    assert card["top_logits"][0].strip() in page.locator(".feature-example-logits").text_content()
+    assert f"Act: {node['activation']:.2f}" in page.locator(".feature-detail").text_content()
+    assert wrong == []
+    page.close()

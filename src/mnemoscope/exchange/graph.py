@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -72,29 +72,34 @@ def write(
 
     coefficients  of all `neurons`
     """
-    drawn = graph(explanation, coefficients, scan=f"./data/{CARDS}")
+    raised = {}
+    for side in sides:
+        shown = card(side, sides.run.vocabulary)
+        write_json(folder / CARDS / f"{shown['index']}.json", shown)
+        raised[side.id] = shown["top_logits"]
+    drawn = graph(explanation, coefficients, raised, scan=f"./data/{CARDS}")
     name = drawn["metadata"]["slug"]
     write_json(folder / f"{name}.json", drawn)
     write_json(folder / "graph-metadata.json", {"graphs": [drawn["metadata"]]})
-    for side in sides:
-        write_json(folder / CARDS / f"{cantor(*side.id)}.json", card(side, sides.run.vocabulary))
     return README.format(slug=name)
 
 
 def graph(
     explanation: Explanation,
     coefficients: Mapping[NeuronId, float] | None = None,
+    raised: Mapping[NeuronId, Sequence[str]] | None = None,
     scan: str | None = None,
 ) -> dict[str, Any]:
     """The graph as plain values.
 
     coefficients  of all `neurons`; None for what the explanation knows
+    raised        tokens that neurons raise, which stand beside their names; the explanation knows those of most
     scan          where cards are; the name of the model if None
 
     `QueryError` for an encoder-decoder.
     """
     check(explanation)
-    drawn = _GraphParts(explanation, coefficients or neurons(explanation))
+    drawn = _GraphParts(explanation, coefficients or neurons(explanation), raised or {})
     return {
         "metadata": {
             "slug": slug(explanation.prompt),
@@ -112,7 +117,7 @@ def graph(
         "qParams": {
             "pinnedIds": [],
             "supernodes": [],
-            "linkType": "both",
+            "linkType": "either",
             "clickedId": drawn.output(explanation.target),
             "sg_pos": "",
         },
@@ -142,6 +147,7 @@ class _GraphParts:
 
     of: Explanation
     coefficients: Mapping[NeuronId, float | None]
+    raised: Mapping[NeuronId, Sequence[str]]
 
     def neuron(self, address: tuple[int, int]) -> str:
         return f"{address[0]}_{address[1]}_{self.of.position}"
@@ -165,7 +171,7 @@ class _GraphParts:
             yield _node(
                 name, layer, position, -1, "mlp reconstruction error", f"{name}-0", f"rest of layer {layer}"
             )
-        writes = {
+        raised = dict(self.raised) | {
             NeuronId(layer, neuron): promotes
             for layer, neuron, promotes in explanation.neurons.select(
                 "layer", "neuron", "promotes"
@@ -173,7 +179,7 @@ class _GraphParts:
         }
         for address, coefficient in self.coefficients.items():
             layer, neuron = address
-            words = " ".join(piece.strip() or "·" for piece in (writes.get(address) or ())[:3]).translate(
+            words = " ".join(piece.strip() or "·" for piece in (raised.get(address) or ())[:3]).translate(
                 _SPACE
             )
             yield _node(

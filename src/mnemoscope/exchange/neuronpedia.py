@@ -28,10 +28,10 @@ are, and a source `LAYER-mnemoscope-neg` of the same with their signs turned (ac
 show what is large. `uploads/SOURCE-N.json` are bodies for `POST /api/feature/upload-batch`, 128 neurons each.
 
 - `features`: `maxActApprox` is the largest coefficient of that side over the run's text, `frac_nonzero` the share of
-  tokens with one above 0 (of the negative side an estimate from the histogram), `freq_hist_data_bar_*` the histogram,
-  into which one context in eight is counted, at the middles of its bins; `pos_str` and `neg_str` are the tokens whose
-  logits the value raises and lowers most, by the lens `{lens}`. What a run does not hold is empty: vectors, neighbours,
-  correlations, the histogram of logits.
+  tokens with one above 0 (of the negative side those not above 0, without what is in the histogram's bin around 0),
+  `freq_hist_data_bar_*` the histogram, into which one context in eight is counted, at the middles of its bins;
+  `pos_str` and `neg_str` are the tokens whose logits the value raises and lowers most, by the lens `{lens}`. What a run
+  does not hold is empty: vectors, neighbours, correlations, the histogram of logits.
 - `activations`: a line for each trigger, strongest first, with the tokens around it. A token without a text of its own
   (part of a character) shows its bytes.
 - `explanations`: patterns with a verdict, where the run has any; `typeName` and `explanationModelName` are null.

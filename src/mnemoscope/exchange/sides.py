@@ -88,11 +88,15 @@ class NeuronSide:
 
     @property
     def active(self) -> float:
-        """The share of tokens with a coefficient above 0; of the negative side as the histogram has it, without those
-        in the bin around 0."""
+        """The share of tokens with a coefficient above 0; of the negative side those not above 0, without the share of
+        them that is in the histogram's bin around 0."""
+        positive = float(self.card.statistics.positive_fraction or 0)
         if self.polarity > 0:
-            return float(self.card.statistics.positive_fraction or 0)
-        return sum(count for _, count in self.histogram) / (self.card.histogram.total or 1)
+            return positive
+        below = sum(count for _, count in self.histogram)
+        bins = zip(self.card.histogram.edges, self.card.histogram.counts, strict=False)
+        around = sum(count for low, count in bins if low <= 0) - below
+        return (1 - positive) * below / max(below + around, 1)
 
     @property
     def histogram(self) -> list[tuple[float, int]]:
