@@ -39,7 +39,7 @@ from mnemoscope.records import Progress
 HERE = "http://127.0.0.1:8321"
 PAGES = (
     "", "/layers/0", "/layers/1?sort=max&order=up&where=kurtosis%3E0", "/neurons/L1N3", "/search", "/search?q=a",
-    "/search?q=%20capital&by=trigger", "/sql", "/sql?q=select+1", "/explain", "/text", "/test",
+    "/search?q=%20capital&by=trigger", "/sql", "/sql?q=select+1", "/explain", "/text", "/steer", "/test",
     "/study", "/study/glance", "/compare", "/annotate", "/notes",
 )  # fmt: skip
 

@@ -29,6 +29,7 @@ PATHS = (
     "/sql?q=select+1+as+one",
     "/explain",
     "/text",
+    "/steer",
     "/test",
     "/neurons/L99N1",
     "/study",
@@ -175,7 +176,7 @@ def test_keys_lead_through_neurons_and_layers(browser: Any, address: str) -> Non
         page.keyboard.press("?")
         assert page.locator("dialog.keys").is_visible()
         page.keyboard.press("Escape")
-        page.wait_for_function("!document.querySelector('dialog.keys').open")
+        page.locator("dialog.keys").wait_for(state="hidden")
         page.keyboard.press("/")
         page.keyboard.type("L0N2")
         page.keyboard.press("Enter")
@@ -247,6 +248,22 @@ def test_a_prediction_is_explained_and_leads_to_neurons(browser: Any, address: s
         assert page.locator(".headline").text_content() == headline
 
 
+def test_a_neuron_is_steered(browser: Any, address: str) -> None:
+    """From its page, with a number of one's own; three texts come, and the address opens the same."""
+    with Reader(browser, address) as reader:
+        page = reader.open("/runs/built/neurons/L1N3")
+        page.get_by_role("link", name="steer", exact=True).last.click()
+        page.wait_for_url("**/steer?neuron=L1N3")
+        page.locator("textarea").fill("The capital of France is")
+        page.locator("input[name=value]").fill("50")
+        page.locator("input[name=length]").fill("4")
+        page.locator("main form button").click()
+        page.wait_for_selector(".answer :text('drawn at random')", timeout=WAIT)
+        assert "L1N3 changed" in page.locator(".answer").text_content()
+        assert "value=50" in page.url
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1400
+
+
 def test_a_long_question_is_stopped(browser: Any, built: mn.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its button and by leaving the page: the work ends, and the next question is answered."""
     begun, ended = threading.Semaphore(0), threading.Semaphore(0)
@@ -267,7 +284,7 @@ def test_a_long_question_is_stopped(browser: Any, built: mn.Run, monkeypatch: py
         with Reader(browser, server.address) as reader:
             page = reader.open("/runs/built/explain?prompt=The")
             assert begun.acquire(timeout=20)
-            page.wait_for_function("document.querySelector('.told').textContent.startsWith('working')")
+            page.locator(".told:text-matches('^working')").wait_for()
             page.locator(".stop").click()
             assert ended.acquire(timeout=20)
             assert page.locator(".told").text_content() == "stopped"

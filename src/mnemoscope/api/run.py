@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mnemoscope.neuron.find import Hits
     from mnemoscope.patterns.pattern import Pattern
     from mnemoscope.prediction.explanation import Explanation
+    from mnemoscope.prediction.steered import Steered
     from mnemoscope.studies.findings.removal import Removal
     from mnemoscope.studies.measures.positions import Sizes
     from mnemoscope.tracing.traced import Trace
@@ -284,6 +285,35 @@ class Run(StoredRun):
             limit=limit,
         )
         return export.export(made, self._loaded(model), path, report)
+
+    def steer(
+        self,
+        prompt: str,
+        neuron: Address,
+        *,
+        factor: float = 0.0,
+        value: float = 0.0,
+        length: int = 24,
+        seed: int = 0,
+        model: ModelSource | None = None,
+        report: Report | None = None,
+    ) -> Steered:
+        """What the model writes behind a prompt with a neuron changed, beside what it writes as it is.
+
+        factor, value  at every position the coefficient becomes ``factor`` times what it was, plus ``value``: as they
+                       are, the neuron is removed
+        length         tokens that are written, at most
+        seed           of another neuron of the layer, which is changed alike, to compare with
+
+        `QueryError` for a question without an answer, `ModelNotSupported` for a model that does not go on with a text.
+        """
+        address = self._address(neuron)
+        from mnemoscope.prediction.steer import steer
+
+        options: dict[str, Any] = {"factor": factor, "value": value, "length": length, "seed": seed}
+        loaded = self._loaded(model)
+        loaded.check_built(self, "steering by")
+        return steer(loaded, prompt, address, **options, report=report)
 
     def patterns(
         self,

@@ -71,6 +71,18 @@ def add_questions(app: FastAPI, site: Site) -> None:
         addresses = neurons.replace(",", " ").split() or None
         return (lambda opened, report: opened.trace(text, addresses, report=report)) if text else None
 
+    @question("/runs/{run}/steer", "steer.html")
+    def steer(
+        run: str, prompt: LongText = "", neuron: Words = "",
+        factor: Annotated[float, Query(ge=-1e6, le=1e6)] = 0.0, value: Annotated[float, Query(ge=-1e6, le=1e6)] = 0.0,
+        length: Annotated[int, Query(ge=1, le=100)] = 24,
+    ) -> Callable[..., Any] | None:  # fmt: skip
+        """What the model writes with a neuron removed, scaled or set, beside what it writes as it is."""
+        if not (prompt and neuron):
+            return None
+        change = {"factor": factor, "value": value, "length": length}
+        return lambda opened, report: opened.steer(prompt, neuron.strip(), **change, report=report)
+
     @question("/runs/{run}/test", "test.html")
     def test(
         run: str, neuron: Words = "", pattern: Words = "",

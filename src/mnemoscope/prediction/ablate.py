@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from transformers.cache_utils import DynamicCache
 
 from mnemoscope.model.experts import Listener, Routed, listen
 from mnemoscope.model.model import Model
+from mnemoscope.model.parts import Anatomy
 from mnemoscope.model.running import hooked, observed
 from mnemoscope.model.stream import Stream
 from mnemoscope.records import NeuronId
@@ -48,16 +50,22 @@ NO_ABLATIONS = pl.DataFrame(schema=_SCHEMA)
 
 @dataclass(frozen=True)
 class Cut:
-    """One ablation at the last position.
+    """One ablation at the last position, or at every one.
 
     unit    a neuron, or a head when `source` is given: what the head takes from that position becomes zero
-    value   what the neuron's coefficient becomes
+    value   what the neuron's coefficient becomes, with `factor` times what it was added
     """
 
     layer: int
     unit: int
     source: int | None = None
     value: float = 0.0
+    factor: float = 0.0
+    everywhere: bool = False
+
+    def of(self, coefficient: Tensor) -> Tensor:
+        """What a neuron's coefficient becomes."""
+        return self.value + self.factor * coefficient
 
 
 def effects(model: Model, stream: Stream, target: int, cuts: Sequence[Cut]) -> Float[np.ndarray, " cut"]:
@@ -106,7 +114,7 @@ def _last_logits(
             tokens, past = tokens[-1:], copy.deepcopy(kept)
             past.batch_repeat_interleave(rows)
             cache = {"use_cache": True, "past_key_values": past}
-    with torch.inference_mode(), hooked(_hooks(stream, groups, len(tokens))), watched:
+    with torch.inference_mode(), hooked(cuts_made(stream.anatomy, groups, len(tokens), stream)), watched:
         return model.hf(input_ids=tokens.expand(rows, -1), logits_to_keep=1, **cache).logits[:, -1]
 
 
@@ -127,23 +135,28 @@ def _kept(model: Model, stream: Stream) -> DynamicCache | None:
 
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
-Change = Callable[[Stream, Tensor, Cut], None]  # of what a module reads at the last position, in place
+Change = Callable[[Tensor, Cut], None]  # of what a module reads where the cut is, in place
 
 
-def _hooks(stream: Stream, groups: Sequence[Sequence[Cut]], tokens: int) -> list[Any]:
-    """Hooks that make the cuts of each row after the first, where a row has so many tokens."""
+def cuts_made(
+    anatomy: Anatomy, groups: Sequence[Sequence[Cut]], tokens: int, stream: Stream | None = None
+) -> list[Any]:
+    """Hooks that make the cuts of each row after the first, where a row has so many tokens.
+
+    stream  what was traced of the sequence; needed for cuts of heads
+    """
     by_module: dict[tuple[int, bool], list[tuple[int, Cut]]] = {}
     for row, cuts in enumerate(groups, start=1):
         for cut in cuts:
             by_module.setdefault((cut.layer, cut.source is None), []).append((row, cut))
     handles, count = [], len(groups) + 1
     for (layer, is_neuron), rows in by_module.items():
-        block = stream.anatomy.layers[layer]
+        block = anatomy.layers[layer]
         if not is_neuron:
             assert block.attention_out is not None, "a source was chosen in a layer without attention"
-            handles.append(
-                block.attention_out.register_forward_pre_hook(_hook(stream, count, rows, _drop_source))
-            )
+            assert stream is not None
+            drop = partial(_drop_source, stream)
+            handles.append(block.attention_out.register_forward_pre_hook(_hook(count, rows, drop)))
             continue
         routed = 0 if block.experts is None else block.experts.count * block.experts.width
         if block.experts is not None:
@@ -151,28 +164,29 @@ def _hooks(stream: Stream, groups: Sequence[Sequence[Cut]], tokens: int) -> list
             handles.append(listen(block.experts.module, _listener(block.experts.width, inside, tokens)))
         shared = [(row, replace(cut, unit=cut.unit - routed)) for row, cut in rows if cut.unit >= routed]
         if shared and block.down is not None:
-            handles.append(
-                block.down.register_forward_pre_hook(_hook(stream, count, shared, _set_coefficient))
-            )
+            handles.append(block.down.register_forward_pre_hook(_hook(count, shared, _set_coefficient)))
     return handles
 
 
 def _listener(width: int, rows: Sequence[tuple[int, Cut]], tokens: int) -> Listener:
-    """Sets coefficients of experts at the last position; where that was not routed to an expert, there are none."""
+    """Sets coefficients of experts where a cut is; where that was not routed to an expert, there are none."""
 
     def change(piece: Routed) -> Tensor:
         changed = piece.coefficients.clone()
         for row, cut in rows:
-            last, (expert, unit) = (row + 1) * tokens - 1, divmod(cut.unit, width)
+            expert, unit = divmod(cut.unit, width)
             inside = slice(*piece.starts[expert : expert + 2])
-            changed[inside][piece.tokens[inside] == last, unit] = cut.value
+            first, last = row * tokens, (row + 1) * tokens - 1
+            at = piece.tokens[inside] >= (first if cut.everywhere else last)
+            at &= piece.tokens[inside] <= last
+            changed[inside][at, unit] = cut.of(changed[inside][at, unit])
         return changed
 
     return change
 
 
-def _hook(stream: Stream, count: int, rows: Sequence[tuple[int, Cut]], change: Change) -> Hook:
-    """Changes what a module reads at the last position of some of ``count`` sequences.
+def _hook(count: int, rows: Sequence[tuple[int, Cut]], change: Change) -> Hook:
+    """Changes what a module reads in some of ``count`` sequences, at the last position or at all.
 
     OPT flattens contexts and tokens; the layers of Gemma 4 that share keys and values run on the last position alone.
     """
@@ -181,14 +195,14 @@ def _hook(stream: Stream, count: int, rows: Sequence[tuple[int, Cut]], change: C
         changed = inputs[0].clone()
         flat = changed.view(count, -1, changed.shape[-1])
         for row, cut in rows:
-            change(stream, flat[row, -1], cut)
+            change(flat[row] if cut.everywhere else flat[row, -1], cut)
         return (changed, *inputs[1:])
 
     return hook
 
 
-def _set_coefficient(_: Stream, coefficients: Tensor, cut: Cut) -> None:
-    coefficients[cut.unit] = cut.value
+def _set_coefficient(coefficients: Tensor, cut: Cut) -> None:
+    coefficients[..., cut.unit] = cut.of(coefficients[..., cut.unit])
 
 
 def _drop_source(stream: Stream, values: Tensor, cut: Cut) -> None:

@@ -33,6 +33,7 @@ def _views() -> dict[type, View]:
     from mnemoscope.neuron.card import NeuronCard
     from mnemoscope.neuron.find import Hits
     from mnemoscope.prediction.explanation import Explanation
+    from mnemoscope.prediction.steered import Steered
     from mnemoscope.studies.findings.removal import Removal
     from mnemoscope.tracing.traced import Trace
     from mnemoscope.views import answers, card, claims, findings, page, patterns, trace
@@ -45,6 +46,7 @@ def _views() -> dict[type, View]:
         Verification: _printed(answers.verification),
         Removal: _printed(findings.removal),
         Scores: _printed(answers.scores),
+        Steered: _printed(answers.steered),
         Annotated: _printed(answers.annotated),
         ModelFacts: _printed(lambda model: answers.anatomy(model.facts)),
         Highlights: _printed(answers.highlights),

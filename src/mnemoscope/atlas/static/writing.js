@@ -32,7 +32,10 @@
           return answer;
         } catch (error) {
           say(error.refused ? error.message : "not saved yet: the server does not answer; trying again", true);
-          if (error.refused) throw error;
+          if (error.refused) {
+            unsent = false; // it would be refused again
+            throw error;
+          }
           await new Promise((again) => setTimeout(again, 1000));
         }
       }
