@@ -14,6 +14,7 @@ BENCHES = (
     "explain",
     "ablation",
     "patterns",
+    "atlas",
     "planted_truth",
 )
 

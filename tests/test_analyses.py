@@ -477,12 +477,15 @@ class _Read:
 
     def __init__(self, limit: int | None = None, spelling: str = "") -> None:
         corpus = {"id": "3 texts", "contexts": 3, "counted": 4, "limit": limit, "spelling": spelling}
-        model = SimpleNamespace(cells=Cells((1,)))
+        model = SimpleNamespace(cells=Cells((1,)), encoder_layers=0)
         self.manifest = SimpleNamespace(corpus=SimpleNamespace(**corpus), model=model, options={"top": 5})
 
     def once(self, name: object, read: Callable[[], Any]) -> Any:
         """Read it."""
         return read()
+
+    def kept(self, name: object) -> None:
+        """Nothing is."""
 
     def table(self, name: str) -> pl.LazyFrame:
         """The vocabulary, the contexts, or no triggers."""
@@ -491,7 +494,9 @@ class _Read:
         place = {"context": pl.Int64, "position": pl.Int32, "coefficient": pl.Float32}
         return {
             "vocabulary": pl.LazyFrame({"bytes": pieces, "special": [False, False, True, False]}),
-            "contexts": pl.LazyFrame({"context": [0, 1, 2], "tokens": [[0, 1], [0, 3, 2], [0, 1]]}),
+            "contexts": pl.LazyFrame(
+                {"context": [0, 1, 2], "document": 0, "start": 0, "tokens": [[0, 1], [0, 3, 2], [0, 1]]}
+            ),
             "triggers": pl.LazyFrame(schema=address | place),
         }[name]
 

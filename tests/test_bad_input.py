@@ -42,6 +42,12 @@ TABLE = {
     "study -o older": "format 1; this one reads 2",
     "compare run older": "format 1; this one reads 2",
     "build model --corpus good.txt -o older" + LATE: "format 1; this one reads 2",
+    "serve": "give folders of runs, or --static",
+    "serve run --static folder": "give folders of runs, or --static",
+    "serve --static folder --model model": "give folders of runs, or --static",
+    "serve --static run": "serving the folder run: it holds no site; write one with `mnemoscope site RUN -o run`",
+    "site run -o run": "writing the site .*run: there is something already; choose a new or an empty folder",
+    "site run -o good.txt": "writing the site .*good.txt: there is something already",
     # which neuron
     "show run L13N99999": "out of range",
     "show run L99N0": "layers 0 to 2",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mnemoscope.api import open_run as open_run
     from mnemoscope.api import score as score
     from mnemoscope.api import serve as serve
+    from mnemoscope.api import serve_folder as serve_folder
+    from mnemoscope.api import site as site
     from mnemoscope.api import study as study
     from mnemoscope.api import trace as trace
     from mnemoscope.api import verify as verify
@@ -53,6 +55,8 @@ __all__ = [
     "open_run",
     "score",
     "serve",
+    "serve_folder",
+    "site",
     "study",
     "trace",
     "verify",

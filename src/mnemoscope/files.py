@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -146,6 +147,18 @@ def make_folder_of(file: File, doing: str, error: type[MnemoscopeError] = RunErr
 def expanded(path: File) -> Path:
     """With ~ as the home folder; a name like ~draft, of no user's home, is a name like any other."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError then
+
+
+def cache_folder() -> Path:
+    """Where samples and converted models are kept; not created here."""
+    if folder := os.environ.get("MNEMOSCOPE_CACHE"):
+        return expanded(folder)
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "mnemoscope"
+    if sys.platform == "win32" and (folder := os.environ.get("LOCALAPPDATA")):
+        return Path(folder) / "mnemoscope"
+    home = Path.home()
+    return (home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache") / "mnemoscope"
 
 
 def sha256(path: Path) -> str:

@@ -35,6 +35,7 @@ from mnemoscope.views.faces import view_of
 if TYPE_CHECKING:
     from mnemoscope.annotation.scores import Scores
     from mnemoscope.api.run import Address, ModelSource
+    from mnemoscope.atlas.folder import StaticSite
     from mnemoscope.model.model import Model
     from mnemoscope.model.table import Outcome
     from mnemoscope.studies.measures.positions import Sizes
@@ -67,6 +68,8 @@ __all__ = [
     "open_run",
     "score",
     "serve",
+    "serve_folder",
+    "site",
     "study",
     "study_sizes",
     "trace",
@@ -331,6 +334,7 @@ def serve(
     port: int = 8321,
     annotations: str | Path | None = None,
     ready: Callable[[str], None] | None = None,
+    report: Report | None = None,
 ) -> None:
     """Serve runs to the browser of this machine, until the process is interrupted; see `atlas.serving.serve`.
 
@@ -339,7 +343,7 @@ def serve(
     from mnemoscope.atlas.serving import serve
 
     opened = [Run.of(run) if isinstance(run, StoredRun) else open_run(run) for run in runs]
-    serve(opened, model, host=host, port=port, annotations=annotations, ready=ready)
+    serve(opened, model, host=host, port=port, annotations=annotations, ready=ready, report=report)
 
 
 def assist(run: StoredRun | str | Path, model: str | None = None) -> None:
@@ -352,6 +356,33 @@ def assist(run: StoredRun | str | Path, model: str | None = None) -> None:
     from mnemoscope.atlas.serving import assist
 
     assist(Run.of(run) if isinstance(run, StoredRun) else open_run(run), model)
+
+
+def site(
+    run: StoredRun | str | Path, out: str | Path, *, workers: int = 1, report: Report | None = None
+) -> StaticSite:
+    """Write the reading pages of a run to a folder for any web server; see `atlas.folder.write`.
+
+    Errors as of `open_run`; `RunError` too if the folder is not empty or cannot be written, or if the packages that
+    make pages are missing (``mnemoscope[web]``).
+    """
+    from mnemoscope.atlas.serving import writer
+
+    opened = Run.of(run) if isinstance(run, StoredRun) else open_run(run)
+    return writer()(opened, out, workers=workers, report=report)
+
+
+def serve_folder(
+    folder: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8321,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve a folder that `site` wrote, by ranges of bytes, until the process is interrupted. Errors as of `serve`."""
+    from mnemoscope.atlas.serving import serve_folder
+
+    serve_folder(folder, host=host, port=port, ready=ready)
 
 
 def score(

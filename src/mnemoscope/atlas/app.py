@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,19 +19,18 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from mnemoscope.atlas import live
 from mnemoscope.atlas.annotate import add_annotation
-from mnemoscope.atlas.guard import LOOPBACK, NOBODY, Guard
-from mnemoscope.atlas.library import Library, Shelf
+from mnemoscope.atlas.guard import NOBODY, Guard, guarded
+from mnemoscope.atlas.library import Library, Shelf, preparing
 from mnemoscope.atlas.pages import add_pages
 from mnemoscope.atlas.questions import add_questions
-from mnemoscope.atlas.site import Site
+from mnemoscope.atlas.site import Site, style
 from mnemoscope.atlas.studies import add_studies
 from mnemoscope.errors import MnemoscopeError, RunError, RunMismatch
-from mnemoscope.views.page import environment
 
 if TYPE_CHECKING:
     from mnemoscope.api.run import Run
+    from mnemoscope.display import Report
 
-STYLES = ("theme.css", "card.css", "explanation.css", "trace.css", "study.css", "gallery.css")
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 
 
@@ -42,6 +40,7 @@ def create(
     secret: str = "",
     annotations: Path | None = None,
     frames: str = NOBODY,
+    report: Report | None = None,
 ) -> Guard:
     """The application for these runs, which answers to this machine alone, or to all who know the secret.
 
@@ -49,32 +48,35 @@ def create(
     secret       a word that every address begins with, where others than this machine can ask
     annotations  folder for what is written in the browser; None for the one that each run lies in
     frames       whose pages may show these inside
+    report       is told how far the indices are that searches need, which are made while pages are answered already
     """
     prefix = f"/{secret}" if secret else ""
-    desk = live.Desk(model)
+    desk, library = live.Desk(model), Library(runs, annotations)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        with preparing(library, report):
+            yield
         await asyncio.to_thread(desk.close)
 
     app = FastAPI(title="mnemoscope", docs_url=None, redoc_url=None, openapi_url="/api.json", lifespan=life)
-    app.add_middleware(GZipMiddleware, minimum_size=2000)
-    site = Site(Library(runs, annotations), desk, prefix)
+    if secret:  # on one machine, to compress takes longer than to send
+        app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)
+    site = Site(library, desk, prefix)
     add_pages(app, site)
     add_questions(app, site)
     add_studies(app, site)
     add_annotation(app, site)
     _add_files(app)
     _add_failures(app, site)
-    return Guard(app, None if secret else LOOPBACK, prefix, frames)
+    return guarded(app, secret, frames)
 
 
 def _add_files(app: FastAPI) -> None:
     @app.get("/static/{name}", include_in_schema=False, response_model=None)
     def static(name: str) -> Response:
         if name == "pages.css":
-            return Response(_style(), media_type=_TYPES[".css"])
+            return Response(style(), media_type=_TYPES[".css"])
         files = {file.name: file for file in (Path(__file__).parent / "static").iterdir()}
         if name not in files or files[name].suffix not in _TYPES:
             raise HTTPException(404, f"there is no file {name!r}")
@@ -114,10 +116,3 @@ _NOT_THERE = ("looking up", "opening")
 
 def _shelf(site: Site, request: Request) -> Shelf | None:
     return site.library.shelves.get(request.path_params.get("run", ""))
-
-
-@cache
-def _style() -> str:
-    """The rules of all that results show, as one file."""
-    templates = environment()
-    return "\n".join(templates.get_template(name).render() for name in STYLES)

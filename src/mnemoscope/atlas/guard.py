@@ -102,6 +102,11 @@ class Guard:
         return {**scope, "path": path, "raw_path": path.encode()}
 
 
+def guarded(app: ASGIApp, secret: str, frames: str = NOBODY) -> Guard:
+    """An application that answers to this machine alone, or to all who know the secret."""
+    return Guard(app, None if secret else LOOPBACK, f"/{secret}" if secret else "", frames)
+
+
 _TOO_LARGE = f"the request is longer than {MOST_BYTES:,} bytes; send less"
 
 

@@ -6,28 +6,34 @@ kept, for as long as the run is served.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import pyarrow as pa
 from markupsafe import Markup
 
 from mnemoscope.annotation.local import LocalFile, beside
 from mnemoscope.annotation.notes import Notes
 from mnemoscope.annotation.sheet import fingerprint
+from mnemoscope.atlas.index import indexed
 from mnemoscope.atlas.scatter import Scatter, scatter
-from mnemoscope.errors import QueryError
+from mnemoscope.errors import MnemoscopeError, QueryError
 from mnemoscope.neuron.card import usual_signs
 from mnemoscope.neuron.claims import ADDRESS, within
 from mnemoscope.neuron.overview import Overview, overview
+from mnemoscope.records import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mnemoscope.api.run import Run
+    from mnemoscope.display import Report
     from mnemoscope.neuron.find import Hits
     from mnemoscope.results import Highlights
 
@@ -37,6 +43,7 @@ STATISTICS = ("kurtosis", "min", "max", "mean", "std", "skewness", "positive_fra
 AXES = ("max", "kurtosis")  # of the picture of a layer
 COMPLETIONS = 8
 CLEAREST = 24  # tested patterns that the first page shows
+PATIENCE = 5.0  # seconds that an index has to end
 OPERATORS = {
     ">=": pl.Expr.ge, "<=": pl.Expr.le, ">": pl.Expr.gt, "<": pl.Expr.lt, "=": pl.Expr.eq,
 }  # fmt: skip
@@ -71,7 +78,24 @@ class Shelf:
         self.name, self.run = name, run
         self.file = LocalFile(beside(run.path, annotations), fingerprint(run))
         self.notes = Notes(self.file, run)
+        self.preparing: Progress | None = None  # how far the index is that is being made
         self._layer = lru_cache(maxsize=8)(self._read_layer)
+
+    def prepare(self, report: Report) -> None:
+        """Read what searches need: the triggers by place, made first where they are not kept yet."""
+
+        def told(step: Progress) -> None:
+            self.preparing = step
+            report(step)
+
+        try:
+            indexed(self.run, told)
+        finally:
+            self.preparing = None
+        words = self.run.vocabulary
+        token = next(token for token in range(len(words)) if not words.special[token])
+        for kind in ("promotes", "suppresses"):  # what chance gives is counted over all values, once
+            self.find(kind, words.pieces([token])[0], 1)
 
     @property
     def overview(self) -> Overview:
@@ -251,3 +275,44 @@ class Library:
             raise QueryError(
                 f"opening the run {name!r}: this server has none of that name; it has {', '.join(self.shelves)}"
             ) from None
+
+
+class _Ended(BaseException):
+    """The server ends."""
+
+
+@contextmanager
+def preparing(library: Library, report: Report | None) -> Iterator[None]:
+    """While the block runs, a thread reads what searches need of each run; what is not done at its end is given up."""
+    ended = threading.Event()
+
+    def told(step: Progress) -> None:
+        if ended.is_set():
+            raise _Ended
+        if report:
+            report(step)
+
+    def prepare() -> None:
+        for shelf in library.shelves.values():
+            try:
+                shelf.prepare(told)
+            except _Ended:
+                return
+            except (
+                OSError,
+                MnemoscopeError,
+                pa.ArrowException,
+            ) as error:  # of a run that is gone, the pages say so
+                told(
+                    Progress(
+                        "index of triggers", 0, 0, "", note=f"{shelf.run.path}: no index was made: {error}"
+                    )
+                )
+
+    thread = threading.Thread(target=prepare, name="index", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(PATIENCE)

@@ -37,11 +37,15 @@ def raised(fragment: str) -> str:
     return _HEADING.sub(lambda match: f"{match[1]}{int(match[2]) - 2}", fragment)
 
 
+def walked(fragment: str, href: Callable[[str], str]) -> str:
+    """A fragment in which links to other neurons of one page lead to the pages of these."""
+    return _LINKED.sub(lambda match: f'<a class="neuron" href="{href(match[1])}">{match[1]}</a>', fragment)
+
+
 def linked(fragment: str, href: Callable[[str], str]) -> str:
     """A fragment in which an element that begins with a neuron's address has it as a link."""
 
     def link(address: str) -> str:
         return f'<a class="neuron" href="{href(address)}">{address}</a>'
 
-    inner = _LINKED.sub(lambda match: link(match[1]), fragment)
-    return _NAMED.sub(lambda match: f"{match[1]}{link(match[2])}", inner)
+    return _NAMED.sub(lambda match: f"{match[1]}{link(match[2])}", walked(fragment, href))

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
@@ -64,10 +65,27 @@ def _add_runs(app: FastAPI, site: Site) -> None:
         shown = {
             "shelf": shelf,
             "manifest": manifest,
-            "notes": _noted(shelf.notes.listed),
+            "notes": _noted(shelf.notes.listed) if site.served else [],
             "most_notes": NOTES,
+            "chosen": shelf.run.kept("highlights") is not None,
+            "drawn": shelf.run.kept("pictures") is not None,
         }
         return Answer("home.html", manifest.model_dump, shown)
+
+    @site.put(app, "/runs/{run}/begin")
+    def begin_with(run: str) -> Answer:
+        """Neurons to begin with, each for another reason; of a large run they take a while to choose."""
+        shelf = library[run]
+        return Answer(
+            "begin.html", lambda: [pick.to_dict() for pick in shelf.highlights.picks], {"shelf": shelf}
+        )
+
+    @site.put(app, "/runs/{run}/layers")
+    def layers(run: str) -> Answer:
+        """Each layer at a glance."""
+        shelf = library[run]
+        rows = [asdict(layer) for layer in shelf.overview.layers]
+        return Answer("layers.html", lambda: rows, {"shelf": shelf, "drawn": True})
 
 
 def _add_units(app: FastAPI, site: Site) -> None:

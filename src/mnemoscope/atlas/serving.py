@@ -1,4 +1,4 @@
-"""Runs served to a browser, until Ctrl-C."""
+"""Runs, and folders made of them, served to a browser until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import uvicorn
 
     from mnemoscope.api.run import Run
+    from mnemoscope.atlas.folder import StaticSite
+    from mnemoscope.atlas.guard import Guard
+    from mnemoscope.display import Report
 
 PORT = 8321
 LOOPBACK = "127.0.0.1"
@@ -34,6 +37,7 @@ def serve(
     port: int = PORT,
     annotations: str | Path | None = None,
     ready: Callable[[str], None] | None = None,
+    report: Report | None = None,
 ) -> None:
     """Serve runs until the process is interrupted.
 
@@ -42,24 +46,62 @@ def serve(
     port         0 for any that is free; if the usual one is taken, the next that is free
     annotations  folder for what is written in the browser, made if need be; else each run's own neighbour
     ready        is told the address
+    report       is told how far the indices are that searches need
 
     `RunError` if what a server needs is not installed, or nothing can listen there.
     """
     with _installed("serving a run", "web"):
-        import uvicorn
-
         from mnemoscope.atlas.app import create
-    secret = "" if host in _OURS else secrets.token_urlsafe(16)
     folder = None if annotations is None else Path(annotations)
     if folder is not None:
         files.check_folder(folder, "keeping annotations in")
         folder.mkdir(parents=True, exist_ok=True)
-    application = create(runs, model, secret, folder)
+    _serve(lambda secret: create(runs, model, secret, folder, report=report), host, port, ready)
+
+
+def serve_folder(
+    folder: str | Path,
+    *,
+    host: str = LOOPBACK,
+    port: int = PORT,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve a folder of pages (`atlas.folder`) until the process is interrupted; options and errors as of `serve`."""
+    folder = files.expanded(folder)
+    if not (folder / "site.json").is_file():
+        raise RunError(
+            f"serving the folder {folder}: it holds no site; write one with `mnemoscope site RUN -o {folder}`"
+        )
+    with _installed("serving a folder", "web"):
+        from starlette.applications import Starlette
+        from starlette.routing import Mount
+        from starlette.staticfiles import StaticFiles
+
+        from mnemoscope.atlas.guard import guarded
+    pages = Starlette(routes=[Mount("/", StaticFiles(directory=folder, html=True))])
+    _serve(lambda secret: guarded(pages, secret), host, port, ready)
+
+
+def writer() -> Callable[..., StaticSite]:
+    """What writes such a folder; `RunError` if what it needs is not installed."""
+    with _installed("writing a site", "web"):
+        from mnemoscope.atlas.folder import write
+    return write
+
+
+def _serve(
+    application: Callable[[str], Guard], host: str, port: int, ready: Callable[[str], None] | None
+) -> None:
+    """Answer with an application, which is told the secret that addresses begin with, until Ctrl-C."""
+    with _installed("serving", "web"):
+        import uvicorn
+    secret = "" if host in _OURS else secrets.token_urlsafe(16)
+    answering = application(secret)
     with _listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
         if ready:
             ready("/".join((f"http://{name}:{listener.getsockname()[1]}", *([secret] if secret else ()), "")))
-        config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(answering, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])
 
 

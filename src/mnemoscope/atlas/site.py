@@ -16,10 +16,13 @@ from markupsafe import Markup
 
 from mnemoscope.atlas import live, lowered
 from mnemoscope.atlas.library import Library, Shelf
+from mnemoscope.atlas.scatter import Scatter
 from mnemoscope.display import Shown, jsonable
+from mnemoscope.records import Cells
 from mnemoscope.views import report, words
 from mnemoscope.views.page import environment
 
+STYLES = ("theme.css", "card.css", "explanation.css", "trace.css", "study.css", "gallery.css")
 TEXT = 400  # letters of a search
 LONG = 4_000  # of a prompt, or of a statement
 Words = Annotated[str, Query(max_length=TEXT)]
@@ -48,10 +51,11 @@ class Site:
     """One server: what every page of it needs.
 
     prefix  of every address: empty, or "/" and a random word
+    served  whether a server answers; else pages are for a folder (`atlas.folder`)
     """
 
-    def __init__(self, library: Library, desk: live.Desk, prefix: str = "") -> None:
-        self.library, self.desk, self.prefix = library, desk, prefix
+    def __init__(self, library: Library, desk: live.Desk, prefix: str = "", *, served: bool = True) -> None:
+        self.library, self.desk, self.prefix, self.served = library, desk, prefix, served
         self._templates = _templates(self)
 
     def href(self, shelf: Shelf, *path: str) -> str:
@@ -64,9 +68,12 @@ class Site:
 
     def html(self, answer: Answer, status: int = 200) -> Response:
         """The page."""
-        template = self._templates.get_template(answer.template)
-        page = template.render({"shelf": None, "section": "", **answer.shown})
+        page = self.part(answer.template, **{"shelf": None, "section": "", **answer.shown})
         return HTMLResponse(page, status, {"cache-control": "no-store"} if answer.written else None)
+
+    def part(self, template: str, **shown: Any) -> str:
+        """What a template makes of what is put into it."""
+        return self._templates.get_template(template).render(shown)
 
     def refusal(self, path: str, status: int, reason: str, shelf: Shelf | None) -> Response:
         """Why there is no answer, as whatever was asked for."""
@@ -121,6 +128,13 @@ def as_json(data: Any, status: int = 200) -> Response:
     return Response(text, status, media_type="application/json")
 
 
+@functools.cache
+def style() -> str:
+    """The rules of all that results show, as one file."""
+    templates = environment()
+    return "\n".join(templates.get_template(name).render() for name in STYLES)
+
+
 class _Every:
     """A set that has everything: every neuron has a page."""
 
@@ -131,16 +145,34 @@ class _Every:
 def _templates(site: Site) -> Environment:
     shared = environment()
     assert shared.loader is not None
-    templates = shared.overlay(loader=ChoiceLoader([PackageLoader("mnemoscope.atlas"), shared.loader]))
-    templates.filters = shared.filters | {"cell": _cell, "typed": report.typed}
+    folders = ("templates",) if site.served else ("templates/folder", "templates")
+    loaders = [PackageLoader("mnemoscope.atlas", folder) for folder in folders]
+    templates = shared.overlay(loader=ChoiceLoader([*loaders, shared.loader]))
+    templates.filters = shared.filters | {"cell": _cell, "dots": _dots, "typed": report.typed}
     templates.globals = shared.globals | {
         "prefix": site.prefix,
+        "served": site.served,
         "library": site.library,
         "every": _Every(),
         "plain": lambda html: Markup(lowered.without_style(str(html))),
+        "walked": lambda html, shelf: Markup(
+            lowered.walked(str(html), lambda at: site.href(shelf, "neurons", at))
+        ),
         "raised": lambda html: Markup(lowered.raised(str(html))),
     }
     return templates
+
+
+def _dots(picture: Scatter, layer: int, cells: Cells, run: str) -> Markup:
+    """The points of a layer's picture as links: thousands, for which a template takes longer than for all else."""
+    ids = ((x, y, cells.id(layer, neuron)) for x, y, neuron in picture.points)
+    return Markup("\n").join(
+        Markup(
+            f'<a href="{run}/neurons/{id}" tabindex="-1" aria-label="{id}">'
+            f'<circle cx="{x}" cy="{y}" r="2.2"><title>{id}</title></circle></a>'
+        )
+        for x, y, id in ids
+    )
 
 
 def _cell(value: Any) -> str:

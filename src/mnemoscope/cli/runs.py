@@ -277,9 +277,9 @@ def cache(
     as_json: AsJson = False,
 ) -> None:
     """List what is kept between runs, with its size, or free it."""
+    from mnemoscope.files import cache_folder
     from mnemoscope.text.cache import clear as free
     from mnemoscope.text.cache import entries
-    from mnemoscope.text.samples import cache_folder
     from mnemoscope.views import answers
 
     kept = free(kind) if clear else entries(kind)

@@ -1,4 +1,4 @@
-"""A run in the browser."""
+"""A run in the browser, or as a folder of pages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from typing import Annotated
 
 import typer
 
-from mnemoscope.cli.shared import announced, app
+from mnemoscope.cli.options import AsJson
+from mnemoscope.cli.shared import Lines, announced, app, print_json, progress_bars, say
+from mnemoscope.errors import RunError
+from mnemoscope.invocation import command
 
 
 @app.command(epilog="Example: mnemoscope serve runs/demo")
 def serve(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of finished runs.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Where to load the model from, if not from where the run's came.")
+    ] = None,
+    static: Annotated[
+        Path | None, typer.Option(help="Serve this folder, written by `site`, and no runs.", metavar="FOLDER")
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8321,
     host: Annotated[
@@ -32,7 +38,45 @@ def serve(
     """Serve runs to the browser of this machine: every neuron, search, and questions to the model."""
     from mnemoscope import api
 
-    api.serve(*runs, model=model, host=host, port=port, annotations=annotations, ready=announced(open_page))
+    if bool(runs) == (static is not None) or (static is not None and model is not None):
+        raise RunError(
+            "serving: give folders of runs, or --static with one folder that `mnemoscope site` wrote"
+        )
+    if static is not None:
+        api.serve_folder(static, host=host, port=port, ready=announced(open_page))
+    else:
+        api.serve(
+            *runs or (),
+            model=model,
+            host=host,
+            port=port,
+            annotations=annotations,
+            ready=announced(open_page),
+            report=Lines(),
+        )
+
+
+@app.command(epilog="Example: mnemoscope site runs/demo -o site")
+def site(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    *,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write, new or empty.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes that write, a layer each.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run as a folder of pages for any web server: layers, every neuron, search by token, the study."""
+    from mnemoscope import api
+    from mnemoscope.views.words import size
+
+    with progress_bars() as report:
+        written = api.site(run, out, workers=workers, report=report)
+    if as_json:
+        print_json(vars(written) | {"path": str(written.path)})
+        return
+    say(
+        f"{out}: {written.files:,} files, {size(written.bytes)}; a neuron is read as one part of at most "
+        f"{size(written.largest)}. Look at it with: {command('serve', '--static', out)}"
+    )
 
 
 @app.command(epilog="Example: mnemoscope mcp runs/demo")

@@ -249,7 +249,7 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
 # -- The application that commands join, and its help: commands in the order of the work -----------------------
 
 ORDER = {
-    "Look": ("demo", "build", "show", "find", "trace", "explain", "serve", "mcp", "export"),
+    "Look": ("demo", "build", "show", "find", "trace", "explain", "serve", "site", "mcp", "export"),
     "Test": ("patterns", "test", "removal", "verify", "annotate"),
     "Reproduce": ("study", "compare"),
     "Manage": ("models", "cache"),

@@ -28,11 +28,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from mnemoscope import files
 from mnemoscope.mine import values
 from mnemoscope.model import lens, packed, parts, reading, table
 from mnemoscope.model.model import Model
 from mnemoscope.model.state import weights
-from mnemoscope.text import cache, samples
+from mnemoscope.text import cache
 
 MOST_BYTES = 8 << 30  # of all entries; those that were used longest ago make room
 TABLES = ("values", "columns")
@@ -43,7 +44,7 @@ _NAMES = ("_name_or_path", "transformers_version")  # of a configuration: say no
 
 def folder() -> Path:
     """Where all entries lie; not created here."""
-    return samples.cache_folder() / "values"
+    return files.cache_folder() / "values"
 
 
 def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table, pa.Table]]:

@@ -18,8 +18,10 @@ import polars as pl
 from mnemoscope.display import Shown
 from mnemoscope.neuron.claims import ADDRESS, Claim, claims, has_patterns, within
 from mnemoscope.records import ExpertNeuronId, NeuronId
+from mnemoscope.run.places import BY_PLACE
 
 if TYPE_CHECKING:
+    from mnemoscope.run.places import ByPlace
     from mnemoscope.run.reading import Run
 
 PARTS = 10  # "in between" shows at most one example from each tenth of the range
@@ -242,11 +244,11 @@ def card(
     row = run.rows("neurons", layer, neuron).row(0, named=True)
     statistics = Statistics(**{name: row[name] for name in _STATISTICS})
     triggers = _with_weights(run, place, run.rows("triggers", layer, neuron))
-    positive, negative = (triggers.filter(pl.col("polarity") == sign).sort("rank") for sign in (1, -1))
+    positive, negative = _by_polarity(triggers)
     between = _one_a_part(run.rows("samples", layer, neuron), statistics)
     lists = [positive.head(examples), negative.head(examples), between]
     reader = _ExampleReader(run, window, lists, model.in_encoder(layer))
-    values = run.rows("values", layer, neuron).sort("rank")
+    promoted, suppressed = _by_polarity(run.rows("values", layer, neuron))
     return NeuronCard(
         layer=layer,
         neuron=neuron,
@@ -265,8 +267,8 @@ def card(
         statistics=statistics,
         layer_median=layer_median(run, layer),
         histogram=_histogram(run, layer, neuron),
-        promoted=_value_tokens(run, values.filter(pl.col("polarity") == 1)),
-        suppressed=_value_tokens(run, values.filter(pl.col("polarity") == -1)),
+        promoted=_value_tokens(run, promoted),
+        suppressed=_value_tokens(run, suppressed),
         key_positive=_key_tokens(run, row["key_tokens"], row["key_coefficients"]),
         key_negative=_key_tokens(run, row["key_tokens_negative"], row["key_coefficients_negative"]),
         positive=_side(reader, positive, 1, examples),
@@ -279,6 +281,12 @@ def card(
         unit=_unit_note(run, place),
         claims=claims(run, layer, neuron) if has_patterns(run) else None,
     )
+
+
+def _by_polarity(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows of +1 and those of -1, by rank: as tables have them, so that a page need not put them in order."""
+    first = int((rows["polarity"] == 1).sum())
+    return rows[:first], rows[first:]
 
 
 def _activation(run: Run, layer: int) -> str:
@@ -325,7 +333,9 @@ def _with_weights(run: Run, address: NeuronId, triggers: pl.DataFrame) -> pl.Dat
     weights = run.rows("trigger_weights", *address)
     if (weights["router_weight"] == 1).all():
         return triggers
-    return triggers.join(weights, on=["layer", "neuron", "polarity", "rank"], how="left")
+    return triggers.join(
+        weights, on=["layer", "neuron", "polarity", "rank"], how="left", maintain_order="left"
+    )
 
 
 def state(low: float | None, high: float | None) -> str | None:
@@ -345,9 +355,12 @@ def state(low: float | None, high: float | None) -> str | None:
 
 def layer_median(run: Run, layer: int) -> Statistics:
     """The median of every statistic over the neurons of a layer: what is usual there."""
-    frame = run.table("neurons").filter(pl.col("layer") == layer)
-    row = frame.select(pl.col(*_STATISTICS).cast(pl.Float64).median()).collect().row(0, named=True)
-    return Statistics(**row)
+
+    def read() -> Statistics:
+        medians = within(run, "neurons", layer).select(pl.col(*_STATISTICS).cast(pl.Float64).median())
+        return Statistics(**medians.collect().row(0, named=True))
+
+    return run.once(("median", layer), read)
 
 
 _STATISTICS = tuple(field.name for field in fields(Statistics))
@@ -392,14 +405,8 @@ def _side(reader: _ExampleReader, rows: pl.DataFrame, polarity: int, examples: i
 def _quadrants(rows: pl.DataFrame) -> tuple[int, int, int, int] | None:
     if rows.height == 0 or rows["gate_sign"].null_count() == rows.height:
         return None
-    gate, up = pl.col("gate_sign") > 0, pl.col("up_sign") > 0
-    counts = rows.select(
-        (gate & up).sum().alias("++"),
-        (gate & ~up).sum().alias("+-"),
-        (~gate & up).sum().alias("-+"),
-        (~gate & ~up).sum().alias("--"),
-    )
-    a, b, c, d = counts.row(0)
+    gate, up = rows["gate_sign"] > 0, rows["up_sign"] > 0
+    a, b, c, d = (int(both.sum()) for both in (gate & up, gate & ~up, ~gate & up, ~gate & ~up))
     return (a, b, c, d)
 
 
@@ -458,25 +465,33 @@ class _ExampleReader:
 # -- The signs that a neuron's coefficient takes, and the usual one: the sign at most of its triggers ----------
 
 
-def usual_signs(run: Run, layer: int | None = None) -> pl.LazyFrame:
-    """layer, neuron, usual (+1 or -1) of every neuron of one layer or of all; +1 without triggers."""
-    neurons, triggers = within(run, "neurons", layer), within(run, "triggers", layer)
-    sides = triggers.group_by(*ADDRESS, "polarity").agg(
+def lists(run: Run, layer: int | None = None) -> pl.LazyFrame:
+    """layer, neuron, polarity, stored, weakest: how long each list of triggers is, and its smallest |coefficient|."""
+    index: ByPlace | None = run.kept(BY_PLACE)
+    if index is not None:
+        every = run.once("lists", lambda: index.lists(run)).lazy()
+        return every if layer is None else every.filter(pl.col("layer") == run.address(layer, 0).layer)
+    triggers = within(run, "triggers", layer)
+    return triggers.group_by(*ADDRESS, "polarity").agg(
         stored=pl.len(), weakest=pl.col("coefficient").abs().min()
     )
+
+
+def usual_signs(run: Run, layer: int | None = None) -> pl.LazyFrame:
+    """layer, neuron, usual (+1 or -1) of every neuron of one layer or of all; +1 without triggers."""
     usual = (
-        sides.sort("stored", "weakest", "polarity", descending=True)
+        lists(run, layer)
+        .sort("stored", "weakest", "polarity", descending=True)
         .unique(ADDRESS, keep="first", maintain_order=True)
         .select(*ADDRESS, usual="polarity")
     )
-    return (
-        neurons.select(ADDRESS).join(usual, on=ADDRESS, how="left").with_columns(pl.col("usual").fill_null(1))
-    )
+    neurons = within(run, "neurons", layer).select(ADDRESS)
+    return neurons.join(usual, on=ADDRESS, how="left").with_columns(pl.col("usual").fill_null(1))
 
 
 def taken_signs(run: Run, layer: int | None = None) -> pl.LazyFrame:
     """layer, neuron, sign (+1 or -1), usual (bool): every sign of which a neuron has a trigger."""
-    signs = within(run, "triggers", layer).select(*ADDRESS, sign="polarity").unique()
+    signs = lists(run, layer).select(*ADDRESS, sign="polarity")
     return signs.join(usual_signs(run, layer), on=ADDRESS).select(
         *ADDRESS, "sign", usual=pl.col("usual") == pl.col("sign")
     )

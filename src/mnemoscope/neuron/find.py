@@ -5,7 +5,6 @@ Every count stands beside what would be expected if there were nothing to find (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,15 @@ import polars as pl
 from mnemoscope.arguments import DECOYS
 from mnemoscope.display import Shown
 from mnemoscope.errors import QueryError
-from mnemoscope.neuron.card import taken_signs
+from mnemoscope.neuron.card import lists, taken_signs
 from mnemoscope.neuron.claims import ADDRESS, ORDER, rows_with_verdict, within
 from mnemoscope.neuron.striking import RULE, peaked
 from mnemoscope.neuron.twoway import NONE
 from mnemoscope.records import NEURON, NEXT, NULLS
+from mnemoscope.run.places import BY_PLACE, WholeText
 
 if TYPE_CHECKING:
+    from mnemoscope.run.places import ByPlace
     from mnemoscope.run.reading import Run
 
 ALL = 2**31 - 1  # as a count: every hit
@@ -73,22 +74,12 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
     (stored), strongest (the hit with the largest |coefficient|). `QueryError` if the corpus lacks the text.
     """
     places, share, aside = _occurrences(run, text)
-    unit = [*ADDRESS, "polarity"]
     stored = _stored(run, layer)
-    hits = (
-        within(run, "triggers", layer)
-        .select(*unit, "rank", "context", "position", "coefficient")
-        .join(places.lazy(), on=["context", "position"], how="semi")
-        .group_by(unit)
-        .agg(pl.len().alias("hits"), pl.col("coefficient").sort_by("rank").first().alias("strongest"))
-        .join(stored.lazy(), on=unit)
-        .with_columns(
-            (pl.col("triggers") * share).alias("expected"),
-            _sign("polarity"),
-        )
-        .sort("hits", pl.col("strongest").abs(), "layer", "neuron", descending=[True, True, False, False])
-        .collect()
+    hits = _counted(_triggers_at(run, places, layer))
+    rows = _first(run, hits, "hits", count).with_columns(
+        _sign("polarity"), triggers=pl.col("side").map_batches(lambda side: stored[side.to_numpy()])
     )
+    rows = rows.with_columns(expected=pl.col("triggers") * share)
     return Hits(
         question=f"neurons that {text!r} triggers: it ends at or overlaps the active token of some trigger "
         f"in {hits.height:,} lists (one list for each neuron and sign)",
@@ -96,7 +87,7 @@ def trigger(run: Run, text: str, *, layer: int | None = None, count: int = 20) -
         f"{run.manifest.corpus.counted:,} counted positions ({share:.2g})"
         + (f". {_UNCOUNTED}, {aside:,} of its tokens among them" if aside else "")
         + (f". {_kept(run)}" if hits.is_empty() else ""),
-        rows=_named(run, hits.head(count), "sign", "hits", "expected", "triggers", "strongest"),
+        rows=_named(run, rows, "sign", "hits", "expected", "triggers", "strongest"),
         total=hits.height,
     )
 
@@ -208,43 +199,26 @@ def like(run: Run, text: str, *, layer: int | None = None, count: int = 20) -> H
     (how many its list holds), strongest (of the common ones). `QueryError` if the run has no such neuron.
     """
     address = run.parse(text)
-    unit = [*ADDRESS, "polarity"]
     places = run.rows("triggers", *address).select("context", "position", given="polarity")
     stored = _stored(run, layer)
-    rows = (
-        within(run, "triggers", layer)
-        .select(*unit, "context", "position", "coefficient")
-        .join(places.lazy(), on=["context", "position"])
-        .collect()
-    )
-    others = rows.filter((pl.col("layer") != address.layer) | (pl.col("neuron") != address.neuron))
-    every = stored.filter((pl.col("layer") != address.layer) | (pl.col("neuron") != address.neuron)).height
+    own = 2 * int(run.manifest.model.cells.cell(*address)) + np.arange(2)
+    others = _triggers_at(run, places, layer).filter(~pl.col("side").is_in(own))
+    every = int(np.count_nonzero(stored)) - int(np.count_nonzero(stored[own]))
     given = pl.col("given")
     expected = {sign: others.filter(given == sign).height / max(every, 1) for sign in (1, -1)}
-    hits = (
-        others.group_by(*unit, "given")
-        .agg(pl.len().alias("common"), pl.col("coefficient").sort_by(pl.col("coefficient").abs()).last())
-        .join(stored, on=unit)
-        .with_columns(
-            _sign("polarity"),
-            pl.when(given > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("as"),
-            given.replace_strict(expected, return_dtype=pl.Float64).alias("expected"),
-            strongest="coefficient",
-        )
-        .sort(
-            "common",
-            pl.col("strongest").abs(),
-            *ADDRESS,
-            "polarity",
-            descending=[True, True, False, False, False],
-        )
+    hits = others.group_by("side", "given").agg(common=pl.len(), strength=pl.col("strength").max())
+    rows = _first(run, hits, "common", count).with_columns(
+        _sign("polarity"),
+        pl.when(given > 0).then(pl.lit("+")).otherwise(pl.lit("-")).alias("as"),
+        given.replace_strict(expected, return_dtype=pl.Float64).alias("expected"),
+        triggers=pl.col("side").map_batches(lambda side: stored[side.to_numpy()]),
     )
     return Hits(
         question=f"neurons that share triggers with {address}: {hits.height:,} lists (one list for each neuron and "
         "sign) have a position in common with one of its two",
         null=f"expected: what a list drawn from all {every:,} others shares. "
         f"{_first_by_chance(run, address.layer, layer)}. {_kept(run)}",
-        rows=_named(run, hits.head(count), "sign", "as", "common", "expected", "triggers", "strongest"),
+        rows=_named(run, rows, "sign", "as", "common", "expected", "triggers", "strongest"),
         total=hits.height,
     )
 
@@ -272,27 +246,80 @@ def _most_alike(run: Run, layer: int, searched: int | None) -> pl.DataFrame:
     kinds = [
         kind for kind in NULLS if kind not in DECOYS
     ]  # a decoy's own neuron has its gate, and is always alike
-    places = within(run, "null_triggers", layer).filter(pl.col("kind").is_in(kinds))
-    lists = within(run, "triggers", searched).select(*ADDRESS, "polarity", "context", "position")
+    places = within(run, "null_triggers", layer).filter(pl.col("kind").is_in(kinds)).collect()
     common = (
-        places.select(*unit, "context", "position")
-        .join(lists, on=["context", "position"], suffix="_of_list")
-        .group_by(*unit, "layer", "neuron_of_list", "polarity_of_list")
+        _triggers_at(run, places.select(*unit, "context", "position"), searched)
+        .group_by(*unit, "side")
         .agg(most=pl.len().cast(pl.Int64))
         .group_by(unit)
         .agg(pl.col("most").max())
     )
     every = places.select(unit).unique().join(common, on=unit, how="left")
-    return every.with_columns(pl.col("most").fill_null(0)).sort(unit).collect()
+    return every.with_columns(pl.col("most").fill_null(0)).sort(unit)
 
 
-def _stored(run: Run, layer: int | None) -> pl.DataFrame:
-    """How many triggers each list has."""
-    unit = [*ADDRESS, "polarity"]
-    return run.once(
-        ("stored", layer),
-        lambda: within(run, "triggers", layer).group_by(unit).agg(pl.len().alias("triggers")).collect(),
-    )
+def _triggers_at(run: Run, places: pl.DataFrame, layer: int | None) -> pl.DataFrame:
+    """The triggers at places, of one layer or of all: `side` (`Cells.side`) and strength (|coefficient|) of each,
+    beside what else the columns of `places` say of (context, position)."""
+    index: ByPlace | None = run.kept(BY_PLACE)
+    cells, place = run.manifest.model.cells, ["context", "position"]
+    if index is None:
+        every = within(run, "triggers", layer).select(
+            *place, cells.side().cast(pl.UInt32), strength=pl.col("coefficient").abs()
+        )
+        return places.lazy().join(every, on=place).drop(place).collect()
+    counts, rows = index.at(WholeText.of(run).numbers(*(places[name].to_numpy() for name in place)))
+    columns = {"side": index.sides[rows], "strength": index.strengths[rows]}
+    others = places.drop(place)
+    if others.width:
+        repeated = others[np.repeat(np.arange(others.height), counts)]
+        columns = {column.name: column for column in repeated.get_columns()} | columns
+    triggers = pl.DataFrame(columns)
+    if layer is None:
+        return triggers
+    sides = cells.of(run.address(layer, 0).layer)
+    return triggers.filter((pl.col("side") >= 2 * sides.start) & (pl.col("side") < 2 * sides.stop))
+
+
+def _counted(triggers: pl.DataFrame) -> pl.DataFrame:
+    """side, hits, strength (the largest): one row per list. A common word has millions of triggers; this counts them
+    many times faster than a group by."""
+    sides, strengths = triggers["side"].to_numpy(), triggers["strength"].to_numpy()
+    counts = np.bincount(sides)
+    largest = np.zeros(len(counts), np.float32)
+    np.maximum.at(largest, sides, strengths)
+    present = np.flatnonzero(counts)
+    columns = {
+        "side": present.astype(np.uint32),
+        "hits": counts[present].astype(np.uint32),
+        "strength": largest[present],
+    }
+    return pl.DataFrame(columns)
+
+
+def _first(run: Run, hits: pl.DataFrame, by: str, count: int) -> pl.DataFrame:
+    """The hits with the most of something, then the strongest, with layer, neuron, polarity and `strongest`."""
+    if 0 < count < hits.height:  # before they are put in order: a common word has a hundred thousand
+        hits = hits.filter(pl.col(by) >= hits[by].top_k(count).min())
+    rows = hits.sort(by, "strength", "side", descending=[True, True, False]).head(count)
+    sides = rows["side"].to_numpy().astype(np.int64)
+    layer, neuron = run.manifest.model.cells.place(sides // 2)
+    return rows.with_columns(
+        pl.Series("layer", layer), pl.Series("neuron", neuron), pl.Series("polarity", 1 - 2 * (sides % 2))
+    ).with_columns(strongest=pl.col("strength") * pl.col("polarity").cast(pl.Float32))
+
+
+def _stored(run: Run, layer: int | None) -> np.ndarray:
+    """u32[side]: how many triggers each list has; 0 in other layers."""
+
+    def read() -> np.ndarray:
+        cells = run.manifest.model.cells
+        rows = lists(run, layer).select(cells.side(), "stored").collect()
+        stored = np.zeros(2 * len(cells), np.uint32)
+        stored[rows["side"].to_numpy()] = rows["stored"].to_numpy()
+        return stored
+
+    return run.once(("stored", layer), read)
 
 
 def tested(run: Run, *, layer: int | None = None, count: int = 20) -> Hits:
@@ -321,20 +348,18 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
     tokens, model = run.vocabulary.find(text), run.manifest.model
     sense = 1 if verb == "promote" else -1
     # A list is read at the sign at which the neuron promotes what it holds, and at the other one suppresses it.
-    signs = run.once(("signs", layer), lambda: taken_signs(run, layer).collect())
-    lists = signs.with_columns(polarity=(pl.col("sign") * sense).cast(pl.Int8))
+    signs, neurons = run.once(("signs", layer), lambda: _signs(run, layer))
+    of_value = signs.with_columns(polarity=(pl.col("sign") * sense).cast(pl.Int8))
     address = [*ADDRESS, "polarity"]
     stored = [
         run.by_token(token, polarity).with_columns(polarity=pl.lit(polarity, pl.Int8))
         for token in tokens
         for polarity in (1, -1)
     ]
-    best = within(run, "neurons", layer).select(*ADDRESS, max_probability="value_max_probability")
     positive = pl.when(pl.col("sign") > 0)
     rows = (
         pl.concat(stored)
-        .join(lists, on=address)
-        .join(best.collect(), on=ADDRESS)
+        .join(of_value, on=address)
         .sort("rank", pl.col("logit") * pl.col("polarity"), *ADDRESS, descending=[False, True, False, False])
         .with_columns(
             positive.then("probability").alias("probability"),
@@ -345,14 +370,11 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
     )
     shown = rows.head(count)
     labels = pl.Series("token", [run.vocabulary.label(token) for token in shown["token"]], dtype=pl.String)
-    depth, median = run.once(
-        ("base rate", verb, layer), lambda: _value_base_rate(run, lists.select(address), layer)
-    )
-    alike = len(tokens) * lists.height * depth / model.vocabulary
+    depth, median = run.once(("base rate", verb, layer), lambda: _value_base_rate(run, sense, layer))
+    alike = len(tokens) * signs.height * depth / model.vocabulary
     uniform = f"{1 / model.vocabulary:.2g}".replace("e-0", "e-")
-    neurons = rows.select(ADDRESS).n_unique()
     return Hits(
-        question=f"{neurons:,} of {lists.select(ADDRESS).n_unique():,} neurons have {text!r} among the {depth} tokens "
+        question=f"{rows.select(ADDRESS).n_unique():,} of {neurons:,} neurons have {text!r} among the {depth} tokens "
         f"that they {verb} most at the sign beside it (usual: the sign of most of their triggers)"
         + ("" if rows.height else "; no others are kept, so a neuron with it further down is not found"),
         null=f"the median token of the vocabulary is in {median:g} such lists; {alike:.1f} if all {model.vocabulary:,} "
@@ -363,13 +385,26 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
     )
 
 
-def _value_base_rate(run: Run, lists: pl.DataFrame, layer: int | None) -> tuple[int, float]:
-    """Tokens kept for each value, and in how many of these lists (layer, neuron, polarity) the median token is."""
-    table = within(run, "values", layer).join(lists.lazy(), on=[*ADDRESS, "polarity"], how="semi")
-    counts = table.group_by("token").len().collect()["len"].to_numpy()
-    depth = table.select(pl.col("rank").max()).collect().item()
-    absent = run.manifest.model.vocabulary - len(counts)
-    return (0 if depth is None else depth + 1), float(np.median(np.pad(counts, (absent, 0))))
+def _signs(run: Run, layer: int | None) -> tuple[pl.DataFrame, int]:
+    """The signs that neurons take (`taken_signs`), each with its value's max_probability; and of how many neurons."""
+    best = within(run, "neurons", layer).select(*ADDRESS, max_probability="value_max_probability")
+    signs = taken_signs(run, layer).join(best, on=ADDRESS).collect()
+    return signs, signs.select(ADDRESS).n_unique()
+
+
+def _value_base_rate(run: Run, sense: int, layer: int | None) -> tuple[int, float]:
+    """Tokens kept for each value, and in how many lists that are read the median token is; a layer at a time."""
+    model, stored = run.manifest.model, _stored(run, layer)
+    counts, depth = np.zeros(model.vocabulary, np.int64), 0
+    for number in model.cells.layers if layer is None else (layer,):
+        rows = within(run, "values", number).select(model.cells.side(), "rank", "token").collect()
+        sides = rows["side"].to_numpy() ^ (
+            sense < 0
+        )  # what a neuron suppresses at one sign is listed at the other
+        kept = rows.filter(stored[sides] > 0)
+        counts += np.bincount(kept["token"].to_numpy(), minlength=model.vocabulary)
+        depth = max(depth, int(kept["rank"].to_numpy().max(initial=-1)) + 1)
+    return depth, float(np.median(counts))
 
 
 def _sign(column: str) -> pl.Expr:
@@ -402,26 +437,19 @@ def _occurrences(run: Run, text: str) -> tuple[pl.DataFrame, float, int]:
     """
     if not text:
         raise QueryError("searching triggers: the text is empty; give at least one character")
-    contexts, positions, aside, holding = [], [], 0, 0
-    for context, hit, uncounted in _hits(run, text.encode("utf-8", "replace")):
-        positions.append(hit)
-        contexts.append(np.full(len(hit), context))
-        aside += uncounted
-        holding += 1
-    if not aside and not sum(map(len, positions)):
+    written = WholeText.of(run)
+    tokens = written.overlapped(text.encode("utf-8", "replace"))
+    if not len(tokens):
         raise QueryError(_nowhere(run, text))
-    if not sum(map(len, positions)):
+    counted = tokens[written.counted[tokens]]
+    if not len(counted):
+        holding = len(np.unique(written.places(tokens)[0]))
         raise QueryError(
             f"searching triggers for {text!r}: it is in {holding:,} contexts, but only at position 0 or in special "
             "tokens, which do not count, so no trigger is kept there; give a text that also stands further on"
         )
-    places = pl.DataFrame(
-        {
-            "context": np.concatenate(contexts).astype(np.int64),
-            "position": np.concatenate(positions).astype(np.int32),
-        }
-    )
-    return places, places.height / max(run.manifest.corpus.counted, 1), aside
+    places = pl.DataFrame(dict(zip(("context", "position"), written.places(counted), strict=True)))
+    return places, places.height / max(run.manifest.corpus.counted, 1), len(tokens) - len(counted)
 
 
 def _nowhere(run: Run, text: str) -> str:
@@ -433,56 +461,3 @@ def _nowhere(run: Run, text: str) -> str:
         f"searching triggers for {text!r}: the text occurs nowhere in the {corpus.contexts:,} contexts of {corpus.id}"
         f"{drawn} (upper case and spaces count{changed}); try a shorter one"
     )
-
-
-@dataclass(frozen=True)
-class _Written:
-    """The text of all contexts as bytes, one after another, so that one search goes over all of it.
-
-    ends      i64[token]: where each token ends in it
-    first     i64[context]: the first token of each context
-    counted   bool[token]: whether it is neither special nor the first of its context
-    contexts  i64[context]: their ids
-    """
-
-    text: bytes
-    ends: np.ndarray
-    first: np.ndarray
-    counted: np.ndarray
-    contexts: np.ndarray
-
-    @classmethod
-    def of(cls, run: Run) -> _Written:
-        """Read it; once for each open run, see `Run.once`."""
-        words = run.table("vocabulary").select("bytes", "special").collect()
-        raw, special = words["bytes"].to_list(), words["special"].to_numpy()
-        rows = run.table("contexts").select("context", "tokens").collect()
-        tokens = rows["tokens"].explode(empty_as_null=False).to_numpy()
-        sizes = rows["tokens"].list.len().to_numpy().astype(np.int64)
-        first = np.cumsum(sizes) - sizes
-        counted = ~special[tokens]
-        counted[first[sizes > 0]] = False
-        lengths = np.array([len(piece) for piece in raw], np.int64)
-        text = b"".join([raw[token] for token in tokens.tolist()])
-        return cls(text, np.cumsum(lengths[tokens]), first, counted, rows["context"].to_numpy())
-
-    def overlaps(self, wanted: bytes) -> Iterator[np.ndarray]:
-        """The tokens of each occurrence, which lies within one context."""
-        start = self.text.find(wanted)
-        while start >= 0:
-            touched = np.searchsorted(self.ends, [start, start + len(wanted) - 1], side="right")
-            if len(set(np.searchsorted(self.first, touched, side="right").tolist())) == 1:
-                yield np.arange(touched[0], touched[1] + 1)
-            start = self.text.find(wanted, start + 1)
-
-
-def _hits(run: Run, wanted: bytes) -> Iterator[tuple[int, np.ndarray, int]]:
-    """(context, counted tokens that an occurrence overlaps, how many others it overlaps) of contexts with the text."""
-    written = run.once("written", lambda: _Written.of(run))
-    tokens = np.unique(np.concatenate([np.zeros(0, np.int64), *written.overlaps(wanted)]))
-    places = np.searchsorted(written.first, tokens, side="right") - 1
-    for place in np.unique(places):
-        of_context = tokens[places == place]
-        counted = of_context[written.counted[of_context]]
-        position = (counted - written.first[place]).astype(np.int32)
-        yield int(written.contexts[place]), position, len(of_context) - len(counted)

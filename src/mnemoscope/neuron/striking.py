@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -98,9 +98,8 @@ class Striking:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        triggers = _sides(run, "triggers", "rank", "coefficient", "context", "position", "next_token")
-        scores = _statistics(run, triggers)
-        for name, frame in (("next", _next(run, triggers)), ("token", _token(run, triggers))):
+        scores = _statistics(run)
+        for name, frame in _by_triggers(run).items():
             # an even side is the positive one: of two that are alike, take it
             better = frame.with_columns(pl.col("side") // 2).rename({"side": "cell"})
             better = better.with_columns(
@@ -159,15 +158,28 @@ def _ordered(scores: pl.DataFrame, criterion: str) -> pl.DataFrame:
     return scores.filter(pl.col(criterion).is_not_null()).sort(criterion, "cell", descending=[down, False])
 
 
-def _sides(run: Run, name: str, *columns: str) -> pl.DataFrame:
-    """Columns of a table, and `side`: one number for (layer, neuron, polarity), twice the neuron's number `cell`."""
-    return run.table(name).select(run.manifest.model.cells.side(), *columns).collect()
+def _sides(run: Run, name: str, layer: int, *columns: str) -> pl.DataFrame:
+    """Columns of a layer of a table, and `side`: one number for (layer, neuron, polarity), twice the `cell`."""
+    return within(run, name, layer).select(run.manifest.model.cells.side(), *columns).collect()
 
 
-def _statistics(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
+def _by_triggers(run: Run) -> dict[str, pl.DataFrame]:
+    """The scores of `_next` and `_token`, a layer at a time: memory does not grow with the run."""
+    text, scores = _Tokens.of(run), dict[str, list[pl.DataFrame]](next=[], token=[])
+    for layer in run.manifest.model.cells.layers:
+        triggers = _sides(run, "triggers", layer, "context", "position", "next_token")
+        scores["next"].append(_next(run, layer, triggers, text))
+        scores["token"].append(_token(triggers, text))
+    return {name: pl.concat(frames) for name, frames in scores.items()}
+
+
+def _statistics(run: Run) -> pl.DataFrame:
     """One row per neuron with `cell`, `peaked`, `sides`, `quiet`, `chance` and their layer medians."""
-    tenth = triggers.filter(pl.col("rank") == LEAST - 1).with_columns(
-        pl.col("side") // 2, pl.col("coefficient").abs()
+    tenth = (
+        run.table("triggers")
+        .filter(pl.col("rank") == LEAST - 1)
+        .select(run.manifest.model.cells.side() // 2, pl.col("coefficient").abs())
+        .collect()
     )
     weaker = tenth.group_by(cell="side").agg((pl.col("coefficient").min() * (pl.len() == 2)).alias("near"))
     frame = run.table("neurons").with_columns(run.manifest.model.cells.column()).collect()
@@ -193,37 +205,28 @@ def _statistics(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _next(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
-    """Per side: `next_share` of triggers followed by a token that is written, and what is expected.
+def _next(run: Run, layer: int, triggers: pl.DataFrame, text: _Tokens) -> pl.DataFrame:
+    """Per side of a layer: `next_share` of triggers followed by a token that is written, and what is expected.
 
     In an encoder: of triggers at such a token.
     """
     model = run.manifest.model
-    place = (pl.col("layer") * model.vocabulary + pl.col("token")).alias("place")
-    written = _with_layer(run, _sides(run, "values", "token")).with_columns(
-        key=pl.col("side") * model.vocabulary + pl.col("token")
-    )
-    if model.bidirectional or model.encoder_layers:
-        _, active = _active(run, triggers)
-        within = pl.lit(model.bidirectional) | (pl.col("layer") < model.encoder_layers)
-        stands = pl.when(within).then(pl.Series(active, dtype=pl.Int32)).otherwise(pl.col("next_token"))
-        triggers = _with_layer(run, triggers).with_columns(next_token=stands).drop("layer")
-    followed = triggers.filter(pl.col("next_token").is_not_null()).select("side", token="next_token")
-    followed = _with_layer(run, followed)
-    frequency = (
-        followed.group_by(place)
-        .len()
-        .with_columns(frequency=pl.col("len") / pl.col("len").sum().over(pl.col("place") // model.vocabulary))
-    )
+    written = _sides(run, "values", layer, "token")
+    if model.bidirectional or layer < model.encoder_layers:
+        followed = triggers.select("side", token=pl.Series(text.at(triggers), dtype=pl.Int32))
+    else:
+        followed = triggers.filter(pl.col("next_token").is_not_null()).select("side", token="next_token")
+    frequency = followed.group_by("token").len()
+    frequency = frequency.with_columns(frequency=pl.col("len") / pl.col("len").sum())
     expected = (
-        written.select("side", place)
-        .join(frequency, on="place")
+        written.join(frequency, on="token")
         .group_by("side")
         .agg(pl.col("frequency").sum().alias("next_usual"))
     )
+    key = (pl.col("side") * model.vocabulary + pl.col("token")).alias("key")
     hits = (
-        followed.with_columns(key=pl.col("side") * model.vocabulary + pl.col("token"))
-        .join(written.select("key"), on="key", how="semi")
+        followed.with_columns(key)
+        .join(written.select(key), on="key", how="semi")
         .group_by("side")
         .agg(pl.len().alias("hits"), pl.col("token").n_unique().alias("different"))
         .filter(pl.col("different") >= DIFFERENT)
@@ -238,18 +241,12 @@ def _next(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _with_layer(run: Run, rows: pl.DataFrame) -> pl.DataFrame:
-    layer = run.manifest.model.cells.layer(rows["side"].to_numpy() // 2)
-    return rows.with_columns(layer=pl.Series(layer, dtype=pl.Int64))
-
-
-def _token(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
+def _token(triggers: pl.DataFrame, text: _Tokens) -> pl.DataFrame:
     """Per side: the commonest `active` token, its `token_share` of triggers, and of the corpus."""
-    flat, active = _active(run, triggers)
-    size = run.manifest.model.vocabulary
-    share = np.bincount(flat, minlength=size) / len(flat)
-    side, common, hits = _commonest(triggers["side"].to_numpy(), active, size)
-    commonest = pl.DataFrame({"side": side, "active": common, "hits": hits, "token_usual": share[common]})
+    side, common, hits = _commonest(triggers["side"].to_numpy(), text.at(triggers), len(text.share))
+    commonest = pl.DataFrame(
+        {"side": side, "active": common, "hits": hits, "token_usual": text.share[common]}
+    )
     return (
         _stored(triggers)
         .join(commonest, on="side")
@@ -259,14 +256,27 @@ def _token(run: Run, triggers: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _active(run: Run, triggers: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """All tokens of the run, and i64[trigger]: the token at each."""
-    contexts = run.table("contexts").select("context", "tokens").collect()
-    flat = contexts["tokens"].explode().to_numpy()
-    sizes = contexts["tokens"].list.len().to_numpy().astype(np.int64)
-    starts = np.cumsum(sizes) - sizes
-    row = np.searchsorted(contexts["context"].to_numpy(), triggers["context"].to_numpy())
-    return flat, flat[starts[row] + triggers["position"].to_numpy()].astype(np.int64)
+class _Tokens(NamedTuple):
+    """The tokens of a run: of all contexts, i64[token]; where each context begins, and its id; f64[vocabulary], how
+    often each is."""
+
+    tokens: np.ndarray
+    first: np.ndarray
+    contexts: np.ndarray
+    share: np.ndarray
+
+    @classmethod
+    def of(cls, run: Run) -> _Tokens:
+        contexts = run.table("contexts").select("context", "tokens").collect()
+        tokens = contexts["tokens"].explode(empty_as_null=False).to_numpy().astype(np.int64)
+        sizes = contexts["tokens"].list.len().to_numpy().astype(np.int64)
+        share = np.bincount(tokens, minlength=run.manifest.model.vocabulary) / len(tokens)
+        return cls(tokens, np.cumsum(sizes) - sizes, contexts["context"].to_numpy(), share)
+
+    def at(self, triggers: pl.DataFrame) -> np.ndarray:
+        """i64[trigger]: the token at each."""
+        row = np.searchsorted(self.contexts, triggers["context"].to_numpy())
+        return self.tokens[self.first[row] + triggers["position"].to_numpy()]
 
 
 def _commonest(side: np.ndarray, token: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock, RLock, Timer
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -20,6 +20,7 @@ from mnemoscope.arguments import check_neurons
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
 from mnemoscope.files import sha256
 from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId, other_format
+from mnemoscope.run.places import TEXT
 from mnemoscope.run.schemas import KEYS, MANIFEST, OFFLINE, OPTIONAL, SCHEMAS, WORK, pack
 from mnemoscope.text.vocabulary import Vocabulary
 
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
     import duckdb
     from pyarrow.dataset import Dataset
 
+    from mnemoscope.run.places import WholeText
+
 T = TypeVar("T")
 
+KEPT_GROUPS = 4  # of a table, a few hundred kB each
 REBUILD = "build it again in another folder with `mnemoscope build`"
 
 
@@ -83,6 +87,7 @@ class _SortedTable:
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path, self.key = name, path, KEYS[name]
+        self._group = lru_cache(KEPT_GROUPS)(lambda group, *stamp: self._read_groups([group]))
 
     @cached_property
     def metadata(self) -> pq.FileMetaData:
@@ -120,7 +125,16 @@ class _SortedTable:
         return np.maximum.accumulate(first), np.minimum.accumulate(last[::-1])[::-1]
 
     def _read(self, groups: Sequence[int]) -> pa.Table:
-        with _reading(self.name, self.path), pq.ParquetFile(self.path, metadata=self.metadata) as file:
+        """Row groups; the last few that were read alone are kept: a neuron's neighbour is in the same."""
+        with _reading(self.name, self.path):
+            if not 1 <= len(groups) <= 2:
+                return self._read_groups(groups)
+            stamp = self.path.stat()  # a run that is gone is not answered for
+            tables = [self._group(group, stamp.st_mtime_ns, stamp.st_size) for group in groups]
+            return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+    def _read_groups(self, groups: Sequence[int]) -> pa.Table:
+        with pq.ParquetFile(self.path, metadata=self.metadata) as file:
             return file.read_row_groups(groups, use_threads=len(groups) > 2)  # one neuron is no work to share
 
     def find(self, *key: int) -> pa.Table:
@@ -214,7 +228,7 @@ class Run:
         self._tables = {name: _SortedTable(name, self.file(name)) for name in manifest.tables}
         self._lock = Lock()
         self._kept: dict[Hashable, Any] = {}
-        self._making = RLock()
+        self._making: dict[Hashable, RLock] = {}
 
     def __repr__(self) -> str:
         model, corpus = self.manifest.model, self.manifest.corpus
@@ -237,11 +251,17 @@ class Run:
 
         Threads that ask at once wait for the one that makes it; `read` may ask for something else in turn.
         """
-        with self._making:
+        with self._lock:
+            making = self._making.setdefault(name, RLock())
+        with making:
             if name not in self._kept:
                 self._kept[name] = read()
             kept: T = self._kept[name]
             return kept
+
+    def kept(self, name: Hashable) -> Any:
+        """What `once` keeps under a name, or None."""
+        return self._kept.get(name)
 
     def check(self) -> list[Problem]:
         """Read every byte and compare with the manifest; an empty list if all is well."""
@@ -305,6 +325,11 @@ class Run:
 
     def contexts(self, ids: Sequence[int]) -> dict[int, StoredContext]:
         """Contexts by id, in ascending order; `QueryError` if there is no such context."""
+        written: WholeText | None = self.kept(TEXT)
+        wanted = np.unique(np.asarray(ids, np.int64))
+        if written is not None and (numbers := written.rows(wanted)) is not None:
+            pairs = zip(wanted.tolist(), numbers.tolist(), strict=True)
+            return {context: StoredContext(*written.context(row)) for context, row in pairs}
         rows = self._tables["contexts"].pick(ids)
         return {
             context: StoredContext(document, start, tokens.to_numpy())

@@ -11,10 +11,11 @@ from uuid import uuid4
 
 from mnemoscope import files
 from mnemoscope.errors import MnemoscopeError, QueryError
+from mnemoscope.files import cache_folder
 from mnemoscope.records import Kept
-from mnemoscope.text.samples import SAMPLES, cache_folder
+from mnemoscope.text.samples import SAMPLES
 
-KINDS = ("model", "text", "gguf", "values")
+KINDS = ("model", "text", "gguf", "values", "places")
 
 
 def entries(kind: str | None = None) -> list[Kept]:
@@ -60,6 +61,10 @@ def _all(folder: Path) -> Iterator[Kept]:
             about = json.loads((path / "about.json").read_text(encoding="utf-8"))
             what = f"values of {about['model']} in {about['dtype']}, read through its vocabulary"
             yield Kept("values", what, _size(path), path)
+    for path in _in(folder / "places"):
+        with suppress(OSError, ValueError, KeyError):
+            about = json.loads((path / "about.json").read_text(encoding="utf-8"))
+            yield Kept("places", f"triggers of {about['run']} by where they are", _size(path), path)
 
 
 def _in(folder: Path) -> list[Path]:

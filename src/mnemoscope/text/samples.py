@@ -13,7 +13,6 @@ import hashlib
 import importlib.util
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 
 from mnemoscope import files
 from mnemoscope.errors import DownloadError, ModelError
+from mnemoscope.files import cache_folder
 
 Progress = Callable[[str], None]  # told, in a few words, what is being done now
 
@@ -79,18 +79,6 @@ SAMPLES = {
         megabytes=6,
     ),
 }
-
-
-def cache_folder() -> Path:
-    """Where samples and converted models are kept; not created here."""
-    if folder := os.environ.get("MNEMOSCOPE_CACHE"):
-        return files.expanded(folder)
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder) / "mnemoscope"
-    if sys.platform == "win32" and (folder := os.environ.get("LOCALAPPDATA")):
-        return Path(folder) / "mnemoscope"
-    home = Path.home()
-    return (home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache") / "mnemoscope"
 
 
 def model_folder(name: str = "smollm2-135m", progress: Progress | None = None) -> Path:

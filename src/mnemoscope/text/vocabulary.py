@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from mnemoscope.errors import QueryError
 
@@ -80,10 +80,7 @@ class Vocabulary:
         `edges`, leading, trailing and repeated spaces are ``·``, and other kinds of space ``⟨U+00A0⟩``; without,
         spaces stay, for a piece of running text. Letters of every script stay as they are.
         """
-        if edges:
-            text = _EDGES.sub(lambda found: "·" * len(found[0]), text)
-            text = _WIDE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
-        return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text.translate(_MARKS))
+        return _visible(text, edges)
 
     def find(self, text: str) -> list[int]:
         """Ids of the tokens that are exactly `text`, spaces included; else `QueryError` with the nearest."""
@@ -135,6 +132,14 @@ class Vocabulary:
         if not 0 <= token < len(self._bytes):
             raise QueryError(f"reading token {token}: the vocabulary has tokens 0 to {len(self._bytes) - 1}")
         return token
+
+
+@lru_cache(1 << 16)  # a page shows thousands of tokens, most of them again and again
+def _visible(text: str, edges: bool) -> str:
+    if edges:
+        text = _EDGES.sub(lambda found: "·" * len(found[0]), text)
+        text = _WIDE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+    return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text.translate(_MARKS))
 
 
 def unused(token: int) -> str:

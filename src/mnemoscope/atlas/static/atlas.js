@@ -1,100 +1,78 @@
-// What the pages of a served run do in the browser: styles that the policy lets only a script set, keys, completions, and answers as they come.
-(() => {
-  const run = document.body.dataset.run;
-  const style = (place) => {
-    for (const element of place.querySelectorAll("[data-style]")) {
-      element.style.cssText = element.dataset.style;
-      element.removeAttribute("data-style");
-    }
-    for (const text of place.querySelectorAll(".mn-text > div")) if (text.scrollWidth > text.clientWidth) text.tabIndex = 0; // what scrolls can be reached by keys
-  };
-  style(document);
+// What the pages of a served run do in the browser: completions, parts that come later, and answers as they come.
+import { keys, style } from "./page.js";
 
-  // -- keys ------------------------------------------------------------------------------------------------------
-  const box = document.querySelector(".go input"), keys = document.querySelector("dialog.keys");
-  const follow = (selector) => {
-    const link = document.querySelector(selector);
-    if (link) location.href = link.href;
-  };
-  const after = { // a letter after g
-    l: () => { const card = document.querySelector("[data-layer]"); location.href = card ? card.dataset.layer : `${run}/layers/0`; },
-    h: () => { location.href = run; },
-    e: () => { location.href = `${run}/explain`; },
-    a: () => { location.href = `${run}/annotate`; },
-  };
-  const plain = window.keysOfPage = { // a page with more keys adds them
-    "/": () => { box.focus(); box.select(); },
-    "?": () => keys.showModal(),
-    j: () => follow("[rel=next]"),
-    k: () => follow("[rel=prev]"),
-  };
-  let begun = -Infinity;
-  addEventListener("keydown", (event) => {
-    if (!run || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=checkbox]), textarea, select, dialog")) return;
-    if (event.key === "Enter" && event.target.closest("a, button, summary")) return;
-    const wanted = event.timeStamp - begun < 1500 ? after[event.key] : plain[event.key];
-    begun = event.key === "g" ? event.timeStamp : -Infinity;
-    if (wanted) {
-      event.preventDefault();
-      wanted();
-    }
+const run = document.body.dataset.run;
+style(document);
+
+// -- parts of a page that take longer than the rest --------------------------------------------------------------
+for (const part of document.querySelectorAll("[data-part]")) fetch(part.dataset.part).then(async (answer) => {
+  const whole = answer.ok && new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(part.id);
+  if (!whole) return;
+  style(whole);
+  part.replaceWith(whole);
+});
+
+if (run) keys({
+  l: () => { const card = document.querySelector("[data-layer]"); return card ? card.dataset.layer : `${run}/layers/0`; },
+  h: () => run,
+  e: () => `${run}/explain`,
+  a: () => `${run}/annotate`,
+});
+
+// -- completions -----------------------------------------------------------------------------------------------
+const list = document.getElementById("completions");
+let asked = "";
+for (const field of document.querySelectorAll("[list=completions]")) field.addEventListener("input", async () => {
+  const text = field.value;
+  asked = text;
+  const answer = await fetch(`${run}/completions.json?q=${encodeURIComponent(text)}`);
+  if (!answer.ok || asked !== text) return; // another letter was typed meanwhile
+  list.replaceChildren(...(await answer.json()).map((word) => Object.assign(document.createElement("option"), { value: word })));
+});
+
+// -- a part of a layer's picture -------------------------------------------------------------------------------
+const picture = document.querySelector(".scatter svg");
+if (picture) {
+  const chosen = picture.querySelector(".chosen"), form = document.querySelector("main form");
+  const axes = ["x", "y"].map((name) => {
+    const [column, ...numbers] = picture.dataset[name].split(" ");
+    const [scale, low, high, start, length] = numbers.map(Number);
+    return { column, value: (place) => scale * Math.sinh(low + ((place - start) / length) * (high - low)) };
   });
-  document.querySelector(".help")?.addEventListener("click", () => keys.showModal());
-
-  // -- completions -----------------------------------------------------------------------------------------------
-  const list = document.getElementById("completions");
-  let asked = "";
-  for (const field of document.querySelectorAll("[list=completions]")) field.addEventListener("input", async () => {
-    const text = field.value;
-    asked = text;
-    const answer = await fetch(`${run}/completions.json?q=${encodeURIComponent(text)}`);
-    if (!answer.ok || asked !== text) return; // another letter was typed meanwhile
-    list.replaceChildren(...(await answer.json()).map((word) => Object.assign(document.createElement("option"), { value: word })));
+  const place = (event) => new DOMPoint(event.clientX, event.clientY).matrixTransform(picture.getScreenCTM().inverse());
+  let from = null;
+  const ends = (to) => [[from.x, to.x], [from.y, to.y]].map((pair) => pair.sort((a, b) => a - b));
+  picture.addEventListener("pointerdown", (event) => {
+    if (event.button || event.pointerType === "touch" || event.target.closest("a")) return;
+    from = place(event);
+    picture.setPointerCapture(event.pointerId);
   });
+  picture.addEventListener("pointermove", (event) => {
+    if (!from) return;
+    const [[left, right], [top, bottom]] = ends(place(event));
+    chosen.removeAttribute("hidden");
+    for (const [name, value] of Object.entries({ x: left, y: top, width: right - left, height: bottom - top })) chosen.setAttribute(name, value);
+  });
+  picture.addEventListener("pointerup", (event) => {
+    if (!from) return;
+    const parts = ends(place(event));
+    from = null;
+    chosen.setAttribute("hidden", "");
+    if (parts.some(([low, high]) => high - low < 6)) return;
+    const kept = [...form.querySelectorAll("[name=where]")].filter((field) => field.value && !axes.some((axis) => field.value.startsWith(axis.column)));
+    for (const field of form.querySelectorAll("[name=where]")) if (!kept.includes(field)) field.remove();
+    axes.forEach((axis, k) => {
+      const values = parts[k].map(axis.value).sort((a, b) => a - b);
+      [">=", "<="].forEach((sign, end) => form.prepend(Object.assign(document.createElement("input"),
+        { name: "where", value: `${axis.column}${sign}${values[end].toPrecision(4)}` })));
+    });
+    form.submit();
+  });
+}
 
-  // -- a part of a layer's picture -------------------------------------------------------------------------------
-  const picture = document.querySelector(".scatter svg");
-  if (picture) {
-    const chosen = picture.querySelector(".chosen"), form = document.querySelector("main form");
-    const axes = ["x", "y"].map((name) => {
-      const [column, ...numbers] = picture.dataset[name].split(" ");
-      const [scale, low, high, start, length] = numbers.map(Number);
-      return { column, value: (place) => scale * Math.sinh(low + ((place - start) / length) * (high - low)) };
-    });
-    const place = (event) => new DOMPoint(event.clientX, event.clientY).matrixTransform(picture.getScreenCTM().inverse());
-    let from = null;
-    const ends = (to) => [[from.x, to.x], [from.y, to.y]].map((pair) => pair.sort((a, b) => a - b));
-    picture.addEventListener("pointerdown", (event) => {
-      if (event.button || event.pointerType === "touch" || event.target.closest("a")) return;
-      from = place(event);
-      picture.setPointerCapture(event.pointerId);
-    });
-    picture.addEventListener("pointermove", (event) => {
-      if (!from) return;
-      const [[left, right], [top, bottom]] = ends(place(event));
-      chosen.removeAttribute("hidden");
-      for (const [name, value] of Object.entries({ x: left, y: top, width: right - left, height: bottom - top })) chosen.setAttribute(name, value);
-    });
-    picture.addEventListener("pointerup", (event) => {
-      if (!from) return;
-      const parts = ends(place(event));
-      from = null;
-      chosen.setAttribute("hidden", "");
-      if (parts.some(([low, high]) => high - low < 6)) return;
-      const kept = [...form.querySelectorAll("[name=where]")].filter((field) => field.value && !axes.some((axis) => field.value.startsWith(axis.column)));
-      for (const field of form.querySelectorAll("[name=where]")) if (!kept.includes(field)) field.remove();
-      axes.forEach((axis, k) => {
-        const values = parts[k].map(axis.value).sort((a, b) => a - b);
-        [">=", "<="].forEach((sign, end) => form.prepend(Object.assign(document.createElement("input"),
-          { name: "where", value: `${axis.column}${sign}${values[end].toPrecision(4)}` })));
-      });
-      form.submit();
-    });
-  }
-
-  // -- answers of the model --------------------------------------------------------------------------------------
-  const live = document.querySelector("[data-live]");
-  if (!live) return;
+// -- answers of the model --------------------------------------------------------------------------------------
+const live = document.querySelector("[data-live]");
+if (live) {
   const told = live.querySelector(".told"), bar = live.querySelector("progress"), answer = document.querySelector(".answer");
   const source = new EventSource(`${location.pathname}/events${location.search}`);
   const end = (text, failed) => {
@@ -120,4 +98,4 @@
   source.addEventListener("failure", (event) => end(JSON.parse(event.data), true));
   source.onerror = () => end(source.readyState === EventSource.CLOSED ? "the server refused this, or is gone" : "the connection broke off", true);
   live.querySelector(".stop").addEventListener("click", () => end("stopped", false));
-})();
+}
