@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from families import FAMILIES
+from every_family import tiny as every_tiny
+from families import FAMILIES, MIXTURES
 from safetensors.numpy import load_file
 from tiny import texts, tokenizer
 from typer.testing import CliRunner
@@ -22,7 +23,7 @@ from typer.testing import CliRunner
 import mnemoscope as mn
 from mnemoscope.cli import app
 from mnemoscope.errors import MnemoscopeError, QueryError, RunError, RunMismatch
-from mnemoscope.exchange import graph, neuronpedia, openai
+from mnemoscope.exchange import export, graph, neuronpedia, openai
 from mnemoscope.exchange.sides import AFTER, BEFORE, NeuronSide, Passage
 from mnemoscope.model.model import Model
 from mnemoscope.neuron import twoway
@@ -471,6 +472,31 @@ def test_links_are_the_explanations_own_numbers(explanation: Explanation) -> Non
     assert asked
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mixtral", "bert", "gpt2", "falcon"])
+def test_predictions_of_other_kinds_of_models_become_graphs(family: str) -> None:
+    """A mixture, whose neurons are named with their experts, an encoder, parallel blocks."""
+    if family == "bert":
+        words = tokenizer()
+        words.add_special_tokens({"mask_token": "<mask>"})
+        model = mn.load_model(every_tiny("bert", "masked"), tokenizer=words)
+    else:
+        model = mn.load_model({**FAMILIES, **MIXTURES}[family](), tokenizer=tokenizer())
+    prompt = " the capital of <mask> is the city" if family == "bert" else PROMPT
+    explanation = mn.explain(model, prompt, foils=" London")
+    drawn = graph.graph(explanation)
+    check_graph(drawn)
+    names = [node["clerp"].split()[0] for node in drawn["nodes"] if node["feature_type"].startswith("cross")]
+    assert names and all(("E" in name) == (family == "mixtral") for name in names)
+    assert len(drawn["nodes"]) > len(explanation.neurons) + explanation.tokens.height
+
+
+def test_an_encoder_decoder_has_no_place_in_a_graph(explanation: Explanation) -> None:
+    """It has two rows of tokens."""
+    with pytest.raises(QueryError, match="an encoder-decoder has two"):
+        graph.graph(replace(explanation, encoded=3))
+
+
 def test_the_number_of_a_neuron_can_be_undone() -> None:
     """Cantor's pairs: each number once, as the viewer has it."""
     pairs = {graph.cantor(layer, neuron): (layer, neuron) for layer in range(40) for neuron in range(60)}
@@ -504,6 +530,38 @@ def test_a_folder_for_the_viewer_has_a_card_of_each_neuron(run: mn.Run, model: M
             values = example["tokens_acts_list"]
             assert len(values) == len(example["tokens"]) and all(example["tokens"])
             assert values[example["train_token_ind"]] == max(values)
+
+
+# -- which neurons ---------------------------------------------------------------------------------------------
+
+
+def test_layers_neurons_or_the_highlights(run: mn.Run, model: Model, tmp_path: Path) -> None:
+    """Both together are a union; without either the neurons that `show` begins with."""
+
+    def neurons(**options: Any) -> set[tuple[int, int]]:
+        return {tuple(neuron) for neuron in export.order(run, "openai", tmp_path / "out", **options).neurons}
+
+    whole = {(1, neuron) for neuron in range(40)}
+    assert neurons(layers=[1]) == whole
+    assert neurons(layers=[1], neurons=[run.parse("L0N3"), run.parse("L1N3")]) == whole | {(0, 3)}
+    assert neurons() == {tuple(card.id) for card in run.highlights().cards}
+    folder = run.export(tmp_path / "out", "circuitsvis", layers=1, model=model)
+    for name in SIDES:
+        assert len(json.loads((folder / name / "1.json").read_text())["tokens"][0]) == 40
+
+
+def test_neurons_are_read_together_or_apart(
+    run: mn.Run, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In how many passes makes no difference but the last bits."""
+    one = exported(run, model, "circuitsvis", tmp_path / "one")
+    monkeypatch.setattr("mnemoscope.exchange.sides.TOGETHER", 2)
+    two = exported(run, model, "circuitsvis", tmp_path / "two")
+    for file in one.glob("*/*.json"):
+        left, right = (json.loads((folder / file.relative_to(one)).read_text()) for folder in (one, two))
+        for texts_of, others in zip(left["activations"][0], right["activations"][0], strict=True):
+            np.testing.assert_allclose(np.concatenate(texts_of), np.concatenate(others), atol=1e-5)
+        assert left | {"activations": None} == right | {"activations": None}
 
 
 # -- what cannot be exported -----------------------------------------------------------------------------------

@@ -161,3 +161,50 @@ def test_the_kind_of_error_is_the_callers(tmp_path: Path) -> None:
     """A writer of something else raises its own kind."""
     with pytest.raises(CorpusError, match="spooling"):
         files.write(tmp_path, "", "spooling", CorpusError)
+
+
+# -- folders ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_any_name_is_written_whole(name: str, tmp_path: Path) -> None:
+    """It has its name only once the block has ended, and nothing stays beside it."""
+    target = tmp_path / name
+    for _ in range(2):  # where there is none, and where there is an empty one
+        with files.new_folder(target, "exporting to") as folder:
+            (folder / "inner").mkdir()
+            (folder / "inner" / "file").write_text("text")
+            assert not (target / "inner").exists()
+        assert [path.name for path in tmp_path.iterdir()] == [target.name]
+        assert (target / "inner" / "file").read_text() == "text"
+        (target / "inner" / "file").unlink()
+        (target / "inner").rmdir()
+
+
+def test_a_folder_that_is_not_finished_leaves_nothing(tmp_path: Path) -> None:
+    """Nor does what a killed attempt left behind; an empty folder that was there stays."""
+    target, left = tmp_path / "out", tmp_path / ".out.partial"
+    left.mkdir()
+    (left / "half").write_text("old")
+    target.mkdir()
+    with pytest.raises(KeyboardInterrupt), files.new_folder(target, "exporting to") as folder:
+        assert not (folder / "half").exists()
+        (folder / "file").write_text("text")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list(target.iterdir())
+
+
+def test_a_folder_that_holds_something_is_never_replaced(tmp_path: Path) -> None:
+    """Not even when something was put there meanwhile."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("kept")
+    said = refused(files.check_new_folder, tmp_path / "out", "exporting to")
+    assert said.endswith("the folder holds something, which would be lost; give a new or empty one")
+    late = tmp_path / "late"
+    with pytest.raises(RunError, match="not empty"), files.new_folder(late, "exporting to") as folder:
+        (folder / "file").write_text("new")
+        late.mkdir()
+        (late / "file").write_text("kept")
+    assert (late / "file").read_text() == "kept" and not list(tmp_path.glob(".*"))
+    (tmp_path / "plain").write_text("kept")
+    assert "Not a directory" in refused(files.check_new_folder, tmp_path / "plain", "exporting to")

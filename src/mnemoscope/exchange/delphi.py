@@ -73,12 +73,14 @@ def write(
 def _tensors(values: np.ndarray, neurons: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """locations [N, 3], activations [N] and tokens [row, position] of values f32[token neuron] above 0."""
     place, column = np.nonzero(values > 0)
-    locations = np.stack([*np.divmod(place, ROW), neurons[column]], axis=1)
-    small = locations.max(initial=0) < 2**16
+    small = max(len(tokens), int(neurons.max(initial=0)) + 1) <= 2**16
+    locations = np.empty((len(place), 3), np.uint16 if small else np.uint32)
+    for index, numbers in enumerate((place // ROW, place % ROW, neurons[column])):
+        locations[:, index] = numbers
     activations = values[place, column]
     half = activations.max(initial=0) <= np.finfo(np.float16).max
     return {
-        "locations": locations.astype(np.uint16 if small else np.uint32),
+        "locations": locations,
         "activations": activations.astype(np.float16 if half else np.float32),
         "tokens": tokens,
     }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[Progress], None]
 LIMIT = 100_000  # tokens of the run's text that delphi's cache holds
-_MOST = 2**28  # coefficients of whole texts that are held at once
+_MOST = 2**27  # coefficients of whole texts that are held at once
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,7 @@ class _GraphParts:
                 "layer", "neuron", "promotes"
             ).iter_rows()
         }
+        names = self._names()
         for address, coefficient in self.coefficients.items():
             layer, neuron = address
             words = " ".join(piece.strip() or "·" for piece in (raised.get(address) or ())[:3]).translate(
@@ -184,11 +185,26 @@ class _GraphParts:
             )
             yield _node(
                 self.neuron(address), layer, position, cantor(layer, neuron), "cross layer transcoder",
-                f"{layer}_{neuron}-0", f"{address} {words}".strip(), activation=coefficient,
+                f"{layer}_{neuron}-0", f"{names.get(address, str(address))} {words}".strip(), activation=coefficient,
             )  # fmt: skip
         yield self._output(explanation.target, float(explanation.stream["probability"][-1]), True)
         for contrast in explanation.contrasts:
             yield self._output(contrast.foil, contrast.probability, False)
+
+    def _names(self) -> dict[NeuronId, str]:
+        """What neurons are called in a mixture of experts, with the expert; none in other models."""
+        columns = {
+            ("layer", "neuron", "address"): self.of.neurons,
+            ("query_layer", "query_unit", "query_address"): self.of.queries.filter(
+                pl.col("kind") == "neuron"
+            ),
+        }
+        return {
+            NeuronId(layer, neuron): name
+            for names, frame in columns.items()
+            if names[2] in frame.columns
+            for layer, neuron, name in frame.select(names).iter_rows()
+        }
 
     def _output(self, chosen: ChosenToken, probability: float, is_target: bool) -> dict[str, Any]:
         position, layer = self.of.position, self.of.layer_count + 1

@@ -146,6 +146,7 @@ class Sides:
     random: int = 0
     most: int | None = None
     reread: Reread = field(default_factory=Reread)
+    _cards: dict[NeuronId, NeuronCard] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[NeuronSide]:
         """Each side in the order of `wanted`."""
@@ -176,8 +177,14 @@ class Sides:
             )
         for side, read in passages.items():
             count = len(places[side])
-            about = card(self.run, side[0], examples=0)
-            yield NeuronSide(about, side[1], tuple(read[:count]), tuple(read[count:]))
+            yield NeuronSide(self._card(side[0]), side[1], tuple(read[:count]), tuple(read[count:]))
+
+    def _card(self, neuron: NeuronId) -> NeuronCard:
+        """The card of a neuron, kept from its first side to its second."""
+        known = self._cards.pop(neuron, None)
+        if known is None:
+            known = self._cards[neuron] = card(self.run, neuron, examples=0)
+        return known
 
     def _triggers(self, neuron: NeuronId, polarity: int) -> list[TextPlace]:
         rows = self.run.rows("triggers", *neuron).filter(pl.col("polarity") == polarity).sort("rank")
