@@ -149,7 +149,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2, "num_key_value_heads": 4},
     "deepseek_v3": _LATENT,
     "deepseek_v32": _LATENT,
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}, "ffn_config": {"ffn_hidden_size": 40}},
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 0.5},
+        "ffn_config": {"ffn_hidden_size": 40, "moe_top_k": 2},
+    },
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "cohere_compass_text": _COMPASS,
     "cohere_compass": {"text_config": _COMPASS},

@@ -182,14 +182,6 @@ def test_the_table_is_known_and_the_rest_is_not() -> None:
 
 # -- refusals ------------------------------------------------------------------------------------------------
 
-_DBRX = {
-    "vocab_size": VOCABULARY,
-    "d_model": WIDTH,
-    "n_heads": 4,
-    "n_layers": 1,
-    "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
-    "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 1, "hidden_size": WIDTH},
-}
 _SMALL = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -215,7 +207,10 @@ def _renamed() -> PreTrainedModel:
 
 
 REFUSED = {
-    "dbrx": (lambda: tiny("dbrx", **_DBRX), r"its experts \(DbrxExperts\) are computed by code of their own"),
+    "switch_transformers": (
+        lambda: smallest("switch_transformers", "seq2seq"),
+        r"its experts \(SwitchTransformersExperts\) are computed by code of their own",
+    ),
     "big_bird": (lambda: smallest("big_bird", "masked"), "random blocks"),
     "classifier": (
         lambda: BertForSequenceClassification(BertConfig(**_SMALL, intermediate_size=16)),

@@ -5,17 +5,20 @@ our own stands there under a name of ours. It computes each expert as the module
 goes into the down projection before it is multiplied.
 
 Experts of Llama 4 stand in no registry: the router multiplies what they read, and all of them run on all tokens. What
-they did with those routed to them is computed again beside them.
+they did with those routed to them is computed again beside them. Nor do those of DBRX, which are called as if they did:
+the implementation stands in the place of their own code.
 
 Not routed is absent, not 0: an expert has rows for the tokens that it was given and for no others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -140,7 +143,7 @@ class Experts:
     @property
     def multiplies_inputs(self) -> bool:
         """Whether the router multiplies what the experts read; what they write is then added as it is."""
-        return foreign(self.module)
+        return foreign(self.module) and _facts(self.module).multiplies_inputs
 
     def rows(self, expert: int, of_stream: bool = True) -> Rows:
         """The weights of one expert; keys of the residual stream, or of what the expert itself reads."""
@@ -188,10 +191,8 @@ class Experts:
         )
         return _apply_gate(self.module, fused)
 
-    def _matrix(self, module: nn.Module, name: str) -> Tensor:
-        parameter = self.held(module, name)
-        assert parameter is not None, f"{name} of {type(module).__name__}"
-        return parameter
+    def _matrix(self, module: nn.Module, name: str) -> Any:
+        return _weights(module, name, self.held)
 
     @property
     def _first(self) -> str:
@@ -209,37 +210,84 @@ def half(module: nn.Module, index: int, width: int) -> slice:
 
 def dispatched(module: nn.Module) -> bool:
     """Whether a module holds experts that transformers dispatches by name, or that are read as if it did."""
-    down = getattr(module, "down_proj", None)
-    known = hasattr(module, "has_gate") or foreign(module)
-    return known and isinstance(down, nn.Parameter) and down.ndim == 3
+    if not (hasattr(module, "has_gate") or foreign(module)):
+        return False
+    split = _facts(module).parts if foreign(module) else {}
+    owner, (name,) = (module.mlp, split["down_proj"]) if split else (module, ("down_proj",))
+    down = getattr(owner, name, None)
+    return isinstance(down, nn.Parameter) and down.ndim == (2 if split else 3)
 
 
 class _Facts(NamedTuple):
-    """What transformers says of the experts that it dispatches, for those that it does not."""
+    """What transformers says of the experts that it dispatches, for those that it does not.
+
+    multiplies_inputs  the router multiplies what they read
+    parts              parameters of `mlp` [expert and neuron, width] that are elsewhere one of the module itself
+    """
 
     has_gate: bool = True
     has_bias: bool = False
     is_transposed: bool = True
     is_concatenated: bool = True
+    has_post_expert_norm: bool = False
+    multiplies_inputs: bool = False
+    parts: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
-_FOREIGN = {"Llama4TextExperts": _Facts()}
+_FOREIGN = {
+    "Llama4TextExperts": _Facts(multiplies_inputs=True),
+    "DbrxExperts": _Facts(parts={"gate_up_proj": ("w1", "v1"), "down_proj": ("w2",)}),
+}
 
 
 def foreign(module: nn.Module) -> bool:
-    """Whether experts stand in no registry, and read each token times the router's score."""
+    """Whether experts stand in no registry."""
     return type(module).__name__ in _FOREIGN
+
+
+def computed_here(module: nn.Module) -> bool:
+    """Whether experts, while taken apart, are computed by `experts_forward` and not by code of their own."""
+    return dispatched(module) and not (foreign(module) and _facts(module).multiplies_inputs)
+
+
+def _called(module: nn.Module) -> bool:
+    """Whether `experts_forward` has to be put in the place of code that no registry chooses, and is not there yet."""
+    there = isinstance(module.forward, partial) and module.forward.func is _in_its_place
+    return foreign(module) and computed_here(module) and not there
 
 
 def _facts(module: nn.Module) -> Any:
     return _FOREIGN.get(type(module).__name__, module)
 
 
+@dataclass(frozen=True)
+class _Beside:
+    """Matrices [expert, output, input] whose outputs follow one another; of an expert [input, output]."""
+
+    parts: tuple[Tensor, ...]
+
+    def __getitem__(self, expert: int) -> Tensor:
+        return torch.cat([part[expert] for part in self.parts]).T
+
+
+def _weights(module: Any, name: str, read: Callable[[nn.Module, str], Tensor | None] = getattr) -> Any:
+    """The weights of all experts: a parameter, or what can be asked for those of one as it can."""
+    parts = _facts(module).parts if foreign(module) else {}
+    owner, names = (module.mlp, parts[name]) if name in parts else (module, (name,))
+    held = [read(owner, each) for each in names]
+    assert all(each is not None for each in held), f"{name} of {type(module).__name__}"
+    if name not in parts:
+        return held[0]
+    stacks = tuple(each.unflatten(0, (module.num_experts, -1)) for each in held if each is not None)
+    return stacks[0] if len(stacks) == 1 else _Beside(stacks)
+
+
 def _apply_gate(module: Any, fused: Tensor) -> Tensor:
     if not foreign(module):
         return module._apply_gate(fused)
     gate, up = fused.chunk(2, -1)
-    return up * module.act_fn(gate)
+    act = module.mlp.activation_fn if _facts(module).parts else module.act_fn
+    return up * act(gate)
 
 
 def shared_weight(experts: Experts, gate: Float[Tensor, "token 1"] | None) -> Float[Tensor, " token"] | float:
@@ -284,20 +332,33 @@ def experts_forward(
     Every step is the eager one, on the same rows in ascending order; half-precision weights are widened expert by
     expert where the pass is fp32.
     """
-    chosen, experts = top_k_index.flatten(), len(module.down_proj)
+    chosen, experts = top_k_index.flatten(), len(_weights(module, "down_proj"))
     # An index beyond the last expert stands for none.
     starts = _starts(chosen.bincount(minlength=experts)[:experts])
     order = chosen.argsort(stable=True)[: starts[-1]]
     tokens, weight = order // top_k_index.shape[1], top_k_weights.flatten()[order]
     coefficients = _detected(module, starts, tokens, weight, hidden_states, tokens)
     out = torch.zeros_like(hidden_states)
-    with nullcontext() if module.has_post_expert_norm else _unseen(module):
+    normed = _facts(module).has_post_expert_norm
+    with nullcontext() if normed else _unseen(module):
         for expert, rows in _each(starts):
             y = _product(module, "down_proj", expert, coefficients[rows])
-            if module.has_post_expert_norm:
+            if normed:
                 y = module.post_expert_norm(y)
             out.index_add_(0, tokens[rows], (y * weight[rows, None]).to(out.dtype))
     return out
+
+
+def _in_its_place(
+    _: Any,
+    module: Any,
+    hidden_states: Float[Tensor, "*token width"],
+    top_k_index: Int[Tensor, "token k"],
+    top_k_weights: Float[Tensor, "token k"],
+) -> Float[Tensor, "*token width"]:
+    """The forward of experts that are called as those of the registry are, and are not in it."""
+    rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+    return experts_forward(module, rows, top_k_index, top_k_weights).view(hidden_states.shape)
 
 
 def _multiplied(
@@ -326,7 +387,7 @@ def _detected(
 ) -> Float[Tensor, "row neuron"]:
     """The coefficients of all experts, once everybody who listens has seen them; arguments as in `Routed`."""
     gated, name = _facts(module).has_gate, "gate_up_proj" if _facts(module).has_gate else "up_proj"
-    width = module.down_proj.shape[1 if _facts(module).is_transposed else 2]
+    width = _weights(module, "down_proj").shape[1 if _facts(module).is_transposed else 2]
     first = read.new_empty(len(taken), 2 * width if gated else width)
     with _unseen(module):
         for expert, rows in _each(starts):
@@ -365,7 +426,7 @@ def summed(output: Float[Tensor, "row width"], tokens: int) -> Float[Tensor, "to
 
 
 def _product(module: Any, name: str, expert: int, x: Tensor) -> Tensor:
-    weight = getattr(module, name)[expert].to(x.dtype)
+    weight = _weights(module, name)[expert].to(x.dtype)
     bias = getattr(module, f"{name}_bias")[expert].to(x.dtype) if _facts(module).has_bias else None
     return nn.functional.linear(x, weight.T if _facts(module).is_transposed else weight, bias)
 
@@ -428,7 +489,10 @@ def taken_apart(hf: nn.Module) -> Iterator[None]:
     """Experts are computed by `experts_forward` for the time of the block; the model's own implementation after it."""
     every: list[Any] = [module for module in hf.modules() if dispatched(module)]
     modules = [module for module in every if not foreign(module)]
-    handles = [module.register_forward_hook(_multiplied) for module in every if foreign(module)]
+    handles = [module.register_forward_hook(_multiplied) for module in every if not computed_here(module)]
+    called = [(module, vars(module).get("forward")) for module in every if _called(module)]
+    for module, _ in called:
+        module.forward = partial(_in_its_place, module.forward, module)
     configs = {id(module.config): module.config for module in modules}
     before = [(config, config._experts_implementation_internal) for config in configs.values()]
     replaced = {id(config): name for config, name in before if name != NAME}
@@ -440,6 +504,10 @@ def taken_apart(hf: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        for module, forward in called:
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward
         for config, name in before:
             if config._experts_implementation_internal == NAME:  # else another was chosen meanwhile
                 config._experts_implementation_internal = name

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mnemoscope.model.experts import dispatched, foreign, taken_apart
+from mnemoscope.model.experts import computed_here, taken_apart
 from mnemoscope.model.packed import packed, unpacked
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -90,7 +90,7 @@ def _widened(hf: PreTrainedModel, apart: bool) -> Iterator[None]:
     """
     handles: list[Any] = []
     for module in hf.modules():
-        if (apart and dispatched(module) and not foreign(module)) or packed(module):
+        if (apart and computed_here(module)) or packed(module):
             continue
         tensors = [*_tensors(module)]
         if not isinstance(module, PreTrainedModel):
@@ -113,12 +113,12 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 @cache
 def _read_from_outside(kind: type) -> tuple[str, ...]:
-    """The children whose weights the code of a module reads itself, while they do not run (Jamba, Nemotron H)."""
+    """The children whose weights the code of a module reads itself, while they do not run (Jamba, Nemotron H, DBRX)."""
     try:
         source = inspect.getsource(kind)
     except (OSError, TypeError):
         return ()
-    return tuple(dict.fromkeys(re.findall(r"self\.(\w+)\.(?:weight|bias)\b", source)))
+    return tuple(dict.fromkeys(re.findall(r"self\.(\w+)\.(?:weight|bias|[wv][12])\b", source)))
 
 
 class _Widener:

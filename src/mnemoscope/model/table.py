@@ -354,6 +354,12 @@ FAMILIES: dict[str, Family] = {
         latent=("fc1_latent_proj", "fc2_latent_proj"),
         activation="relu2",
     ),
+    "dbrx": _LLAMA._replace(
+        attention_out="norm_attn_norm.attn.out_proj",
+        norms=(Norms("norm_attn_norm.norm_1", "norm_attn_norm.norm_2"),),
+        blocks="blocks",
+        final_norm="norm_f",
+    ),
     "llama4_text": _LLAMA._replace(
         ffn=FeedForward("feed_forward.down_proj", "feed_forward.gate_proj", "feed_forward.up_proj")
     ),
