@@ -264,10 +264,10 @@ def _facts(module: nn.Module) -> Any:
 class _Beside:
     """Matrices [expert, output, input] whose outputs follow one another; of an expert [input, output]."""
 
-    parts: tuple[Tensor, ...]
+    stacks: tuple[Tensor, ...]
 
     def __getitem__(self, expert: int) -> Tensor:
-        return torch.cat([part[expert] for part in self.parts]).T
+        return torch.cat([matrices[expert] for matrices in self.stacks]).T
 
 
 def _weights(module: Any, name: str, read: Callable[[nn.Module, str], Tensor | None] = getattr) -> Any:
