@@ -223,8 +223,7 @@ if __name__ == "__main__":
     model, corpus, chance = load_model(folder, dtype="fp32"), load_corpus(text), random.Random(workers)
 
     def hashes(name, **options):
-        nulls = () if model.hf.config.model_type == "qwen2_moe" else DEFAULT_NULLS
-        run = build(model, corpus, f"{place}/{name}", top=7, nulls=nulls, **options)
+        run = build(model, corpus, f"{place}/{name}", top=7, nulls=DEFAULT_NULLS, **options)
         return {name: entry.sha256 for name, entry in run.manifest.tables.items()}
 
     hashes("compiled")

@@ -190,13 +190,16 @@ class Model:
                 "follows; decoders are accepted"
             )
 
-    def check_dense(self, doing: str, last: int | None = None) -> None:
-        """ModelNotSupported where a layer (of those up to `last`) is a mixture of experts; `doing` begins its line."""
+    def check_dense(
+        self, doing: str, last: int | None = None, instead: str = "dense models are accepted"
+    ) -> None:
+        """ModelNotSupported where a layer (of those up to `last`) is a mixture of experts; `doing` begins its line, and
+        it ends with what can be done instead."""
         layers = self.anatomy.layers if last is None else self.anatomy.layers[: last + 1]
         if not self.anatomy.of_units and any(layer.experts for layer in layers):
             raise ModelNotSupported(
-                f"{doing} {self.id}: it is a mixture of experts, whose neurons run on the tokens routed to them; this "
-                "question is asked of dense models only as yet"
+                f"{doing} {self.id}: it is a mixture of experts, whose neurons run on the tokens routed to them, which "
+                f"this does not follow as yet; {instead}"
             )
 
     def check_causal(self, doing: str) -> None:

@@ -8,6 +8,7 @@
 4. Decide in the test half (`outcomes`): F1 and its interval, what the nulls reach, the verdict.
 
 `job` does all four for every unit of a run; `hypothesis` does the last three for one neuron and a user's own claim.
+In a mixture of experts the text of that neuron is what is routed to its expert (`groups`).
 
 An example. Nine of the strongest triggers of neuron L3N7, when positive, end with "river": `word:river` is a
 candidate, and so is `word:river@16`. Triggers of the test half show it too (q = .001). The model reads 65,536 tokens

@@ -81,7 +81,9 @@ def patterns(
     Raises RunMismatch when the model is not the run's, PatternError when the text is too small.
     """
     model.check_one_text("looking for patterns of")
-    model.check_dense("looking for patterns of")
+    model.check_dense(
+        "looking for patterns of", instead="ask `mnemoscope test` about a pattern and one of its neurons"
+    )
     model.check_built(run, "testing patterns of")
     settings, work = settings or Settings(), WorkFolder(run.path / WORK)
     check_budget(settings.budget)
