@@ -110,10 +110,17 @@ COUNTERPARTS: dict[str, Call] = {
     "annotate export": lambda run, model, tmp: _annotated(run, tmp),
     "serve": lambda run, model, tmp: _address(run),
     "export": lambda run, model, tmp: run.export(tmp / "exported", "openai", neurons="L1N3"),
+    "merge": lambda run, model, tmp: mn.merge(_mined(model, tmp)),
     "mcp": lambda run, model, tmp: assistant.create(run),
     "models": lambda run, model, tmp: mn.families(),
     "models check": lambda run, model, tmp: mn.check(str(model)),
 }
+
+
+def _mined(model: Path, tmp: Path) -> Path:
+    """The folder of a build in one part."""
+    mn.build_part(mn.load_model(model, dtype="fp32"), texts(10), tmp / "parts", (0, 1))
+    return tmp / "parts"
 
 
 def _commands(group: typer.Typer, before: str = "") -> Iterator[str]:

@@ -318,7 +318,7 @@ def test_an_unfinished_run_of_another_corpus_is_refused(
     """What was begun with one corpus is not gone on with another."""
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("mnemoscope.mine.build._Build._write", lambda *_: 1 // 0)
+        patch.setattr("mnemoscope.mine.build.Build._write", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             build(model, texts(60), path, top=TOP)
     with pytest.raises(RunError, match=r"unfinished|not finished"):
@@ -334,7 +334,7 @@ def test_what_an_older_version_began_is_refused(
     """One line says which format it has and what to do; nothing there is touched."""
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("mnemoscope.mine.build._Build._write", lambda *_: 1 // 0)
+        patch.setattr("mnemoscope.mine.build.Build._write", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             build(model, texts(60), path, top=TOP)
     file = path / ".work" / "identity.json"

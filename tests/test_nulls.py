@@ -503,7 +503,7 @@ def test_other_nulls_are_another_run(model: Model, tmp_path: Path) -> None:
         make(tmp_path / "run", nulls=())
     assert open_run(tmp_path / "run").check() == []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mnemoscope.mine.build._Build._write", lambda *_: 1 // 0)
+        patch.setattr("mnemoscope.mine.build.Build._write", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             make(tmp_path / "begun", nulls=["rotated"])
     with pytest.raises(RunMismatch, match="nulls"):

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mnemoscope.api import Run as Run
     from mnemoscope.api import annotated as annotated
     from mnemoscope.api import build as build
+    from mnemoscope.api import build_part as build_part
     from mnemoscope.api import check as check
     from mnemoscope.api import compare as compare
     from mnemoscope.api import demo as demo
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mnemoscope.api import explain_many as explain_many
     from mnemoscope.api import families as families
     from mnemoscope.api import measurements as measurements
+    from mnemoscope.api import merge as merge
     from mnemoscope.api import open_run as open_run
     from mnemoscope.api import score as score
     from mnemoscope.api import serve as serve
@@ -41,6 +43,7 @@ __all__ = [
     "Run",
     "annotated",
     "build",
+    "build_part",
     "cache",
     "check",
     "compare",
@@ -52,6 +55,7 @@ __all__ = [
     "load_corpus",
     "load_model",
     "measurements",
+    "merge",
     "open_run",
     "score",
     "serve",

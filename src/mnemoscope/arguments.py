@@ -54,6 +54,29 @@ def check_build(top: int, nulls: Sequence[str], workers: int) -> None:
     check_nulls(nulls)
 
 
+def parse_part(text: str) -> tuple[int, int]:
+    """3/16: the fourth of sixteen parts; RunError for what is none."""
+    number, slash, parts = text.partition("/")
+    if slash and number.isdecimal() and parts.isdecimal():
+        return check_part(int(number), int(parts), text)
+    raise _no_part(text)
+
+
+def check_part(number: int, parts: int, given: str = "") -> tuple[int, int]:
+    """RunError for a part that there is not."""
+    if not 0 <= number < parts:
+        raise _no_part(given or f"{number}/{parts}")
+    return number, parts
+
+
+def _no_part(given: str) -> RunError:
+    return RunError(
+        f"mining a part of a build: {given!r} in {{part}} is none; give its number from 0 and how many there are, "
+        "such as 3/16, of 0/16 to 15/16",
+        part=given,
+    )
+
+
 def check_nulls(kinds: Sequence[str]) -> None:
     """RunError for a kind of null units that is not known."""
     if unknown := [kind for kind in kinds if kind not in NULLS]:

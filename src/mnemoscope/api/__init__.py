@@ -55,6 +55,7 @@ __all__ = [
     "Run",
     "annotated",
     "build",
+    "build_part",
     "cache",
     "check",
     "compare",
@@ -65,6 +66,7 @@ __all__ = [
     "explain_many",
     "families",
     "measurements",
+    "merge",
     "open_run",
     "score",
     "serve",
@@ -126,6 +128,39 @@ def build(
         model = load_model(model, units=units)
     kinds = DEFAULT if nulls is None else nulls
     return Run.of(build(model, corpus, path, top=top, nulls=kinds, workers=workers, report=report))
+
+
+def build_part(
+    model: ModelSource,
+    corpus: Corpus | str | Path | list[str],
+    path: str | Path,
+    part: tuple[int, int],
+    **options: Any,
+) -> None:
+    """Mine one part of a build, for many processes that share a folder, on one machine or several; see `merge`.
+
+    part     its number, from 0, and how many there are; every process gives the same model, corpus and options
+    options  top, nulls, workers, report, as of `build`
+
+    Errors as of `build`; `QueryError` if there is no such part.
+    """
+    from mnemoscope.arguments import check_part
+    from mnemoscope.mine import parts
+    from mnemoscope.mine.loop import Portion
+
+    parts.mine(model, corpus, path, Portion(*check_part(*part)), **options)
+
+
+def merge(path: str | Path, model: ModelSource | None = None, *, report: Report | None = None) -> Run:
+    """Make the run of parts that were mined in a folder; what is finished is opened.
+
+    model  what `load_model` takes, or its result; None for where the parts had theirs from
+
+    `RunError` if a part is not done; `RunMismatch` for another model.
+    """
+    from mnemoscope.mine import parts
+
+    return Run.of(parts.merge(path, model, report=report))
 
 
 def demo(path: str | Path = "runs/demo", *, limit: int | None = None, report: Report | None = None) -> Run:

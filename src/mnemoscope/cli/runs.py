@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mnemoscope.arguments import check_build, check_least, check_verification
+from mnemoscope.arguments import check_build, check_least, check_verification, parse_part
 from mnemoscope.cli.options import (
     ADDRESS,
     AsJson,
@@ -29,6 +29,8 @@ from mnemoscope.cli.shared import (
     app,
     building,
     check_page,
+    keeping,
+    kept_copies,
     load,
     model_of,
     print_json,
@@ -97,6 +99,13 @@ def build(
         ),
     ] = "random,rotated",
     workers: Workers = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Mine one part of so many (3/16: the fourth), beside other processes with the same folder, on this "
+            "machine or others; `mnemoscope merge` makes the run of all."
+        ),
+    ] = None,
     loading: Loading,
     as_json: AsJson = False,
 ) -> None:
@@ -107,15 +116,40 @@ def build(
 
     kinds = [] if nulls == "none" else [kind.strip() for kind in nulls.split(",")]
     check_build(top, kinds, workers)
+    portion = None if shard is None else parse_part(shard)
     check_place(out)
     source = load_corpus(corpus, **asdict(reading))
     loaded = load(model, loading)
+    if portion is not None:
+        with kept_copies(), keeping(out), progress_bars() as report:
+            api.build_part(loaded, source, out, portion, top=top, nulls=kinds, workers=workers, report=report)
+        say(f"{out}: part {shard} is mined. When all are: {command('merge', out)}")
+        return
     with building(loaded, out) as report:
         run = api.build(loaded, source, out, top=top, nulls=kinds, workers=workers, report=report)
     if as_json:
         print_json(run.manifest.model_dump())
     else:
         say(f"{out}: finished. Look at it with: {command('show', out)}")
+
+
+@app.command(epilog="Example: mnemoscope merge runs/llama")
+@bundled
+def merge(
+    run: Annotated[Path, typer.Argument(help="Folder in which all parts were mined.")],
+    *,
+    model: Annotated[
+        str | None, typer.Option(help="Where to load the model from, if not from where the parts had theirs.")
+    ] = None,
+    loading: Loading,
+) -> None:
+    """Make the run of parts that several processes mined (build --shard)."""
+    from mnemoscope import api
+
+    loaded = None if model is None else load(model, loading)
+    with kept_copies(), keeping(run), progress_bars() as report:
+        api.merge(run, loaded, report=report)
+    say(f"{run}: finished. Look at it with: {command('show', run)}")
 
 
 @app.command(epilog="Example: mnemoscope show runs/demo L13N366")

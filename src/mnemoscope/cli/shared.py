@@ -249,7 +249,9 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
 # -- The application that commands join, and its help: commands in the order of the work -----------------------
 
 ORDER = {
-    "Look": ("demo", "build", "show", "find", "trace", "explain", "serve", "site", "mcp", "export"),
+    "Look": (
+        "demo", "build", "merge", "show", "find", "trace", "explain", "serve", "site", "mcp", "export",
+    ),  # fmt: skip
     "Test": ("patterns", "test", "removal", "verify", "annotate"),
     "Reproduce": ("study", "compare"),
     "Manage": ("models", "cache"),

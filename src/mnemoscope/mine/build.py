@@ -11,7 +11,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -76,6 +77,25 @@ def build(
 
     Raises RunMismatch when the folder holds something built from another model, corpus or options.
     """
+    model, text, path, identity = prepared(model, text, path, top, nulls, workers)
+    if not is_finished(path):
+        with begun(model, path) as writer:
+            if writer is not None:
+                Build(model, text, writer, identity, workers, report or (lambda _: None)).run()
+    run = open_run(path)
+    compare(run.manifest.options["identity"], identity, f"{path} holds a run that was")
+    return run
+
+
+def prepared(
+    model: Model | PreTrainedModel | str | Path,
+    text: Corpus | str | Path | list[str],
+    path: str | Path,
+    top: int,
+    nulls: Sequence[str],
+    workers: int,
+) -> tuple[Model, Corpus, Path, dict[str, Any]]:
+    """What a build needs, checked: model, text, folder, and what must be the same for a build to be the same."""
     check_build(top, nulls, workers)
     if workers > 1:
         loop.check_workers()  # before the folder is locked, or a process would wait for its parent
@@ -90,27 +110,51 @@ def build(
             target_text=text.target_column,
         )
     model.check_tokenizer()
-    path = files.expanded(path)
-    identity = _identity(model, text, top, recipe(model, nulls))
-    if not is_finished(path):
-        # Before anything there is touched: another process may be in the middle of its commit.
-        lock = path / ".lock"
-        with loop.locked(lock, path), model.running():
-            if not (finish_commit(path) or is_finished(path)):
-                with RunWriter(path) as writer:
-                    _Build(model, text, writer, identity, workers, report or (lambda _: None)).run()
+    return model, text, files.expanded(path), _identity(model, text, top, recipe(model, nulls))
+
+
+@contextmanager
+def begun(model: Model, path: Path, patience: float = 0.0) -> Iterator[RunWriter | None]:
+    """Hold the folder of a run that is not finished; None if another process finished it meanwhile.
+
+    patience  seconds to wait for another process there
+    """
+    # Before anything there is touched: another process may be in the middle of its commit.
+    lock = path / ".lock"
+    with loop.locked(lock, path, patience), model.running():
+        if finish_commit(path) or is_finished(path):
+            yield None
+        else:
+            with RunWriter(path) as writer:
+                yield writer
+    if is_finished(path):
         lock.unlink(missing_ok=True)  # whoever waits for it, or makes another, finds the run
-    run = open_run(path)
-    _compare(run.manifest.options["identity"], identity, f"{path} holds a run that was")
-    return run
 
 
 @dataclass(frozen=True)
-class _Build:
+class PlannedText:
+    """What a run says of a text that is planned already and is not read again; fields as of `Corpus`."""
+
+    id: str
+    source: dict[str, Any]
+    segment: str
+    limit: int | None
+    target_column: str | None
+    sampling: str | None
+
+    @classmethod
+    def of(cls, identity: dict[str, Any]) -> PlannedText:
+        """As the build that planned it was asked."""
+        names = ("corpus", "source", "segment", "limit", "target", "sampling")
+        return cls(*(identity[name] for name in names))
+
+
+@dataclass(frozen=True)
+class Build:
     """The stages of one build, in order."""
 
     model: Model
-    text: Corpus
+    text: Corpus | PlannedText
     writer: RunWriter
     identity: dict[str, Any]
     workers: int
@@ -130,21 +174,30 @@ class _Build:
             raise
 
     def _stages(self) -> None:
-        self._claim()
-        plan = self._plan()
-        check_units(self.model, plan.batches(0))
-        nulls = Nulls.of(self.model, self.identity["nulls"])
-        factory = loop.StateFactory(
-            partial(RunStatistics.of, self.model, nulls, self.identity["top"]),
-            partial(RunStatistics.load, nulls),
-        )
+        plan = self.planned()
         statistics = loop.run_shards(
-            self.model, plan, factory, self.work, workers=self.workers, report=self.report
+            self.model, plan, self.states(), self.work, workers=self.workers, report=self.report
         )
         self._read_values()
         self._write(plan, statistics)
         self.model.check_weights(self.identity["weights_sha256"], f"building {self.writer.path}")
         self.writer.commit(self._manifest(plan))
+
+    def planned(self) -> Plan:
+        """The text as shards, made once."""
+        self._claim()
+        plan = self._plan()
+        check_units(self.model, plan.batches(0))
+        return plan
+
+    def states(self) -> loop.StateFactory[RunStatistics]:
+        """How what is mined is begun and read back."""
+        nulls = Nulls.of(self.model, self.identity["nulls"])
+        return loop.StateFactory(
+            partial(RunStatistics.of, self.model, nulls, self.identity["top"]),
+            partial(RunStatistics.load, nulls),
+            RunStatistics.held,
+        )
 
     def _claim(self) -> None:
         """Say what is being built here, or check that it is what was begun, if any of that is finished."""
@@ -155,7 +208,7 @@ class _Build:
             if version != SCHEMA_VERSION:
                 reason = other_format(version, SCHEMA_VERSION, REBUILD)
                 raise RunError(f"resuming the build in {self.writer.path}: {reason}")
-            _compare(begun, self.identity, f"{self.writer.path} holds an unfinished run that was")
+            compare(begun, self.identity, f"{self.writer.path} holds an unfinished run that was")
         else:
             begun = {"schema_version": SCHEMA_VERSION} | self.identity
             files.write(file, json.dumps(begun, indent=1), "writing the run")
@@ -163,6 +216,7 @@ class _Build:
     def _plan(self) -> Plan:
         if (self.work / "plan.json").exists():
             return Plan.load(self.work)
+        assert isinstance(self.text, Corpus), "parts are merged once there is a plan"
         plan = corpus.write_plan(
             self.text,
             self.model.tokenizer,
@@ -280,7 +334,8 @@ def _identity(model: Model, text: Corpus, top: int, nulls: dict[str, Any] | None
     }
 
 
-def _compare(held: dict[str, Any], asked: dict[str, Any], holds: str) -> None:
+def compare(held: dict[str, Any], asked: dict[str, Any], holds: str) -> None:
+    """`RunMismatch` where what is held was built otherwise than what is asked for."""
     # The id is a name: the same weights loaded by another name are the same model.
     for name, value in asked.items():
         if name == "sampling" and name not in held:

@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
 from itertools import chain, groupby
 from multiprocessing import parent_process
 from pathlib import Path
@@ -72,10 +71,35 @@ S = TypeVar("S", bound=State)
 
 @dataclass(frozen=True)
 class StateFactory(Generic[S]):
-    """How to start a state and how to read one back; both picklable, because workers call them."""
+    """How to start a state and how to read one back; both picklable, because workers call them.
+
+    held  which shards a file holds, without reading what else there is; None to read it whole
+    """
 
     fresh: Callable[[], S]
     load: Callable[[Path], S]
+    held: Callable[[Path], frozenset[int]] | None = None
+
+    def shards(self, file: Path) -> frozenset[int]:
+        """The shards that a file holds."""
+        return self.load(file).shards if self.held is None else self.held(file)
+
+
+@dataclass(frozen=True)
+class Portion:
+    """One of so many parts of the shards, neighbours together; `number` counts from 0."""
+
+    number: int
+    parts: int
+
+    @property
+    def name(self) -> str:
+        """As in the names of its files."""
+        return f"part-{self.number:05d}-of-{self.parts:05d}"
+
+    def of(self, shards: int) -> range:
+        """Its shards, of all."""
+        return range(self.number * shards // self.parts, (self.number + 1) * shards // self.parts)
 
 
 def run_shards(
@@ -92,29 +116,71 @@ def run_shards(
     workers  processes; each holds a copy of the state, and all share one copy of the weights (CPU)
     Raises whatever a worker raised; what was checkpointed stays.
     """
+    _wait_for(folder, "state-*.lock")
+    state = _run(model, plan, factory, folder, "state", range(plan.shards), workers, report)
+    return folded(factory, sorted(folder.glob("state-*.npz"))) if state is None else state
+
+
+def run_part(
+    model: Model,
+    plan: Plan,
+    factory: StateFactory[S],
+    folder: Path,
+    portion: Portion,
+    *,
+    workers: int = 1,
+    report: Report | None = None,
+) -> None:
+    """Feed the shards of one part to state files of its own, beside those of other processes; otherwise as
+    `run_shards`, which goes on from them."""
+    stem = f"state-{portion.name}"
+    with locked(folder / f"{stem}.lock", folder.parent):
+        _wait_for(folder, f"{stem}-*.lock")
+        _run(model, plan, factory, folder, stem, portion.of(plan.shards), workers, report)
+
+
+def _wait_for(folder: Path, locks: str) -> None:
+    """A worker that outlived a killed run has left once its lock is free."""
+    for lock in folder.glob(locks):
+        with locked(lock, folder.parent, _PATIENCE):
+            pass
+
+
+def _run(
+    model: Model,
+    plan: Plan,
+    factory: StateFactory[S],
+    folder: Path,
+    stem: str,
+    shards: range,
+    workers: int,
+    report: Report | None,
+) -> S | None:
+    """Do those of the shards that no file holds; the state, where it is all that there is."""
     if workers > 1 and is_spread(model.hf):
         raise ModelNotSupported(
             f"running {model.id} in {workers} processes: it is spread over several devices; give one process"
         )
-    for lock in folder.glob("state-*.lock"):
-        # A worker that outlived a killed run has left once its lock is free.
-        with locked(lock, folder.parent, _PATIENCE):
-            pass
-    held = {file: factory.load(file) for file in sorted(folder.glob("state-*.npz"))}
-    done = frozenset().union(*(state.shards for state in held.values()))
-    left = [shard for shard in range(plan.shards) if shard not in done]
-    tally = _Tally(plan, done, report)
+    held = {file: factory.shards(file) for file in sorted(folder.glob("state-*.npz"))}
+    done = frozenset().union(*held.values())
+    left = [shard for shard in shards if shard not in done]
+    tally = _Tally(plan, shards, done, report)
+    workers = min(workers, len(left))
+    file = folder / f"{stem}-0.npz"
+    if workers == 1:
+        state = _Worker(model, plan, factory, file).run(left, tally.add)
+        return state if held.keys() <= {file} else None
     if left:
-        workers = min(workers, len(left))
-        if workers == 1:
-            file = folder / "state-0.npz"
-            held[file] = _Worker(model, plan, factory, file, held.get(file)).run(left, tally.add)
-        else:
-            held.clear()
-            _spawn(model, plan, factory, folder, workers, left, tally)
-            held = {file: factory.load(file) for file in sorted(folder.glob("state-*.npz"))}
-    states = list(held.values()) or [factory.fresh()]
-    return reduce(_merged, states)
+        _spawn(model, plan, factory, folder, stem, workers, left, tally)
+    return None
+
+
+def folded(factory: StateFactory[S], files: Iterable[Path]) -> S:
+    """What all of these files hold, read one after another: two states are in memory, and what merging them takes."""
+    state: S | None = None
+    for file in files:
+        state = factory.load(file) if state is None else _merged(state, factory.load(file))
+    return factory.fresh() if state is None else state
 
 
 def _merged(state: S, other: S) -> S:
@@ -125,9 +191,12 @@ def _merged(state: S, other: S) -> S:
 class _Tally:
     """Tokens done, reported after every batch."""
 
-    def __init__(self, plan: Plan, done: Iterable[int], report: Report | None) -> None:
-        self._total, self._report = plan.tokens, report
-        self._done = sum(plan.shard_tokens[shard] for shard in done)
+    def __init__(
+        self, plan: Plan, shards: Iterable[int], done: frozenset[int], report: Report | None
+    ) -> None:
+        self._report = report
+        self._total = sum(plan.shard_tokens[shard] for shard in shards)
+        self._done = sum(plan.shard_tokens[shard] for shard in shards if shard in done)
         self.add(0)
 
     def add(self, tokens: int) -> None:
@@ -139,11 +208,9 @@ class _Tally:
 class _Worker(Generic[S]):
     """One process's share of the work: shards in, one state file out."""
 
-    def __init__(
-        self, model: Model, plan: Plan, factory: StateFactory[S], file: Path, state: S | None = None
-    ) -> None:
+    def __init__(self, model: Model, plan: Plan, factory: StateFactory[S], file: Path) -> None:
         self._model, self._plan, self._file = model, plan, file
-        self._state = state if state is not None else factory.load(file) if file.exists() else factory.fresh()
+        self._state = factory.load(file) if file.exists() else factory.fresh()
 
     def run(self, shards: Iterable[int], tell: Callable[[int], None]) -> S:
         """Do the shards, checkpointing now and then, and once at the end; returns the state."""
@@ -179,6 +246,7 @@ def _spawn(
     plan: Plan,
     factory: StateFactory[S],
     folder: Path,
+    stem: str,
     workers: int,
     left: list[int],
     tally: _Tally,
@@ -196,7 +264,7 @@ def _spawn(
     processes = [
         context.Process(
             target=_work,
-            args=(model, plan, factory, folder / f"state-{index}.npz", threads, tasks, news),
+            args=(model, plan, factory, folder / f"{stem}-{index}.npz", threads, tasks, news),
             daemon=True,
         )
         for index in range(workers)

@@ -380,11 +380,15 @@ def fields_of(accumulator: HasFields) -> dict[str, np.ndarray]:
 
 
 def set_fields(accumulator: HasFields, state: Mapping[str, np.ndarray]) -> None:
-    """Take over the arrays that an accumulator declares; shapes and dtypes must be those it has."""
+    """Take over the arrays that an accumulator declares; shapes and dtypes must be those it has.
+
+    What it had is let go of before what it gets is read, so that there are not both in memory."""
     for name in accumulator.FIELDS:
-        held, saved = getattr(accumulator, name), state[name]
-        if (held.shape, held.dtype) != (saved.shape, saved.dtype):
-            raise ValueError(f"{name} is {saved.dtype}{saved.shape}, not {held.dtype}{held.shape}")
+        shape, dtype = getattr(accumulator, name).shape, getattr(accumulator, name).dtype
+        setattr(accumulator, name, None)
+        saved = state[name]
+        if (shape, dtype) != (saved.shape, saved.dtype):
+            raise ValueError(f"{name} is {saved.dtype}{saved.shape}, not {dtype}{shape}")
         setattr(accumulator, name, np.ascontiguousarray(saved))
 
 

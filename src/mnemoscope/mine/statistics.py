@@ -173,9 +173,9 @@ class NeuronStatistics:
             raise ValueError(f"version {version}, not {_FORMAT}")
         experts = tuple((int(count), int(width)) for count, width in state["experts"])
         statistics = cls(tuple(sizes), top, every, experts)
-        statistics.routing.restore(below(state, "routing."))
+        statistics.routing.restore(Below(state, "routing."))
         for table, accumulator in statistics._tables.items():
-            accumulator.restore(below(state, f"{table}."))
+            accumulator.restore(Below(state, f"{table}."))
         return statistics
 
 
@@ -270,10 +270,15 @@ class RunStatistics:
 
         def restored(state: Mapping[str, np.ndarray]) -> RunStatistics:
             names = (_NEURONS, *nulls.kinds)
-            by_kind = {name: NeuronStatistics.of(below(state, f"{name}/")) for name in names}
-            return cls(nulls, by_kind, Reconstruction.restored(below(state, f"{_UNITS}/")))
+            by_kind = {name: NeuronStatistics.of(Below(state, f"{name}/")) for name in names}
+            return cls(nulls, by_kind, Reconstruction.restored(Below(state, f"{_UNITS}/")))
 
         return load_state(path, restored)
+
+    @staticmethod
+    def held(path: Path) -> frozenset[int]:
+        """The shards in what `save` wrote; nothing else of it is read."""
+        return load_state(path, lambda state: frozenset(state[f"{_NEURONS}/neurons.shard"].tolist()))
 
     def tables(self, layer: int) -> dict[str, pa.Table]:
         """The rows of one layer: `neurons` (moment columns only), `histograms` ..., and the same as `null_...`."""
@@ -317,9 +322,20 @@ def load_state(path: Path, restore: Callable[[Mapping[str, np.ndarray]], T]) -> 
         ) from error
 
 
-def below(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose names begin with a prefix, by what follows it."""
-    return {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+class Below(Mapping[str, np.ndarray]):
+    """The arrays whose names begin with a prefix, by what follows it; each is read when it is asked for."""
+
+    def __init__(self, state: Mapping[str, np.ndarray], prefix: str) -> None:
+        self._state, self._prefix = state, prefix
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._state[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._prefix) for name in self._state if name.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _spelled(options: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from mnemoscope.errors import RunError
 from mnemoscope.mine import kernel
 from mnemoscope.mine.kernel import BINS
 from mnemoscope.mine.reading import fields_of, set_fields, share_out
-from mnemoscope.mine.statistics import below, load_state, save_state
+from mnemoscope.mine.statistics import Below, load_state, save_state
 from mnemoscope.model.capture import Coefficients, Inputs, LayerRows
 from mnemoscope.model.nulls import LayerSignals, NullColumns, Nulls
 from mnemoscope.records import NEURON, Cells, ContextBatch
@@ -383,7 +383,7 @@ class CountingState:
 
         def read(state: Mapping[str, np.ndarray]) -> CountingState:
             for kind, counts in self.parts.items():
-                set_fields(counts, below(state, f"{kind}/"))
+                set_fields(counts, Below(state, f"{kind}/"))
             self._shards = set(state["shards"].tolist())
             return self
 

@@ -1,0 +1,183 @@
+"""A build in parts: whatever is killed, and in whatever order they are done, the run is the one made in one go."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import model_folder, texts
+
+import mnemoscope as mn
+from mnemoscope.errors import RunError, RunMismatch
+from mnemoscope.mine import loop, parts
+from mnemoscope.mine.loop import Portion
+from mnemoscope.mine.statistics import RunStatistics
+from mnemoscope.model.model import Model
+from mnemoscope.text import plan as plans
+
+TEXT = texts(60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return mn.load_model(folder, dtype="fp32")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of a few contexts."""
+    monkeypatch.setattr(plans, "SHARD_TOKENS", 32)
+
+
+@pytest.fixture(scope="module")
+def whole(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Tables of the run made in one go."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "SHARD_TOKENS", 32)
+        return tables(mn.build(model, TEXT, tmp_path_factory.mktemp("runs") / "whole"))
+
+
+def tables(run: mn.Run) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in run.manifest.tables.items()}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_parts_are_the_whole(
+    model: Model, whole: dict[str, str], tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    """In any order, with any number of workers; nothing is a run before they are merged."""
+    path = tmp_path / "run"
+    for number in order:
+        parts.mine(model, TEXT, path, Portion(number, 3))
+        assert not (path / "manifest.json").exists()
+    assert tables(mn.merge(path, model)) == whole
+    assert tables(mn.merge(path)) == whole, "what is finished is opened"
+    parts.mine(model, TEXT, path, Portion(0, 3))  # nothing is left to do
+
+
+def test_a_build_goes_on_from_parts(model: Model, whole: dict[str, str], tmp_path: Path) -> None:
+    """Without a part the same call does what is left."""
+    path = tmp_path / "run"
+    parts.mine(model, TEXT, path, Portion(1, 3))
+    assert tables(mn.build(model, TEXT, path)) == whole
+
+
+def test_the_model_is_found_where_the_parts_had_it(
+    folder: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    """A merge needs the folder alone."""
+    for number in range(2):
+        parts.mine(mn.load_model(folder, dtype="fp32"), TEXT, tmp_path / "run", Portion(number, 2))
+    assert tables(mn.merge(tmp_path / "run")) == whole
+
+
+def test_a_merge_says_what_is_left(model: Model, tmp_path: Path) -> None:
+    """By the parts that are to be run again."""
+    path = tmp_path / "run"
+    with pytest.raises(RunError, match="holds none"):
+        mn.merge(path, model)
+    parts.mine(model, TEXT, path, Portion(1, 3))
+    with pytest.raises(RunError, match=r"are not done; run what is left: --shard 0/3, --shard 2/3$"):
+        mn.merge(path, model)
+
+
+def test_parts_of_different_builds_are_refused(model: Model, folder: Path, tmp_path: Path) -> None:
+    """Another number of parts, text or model."""
+    path = tmp_path / "run"
+    parts.mine(model, TEXT, path, Portion(0, 2))
+    with pytest.raises(RunMismatch, match="was begun in 2 parts, and 3 were given"):
+        parts.mine(model, TEXT, path, Portion(1, 3))
+    with pytest.raises(RunMismatch, match="unfinished run"):
+        parts.mine(model, TEXT[:-1], path, Portion(1, 2))
+    parts.mine(model, TEXT, path, Portion(1, 2))
+    other = model_folder(tmp_path / "other", "gpt2")
+    with pytest.raises(RunMismatch, match="weights_sha256"):
+        mn.merge(path, mn.load_model(other, dtype="fp32"))
+
+
+def test_a_shard_that_was_done_twice_is_refused(model: Model, tmp_path: Path) -> None:
+    """Copies of what one part did are not counted twice."""
+    path = tmp_path / "run"
+    for number in range(2):
+        parts.mine(model, TEXT, path, Portion(number, 2))
+    (file,) = (path / ".work").glob("state-part-00000*-0.npz")
+    (file.with_name("state-copied.npz")).write_bytes(file.read_bytes())
+    with pytest.raises(RunError, match="holds a shard twice"):
+        mn.merge(path, model)
+
+
+def test_one_part_has_one_process(model: Model, tmp_path: Path) -> None:
+    """While it is mined, a second one of it is refused, and so is the whole build."""
+    path = tmp_path / "run"
+    parts.mine(model, TEXT, path, Portion(0, 2))
+    lock = path / ".work" / f"state-{Portion(1, 2).name}.lock"
+    with loop.locked(lock, path), pytest.raises(RunError, match="another process is building"):
+        parts.mine(model, TEXT, path, Portion(1, 2))
+
+
+def test_parts_cover_every_shard_once() -> None:
+    """Neighbours together, and some of them empty where there are more parts than shards."""
+    for shards in (0, 1, 7, 16, 100):
+        for count in (1, 3, 16):
+            covered = [shard for number in range(count) for shard in Portion(number, count).of(shards)]
+            assert covered == list(range(shards))
+
+
+def test_shards_of_a_file_are_known_without_reading_it(model: Model, tmp_path: Path) -> None:
+    """What a file says it holds is what it holds."""
+    path = tmp_path / "run"
+    parts.mine(model, TEXT, path, Portion(1, 3))
+    (file,) = (path / ".work").glob("state-part-*.npz")
+    plan = plans.Plan.load(path / ".work")
+    assert RunStatistics.held(file) == frozenset(Portion(1, 3).of(plan.shards))
+    with np.load(file) as arrays:
+        assert hashlib.sha256(arrays["neurons/neurons.shard"].tobytes()).hexdigest()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import mnemoscope as mn
+from mnemoscope.mine import loop, parts
+from mnemoscope.text import plan
+plan.SHARD_TOKENS, loop.CHECKPOINT_SECONDS = 32, 0.0
+sys.path.insert(0, sys.argv[4])
+from tiny import texts
+parts.mine(mn.load_model(sys.argv[1], dtype="fp32"), texts(60), Path(sys.argv[2]), loop.Portion(int(sys.argv[3]), 3))
+"""
+
+
+@pytest.mark.slow
+def test_killed_parts_go_on(folder: Path, model: Model, whole: dict[str, str], tmp_path: Path) -> None:
+    """Three processes at once, each killed at random moments until they are done."""
+    path = tmp_path / "run"
+    random = np.random.default_rng(0)
+
+    def start(number: int) -> subprocess.Popen[bytes]:
+        arguments = [str(folder), str(path), str(number), str(Path(__file__).parent)]
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+
+    running = {number: start(number) for number in range(3)}
+    for _ in range(6):
+        time.sleep(float(random.uniform(1, 6)))
+        victim = int(random.integers(3))
+        if running[victim].poll() is None:
+            running[victim].send_signal(signal.SIGKILL)
+        running[victim].wait()
+        running[victim] = start(victim)
+    assert [process.wait() for process in running.values()] == [0, 0, 0]
+    assert tables(mn.merge(path, model)) == whole
