@@ -111,6 +111,7 @@ COUNTERPARTS: dict[str, Call] = {
     "serve": lambda run, model, tmp: _address(run),
     "export": lambda run, model, tmp: run.export(tmp / "exported", "openai", neurons="L1N3"),
     "merge": lambda run, model, tmp: mn.merge(_mined(model, tmp)),
+    "site": lambda run, model, tmp: api.site(run, tmp / "site"),
     "mcp": lambda run, model, tmp: assistant.create(run),
     "models": lambda run, model, tmp: mn.families(),
     "models check": lambda run, model, tmp: mn.check(str(model)),

@@ -250,7 +250,17 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
 
 ORDER = {
     "Look": (
-        "demo", "build", "merge", "show", "find", "trace", "explain", "serve", "site", "mcp", "export",
+        "demo",
+        "build",
+        "merge",
+        "show",
+        "find",
+        "trace",
+        "explain",
+        "serve",
+        "site",
+        "mcp",
+        "export",
     ),  # fmt: skip
     "Test": ("patterns", "test", "removal", "verify", "annotate"),
     "Reproduce": ("study", "compare"),
