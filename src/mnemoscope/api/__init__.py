@@ -401,8 +401,10 @@ def site(
     Errors as of `open_run`; `RunError` too if the folder is not empty or cannot be written, or if the packages that
     make pages are missing (``mnemoscope[web]``).
     """
+    from mnemoscope.arguments import check_least
     from mnemoscope.atlas.serving import writer
 
+    check_least("writing a site", 1, workers=workers)
     opened = Run.of(run) if isinstance(run, StoredRun) else open_run(run)
     return writer()(opened, out, workers=workers, report=report)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mnemoscope.cli.options import AsJson
+from mnemoscope.cli.options import AsJson, Workers
 from mnemoscope.cli.shared import Lines, announced, app, print_json, progress_bars, say
 from mnemoscope.errors import RunError
 from mnemoscope.invocation import command
@@ -61,7 +61,7 @@ def site(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     *,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write, new or empty.")],
-    workers: Annotated[int, typer.Option(min=1, help="Processes that write, a layer each.")] = 1,
+    workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
     """Write a run as a folder of pages for any web server: layers, every neuron, search by token, the study."""

@@ -261,7 +261,7 @@ ORDER = {
         "site",
         "mcp",
         "export",
-    ),  # fmt: skip
+    ),
     "Test": ("patterns", "test", "removal", "verify", "annotate"),
     "Reproduce": ("study", "compare"),
     "Manage": ("models", "cache"),
