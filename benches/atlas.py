@@ -255,8 +255,16 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
 
         def ask(path: str) -> bytes:
-            connection.request("GET", path, headers={"accept-encoding": "gzip, deflate, br"})
-            answer = connection.getresponse()
+            try:
+                connection.request("GET", path, headers={"accept-encoding": "gzip, deflate, br"})
+                answer = connection.getresponse()
+            except (
+                http.client.RemoteDisconnected,
+                ConnectionError,
+            ):  # it was idle for long: a browser asks anew
+                connection.close()
+                connection.request("GET", path, headers={"accept-encoding": "gzip, deflate, br"})
+                answer = connection.getresponse()
             body = answer.read()
             if answer.status != 200:
                 raise RuntimeError(f"{path}: {answer.status}")
@@ -366,7 +374,9 @@ def measure(folder: Path, neurons: int, requests: int) -> dict[str, Any]:
                 ),
                 "like": _timed(ask, [search("like", f"L{layer}N7") for layer in range(20)]),
             }
+        print(json.dumps(result), file=sys.stderr)
         result["readers"] = _together(server, mixed)
+        print(json.dumps(result["readers"]), file=sys.stderr)
         result["memory"] = _memory(server, mixed, requests)
     finally:
         server.close()

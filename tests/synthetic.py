@@ -44,6 +44,15 @@ _SENTENCES = """
 | 東京都はとても大きい。| He wrote שלום עולם on the wall.| مرحبا she said 👋🏽 and left for Brussels.
 | import music\n<script>alert("a < b")</script> &amp; the recipe.| In Germany the team was playing.
 """
+# What would do something where text is taken for markup, or says another thing than it shows.
+HOSTILE = (
+    "\x00<img src=x onerror=alert(1)>\x00",
+    "'\"><script>alert(2)</script>",
+    "</textarea></script></style><svg onload=alert(3)>",
+    "\u202egnp.exe\u202c \u2066<b>\u2069",
+    "javascript:alert(4) {{7*7}} ${alert(5)} <!--",
+    "]]><a href='javascript:alert(6)'>x</a>",
+)
 
 
 class _Corpus(NamedTuple):
@@ -79,11 +88,13 @@ def make_run(
     top: int = 20,
     overwrite: bool = False,
     seed: int = 0,
+    hostile: bool = False,
 ) -> Run:
-    """Write a run of `layers` x `neurons` over `documents` short documents, `top` triggers each way."""
+    """Write a run of `layers` x `neurons` over `documents` short documents, `top` triggers each way; hostile: with
+    `HOSTILE` in its text, titles and the source of its corpus."""
     random = np.random.default_rng(seed)
     vocabulary = pieces()
-    corpus = _corpus(random, vocabulary, documents)
+    corpus = _corpus(random, vocabulary, documents, HOSTILE if hostile else ())
     coefficients = _coefficients(random, corpus, vocabulary, layers, neurons)
     values = _counted_coefficients(coefficients, corpus)
     writer = RunWriter(path, overwrite=overwrite)
@@ -95,7 +106,7 @@ def make_run(
         "triggers": _triggers(random, coefficients, corpus, neurons, gated, top),
         "samples": _samples(coefficients, corpus, neurons),
         "values": _values(logits, neurons),
-        "documents": _documents(documents),
+        "documents": _documents(documents, HOSTILE if hostile else ()),
         "vocabulary": _vocabulary(vocabulary),
         "shards": _shards(coefficients, corpus, neurons),
     }
@@ -113,8 +124,10 @@ def _split(text: str) -> list[str]:
     return text.strip("\n").replace("\n|", "|").split("|")
 
 
-def _corpus(random: np.random.Generator, vocabulary: list[bytes], documents: int) -> _Corpus:
-    corpus, sentences = _Corpus([], [], []), _split(_SENTENCES)
+def _corpus(
+    random: np.random.Generator, vocabulary: list[bytes], documents: int, more: tuple[str, ...]
+) -> _Corpus:
+    corpus, sentences = _Corpus([], [], []), [*_split(_SENTENCES), *more]
     for document in range(documents):
         chosen = random.choice(len(sentences), int(random.integers(3, 9)))
         ids = [0, *encode("".join(sentences[i] for i in chosen), vocabulary)]
@@ -267,9 +280,11 @@ def _contexts(corpus: _Corpus, shard: range) -> list[dict]:
     ]
 
 
-def _documents(count: int) -> Iterator[dict]:
+def _documents(count: int, more: tuple[str, ...]) -> Iterator[dict]:
     for document in range(count):
         title = None if document % 5 == 4 else f"Article {document} <i>& more</i>"
+        if more and title:
+            title += more[document % len(more)].replace("\x00", "")
         yield {
             "document": document,
             "title": title,

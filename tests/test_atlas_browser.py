@@ -66,7 +66,9 @@ class Server:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> mn.Run:
     """A run whose text and titles are full of markup."""
-    return mn.open_run(make_run(tmp_path_factory.mktemp("runs") / "hostile", layers=4, neurons=70).path)
+    return mn.open_run(
+        make_run(tmp_path_factory.mktemp("runs") / "hostile", layers=4, neurons=70, hostile=True).path
+    )
 
 
 @pytest.fixture(scope="module")

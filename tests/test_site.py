@@ -33,7 +33,7 @@ _ARTICLE = re.compile(r"<article.*?</article>", re.DOTALL)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> mn.Run:
     """A run whose text and titles hold HTML."""
-    return mn.open_run(make_run(tmp_path_factory.mktemp("runs") / "a run", neurons=19).path)
+    return mn.open_run(make_run(tmp_path_factory.mktemp("runs") / "a run", neurons=19, hostile=True).path)
 
 
 @pytest.fixture(scope="module")
