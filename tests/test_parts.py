@@ -15,6 +15,7 @@ import pytest
 from tiny import model_folder, texts
 
 import mnemoscope as mn
+from mnemoscope.cli import main
 from mnemoscope.errors import RunError, RunMismatch
 from mnemoscope.mine import loop, parts
 from mnemoscope.mine.loop import Portion
@@ -181,3 +182,17 @@ def test_killed_parts_go_on(folder: Path, model: Model, whole: dict[str, str], t
         running[victim] = start(victim)
     assert [process.wait() for process in running.values()] == [0, 0, 0]
     assert tables(mn.merge(path, model)) == whole
+
+
+@pytest.mark.parametrize("given", ["3/3", "x", "1", "-1/3", "1/0", "1/2/3"])
+def test_what_is_no_part_is_refused(
+    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, by the name that it was given under, before anything is read."""
+    words = ["build", "no-model", "--corpus", "no-text", "-o", str(tmp_path / "run"), f"--shard={given}"]
+    monkeypatch.setattr(sys, "argv", ["mnemoscope", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{given!r} in --shard" in line and "such as 3/16" in line

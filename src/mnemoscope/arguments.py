@@ -71,9 +71,9 @@ def check_part(number: int, parts: int, given: str = "") -> tuple[int, int]:
 
 def _no_part(given: str) -> RunError:
     return RunError(
-        f"mining a part of a build: {given!r} in {{part}} is none; give its number from 0 and how many there are, "
+        f"mining a part of a build: {given!r} in {{shard}} is none; give its number from 0 and how many there are, "
         "such as 3/16, of 0/16 to 15/16",
-        part=given,
+        shard=given,
     )
 
 

@@ -134,12 +134,12 @@ def build_part(
     model: ModelSource,
     corpus: Corpus | str | Path | list[str],
     path: str | Path,
-    part: tuple[int, int],
+    shard: tuple[int, int],
     **options: Any,
 ) -> None:
     """Mine one part of a build, for many processes that share a folder, on one machine or several; see `merge`.
 
-    part     its number, from 0, and how many there are; every process gives the same model, corpus and options
+    shard    its number, from 0, and how many there are; every process gives the same model, corpus and options
     options  top, nulls, workers, report, as of `build`
 
     Errors as of `build`; `QueryError` if there is no such part.
@@ -148,7 +148,7 @@ def build_part(
     from mnemoscope.mine import parts
     from mnemoscope.mine.loop import Portion
 
-    parts.mine(model, corpus, path, Portion(*check_part(*part)), **options)
+    parts.mine(model, corpus, path, Portion(*check_part(*shard)), **options)
 
 
 def merge(path: str | Path, model: ModelSource | None = None, *, report: Report | None = None) -> Run:
