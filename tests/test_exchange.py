@@ -535,7 +535,7 @@ def test_a_folder_for_the_viewer_has_a_card_of_each_neuron(run: mn.Run, model: M
 # -- which neurons ---------------------------------------------------------------------------------------------
 
 
-def test_layers_neurons_or_the_highlights(run: mn.Run, model: Model, tmp_path: Path) -> None:
+def test_layers_neurons_or_the_highlights(run: mn.Run, tmp_path: Path) -> None:
     """Both together are a union; without either the neurons that `show` begins with."""
 
     def neurons(**options: Any) -> set[tuple[int, int]]:
@@ -545,9 +545,6 @@ def test_layers_neurons_or_the_highlights(run: mn.Run, model: Model, tmp_path: P
     assert neurons(layers=[1]) == whole
     assert neurons(layers=[1], neurons=[run.parse("L0N3"), run.parse("L1N3")]) == whole | {(0, 3)}
     assert neurons() == {tuple(card.id) for card in run.highlights().cards}
-    folder = run.export(tmp_path / "out", "circuitsvis", layers=1, model=model)
-    for name in SIDES:
-        assert len(json.loads((folder / name / "1.json").read_text())["tokens"][0]) == 40
 
 
 def test_neurons_are_read_together_or_apart(
@@ -586,6 +583,33 @@ def test_what_cannot_be_exported_is_said_in_one_line(run: mn.Run, model: Model, 
             run.export(tmp_path / "out", **{"to": "openai", "model": "nowhere"} | options)
         assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def silenced(monkeypatch: pytest.MonkeyPatch, sign: int | None) -> None:
+    """No neuron of any run has a trigger any more, or none of a sign."""
+    rows = mn.Run.rows
+
+    def without(self: mn.Run, name: str, layer: int, neuron: int) -> pl.DataFrame:
+        kept = rows(self, name, layer, neuron)
+        gone = pl.lit(True) if sign is None else pl.col("polarity") == sign
+        return kept.filter(~gone) if name == "triggers" else kept
+
+    monkeypatch.setattr(mn.Run, "rows", without)
+
+
+def test_neurons_without_triggers(
+    run: mn.Run, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If all are, that is said; a side that has none is left out, but from a graph, where its card is empty."""
+    silenced(monkeypatch, -1)
+    assert not (exported(run, model, "openai", tmp_path) / "negative").exists()
+    folder = exported(run, model, "graph", tmp_path, prompt=PROMPT, target=" Paris")
+    cards = [json.loads(file.read_text()) for file in (folder / "features").iterdir()]
+    counts = {len(card["examples_quantiles"][0]["examples"]) for card in cards}
+    assert counts == {0, graph.TRIGGERS}
+    silenced(monkeypatch, None)
+    with pytest.raises(QueryError, match="none of these neurons has a trigger; give others"):
+        run.export(tmp_path / "out", "openai", neurons=NEURONS, model="nowhere")
 
 
 def test_a_folder_that_holds_something_is_left_alone(run: mn.Run, model: Model, tmp_path: Path) -> None:

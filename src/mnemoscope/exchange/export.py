@@ -232,7 +232,7 @@ def _graph(made: Order, model: Model, folder: Path, report: Report) -> str:
         for (neuron, kept), value in zip(known.items(), values, strict=True)
     }
     wanted = [(neuron, -1 if value < 0 else 1) for neuron, value in drawn.items()]
-    sides = made.sides(model, report, wanted, most=graph.TRIGGERS)
+    sides = made.sides(model, report, wanted, most=graph.TRIGGERS, silent=True)
     return graph.write(folder, explanation, drawn, sides) + _agreed(sides)
 
 

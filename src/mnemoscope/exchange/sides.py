@@ -84,7 +84,8 @@ class NeuronSide:
     @property
     def maximum(self) -> float:
         """The largest coefficient of this side over the text of the run."""
-        return self.top[0].values[self.top[0].at]
+        statistics = self.card.statistics
+        return float((statistics.max if self.polarity > 0 else -(statistics.min or 0.0)) or 0.0)
 
     @property
     def active(self) -> float:
@@ -133,11 +134,12 @@ class Reread:
 
 @dataclass
 class Sides:
-    """Sides of neurons of a run, whose texts are read as they are iterated over; one without a trigger is left out.
+    """Sides of neurons of a run, whose texts are read as they are iterated over.
 
     read    the coefficients of the model
     random  passages drawn at random for each side
     most    triggers of each side, at most; None for all that the run keeps
+    silent  whether a side without a trigger comes, too; else it is left out
     """
 
     run: Run
@@ -145,6 +147,7 @@ class Sides:
     read: Read
     random: int = 0
     most: int | None = None
+    silent: bool = False
     reread: Reread = field(default_factory=Reread)
     _cards: dict[NeuronId, NeuronCard] = field(default_factory=dict)
 
@@ -154,7 +157,8 @@ class Sides:
             yield from self._together(self.wanted[start : start + TOGETHER])
 
     def _together(self, wanted: Sequence[tuple[NeuronId, int]]) -> Iterator[NeuronSide]:
-        places = {side: triggers for side in wanted if (triggers := self._triggers(*side))}
+        places = {side: self._triggers(*side) for side in wanted}
+        places = {side: triggers for side, triggers in places.items() if triggers or self.silent}
         drawn = {side: self._drawn(*side) for side in places}
         contexts = self.run.contexts(
             sorted({place.context for each in (places, drawn) for all_ in each.values() for place in all_})
