@@ -193,6 +193,17 @@ def test_every_page_answers(client: TestClient, path: str) -> None:
     assert sources in (["/static/atlas.js"], ["/static/atlas.js", "/static/writing.js"])
 
 
+def test_a_preview_is_a_part_of_a_page(client: TestClient, run: mn.Run) -> None:
+    """A small card to be put where a neuron is named: its tokens and triggers as text, without style of its own."""
+    answer = client.get("/runs/a-run/neurons/L1N3/preview")
+    card = run.neuron("L1N3")
+    assert answer.status_code == 200 and "<html" not in answer.text and "<link" not in answer.text
+    assert " style=" not in answer.text and " data-style=" in answer.text and "<b>season" not in answer.text
+    assert answer.text.count("<li>") == 3 and "L1N3" in answer.text
+    assert card.writes(card.sides[0].polarity)[0].text.strip("·") in answer.text
+    assert client.get("/runs/a-run/neurons/L9N3/preview").status_code == 404
+
+
 def test_the_beginning_leads_to_the_only_run(client: TestClient, run: mn.Run) -> None:
     """Several are listed, each under a name of its own."""
     assert client.get("/").headers["location"] == "/runs/a-run"

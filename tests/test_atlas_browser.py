@@ -335,6 +335,54 @@ def test_two_runs_are_compared(browser: Any, address: str) -> None:
         assert "built" in page.locator(".study").text_content()
 
 
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_a_neuron_that_is_named_shows_its_card(
+    browser: Any, address: str, axe: str, width: int, scheme: str
+) -> None:
+    """Under the mouse and by the keyboard, until Escape or something else; not under a finger."""
+    with Reader(browser, address, width, scheme) as reader:
+        page = reader.open("/runs/hostile/layers/1")
+        link, card = page.locator("tbody a.neuron").first, page.locator("#preview")
+        link.hover()
+        card.wait_for()
+        assert link.text_content() in card.text_content()
+        assert link.get_attribute("aria-describedby") == "preview"
+        page.evaluate(axe)
+        assert (
+            page.evaluate(
+                "async () => (await axe.run()).violations.map((v) => [v.id, v.nodes.map((n) => n.html)])"
+            )
+            == []
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator("#preview b:has-text('season'), #preview script").count() == 0
+        box = card.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] >= 0
+        card.hover()
+        page.wait_for_timeout(400)
+        assert card.is_visible()
+        page.keyboard.press("Escape")
+        card.wait_for(state="hidden")
+        page.mouse.move(2, 2)
+        page.keyboard.press("Tab")
+        link.focus()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Shift+Tab")
+        card.wait_for()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Escape")
+        card.wait_for(state="hidden")
+    touched = browser.new_context(viewport={"width": width, "height": 900}, has_touch=True)
+    page = touched.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{address}/runs/hostile/layers/1")
+    page.locator("tbody a.neuron").first.tap()
+    page.wait_for_url("**/neurons/L*")
+    touched.close()
+    assert not [url for url in asked if url.endswith("/preview")]
+
+
 def test_tokens_are_completed(browser: Any, address: str) -> None:
     """While they are typed."""
     with Reader(browser, address) as reader:

@@ -127,6 +127,16 @@ def _add_units(app: FastAPI, site: Site) -> None:
         }  # fmt: skip
         return Answer("neuron_page.html", card.to_dict, shown, written=True)
 
+    def preview(run: str, address: str) -> Response:
+        """A small card of a neuron, for where it is named."""
+        shelf = library[run]
+        card = shelf.run.neuron(address, examples=3, window=(10, 3))
+        return site.html(
+            Answer("preview.html", dict, {"card": card, "note": _noted(lambda: shelf.notes[card.id])})
+        )
+
+    put_hidden(app, "/runs/{run}/neurons/{address}/preview", preview, preview)
+
 
 def _add_search(app: FastAPI, site: Site) -> None:
     library = site.library

@@ -30,6 +30,61 @@ for (const field of document.querySelectorAll("[list=completions]")) field.addEv
   list.replaceChildren(...(await answer.json()).map((word) => Object.assign(document.createElement("option"), { value: word })));
 });
 
+// -- a small card where a neuron is named ----------------------------------------------------------------------
+const preview = Object.assign(document.createElement("div"), { id: "preview", className: "mn preview", role: "tooltip", hidden: true });
+document.getElementById("main").append(preview);
+const cards = new Map();
+let named = null, wait = 0; // the link whose card is shown or to come
+const hide = () => {
+  clearTimeout(wait);
+  named?.removeAttribute("aria-describedby");
+  named = null;
+  preview.hidden = true;
+};
+const put = (link) => {
+  const at = link.getBoundingClientRect(), size = preview.getBoundingClientRect();
+  const below = at.bottom + 6 + size.height < innerHeight || at.top < size.height;
+  preview.style.left = `${Math.max(8, Math.min(at.left, innerWidth - size.width - 8))}px`;
+  preview.style.top = `${below ? at.bottom + 6 : at.top - size.height - 6}px`;
+};
+const announce = (link) => {
+  if (link === named) return clearTimeout(wait);
+  hide();
+  named = link;
+  wait = setTimeout(async () => {
+    const url = `${new URL(link.getAttribute("href"), location).pathname}/preview`;
+    if (!cards.has(url)) {
+      const answer = await fetch(url).catch(() => null);
+      cards.set(url, answer?.ok ? await answer.text() : "");
+    }
+    if (named !== link || !cards.get(url)) return;
+    preview.innerHTML = cards.get(url);
+    style(preview);
+    preview.hidden = false;
+    link.setAttribute("aria-describedby", preview.id);
+    put(link);
+  }, 350);
+};
+const naming = (event) => event.target.closest("a.neuron, .scatter a");
+const later = () => {
+  clearTimeout(wait);
+  wait = setTimeout(hide, 200); // time enough to get to the card
+};
+addEventListener("pointerover", (event) => {
+  if (event.pointerType === "touch") return;
+  const link = naming(event);
+  if (link) announce(link);
+  else if (event.target.closest("#preview")) clearTimeout(wait);
+  else if (named && !named.matches(":focus-visible")) later();
+});
+addEventListener("focusin", (event) => {
+  const link = naming(event);
+  if (link?.matches(":focus-visible")) announce(link);
+  else if (named) hide();
+});
+addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+addEventListener("scroll", () => { if (!preview.hidden) hide(); }, { passive: true });
+
 // -- a part of a layer's picture -------------------------------------------------------------------------------
 const picture = document.querySelector(".scatter svg");
 if (picture) {
