@@ -246,7 +246,7 @@ class KeptSheets:
             unsealed = [who for who in _progress(connection, written.name) if who.unsealed]
             filled = [self._filled(connection, written, who.annotator) for who in unsealed]
         # Closed answers change no more: the same people have the same scores.
-        kept = ("scores", written.name, *unsealed)
+        kept = ("scores", self.file.path, written.name, *unsealed)
         return self._run.once(kept, lambda: score(written.key, filled)) if filled else None
 
     # -- inside ---------------------------------------------------------------------------------------------------

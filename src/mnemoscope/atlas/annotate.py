@@ -97,7 +97,7 @@ def add_annotation(app: FastAPI, site: Site) -> None:
 
 def _sheets(shelf: Shelf) -> kept.KeptSheets:
     """The sheets of a run, and what was answered."""
-    return shelf.run.once("sheets", lambda: kept.KeptSheets(shelf.file, shelf.run))
+    return shelf.run.once(("sheets", shelf.file.path), lambda: kept.KeptSheets(shelf.file, shelf.run))
 
 
 def _add_sheets(app: FastAPI, site: Site) -> None:
