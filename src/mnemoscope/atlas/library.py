@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 from markupsafe import Markup
@@ -43,6 +44,7 @@ STATISTICS = ("kurtosis", "min", "max", "mean", "std", "skewness", "positive_fra
 AXES = ("max", "kurtosis")  # of the picture of a layer
 COMPLETIONS = 8
 CLEAREST = 24  # tested patterns that the first page shows
+HEAD_START = 2.0  # seconds that the first page has before anything is read for searches
 PATIENCE = 5.0  # seconds that an index has to end
 OPERATORS = {
     ">=": pl.Expr.ge, "<=": pl.Expr.le, ">": pl.Expr.gt, "<": pl.Expr.lt, "=": pl.Expr.eq,
@@ -205,14 +207,17 @@ class Shelf:
 
     def _writes(self, layer: int, neurons: Sequence[int]) -> Mapping[int, list[int]]:
         """The first tokens that neurons promote at their usual sign (`neuron.card`)."""
-        signs = self.run.once(("usual", layer), lambda: usual_signs(self.run, layer).collect())
-        usual = dict(signs.select("neuron", "usual").iter_rows())
-        writes = {}
-        for neuron in neurons:
-            values = self.run.rows("values", layer, neuron).filter(
-                (pl.col("polarity") == usual[neuron]) & (pl.col("rank") < TOKENS)
-            )
-            writes[neuron] = values.sort("rank")["token"].to_list()
+        tokens = self.run.once(("writes", layer), lambda: self._read_writes(layer))
+        return {neuron: [token for token in tokens[neuron].tolist() if token >= 0] for neuron in neurons}
+
+    def _read_writes(self, layer: int) -> np.ndarray:
+        """i32[neuron, token]: what neurons of a layer promote at their usual sign, strongest first; -1 for no more."""
+        values = within(self.run, "values", layer).filter(pl.col("rank") < TOKENS)
+        usual = usual_signs(self.run, layer).select("neuron", polarity=pl.col("usual").cast(pl.Int8))
+        rows = values.join(usual, on=["neuron", "polarity"]).select("neuron", "rank", "token").collect()
+        neurons, ranks, tokens = (column.to_numpy() for column in rows.get_columns())
+        writes = np.full((self.run.manifest.model.cells.sizes[layer], TOKENS), -1, np.int32)
+        writes[neurons, ranks] = tokens
         return writes
 
     def find(self, kind: str, text: str, count: int) -> Hits:
@@ -293,6 +298,8 @@ def preparing(library: Library, report: Report | None) -> Iterator[None]:
             report(step)
 
     def prepare() -> None:
+        if ended.wait(HEAD_START):
+            return
         for shelf in library.shelves.values():
             try:
                 shelf.prepare(told)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from mnemoscope.display import Shown
@@ -415,13 +416,11 @@ def _one_a_part(samples: pl.DataFrame, statistics: Statistics) -> pl.DataFrame:
     low, high = statistics.min, statistics.max
     if samples.height == 0 or low is None or high is None or low == high:
         return samples.head(0)
-    depth = (pl.col("coefficient").cast(pl.Float64) - low) / (high - low) * PARTS
-    tenth = depth.floor().clip(0, PARTS - 1)
-    return (
-        samples.with_columns(tenth.alias("part"), (depth - tenth - 0.5).abs().alias("far"))
-        .sort("part", "far", "context", "position", descending=[True, False, False, False])
-        .unique("part", keep="first", maintain_order=True)
-    )
+    depth = (samples["coefficient"].to_numpy().astype(np.float64) - low) / (high - low) * PARTS
+    tenth = np.floor(depth).clip(0, PARTS - 1)
+    far = np.abs(depth - tenth - 0.5)
+    order = np.lexsort((samples["position"].to_numpy(), samples["context"].to_numpy(), far, -tenth))
+    return samples[order[np.flatnonzero(np.diff(tenth[order], prepend=PARTS))]]
 
 
 class _ExampleReader:
