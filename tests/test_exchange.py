@@ -704,6 +704,11 @@ def test_commands_write_what_python_does(
     )  # fmt: skip
     assert call.exit_code == 0 and "wrote" in call.output
     check_graph(json.loads(file.read_text()))
+    for option in ("graph", "html"):
+        many = ["explain", "nowhere", "--prompts", "p.jsonl", "-o", "t.parquet", f"--{option}", str(file)]
+        with pytest.raises(QueryError, match=f"{option}= is of one prediction") as caught:
+            CliRunner().invoke(app, many, catch_exceptions=False)
+        assert f"--{option} is of one prediction" in caught.value.on_command_line()
     with pytest.raises(MnemoscopeError, match="there is a folder of that name"):
         CliRunner().invoke(
             app, ["explain", "nowhere", PROMPT, "--graph", str(tmp_path)], catch_exceptions=False

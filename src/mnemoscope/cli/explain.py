@@ -77,6 +77,12 @@ def explain(
 
     if (prompt is None) == (prompts is None) or (prompts is None) != (out is None):
         raise QueryError("explaining: give either a prompt, or --prompts FILE.jsonl with -o TABLE.parquet")
+    for name, file in (("html", html), ("graph", graph)):
+        if prompts is not None and file is not None:
+            raise QueryError(
+                f"explaining: {{{name}}} is of one prediction; leave it out with {{prompts}}",
+                **{name: ..., "prompts": ...},
+            )
     check_explanation(lens, top, ablate, projection=projection)
     check_page(html)
     if graph is not None:
