@@ -572,6 +572,50 @@ def test_wrong_input_is_said_in_a_line(site: Site) -> None:
     assert site.get("/notes.json").json() == []
 
 
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["\ud800", "\x00", "L1N3"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def answering(run: mn.Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, str]:
+    """A server with a sheet."""
+    site = Site(run, tmp_path_factory.mktemp("answering"))
+    return site, site.make()
+
+
+@tries(75)
+@given(st.data())
+def test_whatever_is_sent_is_answered(answering: tuple[Site, str], data: st.DataObject) -> None:
+    """Any JSON in the place of a body, or of a field of one: taken or refused in a line, never a failure."""
+    site, name = answering
+    path = data.draw(st.sampled_from(sorted(WRITES)))
+    body: Any = {**WRITES[path], **({"sheet": name} if "sheet" in WRITES[path] else {})}
+    field = data.draw(st.sampled_from([*body, "patterns", "more", ""]))
+    body = body | {field: data.draw(ANYTHING)} if field else data.draw(ANYTHING)
+    answer = site.client.post(
+        f"/runs/run{path}", content=json.dumps(body), headers={"content-type": "application/json"}
+    )
+    assert answer.status_code in (200, 400, 404, 422), answer.text
+    assert answer.status_code == 200 or "\n" not in answer.json()["problem"]
+    at = f"annotator={quote('a')}&sheet={name}"
+    for page in (
+        "/annotate",
+        "/annotate/scores",
+        f"/annotate?{at}&item=1",
+        f"/annotate/sheet?{at}",
+        "/notes",
+    ):
+        assert site.get(page).status_code == 200, page
+
+
 def test_a_forged_sheet_is_refused(site: Site, written: Path) -> None:
     """Changed texts, lost items, another key, items that are none, a sheet of another run: a line, and nothing is
     kept."""

@@ -271,7 +271,8 @@ def _pattern(where: str, entry: Any, size: int) -> SeenPattern:
     indices = read_numbers(where, "indices", entry["indices"], size)
     if len(indices) < LEAST:
         raise SheetError(
-            f"{where}: {description!r} names {len(indices)} prefixes, a pattern needs {LEAST}; name more or remove it"
+            f"{where}: {description!r} names {len(indices)} of {size} prefixes, a pattern needs {LEAST}; name more or "
+            "remove it"
         )
     return SeenPattern(description.strip(), indices, kind)
 
