@@ -24,7 +24,7 @@ import mnemoscope as mn
 from mnemoscope.cli import app
 from mnemoscope.errors import MnemoscopeError, QueryError, RunError, RunMismatch
 from mnemoscope.exchange import export, graph, neuronpedia, openai
-from mnemoscope.exchange.sides import AFTER, BEFORE, NeuronSide, Passage
+from mnemoscope.exchange.sides import AFTER, BEFORE, NeuronSide, Passage, Sides
 from mnemoscope.model.model import Model
 from mnemoscope.neuron import twoway
 from mnemoscope.neuron.card import Histogram
@@ -117,6 +117,17 @@ def test_records_hold_the_coefficients_of_the_model(run: mn.Run, model: Model, t
                 compared += stop - first
             assert len(record["random_sample"]) == openai.RANDOM
     assert compared > 1_000
+
+
+def test_zero_with_its_sign_turned_is_zero(run: mn.Run) -> None:
+    """As after a ReLU; no -0.0 is written."""
+
+    def silent(tokens: Any, requests: Any) -> list[np.ndarray]:
+        return [np.zeros(request.stop - request.first, np.float32) for request in requests]
+
+    (side,) = Sides(run, [(run.parse("L0N3"), -1)], silent)
+    values = [value for passage in side.top for value in passage.values]
+    assert values.count(0.0) > 100 and not np.signbit([value for value in values if value == 0]).any()
 
 
 def test_records_hold_the_moments_of_the_run(run: mn.Run, model: Model, tmp_path: Path) -> None:

@@ -50,11 +50,11 @@ def rows(
     starts = dict(zip(contexts, np.cumsum([0, *map(len, contexts.values())]).tolist(), strict=False))
     size = sum(map(len, contexts.values()))
     values = {layer: np.zeros((size, len(chosen)), np.float32) for layer, chosen in neurons.items()}
-    columns = {layer: torch.tensor(list(chosen), device=model.device) for layer, chosen in neurons.items()}
+    columns = {layer: torch.tensor(list(chosen)) for layer, chosen in neurons.items()}
 
     def receive(layer: int, coefficients: Tensor, batch: ContextBatch, *_: Any) -> None:
         if layer in columns:
-            chosen = coefficients[:, :, columns[layer]].float().cpu().numpy()
+            chosen = coefficients[:, :, columns[layer].to(coefficients.device)].float().cpu().numpy()
             for row, (context, length) in enumerate(zip(batch.contexts, batch.lengths, strict=True)):
                 start = starts[int(context)]
                 values[layer][start : start + length] = chosen[row, :length]

@@ -225,7 +225,7 @@ class Sides:
         self, tokens: np.ndarray, place: TextPlace, request: Request, values: np.ndarray, polarity: int
     ) -> Passage:
         at, ids = place.position - request.first, tokens[request.first : request.stop].tolist()
-        numbers = values.tolist()
+        numbers = (values + 0.0).tolist()  # 0 with its sign turned is 0
         if place.coefficient is not None:
             stored = place.coefficient * polarity
             self.reread.see(stored, numbers[at])
