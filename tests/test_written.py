@@ -269,6 +269,23 @@ def test_writers_at_once_lose_nothing(site: Site) -> None:
     assert sorted(versions) == [200] + [400] * 5
 
 
+def test_processes_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Three of them write to one file that none of them has made yet."""
+    code = (
+        "import sys; from pathlib import Path; from mnemoscope.annotation.local import LocalFile\n"
+        "file = LocalFile(Path(sys.argv[1]), 'run')\n"
+        "for neuron in range(30):\n"
+        "    with file.writing() as connection:\n"
+        "        connection.execute('insert into notes values (?, ?, ?, 1, ?)', (sys.argv[2], neuron, 'a', ''))\n"
+    )
+    file = tmp_path / "file"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(file), str(number)]) for number in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    with LocalFile(file, "run").reading() as connection:
+        assert connection.execute("select count(*) from notes").fetchone()[0] == 90
+        assert connection.execute("pragma journal_mode").fetchone()[0] == "wal"
+
+
 def test_a_server_that_is_killed_loses_nothing_that_was_taken(run: mn.Run, tmp_path: Path) -> None:
     """SIGKILL between answers, and in the middle of them: what was answered with 200 is there."""
     process, address = _serve(run, tmp_path)
