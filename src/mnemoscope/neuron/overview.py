@@ -76,10 +76,8 @@ def overview(run: Run) -> Overview:
     )
     drawn = neurons.filter(pl.col("kurtosis").is_not_null(), pl.col("reach") > 0)
     grid = _LogGrid(drawn["reach"].to_numpy(), drawn["kurtosis"].to_numpy())
-    layers = [
-        _summary(layer, neurons.filter(pl.col("layer") == layer), grid)
-        for layer in range(run.manifest.model.layers)
-    ]
+    cells = run.manifest.model.cells  # the table has a row for each, in this order
+    layers = [_summary(layer, neurons[cells.of(layer)], grid) for layer in range(run.manifest.model.layers)]
     return Overview(tuple(layers), grid.reach, grid.kurtosis)
 
 
