@@ -54,7 +54,7 @@ def _cache_of_this_session() -> None:
     for name in ("models", "corpora"):
         (users / name).mkdir(parents=True, exist_ok=True)
     for place in users.iterdir():
-        if place.name != "values":
+        if place.name not in ("values", "places"):
             (own / place.name).symlink_to(place)
     os.environ["MNEMOSCOPE_CACHE"] = str(own)
     atexit.register(shutil.rmtree, own, ignore_errors=True)
