@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -33,8 +34,10 @@ from mnemoscope.atlas import guard, live, lowered
 from mnemoscope.atlas.app import create
 from mnemoscope.atlas.library import PAGE, Library
 from mnemoscope.atlas.scatter import HEIGHT, WIDTH, scatter
+from mnemoscope.atlas.site import STYLES
 from mnemoscope.errors import QueryError
 from mnemoscope.records import Progress
+from mnemoscope.views.page import environment
 
 HERE = "http://127.0.0.1:8321"
 PAGES = (
@@ -566,6 +569,19 @@ def test_names_of_runs_are_words_of_an_address(run: mn.Run, tmp_path: Path) -> N
     shutil.copytree(run.path, folder)
     (name,) = Library([mn.open_run(folder)]).shelves
     assert name == "a-b--c-"
+
+
+def test_what_results_bring_along_is_styled() -> None:
+    """A result's fragment is put into pages without its rules: the pages have them all."""
+    templates = environment().loader
+    assert templates is not None
+    brought = {
+        name
+        for template in templates.list_templates()
+        if template.endswith("fragment.html")
+        for name in re.findall(r'include "(\w+\.css)"', templates.get_source(environment(), template)[0])
+    }
+    assert {"card.css", "printed.css"} <= brought <= {*STYLES, "reset.css"}, "a reset is for notebooks"
 
 
 # -- in a notebook --------------------------------------------------------------------------------------------

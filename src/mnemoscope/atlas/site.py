@@ -22,7 +22,7 @@ from mnemoscope.records import Cells
 from mnemoscope.views import report, words
 from mnemoscope.views.page import environment
 
-STYLES = ("theme.css", "card.css", "explanation.css", "trace.css", "study.css", "gallery.css")
+STYLES = ("theme.css", "card.css", "explanation.css", "trace.css", "printed.css", "study.css", "gallery.css")
 TEXT = 400  # letters of a search
 LONG = 4_000  # of a prompt, or of a statement
 Words = Annotated[str, Query(max_length=TEXT)]
