@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from mnemoscope.arguments import DECOYS
 from mnemoscope.intervals import Interval, ratio
@@ -106,11 +108,13 @@ class TestTables:
         return measured, rows
 
     def _resampled(self, tested: Tested) -> dict[str, Interval]:
-        """The intervals of all claims of a kind, layer by layer to save memory."""
-        by_layer = [
-            twoway.resampled(*self._by_document(tested, layer), self._weights)
-            for layer in np.unique(tested.chosen.claims.layer).tolist()
-        ]
+        """The intervals of all claims of a kind, a few layers at a time to save memory."""
+
+        def of_layer(layer: int) -> dict[str, Interval]:
+            return twoway.resampled(*self._by_document(tested, layer), self._weights)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            by_layer = list(pool.map(of_layer, np.unique(tested.chosen.claims.layer).tolist()))
         none = Interval(*np.zeros((3, 0)))
         return {
             name: Interval(*map(np.concatenate, zip(none, *(layer[name] for layer in by_layer), strict=True)))
