@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -65,6 +66,15 @@ def test_every_neuron_has_the_card_that_the_server_shows(
             (shown,), (kept,) = _ARTICLE.findall(page), _ARTICLE.findall(cards[neuron])
             assert kept == shown.replace("/runs/a-run/neurons/", "neuron.html?q=")
             assert f'id="L{layer}N{neuron}"' in kept
+
+
+def test_it_is_written_from_a_notebook_too(run: mn.Run, tmp_path: Path) -> None:
+    """A notebook runs its cells in a loop of events, in which no other can be begun."""
+
+    async def cell() -> folder.StaticSite:
+        return mn.site(run, tmp_path / "site")
+
+    assert (asyncio.run(cell()).path / "index.html").exists()
 
 
 def test_links_lead_to_files_and_nothing_is_from_elsewhere(site: folder.StaticSite) -> None:

@@ -128,9 +128,11 @@ def test_triggers_are_compared_only_where_texts_coincide(tmp_path: Path, share: 
     """
     one, drawn = make_run(tmp_path / "one", layers=1, documents=60, top=300), synthetic._corpus
 
-    def mixed(random: np.random.Generator, vocabulary: list[bytes], documents: int) -> synthetic._Corpus:
-        first = drawn(np.random.default_rng(0), vocabulary, documents)
-        other = drawn(random, vocabulary, documents)
+    def mixed(
+        random: np.random.Generator, vocabulary: list[bytes], documents: int, hostile: tuple[str, ...]
+    ) -> synthetic._Corpus:
+        first = drawn(np.random.default_rng(0), vocabulary, documents, hostile)
+        other = drawn(random, vocabulary, documents, hostile)
         kept = round(share * len(first.tokens))
         rest = len(other.tokens) - kept
         return synthetic._Corpus(
@@ -141,7 +143,7 @@ def test_triggers_are_compared_only_where_texts_coincide(tmp_path: Path, share: 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "_corpus", mixed)
-        patch.setattr(synthetic, "_documents", lambda _: synthetic_documents(400))
+        patch.setattr(synthetic, "_documents", lambda *_: synthetic_documents(400, ()))
         two = make_run(tmp_path / "two", layers=1, documents=60, top=300)
     found = stability.shared_contexts(one, two)
     assert found.share == pytest.approx(share, abs=0.1) and found.enough == (share >= 0.5)

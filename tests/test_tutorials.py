@@ -24,24 +24,18 @@ def test_a_tutorial_can_be_read_without_running_it(path: Path) -> None:
     assert "/home/" not in path.read_text() and "127.0.0.1" not in path.read_text()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all of them run, so that the run is built once."""
-    return tmp_path_factory.mktemp("tutorials")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
-def test_a_tutorial_runs(path: Path, folder: Path) -> None:
-    """Every cell, in a new kernel; those that showed something show the like."""
+def test_the_tutorials_run(tmp_path: Path) -> None:
+    """Every cell, in new kernels and one folder, where the run is built once; what showed something shows the like."""
     from nbclient import NotebookClient
 
-    written = nbformat.read(path, as_version=4)
-    executed = nbformat.read(path, as_version=4)
-    NotebookClient(executed, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
-    for before, after in zip(written.cells, executed.cells, strict=True):
-        if before.cell_type == "code" and before.outputs:
-            assert _first_word(after) == _first_word(before), after.source
+    for path in TUTORIALS:
+        written = nbformat.read(path, as_version=4)
+        executed = nbformat.read(path, as_version=4)
+        NotebookClient(executed, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+        for before, after in zip(written.cells, executed.cells, strict=True):
+            if before.cell_type == "code" and before.outputs:
+                assert _first_word(after) == _first_word(before), after.source
 
 
 def _first_word(cell: object) -> str:

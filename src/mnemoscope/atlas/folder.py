@@ -19,7 +19,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -160,7 +160,7 @@ class _Folder:
         layers = range(len(self.run.manifest.model.cells.sizes))
         paths = ["", "study", *(f"study/{name}" for name in names), *(f"layers/{layer}" for layer in layers)]
         for number, path in enumerate(paths, start=1):
-            status, html = asyncio.run(_answer(app, f"{self.site.href(self.shelf)}/{path}".rstrip("/")))
+            status, html = _asked(app, f"{self.site.href(self.shelf)}/{path}".rstrip("/"))
             if status == 200:
                 self._page(f"{path or 'index'}.html", html)
             elif path != f"study/{HEADLINE[0]}":
@@ -280,6 +280,13 @@ class _Pack:
         )
         self.begins.append(self.begins[-1] + size)
         return size
+
+
+def _asked(app: FastAPI, path: str) -> tuple[int, str]:
+    """Status and text of a page, asked for in a thread: whoever writes a site may be in a loop of events, as a notebook
+    is."""
+    with ThreadPoolExecutor(1) as asker:
+        return asker.submit(lambda: asyncio.run(_answer(app, path))).result()
 
 
 async def _answer(app: FastAPI, path: str) -> tuple[int, str]:
