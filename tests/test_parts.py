@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from mnemoscope.mine import loop, parts
 from mnemoscope.mine.loop import Portion
 from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.model import Model
+from mnemoscope.model.nulls import DEFAULT, Nulls, recipe
 from mnemoscope.text import plan as plans
 
 TEXT = texts(60)
@@ -58,7 +58,7 @@ def tables(run: mn.Run) -> dict[str, str]:
 def test_parts_are_the_whole(
     model: Model, whole: dict[str, str], tmp_path: Path, order: tuple[int, ...]
 ) -> None:
-    """In any order, with any number of workers; nothing is a run before they are merged."""
+    """In any order; nothing is a run before they are merged."""
     path = tmp_path / "run"
     for number in order:
         parts.mine(model, TEXT, path, Portion(number, 3))
@@ -66,6 +66,16 @@ def test_parts_are_the_whole(
     assert tables(mn.merge(path, model)) == whole
     assert tables(mn.merge(path)) == whole, "what is finished is opened"
     parts.mine(model, TEXT, path, Portion(0, 3))  # nothing is left to do
+
+
+@pytest.mark.slow
+def test_a_part_may_have_several_workers(model: Model, whole: dict[str, str], tmp_path: Path) -> None:
+    """Each with a file of its own."""
+    path = tmp_path / "run"
+    parts.mine(model, TEXT, path, Portion(0, 2), workers=2)
+    assert len([*(path / ".work").glob("state-part-*.npz")]) == 2
+    parts.mine(model, TEXT, path, Portion(1, 2))
+    assert tables(mn.merge(path, model)) == whole
 
 
 def test_a_build_goes_on_from_parts(model: Model, whole: dict[str, str], tmp_path: Path) -> None:
@@ -142,9 +152,10 @@ def test_shards_of_a_file_are_known_without_reading_it(model: Model, tmp_path: P
     parts.mine(model, TEXT, path, Portion(1, 3))
     (file,) = (path / ".work").glob("state-part-*.npz")
     plan = plans.Plan.load(path / ".work")
-    assert RunStatistics.held(file) == frozenset(Portion(1, 3).of(plan.shards))
-    with np.load(file) as arrays:
-        assert hashlib.sha256(arrays["neurons/neurons.shard"].tobytes()).hexdigest()
+    nulls = Nulls.of(model, recipe(model, DEFAULT))
+    held = RunStatistics.held(file)
+    assert held == RunStatistics.load(nulls, file).shards == frozenset(Portion(1, 3).of(plan.shards))
+    assert len(held) > 1, "there is more than one shard to be found"
 
 
 SCRIPT = """

@@ -96,22 +96,27 @@ class Shown:
         return self.view.terminal(self)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(
-            file=StringIO(),
-            width=WIDTH,
-            color_system=None,
-            legacy_windows=False,
-            force_jupyter=False,
-            _environ={},
-        )
-        with console.capture() as text:
-            console.print(self.__rich__(), markup=False)
-        return "\n".join(line.rstrip() for line in text.get().splitlines()) + "\n"
+        return as_text(self.__rich__(), markup=False)
 
     def __repr__(self) -> str:
         return str(self).rstrip("\n")
+
+
+def as_text(printed: Any, width: int = WIDTH, *, markup: bool = True) -> str:
+    """What rich prints, as text without colour; nothing is shown, in a notebook neither."""
+    from rich.console import Console
+
+    console = Console(
+        file=StringIO(),
+        width=width,
+        color_system=None,
+        legacy_windows=False,
+        force_jupyter=False,
+        _environ={},
+    )
+    with console.capture() as text:
+        console.print(printed, markup=markup)
+    return "\n".join(line.rstrip() for line in text.get().splitlines()) + "\n"
 
 
 def jsonable(value: Any) -> Any:

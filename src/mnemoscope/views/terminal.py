@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from io import StringIO
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
+
+from mnemoscope.display import as_text
 
 BLUE, ORANGE = "#5f9fd6", "#e08a3c"  # negative, positive: readable on a dark and on a light ground
 ATTENTION, FFN = "#a274c9", "#3f9b94"  # as on the page, and as readable
@@ -37,17 +38,7 @@ class Fitted:
 
 def plain(renderable: RenderableType, width: int = 80) -> str:
     """What rich prints as text without colour; `NeuronCard` too, since a card lowers itself."""
-    console = Console(
-        file=StringIO(),
-        width=width,
-        color_system=None,
-        legacy_windows=False,
-        force_jupyter=False,
-        _environ={},
-    )
-    with console.capture() as out:
-        console.print(renderable)
-    return "\n".join(line.rstrip() for line in out.get().splitlines()) + "\n"
+    return as_text(renderable, width)
 
 
 def table(
