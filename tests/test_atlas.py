@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -25,6 +24,7 @@ import pytest
 from effort import tries
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import awaited
 from starlette.testclient import TestClient
 from synthetic import make_run
 from tiny import model_folder, texts
@@ -125,7 +125,7 @@ def test_sockets_from_elsewhere_are_closed() -> None:
     def asked(**headers: str) -> None:
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         scope = {"type": "websocket", "path": "/", "headers": pairs}
-        asyncio.run(guard.Guard(app)(scope, receive, send))
+        awaited(guard.Guard(app)(scope, receive, send))
 
     asked(host="127.0.0.1", origin="http://evil.example")
     asked(host="evil.example")

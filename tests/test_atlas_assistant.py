@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from loops import awaited
 from synthetic import make_run
 from tiny import model_folder, texts
 
@@ -47,7 +47,7 @@ def asked(server: Any, question: Callable[[Any], Awaitable[Said]]) -> Said:
         async with mcp.Client(server) as client:
             return await question(client)
 
-    return asyncio.run(ask())
+    return awaited(ask())
 
 
 def called(run: mn.Run, tool: str, **arguments: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from loops import awaited
 from starlette.testclient import TestClient
 from synthetic import make_run
 from typer.testing import CliRunner
@@ -74,7 +74,7 @@ def test_it_is_written_from_a_notebook_too(run: mn.Run, tmp_path: Path) -> None:
     async def cell() -> folder.StaticSite:
         return mn.site(run, tmp_path / "site")
 
-    assert (asyncio.run(cell()).path / "index.html").exists()
+    assert (awaited(cell()).path / "index.html").exists()
 
 
 def test_links_lead_to_files_and_nothing_is_from_elsewhere(site: folder.StaticSite) -> None:
