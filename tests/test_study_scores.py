@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from mnemoscope.studies.measures.reductions import first_largest, log_sums, moments, ranks
+from mnemoscope.studies.measures.reductions import central_powers, first_largest, log_sums, moments, ranks
 
 FEW = st.sampled_from([-np.inf, -3.4e38, -1.0, -0.0, 0.0, 1e-45, 1.0, 3.4e38, np.inf])  # many ties
 ANY = st.floats(width=32, allow_nan=False)
@@ -57,6 +57,18 @@ def test_sums_are_those_of_fp64(size: int, spread: float) -> None:
     assert torch.allclose(std, whole.std(-1, correction=0), rtol=1e-4, atol=1e-6 * spread)
 
 
+@pytest.mark.parametrize("size", [1, 63, 64, 200, 49152])
+def test_central_powers_are_those_of_fp64(size: int) -> None:
+    """About whatever mean is given, of rows that lie far from 0; parts of a row add up to it."""
+    scores, mean = normal(size, 2.0) + 40, torch.tensor([40.0, 38.5, 41.25])
+    differences = (scores - mean[:, None]).double()
+    expected = torch.stack([(differences**power).sum(-1) for power in (2, 3, 4)], -1)
+    sums = central_powers(scores, mean)
+    assert torch.allclose(sums, expected, rtol=1e-12, atol=1e-9)
+    parts = sum(central_powers(part, mean) for part in scores.split(50, dim=1))
+    assert torch.allclose(parts, sums, rtol=1e-12, atol=1e-9)
+
+
 def test_tokens_that_cannot_be_are_nothing() -> None:
     """Logits of -inf add nothing to a log-sum-exp."""
     scores = torch.tensor([[0.0, -torch.inf, 0.0], [-torch.inf, 5.0, -torch.inf]])
@@ -70,9 +82,11 @@ def test_a_row_depends_on_no_other_and_on_no_threads() -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            together = (log_sums(scores), *moments(scores))
+            middle = scores.mean(-1)
+            together = (log_sums(scores), *moments(scores), central_powers(scores, middle))
             for at in range(len(scores)):
-                alone = (log_sums(scores[[at]]), *moments(scores[[at]]))
-                assert all(torch.equal(one[[at]], other) for one, other in zip(together, alone, strict=True))
+                one = scores[[at]]
+                alone = (log_sums(one), *moments(one), central_powers(one, middle[[at]]))
+                assert all(torch.equal(a[[at]], b) for a, b in zip(together, alone, strict=True))
     finally:
         torch.set_num_threads(before)

@@ -23,7 +23,7 @@ from mnemoscope.studies.measures.positions import Work
 from mnemoscope.studies.measures.reductions import first_largest
 
 _TILE = 64  # values read at once: their logits stay near the cache
-_ROWS = 256  # and where logits are read in pieces
+_ROWS = 512  # and where logits are read in pieces
 
 
 def value_tops(run: Run | None, model: Model, lens: Lens, work: Work, name: str) -> Int[Tensor, "cell side"]:

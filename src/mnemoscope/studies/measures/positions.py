@@ -55,7 +55,7 @@ class Sizes:
 
     def fast(self) -> Sizes:
         """A small part, for a first look in ten minutes."""
-        positions, sentences = self.positions // 16, self.sentences // 32
+        positions, sentences = self.positions // 16, self.sentences // 40
         return replace(
             self, positions=positions, sentences=sentences, cases=self.cases // 6, tokens=self.tokens // 8, longest=64
         )  # fmt: skip

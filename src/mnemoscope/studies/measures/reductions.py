@@ -18,7 +18,7 @@ from mnemoscope.mine.reading import share_out
 
 _LANES = 64  # running maxima side by side, which the compiler can vectorise
 _NEGLIGIBLE = -80.0  # nats below the largest
-_ROWS = 8  # that a thread does at once
+_LOGITS = 131_072  # that a thread does at once, in whole rows
 _CHUNK = 512  # logits among which one is looked for at once
 
 
@@ -51,6 +51,15 @@ def moments(scores: Float[Tensor, "row token"]) -> tuple[Float[Tensor, " row"], 
     return mean, squares.sqrt()
 
 
+def central_powers(
+    scores: Float[Tensor, "row token"], mean: Float[Tensor, " row"]
+) -> Float[Tensor, "row power"]:
+    """Sums of the second, third and fourth powers of (score - mean) of each row, of differences in fp32; fp64."""
+    sums = np.empty((len(scores), 3))
+    _shared_out(_powers, scores.cpu().numpy(), mean.cpu().numpy(), sums)
+    return torch.from_numpy(sums).to(scores.device)
+
+
 def _sums(values: Float[Tensor, "row token"]) -> Float[Tensor, " row"]:
     """Sums of fp32 in fp64, always in the same order."""
     total = np.empty(len(values))
@@ -59,10 +68,10 @@ def _sums(values: Float[Tensor, "row token"]) -> Float[Tensor, " row"]:
 
 
 def _shared_out(work: Callable[..., None], *arrays: np.ndarray) -> None:
-    """Do the work for a few rows of all arrays at a time, with as many threads as torch uses."""
+    """Do the work for some rows of all arrays at a time, with as many threads as torch uses."""
+    rows = max(1, min(len(arrays[0]), _LOGITS // max(1, arrays[0].shape[1])))
     share_out(
-        lambda start: work(*(array[start : start + _ROWS] for array in arrays)),
-        range(0, len(arrays[0]), _ROWS),
+        lambda start: work(*(array[start : start + rows] for array in arrays)), range(0, len(arrays[0]), rows)
     )
 
 
@@ -128,3 +137,32 @@ def _add(values, total):  # type: ignore[no-untyped-def]
         for j in range(whole, size):
             sum_ += np.float64(row[j])
         total[i] = sum_
+
+
+@_compiled
+def _powers(scores, mean, sums):  # type: ignore[no-untyped-def]
+    lanes = np.empty((3, _LANES))
+    size = scores.shape[1]
+    whole = size - size % _LANES
+    for i in range(len(scores)):
+        row, middle = scores[i], mean[i]
+        lanes[:] = 0.0
+        for start in range(0, whole, _LANES):
+            piece = row[start : start + _LANES]
+            for j in range(_LANES):
+                difference = np.float64(piece[j] - middle)
+                square = difference * difference
+                lanes[0, j] += square
+                lanes[1, j] += square * difference
+                lanes[2, j] += square * square
+        for power in range(3):
+            sum_ = 0.0
+            for j in range(_LANES):
+                sum_ += lanes[power, j]
+            sums[i, power] = sum_
+        for j in range(whole, size):
+            difference = np.float64(row[j] - middle)
+            square = difference * difference
+            sums[i, 0] += square
+            sums[i, 1] += square * difference
+            sums[i, 2] += square * square

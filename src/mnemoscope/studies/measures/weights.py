@@ -30,11 +30,12 @@ from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import arrow_table
 from mnemoscope.studies.measures.positions import Sizes, Work
+from mnemoscope.studies.measures.reductions import central_powers
 
 SHUFFLED = 128  # values of a layer that are shuffled
 SILENT = 0.02  # of the directions of the stream: those that the unembedding reads least
 
-_TILE = 256  # values read at once
+_TILE = 512  # values read at once
 
 
 def measure(run: Run, model: Model, sizes: Sizes, work: Work) -> Mapping[str, Iterator[pa.Table]]:
@@ -143,15 +144,9 @@ def spread(
 
 def _moments(lens: Lens, vectors: Float[Tensor, "row width"]) -> tuple[Tensor, Tensor, Tensor]:
     middle = lens.table.mean(0, dtype=torch.float64) * lens.multiplier
-    mean = (lens.weighted(vectors).double() @ middle).float()[:, None]
-    second, third, fourth = torch.zeros(3, len(vectors), dtype=torch.float64, device=vectors.device)
-    for _, logits in lens.pieces(vectors):
-        centred = logits - mean
-        square = centred.square()
-        second += square.sum(-1, dtype=torch.float64)
-        third += centred.mul_(square).sum(-1, dtype=torch.float64)
-        fourth += square.square_().sum(-1, dtype=torch.float64)
-    variance, third, fourth = (power / len(lens.table) for power in (second, third, fourth))
+    mean = (lens.weighted(vectors).double() @ middle).float()
+    sums = [central_powers(logits, mean) for _, logits in lens.pieces(vectors)]
+    variance, third, fourth = (torch.stack(sums).sum(0) / len(lens.table)).T
     size = variance.clamp_min(1e-30)
     return variance.sqrt(), third / size**1.5, fourth / size.square() - 3
 
