@@ -54,6 +54,21 @@ def check_build(top: int, nulls: Sequence[str], workers: int) -> None:
     check_nulls(nulls)
 
 
+ENGINES = ("processes", "ray")
+
+
+def check_engine(engine: str, address: str | None) -> None:
+    """RunError for an engine that there is none of, and for the address of a cluster where none is asked."""
+    if engine not in ENGINES:
+        raise RunError("building a run: {engine} is none; give " + " or ".join(ENGINES), engine=engine)
+    if address is not None and engine != "ray":
+        raise RunError(
+            "building a run: {address} is of a cluster, and processes of this machine were to build; give {engine} too",
+            address=address,
+            engine="ray",
+        )
+
+
 def parse_part(text: str) -> tuple[int, int]:
     """3/16: the fourth of sixteen parts; RunError for what is none."""
     number, slash, parts = text.partition("/")

@@ -103,6 +103,8 @@ def build(
     nulls: Sequence[str] | None = None,
     units: str | None = None,
     workers: int = 1,
+    engine: str = "processes",
+    address: str | None = None,
     report: Report | None = None,
 ) -> Run:
     """Run a corpus through a model once and keep every neuron's triggers, distribution and value.
@@ -115,19 +117,27 @@ def build(
              of every neuron, ``chimera``, ``covariance``; the first two if None, () for none
     units    units to read instead of the model's neurons, as in `load_model`
     workers  processes; the result is the same for any number
+    engine   ``processes`` of this machine, or those of a ``ray`` cluster whose machines share the folder
+    address  of the cluster (``auto``: the one of this machine); one of this machine alone is started if None
     report   called with a `Progress` after every step
 
     `RunMismatch` if the folder holds something built from another model, corpus or options.
     """
+    from mnemoscope.arguments import check_engine
+    from mnemoscope.mine import cluster
     from mnemoscope.mine.build import build
     from mnemoscope.model.nulls import DEFAULT
 
+    check_engine(engine, address)
     if units is not None:
         from mnemoscope.model.load import load_model
 
         model = load_model(model, units=units)
     kinds = DEFAULT if nulls is None else nulls
-    return Run.of(build(model, corpus, path, top=top, nulls=kinds, workers=workers, report=report))
+    ray = cluster.Ray(workers, address) if engine == "ray" else None
+    return Run.of(
+        build(model, corpus, path, top=top, nulls=kinds, workers=workers, engine=ray, report=report)
+    )
 
 
 def build_part(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from mnemoscope.arguments import check_loading
+from mnemoscope.arguments import check_engine, check_loading
 
 ModelName = Annotated[
     str, typer.Argument(help="Hugging Face id, folder, .gguf file, or sample:smollm2-135m.")
@@ -57,6 +57,27 @@ class Bundle:
 
     def check(self) -> None:
         """Refuse what can be refused without a model, a text or a run."""
+
+
+@dataclass(frozen=True)
+class Miners(Bundle):
+    """Who mines: keywords of `build`."""
+
+    workers: Workers = 1
+    engine: Annotated[
+        str,
+        typer.Option(help="processes of this machine, or of a ray cluster whose machines share the folder."),
+    ] = "processes"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the ray cluster (auto: that of this machine); one is started here if none is given."
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """RunError for an engine that there is not, or an address without a cluster."""
+        check_engine(self.engine, self.address)
 
 
 class _Loaded(Bundle):

@@ -17,11 +17,11 @@ from mnemoscope.cli.options import (
     Count,
     Limit,
     Loading,
+    Miners,
     ModelName,
     Page,
     Reloading,
     RunFolder,
-    Workers,
     bundled,
 )
 from mnemoscope.cli.shared import (
@@ -40,6 +40,7 @@ from mnemoscope.cli.shared import (
     stdout,
     write_page,
 )
+from mnemoscope.errors import RunError
 from mnemoscope.invocation import command
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def build(
             "false discoveries."
         ),
     ] = "random,rotated",
-    workers: Workers = 1,
+    mining: Miners,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -115,18 +116,26 @@ def build(
     from mnemoscope.text.corpus import load_corpus
 
     kinds = [] if nulls == "none" else [kind.strip() for kind in nulls.split(",")]
-    check_build(top, kinds, workers)
+    check_build(top, kinds, mining.workers)
     portion = None if shard is None else parse_part(shard)
+    if portion is not None and mining.engine != "processes":
+        raise RunError(
+            "building a run: {shard} is for a queue outside of this program, and {engine} has its own; give one",
+            shard=shard,
+            engine=mining.engine,
+        )
     check_place(out)
     source = load_corpus(corpus, **asdict(reading))
     loaded = load(model, loading)
     if portion is not None:
         with kept_copies(), keeping(out), progress_bars() as report:
-            api.build_part(loaded, source, out, portion, top=top, nulls=kinds, workers=workers, report=report)
+            api.build_part(
+                loaded, source, out, portion, top=top, nulls=kinds, workers=mining.workers, report=report
+            )
         say(f"{out}: part {shard} is mined. When all are: {command('merge', out)}")
         return
     with building(loaded, out) as report:
-        run = api.build(loaded, source, out, top=top, nulls=kinds, workers=workers, report=report)
+        run = api.build(loaded, source, out, top=top, nulls=kinds, report=report, **asdict(mining))
     if as_json:
         print_json(run.manifest.model_dump())
     else:

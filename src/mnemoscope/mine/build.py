@@ -60,6 +60,7 @@ def build(
     top: int = TOP,
     nulls: Sequence[str] = DEFAULT,
     workers: int = 1,
+    engine: loop.Engine | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Run:
     """Build a run, or go on with one that was interrupted; returns it opened.
@@ -70,6 +71,7 @@ def build(
     top      triggers kept for each neuron and polarity
     nulls    kinds of `mnemoscope.model.nulls.KINDS`, mined beside the neurons; () for none
     workers  processes (CPU); the result is the same bit for bit whatever their number
+    engine   who mines, if not so many processes; the result is the same here, too
     report   called with a `Progress` after every step
 
     Of an encoder-decoder the encoder reads each text, and the decoder its target (`load_corpus`); without targets the
@@ -77,11 +79,13 @@ def build(
 
     Raises RunMismatch when the folder holds something built from another model, corpus or options.
     """
-    model, text, path, identity = prepared(model, text, path, top, nulls, workers)
+    check_build(top, nulls, workers)
+    engine = engine or loop.Processes(workers)
+    model, text, path, identity = prepared(model, text, path, top, nulls, engine)
     if not is_finished(path):
         with begun(model, path) as writer:
             if writer is not None:
-                Build(model, text, writer, identity, workers, report or (lambda _: None)).run()
+                Build(model, text, writer, identity, engine, report or (lambda _: None)).run()
     run = open_run(path)
     compare(run.manifest.options["identity"], identity, f"{path} holds a run that was")
     return run
@@ -93,12 +97,10 @@ def prepared(
     path: str | Path,
     top: int,
     nulls: Sequence[str],
-    workers: int,
+    engine: loop.Engine,
 ) -> tuple[Model, Corpus, Path, dict[str, Any]]:
     """What a build needs, checked: model, text, folder, and what must be the same for a build to be the same."""
-    check_build(top, nulls, workers)
-    if workers > 1:
-        loop.check_workers()  # before the folder is locked, or a process would wait for its parent
+    engine.check()  # before the folder is locked, or a process would wait for its parent
     check_place(path)
     model = model if isinstance(model, Model) else load_model(model)
     text = text if isinstance(text, Corpus) else corpus.load_corpus(text)
@@ -157,7 +159,7 @@ class Build:
     text: Corpus | PlannedText
     writer: RunWriter
     identity: dict[str, Any]
-    workers: int
+    engine: loop.Engine
     report: Callable[[Progress], None]
 
     @property
@@ -176,7 +178,7 @@ class Build:
     def _stages(self) -> None:
         plan = self.planned()
         statistics = loop.run_shards(
-            self.model, plan, self.states(), self.work, workers=self.workers, report=self.report
+            self.model, plan, self.states(), self.work, engine=self.engine, report=self.report
         )
         self._read_values()
         self._write(plan, statistics)

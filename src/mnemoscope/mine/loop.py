@@ -102,6 +102,33 @@ class Portion:
         return range(self.number * shards // self.parts, (self.number + 1) * shards // self.parts)
 
 
+@dataclass(frozen=True)
+class Mining(Generic[S]):
+    """What is mined: shards of the plan, by the model, into states that are kept as ``<stem>-*.npz`` in the folder."""
+
+    model: Model
+    plan: Plan
+    factory: StateFactory[S]
+    folder: Path
+    stem: str = "state"
+
+    def file(self, name: str | int) -> Path:
+        """Where a process keeps a state of its own."""
+        return self.folder / f"{self.stem}-{name}.npz"
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Who does the shards: processes here (`Processes`), or those of a cluster (`cluster.Ray`)."""
+
+    def check(self) -> None:
+        """RunError where it cannot be used; asked before a model is loaded."""
+
+    def mine(self, mining: Mining[S], shards: list[int], tell: Callable[[int], None]) -> S | None:
+        """Do the shards, none of which any file holds, and leave their states in files; the state, if one holds all
+        of it and is at hand. `tell` is called with tokens that are done. Raises what a shard raised."""
+
+
 def run_shards(
     model: Model,
     plan: Plan,
@@ -109,15 +136,19 @@ def run_shards(
     folder: Path,
     *,
     workers: int = 1,
+    engine: Engine | None = None,
     report: Report | None = None,
 ) -> S:
     """Feed every shard of the plan to a state, resuming from the state files in the folder.
 
     workers  processes; each holds a copy of the state, and all share one copy of the weights (CPU)
+    engine   who does the shards, if not so many processes
     Raises whatever a worker raised; what was checkpointed stays.
     """
     _wait_for(folder, "state-*.lock")
-    state = _run(model, plan, factory, folder, "state", range(plan.shards), workers, report)
+    state = _run(
+        Mining(model, plan, factory, folder), range(plan.shards), engine or Processes(workers), report
+    )
     return folded(factory, sorted(folder.glob("state-*.npz"))) if state is None else state
 
 
@@ -127,8 +158,7 @@ def run_part(
     factory: StateFactory[S],
     folder: Path,
     portion: Portion,
-    *,
-    workers: int = 1,
+    engine: Engine,
     report: Report | None = None,
 ) -> None:
     """Feed the shards of one part to state files of its own, beside those of other processes; otherwise as
@@ -136,7 +166,8 @@ def run_part(
     stem = f"state-{portion.name}"
     with locked(folder / f"{stem}.lock", folder.parent):
         _wait_for(folder, f"{stem}-*.lock")
-        _run(model, plan, factory, folder, stem, portion.of(plan.shards), workers, report)
+        mining = Mining(model, plan, factory, folder, stem)
+        _run(mining, portion.of(plan.shards), engine, report)
 
 
 def _wait_for(folder: Path, locks: str) -> None:
@@ -146,33 +177,14 @@ def _wait_for(folder: Path, locks: str) -> None:
             pass
 
 
-def _run(
-    model: Model,
-    plan: Plan,
-    factory: StateFactory[S],
-    folder: Path,
-    stem: str,
-    shards: range,
-    workers: int,
-    report: Report | None,
-) -> S | None:
+def _run(mining: Mining[S], shards: range, engine: Engine, report: Report | None) -> S | None:
     """Do those of the shards that no file holds; the state, where it is all that there is."""
-    if workers > 1 and is_spread(model.hf):
-        raise ModelNotSupported(
-            f"running {model.id} in {workers} processes: it is spread over several devices; give one process"
-        )
-    held = {file: factory.shards(file) for file in sorted(folder.glob("state-*.npz"))}
+    engine.check()
+    held = {file: mining.factory.shards(file) for file in sorted(mining.folder.glob("state-*.npz"))}
     done = frozenset().union(*held.values())
-    left = [shard for shard in shards if shard not in done]
-    tally = _Tally(plan, shards, done, report)
-    workers = min(workers, len(left))
-    file = folder / f"{stem}-0.npz"
-    if workers == 1:
-        state = _Worker(model, plan, factory, file).run(left, tally.add)
-        return state if held.keys() <= {file} else None
-    if left:
-        _spawn(model, plan, factory, folder, stem, workers, left, tally)
-    return None
+    tally = _Tally(mining.plan, shards, done, report)
+    state = engine.mine(mining, [shard for shard in shards if shard not in done], tally.add)
+    return state if held.keys() <= {mining.file(0)} else None
 
 
 def folded(factory: StateFactory[S], files: Iterable[Path]) -> S:
@@ -205,33 +217,65 @@ class _Tally:
             self._report(Progress("mining", self._done, self._total, "tokens"))
 
 
-class _Worker(Generic[S]):
-    """One process's share of the work: shards in, one state file out."""
+@dataclass(frozen=True)
+class Processes:
+    """So many processes on this machine, which share one copy of the weights; one of them is this one."""
 
-    def __init__(self, model: Model, plan: Plan, factory: StateFactory[S], file: Path) -> None:
-        self._model, self._plan, self._file = model, plan, file
-        self._state = factory.load(file) if file.exists() else factory.fresh()
+    workers: int = 1
 
-    def run(self, shards: Iterable[int], tell: Callable[[int], None]) -> S:
-        """Do the shards, checkpointing now and then, and once at the end; returns the state."""
-        saved = time.monotonic()
-        unsaved = False
-        with Capture(self._model) as capture:
-            for shard in shards:
-                for batch in self._plan.batches(shard):
-                    _stop_if_orphaned()
-                    more = (getattr(self._state, name, None) for name in ("update_rows", "update_rebuilt"))
-                    capture.sweep(batch, self._state.update, *more)
-                    tell(batch.n_tokens)
-                self._state.finish_shard(shard)
-                unsaved = True
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    self._state.save(self._file)
-                    saved, unsaved = time.monotonic(), False
-        if unsaved:
-            _stop_if_orphaned()
-            self._state.save(self._file)
-        return self._state
+    def check(self) -> None:
+        """RunError where no further process can be started: each begins by running the main script again."""
+        if self.workers > 1:
+            _check_script()
+
+    def mine(self, mining: Mining[S], shards: list[int], tell: Callable[[int], None]) -> S | None:
+        """As of `Engine`; each process keeps one state, and takes the next shards when it is free.
+
+        ModelNotSupported for several processes of a model that is on several devices.
+        """
+        if self.workers > 1 and is_spread(mining.model.hf):
+            raise ModelNotSupported(
+                f"running {mining.model.id} in {self.workers} processes: it is spread over several devices; give one "
+                "process"
+            )
+        workers = min(self.workers, len(shards))
+        if workers == 1:
+            return mined(mining, mining.file(0), shards, tell)
+        if shards:
+            _spawn(mining, workers, shards, tell)
+        return None
+
+
+def mined(
+    mining: Mining[S],
+    file: Path,
+    shards: Iterable[int],
+    tell: Callable[[int], None],
+    checkpoint_seconds: float | None = None,
+) -> S:
+    """One process's share of the work: shards in, one state file out, in which it goes on from what is there.
+
+    The file is written now and then (CHECKPOINT_SECONDS), and once at the end.
+    """
+    seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
+    state = mining.factory.load(file) if file.exists() else mining.factory.fresh()
+    saved, unsaved = time.monotonic(), False
+    more: list[Any] = [getattr(state, name, None) for name in ("update_rows", "update_rebuilt")]
+    with Capture(mining.model) as capture:
+        for shard in shards:
+            for batch in mining.plan.batches(shard):
+                _stop_if_orphaned()
+                capture.sweep(batch, state.update, *more)
+                tell(batch.n_tokens)
+            state.finish_shard(shard)
+            unsaved = True
+            if time.monotonic() - saved > seconds:
+                state.save(file)
+                saved, unsaved = time.monotonic(), False
+    if unsaved:
+        _stop_if_orphaned()
+        state.save(file)
+    return state
 
 
 def _stop_if_orphaned() -> None:
@@ -241,38 +285,24 @@ def _stop_if_orphaned() -> None:
         os._exit(1)
 
 
-def _spawn(
-    model: Model,
-    plan: Plan,
-    factory: StateFactory[S],
-    folder: Path,
-    stem: str,
-    workers: int,
-    left: list[int],
-    tally: _Tally,
-) -> None:
+def _spawn(mining: Mining[S], workers: int, shards: list[int], tell: Callable[[int], None]) -> None:
     """Run the shards in processes that take the next shard when they are free."""
-    check_workers()
     context = mp.get_context("spawn")
     tasks, news = context.Queue(), context.Queue()
-    for block in _blocks(left, workers):
+    for block in _blocks(shards, workers):
         tasks.put(block)
     for _ in range(workers):
         tasks.put(None)
-    model.hf.share_memory()
+    mining.model.hf.share_memory()
     threads = max(1, torch.get_num_threads() // workers)
     processes = [
-        context.Process(
-            target=_work,
-            args=(model, plan, factory, folder / f"{stem}-{index}.npz", threads, tasks, news),
-            daemon=True,
-        )
+        context.Process(target=_work, args=(mining, mining.file(index), threads, tasks, news), daemon=True)
         for index in range(workers)
     ]
     for process in processes:
         process.start()
     try:
-        _listen(processes, news, tally)
+        _listen(processes, news, tell)
     finally:
         for process in processes:
             process.terminate()
@@ -282,8 +312,7 @@ def _spawn(
 _GUARD = 'put the call under `if __name__ == "__main__":`, or give workers=1'
 
 
-def check_workers() -> None:
-    """RunError where no further process can be started: each begins by running the main script again."""
+def _check_script() -> None:
     if getattr(mp.current_process(), "_inheriting", False):
         raise errors.RunError(
             f"mining: a worker process ran the main script again and came to the same build; {_GUARD}"
@@ -302,7 +331,7 @@ def _blocks(shards: list[int], workers: int) -> list[list[int]]:
     return [list(block) for _, block in groupby(shards, lambda shard: shard // size)]
 
 
-def _listen(processes: list[Any], news: Any, tally: _Tally) -> None:
+def _listen(processes: list[Any], news: Any, tell: Callable[[int], None]) -> None:
     """Pass on what the workers tell, until each has said that it is done; raise what one raised."""
     waiting = len(processes)
     while waiting:
@@ -314,7 +343,7 @@ def _listen(processes: list[Any], news: Any, tally: _Tally) -> None:
                     raise errors.RunError(_ended(process.exitcode)) from None
             continue
         if kind == "tokens":
-            tally.add(value)
+            tell(value)
         elif kind == "done":
             waiting -= 1
         else:
@@ -335,15 +364,13 @@ def _ended(code: int) -> str:
     )
 
 
-def _work(
-    model: Model, plan: Plan, factory: StateFactory[S], file: Path, threads: int, tasks: Any, news: Any
-) -> None:
+def _work(mining: Mining[Any], file: Path, threads: int, tasks: Any, news: Any) -> None:
     """What a worker process runs."""
     torch.set_num_threads(threads)
     try:
         with locked(file.with_suffix(".lock"), file.parent.parent, _PATIENCE):
             shards = chain.from_iterable(iter(tasks.get, None))
-            _Worker(model, plan, factory, file).run(shards, lambda tokens: news.put(("tokens", tokens)))
+            mined(mining, file, shards, lambda tokens: news.put(("tokens", tokens)))
         news.put(("done", None))
     except errors.MnemoscopeError as error:
         news.put(("error", (type(error).__name__, str(error))))

@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from mnemoscope import files
+from mnemoscope.arguments import check_build
 from mnemoscope.errors import RunError, RunMismatch
 from mnemoscope.mine import loop
 from mnemoscope.mine.build import TOP, Build, PlannedText, begun, compare, prepared
@@ -49,16 +50,18 @@ def mine(
     The first one there plans the text, and others wait for it. Nothing is done where the run is finished.
     """
     report = report or (lambda _: None)
-    model, text, path, identity = prepared(model, text, path, top, nulls, workers)
+    check_build(top, nulls, workers)
+    engine = loop.Processes(workers)
+    model, text, path, identity = prepared(model, text, path, top, nulls, engine)
     with begun(model, path, PATIENCE) as writer:
         if writer is None:
             compare(open_run(path).manifest.options["identity"], identity, f"{path} holds a run that was")
             return
-        build = Build(model, text, writer, identity, workers, report)
+        build = Build(model, text, writer, identity, engine, report)
         _count(build.work, portion)
         plan = build.planned()
     with model.running():
-        loop.run_part(model, plan, build.states(), build.work, portion, workers=workers, report=report)
+        loop.run_part(model, plan, build.states(), build.work, portion, engine, report)
     model.check_weights(identity["weights_sha256"], f"mining {portion.name} of {path}")
 
 
@@ -108,7 +111,7 @@ def merge(
     with begun(loaded, path) as writer:
         if writer is not None:
             text = PlannedText.of(identity)
-            Build(loaded, text, writer, identity, 1, report or (lambda _: None)).run()
+            Build(loaded, text, writer, identity, loop.Processes(), report or (lambda _: None)).run()
     return open_run(path)
 
 

@@ -1,0 +1,194 @@
+"""Mining by the processes of a Ray cluster, on many machines that share the folder of the run.
+
+The queue of blocks of shards is here, and each process (an actor) has one of them at a time. It loads the model once,
+and writes one file for each block, whole or not at all, that is the same whoever makes it. So a process that is lost
+takes with it what it had not written, and its block goes to another one. No process is restarted: what one had in
+memory would be missing afterwards, and nothing would say so.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mnemoscope import errors
+from mnemoscope.errors import RunError
+from mnemoscope.mine.loop import Mining, S, locked, mined
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+TRIES = 3  # processes that a block may lose before it is given up
+_BLOCKS = 8  # for each process: a lost one costs an eighth of what it does, and every block is a file
+_PATIENCE = 120.0  # seconds that a process waits for one of a driver that was killed
+
+
+@dataclass(frozen=True)
+class Ray:
+    """So many processes of a Ray cluster.
+
+    address  of the cluster (``auto``: the one that this machine is part of); None for one of this machine alone, which
+             is started and stopped again
+    """
+
+    workers: int = 1
+    address: str | None = None
+
+    def check(self) -> None:
+        """RunError where Ray is not installed."""
+        self._imported()
+
+    def _imported(self) -> Any:
+        """Ray. A cluster that is started here listens on all interfaces, but answers only who knows its token; Ray
+        reads that from the environment, once, when it is imported."""
+        if "ray" not in sys.modules:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            if self.address is None and "RAY_AUTH_MODE" not in os.environ:
+                os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        try:
+            import ray
+        except ImportError as error:
+            raise RunError(
+                "building a run on a cluster: ray is not installed; pip install 'mnemoscope[ray]', or build with "
+                "processes of this machine ({workers}), or in parts ({shard})",
+                workers=...,
+                shard=...,
+            ) from error
+        return ray
+
+    def mine(self, mining: Mining[S], shards: list[int], tell: Callable[[int], None]) -> None:
+        """As of `loop.Engine`; a lost process is replaced, and RunError names a block that loses TRIES of them."""
+        if not shards:
+            return
+        with _connected(self._imported(), self.address) as ray:
+            workers = min(self.workers, len(shards))
+            cpus = _cpus_each(
+                [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]], workers
+            )
+            gpus = 1 if mining.model.device.type == "cuda" else 0
+            actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Process)
+            held = ray.put(_absolute(mining))
+
+            def start() -> ActorHandle:
+                return actor.remote(held, secrets.token_hex(4), cpus)
+
+            _share_out(ray, start, workers, _blocks(shards, workers), _telling(mining, tell))
+
+
+def _absolute(mining: Mining[S]) -> Mining[S]:
+    """By a path that other processes find."""
+    plan = replace(mining.plan, folder=mining.plan.folder.absolute())
+    return replace(mining, plan=plan, folder=mining.folder.absolute())
+
+
+class _Process:
+    """What a process of the cluster holds. Its lock says to a later driver that it is still there."""
+
+    def __init__(self, mining: Mining[Any], name: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._mining = mining
+        lock = mining.file(f"ray-{name}").with_suffix(".lock")
+        self._held = locked(lock, mining.folder.parent, _PATIENCE)
+        self._held.__enter__()
+
+    def mine(self, block: Sequence[int]) -> None:
+        """Do the shards of a block, into the file of that block."""
+        file = self._mining.file(f"shards-{block[0]:07d}-{block[-1]:07d}")
+        mined(self._mining, file, block, lambda _: None, checkpoint_seconds=inf)
+
+
+def _share_out(
+    ray: Any,
+    start: Callable[[], ActorHandle],
+    workers: int,
+    blocks: Sequence[Sequence[int]],
+    tell: Callable[[Sequence[int]], None],
+) -> None:
+    """Have every block done by some process; one that is lost is replaced by another."""
+    waiting, lost = deque(blocks), dict.fromkeys(map(tuple, blocks), 0)
+    asked: dict[Any, tuple[ActorHandle, Sequence[int]]] = {}
+
+    def ask(process: ActorHandle) -> None:
+        if waiting:
+            block = waiting.popleft()
+            asked[process.mine.remote(block)] = process, block
+
+    for _ in range(min(workers, len(blocks))):
+        ask(start())
+    while asked:
+        (answer,), _ = ray.wait(list(asked), num_returns=1)
+        process, block = asked.pop(answer)
+        try:
+            ray.get(answer)
+        except ray.exceptions.RayActorError as error:
+            lost[tuple(block)] += 1
+            if lost[tuple(block)] == TRIES:
+                raise RunError(
+                    f"mining: {TRIES} processes were lost on shards {block[0]} to {block[-1]}, the last one so: "
+                    f"{str(error).splitlines()[0]}; nothing finished is lost: run the same command again, with more "
+                    "memory for each process"
+                ) from error
+            waiting.appendleft(block)
+            ask(start())
+        except ray.exceptions.RayTaskError as error:
+            raise _own(error) from None
+        else:
+            tell(block)
+            ask(process)
+
+
+def _own(error: Any) -> Exception:
+    """What a shard raised, as itself where it is one of ours."""
+    cause = error.cause
+    return cause if isinstance(cause, errors.MnemoscopeError) else error
+
+
+def _telling(mining: Mining[Any], tell: Callable[[int], None]) -> Callable[[Sequence[int]], None]:
+    return lambda block: tell(sum(mining.plan.shard_tokens[shard] for shard in block))
+
+
+def _blocks(shards: Sequence[int], workers: int) -> list[list[int]]:
+    """Neighbours together, about as many for each block, and so many blocks for each process."""
+    count = min(len(shards), _BLOCKS * workers)
+    bounds = [place * len(shards) // count for place in range(count + 1)]
+    return [list(shards[start:stop]) for start, stop in pairwise(bounds)]
+
+
+def _cpus_each(machines: Sequence[int], workers: int) -> int:
+    """Cores for each process: as many as let all of them find a place on these machines, and 1 if none do."""
+    fitting = (
+        each for each in range(max(machines, default=1), 0, -1) if sum(n // each for n in machines) >= workers
+    )
+    return next(fitting, 1)
+
+
+@contextmanager
+def _connected(ray: Any, address: str | None) -> Iterator[Any]:
+    """Ray with a cluster: the one that this process has already, or that of an address, or one that is started here and
+    stopped again."""
+    if ray.is_initialized():
+        yield ray
+        return
+    try:
+        ray.init(address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        what = "no cluster could be started here" if address is None else f"there is none at {address}"
+        raise RunError(
+            f"building a run on a cluster: {what} ({str(error).splitlines()[0]}); give {{address}} as `ray start` "
+            "printed it, or auto",
+            address=...,
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()

@@ -1,0 +1,216 @@
+"""Mining on a Ray cluster: the run is that of one process, whatever is killed; and what is said where there is none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import model_folder, texts
+
+import mnemoscope as mn
+from mnemoscope.arguments import check_engine
+from mnemoscope.errors import ActivationError, RunError
+from mnemoscope.mine.cluster import TRIES, _blocks, _cpus_each, _share_out
+from mnemoscope.model.model import Model
+from mnemoscope.text import plan as plans
+
+TEXT = texts(60)
+KILLS = int(os.environ.get("MNEMOSCOPE_KILLS", "2"))  # ten take some minutes
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, unique=True).map(sorted), st.integers(1, 40))
+def test_every_shard_is_in_one_block(shards: list[int], workers: int) -> None:
+    """In order; no process has more blocks than so many, and none of them is empty."""
+    blocks = _blocks(shards, workers)
+    assert [shard for block in blocks for shard in block] == shards
+    assert all(blocks) and len(blocks) <= 8 * workers
+    assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
+
+
+@given(st.lists(st.integers(0, 64), max_size=6), st.integers(1, 80))
+def test_cores_are_shared_out(machines: list[int], workers: int) -> None:
+    """All processes find a place where they can, and with one core more for each they would not."""
+    each = _cpus_each(machines, workers)
+    places = [sum(cores // size for cores in machines) for size in (each, each + 1)]
+    assert each >= 1 and (places[0] >= workers or each == 1) and places[1] < workers
+
+
+class Pretended:
+    """As much of Ray as `_share_out` asks for. A process is lost on a block as often as `losses` says."""
+
+    class exceptions:  # noqa: N801 - as it is spelled there
+        class RayActorError(Exception): ...
+
+        class RayTaskError(Exception):
+            def __init__(self, cause: Exception) -> None:
+                self.cause = cause
+
+    def __init__(self, losses: dict[int, int], raising: dict[int, Exception]) -> None:
+        self.losses, self.raising = losses, raising
+        self.started, self.done, self.mine = 0, list[int](), self
+
+    def start(self) -> Any:
+        self.started += 1
+        return self
+
+    def remote(self, block: list[int]) -> tuple[int, ...]:
+        return (self.started, *block)
+
+    def wait(self, asked: list[Any], num_returns: int) -> Any:
+        return [asked[-1]], asked[:-1]
+
+    def get(self, answer: tuple[int, ...]) -> None:
+        first = answer[1]
+        if self.losses.get(first, 0):
+            self.losses[first] -= 1
+            raise self.exceptions.RayActorError("The actor died.\nmore")
+        if first in self.raising:
+            raise self.exceptions.RayTaskError(self.raising[first])
+        self.done += answer[1:]
+
+
+def test_what_a_lost_process_had_goes_to_another() -> None:
+    """Each block is done once, and a process is started for each that is lost."""
+    ray, told = Pretended({0: 2, 4: 1}, {}), list[int]()
+    _share_out(ray, ray.start, 3, [[0, 1], [2, 3], [4, 5], [6]], told.extend)
+    assert sorted(ray.done) == sorted(told) == list(range(7)) and ray.started == 6
+
+
+def test_a_block_that_loses_every_process_is_named() -> None:
+    """In one line, which says what the last one was lost by."""
+    ray = Pretended({2: TRIES}, {})
+    with pytest.raises(
+        RunError, match=r"shards 2 to 3, the last one so: The actor died\.; nothing finished is lost"
+    ):
+        _share_out(ray, ray.start, 2, [[0, 1], [2, 3]], lambda _: None)
+
+
+def test_what_a_shard_raises_is_raised() -> None:
+    """As itself, where it is one of ours; it is not tried again."""
+    ray = Pretended({}, {0: ActivationError("layer 2 gave NaN")})
+    with pytest.raises(ActivationError, match="layer 2 gave NaN"):
+        _share_out(ray, ray.start, 1, [[0]], lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("engine", "address", "told"),
+    [
+        ("spark", None, "engine='spark' is none; give processes or ray"),
+        ("processes", "auto", "give engine='ray' too"),
+    ],
+)
+def test_what_is_no_engine_is_refused(engine: str, address: str | None, told: str) -> None:
+    """Before a model is loaded."""
+    with pytest.raises(RunError, match=told):
+        check_engine(engine, address)
+    with pytest.raises(RunError, match=told):
+        mn.build("no-model", ["no text"], "no-folder", engine=engine, address=address)
+
+
+def test_without_ray_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Before anything is read."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RunError, match=r"pip install 'mnemoscope\[ray\]', or build with processes"):
+        mn.build("no-model", ["no text"], tmp_path / "run", engine="ray")
+
+
+# -- With a cluster ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return mn.load_model(folder, dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def whole(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Tables of the run made by one process, in shards of a few contexts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "SHARD_TOKENS", 32)
+        yield tables(mn.build(model, TEXT, tmp_path_factory.mktemp("runs") / "whole"))
+
+
+def tables(run: mn.Run) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in run.manifest.tables.items()}
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from tiny import texts
+import mnemoscope as mn
+from mnemoscope.text import plan
+plan.SHARD_TOKENS = 32
+if __name__ == "__main__":
+    mn.build(mn.load_model(sys.argv[1], dtype="fp32"), texts(60), sys.argv[2], engine="ray", workers=2)
+"""
+
+
+def started(folder: Path, path: Path) -> subprocess.Popen[bytes]:
+    """A driver of its own."""
+    arguments = [str(folder), str(path), str(Path(__file__).parent)]
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Processes that mine for a driver."""
+    try:
+        below = psutil.Process(driver.pid).children(recursive=True)
+        return [each for each in below if "ray::_Process" in " ".join(each.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.mark.slow
+def test_a_cluster_builds_the_same_run(
+    folder: Path, model: Model, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte, with processes killed while they mine; nobody else may ask the cluster."""
+    pytest.importorskip("ray")
+    random = np.random.default_rng(0)
+    path, killed = tmp_path / "run", 0
+    driver = started(folder, path)
+    until = time.monotonic() + 120
+    while driver.poll() is None and time.monotonic() < until:
+        if killed < min(KILLS, 2) and (found := workers(driver)):
+            time.sleep(float(random.uniform(0, 2)))
+            found[int(random.integers(len(found)))].kill()
+            killed += 1
+        time.sleep(0.05)
+    assert driver.wait(60) == 0 and killed
+    assert tables(mn.open_run(path)) == whole
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on(
+    folder: Path, model: Model, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At random moments; the last one is left to finish."""
+    pytest.importorskip("ray")
+    random = np.random.default_rng(1)
+    path = tmp_path / "run"
+    for _ in range(KILLS):
+        driver = started(folder, path)
+        time.sleep(float(random.uniform(5, 20)))
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    assert started(folder, path).wait() == 0
+    assert tables(mn.open_run(path)) == whole
