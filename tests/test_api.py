@@ -110,12 +110,19 @@ COUNTERPARTS: dict[str, Call] = {
     "annotate export": lambda run, model, tmp: _annotated(run, tmp),
     "serve": lambda run, model, tmp: _address(run),
     "export": lambda run, model, tmp: run.export(tmp / "exported", "openai", neurons="L1N3"),
+    "push": lambda run, model, tmp: mn.push(run.path, "memory://counterparts/run", overwrite=True),
+    "pull": lambda run, model, tmp: mn.pull(_pushed(run), tmp / "pulled"),
     "merge": lambda run, model, tmp: mn.merge(_mined(model, tmp)),
     "site": lambda run, model, tmp: api.site(run, tmp / "site"),
     "mcp": lambda run, model, tmp: assistant.create(run),
     "models": lambda run, model, tmp: mn.families(),
     "models check": lambda run, model, tmp: mn.check(str(model)),
 }
+
+
+def _pushed(run: mn.Run) -> str:
+    """The address that a run was uploaded to."""
+    return str(mn.push(run.path, "memory://counterparts/run", overwrite=True).path)
 
 
 def _mined(model: Path, tmp: Path) -> Path:

@@ -24,6 +24,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("models/gguf-123", "origin.json", {"file": "mine.gguf", "sha256": "123"}, 400),
         ("values/0123", "about.json", {"model": "gpt2", "dtype": "bf16"}, 30),
         ("places/4567", "about.json", {"run": "/runs/demo"}, 3),
+        ("parts/89ab", "about.json", {"url": "s3://b/r"}, 2),
+        ("work/cdef", "about.json", {"url": "s3://b/m"}, 1),
         ("models/.gguf-456.xyz", "origin.json", {"file": "half.gguf", "sha256": "456"}, 9),
         ("models/of-somebody", "config.json", {}, 10),
     ):
@@ -47,7 +49,7 @@ STRANGE = {"models/.gguf-456.xyz", "models/of-somebody", "corpora/novel.txt"}
 def test_everything_kept_is_listed_the_largest_first(folder: Path) -> None:
     """With its kind and its size in bytes, the file that describes it included."""
     found = cache.entries()
-    assert [entry.kind for entry in found] == ["model", "text", "gguf", "values", "places"]
+    assert [entry.kind for entry in found] == ["model", "text", "gguf", "values", "places", "parts", "work"]
     for entry in found:
         files = (
             [entry.path]
@@ -55,7 +57,7 @@ def test_everything_kept_is_listed_the_largest_first(folder: Path) -> None:
             else [path for path in entry.path.rglob("*") if path.is_file()]
         )
         assert entry.bytes == sum(path.stat().st_size for path in files)
-    words = ["smollm2", "wikipedia", "mine.gguf", "gpt2", "/runs/demo"]
+    words = ["smollm2", "wikipedia", "mine.gguf", "gpt2", "/runs/demo", "s3://b/r", "s3://b/m"]
     assert all(word in entry.what for word, entry in zip(words, found, strict=True))
 
 
@@ -70,7 +72,7 @@ def test_one_kind_is_freed_and_the_others_stay(folder: Path, kind: str) -> None:
 
 def test_all_of_it_is_freed(folder: Path) -> None:
     """What is not ours, and what is being made, stays."""
-    assert len(cache.clear()) == 5
+    assert len(cache.clear()) == 7
     assert left(folder) == STRANGE
     assert cache.entries() == [] == cache.clear()
 
@@ -92,7 +94,7 @@ def test_the_command_lists_and_frees(folder: Path) -> None:
     told = json.loads(CliRunner().invoke(app, ["cache", "--kind", "gguf", "--json"]).output)
     assert (told["folder"], told["freed"], len(told["entries"])) == (str(folder), False, 1)
     freed = json.loads(CliRunner().invoke(app, ["cache", "--clear", "--json"]).output)
-    assert freed["freed"] and len(freed["entries"]) == 5 and left(folder) == STRANGE
+    assert freed["freed"] and len(freed["entries"]) == 7 and left(folder) == STRANGE
     assert "Nothing is kept" in CliRunner().invoke(app, ["cache"]).output
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mnemoscope.api import measurements as measurements
     from mnemoscope.api import merge as merge
     from mnemoscope.api import open_run as open_run
+    from mnemoscope.api import pull as pull
+    from mnemoscope.api import push as push
     from mnemoscope.api import score as score
     from mnemoscope.api import serve as serve
     from mnemoscope.api import serve_folder as serve_folder
@@ -57,6 +59,8 @@ __all__ = [
     "measurements",
     "merge",
     "open_run",
+    "pull",
+    "push",
     "score",
     "serve",
     "serve_folder",

@@ -6,6 +6,7 @@
     │   └── ModelNotSupported       its parts do not add up to its logits, or its kind is not a causal decoder
     ├── CorpusError                 text cannot be found, read or used
     ├── DownloadError               a sample cannot be fetched, or is not what it should be
+    ├── RemoteError                 what lies behind a URL cannot be reached, read or written
     ├── RunError                    a run directory cannot be read or written
     │   ├── RunMissing              there is no run, or it was never finished
     │   ├── RunCorrupt              a table is missing, short, or not what the manifest says
@@ -76,6 +77,10 @@ class CorpusError(MnemoscopeError):
 
 class DownloadError(MnemoscopeError):
     """A sample cannot be fetched, or what came is not what was pinned."""
+
+
+class RemoteError(MnemoscopeError):
+    """What lies behind a URL cannot be reached, read or written."""
 
 
 class RunError(MnemoscopeError):

@@ -14,14 +14,17 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from mnemoscope.errors import MnemoscopeError, RunError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST = 255  # bytes of a file name
+ABOUT = "about.json"  # in each folder of what is kept in the cache folder: what it is, for people
 _BLOCK = 4096  # bytes that are written to try a place: a full disk takes an empty file
 
 File = str | os.PathLike[str]
@@ -159,6 +162,31 @@ def cache_folder() -> Path:
         return Path(folder) / "mnemoscope"
     home = Path.home()
     return (home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache") / "mnemoscope"
+
+
+def keep(file: Path, content: bytes) -> None:
+    """Write a file that other processes may be writing, too: beside its place, under a name of its own, then rename."""
+    scratch = file.with_name(f".{file.name}.{uuid4().hex}")
+    try:
+        scratch.write_bytes(content)
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def make_room(folder: Path, most: int) -> None:
+    """Remove folders of what is kept, used longest ago first, until the others hold no more than so many bytes; what
+    was used within the hour stays, and so does what says nothing of what it is, which is not ours."""
+    used, total = dict[Path, float](), 0
+    for kept in folder.glob("*/"):
+        with suppress(OSError):
+            if (kept / ABOUT).exists() and not kept.name.startswith("."):
+                used[kept] = kept.stat().st_mtime
+    for kept in sorted(used, key=lambda kept: -used[kept]):
+        with suppress(OSError):
+            total += sum(file.stat().st_size for file in kept.iterdir())
+            if total > most and time.time() - used[kept] > 3600:  # not one that is being made
+                shutil.rmtree(kept, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Lock
 
 from mnemoscope.errors import SheetError
+from mnemoscope.location import Place
 from mnemoscope.records import other_format
 
 FORMAT = 1
@@ -38,10 +39,13 @@ create table notes (
 """
 
 
-def beside(run: Path, folder: Path | None = None) -> Path:
-    """The file of a run: beside its folder, or under the same name in another one."""
+def beside(run: Place, folder: Path | None = None) -> Path:
+    """The file of a run: beside its folder (in the current one if that is behind a URL), or under the same name in
+    another one."""
     run = run.resolve()
-    return (run.parent if folder is None else folder) / f"{run.name}{ENDING}"
+    if folder is None:
+        folder = run.parent if isinstance(run, Path) else Path.cwd()
+    return folder / f"{run.name}{ENDING}"
 
 
 def now() -> str:

@@ -68,6 +68,8 @@ __all__ = [
     "measurements",
     "merge",
     "open_run",
+    "pull",
+    "push",
     "score",
     "serve",
     "serve_folder",
@@ -86,10 +88,11 @@ FAST_TOKENS = 40_000  # of a study in ten minutes
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a finished run, checking that every table is there with the size that the manifest says.
+    """Open a finished run in a folder, or behind a URL, of which only what is asked for is fetched; every table must be
+    there with the size that the manifest says.
 
     `RunMissing` if there is none or it was never finished, `RunCorrupt` if a table is missing or short, `RunError` if
-    an older or a newer mnemoscope wrote it. ``Run.check`` reads every byte.
+    an older or a newer mnemoscope wrote it, `RemoteError` if a URL cannot be read. ``Run.check`` reads every byte.
     """
     return Run.of(open_stored(path))
 
@@ -111,7 +114,7 @@ def build(
 
     model    what `load_model` takes, or its result
     corpus   what `load_corpus` takes, or its result
-    path     the run's folder; an unfinished build goes on, a finished one is opened
+    path     the run's folder, or a URL to upload it to; an unfinished build goes on, a finished one is opened
     top      triggers kept for each neuron and polarity
     nulls    kinds of units that mean nothing, mined to compare with: ``random``, ``rotated``, ``shuffled``, and decoys
              of every neuron, ``chimera``, ``covariance``; the first two if None, () for none
@@ -173,6 +176,30 @@ def merge(path: str | Path, model: ModelSource | None = None, *, report: Report 
     return Run.of(parts.merge(path, model, report=report))
 
 
+def push(run: str | Path, url: str, *, overwrite: bool = False, report: Report | None = None) -> Run:
+    """Upload a finished run to a URL of fsspec (``s3://bucket/run``, ``gs://``, ``hf://datasets/user/run`` ...), and
+    open it there.
+
+    overwrite  replace a run of another model or text that is there; one of the same is replaced anyway
+
+    A run that was there stays whole until this one is, and an upload that was interrupted goes on. `RunError` if
+    another run is there, `RemoteError` if it cannot be uploaded.
+    """
+    from mnemoscope.run import remote
+
+    return Run.of(remote.push(run, url, overwrite=overwrite, report=report))
+
+
+def pull(url: str, folder: str | Path, *, report: Report | None = None) -> Run:
+    """Bring a run behind a URL to a folder, every byte compared with its manifest; returns it opened.
+
+    `RunCorrupt` if a table is not what was uploaded; `RunError` if the folder holds something else.
+    """
+    from mnemoscope.run import remote
+
+    return Run.of(remote.pull(url, folder, report=report))
+
+
 def demo(path: str | Path = "runs/demo", *, limit: int | None = None, report: Report | None = None) -> Run:
     """Build a run of the sample model over the sample text (both are fetched once).
 
@@ -232,7 +259,7 @@ def trace(
             there are no distributions, and what is listed is what writes most
     neuron, top, report  as in `Run.trace`
     """
-    if not isinstance(source, StoredRun) and isinstance(source, str | Path) and is_finished(Path(source)):
+    if not isinstance(source, StoredRun) and isinstance(source, str | Path) and is_finished(source):
         source = open_run(source)
     if isinstance(source, StoredRun):
         return Run.of(source).trace(text, neuron, top=top, report=report)
@@ -313,7 +340,7 @@ def study(
     """
     from mnemoscope.text.corpus import Corpus, load_corpus
 
-    if is_finished(Path(path)) and _is_of(run := open_run(path), model, corpus):
+    if is_finished(path) and _is_of(run := open_run(path), model, corpus):
         return run.study(only=only, fast=fast, shuffled=shuffled, model=model, report=report, **sizes)
     if model is None or corpus is None:
         raise RunMissing(

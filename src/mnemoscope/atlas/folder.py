@@ -38,6 +38,7 @@ from mnemoscope.atlas.pages import add_pages
 from mnemoscope.atlas.site import Answer, Site, style
 from mnemoscope.atlas.studies import HEADLINE, add_studies
 from mnemoscope.errors import MnemoscopeError, RunError
+from mnemoscope.location import Place
 from mnemoscope.neuron.card import taken_signs
 from mnemoscope.neuron.claims import ADDRESS, within
 from mnemoscope.records import Progress
@@ -252,7 +253,7 @@ class _Folder:
         (self.path / path).write_text(text, encoding="utf-8")
 
 
-def _layer(kind: type[Run], run: Path, path: Path, layer: int) -> int:
+def _layer(kind: type[Run], run: Place, path: Path, layer: int) -> int:
     """What a worker does: the cards of one layer."""
     opened = kind.of(open_run(run))
     indexed(opened)

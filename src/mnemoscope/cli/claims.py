@@ -44,10 +44,10 @@ def patterns(
     if known(opened, settings):
         result = opened.pattern_report(**shown)
     else:
-        files.check_folder(opened.path, "adding to the run")
+        files.check_folder(opened.folder, "adding to the run")
         minutes = max(1, round(estimate(opened, settings) / 60))
         say(f"{run}: testing patterns; this may take about {minutes} min")
-        with keeping(opened.path), progress_bars() as report:
+        with keeping(opened.folder), progress_bars() as report:
             loaded = model_of(opened, again)
             result = opened.patterns(budget=budget, seed=seed, model=loaded, report=report, **shown)
     if as_json:
@@ -115,7 +115,7 @@ def removal(
 
     check_removal(documents, per_layer, triggers)
     opened = open_run(run)
-    files.check_folder(opened.path, "adding to the run")
+    files.check_folder(opened.folder, "adding to the run")
     loaded = model_of(opened, again)
     sizes = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
     with progress_bars() as report:
@@ -176,7 +176,9 @@ def sheet(
 def score(
     sheets: Annotated[list[Path], typer.Argument(help="Sheets that were filled in, one for each annotator.")],
     key: KeyFile = None,
-    run: Annotated[Path | None, typer.Option(help="Folder of the run that the sheets must be of.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Folder or URL of the run that the sheets must be of.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hits, false alarms on hidden nulls, and the agreement of several annotators."""

@@ -58,7 +58,9 @@ def explain(
         typer.Option(help="How vectors meet tokens in a model with an adaptive softmax: adaptive or flat."),
     ] = "adaptive",
     top: Annotated[int, typer.Option(help="Parts to list for each sign and measure.")] = 20,
-    run: Annotated[Path | None, typer.Option(help="Folder of a run of this model, for triggers.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Folder or URL of a run of this model, for triggers.")
+    ] = None,
     ablate: Annotated[int, typer.Option(help="Neurons, and as many heads, to really take out.")] = 0,
     prompts: Annotated[
         Path | None,
@@ -129,7 +131,10 @@ def _explain_many(model: str, loading: Loading, prompts: Path, out: Path, option
 @bundled
 def trace(
     source: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="Folder of a finished run, or a model as in build.")
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL", help="Folder or URL of a finished run, or a model as in build."
+        ),
     ],
     text: Annotated[str, typer.Argument(help="Text that the neurons are to see.")],
     *,
@@ -155,7 +160,7 @@ def trace(
     for address in neuron or []:
         check_address(address)
     check_page(html)
-    run = api.open_run(source) if is_finished(Path(source)) else None
+    run = api.open_run(source) if is_finished(source) else None
     if run is None and model is not None:
         raise QueryError(f"tracing a text: {source} is no finished run, and --model is for one; leave it out")
     if run is not None:

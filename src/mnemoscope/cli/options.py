@@ -17,13 +17,14 @@ ModelName = Annotated[
     str, typer.Argument(help="Hugging Face id, folder, .gguf file, or sample:smollm2-135m.")
 ]
 
-RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+RunFolder = Annotated[str, typer.Argument(help="Folder of a finished run, or a URL: s3://bucket/run.")]
 
 ADDRESS = "Address of a neuron: L13N366, 13.366, 13/366 or 13_366; L13E5N366 in expert 5."
 Neuron = Annotated[str, typer.Argument(help=ADDRESS)]
 
 CorpusName = typer.Option(
-    "--corpus", help="File, folder, glob in quotes, Hugging Face data set, sample:wikipedia, or - for stdin."
+    "--corpus",
+    help="File, folder, glob in quotes, URL of these, Hugging Face data set, sample:wikipedia, or - for stdin.",
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the data as JSON on stdout.")]

@@ -42,6 +42,7 @@ from mnemoscope.cli.shared import (
 )
 from mnemoscope.errors import RunError
 from mnemoscope.invocation import command
+from mnemoscope.location import local, place
 
 if TYPE_CHECKING:
     from mnemoscope.api import Run
@@ -60,7 +61,7 @@ def demo(
 
     if limit is not None:
         check_least("building a run", 1, limit=limit)
-    check_place(out)
+    check_place(local(place(out), "building the demo in"))
     if limit is None:
         limit = api.demo_tokens()
         if limit < api.DEMO_TOKENS:
@@ -86,7 +87,12 @@ def build(
     *,
     corpus: Annotated[str, CorpusName],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Folder of the run; an unfinished build in it goes on.")
+        str,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Folder of the run, or a URL to upload it to; an unfinished build of it goes on.",
+        ),
     ],
     reading: CorpusReading,
     top: Annotated[int, typer.Option(help="Triggers to keep for each neuron and sign.")] = 50,
@@ -128,7 +134,7 @@ def build(
     source = load_corpus(corpus, **asdict(reading))
     loaded = load(model, loading)
     if portion is not None:
-        with kept_copies(), keeping(out), progress_bars() as report:
+        with kept_copies(), keeping(Path(out)), progress_bars() as report:
             api.build_part(
                 loaded, source, out, portion, top=top, nulls=kinds, workers=mining.workers, report=report
             )
@@ -159,6 +165,37 @@ def merge(
     with kept_copies(), keeping(run), progress_bars() as report:
         api.merge(run, loaded, report=report)
     say(f"{run}: finished. Look at it with: {command('show', run)}")
+
+
+@app.command(epilog="Example: mnemoscope push runs/llama s3://bucket/runs/llama")
+def push(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    url: Annotated[str, typer.Argument(help="Where to: s3://bucket/run, gs://, hf://datasets/user/run ...")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run of another model or text that is there.")
+    ] = False,
+) -> None:
+    """Upload a run. Until the last moment what was there is there still; an interrupted upload goes on."""
+    from mnemoscope import api
+
+    with progress_bars() as report:
+        opened = api.push(run, url, overwrite=overwrite, report=report)
+    say(f"{opened.path}: uploaded. Look at it with: {command('show', url)}")
+
+
+@app.command(epilog="Example: mnemoscope pull s3://bucket/runs/llama runs/llama")
+def pull(
+    url: Annotated[
+        str, typer.Argument(help="Where a run is: s3://bucket/run, gs://, hf://datasets/user/run ...")
+    ],
+    folder: Annotated[Path, typer.Argument(help="Folder to bring it to, new or empty.")],
+) -> None:
+    """Bring a run to this machine, every byte compared with its manifest; an interrupted one goes on."""
+    from mnemoscope import api
+
+    with keeping(folder), progress_bars() as report:
+        api.pull(url, folder, report=report)
+    say(f"{folder}: finished. Look at it with: {command('show', folder)}")
 
 
 @app.command(epilog="Example: mnemoscope show runs/demo L13N366")
@@ -316,7 +353,9 @@ def cache(
     clear: Annotated[
         bool, typer.Option("--clear", help="Free what is listed; all can be made again.")
     ] = False,
-    kind: Annotated[str | None, typer.Option(help="Only this kind: model, text, gguf or values.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Only this kind: model, text, gguf, values, places, parts or work.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List what is kept between runs, with its size, or free it."""

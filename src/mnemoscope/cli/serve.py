@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mnemoscope.cli.options import AsJson, Workers
+from mnemoscope.cli.options import AsJson, RunFolder, Workers
 from mnemoscope.cli.shared import Lines, announced, app, print_json, progress_bars, say
 from mnemoscope.errors import RunError
 from mnemoscope.invocation import command
@@ -15,7 +15,7 @@ from mnemoscope.invocation import command
 
 @app.command(epilog="Example: mnemoscope serve runs/demo")
 def serve(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of finished runs.")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(help="Folders or URLs of finished runs.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Where to load the model from, if not from where the run's came.")
     ] = None,
@@ -58,7 +58,7 @@ def serve(
 
 @app.command(epilog="Example: mnemoscope site runs/demo -o site")
 def site(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: RunFolder,
     *,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write, new or empty.")],
     workers: Workers = 1,
@@ -81,7 +81,7 @@ def site(
 
 @app.command(epilog="Example: mnemoscope mcp runs/demo")
 def mcp(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: RunFolder,
     model: Annotated[
         str | None,
         typer.Option(

@@ -147,9 +147,11 @@ def _telling(name: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def building(model: Model, out: Path) -> Iterator[Callable[[Progress], None]]:
+def building(model: Model, out: str | Path) -> Iterator[Callable[[Progress], None]]:
     """Around the building of a run: how long it takes at least, its progress, and what to do when it is stopped."""
+    from mnemoscope.location import place
     from mnemoscope.mine import values
+    from mnemoscope.run.remote import work_folder
     from mnemoscope.run.writing import is_finished
 
     if (minutes := round(values.seconds(model) / 60)) and not is_finished(out):
@@ -157,7 +159,7 @@ def building(model: Model, out: Path) -> Iterator[Callable[[Progress], None]]:
             f"{out}: however short the text, reading the values of {model.id} takes about {minutes} min, unless "
             "they are kept from an earlier run"
         )
-    with kept_copies(), keeping(out), progress_bars() as report:
+    with kept_copies(), keeping(work_folder(place(out))), progress_bars() as report:
         yield report
 
 
@@ -264,7 +266,7 @@ ORDER = {
     ),
     "Test": ("patterns", "test", "removal", "verify", "annotate"),
     "Reproduce": ("study", "compare"),
-    "Manage": ("models", "cache"),
+    "Manage": ("push", "pull", "models", "cache"),
 }
 
 

@@ -22,6 +22,7 @@ from mnemoscope.cli.options import (
 )
 from mnemoscope.cli.shared import app, building, load, model_of, print_json, progress_bars, say, stdout
 from mnemoscope.errors import QueryError
+from mnemoscope.location import local, place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +95,7 @@ def study(
     }  # fmt: skip
     sizes = api.study_sizes(**sampling)
     chosen = catalogue.choose(only)
+    out = None if out is None else local(place(out), "studying")
     run = api.open_run(out) if out is not None and is_finished(out) else None
     if listed:
         _list(api.measurements(run, sizes, only=only), as_json, codes)
@@ -136,8 +138,8 @@ def study(
 @app.command(epilog="Example: mnemoscope compare runs/a runs/b --html compare.html")
 def compare(
     folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUNS", help="Folders of two finished runs or more, in their order."),
+        list[str],
+        typer.Argument(metavar="RUNS", help="Folders or URLs of two finished runs or more, in their order."),
     ],
     only: Only = None,
     weights: Annotated[

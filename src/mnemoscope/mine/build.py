@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from mnemoscope import files
 from mnemoscope.arguments import check_build
 from mnemoscope.errors import ModelChanged, RunError, RunMismatch
+from mnemoscope.location import Location, Place, place
 from mnemoscope.mine import kept_values, loop, values
 from mnemoscope.mine.places import HISTOGRAM_EDGES, HISTOGRAM_SHARE
 from mnemoscope.mine.reconstruction import check_place as check_units
@@ -39,6 +40,7 @@ from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import DEFAULT, Nulls, recipe
 from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Progress, other_format
 from mnemoscope.run.reading import REBUILD, Run, open_run
+from mnemoscope.run.remote import publish, work_folder
 from mnemoscope.run.schemas import arrow_table
 from mnemoscope.run.writing import RunWriter, check_place, finish_commit, is_finished
 from mnemoscope.text import corpus
@@ -55,7 +57,7 @@ _VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "numba", "pyarrow")
 def build(
     model: Model | PreTrainedModel | str | Path,
     text: Corpus | str | Path | list[str],
-    path: str | Path,
+    path: str | Path | Location,
     *,
     top: int = TOP,
     nulls: Sequence[str] = DEFAULT,
@@ -67,7 +69,8 @@ def build(
 
     model    what `load_model` takes, or its result
     text     what `load_corpus` takes, or its result
-    path     the run's folder; one that already holds this very run is opened and returned
+    path     the run's folder; one that already holds this very run is opened and returned. For one behind a URL it is
+             made in a folder of the cache (`remote.work_folder`), and uploaded when it is finished
     top      triggers kept for each neuron and polarity
     nulls    kinds of `mnemoscope.model.nulls.KINDS`, mined beside the neurons; () for none
     workers  processes (CPU); the result is the same bit for bit whatever their number
@@ -83,9 +86,17 @@ def build(
     engine = engine or loop.Processes(workers)
     model, text, path, identity = prepared(model, text, path, top, nulls, engine)
     if not is_finished(path):
-        with begun(model, path) as writer:
+        folder = work_folder(path)
+        with begun(model, folder) as writer:
             if writer is not None:
                 Build(model, text, writer, identity, engine, report or (lambda _: None)).run()
+        _check_built(folder, identity)
+        publish(folder, path, report)
+    return _check_built(path, identity)
+
+
+def _check_built(path: Place, identity: dict[str, Any]) -> Run:
+    """The run, opened; `RunMismatch` if it was built otherwise."""
     run = open_run(path)
     compare(run.manifest.options["identity"], identity, f"{path} holds a run that was")
     return run
@@ -94,11 +105,11 @@ def build(
 def prepared(
     model: Model | PreTrainedModel | str | Path,
     text: Corpus | str | Path | list[str],
-    path: str | Path,
+    path: str | Path | Location,
     top: int,
     nulls: Sequence[str],
     engine: loop.Engine,
-) -> tuple[Model, Corpus, Path, dict[str, Any]]:
+) -> tuple[Model, Corpus, Place, dict[str, Any]]:
     """What a build needs, checked: model, text, folder, and what must be the same for a build to be the same."""
     engine.check()  # before the folder is locked, or a process would wait for its parent
     check_place(path)
@@ -112,7 +123,8 @@ def prepared(
             target_text=text.target_column,
         )
     model.check_tokenizer()
-    return model, text, files.expanded(path), _identity(model, text, top, recipe(model, nulls))
+    path = place(path) if isinstance(path, Location) else place(files.expanded(path))
+    return model, text, path, _identity(model, text, top, recipe(model, nulls))
 
 
 @contextmanager
@@ -259,18 +271,12 @@ class Build:
         self.writer.append("shards", statistics.neurons.shard_rows())
         if self.model.units is not None:
             self.writer.append("units", statistics.rebuilt.rows(self.model))
-        self.writer.append("vocabulary", self._vocabulary())
+        self.writer.append("vocabulary", vocabulary_rows(self.model))
         # Links, because the plan must stay whole until the commit.
         self.writer.adopt("contexts", _linked(plan.contexts_file))
         self.writer.adopt("documents", _linked(plan.documents_file))
         self.writer.sort_values_by_token()
         self.report(Progress("writing tables", total, total, "layers"))
-
-    def _vocabulary(self) -> pa.Table:
-        spelled = token_bytes(self.model.tokenizer, self.model.anatomy.vocabulary)
-        text, raw, special = zip(*spelled, strict=True)
-        columns = {"token": np.arange(len(spelled)), "text": text, "bytes": raw, "special": special}
-        return arrow_table("vocabulary", columns)
 
     def _manifest(self, plan: Plan) -> dict[str, Any]:
         text = self.text
@@ -313,6 +319,14 @@ class Build:
             "excluded": EXCLUDED,
             "environment": _environment(),
         }
+
+
+def vocabulary_rows(model: Model) -> pa.Table:
+    """The rows of `vocabulary`."""
+    spelled = token_bytes(model.tokenizer, model.anatomy.vocabulary)
+    text, raw, special = zip(*spelled, strict=True)
+    columns = {"token": np.arange(len(spelled)), "text": text, "bytes": raw, "special": special}
+    return arrow_table("vocabulary", columns)
 
 
 def _identity(model: Model, text: Corpus, top: int, nulls: dict[str, Any] | None) -> dict[str, Any]:

@@ -16,13 +16,10 @@ import hashlib
 import inspect
 import json
 import os
-import shutil
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,12 +30,10 @@ from mnemoscope.mine import values
 from mnemoscope.model import lens, packed, parts, reading, table
 from mnemoscope.model.model import Model
 from mnemoscope.model.state import weights
-from mnemoscope.text import cache
 
 MOST_BYTES = 8 << 30  # of all entries; those that were used longest ago make room
 TABLES = ("values", "columns")
 _HASH = hashlib.sha256().digest_size
-_ABOUT = "about.json"
 _NAMES = ("_name_or_path", "transformers_version")  # of a configuration: say nothing of what is computed
 
 
@@ -63,6 +58,12 @@ def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table,
             tables = (made[0], made[1])
             entry.write(layer, tables)
         yield layer, *tables
+
+
+def missing(model: Model) -> list[int]:
+    """The layers of which nothing is kept."""
+    entry = _Entry.of(model)
+    return [layer for layer in model.cells.layers if not entry.has(layer)]
 
 
 class _Entry:
@@ -92,15 +93,15 @@ class _Entry:
     def write(self, layer: int, tables: tuple[pa.Table, pa.Table]) -> None:
         """Keep the tables of a layer; where nothing can be written nothing is kept."""
         with suppress(OSError):
-            if not (self._folder / _ABOUT).exists():
-                _make_room()
+            if not (self._folder / files.ABOUT).exists():
+                files.make_room(folder(), MOST_BYTES)
                 self._folder.mkdir(parents=True, exist_ok=True)
-                _put(self._folder / _ABOUT, json.dumps(self._about, indent=1).encode())
+                files.keep(self._folder / files.ABOUT, json.dumps(self._about, indent=1).encode())
             for name, table in zip(TABLES, tables, strict=True):
                 sink = pa.BufferOutputStream()
                 pq.write_table(table, sink, compression="zstd")
                 content = sink.getvalue().to_pybytes()
-                _put(self._file(name, layer), hashlib.sha256(content).digest() + content)
+                files.keep(self._file(name, layer), hashlib.sha256(content).digest() + content)
 
     def _file(self, name: str, layer: int) -> Path:
         return self._folder / f"{name}-{layer:04d}.parquet"
@@ -114,28 +115,6 @@ def _read(file: Path) -> pa.Table | None:
     if hashlib.sha256(content[_HASH:]).digest() != content[:_HASH]:
         return None
     return pq.read_table(pa.BufferReader(content[_HASH:]))
-
-
-def _put(file: Path, content: bytes) -> None:
-    """Write beside the place, under a name of this process's own, and rename."""
-    scratch = file.with_name(f".{file.name}.{uuid4().hex}")
-    try:
-        scratch.write_bytes(content)
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def _make_room() -> None:
-    """Remove entries, used longest ago first, until the others are within the bound."""
-    used, total = {}, 0
-    for entry in cache.entries("values"):
-        with suppress(OSError):
-            used[entry] = entry.path.stat().st_mtime
-    for entry in sorted(used, key=lambda entry: -used[entry]):
-        total += entry.bytes
-        if total > MOST_BYTES and time.time() - used[entry] > 3600:  # not one that is being made
-            shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _key(model: Model) -> str:

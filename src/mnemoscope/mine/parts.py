@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from mnemoscope import files
 from mnemoscope.arguments import check_build
 from mnemoscope.errors import RunError, RunMismatch
+from mnemoscope.location import Location, place
 from mnemoscope.mine import loop
 from mnemoscope.mine.build import TOP, Build, PlannedText, begun, compare, prepared
 from mnemoscope.mine.loop import Portion
@@ -50,9 +51,10 @@ def mine(
     The first one there plans the text, and others wait for it. Nothing is done where the run is finished.
     """
     report = report or (lambda _: None)
+    path = _shared(path)
     check_build(top, nulls, workers)
     engine = loop.Processes(workers)
-    model, text, path, identity = prepared(model, text, path, top, nulls, engine)
+    model, text, _, identity = prepared(model, text, path, top, nulls, engine)
     with begun(model, path, PATIENCE) as writer:
         if writer is None:
             compare(open_run(path).manifest.options["identity"], identity, f"{path} holds a run that was")
@@ -63,6 +65,16 @@ def mine(
     with model.running():
         loop.run_part(model, plan, build.states(), build.work, portion, engine, report)
     model.check_weights(identity["weights_sha256"], f"mining {portion.name} of {path}")
+
+
+def _shared(path: str | Path) -> Path:
+    """The folder of parts; RunError for a URL, behind which processes cannot lock a file for each other."""
+    if isinstance(place(path), Location):
+        raise RunError(
+            f"mining a part of a build: parts share a folder, and {path} is behind a URL; give a folder that all of "
+            "them reach, and `mnemoscope push` the merged run"
+        )
+    return files.expanded(path)
 
 
 def _count(work: Path, portion: Portion) -> None:
@@ -89,7 +101,7 @@ def merge(
 
     `RunError` if a part is not done, or nothing was begun there; `RunMismatch` for another model.
     """
-    path = files.expanded(path)
+    path = _shared(path)
     if is_finished(path):
         return open_run(path)
     try:

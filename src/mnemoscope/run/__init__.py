@@ -6,7 +6,7 @@
 
     add_tables("runs/gpt2", {"patterns": parts}, {})    # to a finished run, which stays one
 
-    run = open_run("runs/gpt2")
+    run = open_run("runs/gpt2")                         # or s3://bucket/runs/gpt2, see remote.py
     run.rows("triggers", 13, 366)                       # one neuron, a few KB of the file
 
 A folder is a run if and only if it holds `manifest.json`. tables.txt describes every table and column; schemas.py reads

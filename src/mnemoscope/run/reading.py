@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock, RLock, Timer
@@ -19,7 +21,8 @@ from pydantic import ValidationError
 from mnemoscope.arguments import check_neurons
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
 from mnemoscope.files import sha256
-from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId, other_format
+from mnemoscope.location import Location, Place, local, parquet, place, stamp
+from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId, TableEntry, other_format
 from mnemoscope.run.places import TEXT
 from mnemoscope.run.schemas import KEYS, MANIFEST, OFFLINE, OPTIONAL, SCHEMAS, WORK, pack
 from mnemoscope.text.vocabulary import Vocabulary
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_HASH = 16  # hexadecimal digits of a sha256 in the name of a table behind a URL
 KEPT_GROUPS = 4  # of a table, a few hundred kB each
 REBUILD = "build it again in another folder with `mnemoscope build`"
 
@@ -59,40 +63,43 @@ class Problem(NamedTuple):
 
 
 @contextmanager
-def _reading(name: str, path: Path) -> Iterator[None]:
+def _reading(name: str, path: Place) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         raise _corrupt(name, path, f"cannot be read ({str(error).splitlines()[0]})") from error
 
 
-def _corrupt(name: str, path: Path, what: str) -> RunCorrupt:
+def _corrupt(name: str, path: Place, what: str) -> RunCorrupt:
     return RunCorrupt(
         f"reading the run {path.parent}: table {name} {what}; restore {path.name} or build again"
     )
 
 
-def dataset(file: Path, schema: pa.Schema | None = None) -> Dataset:
+def dataset(file: Place, schema: pa.Schema | None = None) -> Dataset:
     """One Parquet file as DuckDB is given it: as Arrow, because it takes every path for a pattern, and would read
     another run whose name fits it."""
     import pyarrow.dataset as ds  # here, because it imports pandas
     from pyarrow.fs import LocalFileSystem
 
+    form = ds.ParquetFileFormat()
+    if isinstance(file, Location):
+        return ds.FileSystemDataset([form.make_fragment(pa.PythonFile(file.open(), "r"))], schema, form)
     schema, name = schema or pq.read_schema(file), str(file.absolute())
-    return ds.FileSystemDataset.from_paths([name], schema, ds.ParquetFileFormat(), LocalFileSystem())
+    return ds.FileSystemDataset.from_paths([name], schema, form, LocalFileSystem())
 
 
 class _SortedTable:
     """One Parquet file sorted by its key; reads only the row groups that can hold what is asked for."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Place) -> None:
         self.name, self.path, self.key = name, path, KEYS[name]
         self._group = lru_cache(KEPT_GROUPS)(lambda group, *stamp: self._read_groups([group]))
 
     @cached_property
     def metadata(self) -> pq.FileMetaData:
-        with _reading(self.name, self.path):
-            metadata = pq.read_metadata(self.path)
+        with _reading(self.name, self.path), parquet(self.path) as file:
+            metadata = file.metadata
         missing = set(SCHEMAS[self.name].names) - set(metadata.schema.to_arrow_schema().names)
         if missing:
             raise _corrupt(self.name, self.path, f"lacks the column {min(missing)}")
@@ -129,13 +136,15 @@ class _SortedTable:
         with _reading(self.name, self.path):
             if not 1 <= len(groups) <= 2:
                 return self._read_groups(groups)
-            stamp = self.path.stat()  # a run that is gone is not answered for
-            tables = [self._group(group, stamp.st_mtime_ns, stamp.st_size) for group in groups]
+            now = stamp(self.path)  # a run that is gone is not answered for
+            tables = [self._group(group, *now) for group in groups]
             return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 
-    def _read_groups(self, groups: Sequence[int]) -> pa.Table:
-        with pq.ParquetFile(self.path, metadata=self.metadata) as file:
-            return file.read_row_groups(groups, use_threads=len(groups) > 2)  # one neuron is no work to share
+    def _read_groups(self, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+        with parquet(self.path, self.metadata) as file:
+            return file.read_row_groups(
+                groups, columns, use_threads=len(groups) > 2
+            )  # one neuron is no work to share
 
     def find(self, *key: int) -> pa.Table:
         """The rows with exactly this key, in file order."""
@@ -167,42 +176,58 @@ class _SortedTable:
         return found
 
 
-def open_run(path: str | Path) -> Run:
-    """Open a finished run, checking that every table is there with the size the manifest says.
+def open_run(path: str | Path | Location) -> Run:
+    """Open a finished run in a folder or behind a URL, checking that every table is there with the size that the
+    manifest says.
 
     `RunMissing` if there is none or it was never finished, `RunCorrupt` if a table is missing or short,
-    `RunError` if an older or a newer mnemoscope wrote it. `Run.check` reads every byte.
+    `RunError` if an older or a newer mnemoscope wrote it, `RemoteError` if a URL cannot be read. `Run.check` reads
+    every byte.
     """
-    path = Path(path)
-    if not path.is_dir():
+    path = place(path)
+    if not (path.is_dir() if isinstance(path, Path) else path.sizes):
         raise RunMissing(f"opening the run {path}: there is no such folder; make one with `mnemoscope build`")
-    if not (path / MANIFEST).exists():
-        if any((path / WORK / name).exists() for name in ("plan.json", MANIFEST)):
-            raise RunMissing(
-                f"opening the run {path}: it was never finished; resume it with the same `mnemoscope build`"
-            )
-        if (path / WORK).exists():
-            raise RunMissing(
-                f"opening the run {path}: a build stopped there before it had read its text; begin again with "
-                "`mnemoscope build`"
-            )
-        raise RunMissing(
-            f"opening the run {path}: the folder holds no {MANIFEST}; make a run with `mnemoscope build`"
-        )
+    if not is_run(path):
+        raise RunMissing(f"opening the run {path}: {_unfinished(path)}")
     run = Run(path, read_manifest(path / MANIFEST))
     for name, entry in run.manifest.tables.items():
         file = run.file(name)
-        if not file.exists():
+        size = _size(file)
+        if size is None:
             raise _corrupt(name, file, "is missing")
-        if file.stat().st_size != entry.bytes:
-            raise _corrupt(name, file, f"has {file.stat().st_size} bytes instead of {entry.bytes}")
+        if size != entry.bytes:
+            raise _corrupt(name, file, f"has {size} bytes instead of {entry.bytes}")
     return run
 
 
-def read_manifest(path: Path) -> Manifest:
+def is_run(folder: Place) -> bool:
+    """Whether there is a manifest."""
+    return (folder / MANIFEST).exists() if isinstance(folder, Path) else MANIFEST in folder.sizes
+
+
+def _size(file: Place) -> int | None:
+    """Bytes of a file of a run; None if it is not there."""
+    if isinstance(file, Location):
+        return file.size if file.sha256 else None
+    return file.stat().st_size if file.exists() else None
+
+
+def _unfinished(path: Place) -> str:
+    """Why a folder is no run, and what to do."""
+    if isinstance(path, Path):
+        if any((path / WORK / name).exists() for name in ("plan.json", MANIFEST)):
+            return "it was never finished; resume it with the same `mnemoscope build`"
+        if (path / WORK).exists():
+            return "a build stopped there before it had read its text; begin again with `mnemoscope build`"
+    elif any(stored_name(name) for name in path.sizes):
+        return "its upload was never finished; give the same command again"
+    return f"the folder holds no {MANIFEST}; make a run with `mnemoscope build`"
+
+
+def read_manifest(path: Place) -> Manifest:
     """Read a manifest, whose tables are those of `SCHEMAS`, with or without `OPTIONAL`; errors as in `open_run`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
         version = content["schema_version"]
         if isinstance(version, int) and version != SCHEMA_VERSION:
             raise RunError(f"opening the run {path.parent}: {other_format(version, SCHEMA_VERSION, REBUILD)}")
@@ -220,10 +245,21 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def uploaded(name: str, entry: TableEntry) -> str:
+    """What a table is called behind a URL: by what it holds, so that two runs are never in each other's way."""
+    return f"{name}-{entry.sha256[:_HASH]}.parquet"
+
+
+def stored_name(file: str) -> str | None:
+    """The table that a file is called after as `uploaded` does; None if it is not."""
+    match = re.fullmatch(rf"(\w+)-[0-9a-f]{{{_HASH}}}\.parquet", file)
+    return match[1] if match and match[1] in SCHEMAS else None
+
+
 class Run:
     """A finished run. Opened with `open_run`."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Place, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
         self._tables = {name: _SortedTable(name, self.file(name)) for name in manifest.tables}
         self._lock = Lock()
@@ -235,9 +271,19 @@ class Run:
         size = f"{model.layers} layers of {model.cells.spelled} neurons, {corpus.tokens:,} tokens"
         return f"Run({str(self.path)!r}: {model.id} on {corpus.id}, {size})"
 
-    def file(self, name: str) -> Path:
-        """Where a table lies."""
-        return self.path / f"{name}.parquet"
+    def file(self, name: str) -> Place:
+        """Where a table lies; behind a URL, unless the folder of a run was copied there as it was, under `uploaded`."""
+        if isinstance(self.path, Path):
+            return self.path / f"{name}.parquet"
+        entry, sizes = self.manifest.tables[name], self.path.sizes
+        called = next((each for each in (uploaded(name, entry), f"{name}.parquet") if each in sizes), None)
+        file = self.path / (called or uploaded(name, entry))
+        return file if called is None else replace(file, sha256=entry.sha256, size=sizes[called])
+
+    @property
+    def folder(self) -> Path:
+        """The folder in which it lies; RunError if that is behind a URL, where runs are only read."""
+        return local(self.path, "adding to the run")
 
     def reopen(self) -> None:
         """Read the manifest again, and with it the tables that a job has added since."""
@@ -268,11 +314,11 @@ class Run:
         problems = []
         for name, entry in self.manifest.tables.items():
             file = self.file(name)
-            if not file.exists():
+            if _size(file) is None:
                 problems.append(Problem(name, "is missing"))
-            elif sha256(file) != entry.sha256:
+            elif (sha256(file) if isinstance(file, Path) else file.fetch()) != entry.sha256:
                 problems.append(Problem(name, "is not the file that was written (sha256 differs)"))
-            elif pq.read_metadata(file).num_rows != entry.rows:
+            elif parquet(file).metadata.num_rows != entry.rows:
                 problems.append(Problem(name, f"does not have the {entry.rows} rows that the manifest says"))
         return problems
 
@@ -305,7 +351,10 @@ class Run:
 
     def table(self, name: str) -> pl.LazyFrame:
         """A whole table, lazily."""
-        return pl.scan_parquet(self._sorted(name).path, glob=False)
+        table = self._sorted(name)
+        if isinstance(table.path, Location):
+            return pl.scan_pyarrow_dataset(table.dataset)
+        return pl.scan_parquet(table.path, glob=False)
 
     def rows(self, name: str, layer: int, neuron: int) -> pl.DataFrame:
         """The rows of one neuron in a table keyed by (layer, neuron), in file order; fast at any size."""
@@ -345,7 +394,8 @@ class Run:
     def vocabulary(self) -> Vocabulary:
         """The tokenizer's tokens as bytes, and which of them are special."""
         table = self._tables["vocabulary"]
-        rows = table._read(range(table.metadata.num_row_groups))
+        with _reading("vocabulary", table.path):
+            rows = table._read_groups(range(table.metadata.num_row_groups), ["bytes", "special"])
         return Vocabulary(rows["bytes"].to_pylist(), rows["special"].to_pylist())
 
     def sql(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -16,8 +15,9 @@ import pyarrow.parquet as pq
 from mnemoscope import files
 from mnemoscope.errors import RunCorrupt, RunError
 from mnemoscope.files import sha256, sync
+from mnemoscope.location import Location, local, place
 from mnemoscope.records import Manifest, TableEntry
-from mnemoscope.run.reading import Run, dataset, open_run, read_manifest
+from mnemoscope.run.reading import Run, dataset, is_run, open_run, read_manifest
 from mnemoscope.run.schemas import (
     ADDING,
     GROUP_ROWS,
@@ -164,6 +164,11 @@ class RunWriter:
         self._closed |= self._writers.keys()
         self._writers.clear()
 
+    def holds(self, name: str, entry: TableEntry) -> bool:
+        """Whether a table is complete already, and is this one."""
+        file = self._stage / f"{name}.parquet"
+        return file.exists() and sha256(file) == entry.sha256
+
     def adopt(self, name: str, file: str | Path) -> None:
         """Move a finished Parquet file in as table `name`; done already counts as done."""
         source, target = Path(file), self._stage / f"{name}.parquet"
@@ -229,8 +234,10 @@ def _entry(file: Path) -> TableEntry:
     return TableEntry(rows=rows, bytes=file.stat().st_size, sha256=sha256(file))
 
 
-def add_tables(path: str | Path, tables: Mapping[str, Iterable[pa.Table]], options: Mapping[str, Any]) -> Run:
-    """Add tables of `OPTIONAL` to a finished run, or replace them, and open it.
+def add_tables(
+    path: str | Path | Location, tables: Mapping[str, Iterable[pa.Table]], options: Mapping[str, Any]
+) -> Run:
+    """Add tables of `OPTIONAL` to a finished run in a folder, or replace them, and open it.
 
     tables   the rows of each, in parts, in the order of `KEYS`
     options  entries that `options` of the manifest gains
@@ -238,10 +245,11 @@ def add_tables(path: str | Path, tables: Mapping[str, Iterable[pa.Table]], optio
     Whatever is killed when, the folder holds a whole run: first the manifest forgets the tables that are to be
     replaced, then the new files move in, and the manifest that names them comes last.
     """
-    run = open_run(path)
+    folder = local(place(path), "adding to the run")
+    run = open_run(folder)
     assert tables.keys() <= OPTIONAL.keys(), tables.keys()
-    stage = run.path / ADDING / "tables"
-    with _writing(run.path):
+    stage = folder / ADDING / "tables"
+    with _writing(folder):
         stage.mkdir(parents=True, exist_ok=True)
         for name, parts in tables.items():
             with TableWriter(name, stage / f"{name}.parquet", _group_rows(name)) as table:
@@ -249,16 +257,16 @@ def add_tables(path: str | Path, tables: Mapping[str, Iterable[pa.Table]], optio
                     table.append(rows)
         known = {name: entry for name, entry in run.manifest.tables.items() if name not in tables}
         if len(known) < len(run.manifest.tables):
-            _write_manifest(run.path, run.manifest.model_copy(update={"tables": known}))
+            _write_manifest(folder, run.manifest.model_copy(update={"tables": known}))
         for name in tables:
             known[name] = _entry(stage / f"{name}.parquet")
-            (stage / f"{name}.parquet").replace(run.file(name))
-        sync(run.path)
+            (stage / f"{name}.parquet").replace(folder / f"{name}.parquet")
+        sync(folder)
         ordered = {name: known[name] for name in SCHEMAS if name in known}
         gained = {"tables": ordered, "options": {**run.manifest.options, **options}}
-        _write_manifest(run.path, run.manifest.model_copy(update=gained))
-        shutil.rmtree(run.path / ADDING)
-    return open_run(run.path)
+        _write_manifest(folder, run.manifest.model_copy(update=gained))
+        shutil.rmtree(folder / ADDING)
+    return open_run(folder)
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -269,17 +277,26 @@ def _group_rows(name: str) -> int:
     return GROUP_ROWS.get(name, GROUP_ROWS_DEFAULT)
 
 
+_TRIAL = ".trial"  # behind a URL: written and removed, to see whether that can be
 _OURS = frozenset({WORK, ".lock", ".DS_Store", "Thumbs.db", "desktop.ini"})  # the latter of file managers
 
 
-def check_place(path: str | Path) -> None:
-    """Raise `RunError` now if no run can be built there: no name, something else in the folder, no right to write.
+def check_place(path: str | Path | Location) -> None:
+    """Raise `RunError` now if no run can be built there: no name, something else in the folder, no right to write
+    (behind a URL `RemoteError`).
 
-    A folder that is missing or empty will do, and so will a run, finished or begun.
+    A folder that is missing or empty will do, and so will a run, finished or begun. Behind a URL there may be other
+    files, which are left alone.
     """
     doing = f"building a run in {str(path)!r}"
-    if not os.fspath(path):
+    if not str(path):
         raise RunError(f"{doing}: the path is empty; give the name of a new folder")
+    path = place(path)
+    if isinstance(path, Location):
+        if not is_finished(path):
+            (path / _TRIAL).write_bytes(b"")
+            (path / _TRIAL).unlink()
+        return
     with files.refusals(doing, "choose a folder that can be written to"):
         path = files.expanded(path)
         if is_finished(path):
@@ -297,9 +314,10 @@ def check_place(path: str | Path) -> None:
         )
 
 
-def is_finished(path: str | Path) -> bool:
+def is_finished(path: str | Path | Location) -> bool:
     """Whether the folder holds a run, and no commit that is under way or was interrupted."""
-    return (Path(path) / MANIFEST).exists() and not (Path(path) / WORK / MANIFEST).exists()
+    path = place(path)
+    return is_run(path) and not (isinstance(path, Path) and (path / WORK / MANIFEST).exists())
 
 
 def finish_commit(path: str | Path) -> bool:

@@ -81,7 +81,7 @@ def _add(
         "corpus": run.manifest.corpus.sha256,
         "sizes": measurement.sizes(sizes),
     }
-    folder = run.path / WORK / f"{measurement.name}-{positions.digest(about)}"
+    folder = run.folder / WORK / f"{measurement.name}-{positions.digest(about)}"
     folder.mkdir(parents=True, exist_ok=True)
     with model.running():
         added = JOBS[measurement.name](run, model, sizes, Work(folder, report))

@@ -11,11 +11,17 @@ from uuid import uuid4
 
 from mnemoscope import files
 from mnemoscope.errors import MnemoscopeError, QueryError
-from mnemoscope.files import cache_folder
+from mnemoscope.files import ABOUT, cache_folder
 from mnemoscope.records import Kept
 from mnemoscope.text.samples import SAMPLES
 
-KINDS = ("model", "text", "gguf", "values", "places")
+KINDS = ("model", "text", "gguf", "values", "places", "parts", "work")
+# Of what is behind a URL: the folder, its kind, and what it is.
+_REMOTE = {
+    "texts": ("text", "the text {}"),
+    "parts": ("parts", "what was read of {}"),
+    "work": ("work", "the run for {}, which is not uploaded yet"),
+}
 
 
 def entries(kind: str | None = None) -> list[Kept]:
@@ -65,6 +71,11 @@ def _all(folder: Path) -> Iterator[Kept]:
         with suppress(OSError, ValueError, KeyError):
             about = json.loads((path / "about.json").read_text(encoding="utf-8"))
             yield Kept("places", f"triggers of {about['run']} by where they are", _size(path), path)
+    for name, (kind, what) in _REMOTE.items():
+        for path in _in(folder / name):
+            with suppress(OSError, ValueError, KeyError):
+                about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+                yield Kept(kind, what.format(about["url"]), _size(path), path)
 
 
 def _in(folder: Path) -> list[Path]:

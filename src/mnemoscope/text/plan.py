@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from mnemoscope import files
 from mnemoscope.errors import RunCorrupt, RunMissing
+from mnemoscope.location import Place, parquet
 from mnemoscope.records import ContextBatch, padded
 
 SHARD_TOKENS = 32_768  # tokens in a shard, at most (a single longer context is a shard)
@@ -108,13 +109,13 @@ class Plan:
 
 
 def batches(
-    contexts: Path, shard: int, special: Sequence[int], *, paired: bool = False
+    contexts: Place, shard: int, special: Sequence[int], *, paired: bool = False
 ) -> Iterator[ContextBatch]:
     """The batches of a row group of contexts: by (length, id), as many at a time as BATCH_TOKENS holds.
 
     paired  every second context is the target of the one before (`ContextBatch.targets`)
     """
-    with pq.ParquetFile(contexts) as file:
+    with parquet(contexts) as file:
         table = file.read_row_group(shard, columns=["context", "tokens"]).combine_chunks()
     ids = table["context"].to_numpy()
     column = table["tokens"].chunk(0)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mnemoscope import files
-from mnemoscope.errors import CorpusError
+from mnemoscope.errors import CorpusError, RemoteError
+from mnemoscope.location import Location, is_url, place
 from mnemoscope.text.readers import accepted, files_in, is_one_text, read_file, readable
 from mnemoscope.text.samples import SAMPLES, corpus_file
 from mnemoscope.text.tabular import Document, Note, row_document, table_documents, wanted, whole
@@ -57,8 +58,9 @@ class _Notes(list[str]):
 
 def resolve(source: Any, column: str) -> Source:
     """What is meant by a path, an id, or an object that holds texts; CorpusError if nothing can be."""
-    if isinstance(source, os.PathLike):
-        return _files(Path(source), column)
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and is_url(source)):
+        named = place(source)
+        return _fetched(named, column) if isinstance(named, Location) else _files(named, column)
     if not isinstance(source, str):
         return _held(source, column)
     source = str(source)  # of NumPy's kind of text, too
@@ -67,8 +69,8 @@ def resolve(source: Any, column: str) -> Source:
     if source == "-":
         return _stdin(column)
     path = files.expanded(source)
-    named = source.startswith(("~", ".", "/")) or readable(path)  # a path, whether there is one or not
-    if os.path.exists(path) or any(mark in source for mark in _GLOB) or named:  # noqa: PTH110 - any text is given
+    meant = source.startswith(("~", ".", "/")) or readable(path)  # a path, whether there is one or not
+    if os.path.exists(path) or any(mark in source for mark in _GLOB) or meant:  # noqa: PTH110 - any text is given
         return _files(path, column)
     if _DATASET.fullmatch(source):
         return _dataset(source, column)
@@ -120,6 +122,38 @@ def _files(path: Path, column: str) -> Source:
                 yield replace(document, title=whole(_below(file, base))) if is_one_text(file) else document
 
     return Source(whole(path.name), column, documents, identify, notes=notes)
+
+
+def _fetched(url: Location, column: str) -> Source:
+    """Files behind a URL, which are read from a copy in the cache folder: a text is read several times."""
+    try:
+        listed = url.below()
+        base = url if url not in {replace(file, size=0) for file in listed} else url.parent
+        while any(mark in base.name for mark in _GLOB):
+            base = base.parent
+        facts = [str(url), *(f"{file} {file.size} {version}" for file, version in listed.items())]
+        kept = files.cache_folder() / "texts" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:40]
+        folder = kept / (base.name or "text")
+        with files.refusals(f"keeping a copy of {url} in {kept}", "see to it that it can be written to"):
+            for file in listed:
+                target = folder / file.url.removeprefix(f"{base.url}/")
+                if ".." in target.relative_to(folder).parts:
+                    raise CorpusError(
+                        f"reading {url}: {file} would lie outside of the copy; name it otherwise"
+                    )
+                if (readable(target) or target.name == "state.json") and not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with files.replacing(target, "keeping a copy of a text") as partial:
+                        file.fetch(partial)
+            kept.mkdir(parents=True, exist_ok=True)
+            files.keep(kept / files.ABOUT, json.dumps({"url": str(url)}).encode())
+    except RemoteError as error:
+        raise CorpusError(str(error)) from error
+    if not listed:
+        raise CorpusError(f"reading {url}: there is nothing of that name; give a URL of files that exist")
+    if not folder.exists():
+        raise CorpusError(f"reading {url}: no file there can be read; accepted are {accepted()}")
+    return replace(_files(folder / url.url.removeprefix(base.url).lstrip("/"), column), id=whole(url.name))
 
 
 def _below(file: Path, base: Path) -> str:

@@ -85,14 +85,14 @@ def patterns(
         "looking for patterns of", instead="ask `mnemoscope test` about a pattern and one of its neurons"
     )
     model.check_built(run, "testing patterns of")
-    settings, work = settings or Settings(), WorkFolder(run.path / WORK)
+    settings, work = settings or Settings(), WorkFolder(run.folder / WORK)
     check_budget(settings.budget)
     if known(run, settings):
         return run
     halves(run.table("contexts").select("document").collect().to_series().to_numpy())
-    files.check_folder(run.path, "adding patterns to the run")
+    files.check_folder(run.folder, "adding patterns to the run")
     work.path.mkdir(exist_ok=True)
-    with model.running(), loop.locked(work.path / "lock", run.path):
+    with model.running(), loop.locked(work.path / "lock", run.folder):
         work.start(_identity(run, settings))
         finished = _Job(run, model, settings, work, report or (lambda _: None)).run()
     shutil.rmtree(work.path)

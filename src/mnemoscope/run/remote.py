@@ -1,0 +1,142 @@
+"""Runs behind a URL: uploaded so that at every moment there is a whole run or none, and brought back.
+
+    push("runs/llama", "s3://bucket/runs/llama")
+    pull("s3://bucket/runs/llama", "copy")
+
+A table is uploaded under a name that says what it holds (`reading.uploaded`), so that nothing of a run that is there is
+touched; the manifest comes last, in one write, and then what the new one does not name is removed. An upload that was
+interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from mnemoscope import files
+from mnemoscope.errors import RemoteError, RunCorrupt, RunError
+from mnemoscope.location import Location, Place, local, place
+from mnemoscope.records import Manifest, Progress
+from mnemoscope.run.reading import Run, is_run, open_run, read_manifest, stored_name, uploaded
+from mnemoscope.run.schemas import MANIFEST, SCHEMAS
+from mnemoscope.run.writing import RunWriter, is_finished
+
+Report = Callable[[Progress], None]
+
+
+def push(
+    run: str | Path, url: str | Location, *, overwrite: bool = False, report: Report | None = None
+) -> Run:
+    """Upload a finished run, and open it there. Another run of the same model and text is replaced: it is this one with
+    more or fewer tables.
+
+    overwrite  replace whatever run is there
+
+    `RunError` if another one is there; `RemoteError` if it cannot be uploaded, and then what was there is there still.
+    """
+    source = open_run(local(place(run), "uploading the run"))
+    target = _remote(url, "uploading a run to")
+    if is_run(target) and not overwrite:
+        before = read_manifest(target / MANIFEST)
+        if _facts(before) != _facts(source.manifest):
+            raise RunError(
+                f"uploading the run {source.path}: {target} holds another one, of {before.model.id} on "
+                f"{before.corpus.id}; give another address, or replace it with {{overwrite}}",
+                overwrite=True,
+            )
+    upload(source.folder, target, report)
+    return open_run(str(target))
+
+
+def pull(url: str | Location, folder: str | Path, *, report: Report | None = None) -> Run:
+    """Bring a run behind a URL to a folder of this machine, compared with its manifest by sha256; returns it opened.
+
+    What was brought before is not fetched again. `RunError` if the folder holds something else, `RunCorrupt` if a table
+    is not what was uploaded, `RemoteError` if it cannot be read.
+    """
+    source = open_run(_remote(url, "bringing a run from"))
+    target, report = local(place(folder), "bringing a run to"), report or (lambda _: None)
+    if is_finished(target) and read_manifest(target / MANIFEST) == source.manifest:
+        return open_run(target)
+    entries, done = source.manifest.tables, 0
+    total = sum(entry.bytes for entry in entries.values())
+    with RunWriter(target) as writer:
+        for name, entry in entries.items():
+            report(Progress("downloading", done, total, "bytes"))
+            if not writer.holds(name, entry):
+                file, partial = source.file(name), writer.work / f"{name}.partial"
+                assert isinstance(file, Location)
+                with files.refusals(f"bringing the run {source.path} to {target}"):
+                    if file.fetch(partial) != entry.sha256:
+                        raise RunCorrupt(
+                            f"bringing the run {source.path}: table {name} is not what its manifest says (sha256 "
+                            "differs); upload it again"
+                        )
+                writer.adopt(name, partial)
+            done += entry.bytes
+        report(Progress("downloading", total, total, "bytes"))
+        return writer.commit(source.manifest.model_dump(exclude={"tables"}))
+
+
+def _remote(url: str | Path | Location, doing: str) -> Location:
+    target = place(url)
+    if isinstance(target, Location):
+        return target
+    raise RunError(f"{doing} {url}: it is no URL; give one such as s3://bucket/runs/llama")
+
+
+def work_folder(path: Place) -> Path:
+    """The folder in which a run is made: its own; for one behind a URL, a folder of the cache until it is uploaded."""
+    if isinstance(path, Path):
+        return path
+    folder = files.cache_folder() / "work" / hashlib.sha256(str(path).encode()).hexdigest()[:40]
+    with files.refusals(f"making the run {path} in {folder}", "see to it that it can be written to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        files.keep(folder / files.ABOUT, json.dumps({"url": str(path)}).encode())
+    return folder / "run"
+
+
+def publish(folder: Path, path: Place, report: Report | None = None) -> None:
+    """Upload the run that was made in a `work_folder`, which goes then; nothing where that is its own."""
+    if isinstance(path, Location):
+        upload(folder, path, report)
+        shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def upload(folder: Path, target: Location, report: Report | None = None) -> None:
+    """Make a URL hold the finished run of a folder; until the last moment what was there is there still."""
+    report = report or (lambda _: None)
+    manifest = read_manifest(folder / MANIFEST)
+    tables, done = _called(manifest), 0
+    total, held = sum(tables.values()), Location(str(target)).sizes
+    for name, called in zip(manifest.tables, tables, strict=True):
+        report(Progress("uploading", done, total, "bytes"))
+        if held.get(called) != tables[called]:
+            (target / called).upload(folder / f"{name}.parquet")
+        done += tables[called]
+    report(Progress("uploading", total, total, "bytes"))
+    held = Location(str(target)).sizes
+    if short := [called for called, size in tables.items() if held.get(called) != size]:
+        raise RemoteError(
+            f"uploading the run {folder}: {target / short[0]} has not arrived whole; give the same command again"
+        )
+    (target / MANIFEST).write_bytes((folder / MANIFEST).read_bytes())
+    plain = (
+        {f"{name}.parquet" for name in SCHEMAS} if MANIFEST in held else set()
+    )  # of a run that was copied there
+    for called in held:
+        if called not in tables and (stored_name(called) or called in plain):
+            (target / called).unlink()
+
+
+def _facts(manifest: Manifest) -> tuple[str, str]:
+    """What must be alike in runs of which one may take the other's place."""
+    return manifest.model.weights_sha256, manifest.corpus.sha256
+
+
+def _called(manifest: Manifest) -> dict[str, int]:
+    """Bytes of every table, by its name behind a URL."""
+    return {uploaded(name, entry): entry.bytes for name, entry in manifest.tables.items()}
