@@ -108,9 +108,8 @@ class Whole:
             active = np.flatnonzero(look.scores(unit) >= self._threshold[unit])
             both[unit] = np.asarray(shown[active].sum(0)).ravel()
             strata[unit] = np.bincount(stratum[active], minlength=masked.strata)
-        counted = Counted(
-            both, strata @ rates, strata.sum(1).astype(np.int64), masked.shown.sum(1, dtype=np.int64)
-        )
+        shown_at = masked.shown(np.arange(len(language.specs))).sum(1, dtype=np.int64)
+        counted = Counted(both, strata @ rates, strata.sum(1).astype(np.int64), shown_at)
         return proposed(counted, language, np.arange(units))
 
 

@@ -30,6 +30,7 @@ from mnemoscope.trials.masked_text import MaskedText
 
 LAYERS, UNITS, COLUMNS = 2, 150, 9
 CELLS = Cells((UNITS,) * LAYERS)
+PLACES = {(layer, 0): layer for layer in range(LAYERS)}
 
 
 class World(NamedTuple):
@@ -85,7 +86,7 @@ def _feed(state: CountingState, world: World, batches: slice = slice(None)) -> N
 
 def _scores(world: World, claim: int) -> np.ndarray:
     claims = world.claims
-    bins = bin_of(world.m[claims.layer[claim], :, claims.unit[claim]])
+    bins = bin_of(world.m[claims.place[claim], :, claims.unit[claim]])
     return bins if claims.polarity[claim] > 0 else BINS - 1 - bins
 
 
@@ -93,7 +94,7 @@ def test_threshold_counts() -> None:
     """Histograms where patterns are, of the units, and in how many documents each score is reached."""
     world = _world()
     counted = ThresholdCounts(CELLS, world.masked.groups, world.claims)
-    _feed(CountingState(world.masked, None, {NEURON: counted}), world)
+    _feed(CountingState(world.masked, None, {NEURON: counted}, PLACES), world)
     every = slice(0, len(world.claims))
     sides, documents = counted.sides(every), counted.documents(every)
     for claim in range(len(world.claims)):
@@ -132,7 +133,7 @@ def test_candidate_counts() -> None:
     world, generator = _world(), np.random.default_rng(2)
     threshold = generator.choice([MIDDLE + 1, MIDDLE + 20, MIDDLE + 30, BINS], (2, LAYERS, UNITS))
     counted = CandidateCounts(CELLS, world.masked, COLUMNS, threshold.reshape(2, -1))
-    _feed(CountingState(world.masked, None, {NEURON: counted}), world)
+    _feed(CountingState(world.masked, None, {NEURON: counted}, PLACES), world)
     bins, strata = bin_of(world.m).astype(int), _strata(world)
     assert world.masked.strata > 1
     for side, scores in enumerate((bins, BINS - 1 - bins)):
@@ -152,7 +153,7 @@ def test_expected() -> None:
     """Where a claim is active, the share of its pattern in the stratum, by group."""
     world = _world()
     counted, chosen, _ = _second(world)
-    _feed(CountingState(world.masked, None, {NEURON: counted}), world)
+    _feed(CountingState(world.masked, None, {NEURON: counted}, PLACES), world)
     strata, claims = _strata(world), chosen.claims
     rates = world.masked.rates(np.arange(COLUMNS))
     for stratum in range(world.masked.strata):
@@ -169,7 +170,7 @@ def test_test_counts() -> None:
     """Everything that is counted of a chosen claim and of the units is what numpy counts."""
     world = _world()
     counted, chosen, patterns = _second(world)
-    _feed(CountingState(world.masked, None, {NEURON: counted}), world)
+    _feed(CountingState(world.masked, None, {NEURON: counted}, PLACES), world)
     world = world._replace(claims=chosen.claims)
     claims, groups = chosen.claims, world.masked.groups
     quadrant = 2 * (world.gate <= 0) + (world.up <= 0)
@@ -180,7 +181,7 @@ def test_test_counts() -> None:
         counted.squares.reshape(LAYERS, UNITS), (world.m.astype(np.float64) ** 2).sum(1), rtol=1e-12
     )
     for claim in range(len(claims)):
-        layer, unit, column = claims.layer[claim], claims.unit[claim], claims.column[claim]
+        layer, unit, column = claims.place[claim], claims.unit[claim], claims.column[claim]
         bins, shown = bin_of(world.m[layer, :, unit]), world.masks[:, column]
         active = _scores(world, claim) >= chosen.threshold[claim]
         np.testing.assert_array_equal(
@@ -215,7 +216,7 @@ def test_test_counts() -> None:
         slow = world.masks[:, columns].T.astype(np.float64) @ world.m[layer].astype(np.float64)
         np.testing.assert_allclose(sums, slow, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(
-        world.masked.shown,
+        world.masked.shown(np.arange(COLUMNS)),
         [np.bincount(world.group[world.masks[:, column]], minlength=groups) for column in range(COLUMNS)],
     )
 
@@ -224,7 +225,7 @@ def test_saved_and_restored(tmp_path: Path) -> None:
     """Going on from a file gives the same bits; a shard is not counted twice; a damaged file is refused."""
     world = _world()
     whole, halfway, resumed = (
-        CountingState(world.masked, None, {NEURON: _second(world)[0]}) for _ in range(3)
+        CountingState(world.masked, None, {NEURON: _second(world)[0]}, PLACES) for _ in range(3)
     )
     _feed(whole, world)
     _feed(halfway, world, slice(0, 2))

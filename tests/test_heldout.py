@@ -17,10 +17,10 @@ from mnemoscope.patterns.triggers import Options, Units, halves, one_each
 from mnemoscope.run.text import Text
 from mnemoscope.trials import heldout
 from mnemoscope.trials.heldout import (
+    PartMasks,
     beyond_last_token,
     confirm,
     count_same_code,
-    mask_chunks,
     masks_of_many,
     numbered_names,
 )
@@ -68,12 +68,12 @@ def _half(text: Text, units: Units) -> tuple[Text, np.ndarray]:
 def test_portions_are_masks(text: Text, size: int) -> None:
     """However many at a time, compounds made from the masks of their parts are what each has by itself: one of
     its parts or each of them, row by row."""
-    found = np.concatenate([part.toarray() for part in mask_chunks(text, SPECS, size)], 1)
+    found = np.concatenate([part.toarray() for part in PartMasks(text, SPECS).chunks(SPECS, size)], 1)
     np.testing.assert_array_equal(found, masks(text, SPECS).toarray())
     either, both = found[:, SPECS.index(LIST)], found[:, 2]
     np.testing.assert_array_equal(found[:, 7], either | both)
     np.testing.assert_array_equal(found[:, 8], either & both)
-    assert found[:, 8].any() and list(mask_chunks(text, [], size)) == []
+    assert found[:, 8].any() and list(PartMasks(text, []).chunks([], size)) == []
     assert (masks_of_many(text, SPECS) != masks(text, SPECS)).nnz == 0 and masks_of_many(text, []).shape == (
         len(text),
         0,

@@ -14,7 +14,7 @@ from tiny import WORDS, texts, tokenizer
 
 from mnemoscope import build, load_model
 from mnemoscope.cli import main
-from mnemoscope.errors import ModelNotSupported, PatternError
+from mnemoscope.errors import PatternError
 from mnemoscope.mine.kernel import BINS
 from mnemoscope.mine.places import HISTOGRAM_EDGES, bin_of
 from mnemoscope.model.capture import LayerRows
@@ -27,7 +27,7 @@ from mnemoscope.patterns.language import masks
 from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
 from mnemoscope.text.sampling import half
-from mnemoscope.trials import hypothesis, job
+from mnemoscope.trials import hypothesis
 from mnemoscope.trials.counts import MIDDLE
 from mnemoscope.views.claims import sentence, specificity, where_active
 
@@ -210,13 +210,6 @@ def test_a_shared_expert_has_all_of_the_text(tmp_path: Path) -> None:
     assert claim.tokens == (text.counted & half(text.document)).sum()
     assert claim.neurons == model.anatomy.groups[1][-1] and claim.among == "expert"
     assert not len(slow.values) or len(slow.values) == text.counted.sum()
-
-
-def test_patterns_of_all_neurons_are_refused_before_anything_is_searched(run: Run, model: Model) -> None:
-    """In a line that says what can be asked instead; no work in progress is left in the run."""
-    with pytest.raises(ModelNotSupported, match=r"mixture of experts.*`mnemoscope test`") as caught:
-        job.patterns(run, model)
-    assert "\n" not in str(caught.value) and not (run.path / job.WORK).exists()
 
 
 def test_the_number_of_threads_does_not_show(run: Run, model: Model) -> None:

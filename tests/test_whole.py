@@ -138,7 +138,7 @@ def _passed(text: Text, units: list[np.ndarray], language: Language) -> list[tup
             shown[active & first.counted].sum(0)[None],
             (strata @ early.rates(np.arange(len(language.specs))))[None].astype(float),
             np.array([strata.sum()]),
-            early.shown.sum(1),
+            early.shown(np.arange(len(language.specs))).sum(1),
         )
         candidates = proposed(counted, language, np.zeros(1, int))["spec"]
         if not len(candidates):

@@ -107,7 +107,7 @@ class Nulls:
     kinds  of `KINDS`, in any order; "shuffled" runs a copy of the model and so doubles time and memory
     count  as asked, or the layer's neurons where these are fewer
     at     the only place that has any, and then all `count` of them
-    sizes  of each kind the units of each layer
+    sizes  of each kind the units of each layer, and `units` those of each place that has any
 
     Raises RunError when a kind is not known, ModelNotSupported for kind "shuffled" of a mixture of experts.
     """
@@ -135,7 +135,7 @@ class Nulls:
                 "neurons; give other kinds of them"
             )
         count = self.recipe["count"] if self.recipe else 0
-        self._units: dict[str, dict[Place, int]] = {
+        self.units: dict[str, dict[Place, int]] = {
             kind: {
                 (index, group): neurons
                 if kind in DECOYS
@@ -151,10 +151,10 @@ class Nulls:
                 sum(units.get((index, group), 0) for group in range(len(model.anatomy.groups[index])))
                 for index in range(len(layers))
             )
-            for kind, units in self._units.items()
+            for kind, units in self.units.items()
         }
         self._sources: dict[str, NullSource] = {
-            kind: _SOURCES[kind](model, self._units[kind], seed) for kind in self.kinds
+            kind: _SOURCES[kind](model, self.units[kind], seed) for kind in self.kinds
         }
 
     @classmethod
@@ -182,7 +182,7 @@ class Nulls:
 
     def first(self, kind: str, layer: int, group: int) -> int:
         """The first pseudo-neuron of one of a layer's groups among those of the layer."""
-        return sum(self._units[kind][layer, before] for before in range(group))
+        return sum(self.units[kind][layer, before] for before in range(group))
 
     def _joined(self, kind: str, rows: LayerRows, columns: list[NullColumns]) -> LayerRows:
         coefficients = torch.cat([group.coefficients for group in columns])

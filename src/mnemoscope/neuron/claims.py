@@ -38,12 +38,13 @@ class Share:
 
 @dataclass(frozen=True)
 class LayerNull:
-    """F1 of pseudo-neurons of a layer or an expert, each with the best pattern that it has; 0 where it has none."""
+    """F1 of pseudo-neurons `of` a layer or an expert, each with the best pattern that it has; 0 where it has none."""
 
     kind: str
     units: int
     median: float
     high: float  # the 99th percentile
+    of: str = "layer"
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Claim:
     tokens       of the text that was read; of a neuron of an expert, those that were routed to it
     baselines    F1 of other explanations of the same activity, by name
     neurons      of the layer, or of the expert (`among`), with which it is compared
-    nulls        what pseudo-neurons of these reach
+    nulls        what pseudo-neurons of the layer reach, or of the expert where it alone was asked
     decoy_...    what decoys of the neuron reach, and the rate of false discoveries at which it beats them; None without
     curve        thresholds ascending; bands from the largest scores down
     definitions  the chosen threshold first
@@ -161,18 +162,23 @@ def _order(claim: Claim) -> tuple[bool, str]:
 
 
 def of_row(
-    run: Run, row: Mapping[str, Any], calibration: pl.DataFrame, statistics: Mapping[str, Any]
+    run: Run,
+    row: Mapping[str, Any],
+    calibration: pl.DataFrame,
+    statistics: Mapping[str, Any],
+    own_nulls: bool = False,
 ) -> Claim:
     """A row of `pattern_tests` with what it is to be read against.
 
-    calibration  rows of the layer
+    calibration  rows of the layer; `own_nulls`: of the neuron's expert alone
     statistics   the neuron's row of `neurons`
     """
     options = run.manifest.options
     asked = options.get("patterns", asdict(Rule()))
     rule = Rule(asked["least"], asked["q"], asked["fdr"])
     edges = np.array([-np.inf, *options["histogram_edges"], np.inf])
-    polarity, nulls = row["polarity"], nulls_of(calibration, row["tests"])
+    neurons, among = _beside(run.manifest.model.cells, statistics["layer"], statistics["neuron"])
+    polarity, nulls = row["polarity"], nulls_of(calibration, row["tests"], among if own_nulls else "layer")
     counts = [np.array(row[f"counts_{presence}"], np.int64) for presence in ("present", "absent")]
     curve = Curve(*(twoway.oriented(bins, polarity) for bins in counts))
     level = max((null.high for null in nulls), default=0.0)
@@ -182,7 +188,6 @@ def of_row(
     fields = ("spec", "name", "family", "kind", "tests", "polarity", "threshold", "tokens", "documents", "active",
               "present", "both", "iou", "auprc", "pearson", "mutual_information", "specificity_rank",
               "specificity_null", "q", "decoy_f1_low", "decoy_q", "verdict")  # fmt: skip
-    neurons, among = _beside(run.manifest.model.cells, statistics["layer"], statistics["neuron"])
     share = lambda name: Share(*(row[f"{name}{end}"] for end in ("", "_low", "_high")))  # noqa: E731
     baselines = {name: row[f"baseline_{name}"] for name in ("constant", "random", "token", "other")}
     return Claim(
@@ -209,8 +214,8 @@ def _beside(cells: Cells, layer: int, neuron: int) -> tuple[int, str]:
     return width if address.expert < count else cells.sizes[layer] - count * width, "expert"
 
 
-def nulls_of(calibration: pl.DataFrame, tests: str) -> tuple[LayerNull, ...]:
-    """The nulls of one layer and family of tests."""
+def nulls_of(calibration: pl.DataFrame, tests: str, of: str = "layer") -> tuple[LayerNull, ...]:
+    """The nulls of one layer, or of what it is called, and family of tests."""
     rows = calibration.filter((pl.col("measure") == f"f1 of {tests}") & (pl.col("unit") != NEURON)).sort(
         "unit"
     )
@@ -220,6 +225,7 @@ def nulls_of(calibration: pl.DataFrame, tests: str) -> tuple[LayerNull, ...]:
             row["count"],
             row["values"][row["levels"].index(0.5)],
             row["values"][row["levels"].index(twoway.NULL_LEVEL)],
+            of,
         )
         for row in rows.iter_rows(named=True)
     )

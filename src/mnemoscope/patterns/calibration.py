@@ -17,6 +17,9 @@ from mnemoscope.patterns.topics import k_means
 
 SETS = 25  # units that are worth a null of their own, at least
 GROUPS = 24
+OF_EXPERT = (
+    4  # the same of the units of an expert: with hundreds of experts, drawing takes longer than searching
+)
 TAIL = 0.05  # share of the draws that the tail beyond them is extrapolated from
 
 
@@ -63,9 +66,9 @@ class DrawnNull:
             return np.log1p(-level) / np.log1p(-self.quantile(level))
 
 
-def grouped(space: Space, slots: np.ndarray, seed: int = 0) -> np.ndarray:
-    """i64[set]: sets with like strata and like numbers of triggers, in at most `GROUPS` groups."""
-    count = int(np.clip(len(slots) // SETS, 1, GROUPS))
+def grouped(space: Space, slots: np.ndarray, seed: int = 0, most: int = GROUPS) -> np.ndarray:
+    """i64[set]: sets with like strata and like numbers of triggers, in at most so many groups."""
+    count = int(np.clip(len(slots) // SETS, 1, most))
     if count == 1:
         return np.zeros(len(slots), np.int64)
     profiles = _profiles(space, slots)

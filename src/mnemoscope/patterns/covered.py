@@ -71,7 +71,7 @@ def documents_of_triggers(run: Run) -> tuple[pl.DataFrame, int]:
     whole = Text.of(run)
     text = near_duplicates(whole).join(whole)
     units = addressed(run, text)
-    half_text, slots = half_triggers(text, units.units, Options(), test=True)
+    half_text, slots, _ = half_triggers(text, units.units, Options(), test=True)
     known = slots >= 0
     documents = np.where(known, half_text.document[np.maximum(slots, 0)], 0)
     group = np.where(known, (mixed(documents, seed=1) % GROUPS).astype(np.int64), -1)

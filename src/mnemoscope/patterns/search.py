@@ -11,12 +11,12 @@ import numpy as np
 import polars as pl
 
 from mnemoscope.patterns import combine
-from mnemoscope.patterns.calibration import DrawnNull, draw, grouped
+from mnemoscope.patterns.calibration import GROUPS, OF_EXPERT, DrawnNull, draw, grouped
 from mnemoscope.patterns.combine import word_unions
 from mnemoscope.patterns.pattern import ALL, SINGLE, Pattern, conjunction, disjunction
-from mnemoscope.patterns.score import SharedPatterns, Top, best, log_binomial_tail, shared
+from mnemoscope.patterns.score import SUPPORT, SharedPatterns, Top, best, log_binomial_tail, shared
 from mnemoscope.patterns.space import Space
-from mnemoscope.patterns.triggers import FOUND, Options, Units, half_triggers
+from mnemoscope.patterns.triggers import FOUND, Options, OwnTexts, Units, half_triggers
 from mnemoscope.records import MAIN
 from mnemoscope.run.text import Text
 
@@ -49,13 +49,17 @@ def search(
     units: Units,
     options: Options | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    own: OwnTexts | None = None,
 ) -> SearchResult:
     """Search the triggers of all units for patterns, in the discovery half of the documents.
 
+    The language is that of the whole half. How often a pattern is met by chance, and what drawn sets have, is counted
+    for each of the texts of units (`own`; by default there is one) in that text.
+
     `PatternError` if the text has too few documents to split. `progress(stage, done, total)` is called as it goes.
     """
-    options = options or Options()
-    early, slots = half_triggers(text, units, options, test=False)
+    options, own = options or Options(), own or OwnTexts.whole(len(units))
+    early, slots, rows = half_triggers(text, units, options, test=False)
     tell = progress or (lambda stage, done, total: None)
     frames, quantiles, group = [], [], {}
     language: list[tuple[str, str, float]] = []
@@ -70,12 +74,22 @@ def search(
             needed=needed,
             background=options.background,
             seed=options.seed,
+            known=None if own.known is None else own.known[rows],
         )
-        points = np.where(slots >= 0, space.point(slots), -1)
-        frame, null = _family(space, points, tests, options, tell)
-        frames.append(frame)
-        quantiles.append(_quantiles(space, points, tests, null))
-        group[tests] = null.group
+        group[tests], count = np.full(len(units), -1), 0
+        for members, routed in own.split(np.arange(len(units)), rows):
+            here = space if routed is None else space.routed(routed, options.limits.most)
+            points = np.where(slots[members] >= 0, here.point(slots[members]), -1)
+            most = GROUPS if routed is None else OF_EXPERT
+            frame, null = _family(here, points, tests, options, most, tell)
+            frames.append(
+                frame.with_columns(unit=pl.Series(members[frame["unit"].to_numpy()], dtype=pl.Int64))
+            )
+            quantiles.append(
+                _quantiles(here, points, tests, null).with_columns(group=pl.col("group") + count)
+            )
+            group[tests][members] = np.where(null.group >= 0, null.group + count, -1)
+            count += len(null.scores)
         if tests == MAIN:
             language = list(zip(space.specs, space.last_words, space.rate.tolist(), strict=True))
     candidates = pl.concat(frames) if frames else pl.DataFrame(schema=FOUND)
@@ -83,12 +97,17 @@ def search(
 
 
 def _family(
-    space: Space, slots: np.ndarray, tests: str, options: Options, tell: Callable[[str, int, int], None]
+    space: Space,
+    slots: np.ndarray,
+    tests: str,
+    options: Options,
+    most: int,
+    tell: Callable[[str, int, int], None],
 ) -> tuple[pl.DataFrame, DrawnNull]:
-    """Candidates and null of one family of tests."""
-    enough = np.flatnonzero((slots >= 0).sum(1) >= 3)
+    """Candidates and null of one family of tests, the null in at most so many groups."""
+    enough = np.flatnonzero((slots >= 0).sum(1) >= SUPPORT)
     sets = slots[enough]
-    groups = grouped(space, sets, options.seed)
+    groups = grouped(space, sets, options.seed, most)
     random = np.random.default_rng(options.seed + 1)
     scores = np.zeros((int(groups.max(initial=-1)) + 1, options.draws))
     for group in range(len(scores)):
@@ -337,6 +356,8 @@ def _quantiles(space: Space, slots: np.ndarray, tests: str, null: DrawnNull) -> 
             "effective_tests": null.effective_tests(),
         },
         schema_overrides={
+            "tests": pl.String,
+            **dict.fromkeys(("group", "units", "draws", "patterns", "classes"), pl.Int64),
             "triggers": pl.Float64,
             "p_05": pl.Float64,
             "p_01": pl.Float64,

@@ -7,7 +7,7 @@ then compared exactly. The simplest member stands for its class.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -174,11 +174,15 @@ class Space:
         needed: np.ndarray | None = None,
         background: int = BACKGROUND,
         seed: int = 0,
+        known: np.ndarray | None = None,
     ) -> Space:
         """Mine a text. Rows in `needed` become points whether they are drawn or not. The tests of position
-        are never stratified, or there would be nothing to find."""
+        are never stratified, or there would be nothing to find.
+
+        known  bool[prefix]: the background, instead of one that is drawn
+        """
         limits = limits or Limits()
-        drawn = text.counted & _drawn(text, background, seed)
+        drawn = text.counted & (_drawn(text, background, seed) if known is None else known)
         usable = drawn.copy()
         if needed is not None:
             usable[needed] = text.counted[needed]
@@ -205,6 +209,28 @@ class Space:
             stratum=stratum,
             margins=margins,
             drawn=drawn[rows],
+        )
+
+    def routed(self, rows: np.ndarray, most: float) -> Space:
+        """Those of the points that are among some rows of the text (bool[prefix]): rates and strata are of these alone,
+        and patterns those of the whole text that some of these have, and a share of at most `most`."""
+        points = np.flatnonzero(rows[self.rows])
+        has = csc_array(self.has[points])
+        sizes = np.diff(has.indptr)
+        kept = np.flatnonzero((sizes > 0) & (sizes <= most * len(points)))
+        has = csc_array(has[:, kept])
+        margins, stratum = np.unique(self.stratum[points], return_inverse=True)
+        return replace(
+            self,
+            rows=self.rows[points],
+            has=has.tocsr(),
+            columns=has,
+            specs=[self.specs[column] for column in kept],
+            names=[self.names[column] for column in kept],
+            stratum=stratum.ravel().astype(np.int32),
+            margins=self.margins[margins],
+            drawn=self.drawn[points],
+            patterns={},
         )
 
     @cached_property

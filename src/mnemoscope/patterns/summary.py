@@ -14,7 +14,7 @@ from mnemoscope.neuron.claims import rows_with_verdict
 from mnemoscope.neuron.twoway import NONE, VERDICTS
 from mnemoscope.patterns.covered import CASES, units_covered, units_with_triggers
 from mnemoscope.patterns.sanity import SCHEMA, sanity
-from mnemoscope.records import NEURON, NeuronId
+from mnemoscope.records import NEURON, Cells, NeuronId
 
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
@@ -50,6 +50,7 @@ class Summary:
     path      of the run
     sanity    what becomes of the figures of claims when labels are wrong (`patterns.sanity`)
     notes     what the job had to say of the text, such as that too few documents could be read
+    cells     of the model, by which neurons are named
     """
 
     beyond: pl.DataFrame
@@ -63,11 +64,12 @@ class Summary:
     path: str
     sanity: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMA))
     notes: tuple[str, ...] = ()
+    cells: Cells = field(default_factory=lambda: Cells(()))
 
     @property
     def clearest(self) -> tuple[NeuronId, ...]:
         """The neurons of `claims`."""
-        return tuple(NeuronId(*pair) for pair in self.claims.select("layer", "neuron").iter_rows())
+        return tuple(self.cells.id(*pair) for pair in self.claims.select("layer", "neuron").iter_rows())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -108,6 +110,7 @@ def summary(run: Run, *, count: int = 10, seed: int = 0) -> Summary:
         path=str(run.path),
         sanity=sanity(run, seed),
         notes=tuple(run.manifest.options["patterns"].get("notes", ())),
+        cells=run.manifest.model.cells,
     )  # fmt: skip
 
 
@@ -285,4 +288,4 @@ def _silent(run: Run, rows: pl.DataFrame, count: int, seed: int) -> tuple[Neuron
         .join(spoken, on=["layer", "neuron"], how="anti")
     )
     drawn = every.sample(min(count, every.height), seed=seed).sort("layer", "neuron")
-    return tuple(NeuronId(*pair) for pair in drawn.iter_rows())
+    return tuple(run.manifest.model.cells.id(*pair) for pair in drawn.iter_rows())

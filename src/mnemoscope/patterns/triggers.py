@@ -5,7 +5,7 @@ A unit is a neuron of either polarity, or a pseudo-neuron of a null.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +113,39 @@ class Addressed:
         return len(self.kind)
 
 
+@dataclass(frozen=True)
+class OwnTexts:
+    """Which prefixes each unit runs on: all of a text, or, in a mixture of experts, those routed to its expert.
+
+    text    i64[unit]      0 is all of it; number t is that of row t - 1 of `routed`
+    routed  u8[text byte]  the prefixes of each, eight to a byte (`np.packbits`)
+    known   bool[prefix]   of which it is known where they were routed; None for all. Others are routed nowhere, but for
+                           the triggers of an expert's units
+    """
+
+    text: np.ndarray
+    routed: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    known: np.ndarray | None = None
+
+    @classmethod
+    def whole(cls, units: int) -> OwnTexts:
+        """Of units that all run everywhere."""
+        return cls(np.zeros(units, np.int64))
+
+    def split(self, units: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Units by their text: which of `units` i64[...] they are, ascending, and bool[row] which of `rows` of the text
+        they run on, None for all. Those of the whole text come first."""
+        number = self.text[units]
+        order = np.argsort(number, kind="stable")
+        present, first = np.unique(number[order], return_index=True)
+        for text, members in zip(present.tolist(), np.split(order, first)[1:], strict=True):
+            yield members, self.of(text)[rows] if text else None
+
+    def of(self, text: int) -> np.ndarray:
+        """bool[prefix]: those of a text that is not the whole; longer than it by what fills the last byte."""
+        return np.unpackbits(self.routed[text - 1]).astype(bool)
+
+
 def addressed(run: Run, text: Text) -> Addressed:
     """All units of a run that have a trigger; `text` is the whole of the run's."""
     columns = ["layer", "neuron", "polarity", "rank", "context", "position"]
@@ -144,14 +177,20 @@ def halves(documents: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return ids[~test], ids[test]
 
 
-def half_triggers(text: Text, units: Units, options: Options, *, test: bool) -> tuple[Text, np.ndarray]:
-    """The text of one half of the documents, and i64[unit, slot] the rows of the triggers there; the whole text when
-    it is not split. `PatternError` if it has too few documents."""
+def half_triggers(
+    text: Text, units: Units, options: Options, *, test: bool
+) -> tuple[Text, np.ndarray, np.ndarray]:
+    """The text of one half of the documents, i64[unit, slot] the rows of the triggers there, and i64[prefix] which row
+    of the text each of its prefixes is; the whole text when it is not split.
+
+    `PatternError` if it has too few documents.
+    """
     documents = halves(text.document[text.counted])[int(test)] if options.split else np.unique(text.document)
     half_text, rows = text.part(documents)
     back = np.full(len(text), -1)
     back[rows] = np.arange(len(rows))
-    return half_text, one_each(half_text, units, back[units.rows], one_per_document=options.one_per_document)
+    slots = one_each(half_text, units, back[units.rows], one_per_document=options.one_per_document)
+    return half_text, slots, rows
 
 
 def one_each(text: Text, units: Units, rows: np.ndarray, *, one_per_document: bool = True) -> np.ndarray:

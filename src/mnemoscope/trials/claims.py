@@ -14,23 +14,27 @@ from mnemoscope.text.sampling import half
 if TYPE_CHECKING:
     from mnemoscope.patterns.triggers import Addressed
     from mnemoscope.run.text import Text
+    from mnemoscope.trials.groups import UnitPlaces
 
 
 @dataclass(frozen=True)
 class Claims:
-    """Units and the columns that are claimed of them, sorted by layer; i64[claim] each."""
+    """Units and the columns that are claimed of them, sorted by place; i64[claim] each.
 
-    layer: np.ndarray
+    place  where the unit runs (`groups.UnitPlaces`): a layer, or in a mixture an expert; `unit` is its number there
+    """
+
+    place: np.ndarray
     unit: np.ndarray
     polarity: np.ndarray
     column: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.layer)
+        return len(self.place)
 
-    def of(self, layer: int) -> slice:
-        """The claims of one layer."""
-        first, last = np.searchsorted(self.layer, [layer, layer + 1])
+    def of(self, place: int) -> slice:
+        """The claims of one place."""
+        first, last = np.searchsorted(self.place, [place, place + 1])
         return slice(int(first), int(last))
 
 
@@ -58,9 +62,9 @@ class KindClaims(NamedTuple):
 
 
 def claims_by_kind(
-    units: Addressed, candidates: pl.DataFrame, rows: np.ndarray, column: np.ndarray
+    places: UnitPlaces, units: Addressed, candidates: pl.DataFrame, rows: np.ndarray, column: np.ndarray
 ) -> dict[str, KindClaims]:
-    """Some candidates as claims, by kind of unit; units lie in the order of kind, then layer.
+    """Some candidates as claims, by kind of unit; units lie in the order of kind, then place.
 
     rows, column  i64[candidate]: which rows of `candidates`, and the column of the pattern of each
     """
@@ -69,7 +73,8 @@ def claims_by_kind(
     for number, kind in enumerate(units.kinds):
         of_kind = np.flatnonzero(units.kind[unit] == number)
         owner = unit[of_kind]
-        claims = Claims(units.layer[owner], units.neuron[owner], units.polarity[owner], column[of_kind])
+        seats = places.seat(kind, units.layer[owner], units.neuron[owner])
+        claims = Claims(*seats, units.polarity[owner], column[of_kind])
         by_kind[kind] = KindClaims(rows[of_kind], claims)
     return by_kind
 
@@ -87,7 +92,7 @@ class Baselines:
 
     def compared(self, candidates: pl.DataFrame, claims: Claims) -> ClaimsToTest:
         """The claims with their baselines: the last tokens of the unit's triggers in the discovery half, and the
-        pattern of another unit of its layer, polarity and family of tests."""
+        pattern of another unit of its place, polarity and family of tests."""
         unit = candidates["unit"].to_numpy()
         sizes = np.diff(self._starts)[unit]
         endings = self._endings[spans(self._starts[unit], sizes)]
@@ -105,7 +110,7 @@ class Baselines:
         other = np.full(len(claims), -1)
         random = np.random.default_rng([self._seed, 3])
         family = np.unique(tests, return_inverse=True)[1]
-        like = np.stack([claims.layer, claims.polarity, family], 1)
+        like = np.stack([claims.place, claims.polarity, family], 1)
         group = np.unique(like, axis=0, return_inverse=True)[1].ravel()
         order = np.lexsort((random.permutation(len(group)), group))
         for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):

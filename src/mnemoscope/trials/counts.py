@@ -1,7 +1,7 @@
 """Coefficients against patterns, counted in one pass: what the two-way test is made of.
 
-A `CountingState` is a state of the loop (`mine.loop`). It hands each layer of each batch to its parts, one for the
-neurons and one for each kind of null:
+A `CountingState` is a state of the loop (`mine.loop`). It hands each place of each batch (a layer, or in a mixture an
+expert) to its parts, one for the neurons and one for each kind of null:
 
     CandidateCounts   discovery half: every unit against every pattern of a language, from which candidates come
     ThresholdCounts   discovery half: every candidate, from which the best and its threshold are chosen
@@ -10,7 +10,7 @@ neurons and one for each kind of null:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +40,7 @@ _ROWS = 128
 
 @dataclass(frozen=True)
 class LayerBatch:
-    """One layer of one batch for one kind of unit; of an expert the positions are those that were routed to it.
+    """One place of one batch for one kind of unit; of an expert the positions are those that were routed to it.
 
     values    f32[position unit]
     gate, up  f32[position unit], None if not gated
@@ -95,8 +95,8 @@ class Counts(Protocol):
 
     FIELDS: ClassVar[tuple[str, ...]]
 
-    def update(self, layer: int, batch: LayerBatch) -> None:
-        """Take in one layer of one batch."""
+    def update(self, place: int, batch: LayerBatch) -> None:
+        """Take in one place of one batch."""
 
 
 class CandidateCounts:
@@ -115,17 +115,23 @@ class CandidateCounts:
         self.by_stratum = np.zeros((2, len(cells), masked.strata), count)
         self._above, self._below = threshold[0], BINS - 1 - threshold[1]
 
-    def update(self, layer: int, batch: LayerBatch) -> None:
+    def update(self, place: int, batch: LayerBatch) -> None:
         """Count the counted positions."""
         patterns = batch.masks.patterns
         indptr, indices = patterns.indptr.astype(np.int64), patterns.indices.astype(np.int64)
-        here = self.cells.of(layer)
+        here = self.cells.of(place)
         arrays = batch.bins, indptr, indices, batch.masks.strata, self._above[here], self._below[here]
         both, by_stratum = self.both[:, here], self.by_stratum[:, here]
         _share(
             lambda start, stop: counting.active_by_column(*arrays, start, stop, both, by_stratum),
             batch.bins.shape[1], 32,
         )  # fmt: skip
+
+
+def runs_of(places: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Each different place of an ascending i64[...], and where in it that begins and ends."""
+    present, first = np.unique(places, return_index=True)
+    yield from zip(present.tolist(), first.tolist(), [*first[1:].tolist(), len(places)], strict=True)
 
 
 class ThresholdCounts:
@@ -145,10 +151,10 @@ class ThresholdCounts:
         self.lowest = np.full((groups, len(cells)), BINS - 1, np.uint8)
         self.counts = np.zeros((len(claims), SIDE), np.uint32)
 
-    def update(self, layer: int, batch: LayerBatch) -> None:
+    def update(self, place: int, batch: LayerBatch) -> None:
         """Count the counted positions."""
-        masks, claims, here = batch.masks, self._claims, self._claims.of(layer)
-        units = self.cells.of(layer)
+        masks, claims, here = batch.masks, self._claims, self._claims.of(place)
+        units = self.cells.of(place)
         bins, totals = batch.bins, self.totals[units]
         highest, lowest = self.highest[:, units], self.lowest[:, units]
         unit, polarity, column = claims.unit[here], claims.polarity[here], claims.column[here]
@@ -177,7 +183,7 @@ class ThresholdCounts:
     def sides(self, claims: slice) -> np.ndarray:
         """i64[claim SIDE]: histogram of the positive scores of the units of some claims, all text."""
         every = self._claims
-        totals = self.totals[self.cells.cell(every.layer[claims], every.unit[claims])].astype(np.int64)
+        totals = self.totals[self.cells.cell(every.place[claims], every.unit[claims])].astype(np.int64)
         totals = np.where(every.polarity[claims, None] > 0, totals, totals[:, ::-1])
         side = totals[:, MIDDLE:].copy()
         side[:, 0] += totals[:, :MIDDLE].sum(1)
@@ -186,15 +192,15 @@ class ThresholdCounts:
     def documents(self, claims: slice) -> np.ndarray:
         """i64[claim SIDE]: groups of documents in which the unit reaches each of these scores."""
         every = self._claims
-        layers, units, positive = every.layer[claims], every.unit[claims], every.polarity[claims] > 0
-        documents = np.zeros((len(layers), SIDE), np.int64)
-        for layer in np.unique(layers):
-            here = np.flatnonzero(layers == layer)
-            cells = self.cells.cell(layer, units[here])
+        places, units, positive = every.place[claims], every.unit[claims], every.polarity[claims] > 0
+        documents = np.zeros((len(places), SIDE), np.int64)
+        for place, first, last in runs_of(places):
+            here = slice(first, last)
+            cells = self.cells.cell(place, units[here])
             highest, lowest = self.highest[:, cells], self.lowest[:, cells]
             peak = np.where(positive[here], highest, BINS - 1 - lowest.astype(np.int64)) - MIDDLE
-            cell = np.maximum(peak, 0) + SIDE * np.arange(len(here))
-            counts = np.bincount(cell.ravel(), minlength=SIDE * len(here)).reshape(-1, SIDE)
+            cell = np.maximum(peak, 0) + SIDE * np.arange(last - first)
+            counts = np.bincount(cell.ravel(), minlength=SIDE * (last - first)).reshape(-1, SIDE)
             documents[here] = np.cumsum(counts[:, ::-1], 1)[:, ::-1]
         return documents
 
@@ -210,7 +216,7 @@ class TestCounts:
     quadrants_both, quadrants_active  i64[claim 4]  the same two by sign quadrant
     table, table_both  i64[claim]              positions in the baseline table, and active
     other, other_both  i64[claim]              positions of the other unit's pattern, and active
-    sums               f32[...]                sum of the coefficient where each pattern of a layer is (`patterns`)
+    sums               f32[...]                sum of the coefficient where each pattern of a place is (`patterns`)
     expected           f32[expecting group]    shares of the pattern at the position and frequency of active tokens
     gated              bool[1]                 whether there were signs of gate and up to count
     """
@@ -228,11 +234,11 @@ class TestCounts:
         patterns: tuple[np.ndarray, ...],
         expecting: np.ndarray | None = None,
     ) -> None:
-        """`patterns` are the columns i64[...] of each layer that every unit of the layer is measured against,
+        """`patterns` are the columns i64[...] of each place that every unit of the place is measured against,
         `expecting` i64[...] the claims (ascending) of which is asked what chance would give."""
         self.expecting = np.zeros(0, np.int64) if expecting is None else expecting
         self.cells, self.chosen, self._patterns = cells, chosen, patterns
-        self._sums = Cells(tuple(len(columns) * cells.sizes[layer] for layer, columns in enumerate(patterns)))
+        self._sums = Cells(tuple(len(columns) * cells.sizes[place] for place, columns in enumerate(patterns)))
         claims, groups = chosen.claims, masked.groups
         largest = int(np.bincount(masked.group, minlength=1).max())
         count = np.uint16 if largest < 2**16 else np.uint32
@@ -246,20 +252,27 @@ class TestCounts:
         self.sums = np.zeros(len(self._sums), np.float32)
         self.gated = np.zeros(1, bool)
         positive = claims.polarity > 0
-        columns, self._rate_of = np.unique(claims.column[self.expecting], return_inverse=True)
-        self._rates = masked.rates(columns)
+        self._masked, self._rate_of = masked, np.zeros(len(self.expecting), np.int64)
+        self._rates: dict[int, np.ndarray] = {}
+        of_text = masked.text_of(claims.place[self.expecting])
+        for text, first in zip(*np.unique(of_text, return_index=True), strict=True):
+            asked = np.flatnonzero(of_text == text)
+            columns, self._rate_of[asked] = np.unique(
+                claims.column[self.expecting[asked]], return_inverse=True
+            )
+            self._rates[int(text)] = masked.of(int(claims.place[self.expecting[first]])).rates(columns)
         self.expected = np.zeros((len(self.expecting), groups), np.float32)
         self._low = np.where(positive, chosen.threshold, 0).astype(np.uint8)
         self._high = np.where(positive, BINS - 1, BINS - 1 - chosen.threshold).astype(np.uint8)
 
-    def patterns(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """The columns i64[pattern] of a layer, and the sums f32[pattern unit] over them."""
-        columns = self._patterns[layer]
-        return columns, self.sums[self._sums.of(layer)].reshape(len(columns), self.cells.sizes[layer])
+    def patterns(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """The columns i64[pattern] of a place, and the sums f32[pattern unit] over them."""
+        columns = self._patterns[place]
+        return columns, self.sums[self._sums.of(place)].reshape(len(columns), self.cells.sizes[place])
 
-    def update(self, layer: int, batch: LayerBatch) -> None:
+    def update(self, place: int, batch: LayerBatch) -> None:
         """Count the counted positions."""
-        masks, chosen, here = batch.masks, self.chosen, self.chosen.claims.of(layer)
+        masks, chosen, here = batch.masks, self.chosen, self.chosen.claims.of(place)
         bins, quadrant, gated = batch.bins, batch.quadrant, batch.gate is not None
         self.gated[0] |= gated
         claims, threshold = chosen.claims, chosen.threshold[here]
@@ -267,8 +280,8 @@ class TestCounts:
         starts, other = chosen.starts[here.start : here.stop + 1], chosen.other[here]
         # Without another unit there are no columns to compare with.
         others, other_starts = other[other >= 0], np.concatenate([[0], np.cumsum(other >= 0)])
-        columns, sums = self.patterns(layer)
-        units = self.cells.of(layer)
+        columns, sums = self.patterns(place)
+        units = self.cells.of(place)
         totals, total, squares = self.totals[units], self.total[units], self.squares[units]
 
         def count_units(start: int, stop: int) -> None:
@@ -303,8 +316,9 @@ class TestCounts:
         asked_claims = self.expecting[asked]
 
         def add_expected(first: int, last: int) -> None:
+            rates = self._rates[int(self._masked.text_of(place))]
             counting.expected_by_group(
-                bins, masks.groups, masks.strata, self._rates, claims.unit[asked_claims], self._low[asked_claims],
+                bins, masks.groups, masks.strata, rates, claims.unit[asked_claims], self._low[asked_claims],
                 self._high[asked_claims], self._rate_of[asked], first, last, self.expected[asked],
             )  # fmt: skip
 
@@ -315,10 +329,19 @@ class TestCounts:
 
 
 class CountingState:
-    """A state of the loop: what is counted of each kind of unit, and the shards that were."""
+    """A state of the loop: what is counted of each kind of unit, and the shards that were.
 
-    def __init__(self, masked: MaskedText, nulls: Nulls | None, parts: Mapping[str, Counts]) -> None:
-        self.parts, self._masked, self._nulls = dict(parts), masked, nulls
+    places  by layer and which of its groups runs (`groups.UnitPlaces`): its number among the places that are counted
+    """
+
+    def __init__(
+        self,
+        masked: MaskedText,
+        nulls: Nulls | None,
+        parts: Mapping[str, Counts],
+        places: Mapping[tuple[int, int], int],
+    ) -> None:
+        self.parts, self._masked, self._nulls, self._places = dict(parts), masked, nulls, places
         self._shards: set[int] = set()
 
     @property
@@ -336,28 +359,25 @@ class CountingState:
         inputs: Inputs,
     ) -> None:
         """Take in one layer of one batch: a `Receiver`."""
-        signals = LayerSignals(inputs, coefficients, gate, up)
-        self._take(layer, signals, batch, self._masked.of_batch(batch))
+        self._take(layer, LayerSignals(inputs, coefficients, gate, up), batch, self._masked.of_batch(batch))
 
     def update_rows(self, rows: LayerRows, batch: ContextBatch) -> None:
-        """Take in the rows of one expert of one batch; the text counts no token that was not routed to it."""
-        masks = self._masked.of_batch(batch)
-        if rows.rows is not None:
-            routed = rows.rows.cpu().numpy()
-            place = np.searchsorted(routed, masks.rows)
-            assert np.array_equal(routed.take(place, mode="clip"), masks.rows), (
-                "a counted token was not routed"
-            )
-            masks = masks._replace(rows=place)
-        signals = LayerSignals(rows.inputs, rows.coefficients, rows.gate, rows.up, rows.group)
-        self._take(rows.layer, signals, batch, masks)
+        """Take in experts of one batch, each over the tokens that were routed to it: a `RoutedReceiver`."""
+        for piece in rows.each():
+            masks = self._masked.of_batch(batch)
+            if piece.rows is not None:
+                place = self._places[piece.layer, piece.group]
+                masks = self._masked.of_rows(batch, place, piece.rows.cpu().numpy())
+            signals = LayerSignals(piece.inputs, piece.coefficients, piece.gate, piece.up, piece.group)
+            self._take(piece.layer, signals, batch, masks)
 
     def _take(self, layer: int, signals: LayerSignals, batch: ContextBatch, masks: BatchMasks) -> None:
+        place = self._places[layer, signals.group]
         columns = {NEURON: NullColumns(signals.coefficients, signals.gate, signals.up)}
         if self._nulls is not None:
             columns |= self._nulls.columns(layer, batch, signals)
         for kind, counts in self.parts.items():
-            counts.update(layer, LayerBatch.of(columns[kind], masks))
+            counts.update(place, LayerBatch.of(columns[kind], masks))
 
     def finish_shard(self, shard: int) -> None:
         """All batches of a shard have been given; RunError when it was in already."""

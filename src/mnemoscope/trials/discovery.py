@@ -15,7 +15,8 @@ from mnemoscope.patterns.whole import SHARE, Counted, Language, proposed
 from mnemoscope.records import MAIN, NEURON, NEXT, POSITION, WHOLE
 from mnemoscope.run.reading import Run
 from mnemoscope.trials.claims import KindClaims
-from mnemoscope.trials.counts import MIDDLE, CandidateCounts, ThresholdCounts
+from mnemoscope.trials.counts import MIDDLE, CandidateCounts, ThresholdCounts, runs_of
+from mnemoscope.trials.groups import UnitPlaces
 from mnemoscope.trials.heldout import FURTHER
 from mnemoscope.trials.masked_text import MaskedText
 
@@ -54,16 +55,24 @@ def _rare_score(counts: np.ndarray) -> np.ndarray:
 
 
 def proposals(
-    units: Addressed, kind: str, counts: CandidateCounts, masked: MaskedText, language: Language
+    places: UnitPlaces,
+    units: Addressed,
+    kind: str,
+    counts: CandidateCounts,
+    masked: MaskedText,
+    language: Language,
 ) -> pl.DataFrame:
     """Candidates (columns of `FOUND`) of all units of a kind that have triggers."""
-    rates = masked.rates(np.arange(len(language.specs))).astype(np.float64)
-    shown = masked.shown.sum(1, dtype=np.int64)
-    number = units.kinds.index(kind)
-    frames = [pl.DataFrame(schema=FOUND)]
-    for layer in counts.cells.layers:
-        unit = np.flatnonzero((units.kind == number) & (units.layer == layer))
-        side = (units.polarity[unit] < 0).astype(np.int64), counts.cells.cell(layer, units.neuron[unit])
+    every = np.arange(len(language.specs))
+    of_kind = np.flatnonzero(units.kind == units.kinds.index(kind))
+    place_of, number = places.seat(kind, units.layer[of_kind], units.neuron[of_kind])
+    frames, text = [pl.DataFrame(schema=FOUND)], None
+    for place, first, last in runs_of(place_of):
+        if (own := masked.of(place)) is not text:
+            text, rates = own, own.rates(every).astype(np.float64)
+            shown = own.shown(every).sum(1, dtype=np.int64)
+        unit = of_kind[first:last]
+        side = (units.polarity[unit] < 0).astype(np.int64), counts.cells.cell(place, number[first:last])
         strata = counts.by_stratum[side].astype(np.float64)
         counted = Counted(
             counts.both[side].astype(np.int64), strata @ rates, strata.sum(1).astype(np.int64), shown

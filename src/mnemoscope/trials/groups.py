@@ -8,15 +8,61 @@ made of it alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from mnemoscope.model.capture import Capture, LayerRows, Receiver, RoutedReceiver
 from mnemoscope.model.model import Model
-from mnemoscope.records import ContextBatch, NeuronId
+from mnemoscope.model.nulls import Nulls
+from mnemoscope.records import NEURON, Cells, ContextBatch, NeuronId
 from mnemoscope.trials.masked_text import HalfText
+
+
+@dataclass(frozen=True)
+class UnitPlaces:
+    """All groups of a model numbered through, those of layer 0 first: a place is where units run on the same tokens.
+
+    layer   i64[place]
+    group   i64[place]      which of the layer's groups it is (`Layer.groups`): in a mixture the expert
+    routed  bool[place]     whether a router chooses its tokens; a shared expert runs on all
+    cells   by kind of unit how many each place has
+    """
+
+    layer: np.ndarray
+    group: np.ndarray
+    routed: np.ndarray
+    cells: Mapping[str, Cells]
+
+    @classmethod
+    def of(cls, model: Model, nulls: Nulls | None) -> UnitPlaces:
+        """Those of a model, with the units of its nulls."""
+        anatomy = model.anatomy
+        units = {
+            (layer, group): size
+            for layer, sizes in enumerate(anatomy.groups)
+            for group, size in enumerate(sizes)
+        }
+        layer, group = np.array(list(units), np.int64).reshape(-1, 2).T
+        experts = np.array([count for count, _ in anatomy.experts] or [0] * anatomy.n_layers)
+        kinds = {NEURON: units} | ({} if nulls is None else dict(nulls.units))
+        cells = {kind: Cells(tuple(sizes.get(place, 0) for place in units)) for kind, sizes in kinds.items()}
+        return cls(layer, group, group < experts[layer], cells)
+
+    @cached_property
+    def at(self) -> dict[tuple[int, int], int]:
+        """The number of each, by layer and group."""
+        return {
+            pair: place
+            for place, pair in enumerate(zip(self.layer.tolist(), self.group.tolist(), strict=True))
+        }
+
+    def seat(self, kind: str, layer: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """i64: the places of units of a kind, and which of its units each is; given by layer and number there."""
+        offsets = self.cells[kind].offsets
+        return self.cells[kind].place(offsets[np.searchsorted(self.layer, layer)] + unit)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from mnemoscope.patterns.pattern import Pattern, parse
 from mnemoscope.patterns.score import log_binomial_tail, poisson_binomial_tail
 from mnemoscope.patterns.sequences import hashed
 from mnemoscope.patterns.space import strata
-from mnemoscope.patterns.triggers import Options, Units, half_triggers
+from mnemoscope.patterns.triggers import Options, OwnTexts, Units, half_triggers
 from mnemoscope.run.text import Text
 from mnemoscope.trials import counting
 
@@ -35,15 +35,18 @@ _COLUMNS = {  # how `confirm` calls columns, and how the table does
 }
 
 
-def hold_out(text: Text, units: Addressed, candidates: pl.DataFrame, options: Options) -> pl.DataFrame:
-    """Candidates of a search with what the triggers of the test half say of them.
+def hold_out(
+    text: Text, units: Addressed, candidates: pl.DataFrame, options: Options, own: OwnTexts | None = None
+) -> pl.DataFrame:
+    """Candidates of a search with what the triggers of the test half say of them; chance is that of the text that the
+    units run on (`own`; by default all of it).
 
     Adds test_triggers, test_hits, test_where, test_base_rate, test_p and `q` (N1), token_p, token_rate and `token_q`
     (N2, of semantic patterns).
     """
-    confirmed = confirm(text, units.units, candidates, options).rename(_COLUMNS)
+    confirmed = confirm(text, units.units, candidates, options, own).rename(_COLUMNS)
     semantic = np.flatnonzero((candidates["kind"] == "semantic").to_numpy())
-    against = beyond_last_token(text, units.units, candidates[semantic], options)
+    against = beyond_last_token(text, units.units, candidates[semantic], options, own)
     p, rate, asked = np.ones(len(candidates)), np.zeros(len(candidates)), np.zeros(len(candidates), bool)
     p[semantic], asked[semantic] = against["p_n2"], against["n_n2"] > 0
     rate[semantic] = (against["expected_n2"] / against["n_n2"].clip(1)).to_numpy()
@@ -79,7 +82,13 @@ def discovery_rate(p: np.ndarray, among: np.ndarray) -> np.ndarray:
     return np.where(next_larger < len(counted), rates[np.minimum(next_larger, len(counted) - 1)], 1.0)
 
 
-def confirm(text: Text, units: Units, claims: pl.DataFrame, options: Options | None = None) -> pl.DataFrame:
+def confirm(
+    text: Text,
+    units: Units,
+    claims: pl.DataFrame,
+    options: Options | None = None,
+    own: OwnTexts | None = None,
+) -> pl.DataFrame:
     """`claims` (columns unit, spec among others) with `n_test`, `hits_test`, `where_test`, `base_test`, `p_test`.
 
     One test of each claim on the triggers of the test half, against the rate of its pattern there at the positions and
@@ -87,24 +96,26 @@ def confirm(text: Text, units: Units, claims: pl.DataFrame, options: Options | N
     wants a correction, such as `scipy.stats.false_discovery_control`; the claims of one unit are not independent.
     Bit i of where_test says whether the i-th of these triggers, strongest first, has the pattern.
     """
-    options = options or Options()
-    half, slots = half_triggers(text, units, options, test=True)
-    rows = np.flatnonzero(half.counted)
-    stratum = np.full(len(half), -1)
-    stratum[rows], _ = strata(half, rows, options.stratify)
-    sizes = np.bincount(stratum[rows])
+    options, own = options or Options(), own or OwnTexts.whole(len(units))
+    half, slots, rows = half_triggers(text, units, options, test=True)
     n, hits, base = (np.zeros(len(claims)) for _ in range(3))
     where = np.zeros(len(claims), np.uint64)
     bit = np.uint64(1) << np.arange(slots.shape[1], dtype=np.uint64)
-    for claim, triggers, column, chunk in _chunks(half, slots, claims):
-        filled = triggers >= 0
-        values = np.where(
-            filled, count_same_code(chunk, stratum, triggers, column) / sizes[stratum[triggers]], 0
-        )
-        n[claim] = filled.sum(1)
-        base[claim] = values.sum(1) / np.maximum(filled.sum(1), 1)
-        has = _has(chunk, triggers, column)
-        hits[claim], where[claim] = has.sum(1), (has * bit).sum(1)
+    parts = PartMasks(half, claims["spec"])
+    for of_text, routed in own.split(claims["unit"].to_numpy(), rows):
+        points = np.flatnonzero(half.counted if routed is None else half.counted & routed)
+        stratum = np.full(len(half), -1)
+        stratum[points], _ = strata(half, points, options.stratify)
+        sizes = np.bincount(stratum[points])
+        for place, triggers, column, chunk in _chunks(parts, slots, claims[of_text]):
+            claim, filled = of_text[place], triggers >= 0
+            values = np.where(
+                filled, count_same_code(chunk, stratum, triggers, column) / sizes[stratum[triggers]], 0
+            )
+            n[claim] = filled.sum(1)
+            base[claim] = values.sum(1) / np.maximum(filled.sum(1), 1)
+            has = _has(chunk, triggers, column)
+            hits[claim], where[claim] = has.sum(1), (has * bit).sum(1)
     p = np.where(n > 0, np.exp(np.maximum(log_binomial_tail(hits, n, base), -690)), 1.0)
     return claims.with_columns(
         n_test=pl.Series(n.astype(np.int32)),
@@ -120,6 +131,7 @@ def beyond_last_token(
     units: Units,
     claims: pl.DataFrame,
     options: Options | None = None,
+    own: OwnTexts | None = None,
     *,
     tokens: int = 1,
     test: bool = True,
@@ -131,18 +143,23 @@ def beyond_last_token(
     stands in no other document says nothing and is left out. On the test half, or else on the half where
     the claims were found (then p_n2 is optimistic: the claims were chosen for their hits there).
     """
-    options = options or Options()
-    half, slots = half_triggers(text, units, options, test=test)
+    options, own = options or Options(), own or OwnTexts.whole(len(units))
+    half, slots, rows = half_triggers(text, units, options, test=test)
     codes, reaches = hashed(half.tokens, half.position, tuple(range(tokens - 1, -1, -1)))
-    same = _Neighbours.of(half, codes, half.counted & reaches)
     n, hits, expected = (np.zeros(len(claims)) for _ in range(3))
     p = np.ones(len(claims))
-    for claim, triggers, column, chunk in _chunks(half, slots, claims):
-        usable = (triggers >= 0) & (same.others[triggers] > 0)
-        rates = np.where(usable, (same.having(chunk, triggers, column) + 1) / (same.others[triggers] + 2), 0)
-        n[claim], expected[claim] = usable.sum(1), rates.sum(1)
-        hits[claim] = (_has(chunk, triggers, column) & usable).sum(1)
-        p[claim] = poisson_binomial_tail(hits[claim].astype(np.int64), rates)
+    parts = PartMasks(half, claims["spec"])
+    for of_text, routed in own.split(claims["unit"].to_numpy(), rows):
+        compared = half.counted & reaches
+        same = _Neighbours.of(half, codes, compared if routed is None else compared & routed)
+        for place, triggers, column, chunk in _chunks(parts, slots, claims[of_text]):
+            claim, usable = of_text[place], (triggers >= 0) & (same.others[triggers] > 0)
+            rates = np.where(
+                usable, (same.having(chunk, triggers, column) + 1) / (same.others[triggers] + 2), 0
+            )
+            n[claim], expected[claim] = usable.sum(1), rates.sum(1)
+            hits[claim] = (_has(chunk, triggers, column) & usable).sum(1)
+            p[claim] = poisson_binomial_tail(hits[claim].astype(np.int64), rates)
     return claims.with_columns(
         n_n2=pl.Series(n.astype(np.int16)),
         hits_n2=pl.Series(hits.astype(np.int16)),
@@ -152,33 +169,38 @@ def beyond_last_token(
 
 
 def _chunks(
-    half: Text, slots: np.ndarray, claims: pl.DataFrame
+    parts: PartMasks, slots: np.ndarray, claims: pl.DataFrame
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, csc_array]]:
     """Some claims at a time: their places, their triggers i64[claim, slot], their column, the masks."""
     unit = claims["unit"].to_numpy()
     specs, number = numbered_names(claims["spec"])
     order = np.argsort(number, kind="stable")
     bounds = np.searchsorted(number[order], np.arange(0, len(specs) + CHUNK, CHUNK))
-    for step, chunk in enumerate(mask_chunks(half, specs, CHUNK)):
+    for step, chunk in enumerate(parts.chunks(specs, CHUNK)):
         claim = order[bounds[step] : bounds[step + 1]]
         yield claim, slots[unit[claim]], number[claim] - step * CHUNK, chunk
 
 
 def masks_of_many(text: Text, specs: Sequence[str | Pattern]) -> csc_array:
     """`masks` of hundreds of thousands of specs, most of them compounds, in a third of the memory."""
-    chunks = list(mask_chunks(text, specs, CHUNK))
+    chunks = list(PartMasks(text, specs).chunks(specs, CHUNK))
     return csc_array(hstack(chunks, format="csc")) if chunks else masks(text, [])
 
 
-def mask_chunks(text: Text, specs: Sequence[str | Pattern], size: int) -> Iterator[csc_array]:
-    """`masks` of so many specs after another; what compounds are made of is made once for all of them."""
-    patterns = [parse(spec) for spec in specs]
-    parts = {part.spec: part for pattern in patterns for part in _parts(pattern)}
-    column_of = {spec: number for number, spec in enumerate(parts)}
-    matrix = masks(text, list(parts.values()))
-    matrix.sort_indices()
-    for start in range(0, len(patterns), size):
-        yield _compound_masks(matrix, column_of, patterns[start : start + size])
+class PartMasks:
+    """Masks of all that some patterns are made of, from which those of the patterns are made, some at a time."""
+
+    def __init__(self, text: Text, specs: Iterable[str | Pattern]) -> None:
+        parts = {part.spec: part for spec in dict.fromkeys(specs) for part in _parts(parse(spec))}
+        self._column_of = {spec: number for number, spec in enumerate(parts)}
+        self._matrix = masks(text, list(parts.values()))
+        self._matrix.sort_indices()
+
+    def chunks(self, specs: Sequence[str | Pattern], size: int) -> Iterator[csc_array]:
+        """`masks` of so many of these patterns after another."""
+        for start in range(0, len(specs), size):
+            patterns = [parse(spec) for spec in specs[start : start + size]]
+            yield _compound_masks(self._matrix, self._column_of, patterns)
 
 
 def _parts(pattern: Pattern) -> tuple[Pattern, ...]:

@@ -9,7 +9,7 @@ text of all of them is what is routed to the expert (`trials.groups`).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
 from mnemoscope.text.sampling import half
 from mnemoscope.trials.claims import Claims, ClaimsToTest
-from mnemoscope.trials.counts import CountingState, TestCounts, ThresholdCounts
+from mnemoscope.trials.counts import CountingState, Counts, TestCounts, ThresholdCounts
 from mnemoscope.trials.discovery import best_thresholds
 from mnemoscope.trials.groups import Group
 from mnemoscope.trials.masked_text import BUDGET, HalfText, MaskedText, last_tokens, read_half
@@ -94,11 +94,8 @@ class _Question:
         self._unit = neuron.neuron - self._group.first
         nulls = run.manifest.options.get("nulls") or recipe(model, DEFAULT)
         self._nulls = Nulls.of(model, nulls, at=self._group.place)
-        before = (0,) * neuron.layer
-        sizes = {kind: of_layers[neuron.layer] for kind, of_layers in self._nulls.sizes.items()}
-        self._cells = {
-            kind: Cells((*before, size)) for kind, size in ({NEURON: self._group.size} | sizes).items()
-        }
+        sizes = {kind: units[self._group.place] for kind, units in self._nulls.units.items()}
+        self._cells = {kind: Cells((size,)) for kind, size in ({NEURON: self._group.size} | sizes).items()}
 
     def answer(self, polarity: int | None, budget: int, folder: Path) -> Claim:
         """Choose thresholds in the discovery half; count and decide in the test half."""
@@ -121,7 +118,7 @@ class _Question:
         endings = np.flatnonzero(np.isin(tokens, text.tokens[early_rows])) + 1
         tested = {kind: self._tested(kind, scores[kind], masked, endings) for kind in self._cells}
         counts = {kind: of_kind.counts for kind, of_kind in tested.items()}
-        self._read("second look", late, CountingState(masked, self._nulls, counts))
+        self._read("second look", late, masked, counts)
         return self._claim(tested, masked, self._known(text, (early, late), triggers), triggers)
 
     def _own_text(self, half: HalfText, shown: csc_array) -> HalfText:
@@ -139,14 +136,9 @@ class _Question:
 
     def _claims(self, kind: str) -> Claims:
         """Every unit of a kind, either polarity."""
-        size = self._cells[kind].sizes[self._neuron.layer]
+        size = len(self._cells[kind])
         unit = np.repeat(np.arange(size), 2)
-        return Claims(
-            np.full(len(unit), self._neuron.layer),
-            unit,
-            np.tile([1, -1], size),
-            np.zeros_like(unit),
-        )
+        return Claims(np.zeros_like(unit), unit, np.tile([1, -1], size), np.zeros_like(unit))
 
     def _thresholds(self, half: HalfText, masked: MaskedText, polarity: int | None) -> dict[str, np.ndarray]:
         """By kind the score at which each unit is active, -1 where there is none; which polarity is asked about."""
@@ -154,7 +146,7 @@ class _Question:
         counts = {
             kind: ThresholdCounts(cells, masked.groups, claims[kind]) for kind, cells in self._cells.items()
         }
-        self._read("first look", half, CountingState(masked, self._nulls, counts))
+        self._read("first look", half, masked, counts)
         best = {kind: best_thresholds(counts[kind], len(claims[kind])) for kind in self._cells}
         score, value = (values[2 * self._unit :][:2] for values in best[NEURON])
         sides = [side for side, sign in enumerate((1, -1)) if polarity in (None, sign) and score[side] >= 0]
@@ -180,22 +172,21 @@ class _Question:
         """Units that have a threshold; the neuron is compared with a table of last tokens, columns `endings`."""
         kept = np.flatnonzero(score >= 0)
         every = self._claims(kind)
-        claims = Claims(every.layer[kept], every.unit[kept], every.polarity[kept], every.column[kept])
+        claims = Claims(every.place[kept], every.unit[kept], every.polarity[kept], every.column[kept])
         sizes = np.zeros(len(kept), np.int64)
         if kind == NEURON:
             sizes[np.searchsorted(kept, self._own)] = len(endings)
         starts = np.concatenate([[0], np.cumsum(sizes)])
         chosen = ClaimsToTest(claims, score[kept], starts, endings, np.full(len(kept), -1))
-        layers = self._neuron.layer + 1
-        measured = tuple(np.zeros(int(layer == self._neuron.layer), np.int64) for layer in range(layers))
-        counts = TestCounts(self._cells[kind], masked, chosen, measured)
+        counts = TestCounts(self._cells[kind], masked, chosen, (np.zeros(1, np.int64),))
         return Tested(chosen, counts, np.full(len(kept), MAIN), np.ones(len(kept)))
 
     def _tell(self, stage: str, half: HalfText) -> Callable[[int], None]:
         return lambda done: self._report(Progress(stage, done, half.plan.tokens, "tokens"))
 
-    def _read(self, stage: str, half: HalfText, state: CountingState) -> None:
-        """One pass over a half, as far as the layer."""
+    def _read(self, stage: str, half: HalfText, masked: MaskedText, counts: Mapping[str, Counts]) -> None:
+        """One pass over a half, as far as the layer, whose neurons are the only place."""
+        state = CountingState(masked, self._nulls, counts, {self._group.place: 0})
         self._group.read(half, state.update, state.update_rows, self._tell(stage, half))
 
     def _known(self, text: Text, halves: Sequence[HalfText], triggers: Units) -> Text:
@@ -217,7 +208,7 @@ class _Question:
         tested[NEURON].q[row_of_neuron] = self._p(text, triggers)
         run, pattern = self._run, self._pattern
         edges = run.manifest.options["histogram_edges"]
-        verdicts = TestTables(masked, tested, edges, Rule(), self._seed, compete=False)
+        verdicts = TestTables(masked, tested, edges, Rule(), np.array([layer]), self._seed, compete=False)
         measured, calibration = verdicts.layer(layer)
         norms = run.table("neurons").filter(pl.col("layer") == layer).select("value_norm").collect()
         own = slice(self._group.first, self._group.first + self._group.size)
@@ -227,14 +218,14 @@ class _Question:
         row |= {"polarity": self._polarity, "tests": MAIN}
         row = dict.fromkeys(("quadrants_active", "quadrants_both", "decoy_f1_low", "decoy_q")) | row
         statistics = run.rows("neurons", *self._neuron).row(0, named=True)
-        return of_row(run, row, pl.DataFrame(calibration), statistics)
+        return of_row(run, row, pl.DataFrame(calibration), statistics, own_nulls=True)
 
     def _p(self, text: Text, triggers: Units) -> float:
         """Chance of as many hits among the neuron's triggers in the test half, at their positions and frequencies.
 
         One test, so nothing is corrected for.
         """
-        late, slots = half_triggers(text, triggers, Options(), test=True)
+        late, slots, _ = half_triggers(text, triggers, Options(), test=True)
         slots = slots[slots >= 0]
         shown, counted = usual(late, self._pattern), np.flatnonzero(late.counted)
         stratum = np.full(len(late), -1)

@@ -1,11 +1,13 @@
-"""The text of one half as a counting pass sees it: which patterns hold where, in whose documents, in which strata."""
+"""The text of one half as a counting pass sees it: which patterns hold where, in whose documents, in which strata, and
+in a mixture which of it each expert is given.
+"""
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csc_array, csr_array
@@ -19,14 +21,19 @@ from mnemoscope.run.text import Text
 from mnemoscope.text.plan import Plan, PlanWriter
 from mnemoscope.text.sampling import mixed
 
+if TYPE_CHECKING:
+    from mnemoscope.trials.routed import RoutedTokens
+
 BUDGET = 65_536  # tokens of each half that the model reads
 GROUPS = 1_024  # documents beyond these share a group: the unit of what is drawn again
 
 
 class BatchMasks(NamedTuple):
-    """The counted positions of a batch, of which the text may count fewer.
+    """The counted positions of a batch, of which the text may count fewer, and of them an expert fewer still.
 
-    rows             i64[row]   position in the batch, contexts one after another, padding included
+    rows             i64[row]   position in the batch, contexts one after another, padding included; of an expert among
+                                those that it was given
+    prefixes         i64[row]   the prefix of the text
     groups           i64[row]
     strata           i64[row]
     patterns         bool[row column]   by row
@@ -34,11 +41,26 @@ class BatchMasks(NamedTuple):
     """
 
     rows: np.ndarray
+    prefixes: np.ndarray
     groups: np.ndarray
     strata: np.ndarray
     patterns: csr_array
     indptr: np.ndarray
     indices: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        rows: np.ndarray,
+        prefixes: np.ndarray,
+        groups: np.ndarray,
+        strata: np.ndarray,
+        patterns: csr_array,
+    ) -> BatchMasks:
+        """With the patterns by column, too."""
+        by_column = patterns.tocsc()
+        indptr, indices = by_column.indptr.astype(np.int64), by_column.indices.astype(np.int64)
+        return cls(rows, prefixes, groups, strata, patterns, indptr, indices)
 
 
 class MaskedText:
@@ -47,14 +69,13 @@ class MaskedText:
     text     batches name its contexts by their place, from 0
     columns  bool[prefix, column]
     group    i64[prefix]  whose document it is; stratum i64[prefix]: position and token frequency (N1)
+    routed   which tokens each expert is given; None where all units run on all of them
     """
 
-    def __init__(self, text: Text, columns: csc_array) -> None:
-        self._text, self.columns = text, csr_array(columns)
+    def __init__(self, text: Text, columns: csc_array, routed: RoutedTokens | None = None) -> None:
+        self._text, self.columns, self._routed = text, csr_array(columns), routed
         documents = np.unique(text.document[text.counted])
-        self.documents = len(documents)
         self.groups = min(len(documents), GROUPS)
-        self.tokens = int(text.counted.sum())
         group = np.searchsorted(documents, text.document)
         if len(documents) > GROUPS:
             group = (mixed(text.document) % np.uint64(GROUPS)).astype(np.int64)
@@ -64,24 +85,45 @@ class MaskedText:
         self.stratum[rows], margins = strata(text, rows, True, FEWER)
         self.strata = len(margins)
         self._last: tuple[ContextBatch, BatchMasks] | None = None
+        self._count(rows)
 
-    @cached_property
-    def shown(self) -> np.ndarray:
-        """i32[column, group]: counted positions where each pattern is."""
-        return self._spread(self.group, self.groups, self.columns)
+    def _count(self, rows: np.ndarray) -> None:
+        """Take figures over some of the counted positions."""
+        self._rows, self._held = rows, csc_array(self.columns[rows])
+        self.tokens, self.documents = len(rows), len(np.unique(self._text.document[rows]))
+
+    def text_of(self, places: Any) -> Any:
+        """i64[...]: the number of the text that the units of each place run on, 0 for all of it."""
+        return 0 * places if self._routed is None else self._routed.text_of(places)
+
+    def of(self, place: int) -> MaskedText:
+        """The text of the units of a place (`groups.UnitPlaces`): itself, or that of which nothing counts but what was
+        routed to their expert. Groups and strata are numbered alike."""
+        if self._routed is None or not self._routed.text_of(place):
+            return self
+        own = copy(self)
+        own._count(self._rows[self._routed.of(place)[self._rows]])
+        return own
+
+    def shown(self, columns: np.ndarray) -> np.ndarray:
+        """i32[column, group]: counted positions where each of some patterns is."""
+        return self._spread(self.group, self.groups, columns)
 
     def rates(self, columns: np.ndarray) -> np.ndarray:
-        """f32[stratum, column]: share of the positions of a stratum (N1) where each of some patterns is."""
-        sizes = np.bincount(self.stratum[self._text.counted], minlength=self.strata)
-        return np.asarray(
-            self._spread(self.stratum, self.strata, self.columns[:, columns]).T / sizes[:, None], np.float32
-        )
+        """f32[stratum, column]: share of the counted positions of a stratum (N1) where each of some patterns is, or 0
+        where there are none."""
+        sizes = np.maximum(np.bincount(self.stratum[self._rows], minlength=self.strata), 1)
+        return np.asarray(self._spread(self.stratum, self.strata, columns).T / sizes[:, None], np.float32)
 
-    def _spread(self, code: np.ndarray, codes: int, columns: csr_array) -> np.ndarray:
-        """i32[column, code]: counted positions with a code where each pattern is."""
-        rows = np.flatnonzero(self._text.counted)
-        spread = csr_array((np.ones(len(rows), np.int32), (code[rows], rows)), shape=(codes, len(self._text)))
-        return np.asarray((spread @ columns.astype(np.int32)).T.todense(), np.int32)
+    def _spread(self, code: np.ndarray, codes: int, columns: np.ndarray) -> np.ndarray:
+        """i32[column, code]: counted positions with a code where each of some patterns is."""
+        different, number = np.unique(columns, return_inverse=True)
+        count = len(self._rows)
+        spread = csr_array(
+            (np.ones(count, np.int32), (code[self._rows], np.arange(count))), shape=(codes, count)
+        )
+        held = self._held[:, different].astype(np.int32)
+        return np.asarray((spread @ held).T.todense(), np.int32)[number]
 
     def of_batch(self, batch: ContextBatch) -> BatchMasks:
         """The counted positions of a batch; remembered while its layers come."""
@@ -91,14 +133,26 @@ class MaskedText:
             prefixes = self._text.starts[batch.contexts[context]] + position
             counted = self._text.counted[prefixes]
             rows, prefixes = rows[counted], prefixes[counted]
-            patterns = self.columns[prefixes]
-            by_column = patterns.tocsc()
-            masks = BatchMasks(
-                rows, self.group[prefixes], self.stratum[prefixes], patterns,
-                by_column.indptr.astype(np.int64), by_column.indices.astype(np.int64),
-            )  # fmt: skip
+            masks = BatchMasks.of(
+                rows, prefixes, self.group[prefixes], self.stratum[prefixes], self.columns[prefixes]
+            )
             self._last = (batch, masks)
         return self._last[1]
+
+    def of_rows(self, batch: ContextBatch, place: int, given: np.ndarray) -> BatchMasks:
+        """Of a batch those that the units of a place were given, `given` i64[...] (ascending), at least one.
+
+        What the text says was routed there and was not given is left out: another pass of the same text may end in
+        other last bits where a device adds up in no fixed order, and then a router may choose otherwise.
+        """
+        masks = self.of_batch(batch)
+        where = np.searchsorted(given, masks.rows)
+        kept = given.take(where, mode="clip") == masks.rows
+        if self._routed is not None:
+            kept &= self._routed.of(place)[masks.prefixes]
+        return BatchMasks.of(
+            where[kept], masks.prefixes[kept], masks.groups[kept], masks.strata[kept], masks.patterns[kept]
+        )
 
 
 # -- Text that the model reads to test patterns: documents of one half, up to a budget, and parts of long ones ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,12 @@ class Tested:
 class TestTables:
     """The columns of `pattern_tests` and the rows of `calibration`, layer by layer.
 
+    Every figure of a unit is over the text of its place: in a mixture what is routed to its expert. An expert has too
+    few pseudo-neurons for a 99th percentile, so that the bar of a verdict is that of all experts of the layer, or that
+    of the own expert, if it is higher: the few words that a router gives to an expert are patterns of any unit of it.
+
     tested   by kind of unit, the neurons first
+    layers   i64[place]: the layer of each place, ascending
     seed     of the documents that are drawn again
     compete  whether neurons are judged against decoys of their own, where there are any
     """
@@ -61,11 +67,13 @@ class TestTables:
         tested: Mapping[str, Tested],
         edges: Sequence[float],
         rule: Rule,
+        layers: np.ndarray,
         seed: int,
         *,
         compete: bool = True,
     ) -> None:
         self._masked, self._tested, self._rule, self._seed = masked, tested, rule, seed
+        self._layers = layers
         self._weights = twoway.document_weights(masked.groups, seed=seed)
         self._edges = np.array([-np.inf, *edges, np.inf])
         self._families = np.unique(np.concatenate([of_kind.tests for of_kind in tested.values()])).tolist()
@@ -73,13 +81,21 @@ class TestTables:
         self._bounds = {kind: self._resampled(of_kind) for kind, of_kind in tested.items()}
         self._rates = self._competition() if self._decoys else {}
 
+    def places(self, layer: int) -> range:
+        """The places of a layer."""
+        return range(*np.searchsorted(self._layers, [layer, layer + 1]).tolist())
+
     def claims(self, kind: str, layer: int) -> slice:
         """Which claims of a kind are of this layer."""
-        return self._tested[kind].chosen.claims.of(layer)
+        ends = np.searchsorted(self._layers[self._tested[kind].chosen.claims.place], [layer, layer + 1])
+        return slice(*ends.tolist())
 
     def layer(self, layer: int) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
         """By kind the columns of its claims (those that counts decide), and rows of `calibration`."""
-        measured = {kind: self._measured(kind, layer) for kind in self._tested}
+        measured = {
+            kind: _joined([self._measured(kind, place) for place in self.places(layer)])
+            for kind in self._tested
+        }
         rows = []
         for tests in self._families:
             f1 = {kind: self._of_units(kind, layer, tests, measured[kind]["f1"]) for kind in measured}
@@ -90,12 +106,13 @@ class TestTables:
                  "levels": [0.0, 1.0], "values": bar.tolist()}
                 for kind, bar in bars.items()
             ]  # fmt: skip
-            highest = np.max([np.zeros(2), *bars.values()], axis=0)
+            highest = self._highest(layer, bars, f1)
             for kind, columns in measured.items():
                 here = self.claims(kind, layer)
                 of_family = self._tested[kind].tests[here] == tests
-                parity = self._tested[kind].chosen.claims.unit[here][of_family] % 2
-                columns["null"][of_family] = highest[parity]
+                place = self._tested[kind].chosen.claims.place[here] - self.places(layer).start
+                bar = highest[place, self._numbers(kind, layer) % 2]
+                columns["null"][of_family] = bar[of_family]
         for kind, columns in measured.items():
             here = self.claims(kind, layer)
             columns["q"] = self._tested[kind].q[here]
@@ -110,21 +127,22 @@ class TestTables:
     def _resampled(self, tested: Tested) -> dict[str, Interval]:
         """The intervals of all claims of a kind, a few layers at a time to save memory."""
 
-        def of_layer(layer: int) -> dict[str, Interval]:
-            return twoway.resampled(*self._by_document(tested, layer), self._weights)
+        def of_place(place: int) -> dict[str, Interval]:
+            return twoway.resampled(*self._by_document(tested, place), self._weights)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            by_layer = list(pool.map(of_layer, np.unique(tested.chosen.claims.layer).tolist()))
+            by_place = list(pool.map(of_place, np.unique(tested.chosen.claims.place).tolist()))
         none = Interval(*np.zeros((3, 0)))
         return {
-            name: Interval(*map(np.concatenate, zip(none, *(layer[name] for layer in by_layer), strict=True)))
+            name: Interval(*map(np.concatenate, zip(none, *(place[name] for place in by_place), strict=True)))
             for name in ("precision", "recall", "f1")
         }
 
-    def _by_document(self, tested: Tested, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """[claim, document] of a layer: tokens that are active, both, and that show the pattern."""
-        here, counts = tested.chosen.claims.of(layer), tested.counts
-        return counts.active[here], counts.both[here], self._masked.shown[tested.chosen.claims.column[here]]
+    def _by_document(self, tested: Tested, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """[claim, document] of a place: tokens that are active, both, and that show the pattern."""
+        claims, counts = tested.chosen.claims, tested.counts
+        here = claims.of(place)
+        return counts.active[here], counts.both[here], self._masked.of(place).shown(claims.column[here])
 
     # -- neurons against decoys of their own, over all layers --------------------------------------------------
 
@@ -152,7 +170,7 @@ class TestTables:
         """Claims i64[...] of a kind and a family, and which unit with sign each is about, over all layers."""
         claims = self._tested[kind].chosen.claims
         of_family = np.flatnonzero(self._tested[kind].tests == tests)
-        unit = self._cells(kind).cell(claims.layer[of_family], claims.unit[of_family])
+        unit = self._cells(kind).cell(claims.place[of_family], claims.unit[of_family])
         return of_family, 2 * unit + (claims.polarity[of_family] < 0)
 
     def excess(self) -> list[dict[str, Any]]:
@@ -162,9 +180,9 @@ class TestTables:
             counted = decoys.Excess(2 * len(self._cells(NEURON)))
             for kind in (NEURON, *self._decoys):
                 tested = self._tested[kind]
-                for layer in np.unique(tested.chosen.claims.layer).tolist():
-                    of_family = tested.tests[self.claims(kind, layer)] == tests
-                    active, both, present = (counts[of_family] for counts in self._by_document(tested, layer))
+                for place in np.unique(tested.chosen.claims.place).tolist():
+                    of_family = tested.tests[tested.chosen.claims.of(place)] == tests
+                    active, both, present = (counts[of_family] for counts in self._by_document(tested, place))
                     counted.add(kind, decoys.f1_without(active, both, present))
             for kind in self._decoys:
                 for of_what, estimates in (
@@ -184,27 +202,55 @@ class TestTables:
         """The units of a kind."""
         return self._tested[kind].counts.cells
 
+    def _units(self, kind: str, layer: int) -> slice:
+        """Which of the units of a kind are of this layer."""
+        places = self.places(layer)
+        return slice(self._cells(kind).of(places[0]).start, self._cells(kind).of(places[-1]).stop)
+
+    def _numbers(self, kind: str, layer: int) -> np.ndarray:
+        """i64[claim]: the number in the layer of the unit of each of its claims."""
+        claims, here = self._tested[kind].chosen.claims, self.claims(kind, layer)
+        cells = self._cells(kind).cell(claims.place[here], claims.unit[here])
+        return np.asarray(cells - self._units(kind, layer).start)
+
+    def _highest(
+        self, layer: int, bars: Mapping[str, np.ndarray], f1: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """f64[place 2]: the bar of units of even and of odd number in each place of a layer, of all kinds of
+        pseudo-neurons (`bars`): that of the layer, or of those of the place.
+
+        f1  f64[unit 2] of each kind in the layer
+        """
+        places = self.places(layer)
+        highest = np.tile(np.max([np.zeros(2), *bars.values()], axis=0), (len(places), 1))
+        for kind in bars if len(places) > 1 else ():
+            ends = self._cells(kind).offsets[places.start : places.stop + 1] - self._units(kind, layer).start
+            for row, (first, last) in zip(highest, pairwise(ends.tolist()), strict=True):
+                own = crossed_bars(f1[kind][first:last])
+                row[:] = np.maximum(row, own[::-1] if first % 2 else own)
+        return highest
+
     def _of_units(self, kind: str, layer: int, tests: str, f1: np.ndarray) -> np.ndarray:
         """f64[unit 2]: F1 of every unit of a kind in a layer, by sign (+1 first); 0 where there is no claim."""
-        claims, here = self._tested[kind].chosen.claims, self.claims(kind, layer)
+        here, cells = self.claims(kind, layer), self._units(kind, layer)
         of_family = self._tested[kind].tests[here] == tests
-        values = np.zeros((self._cells(kind).sizes[layer], 2))
-        unit, negative = claims.unit[here][of_family], claims.polarity[here][of_family] < 0
-        values[unit, negative.astype(int)] = np.nan_to_num(f1[of_family])
+        values = np.zeros((cells.stop - cells.start, 2))
+        negative = self._tested[kind].chosen.claims.polarity[here][of_family] < 0
+        values[self._numbers(kind, layer)[of_family], negative.astype(int)] = np.nan_to_num(f1[of_family])
         return values
 
-    def _measured(self, kind: str, layer: int) -> dict[str, Any]:
-        tested = self._tested[kind]
-        counts, claims, here = tested.counts, tested.chosen.claims, tested.chosen.claims.of(layer)
+    def _measured(self, kind: str, place: int) -> dict[str, Any]:
+        tested, own = self._tested[kind], self._masked.of(place)
+        counts, claims, here = tested.counts, tested.chosen.claims, tested.chosen.claims.of(place)
         unit, polarity = claims.unit[here], claims.polarity[here]
-        cells = counts.cells.cell(layer, unit)
+        cells = counts.cells.cell(place, unit)
         shown, whole = counts.counts[here].astype(np.int64), counts.totals[cells].astype(np.int64)
         absent = whole - shown
         curve = Curve(*(np.where(polarity[:, None] > 0, side, side[:, ::-1]) for side in (shown, absent)))
         score = tested.chosen.threshold[here]
         at_threshold = lambda values: np.take_along_axis(values, score[:, None], 1)[:, 0]  # noqa: E731
         active, both, present = at_threshold(curve.active), at_threshold(curve.both), curve.shown[:, 0]
-        tokens = np.full(len(unit), self._masked.tokens, np.int64)
+        tokens = np.full(len(unit), own.tokens, np.int64)
         bounds = self._bounds[kind]
         table, other = counts.table[here], counts.other[here]
         compared = tested.chosen.other[here] >= 0
@@ -212,7 +258,7 @@ class TestTables:
             "threshold": np.where(polarity > 0, self._edges[score], self._edges[BINS - score]).astype(np.float32),
             "null": np.zeros(len(unit)),
             "tokens": tokens,
-            "documents": np.full(len(unit), self._masked.documents, np.int32),
+            "documents": np.full(len(unit), own.documents, np.int32),
             "active": active, "present": present, "both": both,
             "iou": at_threshold(curve.iou),
             "auprc": curve.average_precision,
@@ -235,38 +281,38 @@ class TestTables:
         if kind == NEURON and counts.gated[0]:
             columns["quadrants_active"] = counts.quadrants_active[here]
             columns["quadrants_both"] = counts.quadrants_both[here]
-        return columns | self._specificity(kind, layer)
+        return columns | self._specificity(kind, place, own)
 
-    def correlations(self, kind: str, layer: int) -> np.ndarray:
-        """f64[pattern unit]: of the units of a kind with the patterns of the layer."""
+    def correlations(self, kind: str, place: int, own: MaskedText) -> np.ndarray:
+        """f64[pattern unit]: of the units of a kind with the patterns of a place, whose text is `own`."""
         counts = self._tested[kind].counts
-        columns, sums = counts.patterns(layer)
-        units = counts.cells.of(layer)
-        present = self._masked.shown[columns].sum(1)
+        columns, sums = counts.patterns(place)
+        units = counts.cells.of(place)
+        present = own.shown(columns).sum(1)
         return twoway.pearson(
-            np.asarray(self._masked.tokens),
+            np.asarray(own.tokens),
             counts.total[units],
             counts.squares[units],
             present[:, None],
             sums,
         )
 
-    def _specificity(self, kind: str, layer: int) -> dict[str, np.ndarray]:
+    def _specificity(self, kind: str, place: int, own: MaskedText) -> dict[str, np.ndarray]:
         """Where each unit stands for its own pattern: among the neurons, and among all pseudo-neurons.
 
         NaN for claims of the family `whole`: common patterns would be most of the cost.
         """
         tested = self._tested[kind]
-        claims, here = tested.chosen.claims, tested.chosen.claims.of(layer)
+        claims, here = tested.chosen.claims, tested.chosen.claims.of(place)
         unit, polarity = claims.unit[here], claims.polarity[here].astype(np.float64)
-        columns, _ = tested.counts.patterns(layer)
+        columns, _ = tested.counts.patterns(place)
         if not len(columns):
             return dict.fromkeys(("specificity_rank", "specificity_null"), np.full(len(unit), np.nan))
         left_out = np.isin(np.arange(here.start, here.stop), tested.counts.expecting)
         row = np.where(left_out, 0, np.searchsorted(columns, claims.column[here]))
-        correlation = np.where(left_out, np.nan, self.correlations(kind, layer)[row, unit] * polarity)
-        nulls = [self.correlations(other, layer) for other in self._tested if other != NEURON]
-        compared = {"specificity_rank": self.correlations(NEURON, layer)}
+        correlation = np.where(left_out, np.nan, self.correlations(kind, place, own)[row, unit] * polarity)
+        nulls = [self.correlations(other, place, own) for other in self._tested if other != NEURON]
+        compared = {"specificity_rank": self.correlations(NEURON, place, own)}
         if nulls:
             compared["specificity_null"] = np.concatenate(nulls, 1)
         specificity = {"specificity_null": np.full(len(unit), np.nan)}
@@ -293,7 +339,7 @@ class TestTables:
 
         norms  f32[neuron]: of the values
         """
-        totals = self._tested[NEURON].counts.totals[self._cells(NEURON).of(layer)]
+        totals = self._tested[NEURON].counts.totals[self._units(NEURON, layer)]
         counts = twoway.folded(totals.astype(np.int64))
         edges = np.append(self._edges[BINS // 2 + 1 : -1], _OPEN)
         middle = np.concatenate([[0.0], (edges[:-1] + edges[1:]) / 2])
@@ -305,6 +351,15 @@ class TestTables:
             "layer": layer, "unit": NEURON, "measure": "write", "count": int(reached[-1]),
             "levels": [*WRITE_LEVELS], "values": size[order][quantile].tolist(),
         }  # fmt: skip
+
+
+def _joined(places: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Columns of several places, one after another."""
+    return (
+        places[0]
+        if len(places) == 1
+        else {name: np.concatenate([columns[name] for columns in places]) for name in places[0]}
+    )
 
 
 def crossed_bars(f1: np.ndarray) -> np.ndarray:

@@ -83,7 +83,7 @@ def family(claim: Claim) -> str:
 
 def evidence(claim: Claim) -> str:
     """Both sides, and what pseudo-neurons reach."""
-    lines = [*(null_line(null, claim.among) for null in claim.nulls), *decoy_line(claim)]
+    lines = [*map(null_line, claim.nulls), *decoy_line(claim)]
     nulls = "; ".join(lines) or "the run was built without nulls"
     return f"(precision {interval(claim.precision)}, recall {interval(claim.recall)}, F1 {interval(claim.f1)}; {nulls})"
 
@@ -98,9 +98,9 @@ def decoy_line(claim: Claim) -> list[str]:
     return [f"{reached}, beaten at a rate of false discoveries of {share(claim.decoy_q)}"]
 
 
-def null_line(null: LayerNull, among: str = "layer") -> str:
+def null_line(null: LayerNull) -> str:
     """What one kind of null reaches."""
-    where = "" if null.kind == "shuffled" else f" of this {among}"
+    where = "" if null.kind == "shuffled" else f" of this {null.of}"
     return (
         f"{NULLS.get(null.kind, null.kind)}{where}: median F1 {decimal(null.median)}, 99th percentile "
         f"{decimal(null.high)}"

@@ -16,7 +16,7 @@ from mnemoscope.neuron.card import NeuronCard
 from mnemoscope.neuron.claims import Share
 from mnemoscope.patterns.labels import LabelCheck
 from mnemoscope.patterns.summary import SHARES, Summary
-from mnemoscope.records import MAIN, NEURON, NEXT, NULLS, POSITION, WHOLE, NeuronId
+from mnemoscope.records import MAIN, NEURON, NEXT, NULLS, POSITION, WHOLE, Cells
 from mnemoscope.results import PatternReport
 from mnemoscope.views import words
 from mnemoscope.views.claims import PRECISE, SHORT, VERDICTS, believed, decimal, interval, verdict
@@ -73,7 +73,7 @@ def _answer(known: Summary) -> Iterator[RenderableType]:
 
 def _clearest(known: Summary) -> Fitted:
     """A line for each of the clearest claims; the name of the pattern takes the room that is left."""
-    rows = [_claim(row) for row in known.claims.iter_rows(named=True)]
+    rows = [_claim(row, known.cells) for row in known.claims.iter_rows(named=True)]
 
     def lines(room: Room) -> Iterator[Table]:
         names = ("neuron", "sign", "pattern", "precision", "recall", "verdict")
@@ -87,13 +87,13 @@ def _clearest(known: Summary) -> Fitted:
     return Fitted(lines)
 
 
-def _claim(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _claim(row: Mapping[str, Any], cells: Cells) -> tuple[str, ...]:
     about = "" if row["about"] == "the text so far" else f" ({row['about']})"
     precision, recall = (
         Share(*(row[f"{side}{end}"] for end in ("", "_low", "_high"))) for side in ("precision", "recall")
     )
     sign = "+" if row["polarity"] > 0 else "-"
-    neuron = str(NeuronId(row["layer"], row["neuron"]))
+    neuron = str(cells.id(row["layer"], row["neuron"]))
     return neuron, sign, row["name"] + about, interval(precision), interval(recall), SHORT[row["verdict"]]
 
 
