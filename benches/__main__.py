@@ -11,6 +11,8 @@ BENCHES = (
     "mining",
     "peers",
     "memory",
+    "plan",
+    "makespan",
     "explain",
     "ablation",
     "patterns",

@@ -110,6 +110,7 @@ COUNTERPARTS: dict[str, Call] = {
     "annotate export": lambda run, model, tmp: _annotated(run, tmp),
     "serve": lambda run, model, tmp: _address(run),
     "export": lambda run, model, tmp: run.export(tmp / "exported", "openai", neurons="L1N3"),
+    "plan": lambda run, model, tmp: mn.plan(run.model, texts(8), tmp, top=2, nulls=()),
     "push": lambda run, model, tmp: mn.push(run.path, "memory://counterparts/run", overwrite=True),
     "pull": lambda run, model, tmp: mn.pull(_pushed(run), tmp / "pulled"),
     "merge": lambda run, model, tmp: mn.merge(_mined(model, tmp)),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mnemoscope.api import measurements as measurements
     from mnemoscope.api import merge as merge
     from mnemoscope.api import open_run as open_run
+    from mnemoscope.api import plan as plan
     from mnemoscope.api import pull as pull
     from mnemoscope.api import push as push
     from mnemoscope.api import score as score
@@ -59,6 +60,7 @@ __all__ = [
     "measurements",
     "merge",
     "open_run",
+    "plan",
     "pull",
     "push",
     "score",

@@ -36,6 +36,40 @@ class Highlights(Shown):
 
 
 @dataclass(frozen=True, repr=False)
+class BuildPrice(Shown):
+    """What a build would take, from a few seconds of it; see `mine.price`.
+
+    tokens    of the text, with contexts and shards; open_end, whether there is more of it than was counted
+    seconds   by stage, on so many devices
+    memory    bytes by what holds them; `peak` is the most of all processes
+    disk      bytes of each table; `work` is the most that is there while it is built
+    lacking   what does not fit, and what to do, in sentences
+    measured  seconds that measuring took
+    """
+
+    model: str
+    corpus: str
+    device: str
+    devices: int
+    dtype: str
+    tokens: int
+    open_end: bool
+    contexts: int
+    shards: int
+    seconds: Mapping[str, float]
+    memory: Mapping[str, int]
+    peak: int
+    disk: Mapping[str, int]
+    work: int
+    lacking: tuple[str, ...]
+    measured: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-ready values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, repr=False)
 class PatternReport(Shown):
     """What the patterns of a run amount to.
 

@@ -22,10 +22,10 @@ from mnemoscope import errors
 from mnemoscope.api.run import Run, addresses, study_sizes
 from mnemoscope.display import Report, Shown
 from mnemoscope.errors import RunMissing
-from mnemoscope.files import write
+from mnemoscope.files import cache_folder, write
 from mnemoscope.prediction.explanation import Explanation
 from mnemoscope.records import NeuronId, check_address
-from mnemoscope.results import Annotated, ModelFacts, StudyReport, Verification
+from mnemoscope.results import Annotated, BuildPrice, ModelFacts, StudyReport, Verification
 from mnemoscope.run.reading import Run as StoredRun
 from mnemoscope.run.reading import open_run as open_stored
 from mnemoscope.run.writing import is_finished
@@ -68,6 +68,7 @@ __all__ = [
     "measurements",
     "merge",
     "open_run",
+    "plan",
     "pull",
     "push",
     "score",
@@ -140,6 +141,46 @@ def build(
     ray = cluster.Ray(workers, address) if engine == "ray" else None
     return Run.of(
         build(model, corpus, path, top=top, nulls=kinds, workers=workers, engine=ray, report=report)
+    )
+
+
+def plan(
+    model: ModelSource,
+    corpus: Corpus | str | Path | list[str],
+    path: str | Path = ".",
+    *,
+    top: int = 50,
+    nulls: Sequence[str] | None = None,
+    units: str | None = None,
+    workers: int = 1,
+    devices: int = 1,
+) -> BuildPrice:
+    """What `build` would take: tokens, time by stage, memory, disk, and what does not fit, from a few seconds of it.
+
+    path     where the run is to be, whose disk is looked at
+    devices  how many there are such as the model's own
+    others   as in `build`
+
+    Errors as of `build`.
+    """
+    from mnemoscope.location import Location, place
+    from mnemoscope.mine.price import price
+    from mnemoscope.model.load import load_model
+    from mnemoscope.model.model import Model
+    from mnemoscope.model.nulls import DEFAULT
+    from mnemoscope.text.corpus import Corpus, load_corpus
+
+    text = corpus if isinstance(corpus, Corpus) else load_corpus(corpus)
+    loaded = model if isinstance(model, Model) and units is None else load_model(model, units=units)
+    folder = place(path)
+    return price(
+        loaded,
+        text,
+        cache_folder() if isinstance(folder, Location) else folder.absolute(),
+        top=top,
+        nulls=DEFAULT if nulls is None else nulls,
+        workers=workers,
+        devices=devices,
     )
 
 

@@ -22,6 +22,7 @@ from mnemoscope.cli.options import (
     Page,
     Reloading,
     RunFolder,
+    Workers,
     bundled,
 )
 from mnemoscope.cli.shared import (
@@ -146,6 +147,37 @@ def build(
         print_json(run.manifest.model_dump())
     else:
         say(f"{out}: finished. Look at it with: {command('show', out)}")
+
+
+@app.command(epilog="Example: mnemoscope plan gpt2 --corpus wikitext.txt --limit 1000000")
+@bundled
+def plan(
+    model: ModelName,
+    *,
+    corpus: Annotated[str, CorpusName],
+    out: Annotated[
+        str, typer.Option("-o", "--out", help="Where the run is to be; its disk is looked at.")
+    ] = ".",
+    reading: CorpusReading,
+    top: Annotated[int, typer.Option(help="Triggers to keep for each neuron and sign.")] = 50,
+    nulls: Annotated[str, typer.Option(help="Units that mean nothing, as in build.")] = "random,rotated",
+    workers: Workers = 1,
+    devices: Annotated[
+        int, typer.Option(help="How many devices there are such as the one that is tried.")
+    ] = 1,
+    loading: Loading,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a build would take, from a few seconds of it: time by stage, memory, disk, and what does not fit."""
+    from mnemoscope import api
+    from mnemoscope.text.corpus import load_corpus
+
+    kinds = [] if nulls == "none" else [kind.strip() for kind in nulls.split(",")]
+    check_build(top, kinds, workers)
+    source = load_corpus(corpus, **asdict(reading))
+    loaded = load(model, loading)
+    result = api.plan(loaded, source, out, top=top, nulls=kinds, workers=workers, devices=devices)
+    print_result(result, as_json)
 
 
 @app.command(epilog="Example: mnemoscope merge runs/llama")

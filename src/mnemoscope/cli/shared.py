@@ -253,6 +253,7 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
 ORDER = {
     "Look": (
         "demo",
+        "plan",
         "build",
         "merge",
         "show",

@@ -209,6 +209,11 @@ class RunStatistics:
         return self._by_kind[_NEURONS]
 
     @property
+    def by_kind(self) -> Mapping[str, NeuronStatistics]:
+        """The statistics of the neurons, and of each kind of null."""
+        return self._by_kind
+
+    @property
     def shards(self) -> frozenset[int]:
         """The shards that are finished, merged or loaded."""
         return self.neurons.shards

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mnemoscope.neuron.find import Hits
     from mnemoscope.prediction.steered import Steered, SteeredText
     from mnemoscope.records import Kept
-    from mnemoscope.results import Annotated, Highlights, Verification
+    from mnemoscope.results import Annotated, BuildPrice, Highlights, Verification
     from mnemoscope.run.reading import Run
 
 _WORDS = ("neuron", "stack", "token", "sign", "about", "pattern", "verdict")
@@ -113,6 +113,30 @@ def anatomy(facts: Mapping[str, object]) -> RenderableType:
     for name, value in facts.items():
         lines.add_row(name.replace("_", " "), _cell(name, value))
     return lines
+
+
+def price(result: BuildPrice) -> RenderableType:
+    """What a build would take: the text, time, memory and disk, and what does not fit."""
+    at_least = "at least " if result.open_end else ""
+    devices = f" x {result.devices}" if result.devices > 1 else ""
+    text = f"{at_least}{result.tokens:,} tokens of {result.corpus} in {result.shards:,} shards"
+    rows = [(name, words.duration(seconds)) for name, seconds in result.seconds.items()]
+    rows += [("in all", words.duration(sum(result.seconds.values()))), ("", "")]
+    rows += [(f"memory, {name}", words.size(count)) for name, count in result.memory.items()]
+    rows += [("memory, at most", words.size(result.peak)), ("", "")]
+    largest = sorted(result.disk.items(), key=lambda entry: -entry[1])
+    rows += [(f"disk, {name}", words.size(count)) for name, count in largest[:4]]
+    rows += [
+        ("disk, the run", words.size(sum(result.disk.values()))),
+        ("disk, while it is built", words.size(result.work)),
+    ]
+    lacking = result.lacking or ("All of it fits.",)
+    return _stacked(
+        Text(f"{result.model} in {result.dtype} on {result.device}{devices}", style="bold"),
+        Text(f"{text}; from {words.duration(result.measured)} of trying", style="dim"),
+        table(("", ""), rows),
+        *(Text(sentence, style="bold" if result.lacking else "") for sentence in lacking),
+    )
 
 
 def verification(result: Verification) -> RenderableType:

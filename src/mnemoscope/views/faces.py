@@ -10,6 +10,7 @@ from typing import Any
 from mnemoscope.display import Report, Shown, View
 from mnemoscope.results import (
     Annotated,
+    BuildPrice,
     ClaimTest,
     Highlights,
     ModelFacts,
@@ -48,6 +49,7 @@ def _views() -> dict[type, View]:
         Scores: _printed(answers.scores),
         Steered: _printed(answers.steered),
         Annotated: _printed(answers.annotated),
+        BuildPrice: _printed(answers.price),
         ModelFacts: _printed(lambda model: answers.anatomy(model.facts)),
         Highlights: _printed(answers.highlights),
         PatternReport: _printed(patterns.summary),

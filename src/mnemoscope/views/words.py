@@ -358,6 +358,20 @@ def _pour(spread: list[float], count: int, start: float, stop: float) -> None:
         spread[column] += count * max(overlap, 0.0) / (stop - start)
 
 
+def duration(seconds: float) -> str:
+    """As people say it: 12 s, 3:40 min, 5:07 h, 12 days."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    if minutes < 60:
+        return f"{int(minutes)}:{int(seconds % 60):02} min"
+    return (
+        f"{int(minutes // 60)}:{int(minutes % 60):02} h"
+        if minutes < 48 * 60
+        else f"{minutes / 1440:,.0f} days"
+    )
+
+
 def size(count: int) -> str:
     """Bytes as people say them: 540 MB, 1.2 GB."""
     return (
