@@ -7,6 +7,7 @@ import sys
 
 BENCHES = (
     "kernel",
+    "values",
     "reading",
     "mining",
     "peers",

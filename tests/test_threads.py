@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mnemoscope.mine.values import extremes
+from mnemoscope.mine.values import ends
 from mnemoscope.model.threads import Threads, _pieces
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -91,5 +91,6 @@ def test_pieces_are_the_whole_in_order() -> None:
 def test_to_rank_tokens_leaves_the_number_of_threads_alone() -> None:
     """What reads values through the vocabulary changes nothing for what torch computes after it."""
     torch.set_num_threads(1)
-    extremes(np.random.default_rng(0).normal(size=(200, 300)).astype(np.float32), 5)
+    table = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 300)).astype(np.float32))
+    ends(lambda rows, columns: table[rows, columns], (200, 300), 5, table.device, softmax=True)
     assert torch.get_num_threads() == 1

@@ -131,7 +131,7 @@ def scan(
     places = places or CountedPlaces.of(batch, HISTOGRAM_EVERY)
     if coefficients.device.type != "cpu":
         return scan_torch(layer, coefficients, batch, gate, up, places=places, pivot=pivot)
-    values = _matrix(coefficients)
+    values = bits_or_floats(coefficients)
     (n_contexts, n_tokens), neurons = batch.tokens.shape, coefficients.shape[2]
     pivot = _first(coefficients, places) if pivot is None else pivot
     maximum, minimum = np.empty((2, n_contexts, neurons), np.float32)
@@ -146,7 +146,7 @@ def scan(
         )  # fmt: skip
 
     share_out(reduce_range, range(len(places.parts)))
-    gates = (None, None) if gate is None or up is None else (_matrix(gate), _matrix(up))
+    gates = (None, None) if gate is None or up is None else (bits_or_floats(gate), bits_or_floats(up))
     reading = LayerReading(
         layer, batch, places, pivot,
         Extremes(maximum, maximum_at, *gates), Extremes(minimum, minimum_at, *gates),
@@ -172,7 +172,7 @@ def scan_routed(
     beginnings = np.arange(groups)[:, None] * batch.tokens.size + places.starts
     counted = every[here]
     offsets = np.searchsorted(group[here] * batch.tokens.size + counted, beginnings)
-    values = _matrix(rows.coefficients[None])
+    values = bits_or_floats(rows.coefficients[None])
     shape = (groups, values.shape[1])
     pivot = _first_of_groups(pivot, values, here, offsets)
     maximum, minimum = np.empty((2, groups, contexts, shape[1]), np.float32)
@@ -227,7 +227,8 @@ def scan_torch(
         value = reduce(filled, 1)
         first = ((filled == value[:, None]) & counted).to(torch.uint8).argmax(1)
         signs = [
-            None if branch is None else _matrix(branch.gather(1, first[:, None])) for branch in (gate, up)
+            None if branch is None else bits_or_floats(branch.gather(1, first[:, None]))
+            for branch in (gate, up)
         ]
         position = torch.where(none, -1, first).to(torch.int32)
         return Extremes(value.cpu().numpy(), position.cpu().numpy(), *signs)
@@ -245,7 +246,7 @@ def scan_torch(
     return reading
 
 
-def _matrix(x: Tensor) -> np.ndarray:
+def bits_or_floats(x: Tensor) -> np.ndarray:
     """[row, neuron] as float32 or the bits of bfloat16; shares memory where it can."""
     x = x.detach().flatten(0, 1).contiguous().cpu()
     if x.dtype == torch.bfloat16:
@@ -254,9 +255,9 @@ def _matrix(x: Tensor) -> np.ndarray:
 
 
 def _few_of(x: Tensor) -> np.ndarray:
-    """`_matrix` of what few numbers will be read of: not copied where that can be."""
+    """`bits_or_floats` of what few numbers will be read of: not copied where that can be."""
     if x.dtype != torch.float32 or x.device.type != "cpu":
-        return _matrix(x[None])
+        return bits_or_floats(x[None])
     return x.detach().numpy()
 
 
@@ -294,7 +295,7 @@ def _first_of_groups(
 
 
 def _as_floats(x: np.ndarray) -> np.ndarray:
-    """What `_matrix` gave, as fp32."""
+    """What `bits_or_floats` gave, as fp32."""
     return x if x.dtype == np.float32 else (x.astype(np.uint32) << 16).view(np.float32)
 
 

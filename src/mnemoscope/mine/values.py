@@ -12,9 +12,11 @@ take block. This says what switches a neuron on only near the bottom of the mode
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.mine.kernel import _compiled
-from mnemoscope.mine.reading import share_out
+from mnemoscope.mine.kernel import _compiled, _insert, widen
+from mnemoscope.mine.reading import bits_or_floats, share_out
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Anatomy, Layer
@@ -34,15 +36,21 @@ LENS = "own"
 PROJECTION = "flat"  # so that what a value says first is the same whatever its coefficient (B.4)
 VALUE_TOKENS = 50  # kept for each neuron and polarity
 KEY_TOKENS = 10
-_TILE = 64  # neurons read at once: their logits stay near the cache
-_ROWS = 8  # of these that a thread takes at a time
+_TOGETHER = 2048  # neurons whose lists are held at once: each piece of the vocabulary is fetched once for all of these
+_TILE, _TOKENS = (
+    256,
+    1024,
+)  # neurons and tokens that are multiplied at once: what comes out stays in the cache
+_ROWS = 64  # neurons that a thread takes at a time
+_LANES = 64  # tokens that are looked at together, and sums that are kept apart
+_WHOLE = 64  # neurons that an accelerator reads through the whole vocabulary at once
 
 
 def seconds(model: Model) -> float:
     """About how long reading all of a model takes, measured with the sample model on two cores; 0 on a GPU."""
     parts = model.anatomy
     work = len(model.cells) * parts.width * parts.vocabulary
-    return 0.0 if model.device.type != "cpu" else work * (1.05e-10 if model.dtype == "fp32" else 0.45e-10)
+    return 0.0 if model.device.type != "cpu" else work * (0.7e-10 if model.dtype == "fp32" else 0.26e-10)
 
 
 def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> tuple[pa.Table, pa.Table]:
@@ -103,97 +111,225 @@ def bare_tokens(model: Model, stack: Anatomy) -> Float[Tensor, "vocabulary width
         return stack.token_vectors(torch.arange(stack.vocabulary, device=model.device))
 
 
-def _read_values(
-    lens: Lens, vectors: Float[Tensor, "neuron width"]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens and logits [neuron, 2, VALUE_TOKENS], and log-normaliser and entropy (nats) [neuron]."""
-    kept: list[tuple[np.ndarray, ...]] = []
+class Ends(NamedTuple):
+    """Of rows of scores what comes first from either end, and their softmax.
+
+    columns      i32[row 2 k]  of the k largest scores and of the k smallest, the furthest first; of equal scores the
+                               smaller column first
+    scores       f32[row 2 k]
+    normalisers  f64[row]      log of the sum of exp of all scores; NaN where it was not asked for
+    entropies    f64[row]      nats
+    """
+
+    columns: np.ndarray
+    scores: np.ndarray
+    normalisers: np.ndarray
+    entropies: np.ndarray
+
+
+Scores = Callable[[slice, slice], Float[Tensor, "row column"]]
+"""Makes the scores of some rows and some columns."""
+
+
+def _read_values(lens: Lens, vectors: Float[Tensor, "neuron width"]) -> Ends:
+    """Values by their numbers through the vocabulary."""
     with torch.inference_mode():
-        for tile in vectors.split(_TILE):
-            logits = lens.logits(tile)
-            top = logits.amax(1, keepdim=True)
-            # Below -80 a probability is no number that fp32 can hold; clamping spares slow denormals.
-            shifted = (logits - top).clamp_(min=-80)
-            weights = shifted.exp()
-            mass = weights.sum(1, dtype=torch.float64)
-            entropy = mass.log() - (weights * shifted).sum(1, dtype=torch.float64) / mass
-            tokens, scores = extremes(logits.cpu().numpy(), min(VALUE_TOKENS, logits.shape[1]))
-            normaliser = top[:, 0].double() + mass.log()
-            kept.append((tokens, scores, normaliser.cpu().numpy(), entropy.cpu().numpy()))
-    tokens, scores, normalisers, entropies = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-    return tokens, scores, normalisers, entropies
+        directions = lens.directions(vectors)
+        return ends(
+            lambda neurons, tokens: lens.scores(directions[neurons], tokens),
+            (len(directions), len(lens.table)),
+            VALUE_TOKENS,
+            directions.device,
+            softmax=True,
+        )
 
 
 def _read_keys(model: Model, block: Layer, token_vectors: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and coefficients [neuron, 2, KEY_TOKENS] that bare embeddings would cause in this layer."""
-    kept = []
+    neurons = torch.arange(len(block.keys()))
     with torch.inference_mode(), Threads():
-        normed = block.bare(token_vectors)
-        if normed is None:
-            return np.zeros((len(block.keys()), 2, 0), np.int32), np.zeros(
-                (len(block.keys()), 2, 0), np.float32
+        if block.bare(token_vectors[:1]) is None:
+            nothing = (len(neurons), 2, 0)
+            return np.zeros(nothing, np.int32), np.zeros(nothing, np.float32)
+        weights = [(block.keys(), block.key_bias()), (block.ups(), block.up_bias())]
+
+        @lru_cache(maxsize=1)  # one piece of the vocabulary meets many neurons
+        def normed(start: int, stop: int) -> Tensor:
+            inputs = block.bare(token_vectors[start:stop])
+            assert inputs is not None, "what is read of one token is read of all"
+            return inputs
+
+        def coefficients(chosen: slice, tokens: slice) -> Tensor:
+            inputs = normed(tokens.start, tokens.stop)
+            gate, up = (
+                None
+                if rows is None
+                else _projected(rows[chosen], None if bias is None else bias[chosen], inputs)
+                for rows, bias in weights
             )
-        normed = normed.T.contiguous()
-        for neurons in torch.arange(len(block.keys())).split(_TILE):
-            coefficients = _coefficients(block, neurons, normed)
-            kept.append(extremes(coefficients.float().cpu().numpy(), min(KEY_TOKENS, normed.shape[1])))
-    tokens, scores = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-    return tokens, scores
+            assert gate is not None, "neurons have keys"
+            return block.coefficients(neurons[chosen], gate.T, None if up is None else up.T).T
+
+        shape = (len(neurons), len(token_vectors))
+        read = ends(coefficients, shape, KEY_TOKENS, token_vectors.device)
+        return read.columns, read.scores
 
 
-def _coefficients(block: Layer, neurons: Tensor, normed: Tensor) -> Tensor:
-    """Coefficients [neuron, vocabulary] of some neurons for normed inputs [width, vocabulary]."""
-
-    def project(rows: Tensor, bias: Tensor | None) -> Tensor:
-        chosen = rows[neurons].to(normed.dtype) @ normed
-        return chosen if bias is None else chosen + bias[neurons, None].to(normed.dtype)
-
-    ups = block.ups()
-    gate = project(block.keys(), block.key_bias())
-    up = None if ups is None else project(ups, block.up_bias())
-    return block.coefficients(neurons, gate.T, None if up is None else up.T).T
+def _projected(
+    rows: Float[Tensor, "neuron width"], bias: Tensor | None, inputs: Float[Tensor, "token width"]
+) -> Float[Tensor, "neuron token"]:
+    product = rows.to(inputs.dtype) @ inputs.T
+    return product if bias is None else product + bias[:, None].to(inputs.dtype)
 
 
-def extremes(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest and k smallest columns of every row, in a total order: score, then the smaller column.
+def ends(
+    scores: Scores, shape: tuple[int, int], k: int, device: torch.device, *, softmax: bool = False
+) -> Ends:
+    """Reads a matrix of scores that is never whole in memory, each of them once.
 
-    scores f32[row, column] -> columns i32[row, 2, k] and their scores f32[row, 2, k]; side 0 is the largest.
-    Library top-k routines leave the order of ties open, and equal rows of an unembedding do tie.
+    shape    rows, and columns
+    k        how many of either end, of all columns at most
+    softmax  whether normalisers and entropies are wanted
     """
-    columns = np.zeros((scores.shape[0], 2, k), np.int32)
-    kept = np.zeros((scores.shape[0], 2, k), np.float32)
-    scores = np.ascontiguousarray(scores, np.float32)
-    share_out(
-        lambda first: _extremes(scores, first, min(first + _ROWS, len(scores)), columns, kept),
-        range(0, len(scores), _ROWS),
-    )
-    return columns, kept
+    n_rows, n_columns = shape
+    read = _in_pieces if device.type == "cpu" else _in_rows
+    blocks = [
+        read(scores, range(start, min(start + _TOGETHER, n_rows)), n_columns, min(k, n_columns), softmax)
+        for start in range(0, max(n_rows, 1), _TOGETHER)
+    ]
+    return Ends(*map(np.concatenate, zip(*blocks, strict=True)))
+
+
+def _in_pieces(scores: Scores, rows: range, n_columns: int, k: int, softmax: bool) -> Ends:
+    """`ends` of neighbouring rows: pieces that stay in the cache are read there by a compiled loop."""
+    best = np.full((len(rows), 2, k), -np.inf, np.float32)
+    columns = np.zeros(best.shape, np.int32)
+    mass, moment = np.zeros((2, len(rows), _LANES if softmax else 0))
+    for first in range(0, n_columns, _TOKENS):
+        for start in range(0, len(rows), _TILE):
+            stop = min(start + _TILE, len(rows))
+            chosen = slice(rows.start + start, rows.start + stop)
+            piece = bits_or_floats(scores(chosen, slice(first, min(first + _TOKENS, n_columns)))[None])
+            held = [array[start:stop] for array in (best, columns, mass, moment)]
+            share_out(partial(_read_rows, piece, first, held), range(0, len(piece), _ROWS))
+    with np.errstate(divide="ignore", invalid="ignore"):  # where no softmax is asked for
+        total = mass.sum(1)
+        normalisers = best[:, 0, 0] + np.log(total)
+        entropies = np.log(total) - moment.sum(1) / total
+    best[:, 1] *= -1
+    return Ends(columns, best, normalisers, entropies)
+
+
+def _read_rows(piece: np.ndarray, first: int, held: list[np.ndarray], row: int) -> None:
+    _read_piece(piece, first, row, min(row + _ROWS, len(piece)), *held)
+
+
+_LOG2E, _ROUND = (
+    np.float32(math.log2(math.e)),
+    np.float32(1.5 * 2**23),
+)  # adding the latter rounds to whole numbers
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # the former has few bits
+_FLOOR = np.float32(-80)  # nats: no fp32 probability is smaller, and exp of less is slow where it is denormal
+_EXP = tuple(np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2))
+_THIRD, _HALF, _ONE = np.float32(1.6666665459e-1), np.float32(5.0000001201e-1), np.float32(1)
 
 
 @_compiled
-def _extremes(scores, start, stop, columns, kept):  # type: ignore[no-untyped-def]
-    """Rows ``start <= row < stop``. Not numba's own threads: it would change how many torch computes with."""
-    k = columns.shape[2]
+def _read_piece(scores, first, start, stop, best, columns, mass, moment):  # type: ignore[no-untyped-def]
+    """Read columns from `first` on of rows ``start <= row < stop``, once those before have been read.
+
+    Not numba's own threads: it would change how many torch computes with.
+
+    scores   [row, column]  fp32, or bf16 as its 16 bits
+    best     f32[row 2 k]   in, out: descending, of the smallest with the signs turned
+    columns  i32[row 2 k]   in, out
+    mass     f64[row lane]  in, out: sums of exp(score - best[row, 0, 0]), column by column in turn; of no lane: not
+                            asked for
+    moment   f64[row lane]  in, out: sums of exp(d) d of the same differences d
+    """
+    k, lanes = best.shape[2], mass.shape[1]
+    piece = np.empty(_LANES, np.float32)
     for row in range(start, stop):
-        for side in range(2):
-            sign = np.float32(1.0) if side == 0 else np.float32(-1.0)
-            best = np.full(k, -np.inf, np.float32)
-            where = np.zeros(k, np.int32)
-            worst = best[k - 1]
-            for column in range(scores.shape[1]):
-                score = sign * scores[row, column]
-                if score > worst:
-                    rank = k - 1
-                    while rank > 0 and best[rank - 1] < score:
-                        best[rank] = best[rank - 1]
-                        where[rank] = where[rank - 1]
-                        rank -= 1
-                    best[rank] = score
-                    where[rank] = column
-                    worst = best[k - 1]
-            for rank in range(k):
-                columns[row, side, rank] = where[rank]
-                kept[row, side, rank] = sign * best[rank]
+        largest, smallest = best[row, 0], best[row, 1]
+        for begin in range(0, scores.shape[1], _LANES):
+            width = min(_LANES, scores.shape[1] - begin)
+            source = scores[row][begin : begin + width]
+            above, below = largest[k - 1], -smallest[k - 1]
+            hits = np.int32(0)
+            for j in range(width):
+                x = np.float32(widen(source[j]))
+                piece[j] = x
+                hits += np.int32(x > above) | np.int32(x < below)
+            before = largest[0]
+            if hits:
+                for j in range(width):
+                    column = np.int32(first + begin + j)
+                    if piece[j] > largest[k - 1]:
+                        _insert(largest, columns[row, 0], piece[j], column)
+                    if -piece[j] > smallest[k - 1]:
+                        _insert(smallest, columns[row, 1], -piece[j], column)
+            if lanes:
+                if largest[0] > before > -np.inf:
+                    d = np.float64(before) - np.float64(largest[0])
+                    factor = math.exp(d)
+                    for j in range(lanes):
+                        moment[row, j] = (moment[row, j] + mass[row, j] * d) * factor
+                        mass[row, j] *= factor
+                _add_exponentials(piece, width, largest[0], mass[row], moment[row])
+
+
+@_compiled
+def _add_exponentials(piece, width, top, mass, moment):  # type: ignore[no-untyped-def]
+    """Add exp(d) and exp(d) d of d = piece - top to each lane; exp as in the Cephes library, to 1e-7 of itself."""
+    for j in range(width):
+        d = piece[j] - top
+        d = _FLOOR if d < _FLOOR else d  # what is not a number stays what it is
+        shifted = d * _LOG2E + _ROUND
+        whole = shifted - _ROUND
+        r = d - whole * _LN2_HIGH - whole * _LN2_LOW
+        p = ((_EXP[0] * r + _EXP[1]) * r + _EXP[2]) * r + _EXP[3]
+        p = ((p * r + _THIRD) * r + _HALF) * (r * r) + r + _ONE
+        # The last bits of the shifted number are the exponent, which is moved to its place.
+        exponent = (np.float32(shifted).view(np.int32) + np.int32(127)) << np.int32(23)
+        weight = np.float64(p * np.int32(exponent).view(np.float32))
+        mass[j] += weight
+        moment[j] += weight * np.float64(d)
+
+
+def _in_rows(scores: Scores, rows: range, n_columns: int, k: int, softmax: bool) -> Ends:
+    """`ends` of neighbouring rows in plain torch: a few rows at once through all columns, and only ends leave the
+    device. Sums are fp32."""
+    blocks = []
+    for start in range(rows.start, max(rows.stop, rows.start + 1), _WHOLE):
+        whole = scores(slice(start, min(start + _WHOLE, rows.stop)), slice(0, n_columns)).float()
+        first, last = _first(whole, k), _first(-whole, k)
+        normalisers = entropies = whole.new_full((len(whole),), torch.nan)
+        if softmax:
+            top = whole.amax(1, keepdim=True)
+            shifted = (whole - top).clamp_(min=float(_FLOOR))
+            weights = shifted.exp()
+            mass = weights.sum(1)
+            normalisers, entropies = top[:, 0] + mass.log(), mass.log() - (weights * shifted).sum(1) / mass
+        blocks.append(
+            (
+                torch.stack([first[0], last[0]], 1).int(),
+                torch.stack([first[1], -last[1]], 1),
+                normalisers,
+                entropies,
+            )
+        )
+    columns, best, *sums = (torch.cat(parts).cpu().numpy() for parts in zip(*blocks, strict=True))
+    return Ends(columns, best, *(each.astype(np.float64) for each in sums))
+
+
+def _first(scores: Float[Tensor, "row column"], k: int) -> tuple[Tensor, Tensor]:
+    """Columns and scores of the k largest, of equal ones the smaller column first: whole numbers in that order."""
+    bits = (scores + 0.0).view(torch.int32)  # zeros have no sign
+    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    low = 0xFFFFFFFF - torch.arange(scores.shape[1], device=scores.device)
+    first = ((order << 32) | low).topk(k, dim=1).values
+    columns = 0xFFFFFFFF - (first & 0xFFFFFFFF)
+    return columns, scores.gather(1, columns)
 
 
 def _norms(rows: Tensor) -> np.ndarray:

@@ -153,9 +153,15 @@ class Lens:
         self, vectors: Float[Tensor, "*batch width"], scale: Float[Tensor, "*batch 1"] | None = None
     ) -> Float[Tensor, "*batch vocabulary"]:
         """Scores of every token. Additive in the vectors under raw and frozen where the lens is `additive` (A35)."""
-        scores = self.directions(vectors, scale) @ self.table.T
+        return self.scores(self.directions(vectors, scale))
+
+    def scores(
+        self, directions: Float[Tensor, "*batch width"], tokens: slice = slice(None)
+    ) -> Float[Tensor, "*batch some_tokens"]:
+        """`logits` of what `directions` gives; without an adaptive softmax also of some tokens only."""
+        scores = directions @ self.table[tokens].T
         if self.name == "own" and self.bias is not None:
-            scores += self.bias
+            scores += self.bias[tokens]
         if self.multiplier != 1.0:
             scores *= self.multiplier
         return self.cap(scores) if self.name == "own" or self.bands else scores
