@@ -12,12 +12,14 @@ import polars as pl
 import pytest
 import torch
 from families import FAMILIES, MIXTURES
+from scipy.stats import spearmanr
 from test_patterns_job import BUDGET, PLANTED, planted_model
 from tiny import model_folder, texts, tokenizer
 from torch import Tensor
 from typer.testing import CliRunner
 from units import mirrored, random_units, saelens, tracer
 
+import mnemoscope as mn
 from mnemoscope import build, load_model
 from mnemoscope.api import Run, open_run
 from mnemoscope.cli import app
@@ -157,10 +159,59 @@ def test_what_asks_about_neurons_says_so(run: Run, tmp_path: Path) -> None:
         with pytest.raises(QueryError, match="asks about neurons of feed-forward layers") as caught:
             ask()
         assert "\n" not in str(caught.value)
-    with pytest.raises(ModelNotSupported, match="none of kind chimera"):
-        build(run.model, texts(3), tmp_path / "run", nulls=("chimera",))
+    with pytest.raises(ModelNotSupported, match="trained to read its own stream"):
+        build(run.model, texts(3), tmp_path / "run", nulls=("shuffled",))
     refused = CliRunner().invoke(app, ["study", "x", "--corpus", "y", "-o", "z", "--units", "sae:x"])
     assert isinstance(refused.exception, QueryError) and "neurons" in str(refused.exception)
+
+
+def test_two_runs_of_units_are_compared(run: Run, tmp_path: Path) -> None:
+    """Triggers, figures, and with the weights each unit's cosines and the rank correlation of its coefficients on the
+    same text, as a slow pass has them; a note says that they are units, and that their weights differ."""
+    tensors = mirrored(width_of("llama"))
+    generator = torch.Generator().manual_seed(4)
+    for name in ("W_enc", "W_dec"):
+        tensors[name] = tensors[name] + 0.1 * torch.randn(tensors[name].shape, generator=generator)
+    saelens(tmp_path / "tuned", tensors, f"blocks.{LAYER}.hook_resid_post")
+    folder = run.path.parent
+    tuned = load_model(folder / "model", dtype="fp32", units=f"sae:{tmp_path / 'tuned'}")
+    build(tuned, texts(40), tmp_path / "run", top=5)
+    other = open_run(tmp_path / "run")
+    report = mn.compare(run, other, only="values,distributions", weights=True)
+    found = {finding.id: finding for finding in report.findings}
+    note = " ".join(found["trigger-stability"].notes)
+    assert "units of sae:" in note and "where one was trained from the other" in note
+    frame = found["neurons-changed-each"].frame.sort("neuron")
+    assert frame["layer"].unique().to_list() == [LAYER] and frame["up"].is_null().all()
+    one, two = (mirrored(width_of("llama"))["W_dec"], tensors["W_dec"])
+    expected = torch.nn.functional.cosine_similarity(one, two, dim=1)
+    np.testing.assert_allclose(frame["value"], expected, atol=1e-5)
+    x = np.concatenate([seen_at(run.model.hf, "residual_out", tokens)[1:] for _, tokens in contexts(run)])
+    sides = [
+        np.maximum(x @ keys.double().numpy(), 0)
+        for keys in (mirrored(width_of("llama"))["W_enc"], tensors["W_enc"])
+    ]
+    for neuron in range(0, len(one), 9):
+        correlation = spearmanr(sides[0][:, neuron], sides[1][:, neuron]).statistic
+        assert frame["coefficients"][neuron] == pytest.approx(correlation, abs=1e-3)
+    same = mn.compare(run, run, only="values")
+    overlap = next(finding for finding in same.findings if finding.id == "trigger-stability")
+    assert overlap.frame.filter(pl.col("units") == "neurons")[
+        "overlap"
+    ].drop_nulls().to_list() == pytest.approx([1.0])
+    assert "with other weights" not in " ".join(overlap.notes)
+
+
+def test_runs_of_different_units_are_not_compared(run: Run, tmp_path: Path) -> None:
+    """Neurons, and units of another layer, are no other state of these."""
+    folder = run.path.parent
+    neurons = build(load_model(folder / "model", dtype="fp32"), texts(10), tmp_path / "neurons", top=2)
+    saelens(tmp_path / "sae", mirrored(width_of("llama")), "blocks.0.hook_resid_post")
+    model = load_model(folder / "model", dtype="fp32", units=f"sae:{tmp_path / 'sae'}")
+    below = build(model, texts(10), tmp_path / "below", top=2)
+    for other in (neurons, below):
+        report = mn.compare(run, other, only="values")
+        assert "not of one kind, in the same layers and at the same points" in report.sections[0].missing
 
 
 def test_a_run_and_its_units_belong_together(run: Run, tmp_path: Path) -> None:
@@ -267,6 +318,49 @@ def test_random_units_are_what_their_definition_says(k: int | None, tmp_path: Pa
     np.testing.assert_allclose(mined["max"], maxima, atol=1e-4)
 
 
+@pytest.mark.parametrize("k", [None, 5])
+def test_decoys_of_units_are_made_of_their_keys(k: int | None, tmp_path: Path) -> None:
+    """One for each unit: two other keys, or sums of many, about the mean, with the threshold of the unit; under TopK
+    they are active where they exceed the weakest active unit. The best of a run are those of a slow pass."""
+    width, count = width_of("llama"), 12
+    tensors = random_units(width, count)
+    if not k:
+        tensors |= {"threshold": torch.rand(count, generator=torch.Generator().manual_seed(5))}
+    place = saelens(tmp_path / "sae", tensors, "blocks.1.hook_resid_post", "topk" if k else "jumprelu",
+                    **({"k": k} if k else {}))  # fmt: skip
+    units = load_units(f"sae:{place}")
+    model = load_model(FAMILIES["llama"](), tokenizer=tokenizer(), units=units)
+    nulls = Nulls(model, ("chimera", "covariance"))
+    mined = _null_maxima(model, nulls, tmp_path / "run")
+    held = units.layers[LAYER]
+    keys, bias = held.keys.double().numpy(), held.key_bias.double().numpy()
+    rows = np.concatenate([keys, bias[:, None]], 1)
+    about = rows - rows.mean(0)
+    for kind in ("chimera", "covariance"):
+        source = nulls._sources[kind]
+        mixed = source.__dict__["_mixed"]
+        weight, offset = (mixed.__dict__[name][LAYER, 0].double().numpy() for name in ("_weight", "_bias"))
+        made = np.concatenate([weight, offset[:, None]], 1) - rows.mean(0)
+        if kind == "chimera":  # of the same two places further on, for every unit
+            pairs = [(a, b) for a in range(1, count) for b in range(a + 1, count)]
+            sums = [(np.roll(about, -a, 0) + np.roll(about, -b, 0)) / 2**0.5 for a, b in pairs]
+            assert sum(np.allclose(made, total, atol=1e-5) for total in sums) == 1
+        else:
+            assert np.linalg.matrix_rank(np.concatenate([about, made]), tol=1e-4) == np.linalg.matrix_rank(
+                about
+            )
+        maxima = np.zeros(count)
+        for _, tokens in contexts(open_run(tmp_path / "run")):
+            x = seen_at(model.hf, "residual_out", tokens)[1:] - tensors["b_dec"].double().numpy()
+            pre, own = x @ weight.T + offset, x @ keys.T + bias
+            least = np.zeros(count) if held.act.threshold is None else held.act.threshold.double().numpy()
+            beaten = np.maximum(np.sort(own, 1)[:, -k], 0)[:, None] if k else least
+            maxima = np.maximum(maxima, ((pre > beaten) * pre).max(0, initial=0))
+        found = mined.filter(pl.col("kind") == kind).sort("neuron")
+        assert found.height == count
+        np.testing.assert_allclose(found["max"], maxima, atol=1e-4)
+
+
 def _null_maxima(model: Model, nulls: Nulls, path: Path) -> pl.DataFrame:
     """The rows of null units of a run whose units may rebuild nothing, so that it is mined without a look at that."""
     from mnemoscope.mine import build as building
@@ -274,7 +368,7 @@ def _null_maxima(model: Model, nulls: Nulls, path: Path) -> pl.DataFrame:
     before, building.check_units = building.check_units, lambda *_: None
     try:
         recipe, building.recipe = building.recipe, lambda *_: nulls.recipe
-        build(model, texts(12), path, top=3, nulls=("random",))
+        build(model, texts(12), path, top=3, nulls=nulls.kinds)
     finally:
         building.check_units, building.recipe = before, recipe
     return open_run(path).table("null_neurons").collect()

@@ -215,7 +215,10 @@ class _GraphParts:
         )  # fmt: skip
 
     def _layers(self) -> list[int]:
-        return sorted(set(self.of.layers.filter(pl.col("part") == self.of.unit_part)["layer"].to_list()))
+        """Those with a rest: of the account, and what switched neurons on without being a head or a neuron."""
+        told = self.of.layers.filter(pl.col("part") == self.of.unit_part)["layer"]
+        below = self.of.queries.filter(~pl.col("kind").is_in(["embedding", "head", "neuron"]))["query_layer"]
+        return sorted({*told, *below.drop_nulls()})
 
     def links(self) -> Iterator[tuple[str, str, float]]:
         """Sources, targets and weights, as `DESCRIPTION` says; no two of the same nodes, and none of 0."""

@@ -14,7 +14,9 @@ compete one against one (`neuron.decoys`).
     covariance  "any direction would do that is distributed as the keys are": sums of many of the layer's keys with
                 random signs, about their mean; gate, up and biases are drawn together
 
-Anything with keys, an activation function and a column of coefficients can enter by the same door.
+Units that are not neurons have decoys as neurons of a plain layer have, each with the threshold of its unit; under TopK
+a decoy competes with all units of the layer. Anything with keys, an activation function and a column of coefficients
+can enter by the same door.
 
 Neurons of an expert run on the tokens that are routed to it, and so do its null units: they are made of its keys, its
 axes and its neurons alone.
@@ -120,10 +122,11 @@ class Nulls:
         seed: int = 0,
         at: Place | None = None,
     ) -> None:
-        if model.units is not None and (other := set(kinds) - set(DEFAULT)):
+        if model.units is not None and "shuffled" in kinds:
             raise ModelNotSupported(
-                f"making null units for {model.id}: of units that are not neurons there are none of kind "
-                f"{min(other)} as yet; give some of {', '.join(DEFAULT)}, or none"
+                f"making null units for {model.id}: its units were trained to read its own stream, and of a copy with "
+                f"shuffled weights they read another, so that there are none of kind 'shuffled'; give some of "
+                f"{', '.join(kind for kind in KINDS if kind != 'shuffled')}, or none"
             )
         self.recipe = recipe(model, kinds, count, seed)
         self.kinds: tuple[str, ...] = tuple(self.recipe["kinds"]) if self.recipe else ()
@@ -208,10 +211,12 @@ class _Random:
     def __init__(self, model: Model, units: Mapping[Place, int], seed: int) -> None:
         self._layers, self._units = model.anatomy.layers, units
         self._acts: dict[int, Activation] = {}
+        self._like: dict[Place, np.ndarray] = {}
         weights, biases = {}, {}
         for place, rows in _rows(model, units):
             firsts, generator = _firsts(rows), _generator(seed, "random", *place)
             like = generator.choice(len(rows.keys), units[place], replace=False)
+            self._like[place] = like
             if (held := self._layers[place[0]].units) is not None:
                 self._acts[place[0]] = held.act.of(torch.from_numpy(like).to(model.device))
             weights[place] = np.concatenate([_directions(keys, like, generator) for keys, _ in firsts])
@@ -222,9 +227,9 @@ class _Random:
         """act(x.g + a) * (x.u + b), or act(x.k + a) where the layer is plain, beside its units where they compete."""
         place = layer, signals.group
         products = _product(signals.inputs, self._weight[place]).add_(self._bias[place])
-        if layer in self._acts:
-            return NullColumns(self._acts[layer].beside(products, signals.coefficients))
-        return _activated(self._layers[layer], signals.group, products, self._units[place])
+        block, act = self._layers[layer], self._acts.get(layer)
+        like = torch.from_numpy(self._like[place]).to(products.device)
+        return _activated(block, signals, products, self._units[place], act, like)
 
 
 class _Rotated:
@@ -336,8 +341,7 @@ class _Chimera:
             return self._mixed.columns(layer, signals)
         assert signals.gate is not None and signals.up is not None, "a gated layer has a gate and an up"
         other = signals.up.roll(-int(self._shifts[layer, signals.group][0]), -1)
-        coefficients = self._layers[layer].activated(signals.group, signals.gate, other)
-        return NullColumns(coefficients, signals.gate, other)
+        return _gated(self._layers[layer], signals, signals.gate, other)
 
 
 class _Covariance:
@@ -379,7 +383,9 @@ class _Mixtures:
         """What these keys make of the inputs of a layer."""
         place = layer, signals.group
         products = nn.functional.linear(signals.inputs, self._weight[place], self._bias[place])
-        return _activated(self._layers[layer], signals.group, products, signals.coefficients.shape[-1])
+        held = self._layers[layer].units
+        act = None if held is None else held.act
+        return _activated(self._layers[layer], signals, products, signals.coefficients.shape[-1], act)
 
 
 def _mixed(rows: np.ndarray, shifts: np.ndarray, signs: np.ndarray) -> np.ndarray:
@@ -398,12 +404,36 @@ def _shifts(generator: np.random.Generator, neurons: int, count: int) -> np.ndar
     return 1 + generator.choice(neurons - 1, min(count, neurons - 1), replace=False)
 
 
-def _activated(layer: Layer, group: int, products: Tensor, count: int) -> NullColumns:
-    """Coefficients of `count` units from the products with their keys, the gates before the ups."""
-    if products.shape[-1] == count:
-        return NullColumns(layer.activated(group, products, None))
-    gate, up = products.split(count, -1)
-    return NullColumns(layer.activated(group, gate, up), gate, up)
+def _activated(
+    layer: Layer,
+    signals: LayerSignals,
+    products: Tensor,
+    count: int,
+    act: Activation | None,
+    like: Tensor | slice = slice(None),
+) -> NullColumns:
+    """Coefficients of `count` units from the products with their keys, the gates before the ups.
+
+    act   of units that are not neurons; the others of the layer compete with them where they do with one another
+    like  the neurons that they take after
+    """
+    if act is not None:
+        return NullColumns(act.beside(products, signals.coefficients))
+    gate, up = (products, None) if products.shape[-1] == count else products.split(count, -1)
+    return _gated(layer, signals, gate, up, like)
+
+
+def _gated(
+    layer: Layer, signals: LayerSignals, gate: Tensor, up: Tensor | None, like: Tensor | slice = slice(None)
+) -> NullColumns:
+    """Coefficients from pre-activations; where a layer's are divided by all of them, by those of the layer."""
+    if layer.inner_norm is None:
+        coefficients = layer.activated(signals.group, gate, up)
+    else:
+        assert signals.gate is not None, "a layer whose coefficients are divided by all of them is gated"
+        bare = replace(layer, inner_norm=None).activated(signals.group, gate, up)
+        coefficients = bare * layer.normed(signals.gate, signals.up, like)
+    return NullColumns(coefficients) if up is None else NullColumns(coefficients, gate, up)
 
 
 _SOURCES: dict[str, Callable[[Model, Mapping[Place, int], int], NullSource]] = {

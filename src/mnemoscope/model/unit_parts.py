@@ -80,56 +80,88 @@ def base(anatomy: Anatomy, layer: int) -> int | None:
     return None if units.writes in RESIDUAL else 2 * layer + POINTS[units.writes].stage
 
 
-def unit_parts(
-    stream: Stream, layer: int, position: int, chosen: Int[Tensor, " unit"] | slice
-) -> Float[Tensor, "unit out"]:
-    """What each unit of a layer writes, in all layers that it writes in."""
-    traced, units = stream.layers[layer], stream.anatomy.layers[layer].units
+def unit_amounts(
+    stream: Stream, layer: int, position: int, chosen: Int[Tensor, " unit"] | slice = slice(None)
+) -> Float[Tensor, " unit"]:
+    """What the value of each unit was multiplied with."""
+    traced = stream.layers[layer]
     amounts = traced.coefficients[position][chosen]
-    amounts = amounts if traced.unit_scale is None else amounts * traced.unit_scale[position]
+    return amounts if traced.unit_scale is None else amounts * traced.unit_scale[position]
+
+
+def unit_parts(
+    stream: Stream,
+    layer: int,
+    position: int,
+    chosen: Int[Tensor, " unit"] | slice,
+    updates: range | None = None,
+) -> Float[Tensor, "unit out"]:
+    """What each unit of a layer writes, in all updates of the stream that it writes in, or in some."""
+    units, amounts = stream.anatomy.layers[layer].units, unit_amounts(stream, layer, position, chosen)
     total = stream.final.new_zeros(len(amounts), stream.final.shape[-1], dtype=torch.float32)
     for write in () if units is None else units.write:
         stage = 2 * write.layer + POINTS[writes(stream.anatomy)].stage
-        if stage >= replaced(stream.anatomy):
+        if stage >= replaced(stream.anatomy) and (updates is None or stage in updates):
             written = amounts[:, None] * write.factor * write.values[chosen]
             total = total + stream.carried(written, stage, position)
     return total
 
 
+def updates_read(anatomy: Anatomy, layer: int) -> range:
+    """The updates of the stream that the units of a layer read: 2 x layer that of an attention, one more of an FFN.
+
+    Units that read what attention or FFN write read that alone; others all that was written before, and the embedding.
+    """
+    units = anatomy.layers[layer].units
+    assert units is not None, "a layer without units reads nothing"
+    step = 2 * layer + POINTS[units.reads].stage
+    if units.reads in ("attention_output", "ffn_output"):
+        return range(step, step + 1)
+    return range(step - (units.reads == "ffn_input" and anatomy.parallel))
+
+
+def rebuilt_at(stream: Stream, step: int) -> bool:
+    """Whether units stand for an update of the stream."""
+    layer, half = divmod(step, 2)
+    point = ("attention_output", "ffn_output")[half]
+    return writes(stream.anatomy) == point and stream.layers[layer].rebuilt is not None
+
+
 def beside_units(stream: Stream, layer: int, position: int) -> list[Beside]:
     """What a layer adds that no head and no unit wrote: with biases, FFNs without units, and errors."""
-    anatomy, traced = stream.anatomy, stream.layers[layer]
-    block, point, start = anatomy.layers[layer], writes(anatomy), replaced(anatomy)
+    traced, point, start = stream.layers[layer], writes(stream.anatomy), replaced(stream.anatomy)
     parts: list[Beside] = []
     stage = 2 * layer + POINTS[point].stage
     if traced.rebuilt is not None and point in RESIDUAL and stage == start:
         rows = _unit_rows(stream, layer, position)
         parts += [(name, None, stream.carried(vector, stage, position)) for name, vector in rows]
-    if 2 * layer >= start:
-        if point == "attention_output" and traced.rebuilt is not None:
-            parts += _written(stream, layer, position, stage)
-        else:
-            parts.append((block.beside_heads, 2 * layer, stream.attention_bias(layer, position)))
-    if 2 * layer + 1 >= start:
-        if point == "ffn_output" and traced.rebuilt is not None:
-            parts += _written(stream, layer, position, stage)
-            if traced.extra_output is not None:
-                extra = traced.extra_output[position].float() * block.ffn_multiplier
-                parts.append((block.beside_neurons, stage, stream.carried(extra, stage, position)))
-        else:
-            parts.append(("ffn", 2 * layer + 1, stream.ffn_whole(layer, position)))
+    for step in (2 * layer, 2 * layer + 1):
+        if step >= start:
+            parts += beside_update(stream, step, position, rebuilt_at(stream, step))
     return parts
 
 
-def _written(stream: Stream, layer: int, position: int, stage: int) -> list[Beside]:
-    """The rows of units that write where attention or FFN do, with what a norm of the stream adds there."""
-    block = stream.anatomy.layers[layer]
-    factor = block.ffn_multiplier if stage % 2 else block.attention_multiplier
+def beside_update(stream: Stream, step: int, position: int, rebuilt: bool) -> list[Beside]:
+    """What an update of the stream adds that no head and no unit wrote.
+
+    rebuilt  units stand for it: their bias and error, with what a norm of the stream adds there
+    """
+    layer, half = divmod(step, 2)
+    block, traced = stream.anatomy.layers[layer], stream.layers[layer]
+    if not rebuilt and half:
+        return [("ffn", step, stream.ffn_whole(layer, position))]
+    if not rebuilt:
+        return [(block.beside_heads, step, stream.attention_bias(layer, position))]
+    factor = block.ffn_multiplier if half else block.attention_multiplier
     (bias, fixed), (error, left) = _unit_rows(stream, layer, position)
-    return [
-        (bias, stage, stream.with_norm(fixed * factor, stage, position)),
-        (error, stage, stream.carried(left * factor, stage, position)),
+    parts: list[Beside] = [
+        (bias, step, stream.with_norm(fixed * factor, step, position)),
+        (error, step, stream.carried(left * factor, step, position)),
     ]
+    if half and traced.extra_output is not None:
+        extra = traced.extra_output[position].float() * block.ffn_multiplier
+        parts.append((block.beside_neurons, step, stream.carried(extra, step, position)))
+    return parts
 
 
 def _unit_rows(stream: Stream, layer: int, position: int) -> list[tuple[str, Tensor]]:

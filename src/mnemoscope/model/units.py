@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from mnemoscope.model.parts import Anatomy, Layer
+    from mnemoscope.model.parts import Anatomy, Factor, Layer
 
 _BLOCK = 512  # units whose writing is added up at once: no number of threads then shows in the last bits
 
@@ -122,7 +122,7 @@ class Write:
 
     layer: int
     values: Float[Tensor, "unit width"]
-    factor: float = 1.0  # what the model multiplies all with that is written there
+    factor: Factor = 1.0  # what the model multiplies all with that is written there
 
 
 class Reading(NamedTuple):
@@ -160,19 +160,36 @@ class LayerUnits:
     undone: bool = True
     names: tuple[str, ...] = ()
 
-    def read(self, x: Float[Tensor, "*rows width"]) -> Reading:
-        """What passed the point that is read, in fp32, as the keys see it."""
-        scale = shift = None
+    def _statistics(
+        self, x: Float[Tensor, "*rows width"]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What is taken from each token, what undoes the division of the rest, and what that is divided by."""
         if self.norm == "layer_norm":  # as SAELens has it: the deviation of a sample
             shift = x.mean(-1, keepdim=True)
-            x = x - shift
-            scale = x.std(-1, keepdim=True)
-            x = x / (scale + 1e-5)
-        elif self.norm == "constant_norm_rescale":
+            scale = (x - shift).std(-1, keepdim=True)
+            return shift, scale, scale + 1e-5
+        if self.norm == "constant_norm_rescale":
             scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-            x = x / scale
+            return None, scale, scale
+        return None, None, None
+
+    def read(self, x: Float[Tensor, "*rows width"]) -> Reading:
+        """What passed the point that is read, in fp32, as the keys see it."""
+        shift, scale, divisor = self._statistics(x)
+        x = x if shift is None else x - shift
+        x = x if divisor is None else x / divisor
         x = x if self.centre is None else x - self.centre
         return Reading(x, *((scale, shift) if self.undone else ()))
+
+    def frozen(
+        self, x: Float[Tensor, " width"], chosen: Int[Tensor, " chosen"]
+    ) -> tuple[Float[Tensor, "chosen width"], Float[Tensor, " chosen"]]:
+        """Keys and biases of some units of what passes the point itself, with the statistics of a token held."""
+        keys, bias = self.keys[chosen], self.key_bias[chosen]
+        bias = bias if self.centre is None else bias - keys @ self.centre
+        shift, _, divisor = self._statistics(x)
+        keys = keys if shift is None else keys - keys.mean(-1, keepdim=True)
+        return (keys if divisor is None else keys / divisor), bias
 
     def pre(self, reading: Reading) -> Float[Tensor, "*rows unit"]:
         """Pre-activations."""

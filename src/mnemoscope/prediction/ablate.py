@@ -21,9 +21,12 @@ from transformers.cache_utils import DynamicCache
 
 from mnemoscope.model.experts import Listener, Routed, listen
 from mnemoscope.model.model import Model
-from mnemoscope.model.parts import Anatomy
+from mnemoscope.model.parts import Anatomy, SourceText
 from mnemoscope.model.running import hooked, observed
 from mnemoscope.model.stream import Stream
+from mnemoscope.model.unit_parts import heads_are_replaced
+from mnemoscope.model.watch import AttentionTrace
+from mnemoscope.prediction.unit_cuts import cuts_of_units
 from mnemoscope.records import NeuronId
 from mnemoscope.text.vocabulary import Vocabulary
 
@@ -97,7 +100,7 @@ def _batches(
     that were kept of it; where a model does not keep them, or does not go on exactly, each row is read whole.
     """
     kept = _kept(model, stream)
-    size = max(1, (BATCH_TOKENS if kept is None else KEPT_TOKENS) // len(stream.tokens) - 1)
+    size = max(1, (BATCH_TOKENS if kept is None else KEPT_TOKENS) // len(stream.read_tokens) - 1)
     for start in range(0, len(groups), size):
         yield _last_logits(model, stream, groups[start : start + size], kept)
 
@@ -106,7 +109,7 @@ def _last_logits(
     model: Model, stream: Stream, groups: Sequence[Sequence[Cut]], kept: DynamicCache | None
 ) -> Float[Tensor, "row vocabulary"]:
     """Logits of one batch at the last token, of whole prompts or of that token after what was kept."""
-    rows, tokens = len(groups) + 1, stream.tokens
+    rows, tokens, source = len(groups) + 1, stream.tokens, stream.source
     cache: dict[str, Any] = {"use_cache": False}
     watched = observed(model.hf, upcast=stream.upcast, attention=stream.anatomy.attention)
     with torch.inference_mode():
@@ -114,8 +117,11 @@ def _last_logits(
             tokens, past = tokens[-1:], copy.deepcopy(kept)
             past.batch_repeat_interleave(rows)
             cache = {"use_cache": True, "past_key_values": past}
+    call = {"input_ids": tokens.expand(rows, -1), "logits_to_keep": 1} | cache
+    if source is not None:
+        call = stream.anatomy.calling(tokens.expand(rows, -1), source=SourceText(source.expand(rows, -1)))
     with torch.inference_mode(), hooked(cuts_made(stream.anatomy, groups, len(tokens), stream)), watched:
-        return model.hf(input_ids=tokens.expand(rows, -1), logits_to_keep=1, **cache).logits[:, -1]
+        return model.hf(**call).logits[:, -1]
 
 
 def _kept(model: Model, stream: Stream) -> DynamicCache | None:
@@ -152,11 +158,12 @@ def cuts_made(
     handles, count = [], len(groups) + 1
     for (layer, is_neuron), rows in by_module.items():
         block = anatomy.layers[layer]
+        if is_neuron and block.units is not None:
+            handles += cuts_of_units(anatomy, layer, rows, count)
+            continue
         if not is_neuron:
-            assert block.attention_out is not None, "a source was chosen in a layer without attention"
             assert stream is not None
-            drop = partial(_drop_source, stream)
-            handles.append(block.attention_out.register_forward_pre_hook(_hook(count, rows, drop)))
+            handles += _sources_dropped(stream, layer, rows, count)
             continue
         routed = 0 if block.experts is None else block.experts.count * block.experts.width
         if block.experts is not None:
@@ -205,11 +212,25 @@ def _set_coefficient(coefficients: Tensor, cut: Cut) -> None:
     coefficients[..., cut.unit] = cut.of(coefficients[..., cut.unit])
 
 
-def _drop_source(stream: Stream, values: Tensor, cut: Cut) -> None:
+def _sources_dropped(stream: Stream, layer: int, rows: Sequence[tuple[int, Cut]], count: int) -> list[Any]:
+    """Hooks on the output projections of a layer's own heads, and of its cross attention, whose heads follow these."""
+    handles, first = [], 0
+    for block, traced, encoded in stream.attentions(layer):
+        heads = range(first, first + block.n_heads)
+        cuts = [(row, replace(cut, unit=cut.unit - first)) for row, cut in rows if cut.unit in heads]
+        if cuts:
+            assert block.attention_out is not None, "a source was chosen in a layer without attention"
+            drop = _hook(count, cuts, partial(_drop_source, traced, encoded))
+            handles.append(block.attention_out.register_forward_pre_hook(drop))
+        first += block.n_heads
+    return handles
+
+
+def _drop_source(traced: AttentionTrace, before: int, values: Tensor, cut: Cut) -> None:
     # Nothing before this layer was touched, so its weights and values are those of the trace.
-    traced = stream.layers[cut.layer]
-    heads = len(traced.alpha)
-    taken = traced.alpha[cut.unit, -1, cut.source] * traced.value[cut.unit, cut.source]
+    assert cut.source is not None, "what is dropped is what a head takes from a source"
+    heads, source = len(traced.alpha), cut.source - before
+    taken = traced.alpha[cut.unit, -1, source] * traced.value[cut.unit, source]
     if traced.mixed_gate is not None:
         taken = taken * traced.mixed_gate[-1].unflatten(-1, (heads, -1))[cut.unit]
     values.view(heads, -1)[cut.unit] -= taken.to(values)
@@ -225,16 +246,24 @@ def ablate_top(
     to: str | float,
     run: Run | None,
 ) -> pl.DataFrame:
-    """The frame `ablations`: the ``count`` neurons and heads x sources with the largest |leave_one_out|."""
-    pieces = words.pieces(stream.tokens.tolist())
+    """The frame `ablations`: the ``count`` neurons and heads x sources with the largest |leave_one_out|.
+
+    Heads that units stand for are no parts, and not ablated.
+    """
+    pieces, anatomy = words.pieces(stream.read_tokens.tolist()), stream.anatomy
+    first = model.anatomy.stacks[0].n_layers if model.anatomy.stacks else 0  # of the decoder, in a run
+    told = [layer for layer in range(anatomy.n_layers) if not heads_are_replaced(anatomy, layer)]
     rows: list[list[object]] = []
     cuts: list[Cut] = []
     best = pl.col("leave_one_out").abs()
     for kind, unit in (("neurons", "neuron"), ("heads", "head")):
-        largest = frames[kind].sort(best, descending=True, maintain_order=True).head(count)
+        parts = frames[kind] if kind == "neurons" else frames[kind].filter(pl.col("layer").is_in(told))
+        largest = parts.sort(best, descending=True, maintain_order=True).head(count)
         for row in largest.iter_rows(named=True):
             source = row.get("source")
-            value, how = (0.0, "zero") if source is not None else _value(to, run, row["layer"], row["neuron"])
+            value, how = 0.0, "zero"
+            if source is None:
+                value, how = _value(to, run, row["layer"] + first, row["neuron"])
             cuts.append(Cut(row["layer"], row[unit], source, value))
             piece = None if source is None else pieces[source]
             measured = [row["increase"], row["leave_one_out"]]

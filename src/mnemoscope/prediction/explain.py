@@ -49,22 +49,16 @@ def _check(model: Model, ablate: int, run: Run | None) -> None:
     if run is not None:
         model.check_built(run, "explaining with the run")
     model.check_tokenizer()
+    if model.alone:
+        raise ModelNotSupported(
+            f"explaining a prediction of {model.id}: the run was built without targets, so its encoder alone is looked "
+            "at, which predicts nothing; leave {run} out, or give a run with targets",
+            run=...,
+        )
     if model.anatomy.headless:
         raise ModelNotSupported(
             f"explaining a prediction of {model.id}: it has no language-model head and predicts no token; give it with "
             "the head that it was trained with"
-        )
-    if ablate and model.anatomy.stacks:
-        raise ModelNotSupported(
-            f"explaining a prediction of {model.id}: parts of an encoder-decoder are not ablated as yet; leave "
-            "{ablate} out",
-            ablate=...,
-        )
-    if ablate and model.units is not None:
-        raise ModelNotSupported(
-            f"explaining a prediction of {model.id}: parts are ablated that the model itself computes, and its units "
-            f"are {model.units.id}; leave {{ablate}} out",
-            ablate=...,
         )
     if ablate and model.anatomy.bidirectional:
         raise ModelNotSupported(
@@ -291,8 +285,7 @@ def _notes(model: Model, lens: Lens) -> tuple[str, ...]:
         places = {"ffn_output": "what FFNs write", "attention_output": "what attention writes"}
         notes.append(
             f"neurons are here units of {model.units.id}, which stand for {places.get(point, stand)}; what they "
-            "leave of it is the error of units, an FFN without units is one part, and what switched units on is not "
-            "told"
+            "leave of it is the error of units, and an FFN without units is one part"
         )
     if model.anatomy.stacks:
         notes.append(

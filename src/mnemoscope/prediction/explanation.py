@@ -21,11 +21,11 @@ have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the f
                  mixture of experts also address, with the expert, and router_weight, which the coefficient is
                  multiplied with (null in dense layers); `queries` then has address and query_address
     queries      what switched on the neurons that matter most, largest |share| first and a row ``remainder`` last:
-                 layer, neuron | kind (embedding, head, neuron, attention bias, mixer, ffn bias, per-layer input, key
-                 bias, remainder), query_layer, query_unit (head or neuron), source, source_token | share (of the
-                 coefficient; the rows of a neuron add up to it), gate and up (what each branch alone gives; null if
-                 plain), inner (with the norm-folded key; Eq. 24), score (inner x increase; Eq. 25), increase (the
-                 neuron's, shared)
+                 layer, neuron | kind (embedding, head, neuron, attention bias, mixer, ffn bias, per-layer input, ffn,
+                 unit bias, unit error, key bias, remainder), query_layer, query_unit (head or neuron), source,
+                 source_token | share (of the coefficient; the rows of a neuron add up to it), gate and up (what each
+                 branch alone gives; null if plain), inner (with the norm-folded key; Eq. 24), score (inner x increase;
+                 Eq. 25), increase (the neuron's, shared)
     attention_queries  where the best attention sub-value got what it carries (A53, A54): layer, source, source_token,
                  point (Lin0, ATTN0, FFN0, ...), recomputed, fixed: how much the sub-value's score for the target (its
                  logit minus the first foil's, or minus the expected logit) falls when this vector is taken out of

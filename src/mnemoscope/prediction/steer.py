@@ -48,8 +48,7 @@ def steer(
     seed           of the other neuron that is changed alike, to compare with
 
     `QueryError` for a prompt without tokens or without room for `length` more, for a neuron that is not there, and for
-    numbers that are not finite; `ModelNotSupported` for a model that does not go on with a text, or whose units are not
-    its neurons.
+    numbers that are not finite; `ModelNotSupported` for a model that does not go on with a text.
     """
     check_least(_DOING, 1, length=length)
     address = _check(model, neuron, factor, value)
@@ -71,11 +70,10 @@ def steer(
 def _check(model: Model, neuron: tuple[int, int], factor: float, value: float) -> NeuronId:
     model.check_causal(f"{_DOING} a neuron of")
     model.check_tokenizer()
-    if model.anatomy.headless or model.units is not None:
-        lacks = (
-            "no language-model head" if model.anatomy.headless else "units that it does not compute itself"
+    if model.anatomy.headless:
+        raise ModelNotSupported(
+            f"{_DOING} {model.id}: it has no language-model head; give a decoder with one"
         )
-        raise ModelNotSupported(f"{_DOING} {model.id}: it has {lacks}; give a decoder with its own neurons")
     if not (np.isfinite(factor) and np.isfinite(value)) or max(abs(factor), abs(value)) > 1e6:
         raise QueryError(
             f"{_DOING} a neuron: {{factor}} and {{value}} are to be numbers up to a million",

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mnemoscope.model.stream import Stream
+from mnemoscope.model.unit_parts import beside_update, rebuilt_at, unit_parts, updates_read, writes
+from mnemoscope.model.units import POINTS, RESIDUAL
 from mnemoscope.prediction.bases import ResidualBases
-from mnemoscope.prediction.switching import Linear, Switches, adjoint, chain, neuron_shares, origins, switches
+from mnemoscope.prediction.switching import (
+    Linear,
+    Switches,
+    adjoint,
+    chain,
+    neuron_shares,
+    origins,
+    switches,
+    unit_shares,
+)
 from mnemoscope.prediction.traced import TracedPrediction
 from mnemoscope.records import Cells
 
@@ -40,16 +54,18 @@ def queries(
 ) -> pl.DataFrame:
     """The frame `queries` of an `Explanation`, for so many neurons by each measure.
 
-    It is empty where the stream is normalised on the way, as a part is known as what becomes of it at the end, and of
-    units that are not neurons.
+    It is empty where the stream is normalised on the way, as a part is known as what becomes of it at the end.
     """
-    if not prediction.stream.anatomy.tells_switches:
+    if not prediction.stream.anatomy.adds_up_as_read:
         return pl.DataFrame(schema=_SCHEMA)
     stream, position = prediction.stream, prediction.position
     chosen = list(_important(neurons, most).iter_rows())
     memories = [switches(stream, layer, position, torch.tensor([neuron])) for layer, neuron, _ in chosen]
     rows: list[tuple[object, ...]] = []
-    if chosen:
+    if stream.anatomy.of_units:
+        for memory, (*_, increase) in zip(memories, chosen, strict=True):
+            rows += _queries_of(prediction, memory, [*_below_units(prediction, memory)], increase)
+    elif chosen:
         keys = torch.cat([memory.share.key for memory in memories])
         # One pass over the values of the model for all of them.
         below = [
@@ -57,7 +73,8 @@ def queries(
             for layer in range(max(layer for layer, *_ in chosen))
         ]
         for column, (memory, (*_, increase)) in enumerate(zip(memories, chosen, strict=True)):
-            rows += _queries_of(prediction, memory, [shares[:, column] for shares in below], increase)
+            neurons_below = _below(prediction, memory, [shares[:, column] for shares in below])
+            rows += _queries_of(prediction, memory, [*neurons_below], increase)
     frame = pl.DataFrame(rows, _SCHEMA, orient="row")
     experts = stream.anatomy.experts
     return _named(frame, Cells(stream.anatomy.sizes, experts)) if experts else frame
@@ -84,14 +101,25 @@ def _important(neurons: pl.DataFrame, most: tuple[int, int]) -> pl.DataFrame:
     return rows.select("layer", "neuron", "increase").unique(maintain_order=True)
 
 
+@dataclass(frozen=True)
+class _Written:
+    """Vectors of one kind that a layer wrote below a neuron, their shares of it, and how one of them is made."""
+
+    kind: str
+    layer: int
+    shares: Float[Tensor, " query"]
+    vector: Callable[[int], Float[Tensor, " width"]]
+
+
 def _queries_of(
-    prediction: TracedPrediction, memory: Switches, below: list[Float[Tensor, " neuron"]], increase: float
+    prediction: TracedPrediction, memory: Switches, below: Sequence[_Written], increase: float
 ) -> list[tuple[object, ...]]:
     """The rows of one neuron: the largest shares, its key's bias, and what is left."""
     stream, position, count = prediction.stream, prediction.position, prediction.sources
     pieces = prediction.words.pieces(stream.read_tokens.tolist())
-    kinds, shares = _all_shares(prediction, memory, below)
-    largest = shares.abs().topk(min(ROWS, len(shares))).indices.tolist()
+    cells = Cells(tuple(len(written.shares) for written in below))
+    shares = torch.cat([written.shares for written in below])
+    largest = shares.abs().topk(min(ROWS, len(shares))).indices
     rows, shown = [], float(memory.share.bias[0])
     coefficient, sums = float(memory.coefficient[0]), torch.zeros(3, dtype=torch.float64)
     address = memory.layer, int(memory.neurons[0])
@@ -102,17 +130,15 @@ def _queries_of(
         branches = (gate, up if memory.up is not None else None)
         return *address, *query, share, *branches, inner, inner * increase, credit
 
-    for index in (number for number in largest if shares[number] != 0):
-        start, kind, layer = next(block for block in reversed(kinds) if block[0] <= index)
-        unit = index - start
+    for index in largest[shares[largest] != 0].tolist():
+        place, unit = (int(number) for number in cells.place(np.array(index)))
+        kind, layer = below[place].kind, below[place].layer
+        named: tuple[object, ...] = (kind, None if kind == "embedding" else layer, None, None, None)
         if kind == "head":
-            vector = prediction.attention(layer).flatten(0, 1)[unit]
-            named: tuple[object, ...] = (kind, layer, unit // count, unit % count, pieces[unit % count])
-        else:
-            vector = _vector(prediction, kind, layer, unit)
-            written_in = None if kind == "embedding" else layer
-            named = (kind, written_in, unit if kind == "neuron" else None, None, None)
-        values = _branches(memory, partial(Linear.of, queries=vector[None]))
+            named = (kind, layer, unit // count, unit % count, pieces[unit % count])
+        elif kind == "neuron":
+            named = (kind, layer, unit, None, None)
+        values = _branches(memory, partial(Linear.of, queries=below[place].vector(unit)[None]))
         sums += values
         shown += float(shares[index])
         rows.append(row(named, float(shares[index]), values))
@@ -133,39 +159,58 @@ def _branches(memory: Switches, read: Callable[[Linear], Tensor]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _vector(prediction: TracedPrediction, kind: str, layer: int, unit: int) -> Float[Tensor, " width"]:
+def _below(
+    prediction: TracedPrediction, memory: Switches, neurons: Sequence[Float[Tensor, " neuron"]]
+) -> Iterator[_Written]:
+    """Every vector below a neuron; `neurons` are the shares of those of each layer below it."""
     stream, position = prediction.stream, prediction.position
-    if kind == "embedding":
-        return prediction.points[0]
-    if kind == "neuron":
-        return stream.neuron_parts(layer, position, torch.tensor([unit]))[0]
-    fixed = stream.ffn_bias if kind in ("ffn bias", "per-layer input") else stream.attention_bias
-    return fixed(layer, position)
-
-
-def _all_shares(
-    prediction: TracedPrediction, memory: Switches, below: list[Float[Tensor, " neuron"]]
-) -> tuple[list[tuple[int, str, int]], Float[Tensor, " query"]]:
-    """Every vector below a neuron and its share; ``kinds`` says where each kind and layer begins."""
-    stream, position = prediction.stream, prediction.position
-    kinds, parts, size = [(0, "embedding", 0)], [memory.share.of(prediction.points[:1])[:, 0]], 1
-
-    def add(kind: str, layer: int, shares: Tensor) -> None:
-        nonlocal size
-        kinds.append((size, kind, layer))
-        parts.append(shares)
-        size += len(shares)
-
+    yield _vectors("embedding", 0, memory, prediction.points[:1])
     # In parallel blocks the FFN does not read the attention beside it (G5).
     for layer in range(memory.layer + (not stream.anatomy.parallel)):
-        add("head", layer, memory.share.of(prediction.attention(layer).flatten(0, 1))[:, 0])
-        beside = stream.anatomy.layers[layer].beside_heads
-        add(beside, layer, memory.share.of(stream.attention_bias(layer, position)[None])[:, 0])
+        block = stream.anatomy.layers[layer]
+        yield _vectors("head", layer, memory, prediction.attention(layer).flatten(0, 1))
+        yield _vectors(block.beside_heads, layer, memory, stream.attention_bias(layer, position)[None])
         if layer < memory.layer:
-            add("neuron", layer, below[layer])
-            beside = stream.anatomy.layers[layer].beside_neurons
-            add(beside, layer, memory.share.of(stream.ffn_bias(layer, position)[None])[:, 0])
-    return kinds, torch.cat(parts)
+            made = partial(_neuron, stream, layer, position)
+            yield _Written("neuron", layer, neurons[layer], made)
+            yield _vectors(block.beside_neurons, layer, memory, stream.ffn_bias(layer, position)[None])
+
+
+def _below_units(prediction: TracedPrediction, memory: Switches) -> Iterator[_Written]:
+    """Every vector that a unit which is no neuron reads: by units where they stand for what heads or FFN wrote.
+
+    What units of the residual stream read, and what units read of the very update that they stand for, is told by heads
+    and FFNs: units would be said to switch themselves on.
+    """
+    stream, position, anatomy = prediction.stream, prediction.position, prediction.stream.anatomy
+    updates, point = updates_read(anatomy, memory.layer), writes(anatomy)
+    own = 2 * memory.layer + POINTS[point].stage
+    if updates.start == 0:
+        yield _vectors("embedding", 0, memory, prediction.points[:1])
+    for step in updates:
+        layer, half = divmod(step, 2)
+        rebuilt = step != own and rebuilt_at(stream, step)
+        if not half and not rebuilt:
+            yield _vectors("head", layer, memory, stream.heads_written(layer, position).flatten(0, 1))
+        for kind, _, vector in beside_update(stream, step, position, rebuilt):
+            yield _vectors(kind, layer, memory, vector[None])
+    others = () if point in RESIDUAL else range(anatomy.n_layers)
+    read = range(updates.start, min(updates.stop, own))
+    for layer in (other for other in others if anatomy.layers[other].units is not None):
+        shares = unit_shares(stream, layer, position, memory.share.key[0], read)
+        yield _Written("neuron", layer, shares, partial(_unit, stream, layer, position, read))
+
+
+def _vectors(kind: str, layer: int, memory: Switches, vectors: Float[Tensor, "query width"]) -> _Written:
+    return _Written(kind, layer, memory.share.of(vectors)[:, 0], vectors.__getitem__)
+
+
+def _neuron(stream: Stream, layer: int, position: int, neuron: int) -> Float[Tensor, " width"]:
+    return stream.neuron_parts(layer, position, torch.tensor([neuron]))[0]
+
+
+def _unit(stream: Stream, layer: int, position: int, updates: range, unit: int) -> Float[Tensor, " width"]:
+    return unit_parts(stream, layer, position, torch.tensor([unit]), updates)[0]
 
 
 def chained(
@@ -176,7 +221,7 @@ def chained(
     The column is null where the stream is normalised on the way, and of units that are not neurons.
     """
     anatomy = prediction.stream.anatomy
-    if not anatomy.tells_switches:
+    if anatomy.of_units or not anatomy.adds_up_as_read:
         nothing = pl.lit(None, pl.Float64).alias("chain")
         before = neurons.columns.index("promotes")
         columns = [*neurons.columns[:before], nothing, *neurons.columns[before:]]
@@ -214,13 +259,14 @@ def score_row(prediction: TracedPrediction) -> Float[Tensor, " width"]:
 def attention_queries(prediction: TracedPrediction) -> pl.DataFrame:
     """The frame `attention_queries`: the sub-value with the highest score, and where it got that (A52-A54).
 
-    It is empty where the stream is normalised on the way, where units stand for heads, and in an encoder-decoder, where
-    what a cross attention carries is the encoder's.
+    It is empty where the stream is normalised on the way, of units that are not neurons, and in an encoder-decoder,
+    where what a cross attention carries is the encoder's.
     """
     names = ["layer", "source", "source_token", "point", "recomputed", "fixed"]
     kinds = [pl.Int32, pl.Int32, pl.String, pl.String, pl.Float64, pl.Float64]
     schema = dict(zip(names, kinds, strict=True))
-    if not prediction.stream.anatomy.tells_switches or prediction.stream.encoded:
+    anatomy = prediction.stream.anatomy
+    if anatomy.of_units or not anatomy.adds_up_as_read or prediction.stream.encoded:
         return pl.DataFrame(schema=schema)
     row = score_row(prediction)
     scores = torch.stack([prediction.attention(layer).sum(0) @ row for layer in range(prediction.layers)])

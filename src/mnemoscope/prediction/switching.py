@@ -17,19 +17,24 @@ In a mixture of experts m = F(g, u) by the experts' own code, which may clamp, o
 (m - F(g, 0)) / u with F(g, 0) in the bias, both frozen; where F(g, u) is ``act(g) u`` they are those above. Shares are
 of the coefficient; what a neuron brings to those above it is its coefficient times the router's weight. The router is
 read as it was: that a vector changes which experts run, or by how much, is not among the shares.
+
+Units that are not neurons pass g on, or not: r is 1 or 0, and what competes with them (TopK) is held as it was. What
+they read may be normalised once more by themselves, with statistics that are held too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemoscope.model.parts import Layer, Norm
+from mnemoscope.model.parts import Layer, Norm, is_one
 from mnemoscope.model.stream import Stream
+from mnemoscope.model.unit_parts import unit_amounts
+from mnemoscope.model.units import POINTS, LayerUnits, passing
 from mnemoscope.records import Cells
 
 _TINY = 1e-4  # a pre-activation closer to 0 than this takes r(g) from here
@@ -72,6 +77,8 @@ def switches(
     block, traced = stream.anatomy.layers[layer], stream.layers[layer]
     if neurons is None:
         neurons = torch.arange(stream.anatomy.sizes[layer])
+    if block.units is not None:
+        return _of_units(stream, layer, position, neurons, block.units)
     residual = (traced.lin if stream.anatomy.parallel else traced.lres)[position].float()
     scores = None if traced.scores is None else block.spread(traced.scores[position])[neurons]
     inner = folded(block.ffn_norm, residual, block.keys()[neurons], _rows_of(block.key_bias(), neurons))
@@ -80,6 +87,10 @@ def switches(
     u = None if traced.up is None else traced.up[position][neurons].float()
     coefficient = traced.coefficients[position][neurons].float()
     factors = _dense(block, g, u) if block.experts is None else _routed(block, neurons, g, u)
+    if block.inner_norm is not None:
+        every_up = None if traced.up is None else traced.up[position].float()
+        normed = block.normed(traced.gate[position].float(), every_up, neurons)
+        factors = _Factors(factors.gate * normed, factors.up * normed)
     if u is None:
         share = _scaled(inner, factors.gate)
         return Switches(layer, neurons, coefficient, share, share, None, inner)
@@ -93,6 +104,25 @@ def switches(
         up = Linear(up.key, up.bias + factors.fixed)
     share = Linear((gate.key + up.key) / 2, (gate.bias + up.bias) / 2)
     return Switches(layer, neurons, coefficient, share, gate, up, inner)
+
+
+def _of_units(
+    stream: Stream, layer: int, position: int, chosen: Int[Tensor, " unit"], units: LayerUnits
+) -> Switches:
+    """The linear form of units that are not neurons, which pass a pre-activation on or not: r is 1 or 0."""
+    block, traced = stream.anatomy.layers[layer], stream.layers[layer]
+    seen = getattr(traced, POINTS[units.reads].traced)[position].float()
+    residual = (traced.lin if stream.anatomy.parallel else traced.lres)[position].float()
+    keys, bias = units.frozen(passing(block, units.reads, seen), chosen)
+    # What is read may be an update before its multiplier, or behind the norm of the FFN.
+    multipliers = {"attention_output": block.attention_multiplier, "ffn_output": block.ffn_multiplier}
+    norm = block.ffn_norm if units.reads in ("ffn_norm", "ffn_input") else None
+    if norm is not None and units.reads == "ffn_norm":
+        norm = replace(norm, weight=None, bias=None)
+    inner = folded(norm, residual, keys / multipliers.get(units.reads, 1.0), bias)
+    coefficient = traced.coefficients[position][chosen].float()
+    share = _scaled(inner, (coefficient != 0).float())
+    return Switches(layer, chosen, coefficient, share, share, None, inner)
 
 
 def folded(
@@ -118,7 +148,7 @@ def adjoint(
     rows = rows if norm.weight is None else rows * norm.weight.float()
     if norm.kind == "layer":
         rows = rows - rows.mean(-1, keepdim=True)
-    return rows * scale
+    return rows * scale if is_one(norm.unit) else rows * scale / norm.unit
 
 
 def _scaled(linear: Linear, factor: Float[Tensor, " neuron"]) -> Linear:
@@ -167,11 +197,24 @@ def neuron_shares(
 ) -> Float[Tensor, "neuron key"]:
     """The shares that each neuron of a layer brings to some keys above it, without making the vectors it writes."""
     block, traced = stream.anatomy.layers[layer], stream.layers[layer]
-    norm = block.post_ffn_norm
+    norm, keys = block.post_ffn_norm, keys * block.ffn_multiplier
     if norm is not None:
         keys = adjoint(norm, norm.scale(traced.ffn_output[position].float()), keys)
-    read = block.values().float() @ (keys.T * block.ffn_multiplier)
+    read = block.values().float() @ keys.T
     return read * traced.amounts(block, position)[:, None]
+
+
+def unit_shares(
+    stream: Stream, layer: int, position: int, key: Float[Tensor, " width"], updates: range
+) -> Float[Tensor, " unit"]:
+    """The shares that each unit of a layer that is no neuron brings to a key, by what it writes in some updates."""
+    units = stream.anatomy.layers[layer].units
+    assert units is not None, "a layer without units brings nothing"
+    stage = POINTS[units.writes].stage
+    written = (
+        write.values @ (key * write.factor) for write in units.write if 2 * write.layer + stage in updates
+    )
+    return sum(written, key.new_zeros(len(units.keys))) * unit_amounts(stream, layer, position)
 
 
 def layer_queries(stream: Stream, layer: int, position: int) -> Float[Tensor, "query width"]:

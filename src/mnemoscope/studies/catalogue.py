@@ -72,7 +72,9 @@ class Measurement:
         return self.measured and self.state(run, sizes) in ("to measure", "other sizes")
 
     def _of_none(self, run: Run | None) -> str:
-        """Why the model of a run is not asked this."""
+        """Why the model of a run, or its units, are not asked this."""
+        if run is not None and (units := run.manifest.model.units) is not None:
+            return f"it asks about neurons of feed-forward layers, and these are units of {units.id}"
         return self.decoders if run is not None and run.manifest.model.bidirectional else ""
 
     def state(self, run: Run | None, sizes: Sizes) -> str:
@@ -94,7 +96,7 @@ class Measurement:
         return {name: value for name, value in sizes.to_dict().items() if name in self.uses}
 
     def section(self, run: Run) -> Section:
-        """Its findings; without its tables, what is missing; of an encoder, why it is not asked."""
+        """Its findings; without its tables, what is missing; of what is not asked, why."""
         if why := self._of_none(run):
             return Section(self.name, self.title, (), why)
         if missing := [name for name in self.tables if name not in run.manifest.tables]:

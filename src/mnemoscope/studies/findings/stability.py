@@ -32,14 +32,44 @@ _SIDE = ["layer", "neuron", "polarity"]
 
 
 def comparable(one: Run, two: Run) -> None:
-    """`QueryError` unless neurons and tokens of the two runs correspond."""
+    """`QueryError` unless neurons, or units of one kind at the same points, and tokens of the two runs correspond."""
     a, b = one.manifest.model, two.manifest.model
+    if _places(one) != _places(two):
+        held = ["neurons" if each.units is None else f"units of {each.units.id}" for each in (a, b)]
+        raise QueryError(
+            f"comparing the triggers of {one.path} and {two.path}: they hold {held[0]} and {held[1]}, which are not of "
+            "one kind, in the same layers and at the same points; give runs of the same kind of unit"
+        )
     if (a.sizes, a.tokenizer_sha256) != (b.sizes, b.tokenizer_sha256):
         raise QueryError(
             f"comparing the triggers of {one.path} and {two.path}: the models ({a.id}: {a.layers} x {a.cells.spelled}, "
             f"{b.id}: {b.layers} x {b.cells.spelled}) do not have the same neurons and tokens; "
             "give runs of one model, or of its checkpoints"
         )
+
+
+def _places(run: Run) -> list[tuple[object, ...]]:
+    """Of units that are not neurons: kind, layer, what they read and where they write; empty for neurons."""
+    units = run.manifest.model.units
+    if units is None:
+        return []
+    places = run.table("units").select("layer", "reads", "writes").sort("layer").collect()
+    return [(units.kind, *row) for row in places.iter_rows()]
+
+
+def _of_units(one: Run, two: Run) -> tuple[str, ...]:
+    """A note that says what neurons are in runs of other units."""
+    held = [run.manifest.model.units for run in (one, two)]
+    names = list(dict.fromkeys(units.id for units in held if units is not None))
+    if not names:
+        return ()
+    note = f"neurons are here units of {' and '.join(names)}"
+    if len({units.sha256 for units in held if units is not None}) > 1:
+        note += (
+            ", with other weights in one run than in the other: units of the same number are compared, which are the "
+            "same unit only where one was trained from the other"
+        )
+    return (note,)
 
 
 def findings(one: Run, two: Run, *, seed: int = 0) -> list[Finding]:
@@ -128,14 +158,15 @@ def shares(rows: pl.DataFrame) -> pl.DataFrame:
     return counts.with_columns(share=pl.col("len") / pl.col("len").sum().over("side")).drop("len")
 
 
-def kept(one: pl.DataFrame, two: pl.DataFrame, layer: np.ndarray) -> np.ndarray:
+def kept(one: pl.DataFrame, two: pl.DataFrame, layer: np.ndarray, layers: int | None = None) -> np.ndarray:
     """f64[1 + group, layer + 1]: means of `common` over the sides of each layer, and over all; then without each of
     `GROUPS` groups of documents, which are the same for all units.
 
     one, two  side, kind, document
     layer     i64[side]
+    layers    of the model: the last may have no units; up to the last that has if None
     """
-    layers = int(layer.max()) + 1
+    layers = int(layer.max()) + 1 if layers is None else layers
     keys = one.select("side", "kind").unique().join(
         two.select("side", "kind").unique(), on=["side", "kind"], how="inner"
     ).with_row_index("key")  # fmt: skip
@@ -188,7 +219,7 @@ def _overlap(one: Run, two: Run, shared: Shared, seed: int) -> Finding:
         overlap = common(first, second, len(layer))
         null = common(first, _dealt(second, cells, seed), len(layer))
         known = ~np.isnan(overlap) & ~np.isnan(null)
-        figures[unit] = kept(rows[0], rows[1], layer)
+        figures[unit] = kept(rows[0], rows[1], layer, layers)
         documents = min(one_run["document"].n_unique() for one_run in rows)
         means = whole[unit] = jackknifed(figures[unit]).among(documents)
         places = [known & (layer == at) for at in range(layers)]
@@ -238,7 +269,7 @@ def _overlap(one: Run, two: Run, shared: Shared, seed: int) -> Finding:
         null="each unit against another one of its kind and layer (mean, and up to the 95th percentile); and "
         "directions, because any function of the text keeps its triggers",
         resampled="documents of the triggers (jackknife over groups of them)",
-        notes=() if shared.enough else (_apart(shared.share),),
+        notes=(*_of_units(one, two), *(() if shared.enough else (_apart(shared.share),))),
     )
 
 

@@ -60,17 +60,19 @@ def changes(
 def _coefficients(model: Model, run: Run, positions: int) -> list[np.ndarray]:
     """f32[position, neuron] of each layer, on positions of the first shard of a run's text that count."""
     kept: dict[int, list[np.ndarray]] = {layer: [] for layer in model.cells.layers}
-    left = positions
+
+    def left(layer: int) -> int:
+        return positions - sum(map(len, kept[layer]))
 
     def keep(layer: int, coefficients: Tensor, batch: ContextBatch, *_: object) -> None:
-        rows = coefficients[torch.from_numpy(batch.counted).to(coefficients.device)][:left]
+        rows = coefficients[torch.from_numpy(batch.counted).to(coefficients.device)][: left(layer)]
         kept[layer].append(rows.float().cpu().numpy())
 
+    paired = run.manifest.model.encoder_layers > 0
     with Capture(model) as capture:
-        for batch in batches(run.file("contexts"), 0, run.manifest.options["special"]):
+        for batch in batches(run.file("contexts"), 0, run.manifest.options["special"], paired=paired):
             capture.sweep(batch, keep)
-            left -= int(batch.counted.sum())
-            if left <= 0:
+            if not any(map(left, kept)):
                 break
     return [np.concatenate(kept[layer]) for layer in model.cells.layers]
 

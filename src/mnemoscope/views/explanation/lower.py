@@ -343,6 +343,9 @@ def _cause(row: Mapping[str, Any], head: Callable[[int, int], str]) -> Cause:
         "attention bias": f"attention bias {layer}",
         "mixer": f"mixer {layer}",
         "ffn bias": f"FFN bias {layer}",
+        "ffn": f"FFN {layer}",
+        "unit bias": f"bias of units {layer}",
+        "unit error": f"error of units {layer}",
         "per-layer input": f"input of layer {layer}",
         "remainder": "not shown",
     }.get(kind, kind)
