@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,25 @@ import pytest
 import torch
 from every_family import tiny, tiny_config
 from families import randomise, slow_but_for
+from scipy.stats import spearmanr
 from test_encoders import reading
 from tiny import texts, tokenizer
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from mnemoscope import build, explain, load_corpus
+from mnemoscope import build, compare, explain, load_corpus
+from mnemoscope import trace as mnemoscope_trace
 from mnemoscope.errors import CorpusError, ModelNotSupported, QueryError, RunError
 from mnemoscope.mine.verify import verify
 from mnemoscope.model.check import examine, self_check
 from mnemoscope.model.encoders import STACKS
 from mnemoscope.model.load import load_model
 from mnemoscope.model.parts import Anatomy, Attention, Layer, Norm
-from mnemoscope.model.stream import trace
+from mnemoscope.model.stream import Stream, trace
+from mnemoscope.prediction.ablate import Cut, effects
 from mnemoscope.prediction.explanation import Explanation
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.run import measure
+from mnemoscope.tracing.traced import Distributions
 
 FAMILIES = [*STACKS, "encoder-decoder"]
 SOURCE = torch.tensor([[9, 5, 33, 70, 22, 41, 6, 12, 17]])
@@ -266,11 +271,87 @@ def test_the_model_is_asked_what_follows_its_first_token() -> None:
     assert explanation.log_probability == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
 
 
-def test_what_is_not_told_of_both_stacks_is_said_in_a_line(folder: Path) -> None:
-    """Ablations; and a text for a decoder where there is no encoder-decoder."""
+def most_seen(stream: Stream, layer: int, head: int) -> int:
+    """The source that a head looks at most."""
+    return int(stream.attention_weights(layer, len(stream.tokens) - 1)[head].argmax())
+
+
+@pytest.mark.parametrize("family", slow_but_for(("t5", "bart", "t5gemma"), ("t5",)))
+def test_ablated_parts_of_a_decoder_are_left_out_of_a_pass(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A neuron, a head x position of the decoder, and a head of cross attention x position of the encoder: log p falls
+    by as much as in a pass whose own code leaves them out."""
+    hf = whole(family, decoder_start_token_id=2)
+    hf.set_attn_implementation("eager")
+    model = load_model(hf, tokenizer=reading())
+    stream, target = model.traced(TOKENS, SOURCE), 7
+    decoder, last = stream.anatomy, TOKENS.shape[1] - 1
+    own, encoded = decoder.layers[0].n_heads, SOURCE.shape[1]
+    active = int(stream.layers[0].coefficients[-1].abs().argmax())
+    cuts = [
+        Cut(0, active),
+        Cut(1, 5, value=2.0),
+        *(
+            Cut(layer, head, most_seen(stream, layer, head))
+            for layer, head in ((0, 1), (1, own + 2), (0, own))
+        ),
+    ]
+    found = effects(model, stream, target, cuts)
+    code = import_module(type(hf).__module__)
+    eager = code.eager_attention_forward
+    for cut, effect in zip(cuts, found, strict=True):
+        block = decoder.layers[cut.layer]
+        across = cut.source is not None and cut.unit >= own
+        attention = block.cross.attention if across and block.cross is not None else block.attention
+        head, source = (
+            cut.unit - own * across,
+            0 if cut.source is None else cut.source - encoded * (not across),
+        )
+
+        def without(
+            module: Any, *args: Any, attention: Any = attention, place: Any = (head, source), **kwargs: Any
+        ) -> Any:
+            output, weights = eager(module, *args, **kwargs)
+            if module is attention:
+                weights = weights.clone()
+                weights[0, place[0], last, place[1]] = 0
+                value = args[2].repeat_interleave(weights.shape[1] // args[2].shape[1], 1)
+                output = (weights @ value).transpose(1, 2).contiguous()
+            return output, weights
+
+        def cleared(_: Any, args: tuple[torch.Tensor], cut: Cut = cut) -> tuple[torch.Tensor]:
+            changed = args[0].clone()
+            changed[0, last, cut.unit] = cut.value
+            return (changed,)
+
+        assert block.down is not None
+        handle = None if cut.source is not None else block.down.register_forward_pre_hook(cleared)
+        if cut.source is not None:
+            monkeypatch.setattr(code, "eager_attention_forward", without)
+        with torch.no_grad():
+            logits = hf(input_ids=SOURCE, decoder_input_ids=TOKENS).logits[0, -1].double()
+        if handle is not None:
+            handle.remove()
+        monkeypatch.setattr(code, "eager_attention_forward", eager)
+        lost = float((stream.logits[-1].double().log_softmax(-1) - logits.log_softmax(-1))[target])
+        assert effect == pytest.approx(lost, abs=1e-5) and abs(effect) > 1e-6
+
+
+def test_ablations_of_a_decoder_stand_beside_contributions(folder: Path, mined: Run, tmp_path: Path) -> None:
+    """Layers are counted through; a neuron is set to its mean in the run, which is one of both stacks."""
     model = load_model(folder, dtype="fp32")
-    with pytest.raises(ModelNotSupported, match="parts of an encoder-decoder are not ablated"):
-        explain(model, PROMPT, ablate=2)
+    explanation = explain(model, PROMPT, ablate=2, ablate_to="mean", run=mined, decoder_prompt=WRITTEN)
+    rows = explanation.ablations
+    assert set(rows["layer"]) <= {2, 3} and rows["how"].to_list() == ["mean", "mean", "zero", "zero"]
+    assert (rows["effect"].abs() > 0).all()
+    alone = build(model, texts(10), tmp_path / "run", top=2)
+    with pytest.raises(ModelNotSupported, match="built without targets"):
+        explain(model, PROMPT, ablate=2, ablate_to="mean", run=alone)
+
+
+def test_a_text_for_a_decoder_needs_an_encoder_decoder() -> None:
+    """A line says so."""
     bert = load_model(tiny("bert", "masked"), tokenizer=reading())
     with pytest.raises(QueryError, match="is no encoder-decoder, so it reads one text; leave decoder_prompt"):
         explain(bert, "the <mask>", decoder_prompt="the")
@@ -339,6 +420,108 @@ def test_a_run_of_both_stacks_is_verified_and_shown(mined: Run, folder: Path) ->
     assert rows.sort("neuron").collect()["token"].to_list() == best.tolist()
     layers = {int(address[1]) for address in mined.find(promotes=" Paris", count=200).rows["neuron"]}
     assert layers & {0, 1} and layers & {2, 3}
+
+
+def test_two_runs_of_both_stacks_are_compared(mined: Run, folder: Path, pairs: Path, tmp_path: Path) -> None:
+    """A step of training in the decoder: triggers, and each neuron's coefficients on the same pairs of texts, as passes
+    over these have them."""
+    tuned = load_model(folder, dtype="fp32")
+    with torch.no_grad():
+        weight = tuned.hf.decoder.block[0].layer[2].DenseReluDense.wi.weight
+        weight += 0.3 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    tuned.hf.save_pretrained(tmp_path / "tuned")
+    reading().save_pretrained(tmp_path / "tuned")
+    text = load_corpus(pairs, target="summary")
+    after = build(load_model(tmp_path / "tuned", dtype="fp32"), text, tmp_path / "run", top=8)
+    report = compare(mined, after, only="values,distributions", weights=True)
+    found = {finding.id: finding for finding in report.findings}
+    frame = found["neurons-changed-each"].frame
+    assert set(frame["layer"]) == {0, 1, 2, 3} and "trigger-stability" in found
+    assert frame.filter(pl.col("layer") != 2)["key"].to_list() == pytest.approx([1.0] * 120, abs=1e-6)
+    models = [load_model(folder, dtype="fp32"), load_model(tmp_path / "tuned", dtype="fp32")]
+    seen: list[list[torch.Tensor]] = [[], []]
+    for context in range(0, mined.manifest.corpus.contexts, 2):
+        source, target = (
+            torch.from_numpy(np.asarray(mined.contexts([at])[at].tokens, np.int64))[None]
+            for at in (context, context + 1)
+        )
+        counted = [
+            place for place, token in enumerate(target[0].tolist()) if place > 0 and token not in {0, 1, 2, 3}
+        ]
+        for side, model in zip(seen, models, strict=True):
+            side.append(model.traced(target, source).layers[0].coefficients[counted])
+    one, two = (torch.cat(side).numpy() for side in seen)
+    rows = frame.filter(pl.col("layer") == 2).sort("neuron")
+    for neuron in range(0, 40, 7):
+        correlation = spearmanr(one[:, neuron], two[:, neuron]).statistic
+        assert rows["coefficients"][neuron] == pytest.approx(correlation, abs=1e-4)
+
+
+def test_a_trace_follows_both_stacks_along_their_texts(mined: Run, folder: Path) -> None:
+    """Neurons of the encoder along its text, of the decoder along what it has written: what down projections read; and
+    the most unusual of each token are those of a slow search among the neurons of its stack."""
+    model = load_model(folder, dtype="fp32")
+    ids = {"encoder": torch.tensor([model.tokenizer(PROMPT)["input_ids"]])}
+    seen: dict[tuple[str, int], torch.Tensor] = {}
+    handles = [
+        layer.down.register_forward_pre_hook(
+            lambda _, args, place=(name, index): seen.update({place: args[0][0].detach()})
+        )
+        for name, stack in zip(("encoder", "decoder"), model.anatomy.stacks, strict=True)
+        for index, layer in enumerate(stack.layers)
+        if layer.down is not None
+    ]
+    trace = mined.trace(PROMPT, ["L1N3", "L2N5"], decoder_prompt=WRITTEN, model=model)
+    first = ids["encoder"].shape[1]
+    written = torch.tensor([[token.token for token in trace.tokens[first:]]])
+    assert [token.token for token in trace.tokens[:first]] == ids["encoder"][0].tolist()
+    seen.clear()
+    with torch.no_grad():
+        model.hf(input_ids=ids["encoder"], decoder_input_ids=written)
+    for handle in handles:
+        handle.remove()
+    for neuron, place, start in (
+        (trace.neurons[0], ("encoder", 1), 0),
+        (trace.neurons[1], ("decoder", 0), first),
+    ):
+        found = [reading.coefficient for reading in neuron.readings]
+        assert found == pytest.approx(seen[place][:, neuron.neuron.neuron].tolist(), abs=1e-5)
+        assert [reading.position for reading in neuron.readings] == list(range(start, start + len(found)))
+    assert trace.encoded is not None and trace.encoded.tokens == first
+    whole = mined.trace(PROMPT, decoder_prompt=WRITTEN, top=3, model=model)
+    assert whole.encoded is not None
+    for token, best in zip(whole.tokens, whole.unusual, strict=True):
+        assert len(best) == (3 if token.counted else 0)
+        decoder = token.position >= first
+        for unusual in best:
+            assert (unusual.reading.neuron.layer >= 2) == decoder
+            count = (whole.encoded.decoder_units if decoder else whole.units) * (unusual.reading.tail or 0.0)
+            assert unusual.reading.expected == pytest.approx(count)
+        tails: list[float] = []
+        for layer in range(2) if token.counted else ():
+            stored = Distributions.of(mined, layer + 2 * decoder)
+            row = seen["decoder" if decoder else "encoder", layer][token.position - first * decoder]
+            tails += stored.tails(row[None].numpy())[0].tolist()
+        expected = sorted(tails)[:3] if token.counted else []
+        assert sorted(one.reading.tail or 0.0 for one in best) == pytest.approx(expected)
+    for text in (str(whole), str(trace), whole._repr_html_(), trace._repr_html_()):
+        assert f"tokens 0 to {first - 1}" in " ".join(text.split())
+    assert json.loads(json.dumps(trace.to_dict()))["encoded"]["layers"] == 2
+
+
+def test_a_trace_without_a_text_for_the_decoder_is_of_the_encoder(
+    mined: Run, folder: Path, tmp_path: Path
+) -> None:
+    """As in a model that has no other stack; a neuron of the decoder asks for its text, and others have none."""
+    model = load_model(folder, dtype="fp32")
+    trace = mined.trace(PROMPT, "L1N3", model=model)
+    both = mined.trace(PROMPT, "L1N3", decoder_prompt=WRITTEN, model=model)
+    assert trace.neurons[0].readings == both.neurons[0].readings and trace.encoded is None
+    with pytest.raises(QueryError, match="L3N3: it is in the decoder of"):
+        mined.trace(PROMPT, "L3N3", model=model)
+    bert = load_model(tiny("bert", "masked"), tokenizer=reading())
+    with pytest.raises(QueryError, match="so that it reads one text; leave decoder_prompt"):
+        mnemoscope_trace(bert, "the king", decoder_prompt="of")
 
 
 def test_tables_of_neurons_say_which_stack_each_is_in(mined: Run) -> None:

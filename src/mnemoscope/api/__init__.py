@@ -291,6 +291,7 @@ def trace(
     text: str,
     neuron: Address | Sequence[Address] | None = None,
     *,
+    decoder_prompt: str = "",
     top: int = 5,
     report: Report | None = None,
 ) -> Trace:
@@ -298,12 +299,13 @@ def trace(
 
     source  a run or its folder, whose distributions say what is unusual; or a model, as in `load_model`: without a run
             there are no distributions, and what is listed is what writes most
-    neuron, top, report  as in `Run.trace`
+    neuron, decoder_prompt, top, report  as in `Run.trace`
     """
     if not isinstance(source, StoredRun) and isinstance(source, str | Path) and is_finished(source):
         source = open_run(source)
+    options: dict[str, Any] = {"decoder_prompt": decoder_prompt, "top": top, "report": report}
     if isinstance(source, StoredRun):
-        return Run.of(source).trace(text, neuron, top=top, report=report)
+        return Run.of(source).trace(text, neuron, **options)
     wanted = addresses(neuron)
     for address in filter(lambda each: isinstance(each, str), wanted):
         check_address(str(address))
@@ -311,7 +313,7 @@ def trace(
 
     model, _ = _model_and_run(source, None)
     neurons = [model.cells.parse(each) if isinstance(each, str) else each for each in wanted]
-    return trace(model, text, neurons=neurons, top=top, report=report)
+    return trace(model, text, neurons=neurons, **options)
 
 
 def explain_many(

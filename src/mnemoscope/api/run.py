@@ -231,6 +231,7 @@ class Run(StoredRun):
         text: str,
         neuron: Address | Sequence[Address] | None = None,
         *,
+        decoder_prompt: str = "",
         top: int = 5,
         model: ModelSource | None = None,
         report: Report | None = None,
@@ -239,13 +240,15 @@ class Run(StoredRun):
 
         neuron  one address or several, as in `neuron`; None for the most unusual by the run's own distributions
         top     how many of these
+        decoder_prompt  of an encoder-decoder: what its decoder has written so far; without it the encoder alone is told
 
         `QueryError` for a text without two tokens or longer than the model reads, and for an address that is none.
         """
         wanted = [self._address(address) for address in addresses(neuron)]
         from mnemoscope.tracing.trace import trace
 
-        return trace(self._loaded(model), text, run=self, neurons=wanted, top=top, report=report)
+        options: dict[str, Any] = {"decoder_prompt": decoder_prompt, "top": top, "report": report}
+        return trace(self._loaded(model), text, run=self, neurons=wanted, **options)
 
     def export(
         self,

@@ -138,6 +138,9 @@ def trace(
     ],
     text: Annotated[str, typer.Argument(help="Text that the neurons are to see.")],
     *,
+    decoder_prompt: Annotated[
+        str, typer.Option(help="For an encoder-decoder: what its decoder has written so far.")
+    ] = "",
     neuron: Annotated[
         list[str] | None,
         typer.Option(help="Address of a neuron to follow along the text, as L13N366; may be repeated."),
@@ -174,11 +177,12 @@ def trace(
         loaded = model_of(run, loading.again(model))
     else:
         loaded = load(source, loading)
+    options: dict[str, Any] = {"decoder_prompt": decoder_prompt, "top": top}
     with progress_bars() as report:
         result = (
-            api.trace(loaded, text, neuron, top=top, report=report)
+            api.trace(loaded, text, neuron, **options, report=report)
             if run is None
-            else run.trace(text, neuron, top=top, model=loaded, report=report)
+            else run.trace(text, neuron, **options, model=loaded, report=report)
         )
     print_result(result, as_json)
     write_page(result, html)

@@ -24,11 +24,12 @@ from mnemoscope.model.nulls import LayerSignals, Nulls
 from mnemoscope.neuron.card import card
 from mnemoscope.records import ContextBatch, NeuronId, Progress
 from mnemoscope.text.spelling import vocabulary_of
-from mnemoscope.text.tokenizer import encode, special_ids
+from mnemoscope.text.tokenizer import encode, special_ids, written_tokens
 from mnemoscope.text.vocabulary import Vocabulary
 from mnemoscope.tracing.traced import (
     LEVEL,
     Distributions,
+    Encoded,
     NeuronReading,
     NeuronTrace,
     Trace,
@@ -48,24 +49,30 @@ def trace(
     *,
     run: Run | None = None,
     neurons: Sequence[tuple[int, int]] = (),
+    decoder_prompt: str = "",
     top: int = 5,
     report: Callable[[Progress], None] | None = None,
 ) -> Trace:
     """Trace a text; see `Trace` for what comes back.
 
-    run      a run of the same model, whose distributions say what is unusual
-    neurons  those to follow; without any, the `top` most unusual at each token
+    run             a run of the same model, whose distributions say what is unusual
+    neurons         those to follow; without any, the `top` most unusual at each token
+    decoder_prompt  of an encoder-decoder: what its decoder has written so far; without it the encoder alone is traced
 
-    QueryError for a text without two tokens, or with more than the model reads, for a neuron that is not there and for
-    a `top` below 1; RunMismatch for a run of other weights.
+    QueryError for a text without two tokens, or with more than the model reads, for a neuron that is not there, for a
+    text for a decoder where there is none beside an encoder, and for a `top` below 1; RunMismatch for a run of other
+    weights.
     """
-    batch = _batch(model, text)
-    chosen = [_address(model, neuron) for neuron in neurons]
     check_least("tracing a text", 1, top=top)
+    chosen = [_address(model, neuron, decoder_prompt) for neuron in neurons]
+    model = model if decoder_prompt else model.encoder
+    batch = _batch(model, text, decoder_prompt)
     if run is not None:
         model.check_built(run, "tracing a text by")
     words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
-    ids, counted = batch.tokens[0].tolist(), batch.counted[0].tolist()
+    read = [each for each in (batch, batch.targets) if each is not None]
+    ids = [token for each in read for token in each.tokens[0].tolist()]
+    counted = [counts for each in read for counts in each.counted[0].tolist()]
     pieces = [words.visible(piece, edges=False) for piece in words.pieces(ids)]
     tokens = tuple(
         TracedToken(position, token, piece or words.label(token), counts)
@@ -82,9 +89,13 @@ def trace(
         shares={},
         level=None,
         counted=None,
-        units=len(model.cells) if run is None else _running(run),
+        units=_units(model, run),
         routed=run is not None and bool(run.manifest.model.experts),
     )
+    if stacks := model.anatomy.stacks:
+        sizes = [sum(stack.sizes) for stack in stacks]
+        encoded = Encoded(batch.tokens.shape[1], stacks[0].n_layers, sizes[1])
+        about = replace(about, units=sizes[0], encoded=encoded)
     watch = _FollowedNeurons(model, run, about, chosen) if chosen else _UnusualNeurons(model, run, about, top)
     say, layers = report or (lambda _: None), model.anatomy.n_layers
 
@@ -92,7 +103,8 @@ def trace(
         say(Progress("tracing", layer, layers, "layers"))
         gate, up, inputs = (None if signal is None else signal[0] for signal in activity)
         assert inputs is not None, "a layer reads something"
-        watch.see(_Seen(layer, 0, 0, np.arange(len(tokens)), None, coefficients[0], gate, up, inputs), batch)
+        positions = about.read_by(model.cells.id(layer, 0))
+        watch.see(_Seen(layer, 0, 0, np.array(positions), None, coefficients[0], gate, up, inputs), batch)
 
     def receive_rows(rows: LayerRows, batch: ContextBatch) -> None:
         say(Progress("tracing", rows.layer, layers, "layers"))
@@ -106,9 +118,23 @@ def trace(
     return watch.result(words)
 
 
-def _batch(model: Model, text: str) -> ContextBatch:
-    """The text as one context, with the special tokens that the contexts of a run have."""
+def _batch(model: Model, text: str, decoder_prompt: str) -> ContextBatch:
+    """The text as one context, with the special tokens that the contexts of a run have, and what a decoder reads."""
     (ids,) = encode(model.tokenizer, [text], special=True)
+    if not decoder_prompt:
+        return _context(model, text, ids)
+    if not model.anatomy.stacks:
+        raise QueryError(
+            f"tracing a text: {model.id} is no encoder-decoder, or its encoder alone was mined, so that it reads "
+            "one text; leave {decoder_prompt} out",
+            decoder_prompt=decoder_prompt,
+        )
+    (written,) = written_tokens(model.tokenizer, model.decoder_start, [decoder_prompt])
+    return replace(_context(model, text, ids), targets=_context(model, decoder_prompt, written))
+
+
+def _context(model: Model, text: str, ids: list[int]) -> ContextBatch:
+    """Tokens as a batch of one context."""
     if len(ids) > (most := model.anatomy.context_length):
         raise QueryError(
             f"tracing a text: it has {len(ids)} tokens and {model.id} reads at most {most}; shorten it"
@@ -125,15 +151,24 @@ def _batch(model: Model, text: str) -> ContextBatch:
     )
 
 
-def _address(model: Model, neuron: tuple[int, int]) -> NeuronId:
+def _address(model: Model, neuron: tuple[int, int], decoder_prompt: str) -> NeuronId:
     cells, address = model.cells, model.cells.id(*neuron)
+    stacks = model.anatomy.stacks
+    if stacks and not decoder_prompt and stacks[0].n_layers <= address.layer < model.anatomy.n_layers:
+        raise QueryError(
+            f"tracing {address}: it is in the decoder of {model.id}, which reads a text of its own; give that text "
+            "({decoder_prompt})",
+            decoder_prompt=...,
+        )
     if not cells.has(*address):
         raise QueryError(f"tracing {address}: out of range; {model.id} has {cells.range_of(address.layer)}")
     return address
 
 
-def _running(run: Run) -> int:
-    """How many neurons run at a counted token, on average: in a dense model all."""
+def _units(model: Model, run: Run | None) -> int:
+    """How many neurons run at a token: all; of a mixture with a run those that run at a counted one, on average."""
+    if run is None or not run.manifest.model.experts:
+        return len(model.cells)
     tokens = run.table("neurons").select(pl.col("tokens").sum()).collect().item()
     return round(tokens / run.manifest.corpus.counted)
 
@@ -243,7 +278,10 @@ class _LayerReadings:
             return reading
         tail, far = float(self.tails[row, column]), float(self.deviations[row, column])
         return replace(
-            reading, tail=tail, expected=tail * about.units, deviations=far if np.isfinite(far) else None
+            reading,
+            tail=tail,
+            expected=tail * about.units_at(position),
+            deviations=far if np.isfinite(far) else None,
         )
 
 
@@ -254,7 +292,7 @@ class _FollowedNeurons:
         self._model, self._run, self._about = model, run, about
         self._neurons, self._known = tuple(dict.fromkeys(neurons)), _Known(model, run)
         self._readings = {
-            neuron: [NeuronReading(neuron, position, None) for position in range(len(about.tokens))]
+            neuron: [NeuronReading(neuron, position, None) for position in about.read_by(neuron)]
             for neuron in self._neurons
         }
         self._total: int | None = None
@@ -268,8 +306,10 @@ class _FollowedNeurons:
         measured = _LayerReadings.of(self._known, seen, [neuron.neuron for neuron in followed])
         self._total = measured.total
         for column, neuron in enumerate(followed):
+            first = self._about.read_by(neuron).start
             for row, position in enumerate(seen.positions.tolist()):
-                self._readings[neuron][position] = measured.reading(self._about, neuron, row, column)
+                reading = measured.reading(self._about, neuron, row, column)
+                self._readings[neuron][position - first] = reading
 
     def result(self, words: Vocabulary) -> Trace:
         """The trace of each neuron, in the order asked for."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -71,7 +71,8 @@ class NeuronReading:
 
 @dataclass(frozen=True)
 class NeuronTrace:
-    """One neuron along the text: the tokens that its value promotes and suppresses, and a reading for each token.
+    """One neuron along the text: the tokens that its value promotes and suppresses, and a reading for each token that
+    its stack reads.
 
     card  what the run knows of it (without examples), None without a run
     """
@@ -91,6 +92,14 @@ class Unusual:
     writes: tuple[str, ...]
 
 
+class Encoded(NamedTuple):
+    """How many of an encoder-decoder's tokens and layers are its encoder's, the first; and neurons of its decoder."""
+
+    tokens: int
+    layers: int
+    decoder_units: int
+
+
 @dataclass(frozen=True, repr=False)
 class Trace(Shown):
     """A trace of neurons along a text.
@@ -101,6 +110,7 @@ class Trace(Shown):
     shares   for each token, by kind of unit (`neuron`, and the run's pseudo-neurons), the share of units whose tail is
              at most `level`; None where the token does not count
     counted  coefficients in each histogram: T; in a mixture in the fullest
+    encoded  of an encoder-decoder, whose encoder reads the text, and whose decoder the tokens behind it
     """
 
     model: str
@@ -113,10 +123,22 @@ class Trace(Shown):
     shares: Mapping[str, tuple[float | None, ...]]
     level: float | None
     counted: int | None
-    units: (
-        int  # neurons of the model; of a mixture with a run those that run at a token of its text, on average
-    )
+    units: int  # neurons of the model, or its encoder; of a mixture with a run those that run at a token, on average
     routed: bool = False  # whether that is so
+    encoded: Encoded | None = None
+
+    def read_by(self, neuron: tuple[int, int]) -> range:
+        """The positions of the tokens that the stack of a neuron reads."""
+        if self.encoded is None:
+            return range(len(self.tokens))
+        first = self.encoded.tokens
+        return range(first) if neuron[0] < self.encoded.layers else range(first, len(self.tokens))
+
+    def units_at(self, position: int) -> int:
+        """How many neurons run at a token."""
+        if self.encoded is None or position < self.encoded.tokens:
+            return self.units
+        return self.encoded.decoder_units
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values: neurons by their address, without the cards."""
@@ -134,7 +156,9 @@ class Trace(Shown):
             for readings in self.unusual
         ]
         facts = ("model", "run", "corpus", "text", "level", "counted", "units")
+        encoded = None if self.encoded is None else self.encoded._asdict()
         return {name: getattr(self, name) for name in facts} | {
+            "encoded": encoded,
             "tokens": [asdict(token) for token in self.tokens],
             "neurons": neurons,
             "unusual": unusual,

@@ -53,13 +53,27 @@ def notes(trace: Trace) -> list[str]:
             _TRIGGER: any(reading.trigger for reading in readings),
             _ROUTED: any(reading.coefficient is None for reading in readings),
         }
-        return [note for note, holds in said.items() if holds]
+        return [*_stacks(trace), *(note for note, holds in said.items() if holds)]
     if trace.run is None:
-        return [_BARE]
+        return [*_stacks(trace), _BARE]
     who = f"{trace.units:,} neurons{' that run there' if trace.routed else ''}"
+    if trace.encoded is not None:
+        who = f"{trace.units:,} neurons of the encoder, or {trace.encoded.decoder_units:,} of the decoder,"
     return [
+        *_stacks(trace),
         _UNUSUAL,
         f"by chance: how many of the {who} are as unusual at an ordinary token of the run's text, at most",
+    ]
+
+
+def _stacks(trace: Trace) -> list[str]:
+    """Which tokens the encoder of an encoder-decoder reads, and which its decoder."""
+    if trace.encoded is None:
+        return []
+    first, layers = trace.encoded.tokens, trace.encoded.layers
+    return [
+        f"the encoder (layers 0 to {layers - 1}) reads tokens 0 to {first - 1}, and the decoder those from {first} on, "
+        "with what the encoder made of the others"
     ]
 
 
@@ -184,7 +198,8 @@ def _followed(trace: Trace, neuron: NeuronTrace, width: int) -> Iterator[Rendera
         yield listed(Text(f"{name}  ", style="dim"), tokens, width)
     yield Text(scale_line(neuron), style="dim")
     line = Text()
-    for token, reading in zip(trace.tokens, neuron.readings, strict=True):
+    for reading in neuron.readings:
+        token = trace.tokens[reading.position]
         line.append(token.text, style=_shade(neuron, reading) if token.counted else "dim")
     yield Padding(line, (1, 0))
     gated = any(reading.gate is not None for reading in neuron.readings)
