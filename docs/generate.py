@@ -17,6 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from mnemoscope.cli import app
+from mnemoscope.model.encoders import whole_attention
 from mnemoscope.model.table import outcomes
 from mnemoscope.run.reading import Run, open_run
 from mnemoscope.run.schemas import TABLES, Table
@@ -66,7 +67,7 @@ first projections of the FFN and the norms, and which fields of the config multi
 builds its tiny model; whether the row is right is decided by the self-check alone. A checkpoint from the network may
 still differ from what its class does (packed weights, settings that no default has), and is checked again on load.
 
-| family | task | | why not |
+| family | task | | why not, or not whole |
 |---|---|---|---|
 """
 OUTCOMES = FOLDER.parent / "src" / "mnemoscope" / "model" / "outcomes.txt"
@@ -150,7 +151,7 @@ def families() -> str:
     closed = [row for row in rows if row.error is not None]
     lines = (
         f"| {row.family} | {row.task} | {'closes' if row.error is not None else 'no'} | "
-        f"{'' if row.reason is None else row.reason.replace('|', chr(92) + '|')} |"
+        f"{(row.reason or whole_attention(row.family)).replace('|', chr(92) + '|')} |"
         for row in rows
     )
     worst = max(row.error for row in closed if row.error is not None)

@@ -207,16 +207,12 @@ def _renamed() -> PreTrainedModel:
 
 
 REFUSED = {
-    "switch_transformers": (
-        lambda: smallest("switch_transformers", "seq2seq"),
-        r"its experts \(SwitchTransformersExperts\) are computed by code of their own",
-    ),
-    "big_bird": (lambda: smallest("big_bird", "masked"), "random blocks"),
+    "big_bird": (lambda: smallest("big_bird", "masked"), "after the first short text at all of any"),
     "classifier": (
         lambda: BertForSequenceClassification(BertConfig(**_SMALL, intermediate_size=16)),
         "another head than a language model's",
     ),
-    "led": (lambda: smallest("led", "seq2seq"), "computed in blocks"),
+    "led": (lambda: smallest("led", "seq2seq"), "whole attention windows"),
     "mamba": (
         lambda: MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1)),
         "no FFN",

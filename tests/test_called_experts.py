@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from mnemoscope.mine.verify import verify
 from mnemoscope.model import experts
 from mnemoscope.model.capture import Capture, LayerRows
 from mnemoscope.model.check import examine
-from mnemoscope.model.experts import dispatched, taken_apart
+from mnemoscope.model.experts import Routed, dispatched, listen, taken_apart
 from mnemoscope.model.model import Model
+from mnemoscope.model.running import hooked
 from mnemoscope.model.state import structure
+from mnemoscope.model.stream import trace
 from mnemoscope.records import ContextBatch
 
 TOKENS = np.array([[5, 9, 3, 70, 22], [8, 1, 60, 33, 2]])
@@ -121,3 +124,90 @@ def test_it_is_mined_and_verified(tmp_path: Path) -> None:
     assert run.manifest.model.experts == [(4, 40)] * 2
     assert verify(run, _model(), sample=30).passed
     assert "L1E2N3" in str(run.neuron("L1E2N3"))
+
+
+@torch.no_grad()
+def _jetmoe(hf: Any) -> list[tuple[Tensor, Tensor]]:
+    """What experts of JetMoE read, and what their down projections read, by layer and expert, by its own code."""
+    read: list[tuple[Tensor, Tensor]] = []
+    handles = []
+    for block in hf.model.layers:
+        kept: list[Tensor] = []
+        handles += [
+            block.mlp.input_linear.register_forward_pre_hook(lambda _, args, kept=kept: kept.append(args[0])),
+            block.mlp.output_linear.register_forward_pre_hook(
+                lambda _, args, kept=kept: read.extend(
+                    zip(kept.pop().split(args[1]), args[0].split(args[1]), strict=True)
+                )
+            ),
+        ]
+    hf(input_ids=torch.from_numpy(TOKENS), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return [(x, m) for x, m in read if len(x)]
+
+
+@torch.no_grad()
+def _switch(hf: Any) -> list[tuple[Tensor, Tensor]]:
+    """The same of Switch, whose encoder comes first."""
+    read: list[tuple[Tensor, Tensor]] = []
+    inputs: list[Tensor] = []
+    handles = []
+    for experts_module in _modules(hf):
+        for expert in range(experts_module.num_experts):
+            module = experts_module[f"expert_{expert}"]
+            handles.append(module.wi.register_forward_pre_hook(lambda _, args: inputs.append(args[0])))
+            handles.append(
+                module.wo.register_forward_pre_hook(lambda _, args: read.append((inputs.pop(), args[0])))
+            )
+    tokens = torch.from_numpy(TOKENS)
+    hf(input_ids=tokens, decoder_input_ids=tokens)
+    for handle in handles:
+        handle.remove()
+    return read
+
+
+@pytest.mark.parametrize("family", ["jetmoe", "switch_transformers"])
+def test_experts_that_are_called_in_ways_of_their_own_are_read(family: str) -> None:
+    """Inputs and coefficients of each expert are those of its own code: which rows those of JetMoE are the router says,
+    and Switch marks one expert for each token, in encoder and decoder."""
+    pair = family == "switch_transformers"
+    hf = tiny(family, "seq2seq" if pair else "causal")
+    model = load_model(hf, tokenizer=tokenizer())
+    assert model.self_check < 1e-5
+    lengths, counted = np.array([5, 5]), np.ones_like(TOKENS, dtype=bool)
+    batch = ContextBatch(np.arange(2), TOKENS, lengths, counted)
+    batch = replace(batch, targets=batch) if pair else batch
+    pieces: list[LayerRows] = []
+    with Capture(model) as capture:
+        capture.sweep(batch, lambda *_: None, lambda rows, _: pieces.extend(rows.each()))
+    eager = (_switch if pair else _jetmoe)(hf)
+    assert len(eager) == len(pieces) > 3
+    for piece, (read, coefficients) in zip(pieces, eager, strict=True):
+        assert torch.allclose(_sorted(piece.inputs), _sorted(read.flatten(0, -2)), atol=1e-6)
+        assert torch.allclose(_sorted(piece.coefficients), _sorted(coefficients.flatten(0, -2)), atol=1e-6)
+
+
+def test_an_expert_without_room_leaves_a_token_out() -> None:
+    """Switch drops what goes beyond the room of an expert, in the order of the text: those tokens were not routed."""
+    hf = tiny("switch_transformers", "seq2seq")
+    for module in hf.modules():
+        if hasattr(module, "expert_capacity"):
+            module.expert_capacity = 1
+    anatomy, error = examine(hf)
+    assert error < 1e-5
+    tokens = torch.from_numpy(TOKENS[:1])
+    stream = trace(hf.get_encoder(), anatomy.stacks[0], tokens)
+    weights = [layer.weights for layer in stream.layers if layer.weights is not None]
+    assert weights and all(((each != 0).sum(0) <= 1).all() for each in weights)
+    assert any((each == 0).all(1).any() for each in weights), "some token has no expert"
+
+
+def test_a_weight_of_zero_is_not_routed() -> None:
+    """Zaya sends a token that skips its experts to the first one, with a weight of 0: it did not run on it."""
+    module = _modules(tiny("zaya"))[0]
+    seen: list[Routed] = []
+    with torch.no_grad(), taken_apart(module), hooked([listen(module, seen.append)]):
+        index, weights = torch.tensor([[0], [1], [0]]), torch.tensor([[0.0], [0.5], [0.25]])
+        module(torch.randn(3, 32), index, weights)
+    assert seen[0].tokens.tolist() == [2, 1] and seen[0].expert.tolist() == [0, 1]

@@ -89,6 +89,27 @@ def _whole(**changes: Any) -> Callable[[Anatomy], Anatomy]:
     return lambda anatomy: replace(anatomy, **changes)
 
 
+def _every_norm(**changes: Any) -> Callable[[Anatomy], Anatomy]:
+    def changed(anatomy: Anatomy) -> Anatomy:
+        layers = (
+            replace(layer, ffn_norm=replace(layer.ffn_norm, **changes))  # type: ignore[type-var]
+            for layer in anatomy.layers
+        )
+        return replace(anatomy, layers=tuple(layers))
+
+    return changed
+
+
+def _without_outer_bias(anatomy: Anatomy) -> Anatomy:
+    layers = []
+    for layer in anatomy.layers:
+        assert layer.experts is not None
+        held = layer.experts.held
+        without = replace(layer.experts, held=lambda m, n, held=held: None if n == "bias" else held(m, n))
+        layers.append(replace(layer, experts=without))
+    return replace(anatomy, layers=tuple(layers))
+
+
 # What is left out of an anatomy, which must show.
 DROPPED: dict[str, dict[str, Callable[[Anatomy], Anatomy]]] = {
     "hyperclovax": {
@@ -151,6 +172,30 @@ DROPPED: dict[str, dict[str, Callable[[Anatomy], Anatomy]]] = {
         ),
         "norm before the FFN": _every_layer(ffn_norm=None),
     },
+    "bitnet": {
+        "norm of the mixed heads": _every_layer(mixed_gate=None),
+        "norm of the coefficients": _every_layer(inner_norm=None),
+    },
+    "doge": {
+        "factors of the channels": _every_layer(arrives=Arrives()),
+        "multiplier of the FFN": _every_layer(ffn_multiplier=1.0),
+        "unit of a norm": _every_norm(unit=1.0),
+    },
+    "zaya": {
+        "factors of the channels": _every_layer(arrives=Arrives()),
+        "what is added with attention": _every_layer(shift=None),
+        "what is added with the FFN": _every_layer(ffn_shift=None),
+        "factors of what attention writes": _every_layer(attention_multiplier=1.0),
+        "factors of the embedding": _whole(embedding_multiplier=1.0),
+    },
+    "diffllama": {"attention": _every_layer(mixer=None)},
+    "xlstm": {"memory": _every_layer(mixer=None), "cap": _whole(softcap=None)},
+    "jetmoe": {
+        "attention": _every_layer(mixer=None),
+        "experts": _every_layer(experts=None),
+        "bias of the mixture": _without_outer_bias,
+    },
+    "moshi": {"norm before the FFN": _every_layer(ffn_norm=None)},
     "openai-gpt": {
         "norm of the stream after attention": _every_layer(middle_norm=None),
         "norm of the stream after the FFN": _every_layer(end_norm=None),
@@ -195,12 +240,12 @@ def test_a_layer_without_attention_is_one_part_that_adds_up() -> None:
     assert not bool(stream.attention_parts(0, 3).any()) and bool(stream.attention_bias(0, 3).any())
 
 
-@pytest.mark.parametrize("family", ["gemma4_text", "beam"])
+@pytest.mark.parametrize("family", ["gemma4_text", "beam", "doge", "zaya"])
 def test_parts_of_a_stream_that_is_scaled_add_up_at_its_end(family: str) -> None:
     """What of each part arrives at the end adds up to the last residual, and so do the points in between."""
     model = tiny(family)
     anatomy, _ = examine(model)
-    assert anatomy.layers[0].arrives.lin != 1
+    assert not anatomy.layers[0].arrives.whole
     stream = trace(model, anatomy, torch.tensor([[5, 9, 3, 70, 22]]))
     total, points = stream.embedding[3].float(), stream.points(3)
     for layer in range(anatomy.n_layers):

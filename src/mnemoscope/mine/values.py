@@ -102,7 +102,9 @@ def value_vectors(block: Layer) -> Float[Tensor, "neuron width"]:
     """What each neuron adds to the stream, up to its coefficient and a scale that the own lens removes."""
     rows = block.values().detach().float()
     norm = block.value_norm
-    return rows if norm is None else norm.linear(rows, rows.new_ones(1))
+    rows = rows if norm is None else norm.linear(rows, rows.new_ones(1))
+    factor = block.ffn_multiplier  # one for each channel is no such scale
+    return rows * factor if isinstance(factor, Tensor) and block.units is None else rows
 
 
 def bare_tokens(model: Model, stack: Anatomy) -> Float[Tensor, "vocabulary width"]:

@@ -238,7 +238,8 @@ class Capture:
                 raise EndOfPass
 
     def _see_routed(self, layer: int, piece: Routed) -> None:
-        if self._routed is None or self._batch is None:
+        batch = self._read(layer)
+        if self._routed is None or batch is None:
             return
         experts = self._model.anatomy.layers[layer].experts
         assert experts is not None
@@ -247,16 +248,17 @@ class Capture:
             layer, 0, 0, np.array(piece.starts), piece.tokens, piece.weight * experts.factor,
             piece.coefficients, piece.gate, piece.up, piece.read, piece.taken,
         )  # fmt: skip
-        self._routed(rows, self._batch)
+        self._routed(rows, batch)
         # With no shared expert to come, what these write is written for nobody.
         if layer == self._last and len(self._model.anatomy.layers[layer].groups) == experts.count:
             raise EndOfPass
 
     def _see_shared(self, layer: int, point: str, tensor: Tensor) -> None:
         """Points of the shared expert come in any order; with the end of the block all are there."""
-        if self._routed is None or self._batch is None:
+        batch = self._read(layer)
+        if self._routed is None or batch is None:
             return
-        self._seen[point] = tensor.reshape(self._batch.tokens.size, -1)
+        self._seen[point] = tensor.reshape(batch.tokens.size, -1)
         if point != "lout":
             return
         seen, self._seen = self._seen, {}
@@ -264,11 +266,11 @@ class Capture:
         assert experts is not None
         if "coefficients" in seen:
             rows = LayerRows(
-                layer, experts.count, experts.count * experts.width, np.array([0, self._batch.tokens.size]), None,
+                layer, experts.count, experts.count * experts.width, np.array([0, batch.tokens.size]), None,
                 shared_weight(experts, seen.get("shared_gate")),
                 seen["coefficients"], seen["gate"], seen.get("up"), seen["shared_input"], None,
             )  # fmt: skip
-            self._routed(rows, self._batch)
+            self._routed(rows, batch)
         if layer == self._last:
             raise EndOfPass
 

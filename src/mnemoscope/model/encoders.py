@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mnemoscope.model.table import Crossing, Family, FeedForward, Norms
+from mnemoscope.model.table import BLOCKS, FAMILIES, OPAQUE, WINDOWS, Crossing, Family, FeedForward, Norms
 
 _BERT = Family(
     "attention.output.dense",
@@ -193,26 +193,42 @@ def _alike(decoder: Family) -> tuple[Family, Family]:
     return decoder._replace(cross=None, heads=heads, softcap=None, bidirectional=True), decoder
 
 
+def _scaled_outputs(config: Any) -> float:
+    return float(config.d_model**-0.5) if config.scale_decoder_outputs else 1.0
+
+
+def _scaled_if_tied(config: Any) -> float:
+    return float(config.d_model**-0.5) if config.tie_word_embeddings else 1.0
+
+
 # Encoder-decoders: the rows of their encoder and of their decoder.
 STACKS: dict[str, tuple[Family, Family]] = {
     "t5": (
         _T5_STACK,
-        _T5_DECODER._replace(
-            logit_multiplier=lambda config: config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
-        ),
+        _T5_DECODER._replace(logit_multiplier=_scaled_outputs),
     ),
     "mt5": (_T5_STACK, _T5_DECODER),
-    "umt5": (
-        _T5_STACK,
-        _T5_DECODER._replace(
-            logit_multiplier=lambda config: config.d_model**-0.5 if config.tie_word_embeddings else 1.0
-        ),
-    ),
+    "umt5": (_T5_STACK, _T5_DECODER._replace(logit_multiplier=_scaled_if_tied)),
     **{
         name: _alike(ENCODERS[name])
         for name in ("bart", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart")
     },
     "m2m_100": _alike(_MBART),
+    "switch_transformers": (
+        _T5_STACK._replace(ffn=FeedForward("layer.1.mlp.wo", "layer.1.mlp.wi"), plain=None),
+        _T5_DECODER._replace(
+            ffn=FeedForward("layer.2.mlp.wo", "layer.2.mlp.wi"),
+            plain=None,
+            logit_multiplier=_scaled_if_tied,
+        ),
+    ),
+    "longt5": (
+        _T5_STACK._replace(
+            attention_out=OPAQUE,
+            mixers=("layer.0.LocalSelfAttention", "layer.0.TransientGlobalSelfAttention"),
+        ),
+        _T5_DECODER._replace(logit_multiplier=_scaled_outputs),
+    ),
     "t5gemma": _alike(_T5GEMMA),
     **dict.fromkeys(("seamless_m4t", "seamless_m4t_v2"), _alike(_SEAMLESS)),
 }
@@ -233,10 +249,21 @@ def stacks_of(config: Any) -> tuple[Family, Family] | None:
     return encoder, decoder._replace(bidirectional=False, cross=_BERT_ACROSS)
 
 
+def whole_attention(family: str) -> str:
+    """Which attention of a family is one part, without heads; empty if none is."""
+    if any(row.attention_out == OPAQUE for row in STACKS.get(family, ())):
+        return "its encoder's attention is one part, without heads"
+    row = FAMILIES.get(family) or ENCODERS.get(family)
+    return (
+        "its attention is one part, without heads" if row is not None and row.attention_out == OPAQUE else ""
+    )
+
+
 # Why others are not read, where it is of the whole and not of each stack.
-_IN_BLOCKS = "its encoder's attention is computed in blocks, not as one product of weights and values"
 REFUSED_STACKS: dict[str, str] = {
-    **dict.fromkeys(("bigbird_pegasus", "led", "longt5", "pegasus_x"), _IN_BLOCKS),
+    "bigbird_pegasus": BLOCKS,
+    "led": WINDOWS,
+    "pegasus_x": "its encoder keeps a stream of global tokens beside that of the text",
     "fsmt": "its blocks read positions first and texts second, which is not supported",
     "nllb-moe": "its experts take only so many tokens of a batch, so what a text does depends on those beside it",
     "t5gemma2": "one attention looks at its own positions and at the encoder's together, which is not supported yet",

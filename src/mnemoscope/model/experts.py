@@ -5,8 +5,8 @@ our own stands there under a name of ours. It computes each expert as the module
 goes into the down projection before it is multiplied.
 
 Experts of Llama 4 stand in no registry: the router multiplies what they read, and all of them run on all tokens. What
-they did with those routed to them is computed again beside them. Nor do those of DBRX, which are called as if they did:
-the implementation stands in the place of their own code.
+they did with those routed to them is computed again beside them. Nor do those of DBRX, Switch and JetMoE: there the
+implementation stands in the place of their own code, and what that is called with is read as the registry's would be.
 
 Not routed is absent, not 0: an expert has rows for the tokens that it was given and for no others.
 """
@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -176,6 +177,12 @@ class Experts:
         weight = shared_weight(self, sums.get("gate"))
         return whole + (weight if isinstance(weight, float) else weight[:, None]) * sums["shared"]
 
+    @property
+    def outer_bias(self) -> Float[Tensor, " width"] | None:
+        """What is added to the sum over experts, whatever they are given."""
+        name = _facts(self.module).outer_bias if foreign(self.module) else None
+        return None if name is None else self.held(self.module, name)
+
     def down_biases(self) -> Float[Tensor, "expert width"] | None:
         """What each expert writes whatever it detects, before the router's weight."""
         return self._matrix(self.module, "down_proj_bias") if _facts(self.module).has_bias else None
@@ -183,7 +190,7 @@ class Experts:
     def activated(self, gate: Tensor, up: Tensor | None) -> Float[Tensor, "*rows neuron"]:
         """Coefficients of pre-activations, by the module's own gate (which may clamp)."""
         if up is None:
-            return self.module.act_fn(gate)  # type: ignore[operator]
+            return _act(self.module)(gate)
         fused = (
             torch.cat([gate, up], -1)
             if _facts(self.module).is_concatenated
@@ -212,17 +219,21 @@ def dispatched(module: nn.Module) -> bool:
     """Whether a module holds experts that transformers dispatches by name, or that are read as if it did."""
     if not (hasattr(module, "has_gate") or foreign(module)):
         return False
-    split = _facts(module).parts if foreign(module) else {}
-    owner, (name,) = (module.mlp, split["down_proj"]) if split else (module, ("down_proj",))
-    down = getattr(owner, name, None)
-    return isinstance(down, nn.Parameter) and down.ndim == (2 if split else 3)
+    if foreign(module) and _facts(module).parts:
+        return all(isinstance(getattr(*place, None), nn.Parameter) for place in _places(module, "down_proj"))
+    down = getattr(module, "down_proj", None)
+    return isinstance(down, nn.Parameter) and down.ndim == 3
 
 
 class _Facts(NamedTuple):
     """What transformers says of the experts that it dispatches, for those that it does not.
 
     multiplies_inputs  the router multiplies what they read
-    parts              parameters of `mlp` [expert and neuron, width] that are elsewhere one of the module itself
+    parts              paths of parameters that are elsewhere one of the module itself: [expert, output, input], or the
+                       experts' rows one after another [expert and neuron, width], or of each expert (``{}``) its own
+    act                path of the activation
+    called             what it is called with as rows, experts of each and weights
+    outer_bias         of a parameter that is added to the sum over experts
     """
 
     has_gate: bool = True
@@ -232,11 +243,56 @@ class _Facts(NamedTuple):
     has_post_expert_norm: bool = False
     multiplies_inputs: bool = False
     parts: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    act: str = "act_fn"
+    called: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+    outer_bias: str | None = None
+
+
+def _chosen_one(
+    module: Any,
+    rows: Float[Tensor, "token width"],
+    selected: Int[Tensor, "token 1 expert"],
+    weights: Float[Tensor, "token 1"],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Switch: the one expert of a token is marked, and none where that was full."""
+    chosen = selected[:, 0]
+    every = torch.arange(chosen.shape[1], device=chosen.device)
+    index = torch.where(chosen > 0, every, chosen.shape[1])
+    return rows, index, weights.expand_as(index)
+
+
+def _sorted_rows(module: Any, x: Float[Tensor, "context token width"]) -> tuple[Tensor, Tensor, Tensor]:
+    """JetMoE: its router says which token each row is, in the order of experts, and how many rows each expert has."""
+    rows = x.reshape(-1, x.shape[-1])
+    _, tokens, gates, sizes, _ = module.router(rows)
+    experts = torch.arange(len(sizes), device=x.device).repeat_interleave(
+        torch.tensor(sizes, device=x.device)
+    )
+    index = torch.full((len(rows), len(sizes)), len(sizes), device=x.device)
+    weights = gates.new_zeros(index.shape)
+    index[tokens, experts], weights[tokens, experts] = experts, gates
+    return rows, index, weights
 
 
 _FOREIGN = {
     "Llama4TextExperts": _Facts(multiplies_inputs=True),
-    "DbrxExperts": _Facts(parts={"gate_up_proj": ("w1", "v1"), "down_proj": ("w2",)}),
+    "DbrxExperts": _Facts(
+        parts={"gate_up_proj": ("mlp.w1", "mlp.v1"), "down_proj": ("mlp.w2",)}, act="mlp.activation_fn"
+    ),
+    "SwitchTransformersExperts": _Facts(
+        has_gate=False,
+        is_transposed=False,
+        parts={"up_proj": ("expert_{}.wi.weight",), "down_proj": ("expert_{}.wo.weight",)},
+        act="expert_0.act",
+        called=_chosen_one,
+    ),
+    "JetMoeMoE": _Facts(
+        is_transposed=False,
+        parts={"gate_up_proj": ("input_linear.weight",), "down_proj": ("output_linear.weight",)},
+        act="activation",
+        called=_sorted_rows,
+        outer_bias="bias",
+    ),
 }
 
 
@@ -270,14 +326,47 @@ class _Beside:
         return torch.cat([matrices[expert] for matrices in self.stacks]).T
 
 
+@dataclass(frozen=True)
+class _Apart:
+    """The matrices of experts that stand in modules of their own."""
+
+    matrices: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.matrices)
+
+    def __getitem__(self, expert: int) -> Tensor:
+        return self.matrices[expert]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self), *self.matrices[0].shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.matrices[0].dtype
+
+
+def _places(module: Any, name: str) -> list[tuple[nn.Module, str]]:
+    """The modules that hold a parameter of experts in its parts, and the names there."""
+    paths = (
+        path.format(expert)
+        for path in _facts(module).parts[name]
+        for expert in range(module.num_experts if "{}" in path else 1)
+    )
+    split = (path.rpartition(".") for path in paths)
+    return [(module.get_submodule(owner), last) for owner, _, last in split]
+
+
 def _weights(module: Any, name: str, read: Callable[[nn.Module, str], Tensor | None] = getattr) -> Any:
     """The weights of all experts: a parameter, or what can be asked for those of one as it can."""
-    parts = _facts(module).parts if foreign(module) else {}
-    owner, names = (module.mlp, parts[name]) if name in parts else (module, (name,))
-    held = [read(owner, each) for each in names]
+    split = foreign(module) and name in _facts(module).parts
+    held = [read(*place) for place in (_places(module, name) if split else [(module, name)])]
     assert all(each is not None for each in held), f"{name} of {type(module).__name__}"
-    if name not in parts:
+    if not split or held[0].ndim == 3:  # type: ignore[union-attr]
         return held[0]
+    if "{}" in _facts(module).parts[name][0]:
+        return _Apart(tuple(each for each in held if each is not None))
     stacks = tuple(each.unflatten(0, (module.num_experts, -1)) for each in held if each is not None)
     return stacks[0] if len(stacks) == 1 else _Beside(stacks)
 
@@ -286,8 +375,12 @@ def _apply_gate(module: Any, fused: Tensor) -> Tensor:
     if not foreign(module):
         return module._apply_gate(fused)
     gate, up = fused.chunk(2, -1)
-    act = module.mlp.activation_fn if _facts(module).parts else module.act_fn
-    return up * act(gate)
+    return up * _act(module)(gate)
+
+
+def _act(module: Any) -> Callable[[Tensor], Tensor]:
+    act: Callable[[Tensor], Tensor] = attrgetter(_facts(module).act if foreign(module) else "act_fn")(module)
+    return act
 
 
 def shared_weight(experts: Experts, gate: Float[Tensor, "token 1"] | None) -> Float[Tensor, " token"] | float:
@@ -333,16 +426,17 @@ def experts_forward(
     expert where the pass is fp32.
     """
     chosen, experts = top_k_index.flatten(), len(_weights(module, "down_proj"))
-    # An index beyond the last expert stands for none.
+    # An index beyond the last expert stands for none, and so does a weight of 0 (Zaya).
+    chosen = chosen.masked_fill(top_k_weights.flatten() == 0, experts)
     starts = _starts(chosen.bincount(minlength=experts)[:experts])
     order = chosen.argsort(stable=True)[: starts[-1]]
     tokens, weight = order // top_k_index.shape[1], top_k_weights.flatten()[order]
     coefficients = _detected(module, starts, tokens, weight, hidden_states, tokens)
-    out = torch.zeros_like(hidden_states)
+    out, down = torch.zeros_like(hidden_states), _weights(module, "down_proj")
     normed = _facts(module).has_post_expert_norm
     with nullcontext() if normed else _unseen(module):
         for expert, rows in _each(starts):
-            y = _product(module, "down_proj", expert, coefficients[rows])
+            y = _product(module, "down_proj", down, expert, coefficients[rows])
             if normed:
                 y = module.post_expert_norm(y)
             out.index_add_(0, tokens[rows], (y * weight[rows, None]).to(out.dtype))
@@ -350,15 +444,13 @@ def experts_forward(
 
 
 def _in_its_place(
-    _: Any,
-    module: Any,
-    hidden_states: Float[Tensor, "*token width"],
-    top_k_index: Int[Tensor, "token k"],
-    top_k_weights: Float[Tensor, "token k"],
+    _: Any, module: Any, hidden_states: Float[Tensor, "*token width"], *rest: Tensor
 ) -> Float[Tensor, "*token width"]:
-    """The forward of experts that are called as those of the registry are, and are not in it."""
-    rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-    return experts_forward(module, rows, top_k_index, top_k_weights).view(hidden_states.shape)
+    """The forward of experts that are in no registry: called as those that are, or by a way of their own."""
+    called, bias = _facts(module).called, _facts(module).outer_bias
+    plain = (hidden_states.reshape(-1, hidden_states.shape[-1]), *rest)
+    out = experts_forward(module, *(plain if called is None else called(module, hidden_states, *rest)))
+    return (out if bias is None else out + getattr(module, bias)).view(hidden_states.shape)
 
 
 def _multiplied(
@@ -378,7 +470,8 @@ def _multiplied(
     coefficients = _detected(module, starts, tokens, weight, read, taken)
     out = torch.zeros_like(read)
     for expert, rows in _each(starts):
-        out[taken[rows]] = _product(module, "down_proj", expert, coefficients[rows]).to(out.dtype)
+        y = _product(module, "down_proj", module.down_proj, expert, coefficients[rows])
+        out[taken[rows]] = y.to(out.dtype)
     return out.view(output.shape)
 
 
@@ -388,11 +481,11 @@ def _detected(
     """The coefficients of all experts, once everybody who listens has seen them; arguments as in `Routed`."""
     gated, name = _facts(module).has_gate, "gate_up_proj" if _facts(module).has_gate else "up_proj"
     width = _weights(module, "down_proj").shape[1 if _facts(module).is_transposed else 2]
-    first = read.new_empty(len(taken), 2 * width if gated else width)
+    first, matrices = read.new_empty(len(taken), 2 * width if gated else width), _weights(module, name)
     with _unseen(module):
         for expert, rows in _each(starts):
-            first[rows] = _product(module, name, expert, read[taken[rows]])
-    coefficients = _apply_gate(module, first) if gated else module.act_fn(first)
+            first[rows] = _product(module, name, matrices, expert, read[taken[rows]])
+    coefficients = _apply_gate(module, first) if gated else _act(module)(first)
     gate, up = first[:, half(module, 0, width)], first[:, half(module, 1, width)] if gated else None
     piece = Routed(starts, tokens, weight.float(), read, taken, gate, up, coefficients)
     for listener in _listeners.get(id(module), ()) if len(taken) else ():
@@ -425,8 +518,8 @@ def summed(output: Float[Tensor, "row width"], tokens: int) -> Float[Tensor, "to
     return output if len(output) == tokens else output.view(-1, tokens, output.shape[-1]).sum(0)
 
 
-def _product(module: Any, name: str, expert: int, x: Tensor) -> Tensor:
-    weight = _weights(module, name)[expert].to(x.dtype)
+def _product(module: Any, name: str, matrices: Any, expert: int, x: Tensor) -> Tensor:
+    weight = matrices[expert].to(x.dtype)
     bias = getattr(module, f"{name}_bias")[expert].to(x.dtype) if _facts(module).has_bias else None
     return nn.functional.linear(x, weight.T if _facts(module).is_transposed else weight, bias)
 
@@ -449,7 +542,7 @@ def measured(
     width = (
         weight.shape[2 if experts.transposed else 1] if experts.inlet is None else experts.inlet.in_features
     )
-    x = torch.randn(1, 8, width, generator=torch.Generator().manual_seed(0)).to(weight)
+    x = torch.randn(1, 8, width, generator=torch.Generator().manual_seed(0)).to(weight[0])
     sums: dict[str, Tensor] = {}
 
     def see(name: str) -> Callable[..., None]:

@@ -18,6 +18,14 @@ from mnemoscope.model.packed import multiplied_out, ordinary, packed, sizes
 from mnemoscope.model.spread import at_home, held
 from mnemoscope.model.units import LayerUnits, passing
 
+Factor = float | Float[Tensor, " width"]
+"""What vectors of the stream are multiplied with: one number, or one for each channel."""
+
+
+def is_one(factor: Factor) -> bool:
+    """Whether a factor is the number 1."""
+    return not isinstance(factor, Tensor) and factor == 1
+
 
 @dataclass(frozen=True, eq=False)
 class Norm:
@@ -32,6 +40,7 @@ class Norm:
     bias: Float[Tensor, " width"] | None
     eps: float
     module: nn.Module | None = field(default=None, repr=False)  # where it was read, for hooks
+    unit: float | Float[Tensor, " width"] = 1.0  # what it reads is measured by this: it is divided first
 
     def scale(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... 1"]:
         """1 / rms of ``x``, or 1 / (population) standard deviation, epsilon included; fp32."""
@@ -58,6 +67,7 @@ class Norm:
 
     def _centre(self, x: Tensor) -> Tensor:
         x = x if x.dtype == torch.float64 else x.float()
+        x = x if is_one(self.unit) else x / self.unit
         return x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
 
 
@@ -85,17 +95,22 @@ class Projection:
 
 @dataclass(frozen=True, eq=False)
 class Gated:
-    """What multiplies the mixed heads of each token before the output projection: a function of a module's output."""
+    """What multiplies the mixed heads of each token before the output projection: a function of a module's output, or
+    an RMS norm of all of them, whose statistic is that of the pass.
+    """
 
     module: nn.Module
     function: Callable[[Tensor], Tensor]
     n_heads: int
     bias: Tensor | None = None  # one number for each head
+    norm: Norm | None = None
 
     def of(self, output: Float[Tensor, "token out"], width: int) -> Float[Tensor, "token heads_x_dimension"]:
         """One factor for each of ``width`` channels: all that the module returns, the second half for each head
-        (beside its queries), or one number for each head.
+        (beside its queries), or one number for each head; of a norm, which is given what it reads, what it divides by.
         """
+        if self.norm is not None:
+            return self.norm.linear(torch.ones_like(output), self.norm.scale(output))
         if output.shape[-1] == 2 * width:
             output = output.reshape(len(output), self.n_heads, 2, -1)[:, :, 1].flatten(1)
         if self.bias is not None:
@@ -107,9 +122,14 @@ class Gated:
 class Arrives(NamedTuple):
     """How much arrives at the end of the last layer of what enters a block, its FFN reads, and leaves."""
 
-    lin: float = 1.0
-    lres: float = 1.0
-    lout: float = 1.0
+    lin: Factor = 1.0
+    lres: Factor = 1.0
+    lout: Factor = 1.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it does."""
+        return all(map(is_one, self))
 
 
 ALL_ARRIVES = Arrives()
@@ -148,7 +168,8 @@ class Attention:
     post_attention_norm: Norm | None
     middle_norm: Norm | None = None
     outer_bias: Tensor | None = None  # added to what the attention output projection writes
-    attention_multiplier: float = 1.0
+    attention_multiplier: Factor = 1.0
+    shift: Float[Tensor, " width"] | None = None  # what is added to the stream beside
 
     def heads(self) -> Float[Tensor, "head dimension width"]:
         """Rows of the attention output projection, per query head; zeros of dimension 1 where there is none."""
@@ -223,12 +244,13 @@ class Layer(Attention):
     Where its modules stand in several lists, ``module`` only holds them, and is never run: ``ends`` are.
 
     A ``mixer`` (a state space, a linear attention, a short convolution) mixes tokens without attention weights, instead
-    of the attention, which is then None, or beside it: what it writes is one part of the block. So is what an ``extra``
-    module writes after the FFN (Gemma's input per layer).
+    of the attention, which is then None, or beside it: what it writes is one part of the block. So is what an attention
+    writes that is no product of weights and values, and what an ``extra`` module writes after the FFN (Gemma's
+    input per layer).
 
-    What attention and FFN write is added after their post-norms, times their multipliers. Where blocks scale the whole
-    stream, it is measured by what of it `arrives` at the end: then the parts of all layers add up, and norms, whose
-    epsilon is scaled, read the same.
+    What attention and FFN write is added after their post-norms, times their multipliers, and beside it a `shift`.
+    Where blocks scale the whole stream, or each channel of it, it is measured by what of it `arrives` at the end: then
+    the parts of all layers add up, and norms read it in that unit.
     """
 
     down: nn.Module | None
@@ -241,7 +263,8 @@ class Layer(Attention):
     mixer: nn.Module | None = None
     mixed_gate: Gated | None = None
     cross: Attention | None = None
-    ffn_multiplier: float = 1.0
+    ffn_multiplier: Factor = 1.0
+    ffn_shift: Float[Tensor, " width"] | None = None
     mixer_multiplier: float = 1.0  # beside that of the attention
     extra: nn.Module | None = None
     arrives: Arrives = ALL_ARRIVES
@@ -249,6 +272,7 @@ class Layer(Attention):
     end_norm: Norm | None = None
     turn: tuple[int, int] = (0, 1)
     own_norms: OwnNorms | None = None
+    inner_norm: Norm | None = None  # an RMS norm of all coefficients together, before the down projection
     units: LayerUnits | None = None
     ends: tuple[nn.Module, nn.Module] | None = (
         None  # what reads its input and returns its output, if not `module`
@@ -300,13 +324,35 @@ class Layer(Attention):
         """Coefficients of the pre-activations of one of `groups`."""
         if self.experts is not None and group < self.experts.count:
             return self.experts.activated(gate, up)
+        active = self._active(gate, up)
+        return active if self.inner_norm is None else active * self.normed(gate, up)
+
+    def _active(self, gate: Tensor, up: Tensor | None) -> Float[Tensor, "... neuron"]:
         return self.act(gate) if up is None else self.act(gate) * up
 
+    def normed(
+        self, gate: Tensor, up: Tensor | None, neurons: slice | Tensor = slice(None)
+    ) -> Float[Tensor, "... neuron"] | float:
+        """What a norm of all coefficients of a layer multiplies those of some neurons with; 1 without one.
+
+        gate, up  pre-activations of all
+        """
+        if self.inner_norm is None:
+            return 1.0
+        active = self._active(gate, up)
+        scale = self.inner_norm.scale(active).to(active.dtype)
+        weight = self.inner_norm.weight
+        return scale if weight is None else scale * weight[neurons].to(active.dtype)
+
     def coefficients(self, neurons: Tensor, gate: Tensor, up: Tensor | None) -> Float[Tensor, "... neuron"]:
-        """`activated` of any neurons, by their numbers in the layer; of units as if they did not compete."""
+        """`activated` of any neurons, by their numbers in the layer; of units as if they did not compete, and of others
+        as if nothing divided all of them.
+        """
         if self.units is not None:
             return self.units.act.of(neurons).alone(gate)
-        dense = self.act(gate) if up is None else self.act(gate) * up
+        dense = self._active(gate, up)
+        if self.inner_norm is not None and self.inner_norm.weight is not None:
+            dense = dense * self.inner_norm.weight[neurons].to(dense.dtype)
         if self.experts is None:
             return dense
         routed = neurons < self.experts.count * self.experts.width
@@ -435,7 +481,7 @@ class Anatomy:
     gated: bool
     activation: str
     parallel: bool
-    embedding_multiplier: float
+    embedding_multiplier: Factor
     logit_multiplier: float
     softcap: float | None
     embedding: nn.Module
@@ -482,11 +528,6 @@ class Anatomy:
         if self.of_units:
             return tuple((size,) if size else () for size in self.sizes)
         return tuple(layer.groups for layer in self.layers)
-
-    @property
-    def tells_switches(self) -> bool:
-        """Whether what switched a neuron on is known from the stream that it reads."""
-        return self.adds_up_as_read and not self.of_units
 
     @property
     def dtype(self) -> torch.dtype:
@@ -557,8 +598,8 @@ class Anatomy:
     def token_vectors(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token width"]:
         """Bare token embeddings as they enter layer 0: multiplier and norm included, positions left out."""
         vectors = self.embedding(tokens)
-        if self.embedding_multiplier != 1:
-            vectors = vectors * torch.tensor(self.embedding_multiplier, dtype=vectors.dtype)
+        if not is_one(self.embedding_multiplier):
+            vectors = vectors * torch.as_tensor(self.embedding_multiplier).to(vectors)
         vectors = vectors if self.embedding_norm is None else self.embedding_norm(vectors)
         return vectors if self.embedding_map is None else self.embedding_map(vectors)
 

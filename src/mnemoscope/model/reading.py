@@ -27,12 +27,14 @@ from mnemoscope.model.parts import (
     Anatomy,
     Arrives,
     Attention,
+    Factor,
     Gated,
     Layer,
     Norm,
     OwnNorms,
     Projection,
     Transform,
+    is_one,
     shape_of,
 )
 from mnemoscope.model.spread import held, remember
@@ -245,7 +247,8 @@ def _unsupported_kind(hf: PreTrainedModel) -> str | None:
     if reason := REFUSED.get(config.model_type) or REFUSED.get(hf.config.model_type):
         return reason
     names = " ".join({type(module).__name__ for module in hf.modules()})
-    if foreign := next(filter(_undispatched, hf.modules()), None):
+    known = config.model_type in FAMILIES
+    if foreign := None if known else next(filter(_undispatched, hf.modules()), None):
         return f"its experts ({type(foreign).__name__}) are computed by code of their own, which is not supported yet"
     if is_encoder_decoder(hf):
         if stacks_of(hf.config) is None:
@@ -367,6 +370,8 @@ def _read(
     entering = shape_of(embedding if mapped is None else mapped)[0 if mapped is not None else 1]
     if shape_of(head)[1] != read or entering != width:
         raise refused(family, "its embeddings are projected to another width")
+    held_factor = _parameter(body, row.embedding_factor, family)
+    factor = 1.0 if held_factor is None else held_factor.float()
     ends = getattr(config, row.bands) if row.bands else None
     bands = Bands(tuple(ends)) if ends else None
     shared = first.ffn_norm is not None and first.ffn_norm is first.input_norm
@@ -386,7 +391,7 @@ def _read(
         gated=first.gated,
         activation=_name_of(first.act, _activation_of(config, row)),
         parallel=shared or hasattr(first.module, "ln_mlp") or _flag(config, row.parallel),
-        embedding_multiplier=_number(config, row.embedding_multiplier) * layers[0].arrives.lin,
+        embedding_multiplier=_number(config, row.embedding_multiplier) * layers[0].arrives.lin * factor,
         logit_multiplier=_number(config, row.logit_multiplier) / _number(config, row.logit_divisor),
         softcap=getattr(config, row.softcap) if row.softcap else None,
         embedding=embedding,
@@ -468,17 +473,21 @@ def _arrivals(factors: list[Factors], family: str) -> list[Arrives]:
     """What of the stream arrives at the end, by layer."""
     arrivals, lout = [], 1.0
     for each in reversed(factors):
-        if min(each.keep_attention, each.keep_ffn) <= 0:
-            raise refused(family, "it multiplies its residual stream with a number that is not positive")
+        if not all(torch.as_tensor(kept).all() for kept in (each.keep_attention, each.keep_ffn)):
+            raise refused(family, "it multiplies its residual stream, or a channel of it, with 0")
         lres = lout * each.keep_ffn
         arrivals.append(Arrives(lres * each.keep_attention, lres, lout))
         lout = arrivals[-1].lin
     return arrivals[::-1]
 
 
-def _scaled(norm: Norm | None, arrives: float) -> Norm | None:
+def _scaled(norm: Norm | None, arrives: Factor) -> Norm | None:
     """A norm that reads the same of what is measured by what of it arrives at the end."""
-    return norm if norm is None or arrives == 1 else replace(norm, eps=norm.eps * arrives**2)
+    return norm if norm is None or is_one(arrives) else replace(norm, unit=arrives)
+
+
+def _shifted(shift: Tensor | None, arrives: Factor) -> Tensor | None:
+    return None if shift is None else shift * arrives
 
 
 def _is_linear(config: Any, index: int) -> bool:
@@ -562,7 +571,10 @@ def _layer(
         experts=mixture,
         own_norms=own_norms,
         mixer=mixer,
-        mixed_gate=None if row.gate is None or out is None else _gate(block, row.gate, config, family),
+        mixed_gate=None if row.gate is None or out is None else _gate(block, row.gate, config, family, out),
+        inner_norm=None
+        if row.inner_norm is None or down is None
+        else _rms(block, row.inner_norm, shape_of(down)[1], config, family),
         sink=row.sink,
         outer_bias=_parameter(block, row.outer_bias, family),
         middle_norm=measured_norm(block, norms.middle, width, config, family),
@@ -570,6 +582,8 @@ def _layer(
         attention_multiplier=multiplier * factors.attention * arrives.lres,
         ffn_multiplier=multiplier * factors.ffn * arrives.lout,
         mixer_multiplier=factors.mixer,
+        shift=_shifted(factors.attention_shift, arrives.lres),
+        ffn_shift=_shifted(factors.ffn_shift, arrives.lout),
         extra=None if row.extra is None else find(block, row.extra),
         arrives=arrives,
         cross=_cross(block, row, config, family, width),
@@ -617,10 +631,21 @@ def _mixers(
     return out, mixer
 
 
-def _gate(block: nn.Module, gate: Gate, config: Any, family: str) -> Gated:
-    module = part_of(block, gate.path, family)
+def _gate(block: nn.Module, gate: Gate, config: Any, family: str, out: nn.Module) -> Gated:
+    module, heads = part_of(block, gate.path, family), config.num_attention_heads
+    if gate.function is None:
+        norm = _rms(block, gate.path, shape_of(out)[1], config, family)
+        return Gated(module, nn.Identity(), heads, norm=norm)
     bias = _parameter(block, gate.bias, family)
-    return Gated(module, getattr(nn.functional, gate.function), config.num_attention_heads, bias)
+    return Gated(module, getattr(nn.functional, gate.function), heads, bias)
+
+
+def _rms(block: nn.Module, path: str, width: int, config: Any, family: str) -> Norm:
+    """A norm that multiplies each of so many numbers, and does nothing else."""
+    norm = measured_norm(block, path, width, config, family)
+    if norm is None or norm.kind != "rms" or norm.bias is not None:
+        raise refused(family, f"{path} is no RMS norm without a bias")
+    return norm
 
 
 def _parameter(block: nn.Module, path: str | None, family: str) -> Tensor | None:
@@ -628,7 +653,7 @@ def _parameter(block: nn.Module, path: str | None, family: str) -> Tensor | None
     if path is None:
         return None
     owner, _, name = path.rpartition(".")
-    return held(part_of(block, owner, family), name)
+    return held(part_of(block, owner, family) if owner else block, name)
 
 
 def experts_in(block: nn.Module) -> nn.Module | None:
@@ -665,6 +690,8 @@ def _measured_experts(
 ) -> Experts:
     """The experts of a block, with the factors that its own module applies outside the router."""
     outer, _ = _around(block, module)
+    if outer is block:  # nothing stands around them that might multiply
+        return Experts(module, held=held)
     inlet, outlet = (_linear(outer, path) for path in row.latent or (None, None))
     gates = (inner for name, inner in block.named_modules() if name.endswith("shared_expert_gate"))
     try:

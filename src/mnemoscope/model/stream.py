@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mnemoscope.model.parts import Anatomy, Attention, Norm, SourceText, bias_of, rows_of
+from mnemoscope.model.parts import Anatomy, Attention, Factor, Norm, SourceText, bias_of, rows_of
 from mnemoscope.model.running import hooked, observed
 from mnemoscope.model.spread import at_home
 from mnemoscope.model.unit_parts import (
@@ -116,11 +116,16 @@ class Stream:
             return torch.zeros_like(self.final[position], dtype=torch.float32)
         return self.carried(self.embedding[position].float(), 0, position)
 
-    def _attentions(self, layer: int) -> list[tuple[Attention, AttentionTrace]]:
-        """The attentions of a layer in the order in which they add to the stream: its own, and a cross attention."""
+    def attentions(self, layer: int) -> list[tuple[Attention, AttentionTrace, int]]:
+        """The attentions of a layer in the order in which they add to the stream: its own, and a cross attention; each
+        with the first position that it looks at, counted through.
+        """
         block, traced = self.anatomy.layers[layer], self.layers[layer]
-        own: list[tuple[Attention, AttentionTrace]] = [(block, traced)]
-        return own if block.cross is None or traced.cross is None else [*own, (block.cross, traced.cross)]
+        own: list[tuple[Attention, AttentionTrace, int]] = [(block, traced, self.encoded)]
+        return own if block.cross is None or traced.cross is None else [*own, (block.cross, traced.cross, 0)]
+
+    def _attentions(self, layer: int) -> list[tuple[Attention, AttentionTrace]]:
+        return [(block, traced) for block, traced, _ in self.attentions(layer)]
 
     def _norms(self, stage: int, first: int = 0) -> list[tuple[Norm, Tensor]]:
         """The norms that the stream goes through at a stage, each with what it read; from one attention on."""
@@ -194,6 +199,10 @@ class Stream:
         if heads_are_replaced(self.anatomy, layer):
             shape = (self.anatomy.n_heads, self.sources(position), self.final.shape[-1])
             return self.final.new_zeros(shape, dtype=torch.float32)
+        return self.heads_written(layer, position)
+
+    def heads_written(self, layer: int, position: int) -> Float[Tensor, "head source width"]:
+        """`attention_parts`, also where units stand for the heads."""
         parts = []
         for first, (block, traced) in enumerate(self._attentions(layer)):
             alpha = self._alpha(first, traced, position).float()
@@ -231,7 +240,8 @@ class Stream:
     def _fixed(self, block: Attention, traced: AttentionTrace, where: int | slice) -> Tensor:
         """What one attention writes whatever it attends to, as it is added."""
         output, factor = traced.attention_output[where], block.attention_multiplier
-        return self._bias(traced.fixed(block, where), block.post_attention_norm, output, factor)
+        fixed = self._bias(traced.fixed(block, where), block.post_attention_norm, output, factor)
+        return fixed if block.shift is None else fixed + block.shift
 
     def neuron_parts(
         self, layer: int, position: int, neurons: Int[Tensor, " neuron"] | None = None
@@ -255,21 +265,22 @@ class Stream:
 
     def ffn_bias(self, layer: int, position: int) -> Float[Tensor, " width"]:
         """What the FFN of a layer writes whatever it detects, and what its extra module writes after that."""
-        traced, block = self.layers[layer], self.anatomy.layers[layer]
-        output, factor = traced.ffn_output[position], block.ffn_multiplier
-        bias = self._bias(self.down_bias(layer, position), block.post_ffn_norm, output, factor)
-        if traced.extra_output is not None:
-            bias = bias + traced.extra_output[position].float() * factor
-        return self.with_norm(bias, 2 * layer + 1, position)
+        output, block = self.layers[layer].ffn_output[position], self.anatomy.layers[layer]
+        bias = self._bias(self.down_bias(layer, position), block.post_ffn_norm, output, block.ffn_multiplier)
+        return self.with_norm(self._with_extra(bias, layer, position), 2 * layer + 1, position)
+
+    def _with_extra(self, written: Tensor, layer: int, where: int | slice) -> Tensor:
+        """What an FFN writes, with what is added to the stream beside it."""
+        extra, block = self.layers[layer].extra_output, self.anatomy.layers[layer]
+        if extra is not None:
+            written = written + extra[where].float() * block.ffn_multiplier
+        return written if block.ffn_shift is None else written + block.ffn_shift
 
     def ffn_whole(self, layer: int, position: int) -> Float[Tensor, " out"]:
         """All that the FFN of a layer writes, as one part, with what its extra module writes after that."""
-        traced, block = self.layers[layer], self.anatomy.layers[layer]
-        output, factor = traced.ffn_output[position], block.ffn_multiplier
-        written = self._bias(output, block.post_ffn_norm, output, factor)
-        if traced.extra_output is not None:
-            written = written + traced.extra_output[position].float() * factor
-        return self.with_norm(written, 2 * layer + 1, position)
+        output, block = self.layers[layer].ffn_output[position], self.anatomy.layers[layer]
+        written = self._bias(output, block.post_ffn_norm, output, block.ffn_multiplier)
+        return self.with_norm(self._with_extra(written, layer, position), 2 * layer + 1, position)
 
     def beside(self, layer: int, position: int) -> list[Beside]:
         """What a layer adds that no head and no neuron (or unit) wrote."""
@@ -310,8 +321,7 @@ class Stream:
         traced, block = self.layers[layer], self.anatomy.layers[layer]
         norm, factor = block.post_ffn_norm, block.ffn_multiplier
         bias = self._bias(self.down_bias(layer, slice(None)), norm, traced.ffn_output, factor)
-        if traced.extra_output is not None:
-            bias = bias + traced.extra_output.float() * factor
+        bias = self._with_extra(bias, layer, slice(None))
         return self._folded(self.neurons_written(layer), norm, traced.ffn_output, factor) + bias
 
     def neurons_written(self, layer: int) -> Float[Tensor, "token width"]:
@@ -347,12 +357,12 @@ class Stream:
 
     def down_bias(self, layer: int, where: int | slice) -> Tensor | None:
         """The bias of the down projection, in a mixture those of its groups by their weights."""
-        weights, biases = self.layers[layer].weights, self.anatomy.layers[layer].group_biases()
-        if biases is None:
-            return None
-        return biases[0] if weights is None else weights[where] @ biases.float()
+        weights, block = self.layers[layer].weights, self.anatomy.layers[layer]
+        biases, outer = block.group_biases(), None if block.experts is None else block.experts.outer_bias
+        total = outer if biases is None else biases[0] if weights is None else weights[where] @ biases.float()
+        return total if outer is None or biases is None else total + outer
 
-    def _folded(self, written: Tensor, norm: Norm | None, output: Tensor, factor: float) -> Tensor:
+    def _folded(self, written: Tensor, norm: Norm | None, output: Tensor, factor: Factor) -> Tensor:
         """``written`` through the post-norm frozen at its output, and a multiplier (G4)."""
         if norm is not None:
             scale = norm.scale(output)
@@ -364,7 +374,7 @@ class Stream:
         carried, added = self.carried(bias, stage, position), self._added(stage, position)
         return carried if added is None else carried + self.carried(added, stage + 1, position)
 
-    def _bias(self, bias: Tensor | None, norm: Norm | None, output: Tensor, factor: float) -> Tensor:
+    def _bias(self, bias: Tensor | None, norm: Norm | None, output: Tensor, factor: Factor) -> Tensor:
         written = (
             torch.zeros_like(output, dtype=torch.float32) if bias is None else bias.float().expand_as(output)
         )

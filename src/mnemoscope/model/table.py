@@ -74,10 +74,12 @@ class Crossing(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """What the mixed heads are multiplied with before the output projection: a function of what a module returns."""
+    """What the mixed heads are multiplied with before the output projection: a function of what a module returns, or
+    what an RMS norm of them all does (without a function).
+    """
 
     path: str
-    function: str  # of torch.nn.functional
+    function: str | None = None  # of torch.nn.functional
     bias: str | None = (
         None  # path of a parameter with one number for each head, added to what the module returns
     )
@@ -92,15 +94,18 @@ def _bf16(number: float) -> float:
 class Factors(NamedTuple):
     """What a block multiplies beside what its config says of all blocks: what it passes on of the stream as its
     attention and as its FFN is added, what these write, what a mixer beside the attention writes (relative to the
-    attention's factor), and what goes into the activation.
+    attention's factor), and what goes into the activation; and what it adds to the stream with its attention and with
+    its FFN, whatever they write. Those of the stream and of what is added to it may have a number for each channel.
     """
 
-    keep_attention: float = 1.0
-    attention: float = 1.0
-    keep_ffn: float = 1.0
-    ffn: float = 1.0
+    keep_attention: Any = 1.0
+    attention: Any = 1.0
+    keep_ffn: Any = 1.0
+    ffn: Any = 1.0
     mixer: float = 1.0
     gate: float = 1.0
+    attention_shift: Any = None
+    ffn_shift: Any = None
 
 
 PLAIN = Factors()
@@ -110,6 +115,22 @@ def _scalar(block: Any) -> Factors:
     """Gemma 4: the whole stream is multiplied at the end of a block."""
     scalar = float(block.layer_scalar)
     return Factors(keep_ffn=scalar, ffn=scalar)
+
+
+def _doge(block: Any) -> Factors:
+    kept = (block.input_residual, block.post_attention_residual)
+    return Factors(keep_attention=kept[0].detach().float(), keep_ffn=kept[1].detach().float())
+
+
+def _zaya(block: Any) -> Factors:
+    def read(scaling: Any) -> tuple[Any, Any, Any]:
+        names = ("residual_scale", "hidden_states_scale", "residual_bias", "hidden_states_bias")
+        kept, written, before, beside = (getattr(scaling, name).detach().float() for name in names)
+        return kept, written, kept * before + written * beside
+
+    kept, written, shift = read(block.post_attention_residual_scale)
+    kept_ffn, written_ffn, shift_ffn = read(block.post_mlp_residual_scale)
+    return Factors(kept, written, kept_ffn, written_ffn, attention_shift=shift, ffn_shift=shift_ffn)
 
 
 def _by_depth(block: Any) -> Factors:
@@ -137,7 +158,10 @@ class Beside(NamedTuple):
     shared_written: str
 
 
-Number = str | Callable[[Any], float] | None  # a field of the config, or what is computed from several
+OPAQUE = ""  # heads of an attention that is no one product of weights and values are not told apart
+
+
+Number = str | Callable[[Any], Any] | None  # a field of the config, or what is computed from several
 
 
 class Family(NamedTuple):
@@ -147,7 +171,7 @@ class Family(NamedTuple):
     only where the family's code reads it; ``refused`` lists (field, the value that is handled, why).
     """
 
-    attention_out: str
+    attention_out: str  # OPAQUE: its attention is one of `mixers`
     ffn: FeedForward
     norms: tuple[Norms, ...]
     blocks: str = "layers"
@@ -156,6 +180,7 @@ class Family(NamedTuple):
     embedding_map: str | None = None  # to the width of the blocks, where that is another
     parallel: str | None = None
     embedding_multiplier: Number = None
+    embedding_factor: str | None = None  # of the body: a parameter with a number for each channel
     residual_multiplier: Number = None
     logit_multiplier: Number = None
     logit_divisor: Number = None
@@ -169,6 +194,7 @@ class Family(NamedTuple):
     outer_bias: str | None = (
         None  # of a parameter that a block adds to what its attention output projection writes
     )
+    inner_norm: str | None = None  # of all coefficients together, before the down projection
     latent: tuple[str, str] | None = None  # of the linear modules before and after the experts, beside these
     beside: Beside | None = None
     halves: bool = False  # a block is an attention, a mixer or an FFN, whose norms are listed first and last
@@ -310,6 +336,30 @@ FAMILIES: dict[str, Family] = {
         embedding_multiplier=lambda config: config.n_embd**0.5,
         activation="relu",
     ),
+    "diffllama": _LLAMA._replace(attention_out=OPAQUE, mixers=("self_attn",)),
+    "moshi": _LLAMA._replace(
+        attention_out="self_attn.o_proj.linear",
+        ffn=FeedForward("mlp.fc2", "mlp.fc1", "mlp.fc1"),
+        attention="self_attn",
+    ),
+    "xlstm": Family(
+        OPAQUE,
+        FeedForward("ffn.proj_down", "ffn.proj_up_gate", "ffn.proj_up"),
+        (Norms("norm_mlstm", "norm_ffn"),),
+        blocks="blocks",
+        final_norm="out_norm",
+        softcap="output_logit_soft_cap",
+        mixers=("mlstm_layer",),
+        heads="num_heads",
+        activation="silu",
+        refused=(("weight_mode", "single", "it keeps the weights of each layer in one matrix"),),
+    ),
+    "jetmoe": _LLAMA._replace(attention_out=OPAQUE, mixers=("self_attention",)),
+    "doge": _LLAMA._replace(
+        factors=_doge, refused=(("is_moe", False, "its experts are single rows of an embedding"),)
+    ),
+    "zaya": _LLAMA._replace(factors=_zaya, embedding_factor="input_hidden_states_scale"),
+    "bitnet": _LLAMA._replace(gate=Gate("self_attn.attn_sub_norm"), inner_norm="mlp.ffn_sub_norm"),
     "lfm2": _LFM2,
     "lfm2_moe": _LFM2,
     "qwen3_next": _QWEN3_NEXT,
@@ -401,30 +451,33 @@ FAMILIES: dict[str, Family] = {
 
 # Why a family is not read, where its blocks do not say it themselves.
 _NO_FFN = "its blocks have no FFN, so it has no neurons"
-_CODEBOOKS = "its projections or its embeddings are a list, one for each codebook"
+_CODEBOOKS = "its embeddings and its heads are lists, one of each for each codebook"
 _DRAFTS = "it only drafts for another model, whose keys and values it reads"
 _STREAMS = "it has several residual streams, which it mixes at each layer"
+BLOCKS = "its attention looks at blocks of a text, and after the first short text at all of any"
+WINDOWS = "it fills each text up to whole attention windows, so its stream has positions that no text has"
 REFUSED: dict[str, str] = {
-    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "xlstm"), _NO_FFN),
+    "longformer": WINDOWS,
+    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), _NO_FFN),
     "rwkv": "its FFN multiplies what it writes by a gate, so a neuron has no vector of its own",
     **dict.fromkeys(("zamba", "zamba2"), "its shared FFN feeds a mixer and not the residual stream"),
     "xlnet": "the projections of its attention are no modules",
     "prophetnet": "it predicts several tokens ahead, from streams of their own",
     "reformer": "its layers are reversible, with two residual streams",
-    "diffllama": "its attention subtracts one pattern from another before the values are mixed",
     **dict.fromkeys(
         ("gemma3n", "gemma3n_text", "deepseek_v4", "hy_v4", "qwen4_exp", "qwen4_exp_text"), _STREAMS
     ),
-    **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), _CODEBOOKS),
-    "bitnet": "its FFN normalises all coefficients together before the down projection, which is not supported yet",
-    "big_bird": "its attention looks at random blocks of the text, and at all of it where that is short",
-    "convbert": "some of its heads are convolutions, which its output projection reads beside the others",
+    **dict.fromkeys(("musicgen", "musicgen_melody"), _CODEBOOKS),
+    "big_bird": BLOCKS,
+    "convbert": "its convolutions see the padding of a batch",
+    "nystromformer": "a convolution over the values of its attention sees the padding of a batch",
+    "yoso": "its attention sees the padding of a batch",
     "fnet": "it mixes positions by a Fourier transform, which sees the padding",
     "funnel": "it pools its positions, so its layers have no common stream",
-    "ibert": "it rounds what it computes to whole numbers",
-    "longformer": "its attention is computed in windows, not as one product of weights and values",
+    "ibert": "its modules pass a factor for rounding on beside what they compute",
+    "mra": "transformers computes its attention by CUDA code alone, and as 0 on a processor",
+    "neomme": "its attention reads the stream mixed with what entered the first layer",
     "mobilebert": "its blocks have several FFNs between bottlenecks",
-    **dict.fromkeys(("mra", "nystromformer", "yoso"), "its attention is an approximation without weights"),
     "perceiver": "its residual stream has no positions of the text",
     "squeezebert": "its projections are convolutions in groups",
     "xmod": "an adapter for each language follows its FFN, which is not supported yet",
@@ -434,18 +487,15 @@ REFUSED: dict[str, str] = {
     "minimax": "its residual is taken after the norm",
     "minimax_m3_vl_text": "its dense FFN clamps its gate, and multiplies with 1 + a clamped up projection",
     "hrm_text": "it goes through its layers again and again, and so has no number of layers",
-    "doge": "it multiplies each channel of its residual stream in each layer",
-    "zaya": "it multiplies and shifts each channel of its residual stream in each layer",
     "voxtral_realtime": "what its FFN reads is scaled by how far the text lags behind the sound",
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), _DRAFTS),
-    "jetmoe": "its attention heads are experts too, and its experts are computed by code of their own",
     "axk2": "its norms have a gate of their own, which depends on all channels",
     "blt": "it reads patches of bytes, between two smaller models",
     "longcat_flash": "its blocks have two attentions and two FFNs, and a mixture beside them",
 }
 
 # What an unlisted decoder may be made of, likeliest first.
-ANY_OUT = tuple(dict.fromkeys(row.attention_out for row in FAMILIES.values()))
+ANY_OUT = tuple(dict.fromkeys(row.attention_out for row in FAMILIES.values() if row.attention_out != OPAQUE))
 ANY_FFN = (_GATED, _FUSED, _C_FC, _FC_IN, _4H, _FC1, _MLP_FC1, _UP_DOWN, _FFN_UP_DOWN)
 ANY_NORMS = (_SANDWICH, _GLM4, _POST, _PRE, _SHARED, _LN_12, _LN_1, _NORM_12, _TWO, _OPT, _VAULT)
 ANY_FINAL = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "layer_norm")

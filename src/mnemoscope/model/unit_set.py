@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import Tensor
 
 from mnemoscope.errors import ModelNotSupported
-from mnemoscope.model.parts import ALL_ARRIVES, Anatomy, Layer
+from mnemoscope.model.parts import Anatomy, Factor, Layer
 from mnemoscope.model.units import ORDER, POINTS, WRITABLE, LayerUnits
 from mnemoscope.records import UNIT_POINTS, UnitsEntry
 
@@ -95,7 +95,7 @@ def attached(anatomy: Anatomy, units: Mapping[int, LayerUnits], what: str) -> An
     return replace(anatomy, layers=tuple(layers), sizes=sizes, gated=False, activation=" and ".join(names))
 
 
-def _factor(layer: Layer, point: str) -> float:
+def _factor(layer: Layer, point: str) -> Factor:
     factors = {"attention_output": layer.attention_multiplier, "ffn_output": layer.ffn_multiplier}
     return factors.get(point, 1.0)
 
@@ -107,7 +107,7 @@ def _check(anatomy: Anatomy, layer: int, units: LayerUnits, doing: str) -> None:
             f"{doing}: its vectors are {' and '.join(map(str, sorted(widths)))} wide, and the residual stream of the "
             f"model is {anatomy.width}; give units that were trained on this model"
         )
-    if any(block.arrives != ALL_ARRIVES for block in anatomy.layers):
+    if not all(block.arrives.whole for block in anatomy.layers):
         raise ModelNotSupported(
             f"{doing}: a {anatomy.family!r} model scales its whole residual stream, which units are not read in as "
             "yet; give units of another model"

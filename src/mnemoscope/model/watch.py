@@ -22,7 +22,7 @@ from mnemoscope.model.experts import (
     shared_weight,
     summed,
 )
-from mnemoscope.model.parts import Anatomy, Attention, Layer, Projection
+from mnemoscope.model.parts import Anatomy, Attention, Factor, Layer, Projection, is_one
 from mnemoscope.model.spread import at_home
 
 TOLERANCE = 1e-4  # of the logit range for logits, of the largest entry of the vector for everything else
@@ -219,11 +219,11 @@ def watch(block: Attention, points: Iterable[str], see: Callable[[str, Tensor], 
         "middle": None if block.middle_norm is None else block.middle_norm.module,
     }
     after: dict[str, nn.Module | None] = {"attention_output": block.attention_out}
-    units: dict[str, float] = {}
+    units: dict[str, Factor] = {}
     projections: dict[str, Projection | None] = {}
     turn = (0, 1)
     if isinstance(block, Layer):
-        layer, turn, norm, end = block, block.turn, block.ffn_norm, block.end_norm
+        layer, turn, norm, end, gate = block, block.turn, block.ffn_norm, block.end_norm, block.mixed_gate
         before |= {
             "attention_input": layer.attention or layer.mixer,
             "ffn_norm_input": None if norm is None else norm.module,
@@ -231,10 +231,11 @@ def watch(block: Attention, points: Iterable[str], see: Callable[[str, Tensor], 
             "shared_input": None if layer.gate is None else layer.gate.module,
             "coefficients": layer.down,
             "end": None if end is None else end.module,
+            "mixed_gate": None if gate is None or gate.norm is None else gate.module,
         }
         after |= {
             "lout": last,
-            "mixed_gate": None if layer.mixed_gate is None else layer.mixed_gate.module,
+            "mixed_gate": None if gate is None else gate.module,
             "mixer_output": layer.mixer,
             "extra_output": layer.extra,
             "ffn_output": layer.down,
@@ -253,7 +254,7 @@ def watch(block: Attention, points: Iterable[str], see: Callable[[str, Tensor], 
         if point == "attention_output" and block.outer_bias is not None:
             tensor = tensor + block.outer_bias
         tensor, unit = at_home(first, tensor), units.get(point, 1.0)
-        see(point, tensor if unit == 1 else tensor * unit)
+        see(point, tensor if is_one(unit) else tensor * unit)
 
     handles = []
     see = _in_turn(see, turn)
@@ -470,6 +471,7 @@ def after_attention(layer: Layer, seen: Mapping[str, Tensor]) -> Float[Tensor, "
         layer.post_attention_norm,
     )
     written = (update if norm is None else norm(update)) * layer.attention_multiplier
+    written = written if layer.shift is None else written + layer.shift
     return (seen["lin"] + written).to(seen["lin"].dtype)
 
 

@@ -120,7 +120,8 @@ def points(model: Model, batch: ContextBatch) -> Points:
         """What the FFN of a layer wrote, and its extra module, as they are added to the stream."""
         output, norm = seen.get("ffn_output", torch.zeros_like(seen["lin"])), layer.post_ffn_norm
         written = output if norm is None else norm(output)
-        return (written + seen.get("extra_output", 0.0)) * layer.ffn_multiplier
+        written = (written + seen.get("extra_output", 0.0)) * layer.ffn_multiplier
+        return written if layer.ffn_shift is None else written + layer.ffn_shift
 
     tokens = torch.from_numpy(batch.tokens).to(model.device, torch.int64)
     with (

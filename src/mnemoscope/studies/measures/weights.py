@@ -118,7 +118,8 @@ def _unnormed(rows: Tensor, norm: Norm | None) -> Float[Tensor, "neuron width"]:
     if norm is None:
         return rows
     rows = rows if norm.weight is None else rows * norm.weight
-    return rows - rows.mean(-1, keepdim=True) if norm.kind == "layer" else rows
+    rows = rows - rows.mean(-1, keepdim=True) if norm.kind == "layer" else rows
+    return rows / norm.unit if isinstance(norm.unit, Tensor) else rows
 
 
 def _cosine(one: Tensor, other: Tensor) -> np.ndarray:
