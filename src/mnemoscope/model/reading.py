@@ -471,7 +471,8 @@ def _number(config: Any, fact: Number) -> float:
 
 def _arrivals(factors: list[Factors], family: str) -> list[Arrives]:
     """What of the stream arrives at the end, by layer."""
-    arrivals, lout = [], 1.0
+    arrivals: list[Arrives] = []
+    lout: Factor = 1.0
     for each in reversed(factors):
         if not all(torch.as_tensor(kept).all() for kept in (each.keep_attention, each.keep_ffn)):
             raise refused(family, "it multiplies its residual stream, or a channel of it, with 0")

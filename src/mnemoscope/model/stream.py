@@ -358,9 +358,12 @@ class Stream:
     def down_bias(self, layer: int, where: int | slice) -> Tensor | None:
         """The bias of the down projection, in a mixture those of its groups by their weights."""
         weights, block = self.layers[layer].weights, self.anatomy.layers[layer]
-        biases, outer = block.group_biases(), None if block.experts is None else block.experts.outer_bias
-        total = outer if biases is None else biases[0] if weights is None else weights[where] @ biases.float()
-        return total if outer is None or biases is None else total + outer
+        outer = None if block.experts is None else block.experts.outer_bias
+        biases = block.group_biases()
+        if biases is None:
+            return outer
+        total = biases[0] if weights is None else weights[where] @ biases.float()
+        return total if outer is None else total + outer
 
     def _folded(self, written: Tensor, norm: Norm | None, output: Tensor, factor: Factor) -> Tensor:
         """``written`` through the post-norm frozen at its output, and a multiplier (G4)."""

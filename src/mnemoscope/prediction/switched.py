@@ -160,7 +160,7 @@ def _branches(memory: Switches, read: Callable[[Linear], Tensor]) -> Tensor:
 
 
 def _below(
-    prediction: TracedPrediction, memory: Switches, neurons: Sequence[Float[Tensor, " neuron"]]
+    prediction: TracedPrediction, memory: Switches, neurons: Sequence[Float[Tensor, " _"]]
 ) -> Iterator[_Written]:
     """Every vector below a neuron; `neurons` are the shares of those of each layer below it."""
     stream, position = prediction.stream, prediction.position

@@ -44,7 +44,7 @@ class _CutUnits:
         self.block, self.units, self.rows, self.sequences = block, block.units, rows, sequences
         self.changes: list[Float[Tensor, " token"]] = []
 
-    def read(self, _: str, seen: Float[Tensor, "... width"]) -> None:
+    def read(self, point: str, seen: Float[Tensor, "... width"]) -> None:
         """What passes the point that units read: from it follow their coefficients, and the changes."""
         which = torch.tensor([row for row, _ in self.rows], device=seen.device)
         sequences = seen.reshape(self.sequences, -1, seen.shape[-1])
