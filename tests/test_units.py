@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from families import FAMILIES, MIXTURES
 from scipy.stats import spearmanr
+from starlette.testclient import TestClient
 from test_patterns_job import BUDGET, PLANTED, planted_model
 from tiny import model_folder, texts, tokenizer
 from torch import Tensor
@@ -22,6 +24,7 @@ from units import mirrored, random_units, saelens, tracer
 import mnemoscope as mn
 from mnemoscope import build, load_model
 from mnemoscope.api import Run, open_run
+from mnemoscope.atlas.app import create
 from mnemoscope.cli import app
 from mnemoscope.errors import ModelError, ModelNotSupported, QueryError, RunMismatch
 from mnemoscope.model.model import Model
@@ -151,6 +154,30 @@ def test_a_card_says_what_the_unit_is(run: Run) -> None:
     assert run.highlights() and run.find(sort="max", count=3).rows.height == 3
     with pytest.raises(QueryError, match="no neurons in layer 0"):
         run["L0N3"]
+
+
+def test_every_link_of_its_pages_leads_somewhere(run: Run, tmp_path: Path) -> None:
+    """In a browser layers without units are not pictured, and no page leads to one; so it is in a gallery."""
+    client = TestClient(create([run]), base_url="http://127.0.0.1:8321")
+    start, seen = "/runs/run", set[str]()
+    open_links = [start]
+    while open_links:
+        link = open_links.pop()
+        if link in seen or "/go" in link or len(seen) > 60:
+            continue
+        seen.add(link)
+        answer = client.get(link)
+        assert answer.status_code == 200, link
+        if "html" in answer.headers["content-type"]:
+            found = re.findall(r'(?:href|data-part)="(/runs/run[^"#?]*)', answer.text)
+            open_links += [each for each in found if "/neurons/" not in each or "N3" in each]
+    layers = {link for link in seen if re.search(r"/layers/\d+$", link)}
+    assert layers == {f"{start}/layers/{LAYER}"}
+    assert "these are units of sae:" in client.get(f"{start}/study").text
+    assert "standard deviations (layer median 0)" not in client.get(start).text
+    run.gallery(tmp_path / "gallery.html")
+    page = (tmp_path / "gallery.html").read_text(encoding="utf-8")
+    assert f"layer {LAYER}" in page and "layer 0" not in page
 
 
 def test_what_asks_about_neurons_says_so(run: Run, tmp_path: Path) -> None:

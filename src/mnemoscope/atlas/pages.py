@@ -108,10 +108,13 @@ def _add_units(app: FastAPI, site: Site) -> None:
         rows = shelf.layer(
             layer, sort, descending=order == "down", conditions=conditions, page=page, axes=(x, y)
         )
+        held = shelf.run.manifest.model.cells.layers
         shown = {
             "shelf": shelf, "layer": layer, "summary": shelf.overview.layers[layer], "rows": rows, "page": page,
             "columns": [*dict.fromkeys((sort, *STATISTICS))], "sort": sort, "order": order, "where": conditions,
-            "size": PAGE, "x": x, "y": y, "last": len(shelf.overview.layers) - 1,
+            "size": PAGE, "x": x, "y": y,
+            "below": max((other for other in held if other < layer), default=None),
+            "above": min((other for other in held if other > layer), default=None),
         }  # fmt: skip
         return Answer("layer.html", lambda: {"layer": layer, **rows.to_dict()}, shown)
 

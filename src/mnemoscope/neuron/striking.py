@@ -200,9 +200,9 @@ def _statistics(run: Run) -> pl.DataFrame:
     ]
     chance = pl.Series("chance", np.random.default_rng(SEED).random(scores.height))
     shaped = peaked(run).select(*ADDRESS, peaked="kurtosis")
-    return (
-        scores.with_columns(*medians, chance).drop("peaked").join(shaped, on=ADDRESS, how="left").sort("cell")
-    )
+    two_sided = pl.when(pl.col("sides") > 0).then(pl.col("sides"))  # of units that are never negative none is
+    scores = scores.with_columns(*medians, chance).with_columns(sides=two_sided)
+    return scores.drop("peaked").join(shaped, on=ADDRESS, how="left").sort("cell")
 
 
 def _next(run: Run, layer: int, triggers: pl.DataFrame, text: _Tokens) -> pl.DataFrame:

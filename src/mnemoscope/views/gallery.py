@@ -91,7 +91,8 @@ def render(
     middle = cells.layers[len(cells.layers) // 2]
     picks = _picks(run, len(cells.sizes), neurons_per_layer)
     sections, pictures = [], []
-    for layer, picture in zip(whole.layers, strips(whole), strict=True):
+    drawn = zip(whole.layers, strips(whole), strict=True)
+    for layer, picture in ((layer, picture) for layer, picture in drawn if layer.neurons):
         report(Progress("drawing gallery", layer.layer, len(whole.layers), "layers"))
         cards = (
             (card(run, address, examples=MOST.examples, window=WINDOW), tuple(reasons))

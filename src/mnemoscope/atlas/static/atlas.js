@@ -13,7 +13,7 @@ for (const part of document.querySelectorAll("[data-part]")) fetch(part.dataset.
 });
 
 if (run) keys({
-  l: () => { const card = document.querySelector("[data-layer]"); return card ? card.dataset.layer : `${run}/layers/0`; },
+  l: () => { const card = document.querySelector("[data-layer]"); return card ? card.dataset.layer : `${run}/layers/${document.body.dataset.first}`; },
   h: () => run,
   e: () => `${run}/explain`,
   a: () => `${run}/annotate`,

@@ -4,7 +4,7 @@ import { keys, style } from "./page.js";
 const root = document.body.dataset.root, place = document.getElementById("filled"), told = document.querySelector(".told");
 style(document);
 keys({
-  l: () => document.querySelector("[data-layer]")?.dataset.layer ?? `${root}layers/0.html`,
+  l: () => document.querySelector("[data-layer]")?.dataset.layer ?? `${root}layers/${document.body.dataset.first}.html`,
   h: () => `${root}index.html`,
 });
 
