@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test packed interop check wheel bench docs clean
+.PHONY: demo test packed kernels interop check wheel bench docs clean
 
 demo: $(VENV)/.demo               ## set up, build a run of the sample model, show it
 	$(BIN)/mnemoscope demo
@@ -15,6 +15,10 @@ test: $(VENV)/.dev                ## the quick tests; SLOW=1 for all of them
 packed: $(VENV)/.dev              ## the tests that need torchao, which stays out of the environment: transformers would import it always
 	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target build/torchao torchao
 	PYTHONPATH=build/torchao $(BIN)/python -m pytest -W ignore -k torchao tests/test_packed.py
+
+kernels: $(VENV)/.dev             ## the kernel for accelerators, in Triton's interpreter; Triton is large, and of no use in an environment without one
+	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target build/triton triton
+	TRITON_INTERPRET=1 PYTHONPATH=build/triton $(BIN)/python -m pytest -W ignore -k kernel tests/test_device.py
 
 READERS := circuit-tracer automated-interpretability eai-delphi circuitsvis asyncer docstring-parser orjson simple-parsing sniffio
 SCRIPTS := d3@7.9.2 d3-collection@1.0.7 d3-jetpack@2.3.0 dagre@0.8.5 pako@2.1.0

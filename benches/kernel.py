@@ -18,7 +18,7 @@ import torch
 
 from mnemoscope.mine.moments import Histograms, Moments
 from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
-from mnemoscope.mine.reading import scan
+from mnemoscope.mine.scan import scan
 from mnemoscope.mine.statistics import NeuronStatistics
 from mnemoscope.mine.triggers import Samples, Triggers
 from mnemoscope.records import Cells, ContextBatch

@@ -26,7 +26,7 @@ from mnemoscope.mine.places import (
     selected,
     unmix,
 )
-from mnemoscope.mine.reading import scan, scan_torch
+from mnemoscope.mine.scan import scan
 from mnemoscope.mine.statistics import NeuronStatistics, load_state, save_state
 from mnemoscope.records import ContextBatch
 from mnemoscope.text.sampling import splitmix64
@@ -399,37 +399,6 @@ def test_threads_change_nothing(threads: int) -> None:
     equal(alone, shared)
 
 
-@few
-@given(corpora, st.booleans(), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_the_compiled_scan_is_the_plain_one(contexts: list[Context], gated: bool, dtype: torch.dtype) -> None:
-    """All that `scan` says, `scan_torch` says; sums to 1e-12 of the sum of absolute powers."""
-    batch = batch_of(contexts)
-    x, gate, up = tensors(contexts, 0, dtype)
-    places = CountedPlaces.of(batch, EVERY)
-    extra = (gate, up) if gated else (None, None)
-    one, other = scan(0, x, batch, *extra, places=places), scan_torch(0, x, batch, *extra, places=places)
-    for name in ("largest", "smallest"):
-        a, b = getattr(one, name), getattr(other, name)
-        assert np.array_equal(a.value, b.value)
-        assert np.array_equal(a.position, b.position)
-        assert (a.gate is None) == (b.gate is None) == (not gated)
-    assert np.array_equal(one.positive, other.positive)
-    assert np.array_equal(one.pivot, other.pivot)
-    np.testing.assert_allclose(one.sums[1::2], other.sums[1::2], rtol=1e-12)
-    counted_values = x.double().numpy()[batch.counted] - one.pivot
-    for power in (0, 2):
-        slack = 1e-12 * (np.abs(counted_values) ** (power + 1)).sum(0)
-        assert (np.abs(one.sums[power] - other.sums[power]) <= slack).all()
-
-
-def test_the_plain_scan_feeds_all_accumulators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a device without the compiled path the tables are the same, gate and up signs included."""
-    contexts = corpus(5, 20)
-    expected = tables_of(mined(contexts))
-    monkeypatch.setattr("mnemoscope.mine.statistics.scan", scan_torch)
-    equal(expected, tables_of(mined(contexts)), EXACT)
-
-
 def test_layers_without_a_gate_have_no_signs() -> None:
     """Both sign columns are null."""
     contexts = corpus(0, 10, layers=1)
@@ -522,8 +491,7 @@ def test_samples_are_drawn_uniformly(seed: int) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("path", [scan, scan_torch])
-def test_the_first_activation_that_is_not_finite_is_named(value: float, dtype: torch.dtype, path) -> None:  # type: ignore[no-untyped-def]
+def test_the_first_activation_that_is_not_finite_is_named(value: float, dtype: torch.dtype) -> None:
     """Layer, neuron, context id and position; also when it is the very first that counts."""
     contexts = corpus(3, 6)
     for row, position in ((4, 2), (1, 1)):
@@ -532,7 +500,7 @@ def test_the_first_activation_that_is_not_finite_is_named(value: float, dtype: t
         contexts[row].counted[position:] = True
         contexts[row].coefficients[0, position, 3] = value
     with pytest.raises(ActivationError, match=r"L0N3 is -?(nan|inf) at position 1 of context 71;"):
-        path(0, tensors(contexts, 0, dtype)[0], batch_of(contexts))
+        scan(0, tensors(contexts, 0, dtype)[0], batch_of(contexts))
 
 
 def test_the_same_shard_twice_is_refused() -> None:

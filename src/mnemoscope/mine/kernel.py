@@ -36,11 +36,12 @@ EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 STRIP = 1536  # neurons whose running values are kept at once
 _STRIDE = STRIP + 16  # not a power of two, which would map all running values to the same cache lines
 
-_SIDE = OCTAVES * SUB_BINS
-_FIRST = (127 + ZERO_EXPONENT) * SUB_BINS  # exponent and top mantissa bits of 2 ** ZERO_EXPONENT
+SIDE = OCTAVES * SUB_BINS  # bins of one sign
+# Exponent and top mantissa bits of a magnitude, less these, are its bin from the middle: 1 for 2 ** ZERO_EXPONENT.
+FIRST_SIZE = (127 + ZERO_EXPONENT) * SUB_BINS - 1
 _PER_COARSE = COARSE_OCTAVES * SUB_BINS
 # The coarse bin of each bin: pairs of octaves counted outwards from the bin around zero.
-_OUTWARDS = -(-np.arange(_SIDE + 1) // _PER_COARSE)
+_OUTWARDS = -(-np.arange(SIDE + 1) // _PER_COARSE)
 _COARSE = (COARSE_BINS // 2 + np.concatenate([-_OUTWARDS[:0:-1], _OUTWARDS])).astype(np.uint8)
 _TILE = 128  # rows whose bins fit the first-level cache while one neuron after another is done
 
@@ -209,8 +210,8 @@ def assign_bins(values, rows, first, last, bins):  # type: ignore[no-untyped-def
     """
     neurons = values.shape[1]
     # Constants of 32 bits, lest the whole loop be done in 64.
-    mask, shift, first_size = np.int32(0x7FFFFFFF), np.int32(21), np.int32(_FIRST - 1)
-    none, side = np.int32(0), np.int32(_SIDE)
+    mask, shift, first_size = np.int32(0x7FFFFFFF), np.int32(21), np.int32(FIRST_SIZE)
+    none, side = np.int32(0), np.int32(SIDE)
     for i in range(first, last):
         source, target = values[rows[i]], bins[i]
         for j in range(neurons):
@@ -282,7 +283,7 @@ def _sign(x):  # type: ignore[no-untyped-def]
 
 @_compiled
 def rank(  # type: ignore[no-untyped-def]
-    polarity, extreme, at, contexts, following, gate, up, gated, each_position, positions, weights,
+    polarity, extreme, at, contexts, following, gate, up, gated, positions, weights,
     start, stop, threshold, key, what, weight,
 ):  # fmt: skip
     """Enter the extremes of a batch into the sorted lists of neurons ``start <= n < stop``.
@@ -292,8 +293,7 @@ def rank(  # type: ignore[no-untyped-def]
     at         i32[context neuron]  its position, or its row
     contexts   i64[context]         below 2 ** 32
     following  i32[context token]   next token, -1 at the end of a context
-    gate, up   [row, neuron]        pre-activations, unread unless `gated`; one row for each position if
-                                    `each_position`, else one for each context, taken at its extremes
+    gate, up   [row, neuron]        pre-activations, unread unless `gated`
     positions  i32[row]             of the rows of experts, which `at` and `gate` are in; empty: of all
     weights    f32[row]             of the router, of the rows of experts; empty: none
     threshold  f32[neuron]          in, out: |coefficients| below do not enter, nor does 0
@@ -313,7 +313,7 @@ def rank(  # type: ignore[no-untyped-def]
         for i in range(hits):
             j = entering[i]
             position = at[c, j]
-            row = c * following.shape[1] + position if each_position else c
+            row = c * following.shape[1] + position
             if len(positions):
                 row, position = position, positions[position]
             signs = np.uint64(15)
@@ -335,6 +335,23 @@ def rank(  # type: ignore[no-untyped-def]
                 else:
                     _insert(key[j], what[j], word, payloads[i])
                 threshold[j] = np.uint32(key[j, -1] >> np.uint64(32)).view(np.float32)
+
+
+@_compiled
+def enter(neuron, word, payload, carried, threshold, key, what, weight):  # type: ignore[no-untyped-def]
+    """Enter into the sorted lists what was found elsewhere: of each hit its neuron, its key and what belongs to it.
+
+    carried  f32[hit]  the router's weights, or nothing
+    Lists as of `rank`.
+    """
+    for i in range(len(neuron)):
+        j = neuron[i]
+        if word[i] > key[j, -1]:
+            if weight.shape[1] > 0:
+                _insert_weighted(key[j], what[j], weight[j], word[i], payload[i], carried[i])
+            else:
+                _insert(key[j], what[j], word[i], payload[i])
+            threshold[j] = np.uint32(key[j, -1] >> np.uint64(32)).view(np.float32)
 
 
 @_compiled
@@ -390,7 +407,7 @@ def reduce_groups(  # type: ignore[no-untyped-def]
 
 @_compiled
 def rank_groups(  # type: ignore[no-untyped-def]
-    largest, smallest, highest, lowest, contexts, following, gated, each_position, positions, weights,
+    largest, smallest, highest, lowest, contexts, following, gated, positions, weights,
     first, last, start, stop,
 ):  # fmt: skip
     """`rank` in the groups ``first <= g < last``: of each block of neurons the largest and then the smallest, while
@@ -406,8 +423,8 @@ def rank_groups(  # type: ignore[no-untyped-def]
                 (np.float32(1), largest, highest), (np.float32(-1), smallest, lowest)
             ):  # fmt: skip
                 rank(
-                    polarity, extreme[g], at[g], contexts, following, gate, up, gated, each_position, positions,
-                    weights, block, end, threshold[g], key[g], what[g], weight[g],
+                    polarity, extreme[g], at[g], contexts, following, gate, up, gated, positions, weights,
+                    block, end, threshold[g], key[g], what[g], weight[g],
                 )  # fmt: skip
 
 

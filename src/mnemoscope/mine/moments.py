@@ -139,9 +139,7 @@ class Moments:
         self._powers[:, here] += reading.sums
         self.positive[here] += reading.positive
         # Adding 0.0 makes -0.0 the same as 0.0, which a minimum may return either of.
-        shape = (len(reading.counted), -1, reading.width)
-        smallest = reading.smallest.value.reshape(shape).min(1).ravel() + 0.0
-        largest = reading.largest.value.reshape(shape).max(1).ravel() + 0.0
+        smallest, largest = reading.furthest(-1) + 0.0, reading.furthest(1) + 0.0
         np.minimum(self.minimum[here], smallest, out=self.minimum[here])
         np.maximum(self.maximum[here], largest, out=self.maximum[here])
 

@@ -44,7 +44,7 @@ def selected(contexts: np.ndarray, every: int = HISTOGRAM_EVERY) -> np.ndarray:
     return (splitmix64(group) % np.uint64(every)).astype(np.int64) == member
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CountedPlaces:
     """Where the counted positions of a batch are; the same for all layers.
 

@@ -16,9 +16,10 @@ from mnemoscope import files
 from mnemoscope.errors import ActivationError, RunCorrupt, RunMismatch
 from mnemoscope.mine.moments import Histograms, Moments
 from mnemoscope.mine.places import HISTOGRAM_EVERY, CountedPlaces
-from mnemoscope.mine.reading import Accumulator, LayerReading, scan, scan_routed
+from mnemoscope.mine.reading import Accumulator, LayerReading
 from mnemoscope.mine.reconstruction import Reconstruction
 from mnemoscope.mine.routing import Routing
+from mnemoscope.mine.scan import scan, scan_routed
 from mnemoscope.mine.triggers import Samples, Triggers
 from mnemoscope.model.capture import Coefficients, Inputs, LayerRows, Rebuilt
 from mnemoscope.model.model import Model
@@ -86,7 +87,8 @@ class NeuronStatistics:
         Raises ActivationError when a counted coefficient is NaN or infinite.
         """
         places, pivot = self._enter(layer, batch), self.moments.pivot(layer)
-        self._take(scan(layer, coefficients, batch, gate, up, places=places, pivot=pivot))
+        floor = self._triggers.floor(layer)
+        self._take(scan(layer, coefficients, batch, gate, up, places=places, pivot=pivot, floor=floor))
 
     def update_rows(self, rows: LayerRows, batch: ContextBatch) -> None:
         """Take in experts of one batch of the current shard, each over the tokens routed to it.
@@ -96,7 +98,8 @@ class NeuronStatistics:
         places = self._enter(rows.layer, batch)
         neurons = (len(rows.starts) - 1) * rows.coefficients.shape[1]
         pivot = self.moments.pivot(rows.layer, rows.first, neurons)
-        self._take(scan_routed(rows, batch, places, pivot))
+        floor = self._triggers.floor(rows.layer, rows.first, neurons)
+        self._take(scan_routed(rows, batch, places, pivot, floor))
         if self.cells.experts:
             self.routing.update(rows, batch)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from mnemoscope.mine import kernel
 from mnemoscope.mine.kernel import COARSE_BINS, EMPTY, SPREADER
 from mnemoscope.mine.places import address_of
-from mnemoscope.mine.reading import Extremes, Fields, LayerReading, share_out
+from mnemoscope.mine.reading import Contenders, Extremes, Fields, LayerReading, share_out
 from mnemoscope.records import Cells
 from mnemoscope.run.schemas import arrow_table
 from mnemoscope.text.sampling import splitmix64
@@ -48,6 +48,12 @@ class Triggers(Fields):
 
     def update(self, reading: LayerReading) -> None:
         """Enter the extremes of each context; only those that enter have their place looked up."""
+        if isinstance(reading.largest, Contenders) and isinstance(reading.smallest, Contenders):
+            self._enter(0, reading.largest, reading)
+            self._enter(1, reading.smallest, reading)
+            return
+        assert isinstance(reading.largest, Extremes), "both or neither"
+        assert isinstance(reading.smallest, Extremes), "both or neither"
         largest, smallest = (self._extremes(reading, side) for side in (reading.largest, reading.smallest))
         highest, lowest = (
             tuple(
@@ -57,13 +63,29 @@ class Triggers(Fields):
             for index in range(len(POLARITIES))
         )
         following, gated = reading.places.following, reading.largest.gate is not None
-        each_position = len(largest[2]) == following.size  # or already taken at the extremes, by scan_torch
         reading.share_out(
             lambda *block: kernel.rank_groups(
-                largest, smallest, highest, lowest, reading.batch.contexts, following, gated, each_position,
+                largest, smallest, highest, lowest, reading.batch.contexts, following, gated,
                 reading.places.positions, reading.weights, *block,
             )
         )  # fmt: skip
+
+    def floor(self, layer: int, first: int = 0, neurons: int | None = None) -> np.ndarray:
+        """f32[polarity neuron]: what is below, of a layer or of so many of its neurons, enters no list."""
+        start = self._cells.of(layer).start + first
+        return self._threshold[:, start : self._cells.of(layer).stop if neurons is None else start + neurons]
+
+    def _enter(self, index: int, hits: Contenders, reading: LayerReading) -> None:
+        """Enter what a device found, of one polarity."""
+        here, places = reading.within(self._cells), reading.places
+        context = reading.batch.contexts[hits.context].astype(np.uint64)
+        word = np.abs(hits.value).view(np.uint32).astype(np.uint64) << np.uint64(32) | (_LOW - context)
+        token = (places.following[hits.context, hits.position] + 1).astype(np.uint64)
+        what = hits.position.astype(np.uint64) << np.uint64(36) | token << np.uint64(4) | hits.signs
+        weights = reading.weights
+        carried = weights[hits.row] if len(weights) else np.full(len(word), np.nan, np.float32)
+        lists = (array[index, here] for array in (self._threshold, self.key, self.what, self.weight))
+        kernel.enter(hits.neuron, word, what, carried, *lists)
 
     @staticmethod
     def _extremes(reading: LayerReading, extremes: Extremes) -> tuple[np.ndarray, ...]:
