@@ -96,6 +96,7 @@ COUNTERPARTS: dict[str, Call] = {
     "find": lambda run, model, tmp: run.find(promotes=" Paris"),
     "explain": lambda run, model, tmp: run.explain(PROMPT, " Paris", " London", top=2),
     "trace": lambda run, model, tmp: run.trace(PROMPT, "L1N3"),
+    "steer": lambda run, model, tmp: run.steer(PROMPT, "L1N3", factor=-2, length=3),
     "patterns": lambda run, model, tmp: run.patterns(budget=400, cards=1),
     "test": lambda run, model, tmp: run.test("L1N3", "word:Paris", budget=400),
     "removal": lambda run, model, tmp: run.removal(documents=8),

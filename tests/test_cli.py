@@ -181,6 +181,9 @@ def test_a_bad_model_is_one_line_and_exit_code_2(
         (["explain", "x", "--prompts", "FILE.jsonl"], "-o TABLE.parquet"),
         (["explain", "x", "words", "--run", "NOWHERE"], "no such folder"),
         (["build", "x", "--corpus", "NOWHERE.txt", "-o", "out"], "NOWHERE.txt"),
+        (["steer", "RUN", "L99N0", "words"], "layers 0 to 2"),
+        (["steer", "RUN", "L1N3", "words", "--factor", "nan"], "--factor"),
+        (["steer", "RUN", "L1N3", "words", "--length", 0], "give 1 or more"),
     ],
 )
 def test_a_question_without_an_answer_is_one_line_and_exit_code_2(

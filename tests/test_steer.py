@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from families import FAMILIES, MIXTURES, slow_but_for
 from tiny import model_folder, texts, tokenizer
 
 import mnemoscope as mn
+from mnemoscope.cli import main
 from mnemoscope.errors import ModelNotSupported, QueryError
 from mnemoscope.model.model import Model
 from mnemoscope.prediction.steer import steer
@@ -85,7 +88,11 @@ def test_experts_are_changed_where_they_run() -> None:
     changed = 0
     for expert in range(4):
         result = steer(model, PROMPT, (1, expert * width + 3), value=300.0, length=6)
-        assert result.whole == steer(model, PROMPT, (0, 1), factor=1.0, length=6).whole
+        plain = steer(model, PROMPT, (0, 1), factor=1.0, length=6).whole
+        assert (
+            result.whole.tokens == plain.tokens
+        )  # rows of an expert are multiplied together: to the last bits
+        assert result.whole.probabilities == pytest.approx(plain.probabilities, rel=1e-5)
         changed += result.changed.shared < len(result.changed.tokens)
     assert changed > 0
 
@@ -161,4 +168,41 @@ def test_a_run_steers_and_says_what_differs(model: Model, tmp_path: Any) -> None
     parted = SteeredText(result.neuron, ("<b>", "x"), (0.5, 0.25), False, 0)
     from dataclasses import replace
 
-    assert "&lt;b&gt;" in replace(result, changed=parted)._repr_html_()
+    other = replace(result, changed=parted)
+    assert "&lt;b&gt;" in other._repr_html_() and "begins with “&lt;b&gt;”" in other._repr_html_()
+    page = tmp_path / "steered.html"
+    other.save(page)
+    shown = page.read_text(encoding="utf-8")
+    assert shown.count("<section>") == len(other.texts) and "set to 200 at every position" in shown
+    assert shown.count('title="probability ') == sum(len(text.tokens) for text in other.texts)
+
+
+def test_the_command_steers_as_python_does(
+    model: Model, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same texts, as JSON, and a page."""
+    folder = tmp_path / "model"
+    model.hf.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    run = mn.build(mn.load_model(folder, dtype="fp32"), texts(20), tmp_path / "run", top=3)
+    words = (
+        "steer",
+        run.path,
+        "L1N7",
+        PROMPT,
+        "--value",
+        200,
+        "--length",
+        4,
+        "--html",
+        tmp_path / "page.html",
+    )
+    monkeypatch.setattr(sys, "argv", ["mnemoscope", *map(str, words), "--json"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    found = json.loads(capsys.readouterr().out)
+    wanted = run.steer(PROMPT, "L1N7", value=200.0, length=4).to_dict()
+    assert found == json.loads(json.dumps(wanted))
+    assert "L1N7" in (tmp_path / "page.html").read_text(encoding="utf-8")

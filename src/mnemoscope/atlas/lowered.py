@@ -17,6 +17,7 @@ from mnemoscope.display import Shown
 _BLOCK = re.compile(r"<style>.*?</style>\s*", re.DOTALL)
 _ATTRIBUTE = re.compile(r' style="')
 _HEADING = re.compile(r"(</?h)([34])(?=[ >])")
+_OPENING = re.compile(r"<h([34])(?=[ >])")
 _ADDRESS = r"L\d+(?:E\d+)?N\d+"
 _LINKED = re.compile(rf'<a href="#[^"]*">({_ADDRESS})</a>')
 _NAMED = re.compile(rf"(<(?:td|th|span|h3|b)(?: [^>]*)?>)({_ADDRESS})(?=[\s<])")
@@ -24,7 +25,7 @@ _NAMED = re.compile(rf"(<(?:td|th|span|h3|b)(?: [^>]*)?>)({_ADDRESS})(?=[\s<])")
 
 def inside(shown: Shown, href: Callable[[str], str]) -> Markup:
     """A result as a part of a page; every neuron that it names is a link to `href` of its address."""
-    return Markup(linked(without_style(shown._repr_html_()), href))
+    return Markup(levelled(linked(without_style(shown._repr_html_()), href)))
 
 
 def without_style(fragment: str) -> str:
@@ -35,6 +36,13 @@ def without_style(fragment: str) -> str:
 def raised(fragment: str) -> str:
     """A fragment whose first headings are those of a page: h3 and h4 are h1 and h2."""
     return _HEADING.sub(lambda match: f"{match[1]}{int(match[2]) - 2}", fragment)
+
+
+def levelled(fragment: str) -> str:
+    """A fragment below the heading of a page: where its first headings are h3, they and h4 count as h2 and h3."""
+    if "<h2" in fragment:
+        return fragment
+    return _OPENING.sub(lambda match: f'{match[0]} aria-level="{int(match[1]) - 1}"', fragment)
 
 
 def walked(fragment: str, href: Callable[[str], str]) -> str:

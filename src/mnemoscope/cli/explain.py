@@ -1,4 +1,4 @@
-"""One prediction taken apart."""
+"""A text of one's own: its prediction taken apart, neurons along it, and what a model writes with one changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from mnemoscope.arguments import check_explanation, check_least, check_question
-from mnemoscope.cli.options import AsJson, Loading, ModelName, Page, bundled
+from mnemoscope.cli.options import AsJson, Loading, ModelName, Neuron, Page, Reloading, RunFolder, bundled
 from mnemoscope.cli.shared import (
     app,
     check_page,
@@ -184,5 +184,40 @@ def trace(
             if run is None
             else run.trace(text, neuron, **options, model=loaded, report=report)
         )
+    print_result(result, as_json)
+    write_page(result, html)
+
+
+# -- What is written with a neuron changed ---------------------------------------------------------------------
+
+
+@app.command(epilog='Example: mnemoscope steer runs/demo L24N1005 "The capital of France is" --factor -2')
+@bundled
+def steer(
+    run: RunFolder,
+    neuron: Neuron,
+    prompt: Annotated[str, typer.Argument(help="Text that the model goes on with.")],
+    *,
+    factor: Annotated[
+        float, typer.Option(help="What the coefficient is multiplied with; 0 removes the neuron.")
+    ] = 0.0,
+    value: Annotated[float, typer.Option(help="What is added to it afterwards.")] = 0.0,
+    length: Annotated[int, typer.Option(help="Tokens to write, at most.")] = 24,
+    seed: Annotated[int, typer.Option(help="Seed of the other neuron of the layer to compare with.")] = 0,
+    html: Page = None,
+    again: Reloading,
+    as_json: AsJson = False,
+) -> None:
+    """Let the model write with a neuron removed, scaled or set, beside what it writes as it is."""
+    from mnemoscope.api import open_run
+    from mnemoscope.prediction.steered import check_change
+
+    check_change(factor, value, length)
+    check_page(html)
+    opened = open_run(run)
+    address, loaded = opened.parse(neuron), model_of(opened, again)
+    change: dict[str, Any] = {"factor": factor, "value": value, "length": length, "seed": seed}
+    with progress_bars() as report:
+        result = opened.steer(prompt, address, **change, model=loaded, report=report)
     print_result(result, as_json)
     write_page(result, html)

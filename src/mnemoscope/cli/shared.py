@@ -260,6 +260,7 @@ ORDER = {
         "find",
         "trace",
         "explain",
+        "steer",
         "serve",
         "site",
         "mcp",

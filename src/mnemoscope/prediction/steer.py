@@ -15,19 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from mnemoscope.arguments import check_least
 from mnemoscope.errors import ModelNotSupported, QueryError
 from mnemoscope.model.model import Model
 from mnemoscope.model.running import hooked, observed
 from mnemoscope.prediction.ablate import Cut, cuts_made
-from mnemoscope.prediction.steered import Steered, SteeredText
+from mnemoscope.prediction.steered import DOING, Steered, SteeredText, check_change
 from mnemoscope.records import NeuronId, Progress
 from mnemoscope.text.spelling import vocabulary_of
 from mnemoscope.text.tokenizer import prompt_tokens
 
 LENGTH = 24  # tokens that are written
 MOST = 200
-_DOING = "steering"
 
 
 def steer(
@@ -50,8 +48,8 @@ def steer(
     `QueryError` for a prompt without tokens or without room for `length` more, for a neuron that is not there, and for
     numbers that are not finite; `ModelNotSupported` for a model that does not go on with a text.
     """
-    check_least(_DOING, 1, length=length)
-    address = _check(model, neuron, factor, value)
+    check_change(factor, value, length)
+    address = _check(model, neuron)
     with model.running(), torch.inference_mode():
         ids, before = prompt_tokens(model.tokenizer, prompt)
         _check_size(model, len(ids) - before, len(ids), length)
@@ -67,23 +65,17 @@ def steer(
     )
 
 
-def _check(model: Model, neuron: tuple[int, int], factor: float, value: float) -> NeuronId:
-    model.check_causal(f"{_DOING} a neuron of")
+def _check(model: Model, neuron: tuple[int, int]) -> NeuronId:
+    model.check_causal(f"{DOING} a neuron of")
     model.check_tokenizer()
     if model.anatomy.headless:
         raise ModelNotSupported(
-            f"{_DOING} {model.id}: it has no language-model head; give a decoder with one"
-        )
-    if not (np.isfinite(factor) and np.isfinite(value)) or max(abs(factor), abs(value)) > 1e6:
-        raise QueryError(
-            f"{_DOING} a neuron: {{factor}} and {{value}} are to be numbers up to a million",
-            factor=factor,
-            value=value,
+            f"{DOING} {model.id}: it has no language-model head; give a decoder with one"
         )
     address = model.cells.id(*neuron)
     if not model.cells.has(*neuron):
         raise QueryError(
-            f"{_DOING} {address}: out of range; {model.id} has {model.cells.range_of(address.layer)}"
+            f"{DOING} {address}: out of range; {model.id} has {model.cells.range_of(address.layer)}"
         )
     return address
 
@@ -91,10 +83,10 @@ def _check(model: Model, neuron: tuple[int, int], factor: float, value: float) -
 def _check_size(model: Model, own: int, tokens: int, length: int) -> None:
     room = min(MOST, model.anatomy.context_length - tokens)
     if own < 1:
-        raise QueryError(f"{_DOING}: the prompt has no tokens; give other text")
+        raise QueryError(f"{DOING}: the prompt has no tokens; give other text")
     if length > room:
         raise QueryError(
-            f"{_DOING}: behind a prompt of {tokens} tokens at most {max(room, 0)} are written; take a {{length}} "
+            f"{DOING}: behind a prompt of {tokens} tokens at most {max(room, 0)} are written; take a {{length}} "
             "up to that, or a shorter prompt",
             length=length,
         )
@@ -153,7 +145,7 @@ def _texts(
     for unit, row, likely in zip(units, rows.tolist(), probabilities.tolist(), strict=True):
         tokens = row[start:]
         count = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
-        pieces = [words.visible(piece, edges=False) for piece in words.pieces(row[: start + count])[start:]]
+        pieces = words.running(row[: start + count])[start:]
         shared = next((n for n in range(count) if tokens[n] != first[n]), count)
         texts.append(SteeredText(unit, tuple(pieces), tuple(likely[:count]), count < len(tokens), shared))
     return texts

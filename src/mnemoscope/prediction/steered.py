@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mnemoscope.arguments import check_least
 from mnemoscope.display import Shown
+from mnemoscope.errors import QueryError
 from mnemoscope.records import NeuronId
+
+DOING = "steering"
+LARGEST = 1e6  # of a factor or a value
+
+
+def check_change(factor: float, value: float, length: int) -> None:
+    """QueryError for a change that is none, and for a text without tokens."""
+    check_least(DOING, 1, length=length)
+    if not (math.isfinite(factor) and math.isfinite(value)) or max(abs(factor), abs(value)) > LARGEST:
+        raise QueryError(
+            f"{DOING} a neuron: {{factor}} and {{value}} are to be numbers up to a million",
+            factor=factor,
+            value=value,
+        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from mnemoscope.invocation import command
-from mnemoscope.text.vocabulary import Vocabulary
 from mnemoscope.views import claims, words
 from mnemoscope.views.card import card
 from mnemoscope.views.terminal import table
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from mnemoscope.intervals import Estimate
     from mnemoscope.model.table import Outcome
     from mnemoscope.neuron.find import Hits
-    from mnemoscope.prediction.steered import Steered, SteeredText
     from mnemoscope.records import Kept
     from mnemoscope.results import Annotated, BuildPrice, Highlights, Verification
     from mnemoscope.run.reading import Run
@@ -244,57 +242,6 @@ def annotated(result: Annotated) -> Group:
         marks = ",".join(map(str, sorted(names.index(name) + 1 for name in row["patterns"])))
         grid.add_row(f"{row['coefficient']:+.3g}", marks or "–", row["kind"], Text(row["prefix"]))
     return Group(*lines, grid)
-
-
-# -- What a model writes with a neuron changed --------------------------------------------------------------
-
-
-def steered(result: Steered) -> Group:
-    """The continuations one below the other; what differs from that of the model as it is stands out."""
-    change = "removed" if result.factor == result.value == 0 else _change(result)
-    lines: list[RenderableType] = [
-        Text(f"{result.neuron} of {result.model}, {change} at every position", style="bold"),
-        Text(f"{Vocabulary.visible(result.prompt, edges=False)} ...", style="dim"),
-    ]
-    for text in result.texts:
-        lines += [Text(), Text(_whose(text, result), style="dim"), _continuation(text)]
-        if text.neuron is not None:
-            lines.append(Text(f"  {_difference(text, result.whole)}", style="dim"))
-    return Group(*lines)
-
-
-def _change(result: Steered) -> str:
-    factor, value = words.number(result.factor), words.number(result.value, sign=True)
-    if result.factor == 0:
-        return f"set to {words.number(result.value)}"
-    return f"times {factor}" if result.value == 0 else f"times {factor}, {value}"
-
-
-def _whose(text: SteeredText, result: Steered) -> str:
-    if text.neuron is None:
-        return "as it is"
-    return f"{text.neuron} changed" + (
-        "" if text is result.changed else ", drawn at random from the same layer"
-    )
-
-
-def _continuation(text: SteeredText) -> Text:
-    whole = text.neuron is None
-    line = Text("  ").append("".join(text.tokens[: text.shared]), "" if whole else "dim")
-    return line.append("".join(text.tokens[text.shared :]), "bold").append(
-        " (the end)" if text.ended else "", "dim"
-    )
-
-
-def _difference(text: SteeredText, whole: SteeredText) -> str:
-    if (text.tokens, text.ended) == (whole.tokens, whole.ended):
-        return "the same text"
-    if text.shared >= min(len(text.tokens), len(whole.tokens)):
-        return f"the same for {text.shared} tokens, where one ends"
-    pairs = ((each.tokens[text.shared], each.probabilities[text.shared]) for each in (text, whole))
-    said = (f"“{token}” ({words.number(likely)})" for token, likely in pairs)
-    begins = f"the same for {text.shared} tokens, then" if text.shared else "begins with"
-    return f"{begins} {' instead of '.join(said)}; in brackets their probabilities"
 
 
 def estimate(figure: Estimate) -> str:

@@ -37,7 +37,7 @@ def _views() -> dict[type, View]:
     from mnemoscope.prediction.steered import Steered
     from mnemoscope.studies.findings.removal import Removal
     from mnemoscope.tracing.traced import Trace
-    from mnemoscope.views import answers, card, claims, findings, page, patterns, trace
+    from mnemoscope.views import answers, card, claims, findings, page, patterns, steered, trace
 
     return {
         NeuronCard: View(card.card, page.fragment, page.page),
@@ -47,7 +47,7 @@ def _views() -> dict[type, View]:
         Verification: _printed(answers.verification),
         Removal: _printed(findings.removal),
         Scores: _printed(answers.scores),
-        Steered: _printed(answers.steered),
+        Steered: View(steered.terminal, steered.fragment, steered.page),
         Annotated: _printed(answers.annotated),
         BuildPrice: _printed(answers.price),
         ModelFacts: _printed(lambda model: answers.anatomy(model.facts)),
