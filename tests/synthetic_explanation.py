@@ -138,7 +138,7 @@ def _tables(
     heads: int,
     neurons: int,
 ) -> dict[str, pl.DataFrame]:
-    """heads, whole_heads, sources, grid and neurons; sorted by leave-one-out, as `explain` gives them."""
+    """heads, whole_heads, sources, grid, attention and neurons; sorted by leave-one-out, as `explain` gives them."""
     count = 4 * _TOP
     measures = ["increase", "leave_one_out", "logit"]
 
@@ -194,6 +194,16 @@ def _tables(
             "increase": cell_values["increase"],
             "leave_one_out": cell_values["leave_one_out"],
         }
+    )
+    found["attention"] = pl.DataFrame(
+        [
+            (layer, head, query, source, 1 / (query + 1))
+            for layer, head in grid[:3]
+            for query in range(len(pieces))
+            for source in range(query + 1)
+        ],
+        ["layer", "head", "query", "source", "weight"],
+        orient="row",
     )
     return found
 

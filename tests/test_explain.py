@@ -158,6 +158,26 @@ def test_queries_add_up_to_their_coefficient(name: str) -> None:
     assert found.queries["up"].is_null().all() != _model(name).anatomy.gated
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_heads_look_where_the_model_says(name: str) -> None:
+    """Every weight that is kept is the model's own, those that are left out are small; the grid's heads are there."""
+    found, model = _explained(name), _model(name)
+    ids = torch.tensor([model.tokenizer(PROMPT)["input_ids"]])
+    before = model.hf.config._attn_implementation
+    model.hf.set_attn_implementation("eager")
+    with torch.no_grad():
+        looked = model.hf(ids, output_attentions=True).attentions
+    model.hf.set_attn_implementation(before)
+    heads = set(found.attention.select("layer", "head").iter_rows())
+    assert set(found.grid.select("layer", "head").iter_rows()) <= heads
+    left = {(layer, head): looked[layer][0, head].clone() for layer, head in heads}
+    for layer, head, query, source, weight in found.attention.iter_rows():
+        assert weight == pytest.approx(float(looked[layer][0, head, query, source]), abs=1e-5)
+        left[layer, head][query, source] = 0
+    assert all(float(rest.max()) < 0.01 + 1e-5 for rest in left.values())
+    assert found.attention["query"].unique().sort().to_list() == list(range(ids.shape[1]))
+
+
 def test_everything_goes_to_json() -> None:
     """`to_dict` holds plain values only."""
     text = json.dumps(_explained("llama").to_dict(), allow_nan=False)

@@ -185,6 +185,36 @@ def test_many_tokens_share_the_last_column() -> None:
         assert sum(cells) == pytest.approx(kept["leave_one_out"].sum())
 
 
+def test_a_head_has_its_attention_behind_it(pages: dict[str, str]) -> None:
+    """A cell for each weight that can be seen, in its row and column; the head's name leads there."""
+    one = CASES["capital"]
+    for pattern in sheet(one).attention:
+        layer, head = map(int, re.findall(r"\d+", pattern.name))
+        kept = one.attention.filter((pl.col("layer") == layer) & (pl.col("head") == head))
+        cells = {
+            (pattern.queries[a].position, pattern.sources[b].position): weight
+            for a, b, weight in pattern.cells
+        }
+        assert cells == {(query, source): weight for _, _, query, source, weight in kept.iter_rows()}
+        assert pattern.queries[pattern.explained].position == one.position
+        assert f'id="attention-{pattern.name}"' in pages["capital"]
+        assert wording.attention_line(pattern) in Page(pages["capital"]).text
+    assert 'href="#attention-' in pages["capital"]
+    assert pages["capital"].count("<rect") >= sum(len(each.cells) for each in sheet(one).attention)
+
+
+def test_attention_of_a_long_prompt_is_cut_to_what_is_looked_at() -> None:
+    """The last rows, up to the explained one, and the columns with most weight in them."""
+    one = CASES["long"]
+    far = [(0, 0, query, 3, 0.9) for query in range(60)] + [(0, 0, query, query, 0.1) for query in range(60)]
+    attention = pl.DataFrame(far, ["layer", "head", "query", "source", "weight"], orient="row")
+    (pattern,) = sheet(replace(one, attention=attention)).attention
+    assert [word.position for word in pattern.queries] == list(range(28, 60))
+    assert pattern.sources[0].position == 3 and pattern.strongest[0] == (pattern.sources[0], 0.9)
+    masked = sheet(replace(one, attention=attention, position=10)).attention[0]
+    assert masked.queries[masked.explained].position == 10 and len(masked.queries) == 32
+
+
 def test_foils_along_the_stream_end_where_the_contrast_does() -> None:
     """log p of a foil is that of the target less the difference of their logits, at every point."""
     one = CASES["capital"]

@@ -37,9 +37,11 @@ if TYPE_CHECKING:
 KINDS = ("heads", "whole_heads", "sources", "neurons")
 PREDICTIONS = 10
 GRID = (8, 64)  # heads and tokens of the grid
+ATTENDED = (16, 64)  # heads, and tokens from which they look
+LEAST_WEIGHT = 0.01  # of attention, that is kept
 PROMOTED = 6  # tokens named for a neuron
 _MEASURES = ("increase", "leave_one_out")
-_INTEGERS = ("layer", "head", "source", "neuron", "position", "token")
+_INTEGERS = ("layer", "head", "query", "source", "neuron", "position", "token")
 
 
 def _check(model: Model, ablate: int, run: Run | None) -> None:
@@ -494,21 +496,20 @@ def _pieces(prediction: TracedPrediction) -> list[str]:
 
 
 def _details(prediction: TracedPrediction, frames: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
-    """The grid of heads x tokens, and what all attention together brought from each token."""
-    heads = (
+    """The grid of heads x tokens, where heads look, and what all attention together brought from each token."""
+    ranked = (
         pl.concat(
             [frames[kind].select("layer", "head", "leave_one_out") for kind in ("heads", "whole_heads")]
         )
         .group_by("layer", "head", maintain_order=True)
         .agg(pl.col("leave_one_out").abs().max())
         .sort("leave_one_out", descending=True, maintain_order=True)
-        .head(GRID[0])
-        .sort("layer", "head")
+        .select("layer", "head")
     )
     total = torch.stack([prediction.attention(layer).sum(0) for layer in range(prediction.layers)]).sum(0)
     left = prediction.left(total)
     sources = left.abs().topk(min(GRID[1], len(left))).indices.sort().values
-    pairs = list(heads.select("layer", "head").iter_rows())
+    pairs = sorted(ranked.head(GRID[0]).iter_rows())
     vectors = torch.cat([prediction.attention(layer)[head][sources] for layer, head in pairs])
     base = torch.tensor([2 * layer for layer, _ in pairs]).repeat_interleave(len(sources))
     values = prediction.measured(vectors, base)
@@ -531,7 +532,24 @@ def _details(prediction: TracedPrediction, frames: dict[str, pl.DataFrame]) -> d
             "logit": prediction.logit(total).tolist(),
         }
     )
-    return {"grid": grid, "tokens": tokens}
+    attention = _attention(prediction, sorted(ranked.head(ATTENDED[0]).iter_rows()))
+    return {"grid": grid, "attention": attention, "tokens": tokens}
+
+
+def _attention(prediction: TracedPrediction, heads: Sequence[tuple[int, int]]) -> pl.DataFrame:
+    """Where heads look from the last tokens, and from the one that is explained."""
+    stream, end = prediction.stream, prediction.sources - prediction.stream.encoded
+    first = max(0, min(prediction.position, end - ATTENDED[1]))
+    rows: list[tuple[int, int, int, int, float]] = []
+    for layer, head in heads:
+        for query in range(first, min(end, first + ATTENDED[1])):
+            weights = stream.attention_weights(layer, query)[head].float()
+            seen = (weights >= LEAST_WEIGHT).nonzero().flatten()
+            pairs = zip(seen.tolist(), weights[seen].tolist(), strict=True)
+            rows += ((layer, head, stream.encoded + query, source, weight) for source, weight in pairs)
+    names = ("layer", "head", "query", "source", "weight")
+    columns = zip(*rows, strict=True) if rows else ((),) * len(names)
+    return _frame(dict(zip(names, columns, strict=True)))
 
 
 def _contrast(

@@ -16,6 +16,8 @@ have are null. The frames (A30-A45, A50-A57, A63, A79; docs/methods.md has the f
     sources      layer, source, source_token, increase, leave_one_out, logit: each source summed over the heads
                  (the attention sub-values of Yu et al. 2023, Eq. 5)
     grid         layer, head, source, source_token, increase, leave_one_out: the heads that matter most x the tokens
+    attention    layer, head, query, source, weight: where these heads, and some more, look from each of the last 64
+                 tokens (query, source: positions in `tokens`); weights below .01 are left out
     neurons      layer, neuron, coefficient, increase, leave_one_out, logit, chain, promotes, suppresses
                  (chain: A63, see `switching`; the last two are tokens, read with the sign of the coefficient); of a
                  mixture of experts also address, with the expert, and router_weight, which the coefficient is
@@ -175,6 +177,7 @@ class Explanation(Shown):
     whole_heads: pl.DataFrame
     sources: pl.DataFrame
     grid: pl.DataFrame
+    attention: pl.DataFrame
     neurons: pl.DataFrame
     queries: pl.DataFrame
     attention_queries: pl.DataFrame

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from mnemoscope.views.explanation.sheet import (
     STREAM_OF_UNITS,
     Ablated,
     Against,
+    AttentionPattern,
     Candidate,
     Cargo,
     Carried,
@@ -74,6 +76,8 @@ WIDEST = 40  # columns of the grid; further tokens share one
 TOP = 20  # what `explain` takes when it is not said
 REMEMBERED = 12  # neurons shown with triggers from the run
 EMPTY = "∅"
+LONGEST = 32  # rows of a head's attention
+FAINTEST = 0.03  # weight that is drawn
 _LABEL = 24
 _MEASURES = {INCREASE: "increase", LEFT_OUT: "leave_one_out", "logit": "logit", "chain": "chain"}
 _COLUMNS = (INCREASE, LEFT_OUT, ABLATED, "chain", "logit")
@@ -122,6 +126,7 @@ def sheet(explanation: Explanation, *, rows: int | None = None) -> Sheet:
         total=explanation.total,
         remainder=explanation.remainder,
         grid=_grid(explanation),
+        attention=tuple(_attention(explanation)),
         heads=_ledger(heads, "attention", sums, rows, ("weight", *_COLUMNS), part),
         neurons=_ledger(neurons, part, sums, rows, ("coefficient", ROUTER, *_COLUMNS), part),
         against=tuple(_against(contrast, rows, part, explanation.head) for contrast in explanation.contrasts),
@@ -212,6 +217,30 @@ def _grid(explanation: Explanation) -> Grid:
         labels.append(Word(f"{len(rest)} others"))
     names = tuple(explanation.head(*head) for head in heads)
     return Grid(names, tuple(labels), tuple(cells), tokens, len(rest))
+
+
+def _attention(explanation: Explanation) -> Iterable[AttentionPattern]:
+    """Of each head the last rows up to the explained one, and the columns with most weight in them."""
+    pieces, explained = explanation.tokens["piece"], explanation.encoded + explanation.position
+    words = [Word(_label(piece), position) for position, piece in enumerate(pieces)]
+    kept = explanation.attention.filter(pl.col("weight") >= FAINTEST)
+    for (layer, head), rows in kept.group_by("layer", "head", maintain_order=True):
+        every = rows["query"].unique().sort().to_list()
+        last = bisect_right(every, explained) if len(every) > LONGEST else len(every)
+        queries = every[max(0, last - LONGEST) : max(last, LONGEST)]
+        seen = rows.filter(pl.col("query").is_in(queries))
+        weights = (
+            seen.group_by("source").agg(pl.col("weight").sum()).sort("weight", "source", descending=True)
+        )
+        sources = sorted(weights["source"].head(WIDEST).to_list())
+        cells = seen.filter(pl.col("source").is_in(sources)).select("query", "source", "weight").iter_rows()
+        yield AttentionPattern(
+            explanation.head(int(str(layer)), int(str(head))),
+            tuple(words[query] for query in queries),
+            tuple(words[source] for source in sources),
+            queries.index(explained) if explained in queries else len(queries) - 1,
+            tuple((queries.index(query), sources.index(source), weight) for query, source, weight in cells),
+        )
 
 
 _T = TypeVar("_T")

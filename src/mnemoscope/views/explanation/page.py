@@ -55,9 +55,9 @@ def _environment() -> Environment:
     templates.filters = templates.filters | {
         call.__name__: call
         for call in (
-            wording.correlation_line, graph.headings, wording.grid_line, wording.headline_units, largest,
-            wording.memory, wording.nats, wording.probability, wording.shown_line, wording.stream_line,
-            wording.switched_line, wording.unit, wording.verdict,
+            wording.attention_line, wording.correlation_line, graph.headings, wording.grid_line,
+            wording.headline_units, largest, wording.memory, wording.nats, wording.probability,
+            wording.shown_line, wording.stream_line, wording.switched_line, wording.unit, wording.verdict,
         )
     }  # fmt: skip
     templates.filters |= {
@@ -68,6 +68,7 @@ def _environment() -> Environment:
         "short": _short,
     }
     templates.globals = templates.globals | {
+        "about_attention": wording.ATTENTION,
         "differ": wording.DIFFER,
         "not_ablated": wording.NOT_ABLATED,
         "about_switched": wording.SWITCHED,

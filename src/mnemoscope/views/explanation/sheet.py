@@ -232,6 +232,27 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class AttentionPattern:
+    """Where a head looks: from each of some tokens (rows) to others (columns).
+
+    explained  the row that is explained
+    cells      row, column and weight of what can be seen
+    """
+
+    name: str
+    queries: tuple[Word, ...]
+    sources: tuple[Word, ...]
+    explained: int
+    cells: tuple[tuple[int, int, float], ...]
+
+    @property
+    def strongest(self) -> list[tuple[Word, float]]:
+        """The sources of the explained row, with the largest weight first."""
+        row = [(self.sources[column], weight) for at, column, weight in self.cells if at == self.explained]
+        return sorted(row, key=lambda pair: -pair[1])
+
+
+@dataclass(frozen=True)
 class Sheet:
     """All that a reader is shown of one prediction."""
 
@@ -252,6 +273,7 @@ class Sheet:
     total: float
     remainder: float
     grid: Grid
+    attention: tuple[AttentionPattern, ...]
     heads: Ledger
     neurons: Ledger
     against: tuple[Against, ...]
@@ -310,6 +332,7 @@ class Places:
         self._known = {anchor(part) for part in rows} | {
             f"switched-{neuron.name}" for neuron in page.switched
         }
+        self._known |= {f"attention-{pattern.name}" for pattern in page.attention}
         self._free = {anchor(part) for part in rows} | {part.name for part in rows}
         self._free.discard("")
 

@@ -8,6 +8,7 @@ from mnemoscope.views.explanation.sheet import (
     ROUTER,
     STREAM_OF_UNITS,
     Against,
+    AttentionPattern,
     Candidate,
     Cause,
     Grid,
@@ -134,6 +135,18 @@ def grid_line(grid: Grid) -> str:
         f"The heads that matter most, by depth, and what each brought from {tokens}: leave-one-out in nats, orange and "
         "+ for, blue and - against."
     )
+
+
+ATTENTION = (
+    "Where heads look: each row is a token, each column one that it can look at; the darker a cell, the more weight "
+    "the token gives it. Rows add up to 1; what is next to nothing is not drawn."
+)
+
+
+def attention_line(pattern: AttentionPattern) -> str:
+    """Where a head looks from the explained token."""
+    seen = ", ".join(f"{word.label} {number(weight)}" for word, weight in pattern.strongest[:3])
+    return f"from {pattern.queries[pattern.explained].label} at {seen or 'no token in particular'}"
 
 
 def memory(known: Memory) -> str:
