@@ -250,8 +250,8 @@ def test_a_prediction_is_explained_and_leads_to_neurons(browser: Any, address: s
         assert page.locator(".headline").text_content() == headline
 
 
-def test_a_neuron_is_steered(browser: Any, address: str) -> None:
-    """From its page, with a number of one's own; three texts come, and the address opens the same."""
+def test_a_neuron_is_steered(browser: Any, address: str, axe: str) -> None:
+    """From its page, with a number of one's own; three texts come, and the address opens the same, as wide as it is."""
     with Reader(browser, address) as reader:
         page = reader.open("/runs/built/neurons/L1N3")
         page.get_by_role("link", name="steer", exact=True).last.click()
@@ -263,7 +263,51 @@ def test_a_neuron_is_steered(browser: Any, address: str) -> None:
         page.wait_for_selector(".answer :text('drawn at random')", timeout=WAIT)
         assert "L1N3 changed" in page.locator(".answer").text_content()
         assert "value=50" in page.url
-        assert page.evaluate("document.documentElement.scrollWidth") <= 1400
+        link = page.url.removeprefix(address)
+    for width, scheme in LOOKS:
+        with Reader(browser, address, width, scheme) as reader:
+            page = reader.open(link)
+            page.wait_for_selector(".answer article", timeout=WAIT)
+            wider = "(all) => all.filter((each) => each.clientWidth && each.scrollWidth > each.clientWidth + 1).length"
+            assert page.locator(".answer *").evaluate_all(wider) == 0
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            page.evaluate(axe)
+            problems = (
+                "async () => (await axe.run()).violations.map((v) => [v.id, v.nodes.map((n) => n.html)])"
+            )
+            assert page.evaluate(problems) == []
+
+
+def test_a_page_is_kept_as_one_file(browser: Any, address: str, tmp_path: Path) -> None:
+    """What is seen, its answer too, opens from the disk: with its look, without a script, and nothing is asked for."""
+    for path, seen in (
+        ("/neurons/L1N3", ".mn-list li"),
+        ("/explain?prompt=The+capital", ".mn-explain svg"),
+        ("/layers/1", ".scatter circle"),
+    ):
+        with Reader(browser, address) as reader:
+            page = reader.open(f"/runs/built{path}")
+            page.wait_for_selector(seen, timeout=WAIT)
+            count, ink = (
+                page.locator(seen).count(),
+                page.locator("h1").first.evaluate("(h) => getComputedStyle(h).fontSize"),
+            )
+            with page.expect_download() as download:
+                page.get_by_role("button", name="save").click()
+            file = tmp_path / download.value.suggested_filename
+            download.value.save_as(file)
+        context = browser.new_context()
+        kept, asked, wrong = context.new_page(), [], []
+        kept.on("request", lambda request, asked=asked: asked.append(request.url))
+        kept.on("console", lambda line, wrong=wrong: wrong.append(line.text))
+        kept.goto(file.as_uri())
+        assert kept.locator(seen).count() == count and kept.locator("script, form, nav").count() == 0
+        assert kept.locator("h1").first.evaluate("(h) => getComputedStyle(h).fontSize") == ink
+        assert (
+            kept.locator("[href^='/'], [href^=http]").count() == 0 and asked == [file.as_uri()] and not wrong
+        )
+        assert path.partition("?")[0] in kept.locator("main").text_content()
+        context.close()
 
 
 def test_a_long_question_is_stopped(browser: Any, built: mn.Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mnemoscope.display import Report, Shown
 
 MOST_WAITING = 16
+KEPT = 8  # answers, the latest: an answer that was given is there again for its data, its files and a page opened anew
 PATIENCE = 5.0  # seconds that the last question has to end
 BEAT = 0.5  # seconds between two looks at whether the asker is still there
 
@@ -42,10 +43,14 @@ class _Stopped(BaseException):
 
 @dataclass
 class LiveQuestion:
-    """One question: what to compute with a run whose model is there, and what was said of it so far."""
+    """One question: what to compute with a run whose model is there, and what was said of it so far.
+
+    key  the same for the same question; None for one whose answer is not kept
+    """
 
     run: Run
     compute: Compute
+    key: Hashable = None
     stopped: threading.Event = field(default_factory=threading.Event)
     events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
 
@@ -74,11 +79,16 @@ class Desk:
         self._closed = False
         self._current: LiveQuestion | None = None
         self._loaded: Run | None = None
+        self._kept: OrderedDict[Hashable, Shown] = OrderedDict()
 
-    def ask(self, run: Run, compute: Compute) -> LiveQuestion:
-        """Put a question; `QueryError` if too many wait already."""
-        question = LiveQuestion(run, compute)
+    def ask(self, run: Run, compute: Compute, key: Hashable = None) -> LiveQuestion:
+        """Put a question, which is answered at once where its answer is kept; `QueryError` if too many wait already."""
+        question = LiveQuestion(run, compute, key)
         with self._changed:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                question.events.put(Event("answer", self._kept[key]))
+                return question
             if len(self._waiting) >= MOST_WAITING:
                 raise QueryError(f"asking the model: {MOST_WAITING} questions wait already; ask again later")
             if self._waiting or self._worker:
@@ -116,13 +126,23 @@ class Desk:
         try:
             question.tell(Progress("loading the model", 0, 0, ""))
             run = self._with_model(question.run)
-            question.events.put(Event("answer", question.compute(run, question.tell)))
+            answer = question.compute(run, question.tell)
+            self._keep(question.key, answer)
+            question.events.put(Event("answer", answer))
         except _Stopped:
             pass
         except MnemoscopeError as error:
             question.events.put(Event("failure", str(error)))
         except Exception as error:  # a defect: the desk goes on, and the asker is told
             question.events.put(Event("failure", f"this failed: {type(error).__name__}: {error}"))
+
+    def _keep(self, key: Hashable, answer: Shown) -> None:
+        if key is None:
+            return
+        with self._changed:
+            self._kept[key] = answer
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
 
     def _with_model(self, run: Run) -> Run:
         if self._loaded is not run:

@@ -2,10 +2,10 @@
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import polars as pl
 from fastapi import FastAPI, Query, Response
@@ -15,6 +15,7 @@ from mnemoscope.annotation.notes import LENGTH
 from mnemoscope.atlas.library import AXES, PAGE, STATISTICS, Shelf
 from mnemoscope.atlas.site import Answer, LongText, Site, Words, put_data, put_hidden
 from mnemoscope.errors import MnemoscopeError, QueryError, SheetError
+from mnemoscope.neuron.card import NeuronCard
 from mnemoscope.neuron.find import Hits
 from mnemoscope.views.page import Most
 
@@ -31,6 +32,8 @@ KINDS = {
     "like": "neurons with the same triggers as this neuron",
 }
 _TYPES = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+FileKind = Annotated[str, Query(alias="as", pattern=f"^({'|'.join(_TYPES)})$")]
+EVERY = 1_000_000  # triggers, which no neuron has
 
 
 def add_pages(app: FastAPI, site: Site) -> None:
@@ -91,7 +94,7 @@ def _add_runs(app: FastAPI, site: Site) -> None:
 def _add_units(app: FastAPI, site: Site) -> None:
     library = site.library
 
-    @site.put(app, "/runs/{run}/layers/{layer}")
+    @site.put(app, "/runs/{run}/layers/{layer}", kept=True)
     def layer(
         run: str,
         layer: int,
@@ -118,6 +121,22 @@ def _add_units(app: FastAPI, site: Site) -> None:
         }  # fmt: skip
         return Answer("layer.html", lambda: {"layer": layer, **rows.to_dict()}, shown)
 
+    def layer_file(
+        run: str,
+        layer: int,
+        sort: Words = "kurtosis",
+        order: Annotated[str, Query(pattern="^(down|up)$")] = "down",
+        where: Annotated[list[Words] | None, Query(max_length=8)] = None,
+        as_: FileKind = "csv",
+    ) -> Response:
+        """All neurons of a layer that fit, with every statistic."""
+        shelf = library[run]
+        conditions = [condition for condition in where or () if condition.strip()]
+        frame = shelf.fitting(layer, sort, descending=order == "down", conditions=conditions)
+        return _download(frame, f"{shelf.name}-layer-{layer}", as_)
+
+    put_hidden(app, "/runs/{run}/layers/{layer}/file", layer_file, layer_file)
+
     @site.put(app, "/runs/{run}/neurons/{address}")
     def neuron(run: str, address: str, triggers: Annotated[int, Query(ge=1, le=1000)] = 25) -> Answer:
         """A neuron: what triggers it either way, how its coefficient is distributed, what its value writes."""
@@ -129,6 +148,14 @@ def _add_units(app: FastAPI, site: Site) -> None:
             "note": _noted(lambda: shelf.notes[card.id]), "note_length": LENGTH,
         }  # fmt: skip
         return Answer("neuron_page.html", card.to_dict, shown, written=True)
+
+    def trigger_file(run: str, address: str, as_: FileKind = "csv") -> Response:
+        """All stored triggers of a neuron with their text, the strongest of each sign first."""
+        shelf = library[run]
+        card = shelf.run.neuron(address, examples=EVERY)
+        return _download(pl.DataFrame(_triggers(card)), f"{shelf.name}-{card.id}-triggers", as_)
+
+    put_hidden(app, "/runs/{run}/neurons/{address}/triggers", trigger_file, trigger_file)
 
     def preview(run: str, address: str) -> Response:
         """A small card of a neuron, for where it is named."""
@@ -193,14 +220,9 @@ def _add_sql(app: FastAPI, site: Site) -> None:
         }  # fmt: skip
         return Answer("sql.html", lambda: [] if frame is None else frame.to_dicts(), shown)
 
-    def table(
-        run: str, q: LongText, as_: Annotated[str, Query(alias="as", pattern="^(csv|parquet)$")] = "csv"
-    ) -> Response:
+    def table(run: str, q: LongText, as_: FileKind = "csv") -> Response:
         """The same as a file."""
-        frame = library[run].run.sql(q, most=ROWS, seconds=SECONDS)
-        kind = "text/csv; charset=utf-8" if as_ == "csv" else "application/vnd.apache.parquet"
-        headers = {"content-disposition": f'attachment; filename="answer.{as_}"'}
-        return Response(_file(frame, as_), media_type=kind, headers=headers)
+        return _download(library[run].run.sql(q, most=ROWS, seconds=SECONDS), "answer", as_)
 
     put_hidden(app, "/runs/{run}/sql/file", table, table)
 
@@ -228,6 +250,23 @@ def _answer(shelf: Shelf, kind: str, text: str, count: int) -> tuple[Hits | None
 
 def _data(hits: Hits | None, problem: str) -> dict[str, Any]:
     return hits.to_dict() if hits else {"problem": problem}
+
+
+def _triggers(card: NeuronCard) -> Iterator[dict[str, Any]]:
+    """A row for each trigger that a card holds."""
+    for side in (card.positive, card.negative):
+        for rank, example in enumerate(side.examples):
+            yield {
+                "neuron": str(card.id), "polarity": side.polarity, "rank": rank, "coefficient": example.coefficient,
+                "title": example.title, "document": example.document, "context": example.context,
+                "position": example.position, "before": "".join(example.before), "token": example.active,
+                "next_token": example.next_token, "after": "".join(example.after),
+            }  # fmt: skip
+
+
+def _download(frame: pl.DataFrame, name: str, kind: str) -> Response:
+    headers = {"content-disposition": f"attachment; filename*=UTF-8''{quote(f'{name}.{kind}')}"}
+    return Response(_file(frame, kind), media_type=_TYPES[kind], headers=headers)
 
 
 def _file(frame: pl.DataFrame, kind: str) -> bytes:

@@ -3,21 +3,31 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import FastAPI, Query, Response
 from fastapi.responses import StreamingResponse
 from markupsafe import Markup
 
 from mnemoscope.atlas import live
-from mnemoscope.atlas.site import Answer, LongText, Site, Words, put_data, put_hidden
+from mnemoscope.atlas.site import Answer, LongText, Site, Words, asked_for, put_data, put_hidden
 from mnemoscope.display import Shown
 from mnemoscope.errors import QueryError
+from mnemoscope.exchange import graph
+from mnemoscope.exchange.written import as_json
 
 Asked = Callable[..., Callable[..., Any] | None]
+EXPLAIN = "/runs/{run}/explain"
 
 
 def add_questions(app: FastAPI, site: Site) -> None:
     """Put the questions under their addresses."""
+
+    def ask(path: str, asked: Asked, given: dict[str, Any]) -> live.LiveQuestion:
+        compute = asked(**given)
+        if compute is None:
+            raise QueryError("asking the model: nothing was asked; fill in the form")
+        return site.desk.ask(site.library[given["run"]].run, compute, asked_for(path, given))
 
     def question(path: str, template: str) -> Callable[[Asked], Asked]:
         """Put a question under an address: a page with its form, the events of its answer, and its data.
@@ -26,35 +36,34 @@ def add_questions(app: FastAPI, site: Site) -> None:
         """
 
         def put(asked: Asked) -> Asked:
-            def ask(**given: Any) -> live.LiveQuestion:
-                compute = asked(**given)
-                if compute is None:
-                    raise QueryError("asking the model: nothing was asked; fill in the form")
-                return site.desk.ask(site.library[given["run"]].run, compute)
-
             def as_page(run: str, **given: Any) -> Response:
                 shown = {
                     "shelf": site.library[run],
                     "given": given,
                     "asked": asked(run=run, **given) is not None,
+                    "query": urlencode(
+                        {name: value for name, value in given.items() if value is not None}, True
+                    ),
                 }
                 return site.html(Answer(template, dict, shown))
 
             def as_events(**given: Any) -> Response:
                 shelf = site.library[given["run"]]
-                events = _stream(ask(**given), lambda shown: site.inside(shown, shelf))
+                events = _stream(ask(path, asked, given), lambda shown: site.inside(shown, shelf))
                 return StreamingResponse(
                     events, media_type="text/event-stream", headers={"cache-control": "no-store"}
                 )
 
-            put_data(app, f"{path}.json", asked, lambda **given: live.answered(ask(**given)).to_dict())
+            put_data(
+                app, f"{path}.json", asked, lambda **given: live.answered(ask(path, asked, given)).to_dict()
+            )
             put_hidden(app, f"{path}/events", asked, as_events)
             put_hidden(app, path, asked, as_page)
             return asked
 
         return put
 
-    @question("/runs/{run}/explain", "explain.html")
+    @question(EXPLAIN, "explain.html")
     def explain(
         run: str, prompt: LongText = "", target: Words = "",
         foil: Annotated[list[Words] | None, Query(max_length=8)] = None,
@@ -64,6 +73,13 @@ def add_questions(app: FastAPI, site: Site) -> None:
         if not prompt:
             return None
         return lambda opened, report: opened.explain(prompt, target or None, foils, report=report)
+
+    def graph_file(**given: Any) -> Response:
+        text = as_json(graph.graph(live.answered(ask(EXPLAIN, explain, given))))  # type: ignore[arg-type]
+        headers = {"content-disposition": 'attachment; filename="graph.json"'}
+        return Response(text, media_type="application/json", headers=headers)
+
+    put_hidden(app, f"{EXPLAIN}/graph", explain, graph_file)
 
     @question("/runs/{run}/text", "text.html")
     def text(run: str, text: LongText = "", neurons: Words = "") -> Callable[..., Any] | None:

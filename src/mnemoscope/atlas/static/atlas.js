@@ -148,6 +148,7 @@ if (live) {
   source.addEventListener("answer", (event) => {
     answer.innerHTML = JSON.parse(event.data);
     style(answer);
+    document.querySelector(".made").hidden = false;
     end("", false);
   });
   source.addEventListener("failure", (event) => end(JSON.parse(event.data), true));

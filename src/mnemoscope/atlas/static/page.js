@@ -33,3 +33,25 @@ export const keys = (after) => {
   });
   document.querySelector(".help")?.addEventListener("click", () => help.showModal());
 };
+
+// -- the page as one file ----------------------------------------------------------------------------------------
+const GONE = "script, link, nav, form, dialog, noscript, template, .skip, .pages, .live, #preview, [hidden]";
+const whole = async () => {
+  const sheets = [...document.querySelectorAll("link[rel=stylesheet]")].map(async (link) => (await fetch(link.href)).text());
+  const page = document.documentElement.cloneNode(true), note = document.querySelector(".note textarea")?.value;
+  if (note) page.querySelector(".note").replaceWith(Object.assign(document.createElement("p"), { className: "said", textContent: note }));
+  for (const element of page.querySelectorAll(`${GONE}, meta[http-equiv]`)) element.remove();
+  for (const link of page.querySelectorAll("a[href]:not([href^='#'])")) link.removeAttribute("href"); // nobody answers there
+  const policy = Object.assign(document.createElement("meta"), { httpEquiv: "Content-Security-Policy", content: "default-src 'none'; style-src 'unsafe-inline'; img-src data:" });
+  page.querySelector("meta").after(policy);
+  page.querySelector("head").append(Object.assign(document.createElement("style"), { textContent: (await Promise.all(sheets)).join("\n") }));
+  const from = Object.assign(document.createElement("p"), { className: "lead", textContent: `Saved by mnemoscope from ${decodeURIComponent(location.pathname)}${location.search}` });
+  page.querySelector("main").append(from);
+  return new Blob(["<!doctype html>\n", page.outerHTML], { type: "text/html" });
+};
+document.querySelector(".save")?.addEventListener("click", async () => {
+  const name = document.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(await whole()), download: `${name}.html` });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+});
