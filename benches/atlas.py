@@ -6,6 +6,11 @@
 
 Starts `mnemoscope serve` as a reader would and asks it over HTTP, so that every figure is what a browser on this
 machine sees. Checks what it is answered while it times. Prints JSON; fails when a target is missed.
+
+Readers: each opens a page, reads it for two seconds on average, and opens the next: in seven of ten cases one of
+458,752 neurons (so that hardly any is asked for twice), in two one of 2,000 words (a quarter are no tokens, and are
+answered with the nearest), in one a layer. `without_pause` are as many programs that read nothing: each asks again at
+once. It has no target; the readers have.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -36,6 +41,7 @@ from mnemoscope.run.writing import RunWriter
 LAYERS, NEURONS, TOP, VALUES, VOCABULARY = 32, 14_336, 50, 50, 49_152
 CONTEXTS, LENGTH, SHARD = 40_000, 128, 256
 READERS, THINKING, EACH = 50, 2.0, 20  # readers, seconds between two pages of one (mean), pages of each
+WORKERS, WORDS = 2, 2000
 TARGETS = {  # milliseconds, but for the first page (s) and the growth (MB)
     "first_page_seconds": 1.5, "neuron_ms": 50, "search_ms": 200, "readers_p95_ms": 300, "growth_mb": 50,
 }  # fmt: skip
@@ -219,11 +225,22 @@ def _about(neurons: int) -> dict[str, Any]:
 
 
 class Server:
-    """`mnemoscope serve` in a process of its own."""
+    """`mnemoscope serve` in a process of its own, and those that it starts."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, workers: int) -> None:
         began = time.perf_counter()
-        command = [sys.executable, "-m", "mnemoscope", "serve", str(run), "--port", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "mnemoscope",
+            "serve",
+            str(run),
+            "--port",
+            "0",
+            "--workers",
+            str(workers),
+        ]
+        self.workers = workers
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         assert self.process.stderr is not None
@@ -248,7 +265,20 @@ class Server:
                 time.sleep(1)
             for kind in ("promotes", "suppresses"):
                 ask(f"{self.path}/search?q=%20ba&by={kind}")
+        while self.workers > 1 and len(self.processes()) <= self.workers:
+            time.sleep(0.2)
+        time.sleep(5 * (self.workers > 1))  # they open the run
         return time.perf_counter() - began
+
+    def processes(self) -> list[int]:
+        """It, and the processes that it started."""
+        held = [self.process.pid]
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                words = stat.read_text().rpartition(")")[2].split()
+                if int(words[1]) == self.process.pid:
+                    held.append(int(stat.parent.name))
+        return held
 
     @contextmanager
     def reader(self) -> Iterator[Callable[[str], bytes]]:
@@ -278,14 +308,14 @@ class Server:
 
     def seconds(self) -> float:
         """What it has computed for, all threads together: on a machine that does other work, too, less than it took."""
-        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+        stats = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.processes())
+        return sum(int(words[11]) + int(words[12]) for words in stats) / os.sysconf("SC_CLK_TCK")
 
     def megabytes(self) -> float:
         """What the server holds for itself: memory that goes with it, without pages of files."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        (anonymous,) = [line.split()[1] for line in status if line.startswith("RssAnon")]
-        return int(anonymous) / 1024
+        statuses = (Path(f"/proc/{pid}/status").read_text().splitlines() for pid in self.processes())
+        lines = (line.split()[1] for status in statuses for line in status if line.startswith("RssAnon"))
+        return sum(map(int, lines)) / 1024
 
     def close(self) -> None:
         """End it."""
@@ -308,15 +338,19 @@ def _spread(times: Sequence[float]) -> dict[str, float]:
     return dict(zip(names, (round(float(value), 1) for value in np.percentile(times, shares)), strict=True))
 
 
-def _together(server: Server, paths: Callable[[np.random.Generator], str]) -> dict[str, float]:
-    """Readers at once: each opens a page, reads it for a while, and opens the next."""
+def _together(
+    server: Server, paths: Callable[[np.random.Generator], str], thinking: float, each: int
+) -> dict[str, float]:
+    """Readers at once: each opens a page, reads it for a while, and opens the next; pages in a second, and what the
+    server and these readers compute for one (ms)."""
     times: list[float] = []
+    began, before, own = time.perf_counter(), server.seconds(), time.process_time()
 
     def read(seed: int) -> None:
         random = np.random.default_rng(seed)
         with server.reader() as ask:
-            for _ in range(EACH):
-                time.sleep(random.exponential(THINKING))
+            for _ in range(each):
+                time.sleep(random.exponential(thinking) if thinking else 0)
                 start = time.perf_counter()
                 ask(paths(random))
                 times.append((time.perf_counter() - start) * 1e3)
@@ -326,19 +360,24 @@ def _together(server: Server, paths: Callable[[np.random.Generator], str]) -> di
         thread.start()
     for thread in threads:
         thread.join()
-    if len(times) < READERS * EACH:
+    if len(times) < READERS * each:
         raise RuntimeError("a reader was not answered")
-    return _spread(times)
+    count = len(times)
+    return _spread(times) | {
+        "a_second": round(count / (time.perf_counter() - began), 1),
+        "computed": round((server.seconds() - before) / count * 1e3, 1),
+        "computed_by_readers": round((time.process_time() - own) / count * 1e3, 1),
+    }
 
 
-def measure(folder: Path, neurons: int, requests: int) -> dict[str, Any]:
+def measure(folder: Path, neurons: int, requests: int, workers: int = WORKERS) -> dict[str, Any]:
     """Everything, in milliseconds unless its name says otherwise."""
     run, random = folder / "run", np.random.default_rng(0)
     began = time.perf_counter()
     built = open_run(run) if (run / "manifest.json").exists() else build(run, neurons)
     seconds = time.perf_counter() - began
-    server = Server(run)
-    words = [_word(int(number)) for number in random.integers(0, 2000, 60)]
+    server = Server(run, workers)
+    words = [_word(int(number)) for number in random.integers(0, WORDS, 60)]
 
     def neuron(random: np.random.Generator) -> str:
         return f"{server.path}/neurons/L{random.integers(LAYERS)}N{random.integers(neurons)}"
@@ -351,7 +390,7 @@ def measure(folder: Path, neurons: int, requests: int) -> dict[str, Any]:
         if chosen < 0.7:
             return neuron(random)
         if chosen < 0.9:
-            return search("promotes", f" {words[int(random.integers(len(words)))]}")
+            return search("promotes", f" {_word(int(random.integers(WORDS)))}")
         return f"{server.path}/layers/{random.integers(LAYERS)}"
 
     try:
@@ -386,8 +425,10 @@ def measure(folder: Path, neurons: int, requests: int) -> dict[str, Any]:
                 "like": _timed(server, ask, [search("like", f"L{layer}N7") for layer in range(20)]),
             }
         print(json.dumps(result), file=sys.stderr)
-        result["readers"] = _together(server, mixed)
+        result["readers"] = _together(server, mixed, THINKING, EACH)
         print(json.dumps(result["readers"]), file=sys.stderr)
+        result["without_pause"] = _together(server, mixed, 0.0, 2 * EACH)
+        print(json.dumps(result["without_pause"]), file=sys.stderr)
         result["memory"] = _memory(server, mixed, requests)
     finally:
         server.close()
@@ -434,13 +475,14 @@ def main() -> int:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--neurons", type=int, default=NEURONS, help="of a layer")
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=WORKERS, help="processes that make pages")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         os.environ["MNEMOSCOPE_CACHE"] = str(
             folder / "cache"
         )  # the index is made anew, or kept beside the run
-        result = measure(folder, given.neurons, given.requests)
+        result = measure(folder, given.neurons, given.requests, given.workers)
     print(json.dumps(result, indent=2))
     return 0 if result["met"] else 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,6 +27,7 @@ from effort import tries
 from hypothesis import given
 from hypothesis import strategies as st
 from loops import awaited
+from starlette.responses import Response
 from starlette.testclient import TestClient
 from synthetic import make_run
 from tiny import model_folder, texts
@@ -32,9 +35,10 @@ from tiny import model_folder, texts
 import mnemoscope as mn
 from mnemoscope.atlas import guard, live, lowered
 from mnemoscope.atlas.app import create
-from mnemoscope.atlas.library import PAGE, Library
+from mnemoscope.atlas.library import PAGE, Library, Shelf
+from mnemoscope.atlas.processes import PageProcesses
 from mnemoscope.atlas.scatter import HEIGHT, WIDTH, scatter
-from mnemoscope.atlas.site import STYLES
+from mnemoscope.atlas.site import STYLES, KeptPages
 from mnemoscope.errors import QueryError
 from mnemoscope.records import Progress
 from mnemoscope.views.page import environment
@@ -232,6 +236,34 @@ def test_data_are_the_runs_own(client: TestClient, run: mn.Run) -> None:
     assert file == 'list,three\n"[1, 2]",3\n'
 
 
+def _file_behind(client: TestClient, page: str, name: str) -> pl.DataFrame:
+    """The table that a link of a page leads to, by the link's words."""
+    (link,) = re.findall(rf'href="([^"]*)"[^>]*>{name}</a>', client.get(page).text)
+    answer = client.get(link.replace("&amp;", "&") if link.startswith("/") else f"{page}{link}")
+    assert answer.status_code == 200 and "attachment" in answer.headers["content-disposition"]
+    return (pl.read_parquet if name == "Parquet" else pl.read_csv)(io.BytesIO(answer.content))
+
+
+def test_tables_are_had_as_files(client: TestClient, run: mn.Run) -> None:
+    """By the links of their pages: what SQL answers, the neurons of a layer that fit, all triggers of a neuron."""
+    for name in ("CSV", "Parquet"):
+        frame = _file_behind(client, "/runs/a-run/sql?q=select+1+as+one", name)
+        assert frame.to_dicts() == [{"one": 1}]
+        frame = _file_behind(client, "/runs/a-run/layers/1?sort=std&where=max%3E0.5", name)
+        rows = run.table("neurons").filter((pl.col("layer") == 1) & (pl.col("max") > 0.5)).collect()
+        wanted = rows.sort("std", "neuron", descending=[True, False])
+        assert frame["neuron"].to_list() == wanted["neuron"].to_list()
+    stored = run.rows("triggers", 1, 3)
+    for name in ("triggers as CSV", "Parquet"):
+        frame = _file_behind(client, "/runs/a-run/neurons/L1N3?triggers=2", name)
+        for column in ("polarity", "rank", "context", "position"):
+            assert frame[column].to_list() == stored[column].to_list()
+        text = "".join(
+            run.vocabulary.pieces(run.contexts([stored["context"][0]])[stored["context"][0]].tokens.tolist())
+        )
+        assert frame["token"][0] in run.vocabulary.visible(text, edges=False)
+
+
 def test_a_layer_is_sorted_filtered_and_cut_into_pages(client: TestClient, run: mn.Run) -> None:
     """Every neuron that fits is on exactly one page, in order."""
     rows = run.table("neurons").filter((pl.col("layer") == 1) & (pl.col("max") > 0.5)).collect()
@@ -379,6 +411,12 @@ def test_a_result_is_put_into_a_page_without_style(run: mn.Run) -> None:
     assert "<b>season" not in inside
 
 
+def test_headings_of_an_answer_stand_below_the_pages() -> None:
+    """Whichever it begins with."""
+    assert lowered.levelled("<h3>a</h3><h4 id=b>") == '<h3 aria-level="2">a</h3><h4 aria-level="3" id=b>'
+    assert lowered.levelled("<h2>a</h2><h3>b</h3>") == "<h2>a</h2><h3>b</h3>"
+
+
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
@@ -424,6 +462,9 @@ def _ask(client: TestClient, built: mn.Run) -> None:
     wanted = built.explain("The capital of France", " is").to_dict()
     found = client.get(f"{path}.json?{prompt}").json()
     assert found["target"] == json.loads(json.dumps(wanted["target"]))
+    graph = client.get(re.findall(r'href="([^"]*/explain/graph[^"]*)"', page.text)[0].replace("&amp;", "&"))
+    assert "attachment" in graph.headers["content-disposition"]
+    assert graph.json()["nodes"] and graph.json()["metadata"]["prompt"]
     traced = client.get("/runs/built/text.json?text=The+capital&neurons=L1N3").json()
     assert traced == json.loads(json.dumps(built.trace("The capital", "L1N3").to_dict(), default=str))
     failed = _events(client.get(f"{path}/events?prompt=The&target=no+such+token+at+all").text)
@@ -493,6 +534,22 @@ def test_too_many_questions_are_refused(desk: live.Desk, run: mn.Run) -> None:
             time.sleep(0.02)
     else:
         pytest.fail("the line stayed full")
+
+
+def test_an_answer_is_kept(desk: live.Desk, run: mn.Run) -> None:
+    """The same question is computed once; the oldest answers go, and one without a key is none."""
+    computed = []
+
+    def ask(key: Any) -> Any:
+        return live.answered(desk.ask(run, lambda run, report: computed.append(key) or key, key))
+
+    assert [ask(1), ask(1), ask(2), ask(1)] == [1, 1, 2, 1] and computed == [1, 2]
+    assert [ask(key) for key in range(10, 10 + live.KEPT)] and [ask(1), ask(None), ask(None)] == [
+        1,
+        None,
+        None,
+    ]
+    assert computed.count(1) == 2 and computed.count(None) == 2
 
 
 def test_a_defect_ends_one_question(desk: live.Desk, run: mn.Run) -> None:
@@ -603,3 +660,80 @@ def test_a_run_shows_itself_in_a_notebook(run: mn.Run) -> None:
     with urlopen(again.address) as answer:
         assert answer.status == 200
     again.close()
+
+
+# -- several processes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_other_processes_make_the_same_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once they are ready; one that is killed is done without, a run that is gone is said to be, and none is left."""
+    opened = mn.open_run(make_run(tmp_path / "many").path)
+    alone = TestClient(create([opened]), base_url=HERE)
+    paths = (
+        "/neurons/L1N3",
+        "/layers/1?sort=std",
+        "/search?q=%20capital&by=promotes",
+        "/layers/9",
+        "/neurons/x",
+    )
+    made: list[Any] = []
+    made_by = PageProcesses.made
+    monkeypatch.setattr(
+        PageProcesses, "made", lambda self, *given: made.append(made_by(self, *given)) or made[-1]
+    )
+    with TestClient(create([opened], workers=2), base_url=HERE) as client:
+        deadline = time.monotonic() + 120
+        while not any(made) and time.monotonic() < deadline:
+            client.get("/runs/many/neurons/L1N3")
+            time.sleep(0.2)
+        assert any(made)
+        for _ in range(2):  # the second time some are kept
+            for path in paths:
+                answers = [each.get(f"/runs/many{path}") for each in (client, alone)]
+                assert answers[0].status_code == answers[1].status_code
+                assert answers[0].text == answers[1].text
+        before = client.get("/runs/many/neurons/L1N4").text
+        for child in _children():
+            os.kill(child, 9)
+        assert client.get("/runs/many/neurons/L1N4").text == before
+        assert made[-1] is None
+        shutil.rmtree(opened.path)
+        assert client.get("/runs/many/layers/1?sort=std").status_code == 410
+    deadline = time.monotonic() + 20
+    while _children() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _children()
+
+
+def _children() -> list[int]:
+    return [child.pid for child in active_children() if child.pid]
+
+
+def test_a_page_is_kept_while_its_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made once, and anew after the run's manifest changed; what does not fit goes."""
+    opened = mn.open_run(make_run(tmp_path / "kept").path)
+    client, made = TestClient(create([opened]), base_url=HERE), []
+    whole = Shelf.layer
+    monkeypatch.setattr(
+        Shelf, "layer", lambda self, *given, **named: made.append(given) or whole(self, *given, **named)
+    )
+    for path in (
+        "/layers/1",
+        "/layers/1",
+        "/layers/1?sort=max",
+        "/layers/1?sort=max&where=max>0",
+        "/layers/1",
+    ):
+        assert client.get(f"/runs/kept{path}").status_code == 200
+    assert len(made) == 3
+    (opened.path / "manifest.json").write_text((opened.path / "manifest.json").read_text() + "\n")
+    assert client.get("/runs/kept/layers/1").status_code == 200 and len(made) == 4
+    pages = KeptPages(most=10)
+    assert [pages.once(key, lambda key=key: Response(key * 4)).body for key in "aba"] == [
+        b"aaaa",
+        b"bbbb",
+        b"aaaa",
+    ]
+    pages.once("c", lambda: Response("cccc"))
+    assert pages.once("b", lambda: Response("new")).body == b"new"

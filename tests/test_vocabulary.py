@@ -28,6 +28,18 @@ def test_pieces_of_any_bytes_are_the_decoded_bytes(data: bytes, widths: list[int
     assert "".join(small(*cuts).pieces(range(len(cuts)))) == "".join(single)
 
 
+@given(
+    st.lists(st.sampled_from([b" a", b"\xe2", b"\x80", b"\x9cb", b"", b"\n", b"\x00", b"  c"]), max_size=12),
+    st.integers(0, 11),
+)
+def test_running_text_is_its_pieces_made_visible(pieces: list[bytes], special: int) -> None:
+    """Whatever stands beside what, and however often it was read before."""
+    vocabulary = Vocabulary(pieces, [place == special for place in range(len(pieces))])
+    for tokens in ([*range(len(pieces))], [*reversed(range(len(pieces)))], [*range(len(pieces))] * 2):
+        wanted = [vocabulary.visible(piece, edges=False) for piece in vocabulary.pieces(tokens)]
+        assert vocabulary.running(tokens) == wanted
+
+
 def test_a_character_belongs_to_the_token_that_completes_it() -> None:
     """The earlier parts of a character show nothing, and its last part shows it with what follows."""
     vocabulary = small(b"a \xe2", b"\x80", b"\x9cb", b"c")

@@ -145,6 +145,6 @@ def show(text: Text, row: int) -> str:
     words, start = text.vocabulary, max(int(text.first[row]), row + 1 - TOKENS)
     # Special tokens are no text.
     tokens = [token for token in text.tokens[start : row + 1].tolist() if not words.special[token]]
-    pieces = [words.visible(piece, edges=False) for piece in words.pieces(tokens)]
+    pieces = words.running(tokens)
     last = pieces[-1] or words.label(int(text.tokens[row]))
     return f"{'…' if start > text.first[row] else ''}{''.join(pieces[:-1])}⟦{last}⟧"

@@ -448,6 +448,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8321,
     annotations: str | Path | None = None,
+    workers: int = 1,
     ready: Callable[[str], None] | None = None,
     report: Report | None = None,
 ) -> None:
@@ -458,7 +459,8 @@ def serve(
     from mnemoscope.atlas.serving import serve
 
     opened = [Run.of(run) if isinstance(run, StoredRun) else open_run(run) for run in runs]
-    serve(opened, model, host=host, port=port, annotations=annotations, ready=ready, report=report)
+    options: dict[str, Any] = {"host": host, "port": port, "annotations": annotations, "workers": workers}
+    serve(opened, model, **options, ready=ready, report=report)
 
 
 def assist(run: StoredRun | str | Path, model: str | None = None) -> None:

@@ -313,7 +313,8 @@ class Run(StoredRun):
         address = self._address(neuron)
         from mnemoscope.prediction.steer import steer
 
-        options: dict[str, Any] = {"factor": factor, "value": value, "length": length, "seed": seed}
+        change = {"factor": float(factor), "value": float(value)}
+        options: dict[str, Any] = change | {"length": length, "seed": seed}
         loaded = self._loaded(model)
         loaded.check_built(self, "steering by")
         return steer(loaded, prompt, address, **options, report=report)

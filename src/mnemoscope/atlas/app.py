@@ -22,6 +22,7 @@ from mnemoscope.atlas.annotate import add_annotation
 from mnemoscope.atlas.guard import NOBODY, Guard, guarded
 from mnemoscope.atlas.library import Library, Shelf, preparing
 from mnemoscope.atlas.pages import add_pages
+from mnemoscope.atlas.processes import PageProcesses
 from mnemoscope.atlas.questions import add_questions
 from mnemoscope.atlas.site import Site, style
 from mnemoscope.atlas.studies import add_studies
@@ -41,6 +42,7 @@ def create(
     annotations: Path | None = None,
     frames: str = NOBODY,
     report: Report | None = None,
+    workers: int = 1,
 ) -> Guard:
     """The application for these runs, which answers to this machine alone, or to all who know the secret.
 
@@ -49,20 +51,24 @@ def create(
     annotations  folder for what is written in the browser; None for the one that each run lies in
     frames       whose pages may show these inside
     report       is told how far the indices are that searches need, which are made while pages are answered already
+    workers      processes that make pages; of 1 it is the one that serves
     """
     prefix = f"/{secret}" if secret else ""
     desk, library = live.Desk(model), Library(runs, annotations)
+    site = Site(library, desk, prefix)
+    processes = PageProcesses(workers, site, add_pages, add_studies)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        with preparing(library, report):
+        with preparing(library, report, processes.begin if workers > 1 else lambda: None):
             yield
+        processes.close()
         await asyncio.to_thread(desk.close)
 
     app = FastAPI(title="mnemoscope", docs_url=None, redoc_url=None, openapi_url="/api.json", lifespan=life)
     if secret:  # on one machine, to compress takes longer than to send
         app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)
-    site = Site(library, desk, prefix)
+    site.elsewhere = processes.made
     add_pages(app, site)
     add_questions(app, site)
     add_studies(app, site)

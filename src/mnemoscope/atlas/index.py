@@ -73,7 +73,7 @@ def _opened(run: Run) -> tuple[WholeText, ByPlace] | None:
     with suppress(OSError, ValueError, KeyError):
         if json.loads((folder / ABOUT).read_text(encoding="utf-8"))["bytes"] == _sizes(folder):
             text, index = (
-                kind(**{name: np.load(file, mmap_mode="r") for name, file in files.items()})
+                kind(**{name: np.asarray(np.load(file, mmap_mode="r")) for name, file in files.items()})
                 for kind, files in _files(folder).items()
             )
             return text, index

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,10 +25,11 @@ from mnemoscope.annotation.sheet import fingerprint
 from mnemoscope.atlas.index import indexed
 from mnemoscope.atlas.scatter import Scatter, scatter
 from mnemoscope.errors import MnemoscopeError, QueryError
-from mnemoscope.neuron.card import usual_signs
+from mnemoscope.neuron.card import layer_median, usual_signs
 from mnemoscope.neuron.claims import ADDRESS, within
 from mnemoscope.neuron.overview import Overview, overview
 from mnemoscope.records import Progress
+from mnemoscope.run.schemas import SCHEMAS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,7 +82,7 @@ class Shelf:
         self.file = LocalFile(beside(run.path, annotations), fingerprint(run))
         self.notes = Notes(self.file, run)
         self.preparing: Progress | None = None  # how far the index is that is being made
-        self._layer = lru_cache(maxsize=8)(self._read_layer)
+        self._layer = lru_cache(maxsize=64)(self._read_layer)
 
     def prepare(self, report: Report) -> None:
         """Read what searches need: the triggers by place, made first where they are not kept yet."""
@@ -98,6 +99,23 @@ class Shelf:
         token = next(token for token in range(len(words)) if not words.special[token])
         for kind in ("promotes", "suppresses"):  # what chance gives is counted over all values, once
             self.find(kind, words.pieces([token])[0], 1)
+        for layer in self.run.manifest.model.cells.layers:
+            layer_median(self.run, layer)
+
+    def counted(self) -> dict[Hashable, Any]:
+        """What is counted once of a run for all its pages (`Run.once`), as far as it is."""
+        layers = range(len(self.run.manifest.model.cells.sizes))
+        names = [
+            ("base rate", "promote", None),
+            ("base rate", "suppress", None),
+            ("signs", None),
+            ("stored", None),
+        ]
+        return {
+            name: value
+            for name in (*names, *(("median", layer) for layer in layers))
+            if (value := self.run.kept(name)) is not None
+        }
 
     @property
     def overview(self) -> Overview:
@@ -116,11 +134,11 @@ class Shelf:
         """A few neurons to look at first."""
         return self.run.once("highlights", lambda: self.run.highlights(8))
 
-    @property
-    def statistics(self) -> list[str]:
-        """The numeric columns of `neurons` that a layer can be sorted by."""
-        columns = self.run.table("neurons").collect_schema().items()
-        return [name for name, kind in columns if kind.is_numeric() and name not in ADDRESS]
+    statistics = tuple(  # the numeric columns of `neurons`, by which a layer can be sorted
+        field.name
+        for field in SCHEMAS["neurons"]
+        if (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)) and field.name not in ADDRESS
+    )
 
     @property
     def tested(self) -> bool:
@@ -156,16 +174,21 @@ class Shelf:
 
         `QueryError` for a layer, statistic or condition that there is not.
         """
-        frame = self.layer_frame(layer)
-        for name in (sort, *axes):
+        for name in axes:
             self.check_statistic(name)
-        fitting = frame
+        fitting = self.fitting(layer, sort, descending=descending, conditions=conditions)
+        rows = list(self._rows(layer, fitting.slice(page * PAGE, PAGE)))
+        return LayerPage(
+            rows, fitting.height, self.layer_frame(layer).height, scatter(fitting.sort("neuron"), *axes)
+        )
+
+    def fitting(self, layer: int, sort: str, *, descending: bool, conditions: Sequence[str]) -> pl.DataFrame:
+        """The rows of `neurons` of a layer that meet all conditions, in the order of one statistic; as `layer`."""
+        fitting = self.layer_frame(layer)
+        self.check_statistic(sort)
         for condition in conditions:
             fitting = fitting.filter(self.condition(condition))
-        ordered = fitting.sort(sort, "neuron", descending=[descending, False], nulls_last=True)
-        shown = ordered.slice(page * PAGE, PAGE)
-        rows = list(self._rows(layer, shown))
-        return LayerPage(rows, fitting.height, frame.height, scatter(fitting, *axes))
+        return fitting.sort(sort, "neuron", descending=[descending, False], nulls_last=True)
 
     def layer_frame(self, layer: int) -> pl.DataFrame:
         """The rows of `neurons` of one layer; `QueryError` if there is none."""
@@ -175,7 +198,7 @@ class Shelf:
         return self._layer(layer)
 
     def _read_layer(self, layer: int) -> pl.DataFrame:
-        return within(self.run, "neurons", layer).collect()
+        return within(self.run, "neurons", layer).select(*ADDRESS, *self.statistics).collect()
 
     def check_statistic(self, name: str) -> None:
         """`QueryError` if the run's neurons have no statistic of that name."""
@@ -264,6 +287,7 @@ class Library:
 
     def __init__(self, runs: Sequence[Run], annotations: Path | None = None) -> None:
         self.shelves: dict[str, Shelf] = {}
+        self.annotations = annotations
         for run in runs:
             name = self._name(run.path.resolve().name)
             self.shelves[name] = Shelf(name, run, annotations)
@@ -287,8 +311,9 @@ class _Ended(BaseException):
 
 
 @contextmanager
-def preparing(library: Library, report: Report | None) -> Iterator[None]:
-    """While the block runs, a thread reads what searches need of each run; what is not done at its end is given up."""
+def preparing(library: Library, report: Report | None, then: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, a thread reads what searches need of each run, and does something `then`; what is not done
+    at its end is given up."""
     ended = threading.Event()
 
     def told(step: Progress) -> None:
@@ -315,6 +340,8 @@ def preparing(library: Library, report: Report | None) -> Iterator[None]:
                         "index of triggers", 0, 0, "", note=f"{shelf.run.path}: no index was made: {error}"
                     )
                 )
+        if not ended.is_set():
+            then()
 
     thread = threading.Thread(target=prepare, name="index", daemon=True)
     thread.start()

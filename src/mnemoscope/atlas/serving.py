@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnemoscope import files
+from mnemoscope.arguments import check_least
 from mnemoscope.errors import RunError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def serve(
     host: str = LOOPBACK,
     port: int = PORT,
     annotations: str | Path | None = None,
+    workers: int = 1,
     ready: Callable[[str], None] | None = None,
     report: Report | None = None,
 ) -> None:
@@ -45,6 +47,7 @@ def serve(
     host         to listen at; where others than this machine can reach it, every address holds a random word
     port         0 for any that is free; if the usual one is taken, the next that is free
     annotations  folder for what is written in the browser, made if need be; else each run's own neighbour
+    workers      processes that make pages, for many readers at once; the pages are the same for any number
     ready        is told the address
     report       is told how far the indices are that searches need
 
@@ -56,7 +59,10 @@ def serve(
     if folder is not None:
         files.check_folder(folder, "keeping annotations in")
         folder.mkdir(parents=True, exist_ok=True)
-    _serve(lambda secret: create(runs, model, secret, folder, report=report), host, port, ready)
+    check_least("serving a run", 1, workers=workers)
+    _serve(
+        lambda secret: create(runs, model, secret, folder, report=report, workers=workers), host, port, ready
+    )
 
 
 def serve_folder(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from fastapi import FastAPI, Query, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -18,13 +20,18 @@ from mnemoscope.atlas import live, lowered
 from mnemoscope.atlas.library import Library, Shelf
 from mnemoscope.atlas.scatter import Scatter
 from mnemoscope.display import Shown, jsonable
+from mnemoscope.location import stamp
 from mnemoscope.records import Cells
+from mnemoscope.run.schemas import MANIFEST
 from mnemoscope.views import report, words
 from mnemoscope.views.page import environment
 
 STYLES = ("theme.css", "card.css", "explanation.css", "trace.css", "printed.css", "study.css", "gallery.css")
 TEXT = 400  # letters of a search
 LONG = 4_000  # of a prompt, or of a statement
+KEPT = 32 << 20  # bytes of pages that are kept
+# The page of an address and its parameters; None if it is to be made here.
+Elsewhere: TypeAlias = "Callable[[str, Mapping[str, Any]], Response | None]"
 Words = Annotated[str, Query(max_length=TEXT)]
 LongText = Annotated[str, Query(max_length=LONG)]
 REFUSED: dict[int | str, dict[str, Any]] = {
@@ -32,6 +39,29 @@ REFUSED: dict[int | str, dict[str, Any]] = {
     404: {"description": "There is no such thing"},
     410: {"description": "The run cannot be read any more"},
 }
+
+
+class KeptPages:
+    """The pages that were made last, of so many bytes together."""
+
+    def __init__(self, most: int = KEPT) -> None:
+        self._most, self._size, self._lock = most, 0, threading.Lock()
+        self._pages: OrderedDict[Hashable, Response] = OrderedDict()
+
+    def once(self, key: Hashable, make: Callable[[], Response]) -> Response:
+        """The page under a key, made if it is not here."""
+        with self._lock:
+            if key in self._pages:
+                self._pages.move_to_end(key)
+                return self._pages[key]
+        page = make()
+        with self._lock:
+            if key not in self._pages:
+                self._pages[key] = page
+                self._size += len(page.body)
+            while self._size > self._most:
+                self._size -= len(self._pages.popitem(last=False)[1].body)
+        return page
 
 
 @dataclass(frozen=True)
@@ -56,6 +86,9 @@ class Site:
 
     def __init__(self, library: Library, desk: live.Desk, prefix: str = "", *, served: bool = True) -> None:
         self.library, self.desk, self.prefix, self.served = library, desk, prefix, served
+        self.elsewhere: Elsewhere | None = None  # makes pages in another process
+        self._answers: dict[str, tuple[Callable[..., Answer], bool]] = {}
+        self._pages = KeptPages()
         self._templates = _templates(self)
 
     def href(self, shelf: Shelf, *path: str) -> str:
@@ -84,16 +117,42 @@ class Site:
             Answer("problem.html", dict, {"reason": reason, "status": status, "shelf": shelf}), status
         )
 
-    def put(self, app: FastAPI, path: str) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
-        """Put a page under an address, and its data under the same with .json behind it."""
+    def put(
+        self, app: FastAPI, path: str, *, kept: bool = False
+    ) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
+        """Put a page under an address, and its data under the same with .json behind it.
+
+        kept  whether the page is kept for a while: it depends on its address and on the run alone
+        """
 
         def put(answer: Callable[..., Answer]) -> Callable[..., Answer]:
+            self._answers[path] = (answer, kept)
             # the longer address first: in a shorter one .json would be a part of a name
             put_data(app, f"{path}.json", answer, lambda **arguments: answer(**arguments).data())
-            put_hidden(app, path, answer, lambda **arguments: self.html(answer(**arguments)))
+            put_hidden(app, path, answer, lambda **arguments: self.page(path, arguments))
             return answer
 
         return put
+
+    def page(self, path: str, arguments: Mapping[str, Any]) -> Response:
+        """The page of an address and its parameters, made by another process if there is one."""
+        made = self.elsewhere and self.elsewhere(path, arguments)
+        return made or self.made(path, arguments)
+
+    def made(self, path: str, arguments: Mapping[str, Any]) -> Response:
+        """The same, made here."""
+        answer, kept = self._answers[path]
+        if not kept:
+            return self.html(answer(**arguments))
+        key = (stamp(self.library[arguments["run"]].run.path / MANIFEST), asked_for(path, arguments))
+        return self._pages.once(key, lambda: self.html(answer(**arguments)))
+
+
+def asked_for(path: str, arguments: Mapping[str, Any]) -> Hashable:
+    """An address and its parameters as a key: the same for the same question."""
+    given = sorted(arguments)
+    values = (arguments[name] for name in given)
+    return (path, *given, *(tuple(value) if isinstance(value, list) else value for value in values))
 
 
 def put_data(app: FastAPI, path: str, asked: Callable[..., Any], answer: Callable[..., Any]) -> None:

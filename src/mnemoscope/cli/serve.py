@@ -33,6 +33,7 @@ def serve(
         Path | None,
         typer.Option(help="Folder for notes and answers written in the browser, instead of beside each run."),
     ] = None,
+    workers: Workers = 1,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Serve runs to the browser of this machine: every neuron, search, and questions to the model."""
@@ -51,6 +52,7 @@ def serve(
             host=host,
             port=port,
             annotations=annotations,
+            workers=workers,
             ready=announced(open_page),
             report=Lines(),
         )

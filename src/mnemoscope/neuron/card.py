@@ -430,17 +430,17 @@ class _ExampleReader:
         self._words, self._window = run.vocabulary, window
         self._whole = whole
         self._contexts = run.contexts(sorted({id for rows in lists for id in rows["context"]}))
-        self._documents = run.documents(sorted({context.document for context in self._contexts.values()}))
+        self._titles = run.titles([context.document for context in self._contexts.values()])
 
     def examples(self, rows: pl.DataFrame) -> tuple[Example, ...]:
         return tuple(self._example(row) for row in rows.iter_rows(named=True))
 
     def _example(self, row: dict[str, Any]) -> Example:
         words, context, position = self._words, self._contexts[row["context"]], row["position"]
-        tokens, title = context.tokens, self._documents[context.document].title or ""
+        tokens, title = context.tokens, self._titles[context.document] or ""
         first = max(0, position - self._window[0])
         last = min(len(tokens), position + 1 + self._window[1])
-        pieces = [words.visible(piece, edges=False) for piece in words.pieces(tokens[first:last].tolist())]
+        pieces = words.running(tokens[first:last].tolist())
         active = position - first
         return Example(
             coefficient=row["coefficient"],

@@ -6,7 +6,7 @@ Every count stands beside what would be expected if there were nothing to find (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -348,18 +348,18 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
     tokens, model = run.vocabulary.find(text), run.manifest.model
     sense = 1 if verb == "promote" else -1
     # A list is read at the sign at which the neuron promotes what it holds, and at the other one suppresses it.
-    signs, neurons = run.once(("signs", layer), lambda: _signs(run, layer))
-    of_value = signs.with_columns(polarity=(pl.col("sign") * sense).cast(pl.Int8))
-    address = [*ADDRESS, "polarity"]
-    stored = [
-        run.by_token(token, polarity).with_columns(polarity=pl.lit(polarity, pl.Int8))
-        for token in tokens
-        for polarity in (1, -1)
-    ]
+    signs = run.once(("signs", layer), lambda: _signs(run, layer))
+    stored = pl.concat(run.by_token(token, polarity) for token in tokens for polarity in (1, -1))
+    stored = stored.with_columns(sign=pl.col("polarity") * sense)
+    cells = model.cells.cell(stored["layer"].to_numpy(), stored["neuron"].to_numpy())
+    sides = 2 * cells + (stored["sign"].to_numpy() < 0)
     positive = pl.when(pl.col("sign") > 0)
     rows = (
-        pl.concat(stored)
-        .join(of_value, on=address)
+        stored.with_columns(
+            pl.Series("usual", signs.usual[sides]),
+            pl.Series("max_probability", signs.max_probability[cells]).fill_nan(None),
+        )
+        .filter(pl.Series(signs.taken[sides]))
         .sort("rank", pl.col("logit") * pl.col("polarity"), *ADDRESS, descending=[False, True, False, False])
         .with_columns(
             positive.then("probability").alias("probability"),
@@ -371,11 +371,11 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
     shown = rows.head(count)
     labels = pl.Series("token", [run.vocabulary.label(token) for token in shown["token"]], dtype=pl.String)
     depth, median = run.once(("base rate", verb, layer), lambda: _value_base_rate(run, sense, layer))
-    alike = len(tokens) * signs.height * depth / model.vocabulary
+    alike = len(tokens) * int(signs.taken.sum()) * depth / model.vocabulary
     uniform = f"{1 / model.vocabulary:.2g}".replace("e-0", "e-")
     return Hits(
-        question=f"{rows.select(ADDRESS).n_unique():,} of {neurons:,} neurons have {text!r} among the {depth} tokens "
-        f"that they {verb} most at the sign beside it (usual: the sign of most of their triggers)"
+        question=f"{rows.select(ADDRESS).n_unique():,} of {signs.neurons:,} neurons have {text!r} among the {depth} "
+        f"tokens that they {verb} most at the sign beside it (usual: the sign of most of their triggers)"
         + ("" if rows.height else "; no others are kept, so a neuron with it further down is not found"),
         null=f"the median token of the vocabulary is in {median:g} such lists; {alike:.1f} if all {model.vocabulary:,} "
         f"tokens were alike. A uniform value gives each token the probability {uniform}. At the "
@@ -385,11 +385,29 @@ def _by_value(run: Run, text: str, verb: str, layer: int | None, count: int) -> 
     )
 
 
-def _signs(run: Run, layer: int | None) -> tuple[pl.DataFrame, int]:
-    """The signs that neurons take (`taken_signs`), each with its value's max_probability; and of how many neurons."""
-    best = within(run, "neurons", layer).select(*ADDRESS, max_probability="value_max_probability")
-    signs = taken_signs(run, layer).join(best, on=ADDRESS).collect()
-    return signs, signs.select(ADDRESS).n_unique()
+class _Signs(NamedTuple):
+    """The signs that neurons take (`taken_signs`) as arrays: a search looks up few of them.
+
+    taken, usual     bool[side]: whether a neuron takes a sign, and whether it is its usual one
+    max_probability  f32[cell]: of each neuron's value; NaN where there is none
+    neurons          how many take one
+    """
+
+    taken: np.ndarray
+    usual: np.ndarray
+    max_probability: np.ndarray
+    neurons: int
+
+
+def _signs(run: Run, layer: int | None) -> _Signs:
+    cells = run.manifest.model.cells
+    signs = taken_signs(run, layer).with_columns(polarity="sign").select(cells.side(), "usual").collect()
+    best = within(run, "neurons", layer).select(*ADDRESS, "value_max_probability").collect()
+    sides, places = signs["side"].to_numpy(), cells.cell(best["layer"].to_numpy(), best["neuron"].to_numpy())
+    taken, probability = np.zeros((2, 2 * len(cells)), bool), np.full(len(cells), np.nan, np.float32)
+    taken[0, sides], taken[1, sides] = True, signs["usual"].to_numpy()
+    probability[places] = best["value_max_probability"].to_numpy()
+    return _Signs(taken[0], taken[1], probability, int(taken[0].reshape(-1, 2).any(1).sum()))
 
 
 def _value_base_rate(run: Run, sense: int, layer: int | None) -> tuple[int, float]:

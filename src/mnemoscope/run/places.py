@@ -7,6 +7,7 @@ it is not kept (`Run.once`) is searched by reading all of its triggers, with the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -84,10 +85,13 @@ class WholeText:
         known = bool(np.all(rows < len(self.contexts))) and bool(np.all(self.contexts[rows] == contexts))
         return rows if known else None
 
-    def context(self, row: int) -> tuple[int, int, np.ndarray]:
-        """Its document, where it starts there, its tokens."""
-        stop = self.first[row + 1] if row + 1 < len(self.first) else len(self.tokens)
-        return int(self.documents[row]), int(self.starts[row]), np.array(self.tokens[self.first[row] : stop])
+    def written(self, rows: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Of each of some contexts its document, where it starts there, its tokens."""
+        after = self.first[np.minimum(rows + 1, len(self.first) - 1)]
+        stops = np.where(rows + 1 < len(self.first), after, len(self.tokens))
+        places = (self.documents[rows], self.starts[rows], self.first[rows], stops)
+        for document, offset, start, stop in zip(*(place.tolist() for place in places), strict=True):
+            yield document, offset, np.array(self.tokens[start:stop])
 
     def numbers(self, contexts: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """i64: the numbers that the tokens at places have in the whole text."""

@@ -162,11 +162,11 @@ class _SortedTable:
         wanted = np.unique(np.asarray(ids, np.int64))
         first, last = self.bounds
         hit = np.searchsorted(wanted, first, "left") < np.searchsorted(wanted, last, "right")
-        groups, parts = np.flatnonzero(hit).tolist(), [_frame(self._read([]))]
+        groups, parts = np.flatnonzero(hit).tolist(), []
         for start in range(0, len(groups), 16):  # some at a time: each call costs, and so does memory
             rows = self._read(groups[start : start + 16])
-            parts.append(_frame(rows)[np.flatnonzero(np.isin(pack(rows, self.key), wanted))])
-        found = pl.concat(parts)
+            parts.append(_frame(rows.take(np.flatnonzero(np.isin(pack(rows, self.key), wanted)))))
+        found = pl.concat(parts or [_frame(self._read([]))])
         lost = np.setdiff1d(wanted, found[self.key[0]].to_numpy())
         if len(lost):
             count = self.metadata.num_rows
@@ -377,8 +377,8 @@ class Run:
         written: WholeText | None = self.kept(TEXT)
         wanted = np.unique(np.asarray(ids, np.int64))
         if written is not None and (numbers := written.rows(wanted)) is not None:
-            pairs = zip(wanted.tolist(), numbers.tolist(), strict=True)
-            return {context: StoredContext(*written.context(row)) for context, row in pairs}
+            stored = (StoredContext(*context) for context in written.written(numbers))
+            return dict(zip(wanted.tolist(), stored, strict=True))
         rows = self._tables["contexts"].pick(ids)
         return {
             context: StoredContext(document, start, tokens.to_numpy())
@@ -389,6 +389,10 @@ class Run:
         """Documents by id, in ascending order; `QueryError` if there is no such document."""
         rows = self._tables["documents"].pick(ids).to_dicts()
         return {row["document"]: StoredDocument(row["title"], json.loads(row["metadata"])) for row in rows}
+
+    def titles(self, ids: Sequence[int]) -> dict[int, str | None]:
+        """The titles of documents by id; `QueryError` if there is no such document."""
+        return dict(self._tables["documents"].pick(ids).select("document", "title").iter_rows())
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

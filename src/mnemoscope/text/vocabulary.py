@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
+from typing import cast
 
 from mnemoscope.errors import QueryError
 
@@ -33,6 +34,7 @@ class Vocabulary:
         assert len(self._bytes) == len(self.special), (len(self._bytes), len(self.special))
         self._texts = [_whole(raw) for raw in self._bytes]  # None: not UTF-8 on its own
         self._ids: dict[bytes, list[int]] | None = None
+        self._alone, self._labels = _Alone(self), dict[int, str]()
 
     def __len__(self) -> int:
         return len(self._bytes)
@@ -56,7 +58,14 @@ class Vocabulary:
                 out += _decode(run)
                 run = []
             out.append(text or (unused(token) if self.special[token] else ""))
-        return out + _decode(run)
+        return out + _decode(run) if run else out
+
+    def running(self, tokens: Sequence[int]) -> list[str]:
+        """`pieces` in running text, each on one line: `visible`, with their spaces as they are."""
+        shown = [self._alone[token] for token in tokens]
+        if None in shown:
+            return [self.visible(piece, edges=False) for piece in self.pieces(tokens)]
+        return cast("list[str]", shown)
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text that a sequence of tokens spells."""
@@ -69,7 +78,9 @@ class Vocabulary:
 
     def label(self, token: int, width: int = 24) -> str:
         """A short name for a token on its own: spaces and controls visible, at most `width` characters."""
-        text = self.visible(self.text([token]))
+        text = self._labels.get(token)
+        if text is None:
+            text = self._labels[token] = self.visible(self.text([token]))
         return text if len(text) <= width else text[: width - 1] + "…"
 
     @staticmethod
@@ -132,6 +143,19 @@ class Vocabulary:
         if not 0 <= token < len(self._bytes):
             raise QueryError(f"reading token {token}: the vocabulary has tokens 0 to {len(self._bytes) - 1}")
         return token
+
+
+class _Alone(dict[int, str | None]):
+    """Tokens as `running` shows them whatever is beside them, made when they are read first; None if that counts."""
+
+    def __init__(self, words: Vocabulary) -> None:
+        self._words = words
+
+    def __missing__(self, token: int) -> str | None:
+        words = self._words
+        whole = words._texts[words._check(token)] is not None
+        self[token] = words.visible(words.pieces([token])[0], edges=False) if whole else None
+        return self[token]
 
 
 @lru_cache(1 << 16)  # a page shows thousands of tokens, most of them again and again

@@ -73,7 +73,7 @@ def trace(
     read = [each for each in (batch, batch.targets) if each is not None]
     ids = [token for each in read for token in each.tokens[0].tolist()]
     counted = [counts for each in read for counts in each.counted[0].tolist()]
-    pieces = [words.visible(piece, edges=False) for piece in words.pieces(ids)]
+    pieces = words.running(ids)
     tokens = tuple(
         TracedToken(position, token, piece or words.label(token), counts)
         for position, (token, piece, counts) in enumerate(zip(ids, pieces, counted, strict=True))
