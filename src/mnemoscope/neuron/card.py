@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -242,14 +242,14 @@ def card(
     place = run.address(*address)
     layer, neuron = place
     experts = model.experts[layer] if model.experts and model.experts[layer][0] else None
-    row = run.rows("neurons", layer, neuron).row(0, named=True)
+    row = {name: values[0] for name, values in run.columns("neurons", layer, neuron).items()}
     statistics = Statistics(**{name: row[name] for name in _STATISTICS})
-    triggers = _with_weights(run, place, run.rows("triggers", layer, neuron))
+    triggers = _with_weights(run, place, run.columns("triggers", layer, neuron))
     positive, negative = _by_polarity(triggers)
-    between = _one_a_part(run.rows("samples", layer, neuron), statistics)
-    lists = [positive.head(examples), negative.head(examples), between]
+    between = _one_a_part(run.columns("samples", layer, neuron), statistics)
+    lists = [_slice(positive, 0, examples), _slice(negative, 0, examples), between]
     reader = _ExampleReader(run, window, lists, model.in_encoder(layer))
-    promoted, suppressed = _by_polarity(run.rows("values", layer, neuron))
+    promoted, suppressed = _by_polarity(run.columns("values", layer, neuron))
     return NeuronCard(
         layer=layer,
         neuron=neuron,
@@ -272,8 +272,8 @@ def card(
         suppressed=_value_tokens(run, suppressed),
         key_positive=_key_tokens(run, row["key_tokens"], row["key_coefficients"]),
         key_negative=_key_tokens(run, row["key_tokens_negative"], row["key_coefficients_negative"]),
-        positive=_side(reader, positive, 1, examples),
-        negative=_side(reader, negative, -1, examples),
+        positive=_side(positive, 1, reader.examples(lists[0])),
+        negative=_side(negative, -1, reader.examples(lists[1])),
         between=reader.examples(between),
         command=shlex.join(["mnemoscope", "show", str(run.path), str(place)]),
         experts=experts,
@@ -284,10 +284,17 @@ def card(
     )
 
 
-def _by_polarity(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+_Rows: TypeAlias = "dict[str, list[Any]]"  # a list for each column
+
+
+def _slice(rows: _Rows, start: int, stop: int) -> _Rows:
+    return {name: values[start:stop] for name, values in rows.items()}
+
+
+def _by_polarity(rows: _Rows) -> tuple[_Rows, _Rows]:
     """The rows of +1 and those of -1, by rank: as tables have them, so that a page need not put them in order."""
-    first = int((rows["polarity"] == 1).sum())
-    return rows[:first], rows[first:]
+    first, every = rows["polarity"].count(1), len(rows["polarity"])
+    return _slice(rows, 0, first), _slice(rows, first, every)
 
 
 def _activation(run: Run, layer: int) -> str:
@@ -327,16 +334,17 @@ def _router_weight(run: Run, address: NeuronId) -> float | None:
     return rows.collect()["router_weight"][0]
 
 
-def _with_weights(run: Run, address: NeuronId, triggers: pl.DataFrame) -> pl.DataFrame:
+def _with_weights(run: Run, address: NeuronId, triggers: _Rows) -> _Rows:
     """Triggers with the router's weight of each, where there was a choice to make."""
     if not isinstance(address, ExpertNeuronId) or "trigger_weights" not in run.manifest.tables:
         return triggers  # a dense layer, or a run from before they were kept
-    weights = run.rows("trigger_weights", *address)
-    if (weights["router_weight"] == 1).all():
+    rows = run.columns("trigger_weights", *address)
+    places = zip(rows["polarity"], rows["rank"], strict=True)
+    weights = dict(zip(places, rows["router_weight"], strict=True))
+    if all(weight == 1 for weight in weights.values()):
         return triggers
-    return triggers.join(
-        weights, on=["layer", "neuron", "polarity", "rank"], how="left", maintain_order="left"
-    )
+    own = zip(triggers["polarity"], triggers["rank"], strict=True)
+    return triggers | {"router_weight": [weights.get(place) for place in own]}
 
 
 def state(low: float | None, high: float | None) -> str | None:
@@ -368,7 +376,7 @@ _STATISTICS = tuple(field.name for field in fields(Statistics))
 
 
 def _histogram(run: Run, layer: int, neuron: int) -> Histogram:
-    counts = run.rows("histograms", layer, neuron)["counts"][0].to_list()
+    counts = run.columns("histograms", layer, neuron)["counts"][0]
     inner = run.manifest.options["histogram_edges"]
     edges = [float("-inf"), *inner, float("inf")]  # the first and the last bin are open
     assert len(edges) == len(counts) + 1, (len(edges), len(counts))
@@ -379,11 +387,10 @@ def _histogram(run: Run, layer: int, neuron: int) -> Histogram:
     return Histogram(tuple(counts[first:last]), tuple(edges[first : last + 1]))
 
 
-def _value_tokens(run: Run, rows: pl.DataFrame) -> tuple[ValueToken, ...]:
-    return tuple(
-        ValueToken(token, run.vocabulary.label(token), logit, probability)
-        for token, logit, probability in rows.select("token", "logit", "probability").iter_rows()
-    )
+def _value_tokens(run: Run, rows: _Rows) -> tuple[ValueToken, ...]:
+    label = run.vocabulary.label
+    columns = (rows[name] for name in ("token", "logit", "probability"))
+    return tuple(ValueToken(token, label(token), *scores) for token, *scores in zip(*columns, strict=True))
 
 
 def _key_tokens(
@@ -393,47 +400,50 @@ def _key_tokens(
     return tuple(KeyToken(token, run.vocabulary.label(token), value) for token, value in pairs)
 
 
-def _side(reader: _ExampleReader, rows: pl.DataFrame, polarity: int, examples: int) -> Side:
+def _side(rows: _Rows, polarity: int, examples: tuple[Example, ...]) -> Side:
+    coefficients = rows["coefficient"]
     return Side(
         polarity=polarity,
-        stored=rows.height,
-        threshold=rows["coefficient"][-1] if rows.height else None,
+        stored=len(coefficients),
+        threshold=coefficients[-1] if coefficients else None,
         quadrants=_quadrants(rows),
-        examples=reader.examples(rows.head(examples)),
+        examples=examples,
     )
 
 
-def _quadrants(rows: pl.DataFrame) -> tuple[int, int, int, int] | None:
-    if rows.height == 0 or rows["gate_sign"].null_count() == rows.height:
+def _quadrants(rows: _Rows) -> tuple[int, int, int, int] | None:
+    signs = [(g > 0, u > 0) for g, u in zip(rows["gate_sign"], rows["up_sign"], strict=True) if g is not None]
+    if not signs:
         return None
-    gate, up = rows["gate_sign"] > 0, rows["up_sign"] > 0
-    a, b, c, d = (int(both.sum()) for both in (gate & up, gate & ~up, ~gate & up, ~gate & ~up))
+    a, b, c, d = (signs.count(both) for both in ((True, True), (True, False), (False, True), (False, False)))
     return (a, b, c, d)
 
 
-def _one_a_part(samples: pl.DataFrame, statistics: Statistics) -> pl.DataFrame:
+def _one_a_part(samples: _Rows, statistics: Statistics) -> _Rows:
     """The stored sample nearest the middle of each tenth of [min, max]; largest first."""
     low, high = statistics.min, statistics.max
-    if samples.height == 0 or low is None or high is None or low == high:
-        return samples.head(0)
-    depth = (samples["coefficient"].to_numpy().astype(np.float64) - low) / (high - low) * PARTS
+    if not samples["coefficient"] or low is None or high is None or low == high:
+        return _slice(samples, 0, 0)
+    depth = (np.array(samples["coefficient"]) - low) / (high - low) * PARTS
     tenth = np.floor(depth).clip(0, PARTS - 1)
     far = np.abs(depth - tenth - 0.5)
-    order = np.lexsort((samples["position"].to_numpy(), samples["context"].to_numpy(), far, -tenth))
-    return samples[order[np.flatnonzero(np.diff(tenth[order], prepend=PARTS))]]
+    order = np.lexsort((samples["position"], samples["context"], far, -tenth))
+    places = order[np.flatnonzero(np.diff(tenth[order], prepend=PARTS))].tolist()
+    return {name: [values[place] for place in places] for name, values in samples.items()}
 
 
 class _ExampleReader:
     """Turns rows of (context, position) into examples; asks the run once for the text of all lists."""
 
-    def __init__(self, run: Run, window: tuple[int, int], lists: Sequence[pl.DataFrame], whole: bool) -> None:
+    def __init__(self, run: Run, window: tuple[int, int], lists: Sequence[_Rows], whole: bool) -> None:
         self._words, self._window = run.vocabulary, window
         self._whole = whole
         self._contexts = run.contexts(sorted({id for rows in lists for id in rows["context"]}))
         self._titles = run.titles([context.document for context in self._contexts.values()])
 
-    def examples(self, rows: pl.DataFrame) -> tuple[Example, ...]:
-        return tuple(self._example(row) for row in rows.iter_rows(named=True))
+    def examples(self, rows: _Rows) -> tuple[Example, ...]:
+        each = (dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True))
+        return tuple(map(self._example, each))
 
     def _example(self, row: dict[str, Any]) -> Example:
         words, context, position = self._words, self._contexts[row["context"]], row["position"]

@@ -69,9 +69,7 @@ def _check(model: Model, neuron: tuple[int, int]) -> NeuronId:
     model.check_causal(f"{DOING} a neuron of")
     model.check_tokenizer()
     if model.anatomy.headless:
-        raise ModelNotSupported(
-            f"{DOING} {model.id}: it has no language-model head; give a decoder with one"
-        )
+        raise ModelNotSupported(f"{DOING} {model.id}: it has no language-model head; give a decoder with one")
     address = model.cells.id(*neuron)
     if not model.cells.has(*neuron):
         raise QueryError(

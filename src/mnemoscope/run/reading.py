@@ -165,7 +165,7 @@ class _SortedTable:
         groups, parts = np.flatnonzero(hit).tolist(), []
         for start in range(0, len(groups), 16):  # some at a time: each call costs, and so does memory
             rows = self._read(groups[start : start + 16])
-            parts.append(_frame(rows.take(np.flatnonzero(np.isin(pack(rows, self.key), wanted)))))
+            parts.append(_frame(rows)[np.flatnonzero(np.isin(pack(rows, self.key), wanted))])
         found = pl.concat(parts or [_frame(self._read([]))])
         lost = np.setdiff1d(wanted, found[self.key[0]].to_numpy())
         if len(lost):
@@ -360,6 +360,10 @@ class Run:
         """The rows of one neuron in a table keyed by (layer, neuron), in file order; fast at any size."""
         table = self._sorted(name, ("layer", "neuron"))
         return _frame(table.find(*self.address(layer, neuron)))
+
+    def columns(self, name: str, layer: int, neuron: int) -> dict[str, list[Any]]:
+        """The same as a list for each column: of few rows each is read sooner so."""
+        return self.rows(name, layer, neuron).to_dict(as_series=False)
 
     def by_token(self, token: int, polarity: int = 1) -> pl.DataFrame:
         """Neurons whose value promotes (+1) or suppresses (-1) a token: rows of `values`, strongest first."""

@@ -101,8 +101,8 @@ CASES = tuple(name for name in TABLES if name.startswith("case_"))
 
 # Rows per group: small enough that one key costs a millisecond, large enough that the footer stays small.
 GROUP_ROWS = {
-    "neurons": 4_096,
-    "histograms": 256,
+    "neurons": 512,
+    "histograms": 64,
     "null_neurons": 4_096,
     "null_histograms": 256,
     "pattern_tests": 512,
