@@ -265,7 +265,7 @@ REFUSED_STACKS: dict[str, str] = {
     "led": WINDOWS,
     "pegasus_x": "its encoder keeps a stream of global tokens beside that of the text",
     "fsmt": "its blocks read positions first and texts second, which is not supported",
-    "nllb-moe": "its experts take only so many tokens of a batch, so what a text does depends on those beside it",
+    "nllb-moe": "transformers reads its router's marks as numbers of experts, so that only the first two ever run",
     "t5gemma2": "one attention looks at its own positions and at the encoder's together, which is not supported yet",
 }
 
