@@ -382,6 +382,7 @@ class _Tables:
         self._generator = np.random.default_rng(0)
         folder.mkdir(parents=True)
         self._seconds = 0.0
+        self._tokens = next(read.plan.batches(0)).tokens.ravel()
         self.sorting_bytes = 0
 
     def weighed(self) -> tuple[dict[str, int], float]:
@@ -407,7 +408,8 @@ class _Tables:
             disk[name] = self._of(name, drawn[name], wanted)
         if units:
             share = sum(units.values()) / neurons
-            disk["null_neurons"] = round(disk["neurons"] * share)
+            null = tables["null_neurons"]
+            disk["null_neurons"] = self._of("null_neurons", null, sum(units.values()))
             disk |= {f"null_{name}": round(disk[name] * share) for name in rows}
         if "trigger_weights" in tables:
             disk["trigger_weights"] = self._of(
@@ -450,8 +452,10 @@ class _Tables:
 
     def _filled(self, triggers: pa.Table, layer: int) -> float:
         """Which share of the lists of a layer is filled, of as many contexts as there were."""
-        contexts = len(np.unique(triggers["context"].to_numpy())) if triggers.num_rows else 1
-        return triggers.num_rows / (2 * min(self._top, contexts) * self._model.cells.sizes[layer])
+        columns = [triggers[name].to_numpy().astype(np.int64) for name in ("neuron", "polarity", "context")]
+        contexts = max(1, len(np.unique(columns[2])))
+        distinct = len(np.unique(np.stack(columns, 1), axis=0))  # of what is tried twice
+        return min(1.0, distinct / (2 * min(self._top, contexts) * self._model.cells.sizes[layer]))
 
     def _triggers(self, rows: pa.Table, length: int) -> pa.Table:
         """Lists of the length that they will have, with contexts from all of the text."""
@@ -483,7 +487,7 @@ class _Tables:
             "coefficient": generator.standard_normal(count, dtype=np.float32),
             "context": generator.integers(0, self._read.contexts, count),
             "position": generator.integers(1, max(2, self._read.tokens // self._read.contexts), count),
-            "next_token": generator.integers(0, self._model.anatomy.vocabulary, count),
+            "next_token": generator.choice(self._tokens, count),
         }
         return arrow_table("samples", columns)
 
@@ -514,8 +518,7 @@ class _Tables:
 
     def _neurons(self, rows: pa.Table) -> pa.Table:
         """With what reading values adds."""
-        rows, generator = self._some(rows, GROUP_ROWS["neurons"]), self._generator
-        rows = rows.set_column(1, rows.schema.field(1), pa.array(np.arange(rows.num_rows, dtype=np.int32)))
+        generator = self._generator
         numbers = partial(generator.standard_normal, dtype=np.float32)
         tokens = partial(generator.integers, 0, self._model.anatomy.vocabulary)
         shape = (rows.num_rows, values.KEY_TOKENS)
