@@ -43,6 +43,7 @@ _LOCAL = ("file", "local")
 _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError,
           NotImplementedError, ImportError, TypeError, ValueError)  # fmt: skip
 _VERSION = ("ETag", "etag", "LastModified", "updated", "mtime", "created", "md5Hash", "blob_id")
+_MOST_LOOKED = 64  # parts
 _CRC = 4  # bytes
 _END = 64 << 10  # bytes of a file that Parquet's readers read first
 
@@ -179,9 +180,10 @@ class Location:
     def _part(self, start: int, stop: int) -> bytes:
         file = self._kept / f"{start}-{stop}"
         with suppress(OSError):
-            kept = file.read_bytes()
+            around, first = (file, start) if file.exists() else self._around(start, stop)
+            kept = around.read_bytes()
             if zlib.crc32(kept[_CRC:]) == int.from_bytes(kept[:_CRC], "little"):
-                return kept[_CRC:]
+                return kept[_CRC + start - first : _CRC + stop - first]
         content = self._range(start, stop)
         with suppress(OSError):  # where nothing can be kept, it is fetched again
             if not self._kept.exists():
@@ -190,6 +192,16 @@ class Location:
                 files.keep(self._kept / files.ABOUT, json.dumps({"url": self.url}).encode())
             files.keep(file, zlib.crc32(content).to_bytes(_CRC, "little") + content)
         return content
+
+    def _around(self, start: int, stop: int) -> tuple[Path, int]:
+        """A part that holds this one, and where it begins; of a file of which so much was read that looking would take
+        longer, none."""
+        names = [file.name for file in self._kept.iterdir()]
+        for name in names if len(names) <= _MOST_LOOKED else ():
+            first, _, last = name.partition("-")
+            if last.isdecimal() and int(first) <= start and stop <= int(last):
+                return self._kept / name, int(first)
+        raise FileNotFoundError(self._kept)
 
     @property
     def _kept(self) -> Path:

@@ -60,7 +60,9 @@ class TableWriter:
             SCHEMAS[name],
             compression="zstd",
             use_dictionary=[column for column in SCHEMAS[name].names if column not in floats],
-            write_statistics=True,
+            write_statistics=list(
+                KEYS[name]
+            ),  # which rows are looked up by; of others they would fill the footer
         )
 
     def append(self, rows: pa.Table) -> None:
