@@ -62,6 +62,22 @@ class Routed:
         numbers = torch.arange(len(sizes), device=sizes.device)
         return numbers.repeat_interleave(sizes, output_size=self.starts[-1])
 
+    def at(self, rows: Int[Tensor, " chosen"]) -> Routed:
+        """Of some rows of the module's input, which are numbered by their place among these."""
+        number = torch.full((1 + int(torch.cat([rows, self.tokens]).max()),), -1, device=rows.device)
+        number[rows] = torch.arange(len(rows), device=rows.device)
+        kept = (number[self.tokens] >= 0).nonzero()[:, 0]
+        return replace(
+            self,
+            starts=_starts(self.expert[kept].bincount(minlength=len(self.starts) - 1)),
+            tokens=number[self.tokens[kept]],
+            weight=self.weight[kept],
+            taken=self.taken[kept],
+            gate=self.gate[kept],
+            up=None if self.up is None else self.up[kept],
+            coefficients=self.coefficients[kept],
+        )
+
     def moved(self, module: nn.Module, move: Callable[[nn.Module, Tensor], Tensor]) -> Routed:
         """The same with what `move` makes of each tensor of the module."""
         if move(module, self.coefficients) is self.coefficients:

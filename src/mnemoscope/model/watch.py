@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -16,7 +16,6 @@ from transformers.cache_utils import Cache
 
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.model.experts import (
-    Experts,
     Routed,
     listen,
     shared_weight,
@@ -355,7 +354,7 @@ class Witness:
         """What was seen, once the pass has ended; `ModelNotSupported` if a part was never called."""
         seen = dict(self.seen)
         if self.layer.experts is not None and "routed_output" in seen:
-            seen |= self._mixture(self.layer.experts)
+            seen |= mixture(self.layer, self.seen, self.routed)
             del seen["routed_output"]
         seen.pop("shared_gate", None)
         if self.layer.attention is None and "lin" in seen:
@@ -412,55 +411,60 @@ class Witness:
             "attention_output": output,
         }
 
-    def _mixture(self, experts: Experts) -> dict[str, Tensor]:
-        """What the dense points of a layer are in a mixture: of all its neurons, and of the sum over its groups."""
-        read = self.seen["ffn_input"]
-        blank = torch.zeros(len(read), sum(self.layer.groups), dtype=read.dtype, device=read.device)
-        gate, up, coefficients = blank, blank.clone() if self.layer.gated else None, blank.clone()
-        weights = torch.zeros(len(read), len(self.layer.groups), device=read.device)
-        scores = torch.ones_like(weights)
-        for piece in self.routed:
-            expert = piece.expert
-            units = torch.arange(experts.width, device=read.device) + experts.width * expert[:, None]
-            place = (piece.tokens[:, None], units)
-            gate[place], coefficients[place] = piece.gate, piece.coefficients
-            if up is not None and piece.up is not None:
-                up[place] = piece.up
-            weights[piece.tokens, expert] = piece.weight * experts.factor
-            if experts.multiplies_inputs:
-                x = read[piece.tokens].float()
-                inputs = piece.read[piece.taken]
-                scores[piece.tokens, expert] = (inputs * x).sum(-1) / x.square().sum(-1)
-        output = self._through(
-            summed(self.seen["routed_output"], len(read)), weights[:, : experts.count], False
-        )
-        output = output * experts.factor
-        if "ffn_output" in self.seen:
-            first = experts.count * experts.width
-            gate[:, first:], coefficients[:, first:] = self.seen["gate"], self.seen["coefficients"]
-            if up is not None:
-                up[:, first:] = self.seen["up"]
-            weights[:, -1] = shared_weight(experts, self.seen.get("shared_gate"))
-            shared = weights[:, -1:] * self.seen["ffn_output"].float()
-            output = output + self._through(shared, weights[:, experts.count :], True)
-        whole = {"gate": gate, "coefficients": coefficients, "ffn_output": output, "weights": weights}
-        if self.layer.own_norms is not None and self.layer.ffn_norm is not None:
-            whole["ffn_input"] = self.layer.ffn_norm(self.seen["ffn_norm_input"])
-        if experts.multiplies_inputs:
-            whole["scores"] = scores
-        return whole if up is None else whole | {"up": up}
 
-    def _through(
-        self, output: Float[Tensor, "token width"], weights: Float[Tensor, "token group"], shared: bool
-    ) -> Float[Tensor, "token width"]:
-        """What experts wrote, through their own norm if they have one, which then is in their weights too; fp32."""
-        own = self.layer.own_norms
-        if own is None:
-            return output.float()
-        norm = own.shared_written if shared else own.written
-        scale = norm.scale(output)
-        weights *= scale
-        return norm.linear(output, scale)
+def mixture(layer: Layer, seen: Mapping[str, Tensor], routed: Sequence[Routed]) -> dict[str, Tensor]:
+    """What the dense points of a layer are in a mixture: of all its neurons, and of the sum over its groups.
+
+    seen    what its points saw of some tokens [token, width]
+    routed  what its experts did with them
+    """
+    experts, read = layer.experts, seen["ffn_input"]
+    assert experts is not None, "a mixture has experts"
+    blank = torch.zeros(len(read), sum(layer.groups), dtype=read.dtype, device=read.device)
+    gate, up, coefficients = blank, blank.clone() if layer.gated else None, blank.clone()
+    weights = torch.zeros(len(read), len(layer.groups), device=read.device)
+    scores = torch.ones_like(weights)
+    for piece in routed:
+        expert = piece.expert
+        units = torch.arange(experts.width, device=read.device) + experts.width * expert[:, None]
+        place = (piece.tokens[:, None], units)
+        gate[place], coefficients[place] = piece.gate, piece.coefficients
+        if up is not None and piece.up is not None:
+            up[place] = piece.up
+        weights[piece.tokens, expert] = piece.weight * experts.factor
+        if experts.multiplies_inputs:
+            x = read[piece.tokens].float()
+            inputs = piece.read[piece.taken]
+            scores[piece.tokens, expert] = (inputs * x).sum(-1) / x.square().sum(-1)
+    output = _through(layer, summed(seen["routed_output"], len(read)), weights[:, : experts.count], False)
+    output = output * experts.factor
+    if "ffn_output" in seen:
+        first = experts.count * experts.width
+        gate[:, first:], coefficients[:, first:] = seen["gate"], seen["coefficients"]
+        if up is not None:
+            up[:, first:] = seen["up"]
+        weights[:, -1] = shared_weight(experts, seen.get("shared_gate"))
+        shared = weights[:, -1:] * seen["ffn_output"].float()
+        output = output + _through(layer, shared, weights[:, experts.count :], True)
+    whole = {"gate": gate, "coefficients": coefficients, "ffn_output": output, "weights": weights}
+    if layer.own_norms is not None and layer.ffn_norm is not None:
+        whole["ffn_input"] = layer.ffn_norm(seen["ffn_norm_input"])
+    if experts.multiplies_inputs:
+        whole["scores"] = scores
+    return whole if up is None else whole | {"up": up}
+
+
+def _through(
+    layer: Layer, output: Float[Tensor, "token width"], weights: Float[Tensor, "token group"], shared: bool
+) -> Float[Tensor, "token width"]:
+    """What experts wrote, through their own norm if they have one, which then is in their weights too; fp32."""
+    own = layer.own_norms
+    if own is None:
+        return output.float()
+    norm = own.shared_written if shared else own.written
+    scale = norm.scale(output)
+    weights *= scale
+    return norm.linear(output, scale)
 
 
 def after_attention(layer: Layer, seen: Mapping[str, Tensor]) -> Float[Tensor, "*rows width"]:
