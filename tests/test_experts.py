@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-import mnemoscope
 from mnemoscope import build, load_corpus, load_model, open_run
-from mnemoscope.errors import MnemoscopeError, ModelChanged, ModelNotSupported
+from mnemoscope.errors import ModelChanged, ModelNotSupported
 from mnemoscope.mine.places import bin_of, selected
 from mnemoscope.mine.verify import verify
 from mnemoscope.model import experts
@@ -573,19 +572,3 @@ def test_another_implementation_of_experts_is_a_change_of_the_model() -> None:
         model.hf.set_experts_implementation("batched_mm")
         capture.sweep(batch, lambda *_: None, lambda *_: None)
     assert model.hf.config._experts_implementation == "batched_mm"
-
-
-@pytest.mark.parametrize("ask", ["patterns", "study"])
-def test_what_is_not_asked_of_a_mixture_as_yet_is_one_line(ask: str, tmp_path: Path) -> None:
-    """What reads all neurons at every token says that it does not apply."""
-    model = _model("mixtral", tmp_path / "model")
-    _build(model, tmp_path / "run")
-    run = mnemoscope.open_run(tmp_path / "run")
-    asked: dict[str, Callable[[], object]] = {
-        "patterns": lambda: run.patterns(model=model),
-        "study": lambda: run.study(model=model),
-    }
-    with pytest.raises(MnemoscopeError) as caught:
-        asked[ask]()
-    assert "\n" not in str(caught.value), str(caught.value)
-    assert "mixture of experts" in str(caught.value), str(caught.value)

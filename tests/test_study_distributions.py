@@ -77,7 +77,7 @@ def test_the_marking_token_fades_down_the_range() -> None:
     """Samples that carry the mark at the top only: whole at the top, nothing below, another's mark in between."""
     rows = pl.DataFrame(
         {
-            "layer": [0] * 40,
+            "among": [0] * 40,
             "cell": [4, 5] * 20,
             "mark": [1, 2] * 20,
             "token": [1, 2] * 10 + [3] * 10 + [2, 1] * 5,

@@ -148,7 +148,7 @@ def triggers(seed: int) -> pl.DataFrame:
             "side": 2 * np.arange(count), "layer": np.repeat(np.arange(LAYERS), NEURONS), "top": top, "next": token,
             "document": generator.integers(0, 150, count),
         }
-    )  # fmt: skip
+    ).with_columns(among="layer")  # fmt: skip
 
 
 def test_dealt_out_targets_as_ones_own_agree_as_by_chance() -> None:
@@ -225,7 +225,7 @@ def test_another_neurons_mark_is_met_as_often_as_ones_own() -> None:
     cell = np.repeat(np.arange(cells), each)
     rows = pl.DataFrame(
         {
-            "layer": cell // (cells // 2), "cell": cell, "mark": generator.integers(0, 6, cells)[cell],
+            "among": cell // (cells // 2), "cell": cell, "mark": generator.integers(0, 6, cells)[cell],
             "token": generator.integers(0, 6, cells * each), "part": generator.integers(0, 10, cells * each),
             "document": generator.integers(0, 300, cells * each),
         }

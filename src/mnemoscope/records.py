@@ -168,6 +168,20 @@ class Cells:
         """i64[cell]: the layer of every unit."""
         return np.repeat(np.arange(len(self.sizes)), self.sizes)
 
+    def among(self, cell: Any) -> np.ndarray:
+        """i64: ascending, the same number for neurons that run on the same tokens: a layer's, or an expert's."""
+        if not self.experts:
+            return self.layer(cell)
+        routed = [(width,) * count for count, width in self.experts]
+        sizes = [size for of_layer, all_of in zip(routed, self.sizes, strict=True)
+                 for size in (*of_layer, all_of - sum(of_layer))]  # fmt: skip
+        return np.searchsorted(np.cumsum(sizes), cell, side="right")
+
+    @property
+    def together(self) -> str:
+        """What such neurons are called."""
+        return "expert" if self.experts else "layer"
+
     def column(self) -> pl.Expr:
         """`cell` of the rows of a table by (layer, neuron).
 

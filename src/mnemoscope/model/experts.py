@@ -67,16 +67,10 @@ class Routed:
         number = torch.full((1 + int(torch.cat([rows, self.tokens]).max()),), -1, device=rows.device)
         number[rows] = torch.arange(len(rows), device=rows.device)
         kept = (number[self.tokens] >= 0).nonzero()[:, 0]
-        return replace(
-            self,
-            starts=_starts(self.expert[kept].bincount(minlength=len(self.starts) - 1)),
-            tokens=number[self.tokens[kept]],
-            weight=self.weight[kept],
-            taken=self.taken[kept],
-            gate=self.gate[kept],
-            up=None if self.up is None else self.up[kept],
-            coefficients=self.coefficients[kept],
-        )
+        starts = _starts(self.expert[kept].bincount(minlength=len(self.starts) - 1))
+        by_row = {name: getattr(self, name)[kept] for name in ("weight", "taken", "gate", "coefficients")}
+        up = None if self.up is None else self.up[kept]
+        return replace(self, starts=starts, tokens=number[self.tokens[kept]], up=up, **by_row)
 
     def moved(self, module: nn.Module, move: Callable[[nn.Module, Tensor], Tensor]) -> Routed:
         """The same with what `move` makes of each tensor of the module."""

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _NOTHING = Fingerprint((), ())
 NAMES = {full: name for name, full in DTYPES.items()} | {name: name for name in DTYPES}
 
+_NOT_FOLLOWED = "whose neurons run on the tokens routed to them, which this does not follow as yet"
+
 
 @dataclass(eq=False)
 class Model:
@@ -190,16 +192,12 @@ class Model:
                 "follows; decoders are accepted"
             )
 
-    def check_dense(
-        self, doing: str, last: int | None = None, instead: str = "dense models are accepted"
-    ) -> None:
-        """ModelNotSupported where a layer (of those up to `last`) is a mixture of experts; `doing` begins its line, and
-        it ends with what can be done instead."""
+    def check_dense(self, doing: str, last: int | None = None, why: str = _NOT_FOLLOWED) -> None:
+        """ModelNotSupported where a layer (of those up to `last`) is a mixture of experts; `doing` begins its line."""
         layers = self.anatomy.layers if last is None else self.anatomy.layers[: last + 1]
         if not self.anatomy.of_units and any(layer.experts for layer in layers):
             raise ModelNotSupported(
-                f"{doing} {self.id}: it is a mixture of experts, whose neurons run on the tokens routed to them, which "
-                f"this does not follow as yet; {instead}"
+                f"{doing} {self.id}: it is a mixture of experts, {why}; dense models are accepted"
             )
 
     def check_causal(self, doing: str) -> None:

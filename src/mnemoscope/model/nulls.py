@@ -111,7 +111,7 @@ class Nulls:
     at     the only place that has any, and then all `count` of them
     sizes  of each kind the units of each layer, and `units` those of each place that has any
 
-    Raises RunError when a kind is not known, ModelNotSupported for kind "shuffled" of a mixture of experts.
+    Raises RunError when a kind is not known, ModelNotSupported for kind "shuffled" where `shuffled_copy` does.
     """
 
     def __init__(
@@ -131,12 +131,6 @@ class Nulls:
         self.recipe = recipe(model, kinds, count, seed)
         self.kinds: tuple[str, ...] = tuple(self.recipe["kinds"]) if self.recipe else ()
         layers = model.anatomy.layers
-        if "shuffled" in self.kinds and model.anatomy.experts:
-            raise ModelNotSupported(
-                f"making null units for {model.id}: it is a mixture of experts, of which a copy with shuffled weights "
-                "routes other tokens to each expert, so that null units of kind 'shuffled' are no measure for its "
-                "neurons; give other kinds of them"
-            )
         count = self.recipe["count"] if self.recipe else 0
         self.units: dict[str, dict[Place, int]] = {
             kind: {
@@ -256,6 +250,12 @@ def shuffled_copy(model: Model, seed: int = 0) -> Model:
 
     Norms, biases and embeddings stay; a matrix that holds several projections is permuted as a whole.
     """
+    if model.anatomy.experts:
+        raise ModelNotSupported(
+            f"making null units for {model.id}: it is a mixture of experts, of which a copy with shuffled weights "
+            "routes other tokens to each expert, so that null units of kind 'shuffled' are no measure for its "
+            "neurons; give other kinds of them"
+        )
     if packed := packings(model.hf):
         raise ModelNotSupported(
             f"making null units for {model.id}: its weights are packed ({packed[0]}), and packed weights cannot be "

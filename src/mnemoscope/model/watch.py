@@ -413,11 +413,8 @@ class Witness:
 
 
 def mixture(layer: Layer, seen: Mapping[str, Tensor], routed: Sequence[Routed]) -> dict[str, Tensor]:
-    """What the dense points of a layer are in a mixture: of all its neurons, and of the sum over its groups.
-
-    seen    what its points saw of some tokens [token, width]
-    routed  what its experts did with them
-    """
+    """What the dense points of a layer are in a mixture: of all its neurons, and of the sum over its groups; from what
+    its points saw of some tokens [token, width], and what its experts did with these."""
     experts, read = layer.experts, seen["ffn_input"]
     assert experts is not None, "a mixture has experts"
     blank = torch.zeros(len(read), sum(layer.groups), dtype=read.dtype, device=read.device)

@@ -53,6 +53,7 @@ class Measurement:
     minutes   what it costs besides, on two cores with the sample model and the whole sample text
     seconds   what an example costs besides, likewise
     decoders  why an encoder is not asked this; empty where it is
+    dense     why a mixture of experts is not; likewise
     """
 
     name: str
@@ -66,6 +67,7 @@ class Measurement:
     minutes: float = 0.0
     seconds: float = 0.0
     decoders: str = ""
+    dense: str = ""
 
     def lacks(self, run: Run, sizes: Sizes) -> bool:
         """Whether a job of the study has something to measure."""
@@ -73,9 +75,12 @@ class Measurement:
 
     def _of_none(self, run: Run | None) -> str:
         """Why the model of a run, or its units, are not asked this."""
-        if run is not None and (units := run.manifest.model.units) is not None:
-            return f"it asks about neurons of feed-forward layers, and these are units of {units.id}"
-        return self.decoders if run is not None and run.manifest.model.bidirectional else ""
+        if run is None:
+            return ""
+        model = run.manifest.model
+        if model.units is not None:
+            return f"it asks about neurons of feed-forward layers, and these are units of {model.units.id}"
+        return (self.decoders if model.bidirectional else "") or (self.dense if model.experts else "")
 
     def state(self, run: Run | None, sizes: Sizes) -> str:
         """`ready`, `to measure`, `other sizes` when the tables are there from other sizes, or `does not apply`."""
@@ -113,6 +118,10 @@ class Measurement:
 HEADLINE = "headline"  # the section that is made of all others
 _FOLLOWS = "it is about the token that follows a prefix, and an encoder predicts a token that is masked"
 _CONTRIBUTES = f"{_FOLLOWS}; `mnemoscope explain` takes such a prediction apart"
+_ROUTED_ANEW = (
+    "it compares a coefficient with and without a token, and without it a router may choose other experts, of which a "
+    "neuron that does not run has no coefficient"
+)
 CATALOGUE = (
     Measurement(
         "glance",
@@ -140,6 +149,7 @@ CATALOGUE = (
         ("removal",),
         measured=True,
         decoders="it takes tokens out of prefixes, and a trigger of an encoder is a position in a whole context",
+        dense=_ROUTED_ANEW,
         uses=("seed", "positions"),
         minutes=1,
     ),

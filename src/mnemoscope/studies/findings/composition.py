@@ -27,6 +27,7 @@ from mnemoscope.studies.findings.statistics import (
     percent,
     points,
     refinement_grids,
+    running,
     series,
 )
 
@@ -126,8 +127,7 @@ def _line(frame: pl.DataFrame, title: str, color: str, facet: str | None = None)
 
 def _active(run: Run, grid: ExampleGrid, copy: ExampleGrid | None) -> Finding:
     """A16: active memories, by several rules."""
-    cells, frames = run.manifest.model.cells, []
-    size = np.array([size for size in cells.sizes if size])
+    frames, size = [], running(run)
     for rule, column in RULES.items():
         null = None if copy is None else copy.share(copy[column] / size)
         frames.append(series(grid.share(grid[column] / size), null, rule=rule))
@@ -138,7 +138,7 @@ def _active(run: Run, grid: ExampleGrid, copy: ExampleGrid | None) -> Finding:
         id="figure-7-active-memories",
         items=("A16", "A72"),
         title="How many memories of a layer are active (Geva Figure 7)",
-        says=f"Over {_cases(grid)}, {percent(positive)} of the {cells.spelled} memories of a layer have a positive "
+        says=f"Over {_cases(grid)}, {percent(positive)} of the {_memories(run, size)} have a positive "
         f"coefficient, and {percent(strong)} (about {number:,.0f}) write at least a tenth as strongly (|m||v|) as the "
         f"strongest of their layer{_of_copy(copy, lambda other: other.overall(other['active_10'] / size))}.",
         frame=frame,
@@ -148,6 +148,14 @@ def _active(run: Run, grid: ExampleGrid, copy: ExampleGrid | None) -> Finding:
         resampled=_DOCUMENTS,
         notes=("strength is |m||v|; the participation ratio is (sum |m||v|)^2 / sum (|m||v|)^2",),
     )
+
+
+def _memories(run: Run, size: np.ndarray) -> str:
+    """The memories of a layer in words; in a mixture those that run, `size` f64[layer] on average."""
+    cells = run.manifest.model.cells
+    if not cells.experts:
+        return f"{cells.spelled} memories of a layer"
+    return f"memories of a layer that run at a token (on average {size.mean():,.0f} of {cells.spelled})"
 
 
 def _of_copy(copy: ExampleGrid | None, share: Callable[[ExampleGrid], Interval]) -> str:

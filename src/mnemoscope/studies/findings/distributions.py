@@ -339,8 +339,10 @@ def within(counts: np.ndarray, edges: np.ndarray, reach: np.ndarray) -> np.ndarr
 def _thresholds(run: Run) -> Finding:
     """A72: how many memories are active depends on what active means."""
     counts = run.table("histograms").collect()
-    scale = run.table("neurons").select("layer", "neuron", "min", "max", "positive_fraction").collect()
-    rows = counts.join(scale, on=["layer", "neuron"], how="left")
+    scale = (
+        run.table("neurons").select("layer", "neuron", "tokens", "min", "max", "positive_fraction").collect()
+    )
+    rows = counts.join(scale, on=["layer", "neuron"], how="left").filter(pl.col("tokens") > 0)
     table = _counts(rows)
     top = np.maximum(-rows["min"].to_numpy(), rows["max"].to_numpy()).astype(float)
     shares = [rows["positive_fraction"].to_numpy()]
@@ -358,12 +360,14 @@ def _thresholds(run: Run) -> Finding:
         ]
     )
     means = {rule: float(share.mean()) for rule, share in zip(RULES, shares, strict=True)}
-    tokens = int(run.table("neurons").select("tokens").collect()["tokens"].max())  # type: ignore[arg-type]
+    over = f" x {int(rows['tokens'].max()):,} tokens,"  # type: ignore[arg-type]
+    if run.manifest.model.experts:
+        over = " at the tokens that were routed to their experts,"
     return Finding(
         id="what-active-means",
         items=("A72", "A16"),
         title="How many memories are active, by what active means",
-        says=f"Of {rows.height:,} neurons x {tokens:,} tokens, "
+        says=f"Of {rows.height:,} neurons{over} "
         + ", ".join(f"{share:.1%} are active by the rule {rule}" for rule, share in means.items())
         + ".",
         frame=frame,
@@ -415,7 +419,8 @@ def _down_the_range(run: Run) -> Finding:
             x_title="coefficient, as a share of the neuron's largest",
             share=True,
         ),
-        null="the same samples with the tokens of the other neurons of the layer that were chosen (expectation)",
+        null="the same samples with the tokens of the other neurons of the "
+        f"{run.manifest.model.cells.together} that were chosen (expectation)",
         resampled="documents of the samples",
         notes=(
             f"token and neurons (at most {REACH:,}) are chosen on documents of the discovery half, with at least "
@@ -434,7 +439,7 @@ def _others(row: Mapping[str, Any]) -> str:
 def _samples(run: Run) -> pl.DataFrame:
     """Samples of the test half with a positive coefficient, of neurons that the discovery half marks.
 
-    Columns layer, cell (which neuron), mark (the token expected), token (found), part, document.
+    Columns layer, among (`Cells.among`), cell (which neuron), mark (the token expected), token (found), part, document.
     """
     text = ContextTokens(run)
     cell = run.manifest.model.cells.column()
@@ -451,9 +456,10 @@ def _samples(run: Run) -> pl.DataFrame:
     samples = run.table("samples").filter(pl.col("coefficient") > 0)
     rows = samples.select("layer", cell, "coefficient", "context", "position").collect()
     place = rows["cell"].to_numpy()
-    rows = rows.with_columns(mark=pl.Series(mark[place]), max=pl.Series(top[place])).filter(
-        pl.col("mark") >= 0
-    )
+    among = run.manifest.model.cells.among(place)
+    rows = rows.with_columns(
+        mark=pl.Series(mark[place]), max=pl.Series(top[place]), among=pl.Series(among)
+    ).filter(pl.col("mark") >= 0)
     tenth = (pl.col("coefficient") / pl.col("max") * PARTS).floor().clip(0, PARTS - 1).cast(pl.Int64)
     asked = _with_token(rows, text).with_columns(part=tenth)
     return asked.filter(pl.Series(half(asked["document"].to_numpy())))
@@ -476,14 +482,14 @@ def _with_token(rows: pl.DataFrame, text: ContextTokens) -> pl.DataFrame:
 
 def persistence(rows: pl.DataFrame) -> tuple[Interval, np.ndarray]:
     """By part of the range, the share of samples with the marking token, and what other neurons' marks give."""
-    tenth, token, layer = (rows[name].to_numpy() for name in ("part", "token", "layer"))
+    tenth, token, among = (rows[name].to_numpy() for name in ("part", "token", "among"))
     hits = (rows["mark"] == rows["token"]).to_numpy()
     share = share_by_group(hits.astype(float), tenth, PARTS, rows["document"].to_numpy())
-    marks = rows.select("layer", "cell", "mark").unique()
+    marks = rows.select("among", "cell", "mark").unique()
     chance = np.full(len(token), np.nan)
-    for number in np.unique(layer):
-        inside = layer == number
-        others = marks.filter(pl.col("layer") == number)["mark"].to_numpy()
+    for number in np.unique(among):
+        inside = among == number
+        others = marks.filter(pl.col("among") == number)["mark"].to_numpy()
         size = int(max(others.max(), token[inside].max())) + 1
         met = np.bincount(others, minlength=size)[token[inside]] - hits[inside]
         if len(others) > 1:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from mnemoscope.studies.findings.finding import Finding, bar, chance
+from mnemoscope.studies.findings.statistics import running
 
 if TYPE_CHECKING:
     from mnemoscope.records import ModelEntry
@@ -73,6 +74,9 @@ def _facts(run: Run) -> Finding:
         "model": model.id,
         "family": model.family,
         "layers x neurons": f"{model.layers} x {model.cells.spelled} = {len(model.cells):,}",
+        **(
+            {"neurons that run at a token": f"{running(run).sum():,.0f}, on average"} if model.experts else {}
+        ),
         "width, vocabulary": f"{model.width:,}, {model.vocabulary:,}",
         "feed-forward layer": f"{'gated, ' if model.gated else ''}{model.activation}",
         "largest error of the rebuilt logits": f"{chance(model.self_check)} of their range",

@@ -252,6 +252,15 @@ def refinement_grids(run: Run) -> dict[tuple[str, str], ExampleGrid]:
     }
 
 
+def running(run: Run) -> np.ndarray:
+    """f64[layer]: neurons of each layer that has any, in a mixture those that run at a counted token, on average."""
+    cells = run.manifest.model.cells
+    if not cells.experts:
+        return np.array([size for size in cells.sizes if size], float)
+    tokens = run.table("neurons").group_by("layer").agg(pl.col("tokens").sum()).sort("layer").collect()
+    return np.asarray(tokens["tokens"].to_numpy() / run.manifest.corpus.counted)
+
+
 def columns(interval: Interval, value: str = "value", null: Interval | None = None) -> dict[str, pl.Series]:
     """Columns of a frame: the estimate under a name, `low`, `high`, `null`, `null_low`, `null_high`; `n` if counted.
 

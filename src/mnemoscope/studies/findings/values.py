@@ -2,7 +2,8 @@
 
 A value is read with the sign of the coefficient that writes it: for triggers of polarity -1 its prediction is the token
 that it suppresses most. The null keeps how often tokens occur: the next tokens of the strongest triggers of a layer are
-dealt out anew among its neurons. (1/V, the papers' base line, is beaten by whatever says " the".)
+dealt out anew among its neurons, in a mixture among those of an expert, because a router has chosen what these see.
+(1/V, the papers' base line, is beaten by whatever says " the".)
 """
 
 from __future__ import annotations
@@ -44,9 +45,7 @@ OFFSETS = range(-4, 5)  # tokens from the trigger's last one
 CONFIDENT = 100  # values of the largest probability (A14)
 EXAMPLES = 24
 _KEY = ["layer", "neuron", "polarity"]
-_DEALT = (
-    "targets dealt out anew among the neurons of the layer ({times} times): mean, 2.5th to 97.5th percentile"
-)
+_DEALT = "targets dealt out anew among the neurons of the {among} ({times} times): mean, 2.5th to 97.5th percentile"
 
 
 def findings(run: Run) -> list[Finding]:
@@ -72,6 +71,7 @@ def triggers(run: Run) -> pl.DataFrame:
 
     side                   number of the neuron, times two, and one more for polarity -1
     layer, polarity, rank  of the trigger
+    among                  the same number of neurons that run on the same tokens (`Cells.among`)
     next, last             the token after it, and its last one
     top                    the token that its value writes first at that sign
     place, before, after   where its last token is in all of the text, and how many tokens of the context lie around
@@ -91,6 +91,7 @@ def triggers(run: Run) -> pl.DataFrame:
     text = ContextTokens(run)
     place = text.place(rows)
     return rows.select("side", "layer", "polarity", "rank", "next", before="position").with_columns(
+        among=pl.Series(model.cells.among(rows["side"].to_numpy() // 2)),
         top=pl.Series(top[rows["side"].to_numpy()]),
         last=pl.Series(text.tokens[place]),
         document=pl.Series(text.document[place]),
@@ -153,11 +154,11 @@ def _agreement(run: Run, rows: pl.DataFrame) -> Finding:
         id="figure-4-agreement",
         items=("A11", "A75"),
         title="Does a value predict what follows its strongest trigger? (Geva Figure 4)",
-        says=_says_agreement(agreements[1, "next"]),
+        says=_says_agreement(agreements[1, "next"], run.manifest.model.cells.together),
         frame=frame,
         figure=line(frame, "neurons that agree (%)", y="share", color="target", facet="polarity", share=True),
         paper="next token: about 0 in layers 1-10 of 16, then rising to 3.5 %; drawn against 1/V = 0.0004 %",
-        null=_DEALT.format(times=SHUFFLES),
+        null=_DEALT.format(times=SHUFFLES, among=run.manifest.model.cells.together),
         resampled="documents of the triggers",
         notes=(
             "a prediction is the first token of the value, read with the sign of the coefficient",
@@ -172,7 +173,7 @@ class TriggerAgreement:
     """How often the first tokens of values are those of their strongest triggers, layer by layer, and by chance.
 
     share  of the neurons of each layer
-    dealt  f64[time, layer]: the same with the targets of the layer dealt out anew
+    dealt  f64[time, layer]: the same with the targets of neurons that run together dealt out anew
     sums   f64[document, 3, layer]: triggers that agree, that would by chance (expectation), and that there are
     """
 
@@ -182,17 +183,17 @@ class TriggerAgreement:
 
     @classmethod
     def of(cls, triggers: pl.DataFrame, mode: str, layers: int) -> TriggerAgreement:
-        """Of the strongest triggers of one polarity: columns layer, top, document and `mode`."""
+        """Of the strongest triggers of one polarity: columns layer, among, top, document and `mode`."""
         top, target, documents = (triggers[name].to_numpy() for name in ("top", mode, "document"))
-        layer = triggers["layer"].to_numpy().astype(np.int64)
+        layer, among = (triggers[name].to_numpy().astype(np.int64) for name in ("layer", "among"))
         hits = (target == top).astype(float)
-        expected = by_chance(top, target, layer)
+        expected = by_chance(top, target, among)
         ids, place = np.unique(documents, return_inverse=True)
         cell, size = place * layers + layer, len(ids) * layers
         sums = [np.bincount(cell, weights, size) for weights in (hits, expected, np.ones(len(hits)))]
         return cls(
             share_by_group(hits, layer, layers, documents),
-            dealt(top, target, layer, layers),
+            dealt(top, target, layer, layers, among),
             np.stack([column.reshape(len(ids), layers) for column in sums], axis=1),
         )
 
@@ -253,19 +254,33 @@ def _side(side: int) -> str:
 
 
 def dealt(
-    top: np.ndarray, target: np.ndarray, group: np.ndarray, count: int, times: int = SHUFFLES, seed: int = 0
+    top: np.ndarray,
+    target: np.ndarray,
+    group: np.ndarray,
+    count: int,
+    among: np.ndarray | None = None,
+    *,
+    times: int = SHUFFLES,
+    seed: int = 0,
 ) -> np.ndarray:
-    """f64[time, group]: the share that agrees when targets are dealt out anew in each group; NaN if it is empty."""
+    """f64[time, group]: the share that agrees when targets are dealt out anew in each group; NaN if it is empty.
+
+    among  i64[row]: parts of groups, if targets are dealt out within these
+    """
     generator = np.random.default_rng(seed)
+    among = group if among is None else among
     out = np.full((times, count), np.nan)
     for member in np.unique(group):
-        members = group == member
-        first, wanted = top[members], target[members]
-        out[:, member] = [(first == generator.permutation(wanted)).mean() for _ in range(times)]
+        rows = np.flatnonzero(group == member)
+        dealt_together = [rows[among[rows] == number] for number in np.unique(among[rows])]
+        out[:, member] = [
+            sum((top[own] == generator.permutation(target[own])).sum() for own in dealt_together) / len(rows)
+            for _ in range(times)
+        ]
     return out
 
 
-def _says_agreement(found: TriggerAgreement) -> str:
+def _says_agreement(found: TriggerAgreement, among: str) -> str:
     share, layers = found.share.value, len(found.share.value)
     peak = int(np.nanargmax(share))
     lower = [layer for layer in range(layers) if 3 * layer < 2 * layers]
@@ -276,7 +291,7 @@ def _says_agreement(found: TriggerAgreement) -> str:
         f"Of {int(found.sums[:, 2].sum()):,} neurons (largest coefficients) with strongest triggers in "
         f"{len(found.sums):,} documents, the value's first token is the token after the trigger most often in layer "
         f"{number(found.peak, form='.0f')} of {layers}: {percent(found.share, peak)} of its neurons, with targets "
-        f"dealt out anew in the layer {usual[peak]:.2%} there and {most:.2%} wherever that is largest. In the lower "
+        f"dealt out anew in the {among} {usual[peak]:.2%} there and {most:.2%} wherever that is largest. In the lower "
         f"two thirds of the layers it is {np.nanmax(share[lower]):.1%} at most; it is above chance in "
         f"{layers_named(above)} ({int(above.sum())} of {layers} at a false discovery rate of 5 %)."
     )
@@ -289,14 +304,15 @@ def _duality(run: Run, rows: pl.DataFrame) -> Finding:
     groups = min(3, layers)
     third = rows["layer"].to_numpy().astype(np.int64) * groups // layers
     top, place, document = (rows[name].to_numpy() for name in ("top", "place", "document"))
-    layer, before, after = (rows[name].to_numpy() for name in ("layer", "before", "after"))
+    among, before, after = (rows[name].to_numpy() for name in ("among", "before", "after"))
+    together = run.manifest.model.cells.together
     parts = []
     for offset in OFFSETS:
         there = (before + offset >= 1) & (after >= offset)
         token = text.tokens[np.clip(place + offset, 0, len(text.tokens) - 1)]
         hits = (token == top)[there].astype(float)
         share = share_by_group(hits, third[there], groups, document[there], n=200)
-        null = _expected(top[there], token[there], layer[there], third[there], groups)
+        null = _expected(top[there], token[there], among[there], third[there], groups)
         parts.append(
             pl.DataFrame(
                 {
@@ -322,7 +338,7 @@ def _duality(run: Run, rows: pl.DataFrame) -> Finding:
         title="Which token of the text is the value's first token?",
         says=f"In the upper third of the layers ({best['layers']}) the value's first token is most often {at}: in "
         f"{of_row(best, '.2%')} of {best['triggers']:,} stored triggers of {best['n']:,} documents, with tokens dealt "
-        f"out anew among the triggers of the layer in {best['null']:.2%}.",
+        f"out anew among the triggers of the {together} in {best['null']:.2%}.",
         frame=frame,
         figure=line(
             frame,
@@ -333,7 +349,7 @@ def _duality(run: Run, rows: pl.DataFrame) -> Finding:
             color="layers",
             share=True,
         ),
-        null="tokens at the same distance dealt out anew among the triggers of the layer (expectation)",
+        null=f"tokens at the same distance dealt out anew among the triggers of the {together} (expectation)",
         resampled="documents of the triggers",
         notes=("all stored triggers, not only the strongest",),
     )
@@ -345,12 +361,12 @@ def _third(number: int, parts: int, layers: int) -> str:
 
 
 def _expected(
-    top: np.ndarray, token: np.ndarray, layer: np.ndarray, third: np.ndarray, groups: int
+    top: np.ndarray, token: np.ndarray, among: np.ndarray, third: np.ndarray, groups: int
 ) -> np.ndarray:
-    """f64[third]: the share that agrees when tokens are dealt out anew within layers (ascending), exactly."""
+    """f64[third]: the share that agrees when tokens are dealt out anew where `among` (ascending) is alike, exactly."""
     total = np.zeros(groups)
-    starts = np.flatnonzero(np.diff(layer, prepend=-1))
-    for start, end in pairwise([*starts, len(layer)]):
+    starts = np.flatnonzero(np.diff(among, prepend=-1))
+    for start, end in pairwise([*starts, len(among)]):
         size = int(max(top[start:end].max(), token[start:end].max())) + 1
         first, second = (np.bincount(tokens[start:end], minlength=size) for tokens in (top, token))
         total[third[start]] += float(first @ second) / (end - start)
@@ -386,7 +402,7 @@ def _confident(run: Run, rows: pl.DataFrame, best: pl.DataFrame) -> Finding:
     neurons = run.table("neurons").select("layer", "neuron", probability="value_max_probability").collect()
     chosen = neurons.sort("probability", "layer", "neuron", descending=[True, False, False]).head(CONFIDENT)
     table = chosen.join(best.filter(pl.col("polarity") == 1), on=["layer", "neuron"], how="left")
-    texts = _labels(run)
+    texts, together = _labels(run), run.manifest.model.cells.together
     layers = run.manifest.model.layers
     side = 2 * run.manifest.model.cells.cell(table["layer"], table["neuron"])
     positive = rows.filter(pl.col("polarity") == 1)
@@ -408,11 +424,11 @@ def _confident(run: Run, rows: pl.DataFrame, best: pl.DataFrame) -> Finding:
         title=f"The {table.height} most confident values",
         says=f"{upper} of the {table.height} values of the largest probability lie in the upper six sixteenths of "
         f"the layers; of the {table.height}, {number(share, form='.0%')} have a positive trigger that is followed by "
-        f"their first token, where the triggers of another neuron of the layer would have one in "
+        f"their first token, where the triggers of another neuron of the {together} would have one in "
         f"{np.nanmean(by_others) if len(by_others) else np.nan:.0%}; of all values {usual:.0%}.",
         frame=frame,
         paper="97 of 100 in layers 11-16; 46 of 100 have one among their 50 triggers",
-        null="the same values with the triggers of the other neurons of their layer (expectation)",
+        null=f"the same values with the triggers of the other neurons of their {together} (expectation)",
         resampled="documents of the triggers (jackknife over groups of them)",
     )
 
@@ -433,15 +449,16 @@ def agreeing(rows: pl.DataFrame, side: np.ndarray) -> Interval:
 
 
 def others_agree(rows: pl.DataFrame, side: np.ndarray) -> np.ndarray:
-    """f64[side]: the share of other sides of its layer with a trigger that is followed by its value's first token."""
-    known = rows.select("side", "layer", "top").unique("side")
+    """f64[side]: the share of other sides that run with it and have a trigger that is followed by its value's first
+    token."""
+    known = rows.select("side", "among", "top").unique("side")
     chosen = pl.DataFrame({"side": side}).join(known, on="side", how="left", maintain_order="left")
-    count = known.group_by("layer").len()
-    met = rows.select("layer", "next", other="side").unique()
-    pairs = chosen.join(met, left_on=["layer", "top"], right_on=["layer", "next"], how="inner")
+    count = known.group_by("among").len()
+    met = rows.select("among", "next", other="side").unique()
+    pairs = chosen.join(met, left_on=["among", "top"], right_on=["among", "next"], how="inner")
     pairs = pairs.filter(pl.col("other") != pl.col("side")).group_by("side").agg(met=pl.len())
     table = chosen.join(pairs, on="side", how="left", maintain_order="left")
-    table = table.join(count, on="layer", how="left", maintain_order="left")
+    table = table.join(count, on="among", how="left", maintain_order="left")
     return ratio(table["met"].fill_null(0).to_numpy(), (table["len"].fill_null(1) - 1).to_numpy())
 
 

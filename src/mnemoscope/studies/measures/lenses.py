@@ -12,11 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mnemoscope.mine.values import value_vectors
+from mnemoscope.model.experts import Routed, listen, summed, taken_apart
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
 from mnemoscope.model.running import hooked, observed
-from mnemoscope.model.watch import after_attention, watch
+from mnemoscope.model.spread import at_home
+from mnemoscope.model.watch import after_attention, flat, mixture, watch
 from mnemoscope.records import ContextBatch
 from mnemoscope.run.reading import Run
 from mnemoscope.studies.measures.positions import Work
@@ -73,6 +75,7 @@ def _biased(lens: Lens, vectors: Float[Tensor, "row width"]) -> Int[Tensor, "row
 # -- What the last token of each prefix goes through: residuals, feed-forward outputs, coefficients of every layer ---
 
 _POINTS = ("lin", "attention_output", "mixer_output", "coefficients", "ffn_output", "extra_output")
+_OF_MIXTURE = ("ffn_norm_input", "ffn_input", "gate", "up", "routed_output", "shared_gate")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,8 @@ class Points:
 
     residual      r: the stream that the feed-forward output is added to (Lres; in parallel blocks Lin + attention, G5)
     ffn           y: what is added, with biases, post-norm and multiplier (A17, A20)
-    coefficients  m: the input of the down projection
+    coefficients  m: the input of the down projection; in a mixture what its value is multiplied with, which is m times
+                  the weight of the expert, and 0 where the token was not routed there
     """
 
     residual: Float[Tensor, "context layer width"]
@@ -101,6 +105,11 @@ class Points:
         return cls(*(torch.cat([getattr(part, name) for part in parts])[index] for name in names))
 
 
+def _watched(layer: Layer) -> tuple[str, ...]:
+    """What is looked at in a layer."""
+    return _POINTS if layer.experts is None else _POINTS + _OF_MIXTURE
+
+
 def points(model: Model, batch: ContextBatch) -> Points:
     """One forward pass over right-padded prefixes, looked at where each ends.
 
@@ -111,10 +120,15 @@ def points(model: Model, batch: ContextBatch) -> Points:
     rows = torch.arange(len(batch.lengths), device=model.device)
     ends = torch.from_numpy(batch.lengths.astype(np.int64) - 1).to(model.device)
     kept: list[dict[str, Float[Tensor, "context width"]]] = [{} for _ in parts.layers]
+    routed: list[list[Routed]] = [[] for _ in parts.layers]
 
     def keep(seen: dict[str, Tensor], point: str, x: Tensor) -> None:
         # OPT flattens contexts and tokens into one axis; indexing copies, and Falcon adds to its FFN's output in place.
-        seen[point] = x.detach().reshape(*shape, -1)[rows, ends].float()
+        seen[point] = summed(flat(x), batch.tokens.size).view(*shape, -1)[rows, ends].float()
+
+    def keep_routed(layer: Layer, pieces: list[Routed], piece: Routed) -> None:
+        assert layer.experts is not None
+        pieces.append(piece.at(rows * shape[1] + ends).moved(layer.experts.module, at_home))
 
     def added(layer: Layer, seen: dict[str, Tensor]) -> Float[Tensor, "context width"]:
         """What the FFN of a layer wrote, and its extra module, as they are added to the stream."""
@@ -131,13 +145,25 @@ def points(model: Model, batch: ContextBatch) -> Points:
             [
                 handle
                 for layer, seen in zip(parts.layers, kept, strict=True)
-                for handle in watch(layer, _POINTS, partial(keep, seen))
+                for handle in watch(layer, _watched(layer), partial(keep, seen))
             ]
         ),
+        hooked(
+            [
+                listen(layer.experts.module, partial(keep_routed, layer, pieces))
+                for layer, pieces in zip(parts.layers, routed, strict=True)
+                if layer.experts is not None
+            ]
+        ),
+        taken_apart(model.hf),
         torch.inference_mode(),
     ):
         parts.body(input_ids=tokens, use_cache=False)
         layers = list(zip(parts.layers, kept, strict=True))
+        for (layer, seen), pieces in zip(layers, routed, strict=True):
+            if layer.experts is not None:
+                seen |= mixture(layer, seen, pieces)
+                seen["coefficients"] = seen["coefficients"] * layer.spread(seen["weights"])
         residual = [after_attention(layer, seen) for layer, seen in layers]
         ffn = [added(layer, seen) for layer, seen in layers]
         coefficients = torch.cat([seen["coefficients"] for seen in kept if "coefficients" in seen], -1)

@@ -38,6 +38,10 @@ KINDS = ("trigger", "random")
 # Position 0, and in some models position 1, is a sink: what is left of a prefix must end beyond it.
 SHORTEST = 4  # least position of a trigger
 LONGEST = 128  # positions of a context that are read
+ROUTED_ANEW = (
+    "where a router may choose other experts without a token, and a neuron that does not run has no coefficient to "
+    "compare"
+)
 _POSITIONS = 20  # sampled by a study for each document sampled here: 200 documents in a study of full size
 
 _SCHEMA = pl.DataFrame(pl.from_arrow(SCHEMAS["removal"].empty_table())).schema
@@ -108,6 +112,7 @@ def add(
 ) -> Run:
     """Measure as `removal` does and keep the table in the run; one measured with the same options stays as it is."""
     model.check_causal("removing tokens from triggers of")
+    model.check_dense("removing tokens from triggers of", why=ROUTED_ANEW)
     options = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
     if "removal" in run.manifest.tables and run.manifest.options.get("removal") == options:
         return run

@@ -1,8 +1,8 @@
 """The rank of what follows a neuron's strongest trigger, in the whole vocabulary as its value orders it (A12, A13).
 
 The value is read with the sign of the coefficient. A rank is how many tokens score higher. Beside the next token stand
-the trigger's last token (A75) and two nulls: the next token of another neuron of the layer, and of the same neuron
-number half of the layers away.
+the trigger's last token (A75) and two nulls: the next token of another neuron of the layer (of a mixture, of the
+expert), and of the same neuron number half of the layers away.
 
 A value's logits are sorted once and looked at in a few places (*marks*): ranks near both ends, then further and further
 apart. The logit of any token falls between two of them.
@@ -47,8 +47,9 @@ def _layers(run: Run, model: Model, seed: int, report: Callable[[Progress], None
     total = model.anatomy.n_layers
     for number, layer in enumerate(model.anatomy.layers):
         report(Progress("ranking values", number, total, "layers"))
-        triggers = rows.filter(pl.col("layer") == number)
-        asked = _asked(rows, triggers, total, generator)
+        triggers, cells = rows.filter(pl.col("layer") == number), run.manifest.model.cells
+        among = cells.among(cells.cell(number, triggers["neuron"]))
+        asked = _asked(rows, triggers, total, generator, among)
         if triggers.height:
             yield _read(lens, layer, triggers, asked)
     report(Progress("ranking values", total, total, "layers"))
@@ -72,14 +73,23 @@ def _targets(run: Run) -> pl.DataFrame:
 
 
 def _asked(
-    rows: pl.DataFrame, triggers: pl.DataFrame, layers: int, generator: np.random.Generator
+    rows: pl.DataFrame,
+    triggers: pl.DataFrame,
+    layers: int,
+    generator: np.random.Generator,
+    among: np.ndarray,
 ) -> np.ndarray:
-    """i64[row, 4]: tokens whose ranks are wanted; -1 where there is none."""
+    """i64[row, 4]: tokens whose ranks are wanted; -1 where there is none.
+
+    among  i64[row]: the same number of neurons that run on the same tokens
+    """
     token = triggers["token"].to_numpy().astype(np.int64)
     permuted = token.copy()
     side = triggers["polarity"].to_numpy()
     for polarity in (1, -1):
-        permuted[side == polarity] = generator.permutation(token[side == polarity])
+        for number in np.unique(among):
+            members = (side == polarity) & (among == number)
+            permuted[members] = generator.permutation(token[members])
     far = triggers.select(
         pl.lit((int(triggers["layer"][0]) + layers // 2) % layers if triggers.height else 0, pl.Int16).alias(
             "layer"
