@@ -59,13 +59,14 @@ def read(path: str, scores: np.ndarray, k: int) -> Ends:
 def test_rows_are_read_as_they_are_defined(
     path: str, seed: int, rows: int, columns: int, k: int, kind: str
 ) -> None:
-    """The same columns in the same order, ties and all; sums to a few parts in ten million."""
+    """The same columns in the same order, ties and all; sums to a part in a billion, or as fp32 has them."""
     scores = KINDS[kind](np.random.default_rng(seed), (rows, columns)).astype(np.float32)
     found, expected = read(path, scores, k), plain(scores, k)
     assert np.array_equal(found.columns, expected.columns)
     assert np.array_equal(found.scores, expected.scores)
-    np.testing.assert_allclose(found.normalisers, expected.normalisers, rtol=3e-7, atol=3e-7)
-    np.testing.assert_allclose(found.entropies, expected.entropies, rtol=1e-5, atol=2e-6)
+    slack, more = (1e-9, 1e-9) if path == "in pieces" else (3e-7, 1e-5)  # fp64, or fp32
+    np.testing.assert_allclose(found.normalisers, expected.normalisers, rtol=slack, atol=slack)
+    np.testing.assert_allclose(found.entropies, expected.entropies, rtol=more, atol=more / 5)
 
 
 def test_bf16_is_read_as_it_is() -> None:
