@@ -43,10 +43,8 @@ SPINE_FILES, SPINE_LINES = (
     23_140,
 )  # with mixtures of experts, their null units, layers that differ, encoders, encoder-decoders, adapters,
 # packed weights, every entry of transformers, fairseq's own modules, units that are not neurons, by their files,
-# triggers by where they are, from which searches of large runs are answered, builds in parts, Ray, URLs, and the price
-# of a build
-# vocabularies that are read in pieces, and nine more families
-# vocabularies that are read in pieces, and accelerators
+# triggers by where they are, from which searches of large runs are answered, builds in parts, Ray, URLs, the price
+# of a build, vocabularies that are read in pieces, nine more families, and accelerators
 ROLES = {"found", "one", "part", "some", "mine"}  # what a thing does in its sentence, not what it is
 ROLE_NAMES = 64
 
