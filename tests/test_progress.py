@@ -9,15 +9,26 @@ from mnemoscope.records import Progress
 
 
 def test_lines_of_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing within the first minute, then how far it is and how long it takes; what a resumed run had done before
-    is no speed; a finished stage is said once, and may come again."""
+    """How long it takes is said after ten seconds in which something was done, and every minute from then on; what a
+    resumed run had done before is no speed; a finished stage is said once, and may come again."""
     clock = [0.0]
     lines = Lines(now=lambda: clock[0])
-    for now, done in ((0, 1_000), (59, 1_100), (60, 1_200), (61, 1_300), (4_000, 9_000), (4_001, 9_000)):
+    steps = (
+        (0, 1_000),
+        (9, 1_100),
+        (11, 1_000),
+        (20, 1_100),
+        (61, 1_200),
+        (80, 1_200),
+        (4_000, 9_000),
+        (4_001, 9_000),
+    )
+    for now, done in steps:
         clock[0] = now
         lines(Progress("mining", done, 9_000, "tokens"))
     assert capsys.readouterr().err.splitlines() == [
-        "mining: 1,200 of 9,000 tokens, 0:01:00, about 0:39:00 left",
+        "mining: 1,100 of 9,000 tokens, 0:00:20, about 0:26:20 left",
+        "mining: 1,200 of 9,000 tokens, 0:01:20, about 0:52:00 left",
         "mining: 9,000 of 9,000 tokens, 1:06:40",
     ]
     lines(Progress("mining", 0, 5, "tokens"))

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from mnemoscope.display import Shown
     from mnemoscope.model.model import Model
 
-EVERY = 60.0  # seconds between two lines of a stage
+FIRST, EVERY = (
+    10.0,
+    60.0,
+)  # seconds until the first line of a stage that says how long it takes, and between two lines
 
 
 def stdout() -> Console:
@@ -178,7 +181,8 @@ def progress_bars() -> Iterator[Callable[[Progress], None]]:
 
 
 class Lines:
-    """Prints a stage when it is finished, and every minute until then, for logs of jobs without a terminal."""
+    """Prints how long a stage takes when it has begun in earnest, and every minute from then on, and when it is
+    finished: for logs of jobs without a terminal."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -193,10 +197,11 @@ class Lines:
         stage = self._stages.get(step.stage)
         if stage is None or (stage.finished and not finished):  # a job may come to a stage twice
             stage = self._stages[step.stage] = _Stage(now, step.done, now)
-        if stage.finished or (not finished and now - stage.said < EVERY):
+        seconds, done = now - stage.begun, step.done - stage.before
+        soon = FIRST if done and stage.said == stage.begun else EVERY
+        if stage.finished or (not finished and now - stage.said < soon):
             return
         stage.said, stage.finished = now, finished
-        seconds, done = now - stage.begun, step.done - stage.before
         of = f" of {step.total:,}" if step.total else ""
         line = f"{step.stage}: {step.done:,}{of} {step.unit}, {_clock(seconds)}"
         if of and done and not finished:
