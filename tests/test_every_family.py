@@ -517,7 +517,11 @@ def test_a_composite_is_read_for_its_text(family: str) -> None:
 CLOSED = [row.family for row in WRITTEN.values() if row.task == "causal" and row.error is not None]
 
 
-@pytest.mark.parametrize("family", slow_but_for(CLOSED, {"apertus", "nemotron_h"}))
+# xLSTM's own code multiplies fp32 with bf16 where a text fills a chunk, and runs in fp32 alone.
+HALVED = [family for family in CLOSED if family != "xlstm"]
+
+
+@pytest.mark.parametrize("family", slow_but_for(HALVED, {"apertus", "nemotron_h"}))
 def test_weights_in_half_precision_are_widened_wherever_they_are_read(family: str) -> None:
     """Checkpoints are in bf16: also weights that another module reads, and numbers of an activation, are fp32 then."""
     assert examine(tiny(family).to(torch.bfloat16))[1] <= 1e-4

@@ -93,11 +93,12 @@ def _widened(hf: PreTrainedModel, apart: bool) -> Iterator[None]:
         if (apart and computed_here(module)) or packed(module):
             continue
         tensors = [*_tensors(module)]
-        if not isinstance(module, PreTrainedModel):
-            children = (getattr(module, name, None) for name in _read_from_outside(type(module)))  # type: ignore[arg-type]
-            tensors += chain.from_iterable(
-                _tensors(child) for child in children if isinstance(child, nn.Module) and not packed(child)
-            )
+        children = (getattr(module, name, None) for name in _read_from_outside(type(module)))  # type: ignore[arg-type]
+        read = chain.from_iterable(
+            _tensors(child) for child in children if isinstance(child, nn.Module) and not packed(child)
+        )
+        # Of a whole model a norm, whose dtype it asks for (Zaya), and no embedding for all of the time.
+        tensors += [tensor for tensor in read if tensor.ndim == 1 or not isinstance(module, PreTrainedModel)]
         if any(tensor.dtype in _HALF for tensor in tensors):
             widener = _Widener(module, tensors)
             handles.append(module.register_forward_pre_hook(widener.widen, prepend=True))

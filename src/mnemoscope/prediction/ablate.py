@@ -17,7 +17,7 @@ import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from mnemoscope.model.experts import Listener, Routed, listen
 from mnemoscope.model.model import Model
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 512  # rows x tokens of one forward pass
 KEPT_TOKENS = 4096  # rows x tokens whose keys and values are held at once
+_REPEATED = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)  # keys and values alone, which are repeated for every row
 _SAME = 1e-5  # of the range of the logits, between reading a prompt whole and going on from what was kept
 
 _SCHEMA = {
@@ -133,7 +137,7 @@ def _kept(model: Model, stream: Stream) -> DynamicCache | None:
     with torch.inference_mode(), watched:
         output = model.hf(input_ids=stream.tokens[None, :-1], use_cache=True, logits_to_keep=1)
     kept = getattr(output, "past_key_values", None)
-    if not isinstance(kept, DynamicCache):
+    if not isinstance(kept, DynamicCache) or not all(type(layer) in _REPEATED for layer in kept.layers):
         return None
     going_on, whole = _last_logits(model, stream, (), kept)[0].float(), stream.logits[-1].float()
     away = (going_on - whole).abs().max()
