@@ -35,7 +35,15 @@ def test_the_tutorials_run(tmp_path: Path) -> None:
         NotebookClient(executed, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
         for before, after in zip(written.cells, executed.cells, strict=True):
             if before.cell_type == "code" and before.outputs:
-                assert _first_word(after) == _first_word(before), after.source
+                assert _alike(_first_word(after), _first_word(before)), after.source
+
+
+def _alike(one: str, other: str) -> bool:
+    """The same word, or about the same number: processors round products of bf16 in ways of their own."""
+    try:
+        return float(one) == pytest.approx(float(other), rel=0.05)
+    except ValueError:
+        return one == other
 
 
 def _first_word(cell: object) -> str:
