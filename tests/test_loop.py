@@ -111,6 +111,17 @@ def test_what_was_checkpointed_is_not_done_again(
     assert _of_all(state, steps, model, plan)
 
 
+def test_what_a_file_holds_is_not_done_again(model: Model, plan: Plan) -> None:
+    """A process that was lost after it had written its file, and before it said so, has another do the same."""
+    kind = loop.StateFactory(partial(Counts, plan.contexts), Counts.load)
+    mining, shards = loop.Mining(model, plan, kind, plan.folder), range(plan.shards)
+    done: list[int] = []
+    loop.mined(mining, mining.file("block"), shards[:2], done.append)
+    state = loop.mined(mining, mining.file("block"), shards, done.append)
+    assert sum(done) == plan.tokens and state.shards == frozenset(shards)
+    assert _of_all(state, [Progress("mining", plan.tokens, plan.tokens, "tokens")], model, plan)
+
+
 @pytest.mark.slow
 def test_a_workers_error_reaches_the_caller(model: Model, plan: Plan) -> None:
     """An error of the tree is raised as itself from a worker process."""

@@ -253,7 +253,8 @@ def mined(
     tell: Callable[[int], None],
     checkpoint_seconds: float | None = None,
 ) -> S:
-    """One process's share of the work: shards in, one state file out, in which it goes on from what is there.
+    """One process's share of the work: shards in, one state file out, in which it goes on from what is there; a shard
+    that it holds is not done again.
 
     The file is written now and then (CHECKPOINT_SECONDS), and once at the end.
     """
@@ -262,7 +263,10 @@ def mined(
     saved, unsaved = time.monotonic(), False
     more: list[Any] = [getattr(state, name, None) for name in ("update_rows", "update_rebuilt")]
     with Capture(mining.model) as capture:
+        held = state.shards
         for shard in shards:
+            if shard in held:  # by a process that was lost after it had written them
+                continue
             for batch in mining.plan.batches(shard):
                 _stop_if_orphaned()
                 capture.sweep(batch, state.update, *more)
