@@ -64,6 +64,15 @@ def tiny(model_type: str, *, seed: int = 0, **settings: Any) -> PreTrainedModel:
     return model.eval()
 
 
+def dense_between_experts() -> PreTrainedModel:
+    """Three layers: a dense one between two of four experts and a shared one."""
+    return tiny(
+        "qwen2_moe", vocab_size=80, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, intermediate_size=16,
+        shared_expert_intermediate_size=12, mlp_only_layers=[1], max_position_embeddings=64,
+    )  # fmt: skip
+
+
 @torch.no_grad()
 def randomise(model: nn.Module) -> None:
     """Draw all parameters: matrices like 1/sqrt(width), norm weights around 1, biases around 0."""

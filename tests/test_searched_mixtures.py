@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from families import tiny
+from families import dense_between_experts
 from planted_patterns import fire, null, small_text, triggers, words
 from scipy.stats import kstest
 from test_tested_mixtures import EXPERT, GIVEN, LOUD, PLANTED, WIDTH, _address, _mixture
@@ -69,12 +69,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Model]:
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Model]:
     """A dense layer between two of four experts and a shared one."""
-    hf = tiny(
-        "qwen2_moe", vocab_size=80, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, intermediate_size=16,
-        shared_expert_intermediate_size=12, mlp_only_layers=[1], max_position_embeddings=64,
-    )  # fmt: skip
-    model = load_model(hf, tokenizer=tokenizer())
+    model = load_model(dense_between_experts(), tokenizer=tokenizer())
     run = build(model, texts(90), tmp_path_factory.mktemp("mixed") / "run", top=24)
     return patterns(run, model, Settings(budget=BUDGET)), model
 

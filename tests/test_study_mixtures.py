@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from families import MIXTURES, slow_but_for, tiny
+from families import MIXTURES, dense_between_experts, slow_but_for
 from hypothesis import given
 from hypothesis import strategies as st
 from test_study_cases import LINES
@@ -89,12 +89,7 @@ def test_points_are_those_of_each_prefix_taken_apart(name: str) -> None:
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Model]:
     """A dense layer between two of four experts and a shared one."""
-    hf = tiny(
-        "qwen2_moe", vocab_size=80, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, intermediate_size=16,
-        shared_expert_intermediate_size=12, mlp_only_layers=[1], max_position_embeddings=64,
-    )  # fmt: skip
-    model = load_model(hf, tokenizer=tokenizer())
+    model = load_model(dense_between_experts(), tokenizer=tokenizer())
     return build(model, texts(90), tmp_path_factory.mktemp("mixture") / "run", top=12), model
 
 
