@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -38,6 +39,7 @@ from mnemoscope.atlas.app import create
 from mnemoscope.atlas.library import PAGE, Library, Shelf
 from mnemoscope.atlas.processes import PageProcesses
 from mnemoscope.atlas.scatter import HEIGHT, WIDTH, scatter
+from mnemoscope.atlas.serving import LOOPBACK, _listening
 from mnemoscope.atlas.site import STYLES, KeptPages
 from mnemoscope.errors import QueryError
 from mnemoscope.records import Progress
@@ -618,6 +620,27 @@ def test_a_port_that_is_taken_is_said(run: mn.Run) -> None:
         command = [sys.executable, "-m", "mnemoscope", "serve", str(run.path), "--port", port]
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "another port" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_no_page_waits_for_an_acknowledgement() -> None:
+    """What answers goes out at once, though it be two small pieces: asyncio sees to it where a socket allows that."""
+
+    async def answered() -> int:
+        undelayed = []
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted = writer.get_extra_info("socket")
+            undelayed.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with _listening(LOOPBACK, 0) as listener:
+            async with await asyncio.start_server(answer, sock=listener):
+                reader, writer = await asyncio.open_connection(*listener.getsockname())
+                await reader.read()
+                writer.close()
+        return int(undelayed[0])
+
+    assert awaited(answered())
 
 
 def test_names_of_runs_are_words_of_an_address(run: mn.Run, tmp_path: Path) -> None:

@@ -182,7 +182,9 @@ def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     problem = OSError()
     for wanted in range(port, port + (_NEAR if port == PORT else 1)):
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio sends what is small at once only through sockets that name their protocol; through others, a page
+        # that comes in two pieces waits for the reader's delayed acknowledgement, 40 ms
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, wanted))
