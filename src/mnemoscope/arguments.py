@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from mnemoscope.errors import MnemoscopeError, ModelError, PatternError, QueryError, RunError
 
@@ -58,7 +59,8 @@ ENGINES = ("processes", "ray")
 
 
 def check_engine(engine: str, address: str | None) -> None:
-    """RunError for an engine that there is none of, and for the address of a cluster where none is asked."""
+    """RunError for an engine that there is none of or that is not installed, and for the address of a cluster where
+    none is asked."""
     if engine not in ENGINES:
         raise RunError("building a run: {engine} is none; give " + " or ".join(ENGINES), engine=engine)
     if address is not None and engine != "ray":
@@ -66,6 +68,13 @@ def check_engine(engine: str, address: str | None) -> None:
             "building a run: {address} is of a cluster, and processes of this machine were to build; give {engine} too",
             address=address,
             engine="ray",
+        )
+    if engine == "ray" and find_spec("ray") is None:
+        raise RunError(
+            "building a run on a cluster: ray is not installed; pip install 'mnemoscope[ray]', or build with "
+            "processes of this machine ({workers}), or in parts ({shard})",
+            workers=...,
+            shard=...,
         )
 
 

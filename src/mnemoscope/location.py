@@ -127,9 +127,16 @@ class Location:
         """Make a file hold this."""
         self._ask("writing", lambda system, path: system.pipe_file(path, content))
 
-    def upload(self, file: Path) -> None:
-        """Make it hold what a file of this machine does."""
-        self._ask("uploading", lambda system, path: system.put_file(str(file), path))
+    def upload(self, file: Path, told: Callable[[int], None] = lambda _: None) -> None:
+        """Make it hold what a file of this machine does; `told` is called with how many bytes have arrived."""
+
+        def put(system: Any, path: str) -> None:
+            from fsspec.callbacks import Callback
+
+            hooks = {"told": lambda size, value, **_: told(value)}
+            system.put_file(str(file), path, callback=Callback(hooks=hooks))
+
+        self._ask("uploading", put)
 
     def unlink(self) -> None:
         """Remove a file, if it is there."""
@@ -140,14 +147,18 @@ class Location:
 
         self._ask("removing", removed)
 
-    def fetch(self, target: Path | None = None) -> str:
-        """Read all of a file whose size is known, to a file of this machine if one is given; returns its sha256."""
+    def fetch(self, target: Path | None = None, told: Callable[[int], None] = lambda _: None) -> str:
+        """Read all of a file whose size is known, to a file of this machine if one is given; returns its sha256.
+
+        `told` is called with how many bytes have come.
+        """
         digest = hashlib.sha256()
         with open(target or os.devnull, "wb") as file:  # noqa: PTH123 - or nothing
             for start in range(0, self.size, PIECE):
                 piece = self._range(start, min(start + PIECE, self.size))
                 digest.update(piece)
                 file.write(piece)
+                told(start + len(piece))
         return digest.hexdigest()
 
     def open(self) -> IO[bytes]:
@@ -210,11 +221,11 @@ class Location:
 
     def _ask(self, doing: str, call: Callable[[Any, str], T]) -> T:
         """What a call of the file system gives, which is asked again when it fails."""
-        import fsspec
-
         wait, begun = WAIT, time.monotonic()
         for left in reversed(range(TRIES)):
             try:
+                import fsspec
+
                 return call(*fsspec.core.url_to_fs(self.url))
             except Exception as error:  # the libraries raise dozens of kinds, and none that they promise
                 if isinstance(error, _FINAL) or not left or time.monotonic() - begun > PATIENCE:

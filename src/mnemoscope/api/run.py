@@ -379,10 +379,10 @@ class Run(StoredRun):
 
         `PatternError` if the pattern cannot be read or tested on this text.
         """
-        from mnemoscope.patterns import foreign
+        from mnemoscope.patterns import language
         from mnemoscope.patterns.pattern import parse
 
-        address, wanted = self._address(neuron), foreign.check(parse(pattern))  # before the model is loaded
+        address, wanted = self._address(neuron), language.check(parse(pattern))  # before the model is loaded
         polarity = check_sign(sign if isinstance(sign, str | None) else _SIGNS.get(sign, str(sign)))
         check_budget(budget)
         from mnemoscope.trials.hypothesis import test

@@ -82,12 +82,12 @@ def test(
     check_sign(sign)
     check_budget(budget)
     from mnemoscope.api import open_run
-    from mnemoscope.patterns import foreign
+    from mnemoscope.patterns import language
     from mnemoscope.patterns.pattern import parse
 
     opened = open_run(run)
     address = opened.parse(neuron)
-    wanted = foreign.check(parse(pattern))
+    wanted = language.check(parse(pattern))
     loaded = model_of(opened, again)
     with progress_bars() as report:
         result = opened.test(

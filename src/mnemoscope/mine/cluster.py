@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mnemoscope import errors
+from mnemoscope.arguments import check_engine
 from mnemoscope.errors import RunError
 from mnemoscope.mine.loop import Mining, S, locked, mined
 
@@ -46,7 +47,7 @@ class Ray:
 
     def check(self) -> None:
         """RunError where Ray is not installed."""
-        self._imported()
+        check_engine("ray", self.address)
 
     def _imported(self) -> Any:
         """Ray. A cluster that is started here listens on all interfaces, but answers only who knows its token; Ray
@@ -55,15 +56,8 @@ class Ray:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             if self.address is None and "RAY_AUTH_MODE" not in os.environ:
                 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        try:
-            import ray
-        except ImportError as error:
-            raise RunError(
-                "building a run on a cluster: ray is not installed; pip install 'mnemoscope[ray]', or build with "
-                "processes of this machine ({workers}), or in parts ({shard})",
-                workers=...,
-                shard=...,
-            ) from error
+        import ray
+
         return ray
 
     def mine(self, mining: Mining[S], shards: list[int], tell: Callable[[int], None]) -> None:

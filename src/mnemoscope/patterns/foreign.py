@@ -17,16 +17,12 @@ from mnemoscope.run.text import Text
 ONE, ALL = 0.5, 120.0  # seconds: for one prefix, for a whole text
 
 
-def check(pattern: Pattern) -> Pattern:
-    """Return the pattern; `PatternError` if an expression in it does not compile, or its file of labels is not one."""
-    for part in pattern.arguments:
-        if isinstance(part, Pattern):
-            check(part)
+def check(pattern: Pattern) -> None:
+    """`PatternError` if its expression does not compile, or its file of labels is not one."""
     if pattern.family == "regex":
         compiled(pattern)
     if pattern.family == "file":
         list(_labels(Path(pattern.arguments[0])))
-    return pattern
 
 
 def mask(text: Text, pattern: Pattern) -> np.ndarray:

@@ -20,6 +20,18 @@ from mnemoscope.run.text import Text
 Mined = tuple[list[str], csc_array, list[int]]  # specs, masks, costs (parts that would have to be named)
 
 
+def check(pattern: Pattern) -> Pattern:
+    """Return the pattern; `PatternError` if an expression in it does not compile, its file of labels is not one, or it
+    needs what is not installed."""
+    for part in pattern.arguments:
+        if isinstance(part, Pattern):
+            check(part)
+    foreign.check(pattern)
+    if pattern.family == "lemma":
+        forms.lemmas([])
+    return pattern
+
+
 def masks(text: Text, specs: Sequence[str | Pattern]) -> csc_array:
     """bool[prefix, pattern]: where each pattern holds, thousands at a time; `PatternError` for one that
     cannot be read. Every prefix has a mask, whether it is counted or not."""

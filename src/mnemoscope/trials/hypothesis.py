@@ -24,7 +24,7 @@ from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import DEFAULT, Nulls, recipe
 from mnemoscope.neuron.claims import Claim, of_row
 from mnemoscope.neuron.twoway import LEAST_DOCUMENTS, Rule
-from mnemoscope.patterns import foreign
+from mnemoscope.patterns import language
 from mnemoscope.patterns.duplicates import near_duplicates
 from mnemoscope.patterns.language import usual
 from mnemoscope.patterns.pattern import Pattern, parse
@@ -71,7 +71,7 @@ def test(
     check_budget(budget)
     if polarity not in (None, 1, -1):
         raise PatternError(f"testing {neuron}: {{polarity}} is not a sign; give 1 or -1", polarity=polarity)
-    claimed = foreign.check(parse(pattern))
+    claimed = language.check(parse(pattern))
     if claimed.tests == NEXT and run.manifest.model.bidirectional:
         raise PatternError(
             f"testing {neuron}: {claimed.spec} is about the token that comes next, and {model.id} is "
