@@ -11,10 +11,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import atexit
 import shutil
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jaxtyping
@@ -99,6 +101,45 @@ def sample_model():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return load_model("sample:smollm2-135m", dtype="fp32")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[SimpleNamespace]:
+    """An S3 server on loopback that counts what it sends; its `fails` says of each request whether it is refused, its
+    `environment` where it is."""
+    pytest.importorskip("s3fs")
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    inner, told = (
+        DomainDispatcherApplication(create_backend_app),
+        SimpleNamespace(bytes=0, fails=lambda: False),
+    )
+    refusal = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
+
+    def wire(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        if told.fails():
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response(
+                "503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", str(len(refusal)))]
+            )
+            return [refusal]
+        body = b"".join(inner(environ, start_response))
+        told.bytes += len(body)
+        return [body]
+
+    listening = make_server("127.0.0.1", 0, wire, threaded=True)
+    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+    told.environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{listening.server_port}",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    yield told
+    listening.shutdown()
+    thread.join()
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,11 @@ from tiny import model_folder, texts, tokenizer
 
 from mnemoscope import build, load_corpus, load_model, open_run
 from mnemoscope.errors import ActivationError, ModelError, QueryError, RunError, RunMismatch
+from mnemoscope.mine import build as building
+from mnemoscope.mine import values
 from mnemoscope.mine.verify import verify
 from mnemoscope.model.model import Model
+from mnemoscope.records import Progress
 from mnemoscope.run import writing
 from mnemoscope.run.reading import Run
 from mnemoscope.text.plan import batches
@@ -210,68 +212,35 @@ def test_a_run_is_the_same_bit_for_bit_whatever_the_workers(
     assert hashes(other) == hashes(reference)
 
 
-KILLED = """
-import os, random, signal, sys, time
-from mnemoscope import build, load_corpus, load_model
-from mnemoscope.arguments import DEFAULT_NULLS
-from mnemoscope.text import plan
-from mnemoscope.mine import loop
-
-if __name__ == "__main__":
-    folder, text, place, workers, rounds = sys.argv[1:4] + [int(word) for word in sys.argv[4:]]
-    plan.SHARD_TOKENS, loop.CHECKPOINT_SECONDS = 200, 0.0
-    model, corpus, chance = load_model(folder, dtype="fp32"), load_corpus(text), random.Random(workers)
-
-    def hashes(name, **options):
-        run = build(model, corpus, f"{place}/{name}", top=7, nulls=DEFAULT_NULLS, **options)
-        return {name: entry.sha256 for name, entry in run.manifest.tables.items()}
-
-    hashes("compiled")
-    begin = time.monotonic()
-    whole = hashes("whole", workers=workers)
-    took = time.monotonic() - begin
-    killed = 0
-    while killed < rounds and not os.path.exists(f"{place}/killed/manifest.json"):
-        child = os.fork()  # no import again: the moments fall into the work
-        if child == 0:
-            os.setpgrp()
-            hashes("killed", workers=workers)
-            os._exit(0)
-        time.sleep(chance.random() * took * 0.5)
-        # Now and then only the parent dies, and its workers are orphaned.
-        (os.killpg if chance.random() < 0.5 else os.kill)(child, signal.SIGKILL)
-        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    print(killed, hashes("killed", workers=workers) == whole == hashes("compiled"))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize(("workers", "rounds"), [(1, 10), (2, 3)])
-@pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
-def test_killed_at_random_moments_a_run_is_the_same(
-    family: str, tmp_path: Path, workers: int, rounds: int
+@pytest.mark.parametrize("kept", [False, True], ids=["read", "kept"])
+def test_a_build_says_how_long_all_of_it_takes(
+    kept: bool, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGKILL, resume, again and again; then the tables have the same sha256 as an uninterrupted run's."""
-    folder = model_folder(tmp_path / "model", family)
-    source = tmp_path / "text.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(400)))
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    command = [
-        sys.executable,
-        str(script),
-        str(folder),
-        str(source),
-        str(tmp_path),
-        str(workers),
-        str(rounds),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    killed, same = done.stdout.split()
-    assert int(killed) >= min(rounds, 2)
-    assert same == "True"
+    """While it mines, with values and tables, by the time that a layer's values took; where these are kept from
+    another run they take none. Each layer is read once."""
+    monkeypatch.setenv("MNEMOSCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(building, "_LONG", 0.0)
+    if kept:
+        build(model, texts(60), tmp_path / "first", top=TOP)
+    read, layer = list[int](), values.read_layer
+
+    def slow(model: Model, number: int, *rest: object) -> object:
+        read.append(number)
+        time.sleep(0.2)
+        return layer(model, number, *rest)
+
+    monkeypatch.setattr(values, "read_layer", slow)
+    steps: list[Progress] = []
+    build(model, texts(60), tmp_path / "run", top=TOP, report=steps.append)
+    after = {
+        stage: {step.after for step in steps if step.stage == stage}
+        for stage in {step.stage for step in steps}
+    }
+    (mining,), (reading,) = after["mining"], after["reading values"]
+    layers = model.anatomy.n_layers
+    assert read == ([] if kept else list(range(layers)))
+    assert 0 < reading < 0.1 and after["writing tables"] == {0.0}
+    assert mining - reading == pytest.approx(0 if kept else 0.2 * (layers - 2), abs=0.15)
 
 
 def test_building_again_opens_what_is_there(model: Model, run: Run) -> None:

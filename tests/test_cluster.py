@@ -1,32 +1,20 @@
-"""Mining on a Ray cluster: the run is that of one process, whatever is killed; and what is said where there is none."""
+"""Mining on a Ray cluster: who does what when processes are lost, and what is said where there is none. With a cluster:
+`test_faults.py`."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import model_folder, texts
 
 import mnemoscope as mn
 from mnemoscope.arguments import check_engine
 from mnemoscope.errors import ActivationError, RunError
 from mnemoscope.mine.cluster import TRIES, _blocks, _cpus_each, _share_out
-from mnemoscope.model.model import Model
-from mnemoscope.text import plan as plans
-
-TEXT = texts(60)
-KILLS = int(os.environ.get("MNEMOSCOPE_KILLS", "1"))  # ten take some minutes
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, unique=True).map(sorted), st.integers(1, 40))
@@ -123,94 +111,3 @@ def test_without_ray_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError, match=r"pip install 'mnemoscope\[ray\]', or build with processes"):
         mn.build("no-model", ["no text"], tmp_path / "run", engine="ray")
-
-
-# -- With a cluster ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return mn.load_model(folder, dtype="fp32")
-
-
-@pytest.fixture(scope="module")
-def whole(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Tables of the run made by one process, in shards of a few contexts."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plans, "SHARD_TOKENS", 32)
-        yield tables(mn.build(model, TEXT, tmp_path_factory.mktemp("runs") / "whole"))
-
-
-def tables(run: mn.Run) -> dict[str, str]:
-    return {name: entry.sha256 for name, entry in run.manifest.tables.items()}
-
-
-SCRIPT = """
-import sys
-sys.path.insert(0, sys.argv[3])
-from tiny import texts
-import mnemoscope as mn
-from mnemoscope.text import plan
-plan.SHARD_TOKENS = 32
-if __name__ == "__main__":
-    mn.build(mn.load_model(sys.argv[1], dtype="fp32"), texts(60), sys.argv[2], engine="ray", workers=2)
-"""
-
-
-def started(folder: Path, path: Path) -> subprocess.Popen[bytes]:
-    """A driver of its own."""
-    arguments = [str(folder), str(path), str(Path(__file__).parent)]
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-
-
-def workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Processes that mine for a driver."""
-    try:
-        below = psutil.Process(driver.pid).children(recursive=True)
-        return [each for each in below if "ray::_Process" in " ".join(each.cmdline())]
-    except psutil.NoSuchProcess:
-        return []
-
-
-@pytest.mark.slow
-def test_a_cluster_builds_the_same_run(
-    folder: Path, model: Model, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Byte for byte, with processes killed while they mine; nobody else may ask the cluster."""
-    pytest.importorskip("ray")
-    random = np.random.default_rng(0)
-    path, killed = tmp_path / "run", 0
-    driver = started(folder, path)
-    until = time.monotonic() + 120
-    while driver.poll() is None and time.monotonic() < until:
-        if killed < KILLS and (found := workers(driver)):
-            time.sleep(float(random.uniform(0, 2)))
-            found[int(random.integers(len(found)))].kill()
-            killed += 1
-        time.sleep(0.05)
-    assert driver.wait(60) == 0 and killed
-    assert tables(mn.open_run(path)) == whole
-
-
-@pytest.mark.slow
-def test_a_killed_driver_goes_on(
-    folder: Path, model: Model, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At random moments; the last one is left to finish."""
-    pytest.importorskip("ray")
-    random = np.random.default_rng(1)
-    path = tmp_path / "run"
-    for _ in range(KILLS):
-        driver = started(folder, path)
-        time.sleep(float(random.uniform(5, 20)))
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    assert started(folder, path).wait() == 0
-    assert tables(mn.open_run(path)) == whole

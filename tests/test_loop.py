@@ -78,7 +78,8 @@ def _of_all(state: Counts, steps: list[Progress], model: Model, plan: Plan) -> b
     return (
         bool((state.seen == model.anatomy.n_layers).all())
         and state.shards == frozenset(range(plan.shards))
-        and steps[-1] == Progress("mining", plan.tokens, plan.tokens, "tokens")
+        and [step for step in steps if step.stage == "mining"][-1]
+        == Progress("mining", plan.tokens, plan.tokens, "tokens")
     )
 
 
@@ -160,3 +161,46 @@ def test_two_builds_in_one_folder_are_refused(tmp_path: Path) -> None:
     holder.communicate()
     with loop.locked(run / ".lock", run):
         assert not (run / "manifest.json").exists()
+
+
+class Failing(Counts):
+    """Fails in one shard, in the middle, so many times."""
+
+    left = 0
+
+    def update(self, layer: int, coefficients, batch, *_: object) -> None:  # type: ignore[no-untyped-def]
+        super().update(layer, coefficients, batch)
+        if Failing.left and layer == 1 and len(self.held) == 2:
+            Failing.left -= 1
+            raise OSError("the folder of the plan is\nnot there")
+
+
+@pytest.mark.parametrize("checkpoint", [0.0, 60.0], ids=["kept", "not kept"])
+def test_a_shard_that_fails_is_tried_again(
+    model: Model, plan: Plan, checkpoint: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of its first try is left, nor told of twice; one that always fails is named after three tries, in a line,
+    and then the same call goes on."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", checkpoint)
+    kind = loop.StateFactory(partial(Failing, plan.contexts), Failing.load)
+    steps: list[Progress] = []
+    Failing.left = loop.TRIES
+    said = (
+        r"shard 2 failed 3 times, the last time by OSError: the folder .* is not there \(test_loop\.py:\d+\)"
+    )
+    with pytest.raises(RunError, match=said) as caught:
+        loop.run_shards(model, plan, kind, plan.folder)
+    assert "\n" not in str(caught.value) and isinstance(caught.value.__cause__, OSError)
+    assert (plan.folder / "state-0.npz").exists() == (checkpoint == 0.0)
+    Failing.left = loop.TRIES - 1
+    state = loop.run_shards(model, plan, kind, plan.folder, report=steps.append)
+    assert Failing.left == 0 and _of_all(state, steps, model, plan)
+
+
+def test_a_state_that_cannot_begin_anew_is_not_tried_again(model: Model, plan: Plan) -> None:
+    """Half a shard would be counted twice: what was raised is raised as it is."""
+    Failing.left, state = 1, Failing(plan.contexts)
+    kind = loop.StateFactory(lambda: state, state.load)
+    with pytest.raises(OSError, match="not there"):
+        loop.run_shards(model, plan, kind, plan.folder)
+    assert Failing.left == 0

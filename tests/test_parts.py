@@ -1,15 +1,10 @@
-"""A build in parts: whatever is killed, and in whatever order they are done, the run is the one made in one go."""
+"""A build in parts: in whatever order they are done, it is the run made in one go (killed: `test_faults.py`)."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tiny import model_folder, texts
 
@@ -156,43 +151,6 @@ def test_shards_of_a_file_are_known_without_reading_it(model: Model, tmp_path: P
     held = RunStatistics.held(file)
     assert held == RunStatistics.load(nulls, file).shards == frozenset(Portion(1, 3).of(plan.shards))
     assert len(held) > 1, "there is more than one shard to be found"
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-import mnemoscope as mn
-from mnemoscope.mine import loop, parts
-from mnemoscope.text import plan
-plan.SHARD_TOKENS, loop.CHECKPOINT_SECONDS = 32, 0.0
-sys.path.insert(0, sys.argv[4])
-from tiny import texts
-parts.mine(mn.load_model(sys.argv[1], dtype="fp32"), texts(60), Path(sys.argv[2]), loop.Portion(int(sys.argv[3]), 3))
-"""
-
-
-@pytest.mark.slow
-def test_killed_parts_go_on(folder: Path, model: Model, whole: dict[str, str], tmp_path: Path) -> None:
-    """Three processes at once, each killed at random moments until they are done."""
-    path = tmp_path / "run"
-    random = np.random.default_rng(0)
-
-    def start(number: int) -> subprocess.Popen[bytes]:
-        arguments = [str(folder), str(path), str(number), str(Path(__file__).parent)]
-        return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-
-    running = {number: start(number) for number in range(3)}
-    for _ in range(6):
-        time.sleep(float(random.uniform(1, 6)))
-        victim = int(random.integers(3))
-        if running[victim].poll() is None:
-            running[victim].send_signal(signal.SIGKILL)
-        running[victim].wait()
-        running[victim] = start(victim)
-    assert [process.wait() for process in running.values()] == [0, 0, 0]
-    assert tables(mn.merge(path, model)) == whole
 
 
 @pytest.mark.parametrize("given", ["3/3", "x", "1", "-1/3", "1/0", "1/2/3"])

@@ -37,6 +37,19 @@ def test_lines_of_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "mining: 5 of 5 tokens, 0:00:02\n"
 
 
+def test_what_follows_a_stage_is_told_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where it is known how long later stages take, when all is done."""
+    clock = [0.0]
+    lines = Lines(now=lambda: clock[0])
+    for now, done in ((0, 0), (20, 100), (80, 500)):
+        clock[0] = now
+        lines(Progress("mining", done, 1_000, "tokens", after=60.0))
+    assert capsys.readouterr().err.splitlines() == [
+        "mining: 100 of 1,000 tokens, 0:00:20, about 0:03:00 left, 0:04:00 until all is done",
+        "mining: 500 of 1,000 tokens, 0:01:20, about 0:01:20 left, 0:02:20 until all is done",
+    ]
+
+
 def test_a_total_that_is_not_known_yet(capsys: pytest.CaptureFixture[str]) -> None:
     """How much is done is said, and no end is promised; with the total the stage is finished."""
     clock = [0.0]

@@ -7,7 +7,6 @@ import json
 import random
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -428,6 +427,35 @@ def test_a_run_is_built_behind_a_url(model: mn.Model, net: SimpleNamespace, tmp_
     )
 
 
+def test_what_came_there_meanwhile_is_left_alone(
+    model: mn.Model, other: Run, net: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Another run, from another machine: the second one is refused, and kept here to be pushed elsewhere."""
+
+    def meanwhile(step: Any) -> None:
+        if step.stage == "writing tables" and not stored():
+            mn.push(other.path, URL)
+
+    line = refused(lambda: build(model, texts(20), URL, top=3, nulls=(), report=meanwhile))
+    assert f"meanwhile {URL} has come to hold another one" in line and "`mnemoscope push` the folder" in line
+    assert open_run(URL).manifest == other.manifest and open_run(URL).check() == []
+    (entry,) = mn.cache.entries("work")
+    assert str(mn.push(entry.path / "run", f"{URL}-b").path) == f"{URL}-b"
+
+
+def test_a_long_upload_tells_how_far_it_is(run: Run, net: SimpleNamespace, tmp_path: Path) -> None:
+    """Within a table too, up and down: from nothing to all of it, and never back."""
+    steps: list[Any] = []
+    mn.push(run.path, URL, report=steps.append)
+    mn.pull(URL, tmp_path / "back", report=steps.append)
+    total = sum(entry.bytes for entry in run.manifest.tables.values())
+    for stage in ("uploading", "downloading"):
+        done = [step.done for step in steps if step.stage == stage]
+        assert done == sorted(done) and done[0] == 0 and done[-1] == total
+        assert len(done) > len(run.manifest.tables) + 1, "within tables"
+    assert {step.total for step in steps} == {total}
+
+
 def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
     model: mn.Model, net: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,57 +530,19 @@ def test_commands_take_urls(
 # -- a real server -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[SimpleNamespace]:
-    """An S3 server on loopback that counts what it sends; its `fails` says of each request whether it is refused."""
-    pytest.importorskip("s3fs")
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
-
-    inner, told = (
-        DomainDispatcherApplication(create_backend_app),
-        SimpleNamespace(bytes=0, fails=lambda: False),
-    )
-    refusal = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
-
-    def wire(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-        if told.fails():
-            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response(
-                "503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", str(len(refusal)))]
-            )
-            return [refusal]
-        body = b"".join(inner(environ, start_response))
-        told.bytes += len(body)
-        return [body]
-
-    listening = make_server("127.0.0.1", 0, wire, threaded=True)
-    thread = threading.Thread(target=listening.serve_forever, daemon=True)
-    thread.start()
-    told.url = f"http://127.0.0.1:{listening.server_port}"
-    yield told
-    listening.shutdown()
-    thread.join()
-
-
 @pytest.mark.slow
 def test_a_bucket_holds_the_same_run(
-    server: SimpleNamespace, model: mn.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: SimpleNamespace, model: mn.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Built to a server of which one request in ten fails, read from it, brought back: the tables of a folder."""
-    for name, value in (
-        ("AWS_ENDPOINT_URL", server.url),
-        ("AWS_ACCESS_KEY_ID", "a"),
-        ("AWS_SECRET_ACCESS_KEY", "b"),
-    ):
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("MNEMOSCOPE_CACHE", str(tmp_path / "cache"))
     near = mn.build(model, texts(40), tmp_path / "near", top=5)
     fsspec.filesystem("s3").mkdir("bucket")
     drawn = random.Random(0)
     refusals = count()
-    server.fails = lambda: drawn.random() < 0.1 and next(refusals) >= 0
+    s3_server.fails = lambda: drawn.random() < 0.1 and next(refusals) >= 0
     far = mn.build(model, texts(40), "s3://bucket/runs/one", top=5)
     assert {name: entry.sha256 for name, entry in far.manifest.tables.items()} == {
         name: entry.sha256 for name, entry in near.manifest.tables.items()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +24,7 @@ from tiny import model_folder, texts, tokenizer
 import mnemoscope as mn
 from mnemoscope.errors import QueryError, RunMismatch
 from mnemoscope.model.model import Model
+from mnemoscope.records import Progress
 from mnemoscope.run.reading import Run
 from mnemoscope.run.schemas import OPTIONAL, SCHEMAS
 from mnemoscope.studies import catalogue
@@ -184,6 +188,28 @@ def test_the_estimate_counts_what_is_left(case: tuple[Run, Model]) -> None:
     few, many = (study.estimate(run, model, catalogue.choose("cases"), Sizes(cases=n)) for n in (6, 24))
     (cases,) = catalogue.choose("cases")
     assert many - few == pytest.approx(18 * cases.seconds) and cases.seconds > 0
+
+
+def test_each_line_of_a_study_says_when_all_is_done(
+    case: tuple[Run, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what later measurements were expected to take, and by how much that was wrong of earlier ones."""
+    run, model = case
+    copy = mn.open_run(shutil.copytree(run.path, tmp_path / "copy"))
+    sizes, clock = Sizes(seed=99), iter((0.0, 30.0, 30.0, 90.0, 90.0, 91.0))
+    chosen = [each for each in catalogue.choose("refinement,contributions,cases") if each.lacks(copy, sizes)]
+    assert len(chosen) == 3
+
+    def job(run: Run, model: Model, sizes: Sizes, work: Any) -> dict[str, Any]:
+        work.report(Progress("asking", 0, 1, "questions"))
+        return {}
+
+    monkeypatch.setattr(study, "_expected", lambda *_: [10.0, 20.0, 30.0])
+    monkeypatch.setattr(study, "JOBS", dict.fromkeys(study.JOBS, job))
+    monkeypatch.setattr(study, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    steps: list[Progress] = []
+    study.measure(copy, model, chosen=chosen, sizes=sizes, report=steps.append)
+    assert [step.after for step in steps] == [50.0, 90.0, 0.0]
 
 
 def test_a_fast_study_is_smaller() -> None:

@@ -433,11 +433,12 @@ class Kept:
 
 
 class Progress(NamedTuple):
-    """How far a stage of a job has come; jobs hand it to a callback, edges draw it. `total` is 0 while unknown, and
-    `note` something to say once."""
+    """How far a stage of a job has come; jobs hand it to a callback, edges draw it. `total` is 0 while unknown, `note`
+    something to say once, and `after` about how many seconds the stages take that follow, as far as it is known."""
 
     stage: str
     done: int
     total: int
     unit: str
     note: str = ""
+    after: float = 0.0

@@ -205,7 +205,9 @@ class Lines:
         of = f" of {step.total:,}" if step.total else ""
         line = f"{step.stage}: {step.done:,}{of} {step.unit}, {_clock(seconds)}"
         if of and done and not finished:
-            line += f", about {_clock(seconds / done * (step.total - step.done))} left"
+            left = seconds / done * (step.total - step.done)
+            line += f", about {_clock(left)} left"
+            line += f", {_clock(left + step.after)} until all is done" if step.after else ""
         typer.echo(line, err=True)
 
 
@@ -247,8 +249,11 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
                 )
             task = tasks[step.stage]
             bar.update(task, completed=step.done, total=step.total or None)
-            pace = bar.tasks[task].speed
-            bar.update(task, speed=f"{pace:,.0f} {step.unit}/s" if pace and pace >= 1 else step.unit)
+            pace, left = bar.tasks[task].speed, bar.tasks[task].time_remaining
+            speed = f"{pace:,.0f} {step.unit}/s" if pace and pace >= 1 else step.unit
+            if step.after and left:
+                speed += f", all in {_clock(left + step.after)}"
+            bar.update(task, speed=speed)
 
         yield report
 

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ from mnemoscope.text.plan import BATCH_TOKENS, SHARD_TOKENS, Plan
 from mnemoscope.text.spelling import token_bytes
 
 TOP = 50
+_LONG = 10.0  # seconds of reading values from which on it is tried how many they are
+_ROW_SECONDS = 1e-6  # of a row of triggers or values: made, written and sorted, on one core
 _SHORT = 48  # characters of a value that are shown in a message
 EXCLUDED = ["padding", "position 0 of every context", "special tokens"]
 _VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "numba", "pyarrow")
@@ -189,13 +192,40 @@ class Build:
 
     def _stages(self) -> None:
         plan = self.planned()
+        writing = self._writing_seconds(plan)
+        reading = self._reading_seconds()
         statistics = loop.run_shards(
-            self.model, plan, self.states(), self.work, engine=self.engine, report=self.report
+            self.model,
+            plan,
+            self.states(),
+            self.work,
+            engine=self.engine,
+            report=self._before(reading + writing),
         )
-        self._read_values()
+        self._read_values(self._before(writing))
         self._write(plan, statistics)
         self.model.check_weights(self.identity["weights_sha256"], f"building {self.writer.path}")
         self.writer.commit(self._manifest(plan))
+
+    def _before(self, seconds: float) -> Callable[[Progress], None]:
+        """Reports of a stage that others follow, which take about so long."""
+        return lambda step: self.report(step._replace(after=seconds))
+
+    def _reading_seconds(self) -> float:
+        """About how long it takes to read the values and keys that are not read yet; where that is long, by the second
+        of two layers, which are read now."""
+        expected, missing = values.seconds(self.model), self._unread()
+        if expected < _LONG or not missing:
+            return expected * len(missing) / len(self.model.cells.layers)
+        reading = self._read_layers(missing[:2])
+        next(reading)  # with what is done but once
+        begin = time.monotonic()
+        list(reading)
+        return (time.monotonic() - begin) * max(0, len(missing) - 2)
+
+    def _writing_seconds(self, plan: Plan) -> float:
+        listed = min(self.identity["top"], plan.contexts) + 2 * values.VALUE_TOKENS  # values are sorted, too
+        return 2 * listed * len(self.model.cells) * _ROW_SECONDS
 
     def planned(self) -> Plan:
         """The text as shards, made once."""
@@ -243,15 +273,22 @@ class Build:
             self.report(Progress("planning", plan.tokens, plan.tokens, "tokens", note))
         return plan
 
-    def _read_values(self) -> None:
-        """Write one part file for each layer, so that an interruption costs one layer."""
+    def _read_values(self, report: Callable[[Progress], None]) -> None:
         total = self.model.anatomy.n_layers
-        missing = [layer for layer in self.model.cells.layers if not self._part("columns", layer).exists()]
-        for layer, rows, columns in kept_values.layers(self.model, missing):
-            self.report(Progress("reading values", layer, total, "layers"))
+        for layer in self._read_layers(self._unread()):
+            report(Progress("reading values", layer, total, "layers"))
+        report(Progress("reading values", total, total, "layers"))
+
+    def _unread(self) -> list[int]:
+        """Layers whose values are still to be read."""
+        return [layer for layer in self.model.cells.layers if not self._part("columns", layer).exists()]
+
+    def _read_layers(self, layers: Sequence[int]) -> Iterator[int]:
+        """Write one part file for each layer, so that an interruption costs one layer; each is told before."""
+        for layer, rows, columns in kept_values.layers(self.model, layers):
+            yield layer
             _write_part(rows, self._part("values", layer))
             _write_part(columns, self._part("columns", layer))
-        self.report(Progress("reading values", total, total, "layers"))
 
     def _part(self, name: str, layer: int) -> Path:
         return self.work / f"{name}-{layer:04d}.part"

@@ -13,7 +13,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -36,6 +37,7 @@ from mnemoscope.records import ContextBatch, Progress
 from mnemoscope.text.plan import Plan
 
 CHECKPOINT_SECONDS = 30.0
+TRIES = 3  # times that a shard may fail
 _BLOCK = 8  # neighbouring shards that a worker takes at once when there are many: their sums fold into one
 _PATIENCE = 120.0  # seconds to wait until an orphaned worker of a killed run has noticed and left
 
@@ -149,7 +151,7 @@ def run_shards(
     state = _run(
         Mining(model, plan, factory, folder), range(plan.shards), engine or Processes(workers), report
     )
-    return folded(factory, sorted(folder.glob("state-*.npz"))) if state is None else state
+    return folded(factory, sorted(folder.glob("state-*.npz")), report) if state is None else state
 
 
 def run_part(
@@ -187,11 +189,15 @@ def _run(mining: Mining[S], shards: range, engine: Engine, report: Report | None
     return state if held.keys() <= {mining.file(0)} else None
 
 
-def folded(factory: StateFactory[S], files: Iterable[Path]) -> S:
+def folded(factory: StateFactory[S], files: Sequence[Path], report: Report | None = None) -> S:
     """What all of these files hold, read one after another: two states are in memory, and what merging them takes."""
     state: S | None = None
-    for file in files:
+    for number, file in enumerate(files):
+        if report and len(files) > 1:
+            report(Progress("adding up", number, len(files), "files"))
         state = factory.load(file) if state is None else _merged(state, factory.load(file))
+    if report and len(files) > 1:
+        report(Progress("adding up", len(files), len(files), "files"))
     return factory.fresh() if state is None else state
 
 
@@ -256,27 +262,82 @@ def mined(
     """One process's share of the work: shards in, one state file out, in which it goes on from what is there; a shard
     that it holds is not done again.
 
-    The file is written now and then (CHECKPOINT_SECONDS), and once at the end.
+    The file is written now and then (CHECKPOINT_SECONDS), and once at the end. From there a shard is tried again that
+    failed by what has no line of its own; RunError names one that failed TRIES times.
     """
     seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
+    waiting, failures = iter(shards), Counter[int]()
+    while True:
+        try:
+            return _mined(mining, file, waiting, tell, seconds)
+        except _ShardFailed as failed:
+            reason = failed.__cause__
+            assert isinstance(reason, Exception)
+            if mining.factory.fresh() is failed.state:  # which holds half a shard, and is all that there is
+                raise reason from None
+            *_, shard = failed.undone
+            failures[shard] += 1
+            if failures[shard] == TRIES:
+                raise errors.RunError(
+                    f"mining: shard {shard} failed {TRIES} times, the last time by {_named(reason)}; nothing finished "
+                    "is lost: run the same command again"
+                ) from reason
+            waiting = chain(failed.undone, waiting)
+            tell(-failed.tokens)
+
+
+class _ShardFailed(Exception):  # noqa: N818 - caught where it is raised
+    """The last of the shards that a state holds and its file does not, with so many tokens in all, was not finished."""
+
+    def __init__(self, state: State, undone: list[int], tokens: int) -> None:
+        self.state, self.undone, self.tokens = state, undone, tokens
+
+
+def _named(error: Exception) -> str:
+    """An error in a line: its kind, what it says, and where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}{f': {said}' if said else ''} ({Path(last.filename).name}:{last.lineno})"
+
+
+def _mined(
+    mining: Mining[S], file: Path, shards: Iterator[int], tell: Callable[[int], None], seconds: float
+) -> S:
+    """As `mined`, until a shard fails."""
     state = mining.factory.load(file) if file.exists() else mining.factory.fresh()
-    saved, unsaved = time.monotonic(), False
+    saved, undone, tokens = time.monotonic(), list[int](), 0
     more: list[Any] = [getattr(state, name, None) for name in ("update_rows", "update_rebuilt")]
+
+    @contextmanager
+    def trying() -> Iterator[None]:
+        try:
+            yield
+        except errors.MnemoscopeError:
+            raise
+        except Exception as error:
+            raise _ShardFailed(state, undone, tokens) from error
+
     with Capture(mining.model) as capture:
         held = state.shards
         for shard in shards:
             if shard in held:  # by a process that was lost after it had written them
                 continue
-            for batch in mining.plan.batches(shard):
+            undone.append(shard)
+            with trying():
+                batches = list(mining.plan.batches(shard))
+            for batch in batches:
                 _stop_if_orphaned()
-                capture.sweep(batch, state.update, *more)
+                with trying():
+                    capture.sweep(batch, state.update, *more)
+                tokens += batch.n_tokens
                 tell(batch.n_tokens)
-            state.finish_shard(shard)
-            unsaved = True
+            with trying():
+                state.finish_shard(shard)
             if time.monotonic() - saved > seconds:
                 state.save(file)
-                saved, unsaved = time.monotonic(), False
-    if unsaved:
+                saved, tokens = time.monotonic(), 0
+                undone.clear()
+    if undone:
         _stop_if_orphaned()
         state.save(file)
     return state

@@ -39,14 +39,12 @@ def push(
     """
     source = open_run(local(place(run), "uploading the run"))
     target = _remote(url, "uploading a run to")
-    if is_run(target) and not overwrite:
-        before = read_manifest(target / MANIFEST)
-        if _facts(before) != _facts(source.manifest):
-            raise RunError(
-                f"uploading the run {source.path}: {target} holds another one, of {before.model.id} on "
-                f"{before.corpus.id}; give another address, or replace it with {{overwrite}}",
-                overwrite=True,
-            )
+    if not overwrite and (before := _another(source.manifest, target)) is not None:
+        raise RunError(
+            f"uploading the run {source.path}: {target} holds another one, of {before.model.id} on "
+            f"{before.corpus.id}; give another address, or replace it with {{overwrite}}",
+            overwrite=True,
+        )
     upload(source.folder, target, report)
     return open_run(str(target))
 
@@ -58,26 +56,30 @@ def pull(url: str | Location, folder: str | Path, *, report: Report | None = Non
     is not what was uploaded, `RemoteError` if it cannot be read.
     """
     source = open_run(_remote(url, "bringing a run from"))
-    target, report = local(place(folder), "bringing a run to"), report or (lambda _: None)
+    target, say = local(place(folder), "bringing a run to"), report or (lambda _: None)
     if is_finished(target) and read_manifest(target / MANIFEST) == source.manifest:
         return open_run(target)
     entries, done = source.manifest.tables, 0
     total = sum(entry.bytes for entry in entries.values())
     with RunWriter(target) as writer:
+
+        def tell(bytes_more: int) -> None:
+            say(Progress("downloading", done + bytes_more, total, "bytes"))
+
         for name, entry in entries.items():
-            report(Progress("downloading", done, total, "bytes"))
+            tell(0)
             if not writer.holds(name, entry):
                 file, partial = source.file(name), writer.work / f"{name}.partial"
                 assert isinstance(file, Location)
                 with files.refusals(f"bringing the run {source.path} to {target}"):
-                    if file.fetch(partial) != entry.sha256:
+                    if file.fetch(partial, tell) != entry.sha256:
                         raise RunCorrupt(
                             f"bringing the run {source.path}: table {name} is not what its manifest says (sha256 "
                             "differs); upload it again"
                         )
                 writer.adopt(name, partial)
             done += entry.bytes
-        report(Progress("downloading", total, total, "bytes"))
+        tell(0)
         return writer.commit(source.manifest.model_dump(exclude={"tables"}))
 
 
@@ -100,24 +102,36 @@ def work_folder(path: Place) -> Path:
 
 
 def publish(folder: Path, path: Place, report: Report | None = None) -> None:
-    """Upload the run that was made in a `work_folder`, which goes then; nothing where that is its own."""
+    """Upload the run that was made in a `work_folder`, which goes then; nothing where that is its own.
+
+    RunError if another run has come there meanwhile, from another machine: then both are kept.
+    """
     if isinstance(path, Location):
+        if (before := _another(read_manifest(folder / MANIFEST), path)) is not None:
+            raise RunError(
+                f"uploading the run {folder}: meanwhile {path} has come to hold another one, of {before.model.id} on "
+                f"{before.corpus.id}; `mnemoscope push` the folder to another address"
+            )
         upload(folder, path, report)
         shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def upload(folder: Path, target: Location, report: Report | None = None) -> None:
     """Make a URL hold the finished run of a folder; until the last moment what was there is there still."""
-    report = report or (lambda _: None)
+    say = report or (lambda _: None)
     manifest = read_manifest(folder / MANIFEST)
     tables, done = _called(manifest), 0
     total, held = sum(tables.values()), Location(str(target)).sizes
+
+    def tell(bytes_more: int) -> None:
+        say(Progress("uploading", done + bytes_more, total, "bytes"))
+
     for name, called in zip(manifest.tables, tables, strict=True):
-        report(Progress("uploading", done, total, "bytes"))
+        tell(0)
         if held.get(called) != tables[called]:
-            (target / called).upload(folder / f"{name}.parquet")
+            (target / called).upload(folder / f"{name}.parquet", tell)
         done += tables[called]
-    report(Progress("uploading", total, total, "bytes"))
+    tell(0)
     held = Location(str(target)).sizes
     if short := [called for called, size in tables.items() if held.get(called) != size]:
         raise RemoteError(
@@ -130,6 +144,13 @@ def upload(folder: Path, target: Location, report: Report | None = None) -> None
     for called in held:
         if called not in tables and (stored_name(called) or called in plain):
             (target / called).unlink()
+
+
+def _another(manifest: Manifest, target: Location) -> Manifest | None:
+    """That of a run behind a URL which this one must not take the place of, if there is one."""
+    now = Location(str(target))  # which is asked again
+    before = read_manifest(now / MANIFEST) if is_run(now) else None
+    return None if before is None or _facts(before) == _facts(manifest) else before
 
 
 def _facts(manifest: Manifest) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,15 +63,29 @@ def measure(
     if not model.anatomy.bidirectional:  # an encoder is asked what applies to it
         model.check_causal("studying")
     model.check_built(run, "studying")
-    for measurement in chosen:
+    left = [each for each in chosen if each.lacks(run, sizes)]
+    expected = [0.0] * len(left)
+    if report and len(left) > 1:
+        with suppress(QueryError):  # of too little text, of which each measurement has a line
+            expected = _expected(run, model, left, sizes)
+    known = spent = 0.0  # seconds of what was measured: expected, and really
+    for place, measurement in enumerate(left):
         if measurement.lacks(run, sizes):
+            begun, after = time.monotonic(), sum(expected[place + 1 :]) * (spent / known if known else 1.0)
             try:
-                run = _add(run, model, measurement, sizes, report or (lambda _: None))
+                run = _add(run, model, measurement, sizes, _before(after, report))
             except QueryError as error:
                 if skip is None:
                     raise
                 skip(measurement, error)
+            else:
+                known, spent = known + expected[place], spent + time.monotonic() - begun
     return run
+
+
+def _before(seconds: float, report: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+    """Reports of a measurement that others follow, which take about so long."""
+    return lambda step: report(step._replace(after=seconds)) if report else None
 
 
 def _add(
@@ -102,17 +117,22 @@ def estimate(run: Run, model: Model, chosen: Sequence[Measurement], sizes: Sizes
 
     An order of magnitude: what a measurement does besides forwarding is known for the sample model only.
     """
-    left = [m for m in chosen if m.lacks(run, sizes)]
-    forwarded = besides = 0.0
+    return sum(_expected(run, model, [m for m in chosen if m.lacks(run, sizes)], sizes))
+
+
+def _expected(run: Run, model: Model, left: Sequence[Measurement], sizes: Sizes) -> list[float]:
+    """The same of each of these."""
+    seconds, pace = list[float](), 0.0
     smaller = FIXED + (1 - FIXED) * min(1.0, run.manifest.corpus.tokens / WHOLE)
     for measurement in left:
         count = max(measurement.sizes(sizes).get(name, 0) for name in ("positions", "sentences", "cases"))
         copies = 2 if measurement.sizes(sizes).get("shuffled") else 1
-        besides += 60 * measurement.minutes * smaller + measurement.seconds * count * copies
+        seconds.append(60 * measurement.minutes * smaller + measurement.seconds * count * copies)
         if measurement.passes:
             examples = positions.sample(run, count, longest=sizes.longest, seed=sizes.seed)
-            forwarded += measurement.passes * copies * examples.tokens
-    return (forwarded / _speed(run, model) if forwarded else 0.0) + besides
+            pace = pace or _speed(run, model)
+            seconds[-1] += measurement.passes * copies * examples.tokens / pace
+    return seconds
 
 
 def _speed(run: Run, model: Model) -> float:
