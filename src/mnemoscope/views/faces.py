@@ -51,9 +51,9 @@ def _views() -> dict[type, View]:
         Annotated: _printed(answers.annotated),
         BuildPrice: _printed(answers.price),
         ModelFacts: _printed(lambda model: answers.anatomy(model.facts)),
-        Highlights: _printed(answers.highlights),
+        Highlights: View(answers.highlights, page.highlights_fragment, page.highlights_page),
         PatternReport: _printed(patterns.summary),
-        ClaimTest: _printed(lambda test: claims.tested(test.claim)),
+        ClaimTest: View(lambda test: claims.tested(test.claim), page.claim_fragment, page.claim_page),
         StudyReport: _printed(lambda study: findings.findings(study.sections), _write_study),
     }
 
@@ -67,7 +67,7 @@ def _of_explanations() -> View:
 
 
 def _printed(terminal: Callable[[Any], Any], write: Write | None = None) -> View:
-    """What has no page of its own is shown as the terminal prints it, in the colours of the pages."""
+    """What has no page of its own is what the terminal prints, its tables as tables."""
     from mnemoscope.views.page import printed_fragment, printed_page
 
     return View(

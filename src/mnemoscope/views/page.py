@@ -1,38 +1,24 @@
 """Cards as HTML: a fragment for notebooks, a page of one neuron. Escaped in one place, the templates.
 
-What has no page of its own is shown as the terminal prints it: its weights and colours, in those of the pages.
+What has no page of its own is what the terminal prints, as elements (`views/printed.py`).
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
-from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from rich.console import Console
-from rich.terminal_theme import TerminalTheme
 
-from mnemoscope.views import charts, claims, words
-from mnemoscope.views.terminal import ATTENTION, BLUE, FFN, ORANGE
+from mnemoscope.views import charts, claims, printed, words
 
 if TYPE_CHECKING:
     from mnemoscope.neuron.card import Example, NeuronCard, ValueToken
     from mnemoscope.neuron.claims import Claim
+    from mnemoscope.results import ClaimTest, Highlights
 
 _COLUMNS = 72  # of the distribution: a pixel-wide outlier is still seen at this width
-WIDTH = 100  # columns
-# Plain, dim and inverted text are what a terminal makes of its own two colours.
-_GROUND, _PLAIN, _DIM = "#ffffff", "#000000", "#7f7f7f"
-_VARIABLES = {
-    _GROUND: "panel", _PLAIN: "ink", _DIM: "dim", BLUE: "blue", ORANGE: "orange",
-    ATTENTION: "violet", FFN: "teal",
-}  # fmt: skip
-_COLOUR = re.compile(r"((?:background-|decoration-)?color: )(#[0-9a-f]{6})")
-_STYLE = re.compile(r'(?<=<span style=")[^"]*"')
 
 
 @dataclass(frozen=True)
@@ -129,36 +115,34 @@ def _spaces(text: str) -> tuple[str, str]:
     return text[: len(text) - len(rest)], rest
 
 
-# -- What the terminal prints, as HTML -----------------------------------------------------------------------
+# -- What has no page of its own: what the terminal prints, as elements -------------------------------------------
 
 
-def printed_fragment(printed: Any) -> str:
+def printed_fragment(shown: Any) -> str:
     """What rich prints, to be put into another page: what a notebook displays."""
-    return environment().get_template("printed_fragment.html").render(printed=_printed_lines(printed))
+    return environment().get_template("printed_fragment.html").render(printed=printed.elements(shown))
 
 
-def printed_page(printed: Any) -> str:
+def printed_page(shown: Any) -> str:
     """The same as a whole page that needs nothing else."""
-    return environment().get_template("printed_page.html").render(printed=_printed_lines(printed))
+    return environment().get_template("printed_page.html").render(printed=printed.elements(shown))
 
 
-def _printed_lines(printed: Any) -> Markup:
-    console = Console(
-        file=StringIO(), width=WIDTH, record=True, force_terminal=True, color_system="truecolor",
-        force_jupyter=False, _environ={},
-    )  # fmt: skip
-    console.print(printed)
-    black, white = (0, 0, 0), (255, 255, 255)
-    code = console.export_html(
-        theme=TerminalTheme(white, black, [black] * 8), inline_styles=True, code_format="{code}"
-    )
-    return Markup(_STYLE.sub(_themed, code))
+def claim_fragment(test: ClaimTest) -> str:
+    """A tested claim of the reader's own, as on a card."""
+    return environment().get_template("claim_fragment.html").render(test=test)
 
 
-def _themed(style: re.Match[str]) -> str:
-    """A style in the page's variables; what is mixed of other colours is read as plain text.
+def claim_page(test: ClaimTest) -> str:
+    """The same as a whole page that needs nothing else."""
+    return environment().get_template("claim_page.html").render(test=test)
 
-    Text on a ground of its own is inverted: the terminal leaves its colour out.
-    """
-    named = _COLOUR.sub(lambda colour: f"{colour[1]}var(--{_VARIABLES.get(colour[2], 'ink')})", style[0])
-    return f"{named[:-1]}; color: var(--panel){named[-1]}" if "background-color" in named else named
+
+def highlights_fragment(highlights: Highlights) -> str:
+    """Cards of a run's neurons to look at first, each below the reason why."""
+    return environment().get_template("highlights_fragment.html").render(shown=highlights, most=Most(4, 0))
+
+
+def highlights_page(highlights: Highlights) -> str:
+    """The same as a whole page that needs nothing else."""
+    return environment().get_template("highlights_page.html").render(shown=highlights, most=Most(4, 0))

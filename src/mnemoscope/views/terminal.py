@@ -14,7 +14,7 @@ from mnemoscope.display import as_text
 
 BLUE, ORANGE = "#5f9fd6", "#e08a3c"  # negative, positive: readable on a dark and on a light ground
 ATTENTION, FFN = "#a274c9", "#3f9b94"  # as on the page, and as readable
-_BLOCKS = " ▁▂▃▄▅▆▇█"
+BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def listed(
 
 def block(eighths: int, row: int = 0) -> str:
     """What a column of so many eighths shows in a row of the chart, counted from below."""
-    return _BLOCKS[min(max(eighths - 8 * row, 0), 8)]
+    return BLOCKS[min(max(eighths - 8 * row, 0), 8)]
 
 
 def sign_style(value: float | None) -> str:
