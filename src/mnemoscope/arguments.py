@@ -20,18 +20,27 @@ DEFAULT_NULLS = ("random", "rotated")
 MOST_TRIGGERS = 10_000  # kept for a neuron and sign
 ABLATED_TO = ("zero", "mean")
 
-_DEVICE = re.compile(r"(auto|cpu|(cuda|mps|xpu)(:\d+)?)\Z")
+_ONE = r"(cpu|(cuda|mps|xpu)(:\d+)?)"
+_DEVICE = re.compile(rf"(auto|all|{_ONE}(,{_ONE})*)\Z")
 
 
 def check_loading(dtype: str = "auto", device: str = "auto") -> None:
-    """ModelError for a dtype or a kind of device that there is not; whether the device is there, torch knows."""
+    """ModelError for a dtype or a kind of device that there is not, or for several kinds; whether a device is there,
+    torch knows."""
     if dtype not in ("auto", *DTYPES, *DTYPES.values()):
         raise ModelError(
             f"loading a model: {{dtype}} is not a precision; give auto, {', '.join(DTYPES)}", dtype=dtype
         )
     if not _DEVICE.match(device):
         raise ModelError(
-            "loading a model: {device} is not a device; give auto, cpu, cuda (or cuda:1 ...), mps or xpu",
+            "loading a model: {device} is not a device; give auto, cpu, cuda (or cuda:1 ...), mps or xpu, several with "
+            "commas between, or all",
+            device=device,
+        )
+    if len({each.partition(":")[0] for each in device.split(",")}) > 1:
+        raise ModelError(
+            "loading a model: {device} are devices of several kinds, whose sums differ in their last bits; give "
+            "devices of one kind",
             device=device,
         )
 

@@ -106,6 +106,7 @@ def build(
     top: int = 50,
     nulls: Sequence[str] | None = None,
     units: str | None = None,
+    device: str = "auto",
     workers: int = 1,
     engine: str = "processes",
     address: str | None = None,
@@ -120,6 +121,7 @@ def build(
     nulls    kinds of units that mean nothing, mined to compare with: ``random``, ``rotated``, ``shuffled``, and decoys
              of every neuron, ``chimera``, ``covariance``; the first two if None, () for none
     units    units to read instead of the model's neurons, as in `load_model`
+    device   as in `load_model`; of several (``cuda:0,cuda:1``, or ``all``) each has a process of its own
     workers  processes; the result is the same for any number
     engine   ``processes`` of this machine, or those of a ``ray`` cluster whose machines share the folder
     address  of the cluster (``auto``: the one of this machine); one of this machine alone is started if None
@@ -133,10 +135,10 @@ def build(
     from mnemoscope.model.nulls import DEFAULT
 
     check_engine(engine, address)
-    if units is not None:
+    if units is not None or device != "auto":
         from mnemoscope.model.load import load_model
 
-        model = load_model(model, units=units)
+        model = load_model(model, units=units, device=device)
     kinds = DEFAULT if nulls is None else nulls
     ray = cluster.Ray(workers, address) if engine == "ray" else None
     return Run.of(
@@ -153,12 +155,12 @@ def plan(
     nulls: Sequence[str] | None = None,
     units: str | None = None,
     workers: int = 1,
-    devices: int = 1,
+    devices: int | None = None,
 ) -> BuildPrice:
     """What `build` would take: tokens, time by stage, memory, disk, and what does not fit, from a few seconds of it.
 
     path     where the run is to be, whose disk is looked at
-    devices  how many there are such as the model's own
+    devices  how many there are such as the model's own; those that it was loaded for if None
     others   as in `build`
 
     Errors as of `build`.

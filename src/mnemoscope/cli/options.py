@@ -42,7 +42,11 @@ Only = Annotated[
 Workers = Annotated[int, typer.Option(help="Processes to use; the result is the same for any number.")]
 
 _Device = Annotated[
-    str, typer.Option(help="Where the model runs: auto (CUDA if there is one), cpu, cuda, cuda:1 ...")
+    str,
+    typer.Option(
+        help="Where the model runs: auto (CUDA if there is one), cpu, cuda, cuda:1 ...; of several (cuda:0,cuda:1), or "
+        "all, each has a process of a build, and what is too large for one is spread over them."
+    ),
 ]
 
 _Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
@@ -91,9 +95,9 @@ class _Loaded(Bundle):
         """ModelError for a precision that there is not, or a device that is not here."""
         check_loading(self.dtype, self.device)
         if self.device not in ("auto", "cpu"):  # which are always there; others only torch knows
-            from mnemoscope.model.devices import device
+            from mnemoscope.model.devices import named
 
-            device(self.device)
+            named(self.device)
 
 
 @dataclass(frozen=True)

@@ -163,8 +163,9 @@ def plan(
     nulls: Annotated[str, typer.Option(help="Units that mean nothing, as in build.")] = "random,rotated",
     workers: Workers = 1,
     devices: Annotated[
-        int, typer.Option(help="How many devices there are such as the one that is tried.")
-    ] = 1,
+        int | None,
+        typer.Option(help="How many devices there are such as the one that is tried; those given if none."),
+    ] = None,
     loading: Loading,
     as_json: AsJson = False,
 ) -> None:

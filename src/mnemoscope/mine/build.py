@@ -36,6 +36,7 @@ from mnemoscope.mine import kept_values, loop, values
 from mnemoscope.mine.places import HISTOGRAM_EDGES, HISTOGRAM_SHARE
 from mnemoscope.mine.reconstruction import check_place as check_units
 from mnemoscope.mine.statistics import RunStatistics
+from mnemoscope.model.devices import hardware
 from mnemoscope.model.load import load_model
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import DEFAULT, Nulls, recipe
@@ -76,7 +77,8 @@ def build(
              made in a folder of the cache (`remote.work_folder`), and uploaded when it is finished
     top      triggers kept for each neuron and polarity
     nulls    kinds of `mnemoscope.model.nulls.KINDS`, mined beside the neurons; () for none
-    workers  processes (CPU); the result is the same bit for bit whatever their number
+    workers  processes; the result is the same bit for bit whatever their number. A model that was loaded for several
+             devices has one on each of them
     engine   who mines, if not so many processes; the result is the same here, too
     report   called with a `Progress` after every step
 
@@ -86,7 +88,14 @@ def build(
     Raises RunMismatch when the folder holds something built from another model, corpus or options.
     """
     check_build(top, nulls, workers)
-    engine = engine or loop.Processes(workers)
+    if engine is not None and isinstance(model, Model) and model.devices:
+        raise RunError(
+            "building a run: a cluster gives each of its processes a device of its own, and {device} are of this "
+            "machine; give one, and how many processes with {workers}",
+            device=",".join(map(str, model.devices)),
+            workers=...,
+        )
+    engine = engine or loop.Processes(processes(model, workers))
     model, text, path, identity = prepared(model, text, path, top, nulls, engine)
     if not is_finished(path):
         folder = work_folder(path)
@@ -96,6 +105,18 @@ def build(
         _check_built(folder, identity)
         publish(folder, path, report)
     return _check_built(path, identity)
+
+
+def processes(model: object, workers: int) -> int:
+    """How many processes mine: one for each device that the model was loaded for, or as many as were asked for."""
+    each = len(model.devices) if isinstance(model, Model) else 0
+    if each and workers not in (1, each):
+        raise RunError(
+            f"building a run: {{workers}} processes were asked for, and {model.id} was loaded for {each} devices, each "
+            "of which has one; leave {workers} out",
+            workers=workers,
+        )
+    return each or workers
 
 
 def _check_built(path: Place, identity: dict[str, Any]) -> Run:
@@ -236,25 +257,25 @@ class Build:
 
     def states(self) -> loop.StateFactory[RunStatistics]:
         """How what is mined is begun and read back."""
-        nulls = Nulls.of(self.model, self.identity["nulls"])
-        return loop.StateFactory(
-            partial(RunStatistics.of, self.model, nulls, self.identity["top"]),
-            partial(RunStatistics.load, nulls),
-            RunStatistics.held,
-        )
+        return _states(self.model, self.identity["nulls"], self.identity["top"])
 
     def _claim(self) -> None:
         """Say what is being built here, or check that it is what was begun, if any of that is finished."""
         file = self.work / "identity.json"
+        here = dict(self.identity)
+        if isinstance(
+            self.text, Corpus
+        ):  # sums of two kinds of device differ in their last bits; merging mines none
+            here["device"] = hardware(self.model.device)
         if file.exists() and (self.work / "plan.json").exists():
             begun = json.loads(file.read_text(encoding="utf-8"))
             version = begun.get("schema_version", 1)  # format 1 did not say so here
             if version != SCHEMA_VERSION:
                 reason = other_format(version, SCHEMA_VERSION, REBUILD)
                 raise RunError(f"resuming the build in {self.writer.path}: {reason}")
-            compare(begun, self.identity, f"{self.writer.path} holds an unfinished run that was")
+            compare(begun, here, f"{self.writer.path} holds an unfinished run that was")
         else:
-            begun = {"schema_version": SCHEMA_VERSION} | self.identity
+            begun = {"schema_version": SCHEMA_VERSION} | here
             files.write(file, json.dumps(begun, indent=1), "writing the run")
 
     def _plan(self) -> Plan:
@@ -315,6 +336,11 @@ class Build:
         self.writer.sort_values_by_token()
         self.report(Progress("writing tables", total, total, "layers"))
 
+    def _mined_on(self) -> str:
+        """The kind of device."""
+        begun = json.loads((self.work / "identity.json").read_text(encoding="utf-8"))
+        return begun.get("device", self.model.device.type).partition(" ")[0]
+
     def _manifest(self, plan: Plan) -> dict[str, Any]:
         text = self.text
         return {
@@ -342,7 +368,7 @@ class Build:
                 "nulls": self.identity["nulls"],
                 "dtype": self.model.dtype,
                 "attention": str(getattr(self.model.hf.config, "_attn_implementation", None)),
-                "device": self.model.device.type,
+                "device": self._mined_on(),
                 "values_lens": values.LENS,
                 **({"values_projection": values.PROJECTION} if self.model.anatomy.bands else {}),
                 "shard_tokens": SHARD_TOKENS,
@@ -356,6 +382,16 @@ class Build:
             "excluded": EXCLUDED,
             "environment": _environment(),
         }
+
+
+def _states(model: Model, nulls: dict[str, Any] | None, top: int) -> loop.StateFactory[RunStatistics]:
+    units = Nulls.of(model, nulls)
+    return loop.StateFactory(
+        partial(RunStatistics.of, model, units, top),
+        partial(RunStatistics.load, units),
+        RunStatistics.held,
+        partial(_states, model, nulls, top),
+    )
 
 
 def vocabulary_rows(model: Model) -> pa.Table:
@@ -391,7 +427,7 @@ def compare(held: dict[str, Any], asked: dict[str, Any], holds: str) -> None:
     """`RunMismatch` where what is held was built otherwise than what is asked for."""
     # The id is a name: the same weights loaded by another name are the same model.
     for name, value in asked.items():
-        if name == "sampling" and name not in held:
+        if name in ("sampling", "device") and name not in held:  # as in builds from before
             continue
         if name != "model" and held.get(name) != value:
             path, before, now = _difference(name, held.get(name), value)

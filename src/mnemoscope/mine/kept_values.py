@@ -28,6 +28,7 @@ import torch
 from mnemoscope import files
 from mnemoscope.mine import values
 from mnemoscope.model import lens, packed, parts, reading, table
+from mnemoscope.model.devices import hardware
 from mnemoscope.model.model import Model
 from mnemoscope.model.state import weights
 
@@ -120,7 +121,6 @@ def _read(file: Path) -> pa.Table | None:
 def _key(model: Model) -> str:
     """A hash of everything that decides the bytes of the tables."""
     config = {name: value for name, value in model.hf.config.to_dict().items() if name not in _NAMES}
-    device = model.device.type if model.device.type == "cpu" else torch.cuda.get_device_name(model.device)
     digest = hashlib.sha256()
     facts = {
         "config": config,
@@ -131,7 +131,7 @@ def _key(model: Model) -> str:
         "lens": values.LENS,
         "kept": [values.VALUE_TOKENS, values.KEY_TOKENS],
         "torch": torch.__version__,
-        "device": device,
+        "device": hardware(model.device),
         "processor": torch.backends.cpu.get_cpu_capability(),
     }
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())

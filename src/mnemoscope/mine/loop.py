@@ -16,7 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from multiprocessing import parent_process
 from pathlib import Path
@@ -76,11 +76,13 @@ class StateFactory(Generic[S]):
     """How to start a state and how to read one back; both picklable, because workers call them.
 
     held  which shards a file holds, without reading what else there is; None to read it whole
+    anew  the same of the same model, once it was moved to another device; None where nothing lies on one
     """
 
     fresh: Callable[[], S]
     load: Callable[[Path], S]
     held: Callable[[Path], frozenset[int]] | None = None
+    anew: Callable[[], StateFactory[S]] | None = None
 
     def shards(self, file: Path) -> frozenset[int]:
         """The shards that a file holds."""
@@ -143,7 +145,7 @@ def run_shards(
 ) -> S:
     """Feed every shard of the plan to a state, resuming from the state files in the folder.
 
-    workers  processes; each holds a copy of the state, and all share one copy of the weights (CPU)
+    workers  processes; each holds a copy of the state, and all on one device share one copy of the weights
     engine   who does the shards, if not so many processes
     Raises whatever a worker raised; what was checkpointed stays.
     """
@@ -225,7 +227,8 @@ class _Tally:
 
 @dataclass(frozen=True)
 class Processes:
-    """So many processes on this machine, which share one copy of the weights; one of them is this one."""
+    """So many processes on this machine, each on one of the model's devices in turn. Those on one device share its copy
+    of the weights; a single one is this one."""
 
     workers: int = 1
 
@@ -352,7 +355,7 @@ def _stop_if_orphaned() -> None:
 
 def _spawn(mining: Mining[S], workers: int, shards: list[int], tell: Callable[[int], None]) -> None:
     """Run the shards in processes that take the next shard when they are free."""
-    context = mp.get_context("spawn")
+    context, places = mp.get_context("spawn"), mining.model.devices or (mining.model.device,)
     tasks, news = context.Queue(), context.Queue()
     for block in _blocks(shards, workers):
         tasks.put(block)
@@ -361,7 +364,11 @@ def _spawn(mining: Mining[S], workers: int, shards: list[int], tell: Callable[[i
     mining.model.hf.share_memory()
     threads = max(1, torch.get_num_threads() // workers)
     processes = [
-        context.Process(target=_work, args=(mining, mining.file(index), threads, tasks, news), daemon=True)
+        context.Process(
+            target=_work,
+            args=(mining, mining.file(index), places[index % len(places)], threads, tasks, news),
+            daemon=True,
+        )
         for index in range(workers)
     ]
     for process in processes:
@@ -429,10 +436,18 @@ def _ended(code: int) -> str:
     )
 
 
-def _work(mining: Mining[Any], file: Path, threads: int, tasks: Any, news: Any) -> None:
+def placed(mining: Mining[S], device: torch.device) -> Mining[S]:
+    """The same with the model on a device, and what is made of it there."""
+    if mining.model.move(device) and mining.factory.anew is not None:
+        return replace(mining, factory=mining.factory.anew())
+    return mining
+
+
+def _work(mining: Mining[Any], file: Path, device: torch.device, threads: int, tasks: Any, news: Any) -> None:
     """What a worker process runs."""
     torch.set_num_threads(threads)
     try:
+        mining = placed(mining, device)
         with locked(file.with_suffix(".lock"), file.parent.parent, _PATIENCE):
             shards = chain.from_iterable(iter(tasks.get, None))
             mined(mining, file, shards, lambda tokens: news.put(("tokens", tokens)))

@@ -17,7 +17,7 @@ from mnemoscope.arguments import check_build
 from mnemoscope.errors import RunError, RunMismatch
 from mnemoscope.location import Location, place
 from mnemoscope.mine import loop
-from mnemoscope.mine.build import TOP, Build, PlannedText, begun, compare, prepared
+from mnemoscope.mine.build import TOP, Build, PlannedText, begun, compare, prepared, processes
 from mnemoscope.mine.loop import Portion
 from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.load import load_model
@@ -53,7 +53,7 @@ def mine(
     report = report or (lambda _: None)
     path = _shared(path)
     check_build(top, nulls, workers)
-    engine = loop.Processes(workers)
+    engine = loop.Processes(processes(model, workers))
     model, text, _, identity = prepared(model, text, path, top, nulls, engine)
     with begun(model, path, PATIENCE) as writer:
         if writer is None:
@@ -106,7 +106,8 @@ def merge(
         return open_run(path)
     try:
         identity = json.loads((path / WORK / "identity.json").read_text(encoding="utf-8"))
-        del identity["schema_version"]
+        for name in ("schema_version", "device"):  # of what was begun, and not of what it is
+            identity.pop(name, None)
         plan = Plan.load(path / WORK)
     except OSError as error:
         raise RunError(f"merging parts: {path} holds none; mine them with build --shard first") from error

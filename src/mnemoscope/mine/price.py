@@ -74,16 +74,19 @@ def price(
     top: int = 50,
     nulls: Sequence[str] = DEFAULT,
     workers: int = 1,
-    devices: int = 1,
+    devices: int | None = None,
 ) -> BuildPrice:
     """What `build` would take of this model and text, with the same arguments; nothing is kept of what is tried.
 
     folder   where the run is to be: how much space there is
-    devices  how many there are such as the model's own, each with processes of its own
+    devices  how many there are such as the model's own, each with processes of its own; those that it was loaded for
+             if None
 
     Errors as of `build`.
     """
     check_build(top, nulls, workers)
+    several = len(model.devices) if model.device.type != "cpu" else 0  # of this machine; processors are one
+    devices = max(1, several) if devices is None else devices
     check_least("planning a build", 1, RunError, devices=devices)
     import duckdb  # noqa: F401 - what a build imports by and by is there when memory is looked at
     import pyarrow.dataset  # noqa: F401
@@ -106,7 +109,7 @@ def price(
         "writing tables": writing,
     }
     state = mined.state_bytes(read.shards)
-    processes = max(1, workers // devices) if model.device.type != "cpu" else workers
+    processes = several or (max(1, workers // devices) if model.device.type != "cpu" else workers)
     resident = max(before, mined.resident - mined.state_bytes(1))
     libraries = max(0, resident - _weights(model)) if processes > 1 else 0
     memory = {
@@ -121,7 +124,7 @@ def price(
     hashlib.sha256(bytes(_HASHED))
     hashing = (time.perf_counter() - begin) / _HASHED * (sum(disk.values()) + _weights(model))
     seconds["writing tables"] += hashing
-    work = sum(disk.values()) + disk["values"] + processes * devices * state
+    work = sum(disk.values()) + disk["values"] + (devices if several else processes * devices) * state
     return BuildPrice(
         model=model.id,
         corpus=text.id,

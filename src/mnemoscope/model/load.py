@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,7 +36,7 @@ from mnemoscope.model.fairseq_checkpoint import DICTIONARY, is_fairseq
 from mnemoscope.model.fairseq_checkpoint import load as load_fairseq
 from mnemoscope.model.model import NAMES, Model, embedding_rows, native_bf16
 from mnemoscope.model.packed import ordinary
-from mnemoscope.model.spread import home
+from mnemoscope.model.spread import home, is_spread
 from mnemoscope.model.unit_files import load_units
 from mnemoscope.model.unit_set import UnitSet
 from mnemoscope.records import AdapterEntry
@@ -47,6 +47,7 @@ from mnemoscope.text.tokenizer import accepted, check_rows
 if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
+_ROOM = 1.1  # bytes of a device for each that the weights take: a batch needs some
 _FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
@@ -71,7 +72,9 @@ def load_model(
     tokenizer needed beside a PreTrainedModel that does not say where it came from; one of transformers or
               `tokenizers`, or the folder or id of one
     dtype     ``auto`` (bf16 where the processor multiplies it natively, else fp32), ``fp32``, ``bf16``, ``fp16``
-    device    ``auto`` (a CUDA device when there is one), or a torch device
+    device    ``auto`` (a CUDA device when there is one), or a torch device; or several that are alike
+              (``cuda:0,cuda:1``; ``all`` of this machine): it lies on the first, and a build runs on each; what is too
+              large for one is spread over them by accelerate
     allow_unused  accept a checkpoint with tensors that nothing reads; `Model.unused` says which
     adapter   of PEFT, merged into the model that is loaded: a folder, or a Hugging Face id (OWNER/NAME@REVISION)
     units     read these instead of its neurons: ``sae:PATH_OR_REPO``, ``transcoder:PATH_OR_REPO`` or
@@ -82,9 +85,10 @@ def load_model(
     parts do not add up.
     """
     check_loading(dtype, device)
+    places: tuple[torch.device, ...] = ()
     say = progress or (lambda _: None)
     if isinstance(source, Model):
-        units = source.units if units is None else units
+        units, places = source.units if units is None else units, source.devices
         source, tokenizer = source.hf, tokenizer or source.tokenizer
     held = (
         load_units(units) if isinstance(units, str) else units
@@ -94,17 +98,19 @@ def load_model(
     merged: AdapterEntry | None = None
     if is_path(source):
         name = os.fspath(source)
-        target = devices.device(device)
+        places = devices.named(device)
+        target = places[0]
         where = _Where.of(name, revision, trust_remote_code, say)
         say("loading weights")
-        hf, unused = _weights(where, _dtype(dtype, target), target, allow_unused)
-        hf, path = (hf if hf.device == target else hf.to(target)).eval(), where.path
+        hf, unused = _weights(where, _dtype(dtype, target), places, allow_unused)
+        hf, path = (hf if hf.device == target or is_spread(hf) else hf.to(target)).eval(), where.path
         if adapter is not None:
             say("merging the adapter")
             hf, merged = adapters.merge(hf, os.fspath(adapter), name)
             name = f"{name} + {merged.id}"
     else:
         hf = unwrapped(source)
+        places = devices.named(device) if device != "auto" else places
         name = str(hf.config._name_or_path or type(hf).__name__)
         _check_applies(hf, dtype, device, revision, allow_unused, adapter)
         where = _Where(name, name, _commit(hf), trust_remote_code)
@@ -114,8 +120,19 @@ def load_model(
     check_rows(tokenizer, embedding_rows(hf), name)
     say("checking that the parts add up to the logits")
     anatomy, error = examine(hf)
+    several = () if len(places) < 2 or is_spread(hf) else places
     return Model(
-        hf, tokenizer, anatomy, name, _commit(hf) or revision, error, unused, path, merged, units=held
+        hf,
+        tokenizer,
+        anatomy,
+        name,
+        _commit(hf) or revision,
+        error,
+        unused,
+        path,
+        merged,
+        units=held,
+        devices=several,
     )
 
 
@@ -205,9 +222,9 @@ def _check_applies(
         raise ModelError(
             f"{doing}: dtype={dtype!r} was given and it is in {held}; convert it (hf.to(torch.{DTYPES[NAMES[dtype]]}))"
         )
-    if device != "auto" and not _same(devices.device(device), held_on):
+    if device != "auto" and not _same(first := devices.named(device)[0], held_on):
         raise ModelError(
-            f"{doing}: device={device!r} was given and it is on {held_on}; move it (hf.to({device!r}))"
+            f"{doing}: device={device!r} was given and it is on {held_on}; move it (hf.to({str(first)!r}))"
         )
     if revision is not None and revision != _commit(hf):
         raise ModelError(
@@ -311,7 +328,7 @@ def _check_folder(path: Path, name: str) -> None:
 
 
 def _weights(
-    where: _Where, dtype: torch.dtype, device: torch.device, allow_unused: bool
+    where: _Where, dtype: torch.dtype, places: Sequence[torch.device], allow_unused: bool
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model, and what of its checkpoint was left unused."""
     if is_fairseq(Path(where.source)):
@@ -326,9 +343,10 @@ def _weights(
                     "and no encoder that is known (`mnemoscope models` lists them); give one of these"
                 )
             packed = getattr(config, "quantization_config", None) is not None
+            # What is packed is packed where it will lie.
             placed = (
-                {"device_map": {"": device}} if packed else {}
-            )  # what is packed is packed where it will lie
+                {"device_map": {"": places[0]}} if packed else _spread(where, auto, config, dtype, places)
+            )
             # Weights that are pickles are never read. What does not fit is named below.
             hf, info = auto.from_pretrained(
                 where.source,
@@ -346,6 +364,37 @@ def _weights(
     if not packed and (folder := _folder(where)):
         check_types(where.name, folder, set(hf.state_dict()))
     return unwrapped(hf), unused
+
+
+def _spread(
+    where: _Where, auto: Any, config: Any, dtype: torch.dtype, places: Sequence[torch.device]
+) -> dict[str, Any]:
+    """Keywords of `from_pretrained` with which accelerate spreads over devices what one of them does not hold.
+
+    ModelError where all of them do not.
+    """
+    room = [int(free / _ROOM) for place in places if (free := devices.free(place)) is not None]
+    if not room:
+        return {}
+    try:
+        with torch.device("meta"):
+            blank = auto.from_config(config, dtype=dtype, trust_remote_code=where.trust_remote_code)
+    except (*_FAILURES, AttributeError, TypeError):  # what cannot be made without numbers is tried as it is
+        return {}
+    size = sum(weight.numel() * weight.element_size() for weight in blank.parameters())
+    if size <= min(room):
+        return {}
+    if size > sum(room):
+        held = " and ".join(f"{place} has {devices.free(place) or 0:,}" for place in places)
+        raise ModelError(
+            f"loading the model {where.name}: its weights take {size:,} bytes, which with what a batch takes do not "
+            f"fit: {held} free; give more of them in {{device}} (or all), a smaller dtype, or cpu",
+            device=...,
+        )
+    return {
+        "device_map": "auto",
+        "max_memory": {place.index or 0: size for place, size in zip(places, room, strict=True)},
+    }
 
 
 def _auto(config: Any) -> Any:

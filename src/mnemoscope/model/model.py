@@ -53,6 +53,7 @@ class Model:
     adapter     what was merged into it, and is named in its id
     alone       of an encoder-decoder only the encoder is looked at (`encoder`)
     units       units that are read instead of the neurons; the parts (``anatomy``) are then those with them in place
+    devices     all alike, on each of which one process of a build runs, the first being its own; none: on its own
     """
 
     hf: PreTrainedModel
@@ -66,6 +67,7 @@ class Model:
     adapter: AdapterEntry | None = None
     alone: bool = False
     units: UnitSet | None = None
+    devices: tuple[torch.device, ...] = ()
     _seen: Fingerprint | None = field(default=None, init=False, repr=False)
     _mode: Mode = field(default_factory=Mode, init=False, repr=False)
 
@@ -144,6 +146,18 @@ class Model:
                 self.anatomy = attached(self.anatomy, self.units.layers, f"{self.units.id} for {self.id}")
             self.__dict__.pop("_hash", None)
         self._seen = now
+
+    def move(self, device: torch.device) -> bool:
+        """Put the weights on a device, and prove there that the parts add up; whether they were on another one.
+
+        What was made of the parts before stays where it is, and must be made again.
+        """
+        if (self.device.type, self.device.index or 0) == (device.type, device.index or 0):
+            return False
+        self.hf.to(device)
+        self._seen = _NOTHING
+        self.refresh()
+        return True
 
     @property
     def encoder(self) -> Model:

@@ -373,7 +373,7 @@ class _Mixtures:
         for place, group in _rows(model, drawn):
             (shifts, signs), firsts = drawn[place], _firsts(group)
             every = np.arange(len(group.keys))
-            rows = [keys.double().cpu().numpy() for keys, _ in firsts]
+            rows = [keys.cpu().double().numpy() for keys, _ in firsts]
             offsets = [_biases(bias, every)[:, None] for _, bias in firsts]
             weights[place] = np.concatenate([_mixed(matrix, shifts, signs) for matrix in rows])
             biases[place] = np.concatenate([_mixed(column, shifts, signs)[:, 0] for column in offsets])
@@ -477,7 +477,7 @@ def _firsts(rows: Rows) -> list[tuple[Tensor, Tensor | None]]:
 
 def _directions(keys: Tensor, like: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """f64[count width]: isotropic, as long as the rows `like` of keys."""
-    rows = keys[torch.from_numpy(like)].double().cpu().numpy()
+    rows = keys[torch.from_numpy(like)].cpu().double().numpy()
     drawn = generator.standard_normal(rows.shape)
     return drawn * (_lengths(rows) / _lengths(drawn))[:, None]
 
@@ -487,7 +487,7 @@ def _lengths(rows: np.ndarray) -> np.ndarray:
 
 
 def _biases(bias: Tensor | None, like: np.ndarray) -> np.ndarray:
-    return np.zeros(len(like)) if bias is None else bias.double().cpu().numpy()[like]
+    return np.zeros(len(like)) if bias is None else bias.cpu().double().numpy()[like]
 
 
 def _orthonormal(rows: np.ndarray) -> np.ndarray:

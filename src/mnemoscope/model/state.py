@@ -21,6 +21,12 @@ from mnemoscope.model.packed import multiplied_out, packed, stored
 from mnemoscope.model.spread import waiting
 
 SAMPLED = 64  # entries of a matrix that are looked at; of a vector, all
+_BITS = {
+    1: torch.uint8,
+    2: torch.int16,
+    4: torch.int32,
+    8: torch.int64,
+}  # by bytes: whole numbers of the same bits
 
 
 class Fingerprint(NamedTuple):
@@ -30,8 +36,8 @@ class Fingerprint(NamedTuple):
 
     # Modules, their code, hooks, attention, experts, and how often autograd saw each weight written.
     structure: tuple[Any, ...]
-    # Of each vector and of sampled entries of each matrix, for writes that it did not see.
-    sums: tuple[float, ...]
+    # Of the bits of each vector and of sampled entries of each matrix, for writes that it did not see.
+    sums: tuple[int, ...]
     settings: tuple[Any, ...] = ()  # numbers that modules compute with: epsilons, multipliers, caps
 
 
@@ -104,13 +110,11 @@ def _settings(hf: nn.Module) -> tuple[Any, ...]:
 def _sums(hf: nn.Module) -> tuple[float, ...]:
     tensors = chain.from_iterable(map(stored, (*hf.parameters(), *_kept(hf))))
     sums = [
-        _sampled(tensor).double().sum()
+        _sampled(tensor).view(_BITS[tensor.element_size()]).sum(dtype=torch.int64)
         for tensor in tensors
         if not tensor.is_meta and (tensor.is_floating_point() or tensor.ndim < 2)
     ]
-    return (
-        tuple(torch.stack([total.to(sums[0].device) for total in sums]).nan_to_num().tolist()) if sums else ()
-    )
+    return tuple(torch.stack([total.to(sums[0].device) for total in sums]).tolist()) if sums else ()
 
 
 def _kept(hf: nn.Module) -> Iterator[Tensor]:
