@@ -72,7 +72,7 @@ class Geometry:
     def scatter(self) -> Float[Tensor, "width width"]:
         """sum_j (U_j - mean U)(U_j - mean U)^T."""
         mean = self.unembedding.mean(0, dtype=torch.float64)
-        total = torch.zeros(len(mean), len(mean))
+        total = torch.zeros(len(mean), len(mean), device=mean.device)
         for rows in self.unembedding.split(_ROWS_AT_ONCE):
             centred = rows.float() - mean.float()
             total += centred.T @ centred

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnemoscope.arguments import check_explanation
 from mnemoscope.errors import ModelNotSupported, QueryError
+from mnemoscope.model.devices import made_on
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.state import Fingerprint
@@ -108,7 +108,7 @@ def explain(
     check_explanation(lens, top, ablate, ablate_to, has_run=run is not None, projection=projection)
     _check(model, ablate, run)
     say = _Steps(report or (lambda _: None), 3 + (ablate > 0))
-    with model.running(), torch.inference_mode(), _on(model.device):
+    with model.running(), torch.inference_mode(), made_on(model.device):
         traces = _Traces(model, read_by_encoder(model, prompt))
         question = ask(
             model, prompt, target, foils, position, traces.logits, target_id=target_id, foil_ids=foil_ids,
@@ -193,11 +193,6 @@ def _evaluations(extremes: dict[str, ExtremeParts]) -> dict[str, int]:
     """By kind of part how many vectors were taken through the whole vocabulary, and of how many."""
     full = {kind: parts.full for kind, parts in extremes.items()}
     return full | {f"{kind}_of": parts.of for kind, parts in extremes.items()}
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """New tensors are made where the model is; on the CPU they are anyway, and asking costs at every call."""
-    return nullcontext() if device.type == "cpu" else device
 
 
 _GEOMETRIES: WeakKeyDictionary[Model, tuple[Fingerprint, Geometry]] = WeakKeyDictionary()
@@ -446,7 +441,8 @@ def _updates(prediction: TracedPrediction) -> dict[str, Sequence[object]]:
 
 def _gained(prediction: TracedPrediction, at: Tensor) -> list[float]:
     """What each update adds to a number [base] that is known at each base."""
-    return [float(at[after].double() - at[before].double()) for *_, before, after in prediction.steps]
+    known = at.tolist()
+    return [known[after] - known[before] for *_, before, after in prediction.steps]
 
 
 def _address(
@@ -456,7 +452,7 @@ def _address(
     layer, unit, count = group.tolist(), index.tolist(), prediction.sources
     traced, position = prediction.stream.layers, prediction.position
     if kind == "neurons":
-        coefficients = [float(traced[a].coefficients[position, b]) for a, b in zip(layer, unit, strict=True)]
+        coefficients = _numbers(traced[a].coefficients[position, b] for a, b in zip(layer, unit, strict=True))
         columns: dict[str, Sequence[object]] = {"layer": layer, "neuron": unit, "coefficient": coefficients}
         if not prediction.stream.anatomy.experts:
             return columns
@@ -466,12 +462,13 @@ def _address(
     if kind == "whole_heads":
         return {"layer": layer, "head": unit}
     source = [number % count for number in unit]
-    named = {"source": source, "source_token": [_pieces(prediction)[number] for number in source]}
+    pieces = _pieces(prediction)
+    named = {"source": source, "source_token": [pieces[number] for number in source]}
     if kind == "sources":
         return {"layer": layer, **named}
     head = [number // count for number in unit]
     looked = {a: prediction.stream.attention_weights(a, position) for a in set(layer)}
-    weights = [float(looked[a][h, s]) for a, h, s in zip(layer, head, source, strict=True)]
+    weights = _numbers(looked[a][h, s] for a, h, s in zip(layer, head, source, strict=True))
     return {"layer": layer, "head": head, **named, "weight": weights}
 
 
@@ -485,10 +482,15 @@ def _router_weights(
         for layer in set(layers)
         if (weights := traced[layer].weights) is not None
     }
-    return [
-        float(spread[layer][neuron]) if layer in spread else None
-        for layer, neuron in zip(layers, neurons, strict=True)
-    ]
+    pairs = list(zip(layers, neurons, strict=True))
+    known = iter(_numbers(spread[layer][neuron] for layer, neuron in pairs if layer in spread))
+    return [next(known) if layer in spread else None for layer, _ in pairs]
+
+
+def _numbers(scalars: Iterable[Tensor]) -> list[float]:
+    """The numbers of tensors of one dtype, fetched together."""
+    every = list(scalars)
+    return torch.stack(every).tolist() if every else []
 
 
 def _pieces(prediction: TracedPrediction) -> list[str]:
@@ -540,16 +542,22 @@ def _attention(prediction: TracedPrediction, heads: Sequence[tuple[int, int]]) -
     """Where heads look from the last tokens, and from the one that is explained."""
     stream, end = prediction.stream, prediction.sources - prediction.stream.encoded
     first = max(0, min(prediction.position, end - ATTENDED[1]))
-    rows: list[tuple[int, int, int, int, float]] = []
-    for layer, head in heads:
-        for query in range(first, min(end, first + ATTENDED[1])):
-            weights = stream.attention_weights(layer, query)[head].float()
-            seen = (weights >= LEAST_WEIGHT).nonzero().flatten()
-            pairs = zip(seen.tolist(), weights[seen].tolist(), strict=True)
-            rows += ((layer, head, stream.encoded + query, source, weight) for source, weight in pairs)
-    names = ("layer", "head", "query", "source", "weight")
-    columns = zip(*rows, strict=True) if rows else ((),) * len(names)
-    return _frame(dict(zip(names, columns, strict=True)))
+    last = min(end, first + ATTENDED[1])
+    places = [(layer, head, query) for layer, head in heads for query in range(first, last)]
+    looked = [stream.attention_weights(layer, query)[head].float() for layer, head, query in places]
+    weights = nn.utils.rnn.pad_sequence(looked, batch_first=True) if looked else torch.zeros(0, 0)
+    row, source = (weights >= LEAST_WEIGHT).nonzero(as_tuple=True)
+    seen, weight = [places[number] for number in row.tolist()], weights[row, source].tolist()
+    layers, where, queries_of = ([place[axis] for place in seen] for axis in range(3))
+    return _frame(
+        {
+            "layer": layers,
+            "head": where,
+            "query": [stream.encoded + query for query in queries_of],
+            "source": source.tolist(),
+            "weight": weight,
+        }
+    )
 
 
 def _contrast(
@@ -577,8 +585,8 @@ def _contrast(
             [flat[:, column].argsort(descending=side) for column in (0, 1) for side in (True, False)]
         )
         chosen = torch.cat([order[:top] for order in rows.split(len(flat))]).unique()
-        places = Cells(tuple(group.size for group in groups)).place(chosen.numpy())
-        group, index = map(torch.from_numpy, places)
+        places = Cells(tuple(group.size for group in groups)).place(chosen.cpu().numpy())
+        group, index = map(torch.as_tensor, places)
         frames[kind] = _rows(prediction, kind, group, index, flat[chosen], logits=False)
     parts, layers = zip(*names, strict=True)
     return Contrast(

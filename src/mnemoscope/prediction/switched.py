@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
@@ -17,7 +16,6 @@ from mnemoscope.model.unit_parts import beside_update, rebuilt_at, unit_parts, u
 from mnemoscope.model.units import POINTS, RESIDUAL
 from mnemoscope.prediction.bases import ResidualBases
 from mnemoscope.prediction.switching import (
-    Linear,
     Switches,
     adjoint,
     chain,
@@ -120,43 +118,51 @@ def _queries_of(
     cells = Cells(tuple(len(written.shares) for written in below))
     shares = torch.cat([written.shares for written in below])
     largest = shares.abs().topk(min(ROWS, len(shares))).indices
-    rows, shown = [], float(memory.share.bias[0])
-    coefficient, sums = float(memory.coefficient[0]), torch.zeros(3, dtype=torch.float64)
+    largest = largest[shares[largest] != 0]
+    gate = stream.layers[memory.layer].gate[position, memory.neurons[0]]
+    known = torch.stack([memory.share.bias[0], memory.coefficient[0].float(), gate.float()]).tolist()
+    shown, coefficient, pre_activation = known
     address = memory.layer, int(memory.neurons[0])
 
-    def row(query: tuple[object, ...], share: float, values: Tensor) -> tuple[object, ...]:
-        gate, up, inner = values.tolist()
+    def row(query: tuple[object, ...], share: float, values: Sequence[float]) -> tuple[object, ...]:
+        gate, up, inner = values
         credit = increase * share / coefficient if coefficient else 0.0
         branches = (gate, up if memory.up is not None else None)
         return *address, *query, share, *branches, inner, inner * increase, credit
 
-    for index in largest[shares[largest] != 0].tolist():
-        place, unit = (int(number) for number in cells.place(np.array(index)))
+    places = [each.tolist() for each in cells.place(largest.cpu().numpy())]
+    vectors = [below[place].vector(unit) for place, unit in zip(*places, strict=True)]
+    branches = _branches(memory, torch.stack(vectors)) if vectors else []
+    rows = []
+    for place, unit, share, values in zip(*places, shares[largest].tolist(), branches, strict=True):
         kind, layer = below[place].kind, below[place].layer
         named: tuple[object, ...] = (kind, None if kind == "embedding" else layer, None, None, None)
         if kind == "head":
             named = (kind, layer, unit // count, unit % count, pieces[unit % count])
         elif kind == "neuron":
             named = (kind, layer, unit, None, None)
-        values = _branches(memory, partial(Linear.of, queries=below[place].vector(unit)[None]))
-        sums += values
-        shown += float(shares[index])
-        rows.append(row(named, float(shares[index]), values))
+        shown += share
+        rows.append(row(named, share, values))
     none = (None, None, None, None)
-    bias = _branches(memory, lambda linear: linear.bias)
-    if bool(bias.any()):
-        rows.append(row(("key bias", *none), float(memory.share.bias[0]), bias))
-    gate = prediction.stream.layers[memory.layer].gate[position, memory.neurons[0]]
-    whole = torch.tensor([coefficient, coefficient, float(gate)], dtype=torch.float64)
-    rows.append(row(("remainder", *none), coefficient - shown, whole - sums - bias))
+    (bias,) = _branches(memory, None)
+    if any(bias):
+        rows.append(row(("key bias", *none), known[0], bias))
+    whole = (coefficient, coefficient, pre_activation)
+    left = [all_of - sum(each) - fixed for all_of, fixed, *each in zip(whole, bias, *branches, strict=True)]
+    rows.append(row(("remainder", *none), coefficient - shown, left))
     return rows
 
 
-def _branches(memory: Switches, read: Callable[[Linear], Tensor]) -> Tensor:
-    """Shares by the gate alone and by the other branch alone, and the inner product with the key; 0 if plain."""
+def _branches(memory: Switches, vectors: Float[Tensor, "query width"] | None) -> list[list[float]]:
+    """Shares of each vector by the gate alone and by the other branch alone, and the inner product with the key; 0 if
+    plain. Of no vectors those of the bias."""
     branches = (memory.gate, memory.up, memory.inner)
-    values = [0.0 if linear is None else float(read(linear)) for linear in branches]
-    return torch.tensor(values, dtype=torch.float64)
+    read = [
+        None if linear is None else linear.bias if vectors is None else linear.of(vectors)[:, 0]
+        for linear in branches
+    ]
+    like = next(each for each in read if each is not None)
+    return torch.stack([torch.zeros_like(like) if each is None else each for each in read], -1).tolist()
 
 
 def _below(
@@ -227,15 +233,17 @@ def chained(
         columns = [*neurons.columns[:before], nothing, *neurons.columns[before:]]
         return neurons.select(columns), heads.with_columns(nothing)
     cells = Cells(anatomy.sizes)
-    shown = torch.from_numpy(cells.cell(neurons["layer"], neurons["neuron"]))
+    shown = torch.as_tensor(cells.cell(neurons["layer"], neurons["neuron"]))
     scores = torch.zeros(len(cells))
     scores[shown] = torch.tensor(neurons["leave_one_out"].to_list(), dtype=scores.dtype)
     recursive = chain(prediction.stream, prediction.position, scores)
     totals = recursive.total[shown].double().tolist()
-    earned = []
-    for layer, head, source, left in heads.select("layer", "head", "source", "leave_one_out").iter_rows():
-        pull = recursive.pull[layer + anatomy.parallel]
-        earned.append(left + float(prediction.attention(layer)[head, source] @ pull))
+    brought = [
+        prediction.attention(layer)[head, source] @ recursive.pull[layer + anatomy.parallel]
+        for layer, head, source in heads.select("layer", "head", "source").iter_rows()
+    ]
+    more = torch.stack(brought).tolist() if brought else []
+    earned = [left + each for left, each in zip(heads["leave_one_out"], more, strict=True)]
     column = neurons.columns.index("promotes")
     return (
         neurons.insert_column(column, pl.Series("chain", totals, pl.Float64)),

@@ -14,6 +14,7 @@ from torch import nn
 
 from mnemoscope.arguments import check_study
 from mnemoscope.errors import QueryError
+from mnemoscope.model.devices import made_on
 from mnemoscope.model.model import Model
 from mnemoscope.model.parts import Layer
 from mnemoscope.records import Progress
@@ -98,10 +99,12 @@ def _add(
     }
     folder = run.folder / WORK / f"{measurement.name}-{positions.digest(about)}"
     folder.mkdir(parents=True, exist_ok=True)
-    with model.running():
+    with model.running(), made_on(model.device):
         added = JOBS[measurement.name](run, model, sizes, Work(folder, report))
-    tables = {} if isinstance(added, Run) else added
-    run = add_tables(run.path, tables, {measurement.key: measurement.sizes(sizes)})
+        tables = {} if isinstance(added, Run) else added
+        run = add_tables(
+            run.path, tables, {measurement.key: measurement.sizes(sizes)}
+        )  # which makes some of them
     _remove(folder)
     return run
 

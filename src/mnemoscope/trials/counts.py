@@ -42,20 +42,16 @@ _ROWS = 128
 class LayerBatch:
     """One place of one batch for one kind of unit; of an expert the positions are those that were routed to it.
 
-    values    f32[position unit]
-    gate, up  f32[position unit], None if not gated
+    columns  of any dtype and device; what is asked for is brought here
     """
 
     masks: BatchMasks
-    values: np.ndarray
-    gate: np.ndarray | None
-    up: np.ndarray | None
+    columns: NullColumns
 
-    @classmethod
-    def of(cls, columns: NullColumns, masks: BatchMasks) -> LayerBatch:
-        """Bring coefficients of any dtype and device here."""
-        gate, up = (None if signal is None else _matrix(signal) for signal in (columns.gate, columns.up))
-        return cls(masks, _matrix(columns.coefficients), gate, up)
+    @cached_property
+    def values(self) -> np.ndarray:
+        """f32[position unit]: coefficients."""
+        return _matrix(self.columns.coefficients)
 
     @cached_property
     def bins(self) -> np.ndarray:
@@ -70,9 +66,9 @@ class LayerBatch:
     @cached_property
     def quadrant(self) -> np.ndarray:
         """u8[row unit]: sign quadrants of gate and up; empty if not gated."""
-        gate, up = self.gate, self.up
-        if gate is None or up is None:
+        if self.columns.gate is None or self.columns.up is None:
             return np.zeros((0, 0), np.uint8)
+        gate, up = _matrix(self.columns.gate), _matrix(self.columns.up)
         quadrant = np.empty(self.bins.shape, np.uint8)
         _share(
             lambda first, last: counting.sign_quadrants(gate, up, self.masks.rows, first, last, quadrant),
@@ -273,7 +269,7 @@ class TestCounts:
     def update(self, place: int, batch: LayerBatch) -> None:
         """Count the counted positions."""
         masks, chosen, here = batch.masks, self.chosen, self.chosen.claims.of(place)
-        bins, quadrant, gated = batch.bins, batch.quadrant, batch.gate is not None
+        bins, quadrant, gated = batch.bins, batch.quadrant, batch.columns.gate is not None
         self.gated[0] |= gated
         claims, threshold = chosen.claims, chosen.threshold[here]
         unit, polarity, column = claims.unit[here], claims.polarity[here], claims.column[here]
@@ -377,7 +373,7 @@ class CountingState:
         if self._nulls is not None:
             columns |= self._nulls.columns(layer, batch, signals)
         for kind, counts in self.parts.items():
-            counts.update(place, LayerBatch.of(columns[kind], masks))
+            counts.update(place, LayerBatch(masks, columns[kind]))
 
     def finish_shard(self, shard: int) -> None:
         """All batches of a shard have been given; RunError when it was in already."""

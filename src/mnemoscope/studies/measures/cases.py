@@ -237,7 +237,7 @@ def extremes(prediction: TracedPrediction) -> pl.DataFrame:
     every = torch.cat(moved)
     order = torch.argsort(every, descending=True, stable=True)
     chosen = torch.cat([order[:TOP], order[-TOP:]]).unique()
-    layers, neurons = Cells(prediction.stream.anatomy.sizes).place(chosen.numpy())
+    layers, neurons = Cells(prediction.stream.anatomy.sizes).place(chosen.cpu().numpy())
     frame = {"layer": layers, "neuron": neurons, "increase": every[chosen].cpu().numpy()}
     return pl.DataFrame(frame).filter(pl.col("increase") != 0)
 
@@ -247,14 +247,14 @@ def told_apart(prediction: TracedPrediction, shown: pl.DataFrame) -> pl.DataFram
     place = ["layer", "neuron"]
     best = shown.sort("increase", descending=True, maintain_order=True).head(NEURONS)
     addresses = list(best.select(place).iter_rows())
-    layer, neuron = torch.tensor(addresses).T
+    layer, neuron = np.array(addresses, np.int64).reshape(-1, 2).T
     vectors = torch.cat(
         [prediction.stream.neuron_parts(a, prediction.position, torch.tensor([b])) for a, b in addresses]
     )
     coefficient = [
         float(prediction.stream.layers[a].coefficients[prediction.position, b]) for a, b in addresses
     ]
-    moved = prediction.odds(vectors, 2 * layer + 1)[..., 0]
+    moved = prediction.odds(vectors, torch.as_tensor(2 * layer + 1))[..., 0]
     cells = Cells(prediction.stream.anatomy.sizes)
     chains = _chains(prediction, shown)[torch.from_numpy(cells.cell(layer, neuron))]
     scores = Lens.of(prediction.stream.anatomy, "own", "flat").raw_logits(vectors)
@@ -264,8 +264,8 @@ def told_apart(prediction: TracedPrediction, shown: pl.DataFrame) -> pl.DataFram
     frame = pl.DataFrame(
         {
             "rank": range(len(addresses)),
-            "layer": layer.numpy(),
-            "neuron": neuron.numpy(),
+            "layer": layer,
+            "neuron": neuron,
             "coefficient": coefficient,
             "difference": moved[:, 0].cpu().numpy(),
             "chain": chains.cpu().numpy(),

@@ -123,7 +123,7 @@ def _cosines(
 
 
 def _units(rows: Tensor) -> np.ndarray:
-    vectors = rows.detach().double().cpu().numpy()
+    vectors = rows.detach().cpu().double().numpy()
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(length > 0, length, np.nan)
 

@@ -152,7 +152,11 @@ def crosslayer(
     rows = {"query": torch.arange(len(queries)), **asked, **upper}
     layers, neurons = _layers(stream, position, ranked, pulls)
     layers |= {name: torch.tensor([counts[name] for counts in called]) for name in called[0]}
-    return {n: c.numpy() for n, c in rows.items()}, {n: c.numpy() for n, c in layers.items()}, neurons
+    return (
+        {n: c.cpu().numpy() for n, c in rows.items()},
+        {n: c.cpu().numpy() for n, c in layers.items()},
+        neurons,
+    )
 
 
 def _pull(switched: Switches, neurons: RankedNeurons) -> Pull:
@@ -220,7 +224,7 @@ def dealt(
     groups = torch.arange(len(order)) // size
     out = rows.clone()
     for row in range(len(rows)):
-        drawn = torch.from_numpy(generator.random(len(order)))
+        drawn = torch.as_tensor(generator.random(len(order)), device=order.device)
         # Within each group in a random order: the groups are ascending, and one more than any draw apart.
         out[row, order] = rows[row, order[torch.argsort(groups + drawn)]]
     return out
@@ -277,7 +281,7 @@ def _layers(
         counts[f"{name}_mass"] = size / size.sum().clamp_min(1e-300)
     scores = {"query": query, "chain": chained, "asked": asked}
     top = [
-        {name: score.split(sizes)[layer][neurons.top].numpy() for name, score in scores.items()}
+        {name: score.split(sizes)[layer][neurons.top].cpu().numpy() for name, score in scores.items()}
         for layer, neurons in enumerate(ranked)
     ]
     return {"layer": torch.arange(len(ranked)), **counts}, top

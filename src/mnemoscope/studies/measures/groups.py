@@ -108,7 +108,7 @@ class Scoring:
             "coefficient": torch.cat(coefficients).abs(),
             "standing": torch.cat(standing),
         }
-        return {name: score.double().cpu().numpy() for name, score in scores.items()}, weight.cpu().numpy()
+        return {name: score.cpu().double().numpy() for name, score in scores.items()}, weight.cpu().numpy()
 
     def _standing(self, vectors: Float[Tensor, "neuron width"], token: int) -> Float[Tensor, " neuron"]:
         """(logit of the token - mean logit) / standard deviation over the vocabulary; least for who writes nothing."""

@@ -215,7 +215,7 @@ def _rows(
     with torch.inference_mode():
         place = ranks(logits, wanted.expand(len(logits), 2)).int().cpu().numpy()
         log_p = (logits[:, fixed["token"]].double() - logits.double().logsumexp(1)).float().cpu().numpy()
-    count, point = len(log_p), points.numpy()
+    count, point = len(log_p), points.cpu().numpy()
     return {
         **{name: np.full(count, value) for name, value in fixed.items()},
         "point": point,

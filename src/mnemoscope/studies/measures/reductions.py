@@ -1,4 +1,5 @@
-"""Compiled loops over rows of logits, each row read while it is in the cache; told slowly in the tests.
+"""Compiled loops over rows of logits, each row read while it is in the cache; told slowly in the tests. On an
+accelerator torch does the same where they are.
 
 torch takes ten times as long for both: its `argmax` carries the place along, and a comparison is summed as booleans.
 Every row is by itself, so that results depend on no other row and on no number of threads. NaN is not looked for.
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemoscope.mine.device import elsewhere
 from mnemoscope.mine.kernel import _compiled
 from mnemoscope.mine.reading import share_out
 
@@ -24,6 +26,8 @@ _CHUNK = 512  # logits among which one is looked for at once
 
 def first_largest(scores: Float[Tensor, "row token"]) -> Int[Tensor, " row"]:
     """Where each row is largest; the first of equals."""
+    if elsewhere(scores):
+        return scores.argmax(-1)
     best = np.empty(len(scores), np.int64)
     _shared_out(_first_largest, scores.cpu().numpy(), best)
     return torch.from_numpy(best).to(scores.device)
@@ -31,6 +35,9 @@ def first_largest(scores: Float[Tensor, "row token"]) -> Int[Tensor, " row"]:
 
 def ranks(scores: Float[Tensor, "row token"], tokens: Int[Tensor, "row chosen"]) -> Int[Tensor, "row chosen"]:
     """How many tokens of its row score higher than each chosen one."""
+    if elsewhere(scores):
+        least = scores.gather(-1, tokens).unbind(-1)
+        return torch.stack([(scores > each[:, None]).sum(-1) for each in least], -1)
     above = np.empty(tuple(tokens.shape), np.int64)
     _shared_out(_ranks, scores.cpu().numpy(), tokens.cpu().contiguous().numpy(), above)
     return torch.from_numpy(above).to(scores.device)
@@ -55,6 +62,10 @@ def central_powers(
     scores: Float[Tensor, "row token"], mean: Float[Tensor, " row"]
 ) -> Float[Tensor, "row power"]:
     """Sums of the second, third and fourth powers of (score - mean) of each row, of differences in fp32; fp64."""
+    if elsewhere(scores):
+        d = scores - mean[:, None]
+        powers = (d * d, d * d * d, (d * d).square())
+        return torch.stack([power.sum(-1, dtype=torch.float64) for power in powers], -1)
     sums = np.empty((len(scores), 3))
     _shared_out(_powers, scores.cpu().numpy(), mean.cpu().numpy(), sums)
     return torch.from_numpy(sums).to(scores.device)
@@ -62,6 +73,8 @@ def central_powers(
 
 def _sums(values: Float[Tensor, "row token"]) -> Float[Tensor, " row"]:
     """Sums of fp32 in fp64, always in the same order."""
+    if elsewhere(values):
+        return values.sum(-1, dtype=torch.float64)
     total = np.empty(len(values))
     _shared_out(_add, values.cpu().numpy(), total)
     return torch.from_numpy(total).to(values.device)

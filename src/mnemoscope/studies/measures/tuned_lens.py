@@ -204,11 +204,11 @@ class FittedText:
         for rows in packed(np.argsort(lengths, kind="stable"), lengths, _READ):
             report(Progress("reading residuals", done, total, "positions"))
             tokens, _ = padded([contexts[row][0] for row in rows])
-            counted = torch.zeros(tokens.shape, dtype=torch.bool)
+            counted = np.zeros(tokens.shape, bool)
             for place, row in enumerate(rows):
-                counted[place, : lengths[row]] = torch.from_numpy(contexts[row][1])
+                counted[place, : lengths[row]] = contexts[row][1]
             seen = residuals(model, torch.from_numpy(tokens.astype(np.int64)))
-            chosen = counted.to(model.device)
+            chosen = torch.from_numpy(counted).to(model.device)
             residual.append(seen["Lres"][:, chosen])
             final.append(seen["Lout"][-1][chosen])
             done += int(counted.sum())
@@ -316,11 +316,11 @@ class _Task:
 
 def _tasks(own: Lens, final: Float[Tensor, "row width"], steps: int, seed: int) -> list[_Task]:
     generator = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.int64)
+    order = torch.empty(0, dtype=torch.int64, device="cpu")
     tasks = []
     for _ in range(steps):
         if len(order) < min(_BATCH, len(final)):
-            order = torch.cat([order, torch.randperm(len(final), generator=generator)])
+            order = torch.cat([order, torch.randperm(len(final), generator=generator, device="cpu")])
         rows, order = order[:_BATCH], order[_BATCH:]
         rows = rows.to(final.device)
         with torch.no_grad():
@@ -341,7 +341,7 @@ def _sampled(
     others = torch.ones(len(mass), dtype=torch.bool, device=mass.device)
     others[probable] = False
     rest = others.nonzero()[:, 0]
-    drawn = rest[torch.randperm(len(rest), generator=generator)[:_DRAWN].to(rest.device)]
+    drawn = rest[torch.randperm(len(rest), generator=generator, device="cpu")[:_DRAWN].to(rest.device)]
     extra = torch.cat([mass.new_zeros(_PROBABLE), mass.new_full((_DRAWN,), math.log(len(rest) / _DRAWN))])
     return torch.cat([probable, drawn]), extra
 

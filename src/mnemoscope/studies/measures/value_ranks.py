@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemoscope.mine.device import elsewhere
 from mnemoscope.mine.reading import share_out
 from mnemoscope.mine.values import LENS, PROJECTION, value_vectors
 from mnemoscope.model.lens import Lens
@@ -180,7 +181,8 @@ class ValueRanks:
         """Read once and kept under the name."""
         places = marked(lens.unembedding.shape[0])
         marks = work.kept(name, lambda: _sorted(lens, layer, places))
-        return cls(lens, torch.from_numpy(marks), torch.from_numpy(places))
+        device = lens.unembedding.device
+        return cls(lens, *(torch.from_numpy(each).to(device) for each in (marks, places)))
 
     def rank(
         self, vectors: Float[Tensor, "neuron width"], negative: Tensor, token: int
@@ -206,9 +208,14 @@ def _sorted(lens: Lens, layer: Layer, places: np.ndarray) -> np.ndarray:
     """f32[neuron, mark]"""
     marks = []
     for tile in _unit(lens, value_vectors(layer)).split(_TILE):
-        scores = (tile @ lens.unembedding.T).cpu().numpy()
+        product = tile @ lens.unembedding.T
+        at = product.shape[1] - 1 - places
+        if elsewhere(product):
+            marks.append(product.sort().values[:, torch.from_numpy(at).to(product.device)].cpu().numpy())
+            continue
+        scores = product.numpy()
         share_out(lambda row: scores[row].sort(), range(len(scores)))  # noqa: B023
-        marks.append(scores[:, scores.shape[1] - 1 - places])
+        marks.append(scores[:, at])
     return np.concatenate(marks)
 
 
