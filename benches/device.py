@@ -1,13 +1,19 @@
 """What each command costs on an accelerator beside a plain forward pass, in one script of at most six minutes.
 
 Models of the shapes of Llama 3.2 1B and Llama 3.1 8B are made on the device, with random weights, and nothing is
-downloaded. One JSON object a line, for each shape:
+downloaded. One JSON object a line, for each shape, with the phases in it; what fails in one is said in its place, and
+the others are measured all the same:
 
-    forward   ``model(input_ids)`` with the language-model head over batches of 4,096 tokens
-    build     the capture and every accumulator over the same batches, in turn (aim: at most 1.10 of forward)
-    values    values and keys of one layer through the vocabulary (aim: at most 1.5 of the bare products)
-    explain   one prediction after 64 tokens, the second time it is asked
-    peak      memory of the device in each of these, of the process on a CPU
+    build          ``model(input_ids)`` with the language-model head over batches of 4,096 tokens, and the capture and
+                   every accumulator over the same batches, in turn (aim: at most 1.10 of forward)
+    values         values and keys of one layer through the vocabulary (aim: at most 1.5 of the bare products)
+    explain        one prediction after 64 tokens with a foil, the second time it is asked
+    contributions  one example of 64 tokens of the study's contributions, as its second
+    study          residuals at the end of 64 prefixes, and of one layer its weights and the ranks in its values
+    patterns       counting `PATTERNS` columns for every neuron beside the pass over a batch, and the pass alone
+
+Each has its seconds, where tokens are read their ratio to a plain forward pass of as many (`forwards`), and the most
+memory of the device, of the process on a CPU.
 
     python -m benches.device [--device auto] [--shapes 1b,8b] [--seconds 330]
     python -m benches.device --tiny    # a few layers on a CPU: tries the script, its figures mean nothing
@@ -21,10 +27,10 @@ import json
 import resource
 import string
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,13 +40,25 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from benches.values import products
 from mnemoscope.mine import values
 from mnemoscope.mine.device import has_triton
+from mnemoscope.mine.kernel import BINS
 from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.capture import Capture
+from mnemoscope.model.devices import hardware, made_on
+from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import Nulls
 from mnemoscope.model.reading import describe
 from mnemoscope.prediction.explain import explain
-from mnemoscope.records import ContextBatch
+from mnemoscope.records import NEURON, ContextBatch
+from mnemoscope.run.text import Text
+from mnemoscope.studies.measures import lenses, weights
+from mnemoscope.studies.measures.contributions import ContributionSurvey
+from mnemoscope.studies.measures.positions import Work
+from mnemoscope.studies.measures.value_ranks import ValueRanks
+from mnemoscope.text.spelling import vocabulary_of
+from mnemoscope.trials.counts import CandidateCounts, CountingState
+from mnemoscope.trials.groups import UnitPlaces
+from mnemoscope.trials.masked_text import MaskedText, last_tokens
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"width": 64, "neurons": 96, "layers": 2, "heads": 4, "kv_heads": 2, "vocabulary": 700},
@@ -49,7 +67,9 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 LENGTH = 256  # tokens of a context
 WARM_UP = 2  # batches: compilation, first touch of memory, lists that are empty
-SHARES = {"build": 0.6}  # of the time that a shape has; the rest takes what it takes
+BUILD = 0.4  # of the time that a shape has; the rest takes what it takes, and what is left then
+PROMPT = 64  # tokens
+PATTERNS = 64  # columns
 
 
 def words(count: int) -> PreTrainedTokenizerFast:
@@ -102,7 +122,6 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.peak: dict[str, float] = {}
 
     def __call__(self, work: Callable[[], object]) -> float:
         """Seconds until the device has done it."""
@@ -116,15 +135,22 @@ class Clock:
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
 
-    @contextmanager
-    def of(self, name: str) -> Any:
-        """GiB at the most while this is entered."""
-        cuda = self._device.type == "cuda"
+    def of(self, phase: Callable[[], dict[str, object]]) -> dict[str, object]:
+        """What a phase says, with its seconds and GiB at the most; and if it fails, how."""
+        cuda, begin = self._device.type == "cuda", time.perf_counter()
         if cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
-        yield
+        try:
+            said = phase()
+        except Exception as error:  # the others are measured all the same
+            said = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+        if cuda:
+            torch.cuda.empty_cache()
         most = torch.cuda.max_memory_allocated(self._device) if cuda else 1024 * _resident()
-        self.peak[name] = round(most / 2**30, 2)
+        return said | {
+            "all_seconds": round(time.perf_counter() - begin, 2),
+            "peak_gib": round(most / 2**30, 2),
+        }
 
 
 def _resident() -> int:
@@ -165,39 +191,139 @@ def building(model: Model, clock: Clock, seconds: float, contexts: int) -> dict[
     }
 
 
+def reading(model: Model, clock: Clock) -> dict[str, object]:
+    """Values and keys of the first layer, and the products alone."""
+    for _ in range(2):
+        bare = clock(lambda: products(model, values._TOKENS))
+        read = clock(lambda: list(values.layers(model, [0])))
+    return {"seconds": round(read, 3), "products": round(bare, 3), "to_products": round(read / bare, 3)}
+
+
+def plain(model: Model, clock: Clock, tokens: int, rows: int = 1) -> float:
+    """Seconds of a plain forward pass."""
+    ids = (
+        torch.from_numpy(batch_of(0, rows, model.anatomy.vocabulary).tokens[:, :tokens])
+        .long()
+        .to(model.device)
+    )
+    with torch.inference_mode():
+        return [clock(lambda: model.hf(input_ids=ids, use_cache=False)) for _ in range(2)][-1]
+
+
+def timed(model: Model, clock: Clock, work: Callable[[], object], tokens: int = PROMPT) -> dict[str, object]:
+    """Seconds of work that is done twice, the first time with all that is made once."""
+    first, again = clock(work), clock(work)
+    return {
+        "first": round(first, 2),
+        "seconds": round(again, 3),
+        "forwards": round(again / plain(model, clock, tokens), 1),
+    }
+
+
+def explaining(model: Model, clock: Clock) -> dict[str, object]:
+    """A prediction after `PROMPT` tokens."""
+    names = [name.replace("Ġ", "") for name in model.tokenizer.convert_ids_to_tokens(range(2, PROMPT + 4))]
+    prompt, target, foil = " ".join(names[:PROMPT]), f" {names[PROMPT]}", f" {names[PROMPT + 1]}"
+    return timed(model, clock, lambda: explain(model, prompt, target, [foil]))
+
+
+def contributing(model: Model, clock: Clock) -> dict[str, object]:
+    """One example of the study's contributions; ranks of values are read for four layers before."""
+    vocabulary = model.anatomy.vocabulary
+    words = vocabulary_of(model.tokenizer, vocabulary)
+    prefix = batch_of(0, 1, vocabulary).tokens[0, :PROMPT]
+    with (
+        tempfile.TemporaryDirectory() as folder, model.running(), made_on(model.device), torch.inference_mode(),
+    ):  # fmt: skip
+        made: list[ContributionSurvey] = []
+        before = clock(
+            lambda: made.append(ContributionSurvey.of(model, words, "frozen", 4, Work(Path(folder))))
+        )
+
+        def example() -> object:
+            generator = np.random.default_rng(0)
+            return made[0].example(
+                prefix, {}, ("model", "null"), lambda token: (token + 1) % vocabulary, generator
+            )
+
+        return {"ranks_of_four_layers": round(before, 2)} | timed(model, clock, example)
+
+
+def studying(model: Model, clock: Clock) -> dict[str, object]:
+    """What other measurements of the study ask of a model: residuals of prefixes, weights and ranks of a layer."""
+    batch = batch_of(0, 64, model.anatomy.vocabulary)
+    short = ContextBatch(
+        batch.contexts, batch.tokens[:, :PROMPT], np.full(64, PROMPT, np.int32), batch.counted[:, :PROMPT]
+    )
+    lens, layer = Lens.of(model.anatomy, "frozen", "flat"), model.anatomy.layers[0]
+    with (
+        tempfile.TemporaryDirectory() as folder, model.running(), made_on(model.device), torch.inference_mode(),
+    ):  # fmt: skip
+        silent = weights.silent_directions(lens)
+        generator = np.random.default_rng(0)
+        of_weights = clock(lambda: weights._layer(model.anatomy, lens, layer, silent, 0, generator))
+        of_ranks = clock(lambda: ValueRanks.of(lens, layer, Work(Path(folder)), "ranks"))
+        points = [clock(lambda: lenses.points(model, short)) for _ in range(2)][-1]
+    return {
+        "weights_of_a_layer": round(of_weights, 2), "ranks_of_a_layer": round(of_ranks, 2), "seconds": round(points, 3),
+        "forwards": round(points / plain(model, clock, PROMPT, 64), 2),
+    }  # fmt: skip
+
+
+def counting(model: Model, clock: Clock, contexts: int) -> dict[str, object]:
+    """Columns counted for all neurons over one batch, and the same pass without."""
+    batch = batch_of(0, contexts, model.anatomy.vocabulary)
+    words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
+    text = Text.build([(row, row, tokens) for row, tokens in enumerate(batch.tokens)], words, special=[])
+    columns = last_tokens(text, np.unique(text.tokens[text.counted]))[:, :PATTERNS]
+    masked, places = MaskedText(text, columns), UnitPlaces.of(model, None)
+    cells = places.cells[NEURON]
+    threshold = np.full((2, len(cells)), BINS * 3 // 4, np.int64)
+    counts = {NEURON: CandidateCounts(cells, masked, columns.shape[1], threshold)}
+    state = CountingState(masked, None, counts, places.at)
+    with Capture(model) as capture:
+        passes = [
+            (
+                clock(lambda: capture.sweep(batch, lambda *_: None, lambda *_: None)),
+                clock(lambda: capture.sweep(batch, state.update, state.update_rows)),
+            )
+            for _ in range(2)
+        ]
+    alone, counted = passes[-1]
+    forward = plain(model, clock, LENGTH, contexts)
+    return {
+        "seconds": round(counted, 3), "pass_alone": round(alone, 3), "forwards": round(counted / forward, 2),
+    }  # fmt: skip
+
+
 def measure(name: str, device: torch.device, seconds: float, contexts: int = 16) -> dict[str, object]:
-    """Everything of one shape."""
+    """Every phase of one shape; what a phase does not come to in time is not begun."""
     begin, clock = time.perf_counter(), Clock(device)
     model = random_model(SHAPES[name], device)
     made = time.perf_counter() - begin
-    left = seconds - made
-    with clock.of("build"):
-        built = building(model, clock, SHARES["build"] * left, contexts)
-    with clock.of("values"):
-        rounds = [
-            (clock(lambda: products(model, values._TOKENS)), clock(lambda: list(values.layers(model, [0]))))
-            for _ in range(2)
-        ]
-    prompt = " ".join(model.tokenizer.convert_ids_to_tokens(range(2, 66))).replace("Ġ", "")
-    with clock.of("explain"):
-        explained = [clock(lambda: explain(model, prompt)) for _ in range(2)]
-    bare, read = rounds[-1]
+    phases: dict[str, Callable[[], dict[str, object]]] = {
+        "build": lambda: building(model, clock, BUILD * (seconds - made), contexts),
+        "values": lambda: reading(model, clock),
+        "explain": lambda: explaining(model, clock),
+        "contributions": lambda: contributing(model, clock),
+        "study": lambda: studying(model, clock),
+        "patterns": lambda: counting(model, clock, contexts),
+    }
+    said: dict[str, object] = {}
+    for phase, work in phases.items():
+        late = time.perf_counter() - begin > seconds
+        said[phase] = {"failed": "there was no time left"} if late else clock.of(work)
     return {
         "bench": "device",
         "shape": name,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "device": hardware(device),
         "kernel": "triton" if has_triton(device.type) else "torch",
         "dtype": model.dtype,
-        "seconds": {
-            "made": round(made, 2), "values_of_a_layer": round(read, 3), "products": round(bare, 3),
-            "explain_first": round(explained[0], 2), "explain": round(explained[1], 2),
-            "all": round(time.perf_counter() - begin, 1),
-        },
-        **built,
-        "values_to_products": round(read / bare, 3),
-        "peak_gib": clock.peak,
+        "made_seconds": round(made, 2),
+        **said,
+        "seconds": round(time.perf_counter() - begin, 1),
         "targets": {"build_to_forward": 1.1, "values_to_products": 1.5},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -221,13 +347,20 @@ def main() -> None:
         )
         sys.exit(2)
     names = given.shapes.split(",")
-    weights = {name: SHAPES[name]["layers"] for name in names}
+    layers = {name: SHAPES[name]["layers"] for name in names}
     for name in names:
-        print(
-            json.dumps(measure(name, found, given.seconds * weights[name] / sum(weights.values()))),
-            flush=True,
-        )
-        torch.cuda.empty_cache()
+        seconds = given.seconds * layers[name] / sum(layers.values())
+        try:
+            said = measure(name, found, seconds)
+        except Exception as error:  # a shape that does not fit
+            said = {
+                "bench": "device",
+                "shape": name,
+                "failed": f"{type(error).__name__}: {error}".splitlines()[0],
+            }
+        print(json.dumps(said), flush=True)
+        if found.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
