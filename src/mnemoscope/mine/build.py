@@ -263,9 +263,8 @@ class Build:
         """Say what is being built here, or check that it is what was begun, if any of that is finished."""
         file = self.work / "identity.json"
         here = dict(self.identity)
-        if isinstance(
-            self.text, Corpus
-        ):  # sums of two kinds of device differ in their last bits; merging mines none
+        # Sums of two kinds of device differ in their last bits; merging parts mines none.
+        if isinstance(self.text, Corpus):
             here["device"] = hardware(self.model.device)
         if file.exists() and (self.work / "plan.json").exists():
             begun = json.loads(file.read_text(encoding="utf-8"))
