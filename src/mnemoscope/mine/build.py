@@ -109,14 +109,16 @@ def build(
 
 def processes(model: object, workers: int) -> int:
     """How many processes mine: one for each device that the model was loaded for, or as many as were asked for."""
-    each = len(model.devices) if isinstance(model, Model) else 0
-    if each and workers not in (1, each):
+    if not isinstance(model, Model) or not model.devices:
+        return workers
+    each = len(model.devices)
+    if workers not in (1, each):
         raise RunError(
             f"building a run: {{workers}} processes were asked for, and {model.id} was loaded for {each} devices, each "
             "of which has one; leave {workers} out",
             workers=workers,
         )
-    return each or workers
+    return each
 
 
 def _check_built(path: Place, identity: dict[str, Any]) -> Run:

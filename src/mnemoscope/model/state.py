@@ -107,7 +107,7 @@ def _settings(hf: nn.Module) -> tuple[Any, ...]:
 
 
 @torch.no_grad()
-def _sums(hf: nn.Module) -> tuple[float, ...]:
+def _sums(hf: nn.Module) -> tuple[int, ...]:
     tensors = chain.from_iterable(map(stored, (*hf.parameters(), *_kept(hf))))
     sums = [
         _sampled(tensor).view(_BITS[tensor.element_size()]).sum(dtype=torch.int64)
