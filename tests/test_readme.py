@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from mnemoscope.cli import app
@@ -120,6 +122,23 @@ def test_names_of_the_architecture_exist() -> None:
     assert not {name for name in functions - {"module.function"} if not exists(name)}
     assert (
         not exists("mine.build.nothing") and not exists("no.such") and not exists("run.reading.Run.nothing")
+    )
+
+
+def _lines(paths: Iterable[Path]) -> int:
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def test_what_is_to_be_read_is_as_long_as_it_says() -> None:
+    """The spine, and the afternoon with a part of it, to within 5 %."""
+    spine, afternoon = (
+        int(said.replace(",", "")) for said in re.findall(r"about\s([\d,]+)\slines", ARCHITECTURE)
+    )
+    listed = ARCHITECTURE.partition("## An afternoon")[2].partition("The rest of the spine")[0]
+    files = [path for room in SPINE for path in (PACKAGE / room).glob("*.py")]
+    assert _lines(files) == pytest.approx(spine, rel=0.05)
+    assert _lines(PACKAGE / name for name in re.findall(r"`([\w/]+\.py)`", listed)) == pytest.approx(
+        afternoon, rel=0.05
     )
 
 
