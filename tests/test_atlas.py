@@ -37,6 +37,7 @@ import mnemoscope as mn
 from mnemoscope.atlas import guard, live, lowered
 from mnemoscope.atlas.app import create
 from mnemoscope.atlas.library import PAGE, Library, Shelf
+from mnemoscope.atlas.pages import _mirrored
 from mnemoscope.atlas.processes import PageProcesses
 from mnemoscope.atlas.scatter import HEIGHT, WIDTH, scatter
 from mnemoscope.atlas.serving import LOOPBACK, _listening
@@ -377,6 +378,16 @@ def test_completions_are_tokens(client: TestClient, run: mn.Run) -> None:
     words = client.get("/runs/a-run/completions.json?q=%20c").json()
     assert words and all(word.startswith(" c") and run.vocabulary.find(word) for word in words)
     assert client.get("/runs/a-run/completions.json?q=").json() == []
+
+
+def test_one_list_is_not_shown_twice(client: TestClient, run: mn.Run) -> None:
+    """Where coefficients of either sign occur, what neurons suppress is what they promote at the other sign."""
+    word = quote(run.vocabulary.pieces([40])[0])
+    both = client.get(f"/runs/a-run/search?q={word}").text
+    assert 'id="promotes"' in both and 'id="suppresses"' not in both
+    assert 'id="suppresses"' in client.get(f"/runs/a-run/search?q={word}&by=suppresses").text
+    hits = run.find(promotes=run.vocabulary.pieces([40])[0])
+    assert hits.rows.height and not _mirrored(hits, hits) and not _mirrored(hits, None)
 
 
 def test_a_run_that_is_deleted_is_said_to_be_gone(tmp_path: Path) -> None:

@@ -183,6 +183,8 @@ def _add_search(app: FastAPI, site: Site) -> None:
         every = [kind for kind in KINDS if kind not in ("like", *noted)]  # an address is asked for by name
         kinds = () if not q else (by,) if by else every
         answers = [(kind, *_answer(shelf, kind, q, count)) for kind in kinds]
+        if not by and _mirrored(*(hits for kind, hits, _ in answers if kind in ("promotes", "suppresses"))):
+            answers = [answer for answer in answers if answer[0] != "suppresses"]
         shown = {"shelf": shelf, "q": q, "by": by, "count": count, "kinds": KINDS, "answers": answers}
         return Answer(
             "search.html", lambda: {kind: _data(hits, problem) for kind, hits, problem in answers}, shown
@@ -246,6 +248,15 @@ def _answer(shelf: Shelf, kind: str, text: str, count: int) -> tuple[Hits | None
         return shelf.find(kind, text, count), ""
     except QueryError as error:
         return None, str(error)
+
+
+def _mirrored(promoting: Hits | None = None, suppressing: Hits | None = None) -> bool:
+    """Whether the one list is the other one with all signs turned, as where coefficients of either sign occur."""
+    if not promoting or not suppressing:
+        return False
+    turned = promoting.rows.with_columns(pl.col("sign").replace({"+": "-", "-": "+"}))
+    listed, other = (frame.select("neuron", "sign", "rank") for frame in (suppressing.rows, turned))
+    return promoting.total == suppressing.total and listed.equals(other)
 
 
 def _data(hits: Hits | None, problem: str) -> dict[str, Any]:
