@@ -23,6 +23,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from effort import tries
 from hypothesis import given
@@ -44,6 +45,8 @@ from mnemoscope.atlas.serving import LOOPBACK, _listening
 from mnemoscope.atlas.site import STYLES, KeptPages
 from mnemoscope.errors import QueryError
 from mnemoscope.records import Progress
+from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.writing import add_tables
 from mnemoscope.views.page import environment
 
 HERE = "http://127.0.0.1:8321"
@@ -588,6 +591,28 @@ def test_a_desk_that_closes_stops_its_work(desk: live.Desk, run: mn.Run) -> None
     assert slow.ended.wait(10) and not waits.begun.is_set()
 
 
+def test_who_waits_for_data_waits_no_longer_than_the_desk_is_open(desk: live.Desk, run: mn.Run) -> None:
+    """The one that is computed and the one behind it: else Ctrl-C would wait for threads that nothing ends."""
+    slow = _Slow()
+    asked = [desk.ask(run, slow), desk.ask(run, _Slow())]
+    assert slow.begun.wait(10)
+    told: list[str] = []
+
+    def wait(question: live.LiveQuestion) -> None:
+        try:
+            live.answered(question)
+        except QueryError as error:
+            told.append(str(error))
+
+    waiting = [threading.Thread(target=wait, args=(question,), daemon=True) for question in asked]
+    for thread in waiting:
+        thread.start()
+    desk.close()
+    for thread in waiting:
+        thread.join(10)
+    assert len(told) == 2 and all("was stopped" in line for line in told)
+
+
 # -- the command ------------------------------------------------------------------------------------------------
 
 
@@ -742,6 +767,29 @@ def test_other_processes_make_the_same_pages(tmp_path: Path, monkeypatch: pytest
 
 def _children() -> list[int]:
     return [child.pid for child in active_children() if child.pid]
+
+
+def test_a_run_that_changes_is_read_anew(tmp_path: Path) -> None:
+    """Tables that a job adds or replaces, and a run that is built anew in its folder: never old rows, nor new ones
+    where the old ones were."""
+    folder = tmp_path / "served"
+    opened = mn.open_run(make_run(folder).path)
+    client = TestClient(create([opened]), base_url=HERE)
+
+    def parameters() -> list[dict[str, Any]]:
+        return client.get("/runs/served/sql.json?q=select+*+from+parameters").json()
+
+    assert "problem" in parameters()
+    for count in (7, 8):
+        rows = {"layer": [0] * count, "part": ["ffn"] * count, "parameters": [count] * count}
+        add_tables(folder, {"parameters": [pa.table(rows, schema=SCHEMAS["parameters"])]}, {})
+        assert [row["parameters"] for row in parameters()] == [count] * count
+    before = client.get("/runs/served/neurons/L1N3.json").json()
+    other = make_run(folder, seed=1, overwrite=True)
+    after = client.get("/runs/served/neurons/L1N3.json").json()
+    assert after != before and after == json.loads(
+        json.dumps(mn.open_run(other.path)["L1N3"].to_dict(), default=str)
+    )
 
 
 def test_a_page_is_kept_while_its_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,35 +159,10 @@ def test_histograms_count_what_the_definition_counts(model: Model, run: Run) -> 
     assert counts.sum() > 0
 
 
-def test_verify_finds_nothing_in_a_sound_run_and_something_in_another(
-    model: Model, run: Run, tmp_path: Path
-) -> None:
-    """Every check passes; a run whose triggers were changed and re-signed fails the check of coefficients."""
+def test_verify_finds_nothing_in_a_sound_run(model: Model, run: Run) -> None:
+    """Every check passes; what it finds in others: test_verify.py."""
     result = verify(run, model, sample=30)
     assert result.passed, result.checks
-    forged = tmp_path / "forged"
-    forged.mkdir()
-    for file in run.path.iterdir():
-        (forged / file.name).write_bytes(file.read_bytes())
-    import hashlib
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(forged / "triggers.parquet")
-    changed = table["coefficient"].to_numpy().copy()
-    changed[3] *= 1.5
-    index = table.column_names.index("coefficient")
-    pq.write_table(
-        table.set_column(index, table.schema.field(index), pa.array(changed)), forged / "triggers.parquet"
-    )
-    manifest = json.loads((forged / "manifest.json").read_text())
-    raw = (forged / "triggers.parquet").read_bytes()
-    manifest["tables"]["triggers"] |= {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-    (forged / "manifest.json").write_text(json.dumps(manifest))
-    again = verify(open_run(forged), model, sample=30)
-    failed = [check.name for check in again.checks if check.differing]
-    assert failed == ["coefficients"]
 
 
 def test_verify_refuses_another_model(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnemoscope import files
-from mnemoscope.errors import CorpusError, RunError
+from mnemoscope.errors import CorpusError, PatternError, RunError
+from mnemoscope.patterns.pattern import parse
+from mnemoscope.prediction.prompts import read_prompts
 
 # Names that shells, globs, SQL, URLs and terminals read otherwise, and the longest that there may be.
 NAMES = [
@@ -208,3 +211,36 @@ def test_a_folder_that_holds_something_is_never_replaced(tmp_path: Path) -> None
     assert (late / "file").read_text() == "kept" and not list(tmp_path.glob(".*"))
     (tmp_path / "plain").write_text("kept")
     assert "Not a directory" in refused(files.check_new_folder, tmp_path / "plain", "exporting to")
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0b"])
+def test_a_line_of_json_ends_with_a_line_feed_alone(mark: str, tmp_path: Path) -> None:
+    """Other programs write what ends a line elsewhere as it is."""
+    rows = [{"prompt": f"before{mark}after"}, {"prompt": "another"}]
+    text = "".join(json.dumps(row, ensure_ascii=mark == "\x0b") + "\r\n\n" for row in rows)
+    assert [json.loads(line) for _, line in files.json_lines(text)] == rows
+    (tmp_path / "prompts.jsonl").write_text(text, encoding="utf-8", newline="")
+    assert [row.prompt for row in read_prompts(tmp_path / "prompts.jsonl")] == [row["prompt"] for row in rows]
+
+
+def test_json_that_is_nested_too_deeply_is_a_wrong_value() -> None:
+    """As other faults in it are."""
+    with pytest.raises(ValueError, match="nested too deeply"):
+        files.from_json("[" * 100_000)
+    with pytest.raises(PatternError):
+        parse(f"tokens:{'[' * 100_000}")
+
+
+def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no name."""
+    for name in ("HOME", "XDG_CACHE_HOME", "MNEMOSCOPE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(RunError, match="no home folder; name a folder in MNEMOSCOPE_CACHE"):
+        files.cache_folder()
+    monkeypatch.setenv("MNEMOSCOPE_CACHE", "/somewhere")
+    assert files.cache_folder() == Path("/somewhere")

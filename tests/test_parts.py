@@ -63,6 +63,19 @@ def test_parts_are_the_whole(
     parts.mine(model, TEXT, path, Portion(0, 3))  # nothing is left to do
 
 
+def test_a_run_says_on_what_its_parts_were_computed(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever machine merges them: the last bits of two kinds of processor are not the same."""
+    path = tmp_path / "run"
+    for number, processor in enumerate(("AVX512", "AVX2")):
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda processor=processor: processor)
+        parts.mine(model, TEXT, path, Portion(number, 2))
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT")
+    manifest = mn.merge(path, model).manifest
+    assert manifest.environment["processor"] == "AVX2, AVX512" and manifest.options["device"] == "cpu"
+
+
 @pytest.mark.slow
 def test_a_part_may_have_several_workers(model: Model, whole: dict[str, str], tmp_path: Path) -> None:
     """Each with a file of its own."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +174,22 @@ def test_an_index_of_another_run_is_not_used(tmp_path: Path) -> None:
     kept = [entry for entry in cache.entries("places") if str(tmp_path) in entry.what]
     assert [entry.path for entry in kept] == [index._folder(again)]
     shutil.rmtree(index._folder(again))
+
+
+def test_a_full_disk_costs_the_index_and_not_the_server(
+    plain: mn.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its room is taken before anything is written to what is mapped, where a full disk would end the process."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("MNEMOSCOPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    run = mn.open_run(plain.path)
+    index.indexed(run)
+    assert not list((tmp_path / "places").iterdir())
+    _same(_answer(run, trigger="capital"), _answer(plain, trigger="capital"))
 
 
 def test_an_index_is_made_where_nothing_can_be_kept(

@@ -15,6 +15,7 @@ from typing import Any
 
 import fsspec
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
@@ -213,6 +214,39 @@ def test_what_is_kept_is_checked(run: Run, net: SimpleNamespace) -> None:
             content = file.read_bytes()
             file.write_bytes(content[: len(content) // 2] if len(content) % 2 else bytes(len(content)))
     assert mn.open_run(URL).neuron(1, 3) == first
+
+
+def of_size(rows: pa.Table, file: Path, size: int) -> bytes:
+    """A Parquet file of these rows that has so many bytes."""
+    padding = 0
+    for _ in range(6):
+        with pq.ParquetWriter(file, rows.schema, compression="zstd", store_schema=False) as writer:
+            writer.write_table(rows)
+            writer.add_key_value_metadata({"padding": "x" * padding})
+        if not (short := size - file.stat().st_size):
+            return file.read_bytes()
+        padding += short
+    raise AssertionError(short)
+
+
+def test_what_was_never_the_run_is_not_taken_for_it(run: Run, net: SimpleNamespace, tmp_path: Path) -> None:
+    """Parts of a file that is not what its manifest says are kept as what they are: they come back neither when the
+    file has been put right nor from another place that has the run whole."""
+    memory, name = fsspec.filesystem("memory"), "triggers.parquet"
+    right = (run.path / name).read_bytes()
+    rows = pq.read_table(run.path / name)
+    places = pa.array([7] * len(rows), pa.int32())
+    wrong = rows.set_column(rows.column_names.index("position"), "position", places)
+    for file in run.path.iterdir():
+        memory.pipe_file(f"/bucket/runs/one/{file.name}", file.read_bytes())
+    memory.pipe_file(f"/bucket/runs/one/{name}", of_size(wrong, tmp_path / name, len(right)))
+    far = open_run(URL)
+    assert set(far.rows("triggers", 1, 3)["position"]) == {7}
+    memory.pipe_file(f"/bucket/runs/one/{name}", right)
+    assert_frame_equal(open_run(URL).rows("triggers", 1, 3), run.rows("triggers", 1, 3))
+    mn.push(run.path, "memory://bucket/runs/elsewhere")
+    elsewhere = open_run("memory://bucket/runs/elsewhere")
+    assert_frame_equal(elsewhere.rows("triggers", 1, 3), run.rows("triggers", 1, 3))
 
 
 def test_parts_of_a_large_file_are_fetched_and_no_more(net: SimpleNamespace) -> None:
@@ -499,6 +533,42 @@ def test_a_text_behind_a_url_is_that_of_its_files(kind: str, net: SimpleNamespac
     assert net.bytes > 0
     (kept,) = {entry.kind for entry in mn.cache.entries()}
     assert kept == "text"
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(
+    net: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts would be of two texts; nothing of it is kept."""
+    memory, real = fsspec.filesystem("memory"), Location.fetch
+    memory.pipe_file("/bucket/texts/a.txt", b"first\n\nwords")
+
+    def fetched(self: Location, target: Path | None = None) -> str:
+        digest = real(self, target)
+        memory.pipe_file("/bucket/texts/a.txt", b"other\n\nwords")
+        return digest
+
+    monkeypatch.setattr(Location, "fetch", fetched)
+    assert "changed while it was read" in refused(
+        load_corpus, "memory://bucket/texts/a.txt", error=CorpusError
+    )
+    monkeypatch.undo()
+    assert [each.text for each in documents("memory://bucket/texts/a.txt")] == ["other", "words"]
+
+
+def test_a_text_of_unknown_size_is_read_whole(net: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As web servers send that say no length."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/bucket/texts/a.txt", b"first\n\nwords")
+    info = type(memory).info
+    monkeypatch.setattr(type(memory), "info", lambda self, path, **_: info(self, path) | {"size": None})
+    assert [each.text for each in documents("memory://bucket/texts/a.txt")] == ["first", "words"]
+
+
+@pytest.mark.parametrize("name", ["texts[1]", "what?", "a b", "ü"])
+def test_a_folder_behind_a_url_has_any_name(name: str, net: SimpleNamespace) -> None:
+    """What looks like a pattern is none where there is a folder of that name."""
+    fsspec.filesystem("memory").pipe_file(f"/bucket/{name}/a.txt", b"first\n\nwords")
+    assert [each.text for each in documents(f"memory://bucket/{name}")] == ["first", "words"]
 
 
 def test_a_text_that_is_not_there_is_one_line(net: SimpleNamespace) -> None:

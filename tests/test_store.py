@@ -614,6 +614,22 @@ def test_reopening_finds_what_was_added(run: Run, tmp_path: Path) -> None:
     assert opened.manifest.options["study_glance"] == {}
 
 
+def test_a_table_that_is_written_anew_is_not_read_where_rows_were(run: Run, tmp_path: Path) -> None:
+    """Whoever has the run open is told, until it is opened again."""
+    path = Path(shutil.copytree(run.path, tmp_path / "run"))
+    opened = open_run(path)
+    before = opened.rows("triggers", 1, 3)
+    make_run(path, seed=5, overwrite=True)
+    for _ in range(2):
+        with pytest.raises(
+            RunCorrupt, match="table triggers was written anew while the run was open; open it again"
+        ):
+            opened.rows("triggers", 1, 4)
+    opened.reopen()
+    assert opened.rows("triggers", 1, 3).equals(open_run(path).rows("triggers", 1, 3))
+    assert not opened.rows("triggers", 1, 3).equals(before)
+
+
 def test_contexts_and_documents(run: Run) -> None:
     """Contexts and documents come back by id, in ascending order and once each."""
     everything = run.table("contexts").collect().to_dicts()

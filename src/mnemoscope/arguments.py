@@ -17,6 +17,7 @@ PROJECTIONS = ("adaptive", "flat")  # of a vector on tokens, where a model has a
 NULLS = ("random", "rotated", "shuffled", "chimera", "covariance")
 DECOYS = ("chimera", "covariance")  # kinds of null units of which there is one for each neuron
 DEFAULT_NULLS = ("random", "rotated")
+MOST = 2**31 - 1  # that an argument can be which counts something
 MOST_TRIGGERS = 10_000  # kept for a neuron and sign
 ABLATED_TO = ("zero", "mean")
 
@@ -90,7 +91,7 @@ def check_engine(engine: str, address: str | None) -> None:
 def parse_part(text: str) -> tuple[int, int]:
     """3/16: the fourth of sixteen parts; RunError for what is none."""
     number, slash, parts = text.partition("/")
-    if slash and number.isdecimal() and parts.isdecimal():
+    if slash and number.isdecimal() and parts.isdecimal() and len(text) < 32:
         return check_part(int(number), int(parts), text)
     raise _no_part(text)
 
@@ -192,10 +193,12 @@ def check_verification(sample: int) -> None:
 
 
 def check_least(doing: str, least: int, error: type[MnemoscopeError] = QueryError, **given: int) -> None:
-    """Raise `error` for the first argument, by its name, that is smaller than `least`."""
+    """Raise `error` for the first argument, by its name, that is smaller than `least`, or too large for any place."""
     for name, value in given.items():
         if value < least:
             raise error(f"{doing}: {{{name}}} is too small; give {least} or more", **{name: value})
+        if value > MOST:
+            raise error(f"{doing}: {{{name}}} is too large; give {MOST:,} or less", **{name: value})
 
 
 def check_sign(sign: str | None) -> int | None:

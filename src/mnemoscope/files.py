@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from mnemoscope.errors import MnemoscopeError, RunError
@@ -160,7 +162,12 @@ def cache_folder() -> Path:
         return Path(folder) / "mnemoscope"
     if sys.platform == "win32" and (folder := os.environ.get("LOCALAPPDATA")):
         return Path(folder) / "mnemoscope"
-    home = Path.home()
+    try:
+        home = Path.home()
+    except RuntimeError as error:  # a container's user of no name
+        raise RunError(
+            "looking for the cache folder: this user has no home folder; name a folder in MNEMOSCOPE_CACHE"
+        ) from error
     return (home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache") / "mnemoscope"
 
 
@@ -187,6 +194,20 @@ def make_room(folder: Path, most: int) -> None:
             total += sum(file.stat().st_size for file in kept.iterdir())
             if total > most and time.time() - used[kept] > 3600:  # not one that is being made
                 shutil.rmtree(kept, ignore_errors=True)
+
+
+def json_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text of JSON lines that hold anything, by their numbers from 1. Only a line feed ends one: what
+    else ends a line elsewhere (U+2028, U+0085) JSON may hold as it is."""
+    yield from ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def from_json(text: str) -> Any:
+    """What a text of JSON says; ValueError for what is none, and for what is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def sha256(path: Path) -> str:

@@ -5,7 +5,8 @@
     place("s3://bucket/runs/demo") / "manifest.json"
 
 What fails is tried again a few times; what fails for good becomes one line (`RemoteError`). What is read of a file
-whose sha256 is known is kept in the cache folder under that hash, so that it is fetched once and never stale.
+whose sha256 is known is kept in the cache folder, so that it is fetched once; under that hash, and under where it came
+from and which version of it that was: of parts nobody can tell whether they are of the file that the hash is of.
 """
 
 from __future__ import annotations
@@ -52,14 +53,16 @@ _END = 64 << 10  # bytes of a file that Parquet's readers read first
 class Location:
     """A file or a folder behind a URL.
 
-    url     without a slash at its end
-    sha256  of a file whose content is known; then what is read of it is kept
-    size    of such a file, in bytes
+    url      without a slash at its end
+    sha256   of a file whose content is known; then what is read of it is kept
+    size     of such a file, in bytes
+    version  what changes when it does, as far as the file system says
     """
 
     url: str
     sha256: str = ""
     size: int = 0
+    version: str = ""
 
     def __str__(self) -> str:
         return self.url
@@ -82,40 +85,42 @@ class Location:
         return self
 
     @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file in the folder, by name, as it was when first asked; none if there is no folder."""
+    def inside(self) -> dict[str, Location]:
+        """Each file in the folder by name, with its size and version, as it was when first asked; none if there is no
+        folder."""
 
-        def listed(system: Any, path: str) -> dict[str, int]:
+        def listed(system: Any, path: str) -> dict[str, Location]:
             system.invalidate_cache()
             try:
                 entries = system.ls(path, detail=True)
             except FileNotFoundError:
                 return {}
-            return {
-                PurePosixPath(each["name"]).name: each["size"] for each in entries if each["type"] == "file"
-            }
+            names = {PurePosixPath(each["name"]).name: each for each in entries if each["type"] == "file"}
+            return {name: _found(self / name, entry) for name, entry in names.items()}
 
         return self._ask("listing", listed)
 
-    def below(self) -> dict[Location, str]:
-        """A file, all files below a folder, or those that a pattern fits, by their names: with their sizes, and beside
-        each what changes when it does, as far as the file system says."""
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file in the folder, by name."""
+        return {name: file.size for name, file in self.inside.items()}
 
-        def listed(system: Any, path: str) -> dict[Location, str]:
+    def below(self) -> list[Location]:
+        """A file, all files below a folder, or those that a pattern fits, by their names: with sizes and versions."""
+
+        def listed(system: Any, path: str) -> list[Location]:
             system.invalidate_cache()
             if system.isfile(path):
                 entries = {path: system.info(path)}
-            elif any(mark in path for mark in "*?["):
+            elif any(mark in path for mark in "*?[") and not system.isdir(path):
                 entries = system.glob(path, detail=True)
             else:
                 entries = system.find(path, detail=True)
-            return {
-                replace(_location(system.unstrip_protocol(name)), size=entry["size"] or 0): " ".join(
-                    str(entry[fact]) for fact in _VERSION if fact in entry
-                )
+            return [
+                _found(_location(system.unstrip_protocol(name)), entry)
                 for name, entry in sorted(entries.items())
                 if entry["type"] == "file"
-            }
+            ]
 
         return self._ask("looking for files at", listed)
 
@@ -148,12 +153,16 @@ class Location:
         self._ask("removing", removed)
 
     def fetch(self, target: Path | None = None, told: Callable[[int], None] = lambda _: None) -> str:
-        """Read all of a file whose size is known, to a file of this machine if one is given; returns its sha256.
+        """Read all of a file that was listed, to a file of this machine if one is given; returns its sha256.
 
         `told` is called with how many bytes have come.
         """
         digest = hashlib.sha256()
         with open(target or os.devnull, "wb") as file:  # noqa: PTH123 - or nothing
+            if self.size < 0:
+                content = self.read_bytes()
+                digest.update(content)
+                file.write(content)
             for start in range(0, self.size, PIECE):
                 piece = self._range(start, min(start + PIECE, self.size))
                 digest.update(piece)
@@ -214,10 +223,11 @@ class Location:
                 return self._kept / name, int(first)
         raise FileNotFoundError(self._kept)
 
-    @property
+    @cached_property
     def _kept(self) -> Path:
         """Where parts of it are kept, each named by where it begins and ends."""
-        return files.cache_folder() / "parts" / self.sha256
+        facts = "\n".join((self.sha256, self.url, self.version))
+        return files.cache_folder() / "parts" / hashlib.sha256(facts.encode()).hexdigest()[:40]
 
     def _ask(self, doing: str, call: Callable[[Any, str], T]) -> T:
         """What a call of the file system gives, which is asked again when it fails."""
@@ -246,6 +256,12 @@ class Location:
         return RemoteError(
             f"{doing} {self.url}: {reason}; check the address, your rights there, and the network"
         )
+
+
+def _found(file: Location, entry: dict[str, Any]) -> Location:
+    """A file with what a listing says of it; -1 for a size that nobody knows."""
+    size = -1 if entry["size"] is None else entry["size"]
+    return replace(file, size=size, version=" ".join(str(entry[fact]) for fact in _VERSION if fact in entry))
 
 
 Place: TypeAlias = Path | Location

@@ -55,11 +55,12 @@ UNIT_POINTS = {  # where units that are not neurons read and write, as readers a
 UNIT_KINDS = {"sae": "sparse autoencoder", "transcoder": "transcoder", "directions": "directions"}
 MAIN, NEXT, POSITION, WHOLE = "main", "next", "position", "whole"  # families of tests, never in one p-value
 
-_IN_EXPERT = re.compile(r"\s*[Ll](\d+)[Ee](\d+)[Nn](\d+)\s*")
-_ADDRESS = re.compile(r"\s*[Ll]?(\d+)\s*[./_Nn]\s*[Nn]?(\d+)\s*")
+_NUMBER = r"(\d{1,18})"  # 64 bits hold it
+_IN_EXPERT = re.compile(rf"\s*[Ll]{_NUMBER}[Ee]{_NUMBER}[Nn]{_NUMBER}\s*")
+_ADDRESS = re.compile(rf"\s*[Ll]?{_NUMBER}\s*[./_Nn]\s*[Nn]?{_NUMBER}\s*")
 # TransformerLens names the activations of a layer, and an index picks one: hook_post.366, hook_post[:, :, 366].
 _HOOKED = re.compile(
-    r"\s*blocks\.(\d+)\.mlp\.hook_(?:pre|pre_linear|post)(?:\.|\[(?:[:.\s]+,)*\s*)(\d+)\s*\]?\s*"
+    rf"\s*blocks\.{_NUMBER}\.mlp\.hook_(?:pre|pre_linear|post)(?:\.|\[(?:[:.\s]+,)*\s*){_NUMBER}\s*\]?\s*"
 )
 
 

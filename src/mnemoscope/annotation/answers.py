@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from mnemoscope import files
 from mnemoscope.annotation.draw import LEAST
 from mnemoscope.annotation.key import FORMAT, RENEW, Key, SheetItem, read_key
 from mnemoscope.annotation.sheet import fingerprint, seen
@@ -165,9 +166,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 def parse(path: Path, text: str) -> list[dict[str, Any]]:
     """The lines of a sheet, the header first; `SheetError` naming `path` if the text is none."""
     lines = []
-    for number, row in enumerate(text.splitlines(), 1):
-        if not row.strip():
-            continue
+    for number, row in files.json_lines(text):
         try:
             lines.append(json.loads(row))
         except json.JSONDecodeError as error:

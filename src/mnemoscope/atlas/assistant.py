@@ -196,7 +196,7 @@ def _reading(run: Run) -> Sequence[Callable[..., Any]]:
         """One SELECT (DuckDB) over the tables of the run (`run_info` lists them); at most 200 rows and ten seconds."""
         rows = run.sql(query, most=limit + 1, seconds=SECONDS).to_dicts()
         more = len(rows) > limit
-        null = "none: what you count yourself has no null beside it; null units stand in null_statistics"
+        null = "none: what you count yourself has no null beside it; null units stand in null_neurons"
         shown = rows[:limit]
         return ListPage(question=query, null=null, total=len(shown), rows=jsonable(shown), truncated=more)
 
@@ -225,7 +225,7 @@ def _asking(run: Run, model: str | None) -> Callable[..., Any]:
 def _begin(cursor: str | None) -> int:
     if cursor is None:
         return 0
-    if not cursor.isascii() or not cursor.isdigit():
+    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 9:
         raise QueryError(f"reading on: {cursor!r} is no cursor; give the one of the page before")
     return int(cursor)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -109,7 +110,10 @@ def _fill(run: Run, text: WholeText, folder: Path | None, report: Callable[[Prog
     def array(name: str, kind: type, size: int) -> np.ndarray:
         if folder is None or not size:  # nothing can be mapped of an empty file
             return np.zeros(size, kind)
-        return np.lib.format.open_memmap(_files(folder)[ByPlace][name], "w+", kind, (size,))
+        file = _files(folder)[ByPlace][name]
+        made = np.lib.format.open_memmap(file, "w+", kind, (size,))
+        _take(file)
+        return made
 
     made = ByPlace(
         array("begins", np.int64, len(text.ends) + 1),
@@ -141,6 +145,14 @@ def _fill(run: Run, text: WholeText, folder: Path | None, report: Callable[[Prog
         made.weakest[lists] = strengths[np.append(first[1:], len(sides)) - 1]
     report(Progress("index of triggers", steps, steps, "layers"))
     return made
+
+
+def _take(file: Path) -> None:
+    """Have the disk give a file its room; OSError where it has not: a process that found out while it wrote to what is
+    mapped would be killed."""
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
 
 def _layer(run: Run, text: WholeText, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,12 @@ from mnemoscope.annotation.sheet import fingerprint
 from mnemoscope.atlas.index import indexed
 from mnemoscope.atlas.scatter import Scatter, scatter
 from mnemoscope.errors import MnemoscopeError, QueryError
+from mnemoscope.location import stamp
 from mnemoscope.neuron.card import layer_median, usual_signs
 from mnemoscope.neuron.claims import ADDRESS, within
 from mnemoscope.neuron.overview import Overview, overview
 from mnemoscope.records import Progress
-from mnemoscope.run.schemas import SCHEMAS
+from mnemoscope.run.schemas import MANIFEST, SCHEMAS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,11 +79,18 @@ class Shelf:
     """
 
     def __init__(self, name: str, run: Run, annotations: Path | None = None) -> None:
-        self.name, self.run = name, run
+        self.name, self.run, self._stamp = name, run, stamp(run.path / MANIFEST)
         self.file = LocalFile(beside(run.path, annotations), fingerprint(run))
         self.notes = Notes(self.file, run)
         self.preparing: Progress | None = None  # how far the index is that is being made
         self._layer = lru_cache(maxsize=64)(self._read_layer)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the run was written anew, or had tables added, since it was put here."""
+        with suppress(OSError):  # a run that is gone says so where it is read
+            return stamp(self.run.path / MANIFEST) != self._stamp
+        return False
 
     def prepare(self, report: Report) -> None:
         """Read what searches need: the triggers by place, made first where they are not kept yet."""
@@ -288,6 +296,7 @@ class Library:
     def __init__(self, runs: Sequence[Run], annotations: Path | None = None) -> None:
         self.shelves: dict[str, Shelf] = {}
         self.annotations = annotations
+        self._lock = threading.Lock()
         for run in runs:
             name = self._name(run.path.resolve().name)
             self.shelves[name] = Shelf(name, run, annotations)
@@ -298,12 +307,16 @@ class Library:
         return next(name for name in names if name not in self.shelves)
 
     def __getitem__(self, name: str) -> Shelf:
-        try:
-            return self.shelves[name]
-        except KeyError:
+        if name not in self.shelves:
             raise QueryError(
                 f"opening the run {name!r}: this server has none of that name; it has {', '.join(self.shelves)}"
-            ) from None
+            )
+        with self._lock:
+            if self.shelves[name].changed:
+                run = self.shelves[name].run
+                run.reopen()
+                self.shelves[name] = Shelf(name, run, self.annotations)
+            return self.shelves[name]
 
 
 class _Ended(BaseException):

@@ -30,6 +30,9 @@ BEAT = 0.5  # seconds between two looks at whether the asker is still there
 Compute: TypeAlias = "Callable[[Run, Report], Shown]"
 
 
+_STOPPED = "asking the model: the question was stopped; ask it again"
+
+
 class Event(NamedTuple):
     """What an asker is told: `waiting` (how many are before), `progress`, and last `answer` or `failure`."""
 
@@ -106,6 +109,8 @@ class Desk:
             self._closed = True
             for question in [*self._waiting, *([self._current] if self._current else ())]:
                 question.stop()
+            for question in self._waiting:  # whoever waits for the answer waits no more
+                question.events.put(Event("failure", _STOPPED))
             self._waiting.clear()
             self._changed.notify()
         if self._worker:
@@ -130,7 +135,7 @@ class Desk:
             self._keep(question.key, answer)
             question.events.put(Event("answer", answer))
         except _Stopped:
-            pass
+            question.events.put(Event("failure", _STOPPED))
         except MnemoscopeError as error:
             question.events.put(Event("failure", str(error)))
         except Exception as error:  # a defect: the desk goes on, and the asker is told

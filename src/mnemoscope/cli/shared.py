@@ -39,8 +39,14 @@ FIRST, EVERY = (
 )  # seconds until the first line of a stage that says how long it takes, and between two lines
 
 
+class _Stdout(Console):
+    def on_broken_pipe(self) -> None:
+        """Say what happened, as other output does, in place of ending with the code of a difference."""
+        raise BrokenPipeError
+
+
 def stdout() -> Console:
-    return Console(highlight=False)
+    return _Stdout(highlight=False)
 
 
 def say(message: str) -> None:

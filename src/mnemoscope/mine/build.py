@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from transformers import PreTrainedModel
 
 from mnemoscope import files
@@ -35,7 +34,7 @@ from mnemoscope.location import Location, Place, place
 from mnemoscope.mine import kept_values, loop, values
 from mnemoscope.mine.places import HISTOGRAM_EDGES, HISTOGRAM_SHARE
 from mnemoscope.mine.reconstruction import check_place as check_units
-from mnemoscope.mine.statistics import RunStatistics
+from mnemoscope.mine.statistics import RunStatistics, machine
 from mnemoscope.model.devices import hardware
 from mnemoscope.model.load import load_model
 from mnemoscope.model.model import Model
@@ -228,7 +227,7 @@ class Build:
         self._read_values(self._before(writing))
         self._write(plan, statistics)
         self.model.check_weights(self.identity["weights_sha256"], f"building {self.writer.path}")
-        self.writer.commit(self._manifest(plan))
+        self.writer.commit(self._manifest(plan, statistics.machines))
 
     def _before(self, seconds: float) -> Callable[[Progress], None]:
         """Reports of a stage that others follow, which take about so long."""
@@ -342,8 +341,10 @@ class Build:
         begun = json.loads((self.work / "identity.json").read_text(encoding="utf-8"))
         return begun.get("device", self.model.device.type).partition(" ")[0]
 
-    def _manifest(self, plan: Plan) -> dict[str, Any]:
+    def _manifest(self, plan: Plan, machines: frozenset[tuple[str, ...]]) -> dict[str, Any]:
         text = self.text
+        every = machines or {machine()}
+        processors, torches = (", ".join(sorted({*names})) for names in zip(*every, strict=True))
         return {
             "schema_version": SCHEMA_VERSION,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -381,7 +382,7 @@ class Build:
                 "histogram_edges": HISTOGRAM_EDGES[1:-1].tolist(),
             },
             "excluded": EXCLUDED,
-            "environment": _environment(),
+            "environment": _environment() | {"processor": processors, "torch": torches},
         }
 
 
@@ -493,5 +494,4 @@ def _environment() -> dict[str, str]:
     return {name: version(name) for name in _VERSIONS} | {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
     }

@@ -42,7 +42,7 @@ FIRST_SIZE = (127 + ZERO_EXPONENT) * SUB_BINS - 1
 _PER_COARSE = COARSE_OCTAVES * SUB_BINS
 # The coarse bin of each bin: pairs of octaves counted outwards from the bin around zero.
 _OUTWARDS = -(-np.arange(SIDE + 1) // _PER_COARSE)
-_COARSE = (COARSE_BINS // 2 + np.concatenate([-_OUTWARDS[:0:-1], _OUTWARDS])).astype(np.uint8)
+COARSE = (COARSE_BINS // 2 + np.concatenate([-_OUTWARDS[:0:-1], _OUTWARDS])).astype(np.uint8)
 _TILE = 128  # rows whose bins fit the first-level cache while one neuron after another is done
 
 
@@ -249,7 +249,7 @@ def sample(values, rows, bins, hashes, following, start, stop, salt, key, coeffi
         for j in range(stop - start):
             least, neuron_salt = key[start + j], salt[start + j]
             for i in range(len(tile)):
-                coarse = _COARSE[tile[i, j]]
+                coarse = COARSE[tile[i, j]]
                 candidate = (mixed[i] ^ neuron_salt) * SPREADER
                 if candidate < least[coarse]:
                     least[coarse] = candidate

@@ -353,7 +353,10 @@ def _reading(model: Model) -> _ReadingPrice:
     with _growth() as grown:
         vectors = values.bare_tokens(model, stack)
         of_values = _tried(lambda count: values.value_tokens(model, layer, torch.arange(count)), width)
-        of_keys = _tried(lambda count: values._read_keys(model, block, vectors[:count]), len(vectors))
+        neurons = torch.arange(width)
+        of_keys = _tried(
+            lambda count: values._read_keys(model, block, vectors[:count], neurons), len(vectors)
+        )
     share = sum(model.anatomy.sizes[layer] for layer in missing) / width
     return _ReadingPrice((of_values + of_keys) * share, grown[0])
 

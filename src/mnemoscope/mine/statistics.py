@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from mnemoscope import files
 from mnemoscope.errors import ActivationError, RunCorrupt, RunMismatch
@@ -27,7 +28,7 @@ from mnemoscope.model.nulls import LayerSignals, Nulls
 from mnemoscope.records import Cells, ContextBatch
 
 _FORMAT = 6
-_NEURONS, _UNITS = "neurons", "units"
+_NEURONS, _UNITS, _MACHINES = "neurons", "units", "machines"
 
 T = TypeVar("T")
 
@@ -187,10 +188,18 @@ class RunStatistics:
     neurons also how well they rebuild what they stand for.
 
     All are fed in the same pass, and what is a law of `NeuronStatistics` is one of this.
+
+    machines  what computed it, each as processor and version of torch: parts may be of several, whose last bits differ
     """
 
-    def __init__(self, nulls: Nulls, by_kind: dict[str, NeuronStatistics], rebuilt: Reconstruction) -> None:
-        self._nulls, self._by_kind, self.rebuilt = nulls, by_kind, rebuilt
+    def __init__(
+        self,
+        nulls: Nulls,
+        by_kind: dict[str, NeuronStatistics],
+        rebuilt: Reconstruction,
+        machines: frozenset[tuple[str, ...]],
+    ) -> None:
+        self._nulls, self._by_kind, self.rebuilt, self.machines = nulls, by_kind, rebuilt, machines
 
     @classmethod
     def of(cls, model: Model, nulls: Nulls, top: int) -> RunStatistics:
@@ -204,6 +213,7 @@ class RunStatistics:
                 for name, of_layers in sizes.items()
             },
             Reconstruction.of(model),
+            frozenset([machine()]),
         )
 
     @property
@@ -263,14 +273,14 @@ class RunStatistics:
         for name, statistics in self._by_kind.items():
             statistics.merge(other._by_kind[name])
         self.rebuilt.merge(other.rebuilt)
+        self.machines |= other.machines
 
     def save(self, path: Path) -> None:
         """Write everything to one file, whole or not at all; RunError when it cannot be."""
         states = {name: statistics.state() for name, statistics in self._by_kind.items()}
         states[_UNITS] = self.rebuilt.state()
-        save_state(
-            path, {f"{name}/{key}": array for name, state in states.items() for key, array in state.items()}
-        )
+        arrays = {f"{name}/{key}": array for name, state in states.items() for key, array in state.items()}
+        save_state(path, arrays | {_MACHINES: np.array(sorted(self.machines), np.str_)})
 
     @classmethod
     def load(cls, nulls: Nulls, path: Path) -> RunStatistics:
@@ -279,7 +289,9 @@ class RunStatistics:
         def restored(state: Mapping[str, np.ndarray]) -> RunStatistics:
             names = (_NEURONS, *nulls.kinds)
             by_kind = {name: NeuronStatistics.of(Below(state, f"{name}/")) for name in names}
-            return cls(nulls, by_kind, Reconstruction.restored(Below(state, f"{_UNITS}/")))
+            # Not in states from before they were told.
+            machines = frozenset(map(tuple, state[_MACHINES].tolist() if _MACHINES in state else ()))
+            return cls(nulls, by_kind, Reconstruction.restored(Below(state, f"{_UNITS}/")), machines)
 
         return load_state(path, restored)
 
@@ -301,6 +313,11 @@ class RunStatistics:
                 for kind, tables in by_kind.items()
             )
             yield f"null_{name}", rows.take(np.argsort(rows["neuron"].to_numpy(), kind="stable"))
+
+
+def machine() -> tuple[str, ...]:
+    """Processor and version of torch that compute here; of which device, the build says."""
+    return torch.backends.cpu.get_cpu_capability(), torch.__version__
 
 
 @contextmanager

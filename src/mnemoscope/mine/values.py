@@ -13,7 +13,7 @@ take block. This says what switches a neuron on only near the bottom of the mode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -53,21 +53,26 @@ def seconds(model: Model) -> float:
     return 0.0 if model.device.type != "cpu" else work * (0.7e-10 if model.dtype == "fp32" else 0.26e-10)
 
 
-def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> tuple[pa.Table, pa.Table]:
+def read_layer(
+    model: Model, layer: int, lens: Lens, token_vectors: Tensor, neurons: Tensor | None = None
+) -> tuple[pa.Table, pa.Table]:
     """The rows of `values` for one layer, and the columns that it adds to `neurons`.
 
     lens           of the stack that the layer is in
     token_vectors  Float[Tensor, "vocabulary width"] from `bare_tokens`, of that stack
+    neurons        i64[neuron], ascending: these alone; None for all
     """
     block, stack = model.anatomy.layers[layer], model.anatomy.stack_of(layer)
-    tokens, logits, normalisers, entropies = _read_values(lens, stack.outward(value_vectors(block)))
+    chosen = slice(None) if neurons is None else neurons
+    tokens, logits, normalisers, entropies = _read_values(lens, stack.outward(value_vectors(block)[chosen]))
+    names = np.arange(len(tokens)) if neurons is None else neurons.numpy()
     probabilities = np.exp(logits - normalisers[:, None, None])
     neuron, end, rank = np.indices(tokens.shape)
     values = arrow_table(
         "values",
         {
             "layer": layer,
-            "neuron": neuron.ravel(),
+            "neuron": names[neuron.ravel()],
             "polarity": np.where(end.ravel() == 0, 1, -1),
             "rank": rank.ravel(),
             "token": tokens.ravel(),
@@ -78,14 +83,14 @@ def read_layer(model: Model, layer: int, lens: Lens, token_vectors: Tensor) -> t
     ups = block.ups()
     columns: dict[str, Any] = {
         "layer": layer,
-        "neuron": np.arange(len(tokens)),
-        "value_norm": _norms(block.values()),
-        "key_norm": _norms(block.keys()),
-        "up_norm": None if ups is None else _norms(ups),
+        "neuron": names,
+        "value_norm": _norms(block.values()[chosen]),
+        "key_norm": _norms(block.keys()[chosen]),
+        "up_norm": None if ups is None else _norms(ups[chosen]),
         "value_max_probability": probabilities[:, 0, 0],
         "value_entropy": entropies,
     }
-    key_tokens, coefficients = _read_keys(model, block, token_vectors)
+    key_tokens, coefficients = _read_keys(model, block, token_vectors, torch.from_numpy(names))
     for side, suffix in ((0, ""), (1, "_negative")):
         columns[f"key_tokens{suffix}"] = key_tokens[:, side]
         columns[f"key_coefficients{suffix}"] = coefficients[:, side]
@@ -146,9 +151,10 @@ def _read_values(lens: Lens, vectors: Float[Tensor, "neuron width"]) -> Ends:
         )
 
 
-def _read_keys(model: Model, block: Layer, token_vectors: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _read_keys(
+    model: Model, block: Layer, token_vectors: Tensor, neurons: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and coefficients [neuron, 2, KEY_TOKENS] that bare embeddings would cause in this layer."""
-    neurons = torch.arange(len(block.keys()))
     with torch.inference_mode(), Threads():
         if block.bare(token_vectors[:1]) is None:
             nothing = (len(neurons), 2, 0)
@@ -166,7 +172,9 @@ def _read_keys(model: Model, block: Layer, token_vectors: Tensor) -> tuple[np.nd
             gate, up = (
                 None
                 if rows is None
-                else _projected(rows[chosen], None if bias is None else bias[chosen], inputs)
+                else _projected(
+                    rows[neurons[chosen]], None if bias is None else bias[neurons[chosen]], inputs
+                )
                 for rows, bias in weights
             )
             assert gate is not None, "neurons have keys"
@@ -337,9 +345,11 @@ def _norms(rows: Tensor) -> np.ndarray:
     return rows.detach().float().norm(dim=1).cpu().numpy()
 
 
-def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table, pa.Table]]:
-    """The tables of the wanted layers, in turn."""
+def layers(
+    model: Model, wanted: Iterable[int], neurons: Mapping[int, Tensor] | None = None
+) -> Iterator[tuple[int, pa.Table, pa.Table]]:
+    """The tables of the wanted layers, in turn; of some `neurons` of each, as in `read_layer`, if these are given."""
     for stack, members in groupby(wanted, model.anatomy.stack_of):
         lens, vectors = Lens.of(stack, LENS, PROJECTION), bare_tokens(model, stack)
         for layer in members:
-            yield layer, *read_layer(model, layer, lens, vectors)
+            yield layer, *read_layer(model, layer, lens, vectors, None if neurons is None else neurons[layer])

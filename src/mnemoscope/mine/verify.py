@@ -1,28 +1,37 @@
 """Recompute what a run says from the model, and say what differs.
 
 One shard, chosen by a seed, is statistics again with the very batches of the plan, so on the machine that built the run
-every number must come out the same bit for bit; elsewhere, within the tolerance of the dtype. From that shard follow
+every number must come out the same bit for bit; elsewhere, within the tolerance of the dtype. Which of the two it is,
+the power sums of the shard tell: where they are the stored ones bit for bit, so must be all else that the shard says.
 
     coefficients  every stored trigger whose context lies in the shard, and no stronger one that is missing;
                   those of null units likewise, which are made again from their recipe
     moments       the power sums of all neurons of every layer in the shard, as stored for it
-    distribution  no neuron's stored minimum, maximum or histogram count is exceeded by the shard's
-    totals        the moments of `neurons` are those of all shards together
-    values        the value tokens of a sample of neurons, read again; the same rows by token
+    ranges        of no neuron and no null unit the shard says more than the run: tokens, extremes, positive ones, bins;
+                  of a run of one shard it says all of it
+    examples      those that lie in the shard
+    values, keys  of a sample of neurons, read again with their norms and entropies
+    vocabulary    as the tokenizer has it now
 
-and the sha256 of every table is checked against the manifest.
+What the tables say of each other is looked at in whole (`laws`), and the sha256 of every table is checked against the
+manifest. By their hash alone are known titles and metadata of documents, where in its document the first context of one
+starts, and what other jobs added to the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import torch
 
 from mnemoscope.arguments import check_verification
 from mnemoscope.mine import values
+from mnemoscope.mine.build import vocabulary_rows
+from mnemoscope.mine.laws import differences, laws, matrix, titled, unit
 from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model
@@ -33,10 +42,34 @@ from mnemoscope.run.reading import Run
 from mnemoscope.text.plan import batches
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}  # relative, between machines
-_KEYS = {
-    "triggers": ["layer", "neuron", "polarity", "context"],
-    "null_triggers": ["kind", "layer", "neuron", "polarity", "context"],
-}
+_READ = 1e-3  # the same of what is read through the vocabulary
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A run, and what one of its shards says by itself.
+
+    tables     those of the shard alone, by name
+    contexts   its contexts
+    whole      whether the run has no other
+    tolerance  0 where its power sums came out bit for bit
+    """
+
+    run: Run
+    number: int
+    tables: dict[str, pl.DataFrame]
+    contexts: pl.Series
+    whole: bool
+    tolerance: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether all of it must come out bit for bit."""
+        return self.tolerance == 0
+
+    def kinds(self) -> list[str]:
+        """What names of tables begin with: nothing for neurons, and ``null_`` where there are null units."""
+        return [of for of in ("", "null_") if f"{of}neurons" in self.tables]
 
 
 def verify(
@@ -49,35 +82,46 @@ def verify(
 ) -> Verification:
     """Recompute a shard and a sample of values; raises RunMismatch when the model is not the run's.
 
-    sample  neurons whose values are read again
+    sample  neurons whose values and keys are read again
     """
     check_verification(sample)
     model = model.as_in(run)
     model.check_built(run, "verifying")
     generator = np.random.default_rng(seed)
     shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1
-    shard = int(generator.integers(shards))
+    number = int(generator.integers(shards))
     tolerance = TOLERANCE[model.dtype]
-    recomputed = _mine(run, model, shard, report or (lambda _: None))
-    tables = [table for table in _KEYS if table in run.manifest.tables]
-    checks = (
-        _files(run),
-        *(check(run, recomputed, table, tolerance) for table in tables for check in (_triggers, _missing)),
-        _moments(run, recomputed, shard, tolerance),
-        _ranges(run, recomputed, tolerance),
-        _totals(run),
-        _values(run, model, generator, sample),
-        _by_token(run),
-        *(() if model.units is None else (_units(run, model, recomputed, shards, tolerance),)),
-    )
-    return Verification(str(run.path), shard, seed, tolerance, checks)
+    tables, contexts = _mine(run, model, number, report or (lambda _: None))
+    moments = _moments(run, tables["shards"], number, tolerance)
+    shard = _Shard(run, number, tables, contexts, shards == 1, tolerance if moments.largest else 0.0)
+    checks = _checks(shard, model, moments, tolerance, generator, sample)
+    return Verification(str(run.path), number, seed, tolerance, tuple(checks))
 
 
-def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]) -> RunStatistics:
-    special = run.manifest.options["special"]
-    paired = run.manifest.corpus.target is not None
-    work = list(batches(run.file("contexts"), shard, special, paired=paired))
+def _checks(
+    shard: _Shard, model: Model, moments: Check, tolerance: float, generator: np.random.Generator, sample: int
+) -> Iterator[Check]:
+    yield _files(shard.run)
+    yield moments
+    for of in shard.kinds():
+        yield _triggers(shard, f"{of}triggers")
+        yield _missing(shard, f"{of}triggers")
+    yield from (_ranges(shard, of) for of in shard.kinds())
+    yield from (_samples(shard, f"{of}samples") for of in shard.kinds())
+    yield from _readings(shard.run, model, generator, sample)
+    if model.units is not None:
+        yield _units(shard, tolerance)
+    yield _vocabulary(shard.run, model)
+    yield from laws(shard.run)
+
+
+def _mine(
+    run: Run, model: Model, shard: int, report: Callable[[Progress], None]
+) -> tuple[dict[str, pl.DataFrame], pl.Series]:
+    """The tables of one shard alone, and its contexts."""
     options = run.manifest.options
+    paired = run.manifest.corpus.target is not None
+    work = list(batches(run.file("contexts"), shard, options["special"], paired=paired))
     statistics = RunStatistics.of(model, Nulls.of(model, options.get("nulls")), options["top"])
     total, done = sum(batch.n_tokens for batch in work), 0
     with Capture(model) as capture:
@@ -86,22 +130,44 @@ def _mine(run: Run, model: Model, shard: int, report: Callable[[Progress], None]
             done += batch.n_tokens
             report(Progress("mining again", done, total, "tokens"))
     statistics.finish_shard(shard)
-    return statistics
+    tables: dict[str, list[pa.Table]] = {"shards": [statistics.neurons.shard_rows()]}
+    if model.units is not None:
+        tables["units"] = [statistics.rebuilt.rows(model)]
+    for layer in statistics.neurons.cells.layers:
+        for name, rows in statistics.tables(layer).items():
+            tables.setdefault(name, []).append(rows)
+    frames = {name: pl.DataFrame(pl.from_arrow(pa.concat_tables(parts))) for name, parts in tables.items()}
+    return frames, pl.Series("context", sorted(statistics.neurons.contexts), dtype=pl.Int64)
 
 
-def _frame(recomputed: RunStatistics, name: str) -> pl.DataFrame:
-    tables = [recomputed.tables(layer)[name] for layer in recomputed.neurons.cells.layers]
-    return pl.concat([pl.DataFrame(pl.from_arrow(table)) for table in tables])
+def _alike(
+    name: str,
+    stored: pl.DataFrame,
+    fresh: pl.DataFrame,
+    key: list[str],
+    tolerance: float,
+    *,
+    every: bool = True,
+) -> Check:
+    """Each stored row beside the fresh one of its key: fractions within the tolerance; without any, all there is.
 
-
-def _compare(name: str, stored: np.ndarray, fresh: np.ndarray, tolerance: float, note: str = "") -> Check:
-    """Relative difference, where nothing counts as smaller than a thousandth of the largest."""
-    scale = np.maximum(np.abs(stored), np.abs(stored).max(initial=0.0) * 1e-3)
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(stored - fresh) / np.where(scale > 0, scale, 1.0)
-    difference = np.where(np.isnan(difference), np.inf, difference)
-    differing = int((difference > tolerance).sum())
-    return Check(name, stored.size, differing, float(difference.max(initial=0.0)), note)
+    every  whether each fresh row must be stored, too
+    """
+    lost = fresh.join(stored, on=key, how="anti").height if every else 0
+    both = stored.join(fresh.with_columns(_again=True), on=key, how="left", suffix="_again")
+    wrong, largest = ~both["_again"].fill_null(False).to_numpy(), 0.0
+    for column in stored.columns:
+        if column in key:
+            continue
+        first, second = both[column], both[f"{column}_again"]
+        if first.dtype.is_float():
+            pair = (each.cast(pl.Float64).fill_null(np.nan).to_numpy() for each in (first, second))
+            difference = differences(*pair)
+            wrong |= difference > tolerance
+            largest = max(largest, float(difference.max(initial=0.0)))
+        if not tolerance:
+            wrong |= first.ne_missing(second).to_numpy()
+    return Check(name, stored.height, int(wrong.sum()) + lost, largest)
 
 
 def _files(run: Run) -> Check:
@@ -110,133 +176,201 @@ def _files(run: Run) -> Check:
     return Check("sha256 of the tables", len(run.manifest.tables), len(problems), 0.0, note)
 
 
-def _name(text: str, table: str) -> str:
-    return text if table == "triggers" else f"{text} (null units)"
+# -- what the shard says -----------------------------------------------------------------------------------
 
 
-def _triggers(run: Run, recomputed: RunStatistics, table: str, tolerance: float) -> Check:
+def _moments(run: Run, fresh: pl.DataFrame, shard: int, tolerance: float) -> Check:
+    """Power sums of the shard, each beside the largest that it could be of numbers of that size."""
+    stored = run.table("shards").filter(pl.col("shard") == shard).sort("layer").collect()
+    fresh, whole, powers = fresh.sort("layer"), ["layer", "contexts", "tokens"], stored.columns[-4:]
+    wrong = sum(stored[name].ne_missing(fresh[name]).sum() for name in whole)
+    sums, again = (frame.select(powers).to_numpy() for frame in (stored, fresh))
+    count = stored["tokens"].to_numpy() * np.array(run.manifest.model.sizes)[stored["layer"].to_numpy()]
+    second, fourth = sums[:, 1], sums[:, 3]
+    most = np.stack(
+        [np.sqrt(count * second), second, np.sqrt(second * fourth), fourth], 1
+    )  # Cauchy and Schwarz
+    difference = np.abs(sums - again) / np.where(most > 0, most, 1.0)
+    note = f"shard {shard}: {int(stored['tokens'][0]):,} tokens x all neurons"
+    differing = int(wrong + (difference > tolerance).sum())
+    return Check("moments", difference.size, differing, float(difference.max(initial=0.0)), note)
+
+
+def _listed(rows: pl.LazyFrame, weights: pl.LazyFrame | None) -> pl.LazyFrame:
+    """Triggers, with the router's weights where there are any; their ranks are for `laws`."""
+    place = ["layer", "neuron", "polarity", "rank"]
+    return (rows if weights is None else rows.join(weights, on=place, how="left")).drop("rank")
+
+
+def _triggers(shard: _Shard, table: str) -> Check:
     """Stored triggers of the shard's contexts against the shard's own top list, which must hold them all."""
-    contexts = pl.Series("context", sorted(recomputed.neurons.contexts), dtype=pl.Int64)
-    stored = run.table(table).filter(pl.col("context").is_in(contexts.implode())).collect()
-    joined = stored.join(_frame(recomputed, table), on=_KEYS[table], how="left", suffix="_again")
-    fresh = joined["coefficient_again"].cast(pl.Float64).fill_null(np.nan).to_numpy()
-    moved = joined.filter(pl.col("position") != pl.col("position_again")).height
-    coefficients = joined["coefficient"].cast(pl.Float64).to_numpy()
-    return _compare(
-        _name("coefficients", table), coefficients, fresh, tolerance, f"{moved} at another position"
+    weighed = table == "triggers" and "trigger_weights" in shard.tables
+    stored, fresh = (
+        _listed(read(table), read("trigger_weights") if weighed else None)
+        for read in (shard.run.table, lambda name: shard.tables[name].lazy())
     )
+    here = stored.filter(pl.col("context").is_in(shard.contexts.implode())).collect()
+    key = [*unit(table), "polarity", "context"]
+    return _alike(titled("coefficients", table), here, fresh.collect(), key, shard.tolerance, every=False)
 
 
-def _missing(run: Run, recomputed: RunStatistics, table: str, tolerance: float) -> Check:
+def _missing(shard: _Shard, table: str) -> Check:
     """Triggers of the shard that beat the weakest that is stored, and are not stored."""
-    top, key = run.manifest.options["top"], _KEYS[table]
-    weakest = (
-        run.table(table)
-        .filter(pl.col("rank") == top - 1)
-        .select(*key[:-1], pl.col("coefficient").alias("weakest"))
-    )
+    lists = [*unit(table), "polarity"]
+    stored = shard.run.table(table)
+    weakest = stored.filter(pl.col("rank") == shard.run.manifest.options["top"] - 1)
     absent = (
-        _frame(recomputed, table)
+        shard.tables[table]
         .lazy()
-        .join(run.table(table).select(key), on=key, how="anti")
-        .join(weakest, on=key[:-1], how="left")
+        .join(stored.select(*lists, "context"), on=[*lists, "context"], how="anti")
+        .join(weakest.select(*lists, weakest="coefficient"), on=lists, how="left")
         .with_columns(strength=pl.col("coefficient").abs(), bar=pl.col("weakest").abs())
     )
     # A list that is not full has no weakest: everything belongs in it.
-    wrong = absent.filter(
-        pl.col("bar").is_null() | (pl.col("strength") > pl.col("bar") * (1 + tolerance))
-    ).collect()
-    return Check(_name("no trigger is missing", table), absent.collect().height, wrong.height, 0.0)
+    beats = pl.col("bar").is_null() | (pl.col("strength") > pl.col("bar") * (1 + shard.tolerance))
+    compared, wrong = absent.select(pl.len(), beats.sum().alias("wrong")).collect().row(0)
+    return Check(titled("no trigger is missing", table), compared, wrong, 0.0)
 
 
-def _moments(run: Run, recomputed: RunStatistics, shard: int, tolerance: float) -> Check:
-    names = ["tokens", "sum", "sum_squares", "sum_cubes", "sum_fourths"]
-    stored = run.table("shards").filter(pl.col("shard") == shard).sort("layer").collect()
-    fresh = pl.DataFrame(pl.from_arrow(recomputed.neurons.shard_rows())).sort("layer")
-    note = f"shard {shard}: {int(stored['tokens'][0]):,} tokens x all neurons"
-    return _compare(
-        "moments",
-        stored.select(names).cast(pl.Float64).to_numpy(),
-        fresh.select(names).cast(pl.Float64).to_numpy(),
-        tolerance,
-        note,
-    )
+def _samples(shard: _Shard, table: str) -> Check:
+    """Stored examples from the shard's contexts, and none in a bin of which the run has no example."""
+    name, key = titled("examples", table), [*unit(table), "bin"]
+    if not shard.exact:  # what is next to an edge may fall into another bin here
+        return Check(name, 0, 0, 0.0, "not compared: the shard does not come out bit for bit on this machine")
+    stored, fresh = shard.run.table(table), shard.tables[table]
+    here = stored.filter(pl.col("context").is_in(shard.contexts.implode())).collect()
+    check = _alike(name, here, fresh, key, 0.0, every=False)
+    absent = fresh.join(stored.select(key).collect(), on=key, how="anti").height
+    return Check(name, check.compared, check.differing + absent, check.largest)
 
 
-def _ranges(run: Run, recomputed: RunStatistics, tolerance: float) -> Check:
-    fresh = _frame(recomputed, "neurons")
-    stored = run.table("neurons").select("min", "max", "tokens").collect()
-    slack = tolerance * np.maximum(stored["max"].abs().to_numpy(), stored["min"].abs().to_numpy())
-    outside = (fresh["max"].to_numpy() > stored["max"].to_numpy() + slack) | (
-        fresh["min"].to_numpy() < stored["min"].to_numpy() - slack
-    )
-    counts = run.table("histograms").select("counts").collect()["counts"].to_list()
-    counts_again = _frame(recomputed, "histograms")["counts"].to_list()
-    sizes = np.asarray(counts).sum(1)
-    more = np.asarray(counts_again).sum(1) > sizes
-    # Neurons of all tokens have equally many in their bins; those of an expert no more than were routed to it.
-    tokens = stored["tokens"].to_numpy()
-    whole = sizes[tokens == tokens.max()]
-    wrong = int(outside.sum() + more.sum() + (whole != whole[0]).sum() + (sizes > tokens).sum())
-    return Check("ranges and histograms", fresh.height, wrong, 0.0)
+def _ranges(shard: _Shard, of: str) -> Check:
+    """Statistics of every unit: in a run of one shard those of the shard, in others no less than these, nor more than
+    they leave to the rest of the text."""
+    names = [
+        f"{of}neurons",
+        f"{of}histograms",
+        *(["experts"] if not of and "experts" in shard.tables else []),
+    ]
+    compared, largest = shard.tables[names[0]].height, 0.0
+    if shard.whole and shard.exact:
+        checks = [_whole(shard, name) for name in names]
+        differing, largest = sum(check.differing for check in checks), max(check.largest for check in checks)
+    else:
+        differing = sum(_beyond(shard, name) for name in names)
+    return Check(titled("ranges and histograms", names[0]), compared, differing, largest)
 
 
-def _totals(run: Run) -> Check:
-    """Sum of the mean over a layer's neurons, times tokens, is the sum over its shards; squares likewise."""
-    shards = run.table("shards").group_by("layer").agg(pl.col("sum", "sum_squares").sum())
-    tokens = pl.col("tokens").cast(pl.Float64)
-    neurons = (
-        run.table("neurons")
-        .group_by("layer")
-        .agg(
-            first=(pl.col("mean").fill_nan(0) * tokens).sum(),
-            second=((pl.col("std").fill_nan(0) ** 2 + pl.col("mean").fill_nan(0) ** 2) * tokens).sum(),
-        )
-    )
-    joined = shards.join(neurons, on="layer").sort("layer").collect()
-    stored = joined.select("first", "second").to_numpy()
-    folded = joined.select("sum", "sum_squares").to_numpy()
-    check = _compare("totals over the shards", stored, folded, 1e-6)
-    # Another order of summation: not bit for bit, and not meant to be.
-    return Check(check.name, check.compared, check.differing, 0.0)
+def _key(table: str) -> list[str]:
+    return ["layer", "expert"] if table == "experts" else unit(table)
 
 
-def _units(run: Run, model: Model, recomputed: RunStatistics, shards: int, tolerance: float) -> Check:
+def _whole(shard: _Shard, table: str) -> Check:
+    fresh = shard.tables[table]
+    return _alike(table, shard.run.table(table).select(fresh.columns).collect(), fresh, _key(table), 0.0)
+
+
+def _beyond(shard: _Shard, table: str) -> int:
+    """Rows of the shard that say more than the run does, or so little that the rest of the text could not make up."""
+    fresh = shard.tables[table]
+    stored = shard.run.table(table).select(fresh.columns).collect()
+    both = fresh.join(stored, on=_key(table), how="left", suffix="_run")
+    if table.endswith("histograms"):
+        counts, of_run = matrix(both["counts"]), matrix(both["counts_run"].fill_null([]))
+        if not shard.exact:  # what is next to an edge may fall into another bin here
+            counts, of_run = counts.sum(1, keepdims=True), of_run.sum(1, keepdims=True)
+        return int((counts > of_run).any(1).sum())
+    rest = pl.col("tokens_run") - pl.col("tokens")
+    wrong = rest.is_null() | (rest < 0)
+    if table == "experts":
+        for name in ("shared", "neuron", "neurons"):
+            wrong |= pl.col(name).ne_missing(pl.col(f"{name}_run"))
+    else:
+        positive = [pl.col(f"positive_fraction{of}") * pl.col(f"tokens{of}") for of in ("", "_run")]
+        more, slack = (
+            positive[1] - positive[0],
+            pl.col("tokens") * shard.tolerance + 1e-3,
+        )  # products of fractions
+        reach = pl.max_horizontal(pl.col("max_run").abs(), pl.col("min_run").abs()) * shard.tolerance
+        outside = (pl.col("max") > pl.col("max_run") + reach) | (pl.col("min") < pl.col("min_run") - reach)
+        wrong |= (pl.col("tokens") > 0) & (outside | (more < -slack) | (more > rest + slack))
+    return int(both.select(wrong.sum()).item())
+
+
+def _units(shard: _Shard, tolerance: float) -> Check:
     """How well units rebuild what they stand for, where the shard is all of the text; else only where they belong."""
-    names = ["tokens", "active", "explained_variance", "error_norm"] if shards == 1 else ["layer", "units"]
-    fresh, stored = pl.DataFrame(pl.from_arrow(recomputed.rebuilt.rows(model))), run.table("units").collect()
-    columns = [frame.select(names).cast(pl.Float64).fill_null(0.0).to_numpy() for frame in (stored, fresh)]
-    return _compare("units", columns[0], columns[1], tolerance)
+    fresh = shard.tables["units"]
+    if not shard.whole:
+        fresh = fresh.select("layer", "units", "reads", "writes", "activation")
+        tolerance = 0.0
+    stored = shard.run.table("units").select(fresh.columns).collect()
+    return _alike("units", stored, fresh, ["layer"], tolerance)
 
 
-def _values(run: Run, model: Model, generator: np.random.Generator, sample: int) -> Check:
+# -- what the model says without a text --------------------------------------------------------------------
+
+
+def _readings(run: Run, model: Model, generator: np.random.Generator, sample: int) -> Iterator[Check]:
+    """Values and keys of a sample of neurons, read again."""
     sample = min(sample, len(model.cells))
     layers, neurons = model.cells.place(np.sort(generator.choice(len(model.cells), sample, replace=False)))
-    stored_logits, fresh_logits, wrong = [], [], 0
-    for layer in np.unique(layers):
-        here = neurons[layers == layer]
-        tokens, logits = values.value_tokens(model, int(layer), torch.from_numpy(here))
-        for row, neuron in enumerate(here):
-            stored = run.rows("values", int(layer), int(neuron))
-            stored_logits.append(stored["logit"].cast(pl.Float64).to_numpy())
-            fresh_logits.append(logits[row].ravel().astype(np.float64))
-            wrong += int((stored["token"].to_numpy() != tokens[row].ravel()).sum())
-    check = _compare("values", np.concatenate(stored_logits), np.concatenate(fresh_logits), 1e-4)
-    note = f"{sample} neurons; {wrong} tokens at another rank"
-    return Check(check.name, check.compared, check.differing, check.largest, note)
+    stored: dict[str, list[pl.DataFrame]] = {"values": [], "neurons": []}
+    fresh: dict[str, list[pl.DataFrame]] = {"values": [], "neurons": []}
+    chosen = {layer: torch.from_numpy(neurons[layers == layer]) for layer in np.unique(layers).tolist()}
+    for layer, rows, columns in values.layers(model, chosen, chosen):
+        for name, table in (("values", rows), ("neurons", columns)):
+            frame = pl.DataFrame(pl.from_arrow(table))
+            fresh[name].append(frame)
+            here = (pl.col("layer") == layer) & pl.col("neuron").is_in(chosen[layer].tolist())
+            stored[name].append(run.table(name).filter(here).select(frame.columns).collect())
+    yield _values(pl.concat(stored["values"]), pl.concat(fresh["values"]), sample)
+    yield _keys(pl.concat(stored["neurons"]), pl.concat(fresh["neurons"]))
 
 
-def _by_token(run: Run) -> Check:
-    """`values_by_token` against `values`: the same rows, in the order in which tokens are looked up."""
-    key, read = ["layer", "neuron", "polarity", "rank"], ["token", "logit", "probability"]
-    rows, ordered = (run.table(name).select(key + read) for name in ("values", "values_by_token"))
-    first, second = (
-        frame.select(pl.struct(pl.all()).hash().sum()).collect().item() for frame in (rows, ordered)
+def _values(stored: pl.DataFrame, fresh: pl.DataFrame, sample: int) -> Check:
+    """The tokens of values; only where numbers differ at all may neighbours have changed places."""
+    place, token = ["layer", "neuron", "polarity", "rank"], ["layer", "neuron", "polarity", "token"]
+    logits = _alike(
+        "values", stored.drop("token", "probability"), fresh.drop("token", "probability"), place, 1e-4
     )
-    wrong = 0
-    if first != second:  # else no need to bring every row together with itself
-        joined = rows.join(ordered, on=key, how="full", suffix="_ordered")
-        other = pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_ordered")) for name in read)
-        wrong = joined.select(other.sum()).collect().item()
-    wrong += ordered.select((pl.col("token").diff() < 0).sum()).collect().item()
-    return Check("values by token", run.manifest.tables["values"].rows, wrong, 0.0)
+    read = _alike("values", stored.drop("token", "logit"), fresh.drop("token", "logit"), place, _READ)
+    tokens = stored.join(fresh.select(*place, again="token"), on=place, how="left")
+    moved = tokens.filter(pl.col("token").ne_missing(pl.col("again")))
+    differing = logits.differing + read.differing
+    if logits.largest:
+        weakest = fresh.group_by(token[:3]).agg(weakest=pl.col("logit").sort_by("rank").last())
+        swapped = moved.join(fresh.select(*token, logit_again="logit"), on=token, how="left").join(
+            weakest, on=token[:3]
+        )
+        other = swapped.select(pl.col("logit_again").fill_null(pl.col("weakest"))).to_series().to_numpy()
+        differing += int((differences(swapped["logit"].to_numpy(), other) > 1e-4).sum())
+    else:
+        differing += moved.height
+    note = f"{sample} neurons; {moved.height} tokens at another rank"
+    return Check("values", stored.height, differing, logits.largest, note)
+
+
+def _keys(stored: pl.DataFrame, fresh: pl.DataFrame) -> Check:
+    """Norms, entropies, and which tokens switch a neuron on."""
+    lists = [name for name, kind in stored.schema.items() if kind == pl.List]
+    single = _alike("keys", stored.drop(lists), fresh.drop(lists), ["layer", "neuron"], _READ)
+    differing = single.differing
+    for tokens in (name for name in lists if "tokens" in name):
+        names = [tokens, tokens.replace("tokens", "coefficients")]
+        sizes = (frame.select(pl.col(names).list.len()) for frame in (stored, fresh))
+        if not next(sizes).equals(next(sizes)):
+            differing += 1
+            continue
+        first, second = (frame.select(names).explode(names) for frame in (stored, fresh))
+        numbers = (frame[names[1]].cast(pl.Float64).fill_null(np.nan).to_numpy() for frame in (first, second))
+        difference = differences(*numbers)
+        differing += int((difference > _READ).sum())
+        if not difference.max(initial=0.0):
+            differing += int(first[tokens].ne_missing(second[tokens]).sum())
+    return Check("norms and keys", stored.height, differing, 0.0)
+
+
+def _vocabulary(run: Run, model: Model) -> Check:
+    """How the tokenizer spells its tokens now."""
+    fresh, stored = pl.DataFrame(pl.from_arrow(vocabulary_rows(model))), run.table("vocabulary").collect()
+    return _alike("vocabulary", stored, fresh, ["token"], 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -10,6 +9,7 @@ from time import monotonic
 import numpy as np
 import regex
 
+from mnemoscope import files
 from mnemoscope.errors import PatternError
 from mnemoscope.patterns.pattern import Pattern
 from mnemoscope.run.text import Text
@@ -87,14 +87,12 @@ def _labelled(text: Text, pattern: Pattern) -> np.ndarray:
 def _labels(path: Path) -> Iterator[tuple[int, int, int, bool]]:
     """Number of the line, context, position and label, for each line of a file."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PatternError(f"reading the labels {path}: {error}; give a file of JSON lines") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in files.json_lines(text):
         try:
-            entry = json.loads(line)
+            entry = files.from_json(line)
             context, position, label = int(entry["context"]), int(entry["position"]), bool(entry["label"])
         except (ValueError, KeyError, TypeError) as error:
             raise PatternError(

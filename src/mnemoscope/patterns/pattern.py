@@ -29,6 +29,7 @@ from functools import lru_cache
 from typing import Any
 
 from mnemoscope.errors import PatternError
+from mnemoscope.files import from_json
 from mnemoscope.records import MAIN, NEXT, POSITION
 
 WINDOWS = (4, 16, 64)
@@ -175,7 +176,7 @@ _quoted = lru_cache(2**16)(_json)
 
 def _listed(spec: str, text: str) -> list[Any]:
     try:
-        values = json.loads(text)
+        values = from_json(text)
     except ValueError:
         values = None
     if not isinstance(values, list) or not values:
@@ -183,6 +184,11 @@ def _listed(spec: str, text: str) -> list[Any]:
             spec, "what follows the colon is not a JSON list", 'write for example tokens:[" of"," the"]'
         )
     return values
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number of a size that places and counts have."""
+    return text.isdecimal() and len(text) <= 9
 
 
 def quoted(texts: list[str]) -> str:
@@ -227,7 +233,7 @@ def _window(spec: str, rest: str) -> tuple[str, int | None, str, str]:
         return rest, 1, "", ""
     if window == "all":
         return text, None, "@all", " so far"
-    if not window.isdecimal() or int(window) < 2:
+    if not _is_number(window) or int(window) < 2:
         raise _wrong(spec, f"{window!r} is no window", "write @all, or @ and a number of tokens of 2 or more")
     return text, int(window), f"@{int(window)}", f" within {int(window)} tokens"
 
@@ -266,7 +272,7 @@ def _words(spec: str, rest: str) -> Pattern:
 def _topic(spec: str, rest: str) -> Pattern:
     count, colon, text = rest.partition(":")
     words = _several(spec, text)
-    if not colon or not count.isdecimal() or not 1 <= int(count) <= len(words):
+    if not colon or not _is_number(count) or not 1 <= int(count) <= len(words):
         raise _wrong(spec, "a topic is a number and at least as many words", "write topic:2:band,album,song")
     name = f"about {shortened(words)}"
     return Pattern(f"topic:{int(count)}:{','.join(words)}", name, "topic", "semantic", 2, (int(count), words))
@@ -281,7 +287,7 @@ def _plain(head: str, template: str, fold: bool = False) -> Callable[[str, str],
 
 
 def _digits(spec: str, rest: str) -> Pattern:
-    if not rest.strip().isdecimal() or not int(rest):
+    if not _is_number(rest.strip()) or not int(rest):
         raise _wrong(spec, f"{rest!r} is no number of digits", "write digits:2")
     name = f"a number of {int(rest)} digit{'s' if int(rest) > 1 else ''}"
     return Pattern(f"digits:{int(rest)}", name, "digits", "shallow", 1, (str(int(rest)),))
@@ -289,7 +295,7 @@ def _digits(spec: str, rest: str) -> Pattern:
 
 def _position(spec: str, rest: str) -> Pattern:
     low, dash, high = rest.partition("-")
-    if not low.isdecimal() or (dash and high and not high.isdecimal()) or (high and int(high) < int(low)):
+    if not _is_number(low) or (dash and high and not _is_number(high)) or (high and int(high) < int(low)):
         raise _wrong(
             spec, f"{rest!r} is no range of positions", "write position:5, position:5-8 or position:64-"
         )
@@ -302,7 +308,7 @@ def _position(spec: str, rest: str) -> Pattern:
 def _token(head: str, template: str) -> Callable[[str, str], Pattern]:
     def read(spec: str, rest: str) -> Pattern:
         try:
-            token = json.loads(rest)
+            token = from_json(rest)
         except ValueError:
             token = rest
         if isinstance(token, bool) or not isinstance(token, str | int):

@@ -62,14 +62,12 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise QueryError(f"reading prompts: {path}: {why}; give a file of one JSON object a line") from error
-    for line, row in enumerate(text.splitlines(), 1):
-        if not row.strip():
-            continue
+    for line, row in files.json_lines(text):
         try:
-            yield line, json.loads(row)
-        except json.JSONDecodeError as error:
+            yield line, files.from_json(row)
+        except ValueError as error:
             raise QueryError(
-                f"{path}, line {line}: this is not JSON ({error.msg} at character {error.colno}); write {_example()}"
+                f"{path}, line {line}: this is not JSON ({error}); write {_example()}"
             ) from error
 
 

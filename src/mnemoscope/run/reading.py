@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from mnemoscope.arguments import check_neurons
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
-from mnemoscope.files import sha256
+from mnemoscope.files import from_json, sha256
 from mnemoscope.location import Location, Place, local, parquet, place, stamp
 from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId, TableEntry, other_format
 from mnemoscope.run.places import TEXT
@@ -94,12 +94,15 @@ class _SortedTable:
 
     def __init__(self, name: str, path: Place) -> None:
         self.name, self.path, self.key = name, path, KEYS[name]
-        self._group = lru_cache(KEPT_GROUPS)(lambda group, *stamp: self._read_groups([group]))
+        self._group = lru_cache(KEPT_GROUPS)(lambda group: self._read_groups([group]))
+        self._stamp: tuple[int, ...] = ()
 
     @cached_property
     def metadata(self) -> pq.FileMetaData:
-        with _reading(self.name, self.path), parquet(self.path) as file:
-            metadata = file.metadata
+        with _reading(self.name, self.path):
+            self._stamp = stamp(self.path)
+            with parquet(self.path) as file:
+                metadata = file.metadata
         missing = set(SCHEMAS[self.name].names) - set(metadata.schema.to_arrow_schema().names)
         if missing:
             raise _corrupt(self.name, self.path, f"lacks the column {min(missing)}")
@@ -134,10 +137,15 @@ class _SortedTable:
     def _read(self, groups: Sequence[int]) -> pa.Table:
         """Row groups; the last few that were read alone are kept: a neuron's neighbour is in the same."""
         with _reading(self.name, self.path):
+            # A run that is gone is not answered for.
+            if stamp(self.path) != self._stamp:  # rows would be looked for where they were in the file before
+                raise RunCorrupt(
+                    f"reading the run {self.path.parent}: table {self.name} was written anew while the run was open; "
+                    "open it again"
+                )
             if not 1 <= len(groups) <= 2:
                 return self._read_groups(groups)
-            now = stamp(self.path)  # a run that is gone is not answered for
-            tables = [self._group(group, *now) for group in groups]
+            tables = [self._group(group) for group in groups]
             return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 
     def _read_groups(self, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
@@ -159,7 +167,7 @@ class _SortedTable:
 
     def pick(self, ids: Sequence[int]) -> pl.DataFrame:
         """The rows whose (single) key is one of `ids`; `QueryError` if one is not there."""
-        wanted = np.unique(np.asarray(ids, np.int64))
+        wanted = _numbers(self.key[0], ids)
         first, last = self.bounds
         hit = np.searchsorted(wanted, first, "left") < np.searchsorted(wanted, last, "right")
         groups, parts = np.flatnonzero(hit).tolist(), []
@@ -227,7 +235,7 @@ def _unfinished(path: Place) -> str:
 def read_manifest(path: Place) -> Manifest:
     """Read a manifest, whose tables are those of `SCHEMAS`, with or without `OPTIONAL`; errors as in `open_run`."""
     try:
-        content = json.loads(path.read_bytes())
+        content = from_json(path.read_bytes().decode())
         version = content["schema_version"]
         if isinstance(version, int) and version != SCHEMA_VERSION:
             raise RunError(f"opening the run {path.parent}: {other_format(version, SCHEMA_VERSION, REBUILD)}")
@@ -275,10 +283,10 @@ class Run:
         """Where a table lies; behind a URL, unless the folder of a run was copied there as it was, under `uploaded`."""
         if isinstance(self.path, Path):
             return self.path / f"{name}.parquet"
-        entry, sizes = self.manifest.tables[name], self.path.sizes
-        called = next((each for each in (uploaded(name, entry), f"{name}.parquet") if each in sizes), None)
-        file = self.path / (called or uploaded(name, entry))
-        return file if called is None else replace(file, sha256=entry.sha256, size=sizes[called])
+        entry = self.manifest.tables[name]
+        named = (self.path.inside.get(each) for each in (uploaded(name, entry), f"{name}.parquet"))
+        file = next(filter(None, named), None)
+        return self.path / uploaded(name, entry) if file is None else replace(file, sha256=entry.sha256)
 
     @property
     def folder(self) -> Path:
@@ -379,7 +387,7 @@ class Run:
     def contexts(self, ids: Sequence[int]) -> dict[int, StoredContext]:
         """Contexts by id, in ascending order; `QueryError` if there is no such context."""
         written: WholeText | None = self.kept(TEXT)
-        wanted = np.unique(np.asarray(ids, np.int64))
+        wanted = _numbers("context", ids)
         if written is not None and (numbers := written.rows(wanted)) is not None:
             stored = (StoredContext(*context) for context in written.written(numbers))
             return dict(zip(wanted.tolist(), stored, strict=True))
@@ -460,6 +468,14 @@ class Run:
             database.from_arrow(table.dataset).create_view(name)
         database.execute("set lock_configuration = true")
         return database
+
+
+def _numbers(name: str, ids: Sequence[int]) -> np.ndarray:
+    """i64, ascending: each of some numbers once; `QueryError` where 64 bits do not hold one."""
+    try:
+        return np.unique(np.asarray(ids, np.int64))
+    except OverflowError as error:
+        raise QueryError(f"reading {name} {max(ids, key=abs)}: the run has none of that number") from error
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def _target_of(document: Document, corpus: Corpus) -> str:
 def _check_segment(segment: str) -> None:
     kind, _, size = segment.partition(":")
     known = segment in ("document", "sentence", "sentence:spacy", "window")
-    if not known and not (kind == "window" and size.isdecimal() and int(size) >= 8):
+    if not known and not (kind == "window" and size.isdecimal() and len(size) < 16 and int(size) >= 8):
         raise CorpusError(
             f"loading a corpus: {{segment}} is not known; accepted are {_SEGMENTS}", segment=segment
         )

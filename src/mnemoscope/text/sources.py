@@ -128,13 +128,14 @@ def _fetched(url: Location, column: str) -> Source:
     """Files behind a URL, which are read from a copy in the cache folder: a text is read several times."""
     try:
         listed = url.below()
-        base = url if url not in {replace(file, size=0) for file in listed} else url.parent
+        base = url if str(url) not in map(str, listed) else url.parent
         while any(mark in base.name for mark in _GLOB):
             base = base.parent
-        facts = [str(url), *(f"{file} {file.size} {version}" for file, version in listed.items())]
+        facts = [str(url), *(f"{file} {file.size} {file.version}" for file in listed)]
         kept = files.cache_folder() / "texts" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:40]
         folder = kept / (base.name or "text")
         with files.refusals(f"keeping a copy of {url} in {kept}", "see to it that it can be written to"):
+            fetched: list[Path] = []
             for file in listed:
                 target = folder / file.url.removeprefix(f"{base.url}/")
                 if ".." in target.relative_to(folder).parts:
@@ -145,6 +146,13 @@ def _fetched(url: Location, column: str) -> Source:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with files.replacing(target, "keeping a copy of a text") as partial:
                         file.fetch(partial)
+                    fetched.append(target)
+            if fetched and url.below() != listed:  # parts of two versions make no text
+                for target in fetched:
+                    target.unlink()
+                raise CorpusError(
+                    f"reading {url}: it was changed while it was read; give the same command again"
+                )
             kept.mkdir(parents=True, exist_ok=True)
             files.keep(kept / files.ABOUT, json.dumps({"url": str(url)}).encode())
     except RemoteError as error:

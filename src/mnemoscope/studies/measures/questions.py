@@ -7,7 +7,6 @@ model finds more probable is taken (`prediction/questions.py`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mnemoscope.errors import QueryError
+from mnemoscope.files import from_json, json_lines
 from mnemoscope.model.capture import residuals
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
@@ -64,16 +64,16 @@ class Asked:
 def built_in() -> list[Question]:
     """The set of our own writing: cities of the whole world, labelled by continent."""
     text = (files("mnemoscope.studies.measures") / f"{BUILT_IN}.jsonl").read_text(encoding="utf-8")
-    return [_question(BUILT_IN, number, line) for number, line in enumerate(text.splitlines(), 1)]
+    return [_question(BUILT_IN, number, line) for number, line in json_lines(text)]
 
 
 def read(path: Path) -> list[Question]:
     """A user's set; `QueryError` with the number of the line that is no question."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise QueryError(f"reading questions: {path} cannot be read ({error}); give a jsonl file") from error
-    questions = [_question(path.stem, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    questions = [_question(path.stem, number, line) for number, line in json_lines(text)]
     if not questions:
         raise QueryError(f"reading questions: {path} has none; each line is {_example()}")
     return questions
@@ -85,7 +85,7 @@ def _example() -> str:
 
 def _question(name: str, number: int, line: str) -> Question:
     try:
-        row: Any = json.loads(line)
+        row: Any = from_json(line)
     except ValueError:
         row = None
     if not isinstance(row, dict) or not {"prompt", "answer"} <= row.keys() <= {*_FIELDS}:
