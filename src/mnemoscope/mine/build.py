@@ -51,7 +51,8 @@ from mnemoscope.text.spelling import token_bytes
 
 TOP = 50
 _LONG = 10.0  # seconds of reading values from which on it is tried how many they are
-_ROW_SECONDS = 1e-6  # of a row of triggers or values: made, written and sorted, on one core
+_TRIED = 3  # layers; with the first ones much is done but once
+_ROW_SECONDS = 4e-7  # of a row of triggers or values: made, written and sorted, on one core
 _SHORT = 48  # characters of a value that are shown in a message
 EXCLUDED = ["padding", "position 0 of every context", "special tokens"]
 _VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "numba", "pyarrow")
@@ -234,16 +235,15 @@ class Build:
         return lambda step: self.report(step._replace(after=seconds))
 
     def _reading_seconds(self) -> float:
-        """About how long it takes to read the values and keys that are not read yet; where that is long, by the second
-        of two layers, which are read now."""
+        """About how long it takes to read the values and keys that are not read yet; where that is long, by the last of
+        the first layers, which are read now."""
         expected, missing = values.seconds(self.model), self._unread()
         if expected < _LONG or not missing:
             return expected * len(missing) / len(self.model.cells.layers)
-        reading = self._read_layers(missing[:2])
-        next(reading)  # with what is done but once
-        begin = time.monotonic()
-        list(reading)
-        return (time.monotonic() - begin) * max(0, len(missing) - 2)
+        begin, last = 0.0, time.monotonic()
+        for _ in self._read_layers(missing[:_TRIED]):
+            begin, last = last, time.monotonic()
+        return (last - begin) * max(0, len(missing) - _TRIED)
 
     def _writing_seconds(self, plan: Plan) -> float:
         listed = min(self.identity["top"], plan.contexts) + 2 * values.VALUE_TOKENS  # values are sorted, too
