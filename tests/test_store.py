@@ -200,7 +200,7 @@ def test_find_equals_filter(data: st.DataObject, name: str, size: int) -> None:
         mask = np.ones(rows.num_rows, bool)
         for column, value in zip(KEYS[name], key, strict=True):
             mask &= rows[column].to_numpy() == value
-        assert table.find(*key).equals(rows.filter(pa.array(mask)))
+        assert table.find(*key).to_dicts() == rows.filter(pa.array(mask)).to_pylist()
 
 
 def test_find_reads_few_groups(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_find_reads_few_groups(tmp_path: Path) -> None:
     read = table._read
     table._read = lambda groups: (reads.append(len(groups)), read(groups))[1]  # type: ignore[method-assign]
     for a in range(60):
-        assert table.find(a // 20, a % 20)["counts"].to_pylist() == [[a]] * 3
+        assert table.find(a // 20, a % 20)["counts"].to_list() == [[a]] * 3
     assert max(reads) <= 2
 
 

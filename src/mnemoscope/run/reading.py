@@ -94,7 +94,7 @@ class _SortedTable:
 
     def __init__(self, name: str, path: Place) -> None:
         self.name, self.path, self.key = name, path, KEYS[name]
-        self._group = lru_cache(KEPT_GROUPS)(lambda group: self._read_groups([group]))
+        self._group = lru_cache(KEPT_GROUPS)(lambda group: self._keyed([group]))
         self._stamp: tuple[int, ...] = ()
 
     @cached_property
@@ -134,8 +134,9 @@ class _SortedTable:
         last[:-1] = np.minimum(high[:-1], np.where(exact[1:], low[1:], high[1:]))
         return np.maximum.accumulate(first), np.minimum.accumulate(last[::-1])[::-1]
 
-    def _read(self, groups: Sequence[int]) -> pa.Table:
-        """Row groups; the last few that were read alone are kept: a neuron's neighbour is in the same."""
+    def _read(self, groups: Sequence[int]) -> list[tuple[pl.DataFrame, np.ndarray]]:
+        """The rows of row groups and their keys, in one part or in two; the last few groups that were read alone are
+        kept: a neuron's neighbour is in the same."""
         with _reading(self.name, self.path):
             # A run that is gone is not answered for.
             if stamp(self.path) != self._stamp:  # rows would be looked for where they were in the file before
@@ -144,9 +145,12 @@ class _SortedTable:
                     "open it again"
                 )
             if not 1 <= len(groups) <= 2:
-                return self._read_groups(groups)
-            tables = [self._group(group) for group in groups]
-            return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+                return [self._keyed(groups)]
+            return [self._group(group) for group in groups]
+
+    def _keyed(self, groups: Sequence[int]) -> tuple[pl.DataFrame, np.ndarray]:
+        rows = self._read_groups(groups)
+        return _frame(rows), pack(rows, self.key)
 
     def _read_groups(self, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         with parquet(self.path, self.metadata) as file:
@@ -154,16 +158,18 @@ class _SortedTable:
                 groups, columns, use_threads=len(groups) > 2
             )  # one neuron is no work to share
 
-    def find(self, *key: int) -> pa.Table:
+    def find(self, *key: int) -> pl.DataFrame:
         """The rows with exactly this key, in file order."""
         wanted = 0
         for part in key:
             wanted = wanted << 32 | part
         first, last = self.bounds
         groups = range(int(np.searchsorted(last, wanted)), int(np.searchsorted(first, wanted, "right")))
-        rows = self._read(groups)
-        start, stop = np.searchsorted(pack(rows, self.key), [wanted, wanted + 1])
-        return rows.slice(start, stop - start)
+        parts = []
+        for rows, keys in self._read(groups):
+            start, stop = np.searchsorted(keys, [wanted, wanted + 1]).tolist()
+            parts.append(rows.slice(start, stop - start))
+        return parts[0] if len(parts) == 1 else pl.concat(parts)
 
     def pick(self, ids: Sequence[int]) -> pl.DataFrame:
         """The rows whose (single) key is one of `ids`; `QueryError` if one is not there."""
@@ -172,9 +178,9 @@ class _SortedTable:
         hit = np.searchsorted(wanted, first, "left") < np.searchsorted(wanted, last, "right")
         groups, parts = np.flatnonzero(hit).tolist(), []
         for start in range(0, len(groups), 16):  # some at a time: each call costs, and so does memory
-            rows = self._read(groups[start : start + 16])
-            parts.append(_frame(rows)[np.flatnonzero(np.isin(pack(rows, self.key), wanted))])
-        found = pl.concat(parts or [_frame(self._read([]))])
+            for rows, keys in self._read(groups[start : start + 16]):
+                parts.append(rows[np.flatnonzero(np.isin(keys, wanted))])
+        found = pl.concat(parts or [rows for rows, _ in self._read([])])
         lost = np.setdiff1d(wanted, found[self.key[0]].to_numpy())
         if len(lost):
             count = self.metadata.num_rows
@@ -367,7 +373,7 @@ class Run:
     def rows(self, name: str, layer: int, neuron: int) -> pl.DataFrame:
         """The rows of one neuron in a table keyed by (layer, neuron), in file order; fast at any size."""
         table = self._sorted(name, ("layer", "neuron"))
-        return _frame(table.find(*self.address(layer, neuron)))
+        return table.find(*self.address(layer, neuron))
 
     def columns(self, name: str, layer: int, neuron: int) -> dict[str, list[Any]]:
         """The same as a list for each column: of few rows each is read sooner so."""
@@ -382,7 +388,7 @@ class Run:
                 "polarity is 1 or -1"
             )
         rows = self._tables["values_by_token"].find(int(token))
-        return _frame(rows).filter(pl.col("polarity") == polarity)
+        return rows.filter(pl.col("polarity") == polarity)
 
     def contexts(self, ids: Sequence[int]) -> dict[int, StoredContext]:
         """Contexts by id, in ascending order; `QueryError` if there is no such context."""
@@ -404,7 +410,8 @@ class Run:
 
     def titles(self, ids: Sequence[int]) -> dict[int, str | None]:
         """The titles of documents by id; `QueryError` if there is no such document."""
-        return dict(self._tables["documents"].pick(ids).select("document", "title").iter_rows())
+        rows = self._tables["documents"].pick(ids)
+        return dict(zip(rows["document"].to_list(), rows["title"].to_list(), strict=True))
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
