@@ -647,6 +647,44 @@ def test_reading_needs_no_torch(run: mn.Run) -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
+_PACKAGES = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import mnemoscope as mn
+from mnemoscope.atlas import packages
+from mnemoscope.atlas.app import create
+from starlette.testclient import TestClient
+
+begun = []
+
+class Watching:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("altair", "narwhals", "pandas", "duckdb", "scipy", "vl_convert"):
+            begun.append((name, packages._importing.locked()))
+
+def status(path):
+    return client.get("/runs/a-run" + path).status_code
+
+client = TestClient(create([mn.open_run(RUN)]), base_url=HERE)
+sys.meta_path.insert(0, Watching())
+assert [status(path) for path in LIGHT] == [200] * len(LIGHT)
+assert not begun, begun
+with ThreadPoolExecutor(8) as readers:
+    assert set(readers.map(status, HEAVY)) == {200}
+assert {name for name, _ in begun} >= {"altair", "narwhals", "duckdb", "scipy"}
+assert all(alone for _, alone in begun), begun
+"""
+
+
+def test_packages_are_imported_by_one_thread(run: mn.Run) -> None:
+    """Before any other uses one; the pages that come first need none of them."""
+    light = ("", "/begin", "/layers/0", "/neurons/L1N3", "/neurons/L1N3/preview", "/search?q=%20capital", "/explain",
+             "/search?q=L1N3&by=like", "/completions.json?q=a", "/notes", "/annotate")  # fmt: skip
+    heavy = ("/layers", "/sql?q=select+1", "/study/distributions", "/layers", "/study")
+    given = f"RUN, HERE, LIGHT, HEAVY = {str(run.path)!r}, {HERE!r}, {light!r}, {heavy!r}"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", f"{given}\n{_PACKAGES}"], check=True)
+
+
 def test_a_port_that_is_taken_is_said(run: mn.Run) -> None:
     """In one line, with exit code 2."""
     with closing(socket.socket()) as other:

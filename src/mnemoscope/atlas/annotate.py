@@ -103,7 +103,7 @@ def _sheets(shelf: Shelf) -> kept.KeptSheets:
 def _add_sheets(app: FastAPI, site: Site) -> None:
     library = site.library
 
-    @site.put(app, "/runs/{run}/annotate")
+    @site.put(app, "/runs/{run}/annotate", light=True)
     def annotate(
         run: str, sheet: Words = "", annotator: Words = "",
         item: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
@@ -162,7 +162,7 @@ def _add_answers(app: FastAPI, site: Site) -> None:
             "version": after.version, "state": _STATES[after.state], "problem": after.problem, "next": following,
         }  # fmt: skip
 
-    put_change(app, "/runs/{run}/annotate/answers.json", save)
+    put_change(app, "/runs/{run}/annotate/answers.json", save, light=True)  # what is typed waits for nothing
 
     @site.put(app, "/runs/{run}/annotate/scores")
     def scores(run: str, sheet: Words = "") -> Answer:
@@ -221,16 +221,16 @@ def _add_notes(app: FastAPI, site: Site) -> None:
         shelf = library[run]
         return shelf.notes[shelf.run.parse(address)].to_dict()
 
-    put_data(app, "/runs/{run}/neurons/{address}/note.json", note, note)
+    put_data(app, "/runs/{run}/neurons/{address}/note.json", note, note, light=True)
 
     def write(run: str, address: str, given: TypedNote) -> dict[str, Any]:
         """Keep a note on a neuron; an empty one is none."""
         shelf = library[run]
         return shelf.notes.save(shelf.run.parse(address), given.note, given.version).to_dict()
 
-    put_change(app, "/runs/{run}/neurons/{address}/note.json", write)
+    put_change(app, "/runs/{run}/neurons/{address}/note.json", write, light=True)
 
-    @site.put(app, "/runs/{run}/notes")
+    @site.put(app, "/runs/{run}/notes", light=True)
     def notes(run: str) -> Answer:
         """All notes on neurons, the latest first."""
         shelf = library[run]

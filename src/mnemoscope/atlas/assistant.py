@@ -17,6 +17,7 @@ from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field
 
 from mnemoscope.atlas import live
+from mnemoscope.atlas.packages import imported
 from mnemoscope.display import jsonable
 from mnemoscope.errors import MnemoscopeError, QueryError
 from mnemoscope.neuron import find
@@ -106,6 +107,7 @@ def _refusing(tool: Callable[..., Answer]) -> Callable[..., Answer]:
 
     @functools.wraps(tool)
     def answer(*arguments: Any, **named: Any) -> Answer:
+        imported()
         try:
             return tool(*arguments, **named)
         except MnemoscopeError as error:

@@ -23,6 +23,7 @@ from mnemoscope.annotation.local import LocalFile, beside
 from mnemoscope.annotation.notes import Notes
 from mnemoscope.annotation.sheet import fingerprint
 from mnemoscope.atlas.index import indexed
+from mnemoscope.atlas.packages import imported
 from mnemoscope.atlas.scatter import Scatter, scatter
 from mnemoscope.errors import MnemoscopeError, QueryError
 from mnemoscope.location import stamp
@@ -338,6 +339,7 @@ def preparing(library: Library, report: Report | None, then: Callable[[], None])
     def prepare() -> None:
         if ended.wait(HEAD_START):
             return
+        imported()
         for shelf in library.shelves.values():
             try:
                 shelf.prepare(told)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from mnemoscope.atlas.packages import imported
 from mnemoscope.errors import MnemoscopeError, QueryError
 from mnemoscope.records import Progress
 
@@ -117,6 +118,7 @@ class Desk:
             self._worker.join(timeout=PATIENCE)
 
     def _work(self) -> None:
+        imported()
         while not self._closed:
             with self._changed:
                 while not (self._waiting or self._closed):

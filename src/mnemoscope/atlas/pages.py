@@ -52,7 +52,7 @@ def _add_runs(app: FastAPI, site: Site) -> None:
         shelves = list(library.shelves.values())
         return Answer("runs.html", lambda: [_said(shelf) for shelf in shelves], {"shelves": shelves})
 
-    put_data(app, "/runs.json", runs, lambda: runs().data())
+    put_data(app, "/runs.json", runs, lambda: runs().data(), light=True)
 
     @app.get("/", include_in_schema=False, response_model=None)
     def begin() -> Response:
@@ -60,7 +60,7 @@ def _add_runs(app: FastAPI, site: Site) -> None:
             return RedirectResponse(site.href(next(iter(library.shelves.values()))), 307)
         return site.html(runs())
 
-    @site.put(app, "/runs/{run}")
+    @site.put(app, "/runs/{run}", light=True)
     def home(run: str) -> Answer:
         """A run: its model and text, its layers at a glance, and neurons to begin with."""
         shelf = library[run]
@@ -75,7 +75,7 @@ def _add_runs(app: FastAPI, site: Site) -> None:
         }
         return Answer("home.html", manifest.model_dump, shown)
 
-    @site.put(app, "/runs/{run}/begin")
+    @site.put(app, "/runs/{run}/begin", light=True)
     def begin_with(run: str) -> Answer:
         """Neurons to begin with, each for another reason; of a large run they take a while to choose."""
         shelf = library[run]
@@ -94,7 +94,7 @@ def _add_runs(app: FastAPI, site: Site) -> None:
 def _add_units(app: FastAPI, site: Site) -> None:
     library = site.library
 
-    @site.put(app, "/runs/{run}/layers/{layer}", kept=True)
+    @site.put(app, "/runs/{run}/layers/{layer}", kept=True, light=True)
     def layer(
         run: str,
         layer: int,
@@ -137,7 +137,7 @@ def _add_units(app: FastAPI, site: Site) -> None:
 
     put_hidden(app, "/runs/{run}/layers/{layer}/file", layer_file, layer_file)
 
-    @site.put(app, "/runs/{run}/neurons/{address}")
+    @site.put(app, "/runs/{run}/neurons/{address}", light=True)
     def neuron(run: str, address: str, triggers: Annotated[int, Query(ge=1, le=1000)] = 25) -> Answer:
         """A neuron: what triggers it either way, how its coefficient is distributed, what its value writes."""
         shelf = library[run]
@@ -165,13 +165,13 @@ def _add_units(app: FastAPI, site: Site) -> None:
             Answer("preview.html", dict, {"card": card, "note": _noted(lambda: shelf.notes[card.id])})
         )
 
-    put_hidden(app, "/runs/{run}/neurons/{address}/preview", preview, preview)
+    put_hidden(app, "/runs/{run}/neurons/{address}/preview", preview, preview, light=True)
 
 
 def _add_search(app: FastAPI, site: Site) -> None:
     library = site.library
 
-    @site.put(app, "/runs/{run}/search")
+    @site.put(app, "/runs/{run}/search", light=True)
     def search(
         run: str, q: Words = "", by: Words = "", count: Annotated[int, Query(ge=1, le=500)] = 12
     ) -> Answer:
@@ -198,13 +198,13 @@ def _add_search(app: FastAPI, site: Site) -> None:
         except MnemoscopeError:
             return RedirectResponse(f"{site.href(shelf, 'search')}?{urlencode({'q': q})}", 303)
 
-    put_hidden(app, "/runs/{run}/go", go, go)
+    put_hidden(app, "/runs/{run}/go", go, go, light=True)
 
     def completions(run: str, q: Words = "") -> list[str]:
         """Tokens of the vocabulary that begin so."""
         return library[run].completions(q)
 
-    put_data(app, "/runs/{run}/completions.json", completions, completions)
+    put_data(app, "/runs/{run}/completions.json", completions, completions, light=True)
 
 
 def _add_sql(app: FastAPI, site: Site) -> None:

@@ -58,7 +58,7 @@ def add_questions(app: FastAPI, site: Site) -> None:
                 app, f"{path}.json", asked, lambda **given: live.answered(ask(path, asked, given)).to_dict()
             )
             put_hidden(app, f"{path}/events", asked, as_events)
-            put_hidden(app, path, asked, as_page)
+            put_hidden(app, path, asked, as_page, light=True)
             return asked
 
         return put

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from mnemoscope.atlas import live, lowered
 from mnemoscope.atlas.library import Library, Shelf
+from mnemoscope.atlas.packages import imported
 from mnemoscope.atlas.scatter import Scatter
 from mnemoscope.display import Shown, jsonable
 from mnemoscope.location import stamp
@@ -118,18 +119,19 @@ class Site:
         )
 
     def put(
-        self, app: FastAPI, path: str, *, kept: bool = False
+        self, app: FastAPI, path: str, *, kept: bool = False, light: bool = False
     ) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
         """Put a page under an address, and its data under the same with .json behind it.
 
-        kept  whether the page is kept for a while: it depends on its address and on the run alone
+        kept   whether the page is kept for a while: it depends on its address and on the run alone
+        light  whether it needs nothing of `packages`
         """
 
         def put(answer: Callable[..., Answer]) -> Callable[..., Answer]:
             self._answers[path] = (answer, kept)
             # the longer address first: in a shorter one .json would be a part of a name
-            put_data(app, f"{path}.json", answer, lambda **arguments: answer(**arguments).data())
-            put_hidden(app, path, answer, lambda **arguments: self.page(path, arguments))
+            put_data(app, f"{path}.json", answer, lambda **arguments: answer(**arguments).data(), light=light)
+            put_hidden(app, path, answer, lambda **arguments: self.page(path, arguments), light=light)
             return answer
 
         return put
@@ -155,26 +157,37 @@ def asked_for(path: str, arguments: Mapping[str, Any]) -> Hashable:
     return (path, *given, *(tuple(value) if isinstance(value, list) else value for value in values))
 
 
-def put_data(app: FastAPI, path: str, asked: Callable[..., Any], answer: Callable[..., Any]) -> None:
+def put_data(
+    app: FastAPI, path: str, asked: Callable[..., Any], answer: Callable[..., Any], *, light: bool = False
+) -> None:
     """Put data under an address that OpenAPI lists, with the parameters and the words of `asked`."""
-    reply = _like(asked, lambda **arguments: as_json(answer(**arguments)))
+    reply = _like(asked, lambda **arguments: as_json(answer(**arguments)), light)
     app.get(path, response_class=JSONResponse, response_model=None, responses=REFUSED)(reply)
 
 
-def put_change(app: FastAPI, path: str, change: Callable[..., Any]) -> None:
+def put_change(app: FastAPI, path: str, change: Callable[..., Any], *, light: bool = False) -> None:
     """Put what writes something under an address that OpenAPI lists; it answers with data."""
-    reply = _like(change, lambda **arguments: as_json(change(**arguments)))
+    reply = _like(change, lambda **arguments: as_json(change(**arguments)), light)
     app.post(path, response_class=JSONResponse, response_model=None, responses=REFUSED)(reply)
 
 
-def put_hidden(app: FastAPI, path: str, asked: Callable[..., Any], answer: Callable[..., Response]) -> None:
+def put_hidden(
+    app: FastAPI,
+    path: str,
+    asked: Callable[..., Any],
+    answer: Callable[..., Response],
+    *,
+    light: bool = False,
+) -> None:
     """Put what is for browsers under an address, with the parameters of `asked`."""
-    app.get(path, include_in_schema=False, response_model=None)(_like(asked, answer))
+    app.get(path, include_in_schema=False, response_model=None)(_like(asked, answer, light))
 
 
-def _like(asked: Callable[..., Any], answer: Callable[..., Response]) -> Callable[..., Response]:
+def _like(asked: Callable[..., Any], answer: Callable[..., Response], light: bool) -> Callable[..., Response]:
     @functools.wraps(asked)
     def reply(**arguments: Any) -> Response:
+        if not light:
+            imported()
         return answer(**arguments)
 
     reply.__signature__ = inspect.signature(asked, eval_str=True)  # type: ignore[attr-defined]
