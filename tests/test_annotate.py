@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from mnemoscope.annotation import answers, scores, sheet
 from mnemoscope.annotation.draw import Matcher, null_items
 from mnemoscope.annotation.key import Key, Prefix, SheetItem
 from mnemoscope.errors import MnemoscopeError, RunMismatch, SheetError
+from mnemoscope.intervals import Estimate
 from mnemoscope.records import NeuronId
 from mnemoscope.run.reading import Run
 from mnemoscope.run.text import Text
 from mnemoscope.run.writing import add_tables
 from mnemoscope.text.vocabulary import Vocabulary
+from mnemoscope.views import scores as score_views
 
 Lines = list[dict[str, Any]]
 
@@ -434,3 +437,32 @@ def test_the_commands_from_end_to_end(
     assert code == 0, err
     assert "as annotated by sheet" in out
     assert filled.answered
+
+
+def test_scores_show_what_they_are(tmp_path: Path) -> None:
+    """As a page, every figure with its interval, as the terminal has them; names stay text."""
+    key, one = simulated(24, 12, (0.7, 0.2), (0.8, 0.1))
+    _, other = simulated(24, 12, (0.5, 0.4), (0.6, 0.2), seed=1)
+    two = scores.score(key, [replace(one, annotator="Anna <b>"), replace(other, annotator="ben")], samples=50)
+    html = two.save(tmp_path / "scores.html").read_text(encoding="utf-8")
+    assert "Anna &lt;b&gt;" in html and "Anna <b>" not in html
+    for annotator in two.annotators:
+        for judged in (annotator.found, annotator.held, annotator.applied):
+            figures = (judged.hit_rate, judged.false_alarm_rate, judged.d_prime, judged.corrected)
+            assert all(f"<td>{score_views.estimate(figure)}</td>" in html for figure in figures)
+        assert f"<td>{score_views.estimate(annotator.patterns_in_nulls)}</td>" in html
+    for agreed in two.agreement.values():
+        assert f"<td>{score_views.estimate(agreed.krippendorff)}</td>" in html
+    rows = score_views.drawn(two)
+    assert [row.annotator for row in rows] == ["Anna <b>", "ben"] * 3
+    assert all(row.hits.low <= row.hits.x <= row.hits.high for row in rows)
+    assert rows[0].hits.x > rows[0].alarms.x and html.count("<circle") == 6
+    alone = scores.score(key, [one], samples=10)._repr_html_()
+    assert "agreement of" not in alone and 'id="gloss-hit-rate" popover' in alone
+
+
+def test_a_figure_keeps_its_digits() -> None:
+    """Only a nought that stands before the point is left out."""
+    assert score_views.estimate(Estimate(10.5, -0.25, 20.04)) == "10.50 [-.25, 20.04]"
+    assert score_views.estimate(Estimate(0.0, 0.0, 1.0)) == ".00 [.00, 1.00]"
+    assert score_views.estimate(Estimate(None, None, None)) == "–"

@@ -115,15 +115,15 @@ def test_three_items_by_keys_and_their_score(
         page.keyboard.press("Escape")
         page = reader.open("/runs/written/annotate/scores")
         assert "3 of 17 finished" in page.locator("main").text_content()
-        assert page.locator(".scores").count() == 0
+        assert page.locator(".mn-scores").count() == 0
         page.keyboard.press("Tab")
         page.locator("main input[type=checkbox]").focus()
         page.keyboard.press("Space")
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
-        page.wait_for_selector(".scores")
+        page.wait_for_selector(".mn-scores")
         assert "with 14 items not finished" in page.locator("main").text_content()
-        assert "hidden null items" in page.locator(".scores").text_content()
+        assert "hidden null items" in page.locator(".mn-scores").text_content()
         check(page)
         page = reader.open("/runs/written/annotate?annotator=Anna+%3Cb%3EK.%3C/b%3E&item=1")
         assert page.locator("form.sheet input").first.is_disabled()

@@ -37,7 +37,7 @@ def _views() -> dict[type, View]:
     from mnemoscope.prediction.steered import Steered
     from mnemoscope.studies.findings.removal import Removal
     from mnemoscope.tracing.traced import Trace
-    from mnemoscope.views import answers, card, claims, findings, page, patterns, steered, trace
+    from mnemoscope.views import answers, card, claims, findings, page, patterns, scores, steered, trace
 
     return {
         NeuronCard: View(card.card, page.fragment, page.page),
@@ -46,7 +46,7 @@ def _views() -> dict[type, View]:
         Trace: View(trace.terminal, trace.fragment, trace.page),
         Verification: _printed(answers.verification),
         Removal: _printed(findings.removal),
-        Scores: _printed(answers.scores),
+        Scores: View(scores.terminal, scores.fragment, scores.page),
         Steered: View(steered.terminal, steered.fragment, steered.page),
         Annotated: _printed(answers.annotated),
         BuildPrice: _printed(answers.price),
