@@ -145,6 +145,44 @@ def test_pages_can_be_read_by_everyone(
         assert page.locator("main b:has-text('season'), main script").count() == 0
 
 
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_name_says_what_it_means(browser: Any, address: str, scripts: bool) -> None:
+    """By the keyboard and by a finger, with scripts or without: beside the name, inside the window, until Escape."""
+    context = browser.new_context(
+        viewport={"width": 360, "height": 800}, java_script_enabled=scripts, has_touch=True
+    )
+    page = context.new_page()
+    page.goto(f"{address}/runs/hostile/neurons/L1N3")
+    name = page.get_by_role("button", name="excess kurtosis").first
+    sentence = page.locator("#gloss-excess-kurtosis")
+    assert "tails" in name.get_attribute("title") and not sentence.is_visible()
+    for ask in (name.tap, lambda: (name.focus(), page.keyboard.press("Enter"))):
+        ask()
+        sentence.wait_for(state="visible")
+        box, at = sentence.bounding_box(), name.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360
+        assert min(abs(box["y"] - at["y"] - at["height"]), abs(at["y"] - box["y"] - box["height"])) < 12
+        page.keyboard.press("Escape")
+        sentence.wait_for(state="hidden")
+    context.close()
+
+
+@pytest.mark.parametrize("width", [360, 700, 900, 1400])
+def test_the_bar_is_one_line(browser: Any, address: str, width: int) -> None:
+    """Its links lie behind a button where there is no room for them, which needs no script."""
+    context = browser.new_context(viewport={"width": width, "height": 800}, java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{address}/runs/hostile")
+    assert page.locator("nav.site").bounding_box()["height"] < 60
+    link, more = page.get_by_role("link", name="SQL"), page.locator("nav .more")
+    assert link.is_visible() != more.is_visible() and more.is_visible() == (width <= 720)
+    if more.is_visible():
+        more.click()
+    link.click()
+    page.wait_for_url("**/sql")
+    context.close()
+
+
 def test_a_neuron_is_found_by_what_it_promotes(browser: Any, address: str, built: mn.Run) -> None:
     """A token is typed into the box, the first neuron of the list is opened, and its card says the token."""
     token = built.neuron("L1N3").promoted[0].text.replace("·", " ")

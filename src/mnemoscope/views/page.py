@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mnemoscope.views import charts, claims, printed, words
+from mnemoscope.views import charts, claims, glosses, printed, words
 
 if TYPE_CHECKING:
     from mnemoscope.neuron.card import Example, NeuronCard, ValueToken
@@ -59,7 +59,7 @@ def environment() -> Environment:
         claims.baselines, claims.believed,
         claims.definition, claims.doubted, claims.evidence, claims.family, claims.figures,
         claims.meaning, claims.sampled, claims.specificity, claims.verdict_words,
-        claims.where_active,
+        claims.where_active, glosses.gloss, glosses.glosses, glosses.mark, glosses.term, glosses.termed,
     )  # fmt: skip
     templates.filters |= {call.__name__: call for call in wording}
     templates.filters |= {
@@ -68,6 +68,7 @@ def environment() -> Environment:
     }  # fmt: skip
     templates.globals |= {
         "colours": charts.COLOURS,
+        "every_gloss": glosses.every_gloss,
         "key_note": words.KEY_NOTE,
         "key_title": words.KEY_TITLE,
         "definition_names": claims.DEFINITIONS,

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mnemoscope.display import as_text
+from mnemoscope.views.glosses import termed
 from mnemoscope.views.terminal import ATTENTION, BLOCKS, BLUE, FFN, ORANGE, Fitted, Room
 
 WIDTH = 100  # columns of what is fitted to a width
@@ -86,7 +87,7 @@ def _table(table: Table) -> Iterator[Markup]:
     if names:
         head = Markup("<thead><tr>{}</tr></thead>").format(
             Markup("").join(
-                Markup('<th scope="col"{}>{}</th>').format(_class(column.justify), name)
+                Markup('<th scope="col"{}>{}</th>').format(_class(column.justify), termed(name))
                 if name
                 else Markup("<td></td>")
                 for column, name in zip(table.columns, names, strict=True)
