@@ -80,6 +80,7 @@ def test_it_says_what_the_terminal_says(printed: object) -> None:
         "i",
         "u",
         "span",
+        "button",  # a name that says what it means
     }
     assert not read.open
 

@@ -55,6 +55,7 @@ MOST = Most(examples=12, between=10, tokens=20)
 WINDOW = (48, 16)  # tokens of text around an example
 FILES = ("page.js", "folder.js", "atlas.css")
 _DOING = "writing the site"
+_TITLE = re.compile(r'(class="mn-term" popovertarget="[^"]*") title="[^"]*"')
 _LINK = re.compile(r'(href|src|action|data-root|data-layer)="/(static/|runs/[^"/]+/?)([^"]*)"')
 
 
@@ -211,7 +212,10 @@ class _Folder:
 
     def _card(self, layer: int, neuron: int) -> str:
         card = self.run.neuron(layer, neuron, examples=MOST.examples, window=WINDOW)
-        return linked(self.site.part("card_part.html", card=card, most=MOST, shelf=self.shelf), "")
+        html = self.site.part("card_part.html", card=card, most=MOST, shelf=self.shelf)
+        return _TITLE.sub(
+            r"\1", linked(html, "")
+        )  # the page has these sentences, and its script puts them there
 
     def _tokens(self) -> None:
         """How tokens are spelled, in one block; and of so many tokens each the neurons that promote them."""

@@ -135,8 +135,7 @@ class _SortedTable:
         return np.maximum.accumulate(first), np.minimum.accumulate(last[::-1])[::-1]
 
     def _read(self, groups: Sequence[int]) -> list[tuple[pl.DataFrame, np.ndarray]]:
-        """The rows of row groups and their keys, in one part or in two; the last few groups that were read alone are
-        kept: a neuron's neighbour is in the same."""
+        """Rows and keys of groups; the last few that were read alone are kept: a neuron's neighbour is in the same."""
         with _reading(self.name, self.path):
             # A run that is gone is not answered for.
             if stamp(self.path) != self._stamp:  # rows would be looked for where they were in the file before

@@ -45,6 +45,7 @@ const neuron = async (address, site) => {
   }
   const cards = await block(`cards/${layer}`, Math.floor(number / site.block));
   place.innerHTML = cards[number % site.block]; // made by the templates that the server uses, text escaped
+  for (const term of place.querySelectorAll(".mn-term")) term.title = document.getElementById(term.getAttribute("popovertarget")).lastChild.textContent.trim(); // under the mouse, too
   style(place);
   document.title = document.title.replace(/^neuron/, place.querySelector("h1").textContent);
 };
