@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -37,15 +40,22 @@ def serve(
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Serve runs to the browser of this machine: every neuron, search, and questions to the model."""
-    from mnemoscope import api
+    with _beginning() as begun:
+        from mnemoscope import api
 
-    if bool(runs) == (static is not None) or (static is not None and model is not None):
-        raise RunError(
-            "serving: give folders of runs, or --static with one folder that `mnemoscope site` wrote"
-        )
-    if static is not None:
-        api.serve_folder(static, host=host, port=port, ready=announced(open_page))
-    else:
+        if bool(runs) == (static is not None) or (static is not None and model is not None):
+            raise RunError(
+                "serving: give folders of runs, or --static with one folder that `mnemoscope site` wrote"
+            )
+        announce = announced(open_page)
+
+        def ready(address: str) -> None:
+            begun()
+            announce(address)
+
+        if static is not None:
+            api.serve_folder(static, host=host, port=port, ready=ready)
+            return
         api.serve(
             *runs or (),
             model=model,
@@ -53,9 +63,25 @@ def serve(
             port=port,
             annotations=annotations,
             workers=workers,
-            ready=announced(open_page),
+            ready=ready,
             report=Lines(),
         )
+
+
+@contextmanager
+def _beginning() -> Iterator[Callable[[], None]]:
+    """Look for no garbage until what is handed out is called: nearly all that is made by then stays, and to look
+    through it again and again takes a tenth of the time until the first page. Later it is left aside."""
+
+    def begun() -> None:
+        gc.freeze()
+        gc.enable()
+
+    gc.disable()
+    try:
+        yield begun
+    finally:
+        gc.enable()
 
 
 @app.command(epilog="Example: mnemoscope site runs/demo -o site")
