@@ -370,6 +370,29 @@ def test_sql_is_cut_off(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        'select interval \'1 month\' as "a""b", 2 as c, 3 as c',
+        "select date 'infinity', timestamp '-infinity', timestamptz '2020-01-01 00:00+00'",
+        "select union_value(k := 1), '101'::bit, map {'a': interval '1 day'}",
+        "select bytes from vocabulary",
+        "select '\\x80'::blob, [1], {'a': null}, 1.5::decimal(9, 3), uuid()",
+    ],
+)
+def test_sql_answers_whatever_a_column_is(query: str, client: TestClient) -> None:
+    """As data, as a page, and as a file of either kind."""
+    for path in ("sql.json?", "sql?", "sql/file?as=csv&", "sql/file?as=parquet&"):
+        answer = client.get(f"/runs/a-run/{path}q={quote(query)}")
+        assert answer.status_code == 200, (path, answer.text[:200])
+
+
+def test_sql_answers_no_more_than_a_page_can_show(client: TestClient) -> None:
+    """One row may be larger than any machine's memory."""
+    answer = client.get("/runs/a-run/sql.json?q=select+repeat('x',+40000000)")
+    assert answer.status_code == 400 and "the answer has 38 MB, and 32 are shown" in answer.text
+
+
 def test_the_box_leads_where_it_should(client: TestClient) -> None:
     """An address to its neuron, anything else to the search, as it was typed."""
     assert client.get("/runs/a-run/go?q=L1N3+").headers["location"] == "/runs/a-run/neurons/L1N3"

@@ -281,12 +281,12 @@ def _download(frame: pl.DataFrame, name: str, kind: str) -> Response:
 
 
 def _file(frame: pl.DataFrame, kind: str) -> bytes:
-    """A frame as a file; in CSV, lists and structs are text."""
+    """A frame as a file; in CSV, lists, structs and bytes are text."""
     file = io.BytesIO()
     if kind == "parquet":
         frame.write_parquet(file)
     else:
-        nested = [name for name, type_ in frame.schema.items() if type_.is_nested()]
+        nested = [name for name, type_ in frame.schema.items() if type_.is_nested() or type_ == pl.Binary]
         frame.with_columns(
             pl.Series(name, [str(value) for value in frame[name].to_list()], pl.String) for name in nested
         ).write_csv(file)

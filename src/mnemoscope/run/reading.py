@@ -37,6 +37,10 @@ T = TypeVar("T")
 
 _HASH = 16  # hexadecimal digits of a sha256 in the name of a table behind a URL
 KEPT_GROUPS = 4  # of a table, a few hundred kB each
+MOST_BYTES = 32 << 20  # of an answer in SQL, where its rows are limited
+_ODD = re.compile(
+    r"\b(INTERVAL|UNION|BIT|DATE|TIMESTAMP\w*)\b"
+)  # kinds of DuckDB's columns that frames do not all hold
 REBUILD = "build it again in another folder with `mnemoscope build`"
 
 
@@ -430,9 +434,10 @@ class Run:
     ) -> pl.DataFrame:
         """Answer one SELECT over the tables with DuckDB; no other statement, and no other file, is allowed.
 
-        most     rows of the answer, at most
+        most     rows of the answer, at most; and then no more than `MOST_BYTES`
         seconds  that it may take
 
+        What no frame holds comes as text: intervals, unions, bits, and dates, which may be infinite; no table has any.
         `QueryError` with DuckDB's own words if the query is wrong, or takes longer.
         """
         import duckdb
@@ -443,8 +448,14 @@ class Run:
             if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
                 raise QueryError("running SQL on a run: a run is read only; give one SELECT statement")
             with _interrupting(cursor, seconds):
-                answer = cursor.sql(query, params=parameters)
-                return _frame(pa.table(answer if most is None else answer.limit(most)))
+                answer = _as_text(cursor.sql(query, params=parameters))
+                rows = pa.table(answer if most is None else answer.limit(most))
+            if most is not None and rows.nbytes > MOST_BYTES:
+                raise QueryError(
+                    f"running SQL on a run: the answer has {rows.nbytes >> 20:,} MB, and {MOST_BYTES >> 20} are shown; "
+                    "ask for less, or use `run.sql` in Python"
+                )
+            return _frame(rows)
         except duckdb.InterruptException as error:
             raise QueryError(
                 f"running SQL on a run: it took longer than {seconds:g} seconds; ask for less, or use `run.sql` in "
@@ -482,6 +493,19 @@ def _numbers(name: str, ids: Sequence[int]) -> np.ndarray:
         return np.unique(np.asarray(ids, np.int64))
     except OverflowError as error:
         raise QueryError(f"reading {name} {max(ids, key=abs)}: the run has none of that number") from error
+
+
+def _as_text(answer: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """An answer, as text where no frame can hold it."""
+    odd = [_ODD.search(str(kind)) is not None for kind in answer.types]
+    if not any(odd):
+        return answer
+    columns: list[str] = []
+    for number, (name, text) in enumerate(zip(answer.columns, odd, strict=True)):
+        before = answer.columns[:number].count(name)
+        alias = f"{name}_{before}" if before else name
+        columns.append(f'#{number + 1}{"::varchar" if text else ""} as "{alias.replace(chr(34), 2 * chr(34))}"')
+    return answer.project(", ".join(columns))
 
 
 @contextmanager
