@@ -178,6 +178,16 @@ TABLE = {
     "removal run --documents 0": "--documents 0 is too small; give 2 or more",
     "removal run --per-layer 1": "--per-layer 1 is too small; give 2 or more",
     "verify run --sample -1": "--sample -1 is too small; give 1 or more",
+    "verify run --sample 9999999999999999999999": "--sample 9999999999999999999999 is too large; give 2,147,483,647 or",
+    # the same of whatever draws
+    "verify run --seed -1": "--seed -1 is no seed; give 0 to 4294967295",
+    "test run L1N1 --pattern year --seed -1": "--seed -1 is no seed",
+    "patterns run --seed 99999999999999999999": "--seed 99999999999999999999 is no seed",
+    "removal run --seed -1": "--seed -1 is no seed",
+    "steer run L1N1 text --seed -1": "--seed -1 is no seed",
+    "study -o run --seed -1": "--seed -1 is no seed",
+    "annotate run --out new.jsonl --seed -1": "--seed -1 is no seed",
+    "find run --sort max -n 99999999999999999999": "--count 99999999999999999999 is too large",
     # the study
     "study": "give one with -o RUN",
     "study -o new": "give MODEL and --corpus to build it",

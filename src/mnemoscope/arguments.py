@@ -168,28 +168,38 @@ def check_question(
             raise QueryError(f"{doing}: the {role} is empty; give a word, with its leading space")
 
 
-def check_budget(budget: int) -> None:
+def check_budget(budget: int, seed: int = 0) -> None:
     """PatternError for a number of tokens that tests nothing."""
     check_least("testing patterns", 1, PatternError, budget=budget)
+    check_seed(seed)
 
 
-def check_removal(documents: int, per_layer: int, triggers: int) -> None:
+def check_removal(documents: int, per_layer: int, triggers: int, seed: int = 0) -> None:
     """QueryError for samples that are too small."""
     doing = "removing tokens from triggers"
     check_least(doing, 2, documents=documents, per_layer=per_layer, triggers=triggers)
+    check_seed(seed)
 
 
-def check_study(positions: int | None, sentences: int | None) -> None:
+def check_study(positions: int | None, sentences: int | None, seed: int = 0) -> None:
     """QueryError for samples that hold nothing; None is the usual size."""
     if positions is not None:
         check_least("studying", 1, positions=positions)
     if sentences is not None:
         check_least("studying", 1, sentences=sentences)
+    check_seed(seed)
 
 
-def check_verification(sample: int) -> None:
+def check_verification(sample: int, seed: int = 0) -> None:
     """QueryError for a sample that checks nothing."""
     check_least("verifying a run", 1, sample=sample)
+    check_seed(seed)
+
+
+def check_seed(seed: int | None) -> None:
+    """QueryError for what no generator begins with; None is for one that is drawn."""
+    if seed is not None and not 0 <= seed < 2**32:
+        raise QueryError(f"drawing at random: {{seed}} is no seed; give 0 to {2**32 - 1}", seed=seed)
 
 
 def check_least(doing: str, least: int, error: type[MnemoscopeError] = QueryError, **given: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from mnemoscope import files
 from mnemoscope.annotation import draw
 from mnemoscope.annotation.key import FORMAT, Key, SheetItem, digest
+from mnemoscope.arguments import check_seed
 from mnemoscope.errors import SheetError
 from mnemoscope.run.text import Text
 
@@ -65,6 +66,7 @@ def make(
     seed  which neurons, nulls and prefixes; None draws one. It is in the key and not in the sheet, and the salt of the
           key is not drawn from it, so that who has the run and the sheet cannot make the key.
     """
+    check_seed(seed)
     seed = secrets.randbits(32) if seed is None else seed
     text = Text.of(run)
     drawn = draw.items(run, text, neurons, prefixes, np.random.default_rng(seed))

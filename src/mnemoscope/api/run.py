@@ -384,7 +384,7 @@ class Run(StoredRun):
 
         address, wanted = self._address(neuron), language.check(parse(pattern))  # before the model is loaded
         polarity = check_sign(sign if isinstance(sign, str | None) else _SIGNS.get(sign, str(sign)))
-        check_budget(budget)
+        check_budget(budget, seed)
         from mnemoscope.trials.hypothesis import test
 
         options: dict[str, Any] = {"polarity": polarity, "budget": budget, "seed": seed, "report": report}
@@ -410,7 +410,7 @@ class Run(StoredRun):
         from mnemoscope.studies.findings.removal import removal
 
         self.check_neurons("removing tokens from triggers of")
-        check_removal(documents, per_layer, triggers)
+        check_removal(documents, per_layer, triggers, seed)
         from mnemoscope.studies.measures.removal import add
 
         sizes = {"documents": documents, "per_layer": per_layer, "triggers": triggers, "seed": seed}
@@ -431,7 +431,7 @@ class Run(StoredRun):
         sample  neurons whose values are read again
         seed    which neurons, and which shard of the text
         """
-        check_verification(sample)
+        check_verification(sample, seed)
         from mnemoscope.mine.verify import verify
 
         return verify(self, self._loaded(model), sample=sample, seed=seed, report=report)
@@ -519,7 +519,7 @@ def study_sizes(
     """How much a study reads; arguments as in `Run.study`."""
     from mnemoscope.studies.measures.positions import Sizes
 
-    check_study(positions, sentences)
+    check_study(positions, sentences, seed)
     sizes = Sizes(seed=seed, questions=tuple(Path(path) for path in questions), shuffled=shuffled)
     sizes = sizes.fast() if fast else sizes
     return replace(sizes, positions=positions or sizes.positions, sentences=sentences or sizes.sentences)

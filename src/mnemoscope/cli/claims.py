@@ -31,7 +31,7 @@ def patterns(
     as_json: AsJson = False,
 ) -> None:
     """Find and test what every neuron detects. Both ways, on text held out, against nulls; kept in the run."""
-    check_budget(budget)
+    check_budget(budget, seed)
     check_least("showing neurons", 0, count=count, cards=cards)
     from mnemoscope.api import open_run
     from mnemoscope.views.patterns import summary
@@ -80,7 +80,7 @@ def test(
 ) -> None:
     """Test your own claim about a neuron. Both ways, on text that no pattern was found in."""
     check_sign(sign)
-    check_budget(budget)
+    check_budget(budget, seed)
     from mnemoscope.api import open_run
     from mnemoscope.patterns import language
     from mnemoscope.patterns.pattern import parse
@@ -113,7 +113,7 @@ def removal(
     """Measure what triggers lose without a token: the first, the last or a random one; kept in the run."""
     from mnemoscope.api import open_run
 
-    check_removal(documents, per_layer, triggers)
+    check_removal(documents, per_layer, triggers, seed)
     opened = open_run(run)
     files.check_folder(opened.folder, "adding to the run")
     loaded = model_of(opened, again)

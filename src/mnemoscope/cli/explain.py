@@ -212,7 +212,7 @@ def steer(
     from mnemoscope.api import open_run
     from mnemoscope.prediction.steered import check_change
 
-    check_change(factor, value, length)
+    check_change(factor, value, length, seed)
     check_page(html)
     opened = open_run(run)
     address, loaded = opened.parse(neuron), model_of(opened, again)

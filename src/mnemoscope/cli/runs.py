@@ -301,7 +301,7 @@ def verify(
     """Recompute parts of a run, and say what differs; then the exit code is 1."""
     from mnemoscope.api import open_run
 
-    check_verification(sample)
+    check_verification(sample, seed)
     opened = open_run(run)
     loaded = model_of(opened, again)
     with progress_bars() as report:

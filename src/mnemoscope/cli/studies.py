@@ -86,7 +86,7 @@ def study(
     from mnemoscope.studies import catalogue
     from mnemoscope.views import report
 
-    check_study(positions, sentences)
+    check_study(positions, sentences, seed)
     check_neurons(loading.units, "studying")
     check_build(1, (), workers)
     sampling: dict[str, Any] = {

@@ -84,7 +84,7 @@ def verify(
 
     sample  neurons whose values and keys are read again
     """
-    check_verification(sample)
+    check_verification(sample, seed)
     model = model.as_in(run)
     model.check_built(run, "verifying")
     generator = np.random.default_rng(seed)

@@ -48,7 +48,7 @@ def steer(
     `QueryError` for a prompt without tokens or without room for `length` more, for a neuron that is not there, and for
     numbers that are not finite; `ModelNotSupported` for a model that does not go on with a text.
     """
-    check_change(factor, value, length)
+    check_change(factor, value, length, seed)
     address = _check(model, neuron)
     with model.running(), torch.inference_mode():
         ids, before = prompt_tokens(model.tokenizer, prompt)

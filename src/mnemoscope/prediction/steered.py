@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mnemoscope.arguments import check_least
+from mnemoscope.arguments import check_least, check_seed
 from mnemoscope.display import Shown
 from mnemoscope.errors import QueryError
 from mnemoscope.records import NeuronId
@@ -15,9 +15,10 @@ DOING = "steering"
 LARGEST = 1e6  # of a factor or a value
 
 
-def check_change(factor: float, value: float, length: int) -> None:
+def check_change(factor: float, value: float, length: int, seed: int = 0) -> None:
     """QueryError for a change that is none, and for a text without tokens."""
     check_least(DOING, 1, length=length)
+    check_seed(seed)
     if not (math.isfinite(factor) and math.isfinite(value)) or max(abs(factor), abs(value)) > LARGEST:
         raise QueryError(
             f"{DOING} a neuron: {{factor}} and {{value}} are to be numbers up to a million",

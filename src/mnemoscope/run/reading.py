@@ -504,7 +504,9 @@ def _as_text(answer: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
     for number, (name, text) in enumerate(zip(answer.columns, odd, strict=True)):
         before = answer.columns[:number].count(name)
         alias = f"{name}_{before}" if before else name
-        columns.append(f'#{number + 1}{"::varchar" if text else ""} as "{alias.replace(chr(34), 2 * chr(34))}"')
+        columns.append(
+            f'#{number + 1}{"::varchar" if text else ""} as "{alias.replace(chr(34), 2 * chr(34))}"'
+        )
     return answer.project(", ".join(columns))
 
 

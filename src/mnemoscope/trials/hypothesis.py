@@ -68,7 +68,7 @@ def test(
     model.check_one_text("testing a pattern of")
     model.check_built(run, "testing patterns of")
     neuron = run.address(*address)
-    check_budget(budget)
+    check_budget(budget, seed)
     if polarity not in (None, 1, -1):
         raise PatternError(f"testing {neuron}: {{polarity}} is not a sign; give 1 or -1", polarity=polarity)
     claimed = language.check(parse(pattern))

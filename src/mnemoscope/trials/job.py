@@ -94,7 +94,7 @@ def patterns(
     model.check_one_text("looking for patterns of")
     model.check_built(run, "testing patterns of")
     settings, work = settings or Settings(), WorkFolder(run.folder / WORK)
-    check_budget(settings.budget)
+    check_budget(settings.budget, settings.seed)
     if known(run, settings):
         return run
     halves(run.table("contexts").select("document").collect().to_series().to_numpy())

@@ -85,7 +85,7 @@ def removal(
     Triggers at positions 4 to 127 count. Position 0 is never removed. RunMismatch when the model is not the run's,
     QueryError when no trigger can be tested.
     """
-    check_removal(documents, per_layer, triggers)
+    check_removal(documents, per_layer, triggers, seed)
     model.check_built(run, "removing tokens from triggers of")
     generator = np.random.default_rng(seed)
     texts = _sample(run, documents, generator)
