@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,7 +28,7 @@ import psutil
 from tiny import texts
 
 import mnemoscope as mn
-from mnemoscope.errors import MnemoscopeError
+from mnemoscope.errors import MnemoscopeError, RunMissing
 from mnemoscope.mine import loop
 from mnemoscope.records import Progress
 from mnemoscope.run.writing import is_finished
@@ -294,6 +295,30 @@ class Disturbance:
             far = mn.open_run(url)
         assert far.check() == []
         self.paths.append(Path(mn.pull(url, self.place / "back").path))
+
+    def upload(self) -> None:
+        """Killed while it is uploaded: each time there is a whole run or none; brought back, it is the same."""
+        self.disturb(self._upload)
+
+    def _upload(self, path: Path) -> None:
+        url = f"s3://bucket/{path.name}"
+        while True:
+            driver = Driver(lambda: self.build(url, self.engine))
+            while doing() != "uploading" and driver.code(0.002) is None:
+                pass
+            if not self.left or driver.code(self.chance.uniform(0, 1)) is not None:
+                break
+            os.kill(driver.pid, signal.SIGKILL)
+            if driver.code() == -signal.SIGKILL:
+                self.hits[doing()] += 1
+            assert Driver(lambda: _check_whole(url)).code() == 0
+        assert driver.code() == 0
+        assert Driver(lambda: mn.pull(url, path)).code() == 0
+
+
+def _check_whole(url: str) -> None:
+    with suppress(RunMissing):
+        assert mn.open_run(url).check() == []
 
 
 def tables(path: Path) -> dict[str, str]:

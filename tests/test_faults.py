@@ -29,6 +29,7 @@ FAULTS = {  # what is done to builds of which engine; one process is its own dri
     "driver": ("one", "two", "parts", "ray"),
     "worker": ("two", "parts", "ray"),
     "bucket": ("one", "two", "parts", "ray"),
+    "upload": ("one",),
     "second": ("one",),
     "room": ("one",),
 }
@@ -57,7 +58,7 @@ def test_a_disturbed_run_is_the_same(
     engine: str, fault: str, family: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Each table has the sha256 of that of one process that was left alone."""
-    refused = request.getfixturevalue("unreliable") if fault == "bucket" else None
+    refused = request.getfixturevalue("unreliable") if fault in ("bucket", "upload") else None
     told = disturbed(engine, fault, model_folder(tmp_path / "model", family), tmp_path)
     assert told["same"] and told["runs"], told
     if refused is not None:
