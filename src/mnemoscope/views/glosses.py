@@ -94,7 +94,7 @@ _SPELLED = {
     "value max probability": "largest probability of the value",
 }
 _IN_TEXT = re.compile(
-    rf"(?<!\w)({'|'.join(sorted(map(re.escape, [*_ANYWHERE, 'kurtosis']), key=len, reverse=True))})(?!\w)"
+    rf"(?<!\w)({'|'.join(sorted(map(re.escape, [*_ANYWHERE, 'kurtosis']), key=len, reverse=True))})(?!\w)([,;:.)]?)"
 )
 _ASKED = re.compile(r'popovertarget="gloss-([a-z0-9-]+)"')
 
@@ -120,7 +120,8 @@ def termed(text: str) -> Markup:
         if known is None or known in seen:
             return match[0]
         seen.add(known)
-        return _button(match[1], known)
+        button = _button(match[1], known)  # beside which a line may break, though not before a comma
+        return Markup('<span class="mn-whole">{}{}</span>').format(button, match[2]) if match[2] else button
 
     return Markup(_IN_TEXT.sub(put, escape(text)))
 
