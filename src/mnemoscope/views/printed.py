@@ -146,4 +146,5 @@ def _tags(style: Style | None) -> Iterator[tuple[Any, str, str]]:
 
 
 def _as_drawn(printed: Any) -> Markup:
-    return Markup("<pre>{}</pre>").format(as_text(printed, WIDTH).rstrip())
+    lines = as_text(printed, WIDTH).rstrip()
+    return Markup('<pre class="mn-scroll" tabindex="0">{}</pre>').format(lines)
