@@ -143,7 +143,7 @@ def every_gloss() -> Markup:
 
 
 def _sentences(names: Iterable[str]) -> Markup:
-    said = Markup('<div class="mn-gloss" id="gloss-{}" popover><b>{}</b> {}</div>')
+    said = Markup('<div class="mn-gloss" id="gloss-{}" popover><strong>{}</strong> {}</div>')
     return Markup("\n").join(said.format(_place(name), name, GLOSSES[name]) for name in names)
 
 
