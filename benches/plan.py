@@ -75,7 +75,7 @@ def planned(name: str, tokens: int) -> dict[str, Any]:
 def built(name: str, tokens: int) -> dict[str, Any]:
     """What it takes."""
     from mnemoscope import build, load_corpus
-    from mnemoscope.mine.price import _high
+    from mnemoscope.memory import high
 
     model, text, ends = loaded(name), load_corpus("sample:wikipedia", limit=tokens), dict[str, float]()
 
@@ -92,7 +92,7 @@ def built(name: str, tokens: int) -> dict[str, Any]:
         "tokens": run.manifest.corpus.tokens,
         "seconds": {stage: bounds[n + 1] - bounds[n] for n, stage in enumerate(ends)},
         "all_seconds": whole,
-        "peak_bytes": _high(),
+        "peak_bytes": high(),
         "disk_bytes": sum(entry.bytes for entry in run.manifest.tables.values()),
         "disk": {table: entry.bytes for table, entry in run.manifest.tables.items()},
     }

@@ -39,12 +39,15 @@ class Highlights(Shown):
 class BuildPrice(Shown):
     """What a build would take, from a few seconds of it; see `mine.price`.
 
-    tokens    of the text, with contexts and shards; open_end, whether there is more of it than was counted
-    seconds   by stage, on so many devices
-    memory    bytes by what holds them; `peak` is the most of all processes
-    disk      bytes of each table; `work` is the most that is there while it is built
-    lacking   what does not fit, and what to do, in sentences
-    measured  seconds that measuring took
+    random     whether the weights are not here and what was tried had random ones; `weights` are their bytes
+    tokens     of the text, with contexts and shards; open_end, whether there is more of it than was counted
+    seconds    by stage, one after another, on so many devices; empty where nothing of the model fits to be tried
+    divided    stages that devices share, and how many of these have something to do
+    memory     bytes by what holds them, on one machine; `peak` is the most at once
+    on_device  bytes on an accelerator; empty on a CPU
+    rows, disk of each table rows and bytes; `work` is the most that is there while it is built
+    lacking    what does not fit, and what to do, in sentences
+    measured   seconds that measuring took
     """
 
     model: str
@@ -52,21 +55,37 @@ class BuildPrice(Shown):
     device: str
     devices: int
     dtype: str
+    random: bool
+    neurons: int
+    weights: int
     tokens: int
     open_end: bool
     contexts: int
     shards: int
     seconds: Mapping[str, float]
+    divided: Mapping[str, int]
     memory: Mapping[str, int]
+    on_device: Mapping[str, int]
     peak: int
+    rows: Mapping[str, int]
     disk: Mapping[str, int]
     work: int
     lacking: tuple[str, ...]
     measured: float
 
+    @property
+    def longest(self) -> str | None:
+        """The stage that takes longest."""
+        return max(self.seconds, key=lambda stage: self.seconds[stage], default=None)
+
+    @property
+    def undivided(self) -> float:
+        """Seconds that no number of devices shortens."""
+        return sum(seconds for stage, seconds in self.seconds.items() if stage not in self.divided)
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-ready values."""
-        return asdict(self)
+        """The fields as JSON-ready values, and what the properties say of them."""
+        return asdict(self) | {"longest": self.longest, "undivided": self.undivided}
 
 
 @dataclass(frozen=True, repr=False)

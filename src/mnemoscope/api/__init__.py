@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mnemoscope.api.run import Address, ModelSource
     from mnemoscope.atlas.folder import StaticSite
     from mnemoscope.model.model import Model
+    from mnemoscope.model.outline import Outline
     from mnemoscope.model.table import Outcome
     from mnemoscope.studies.measures.positions import Sizes
     from mnemoscope.text.corpus import Corpus
@@ -147,7 +148,7 @@ def build(
 
 
 def plan(
-    model: ModelSource,
+    model: ModelSource | Outline,
     corpus: Corpus | str | Path | list[str],
     path: str | Path = ".",
     *,
@@ -159,8 +160,12 @@ def plan(
 ) -> BuildPrice:
     """What `build` would take: tokens, time by stage, memory, disk, and what does not fit, from a few seconds of it.
 
+    model    as in `build`; of a name whose weights are not on this machine, or do not fit into its memory, only the
+             configuration and the tokenizer are read, and what is tried are layers with random weights
     path     where the run is to be, whose disk is looked at
-    devices  how many there are such as the model's own; those that it was loaded for if None
+    workers  processes on each device
+    devices  how many there are such as the model's own, each of which mines a part (`build_part`); those that it was
+             loaded for if None
     others   as in `build`
 
     Errors as of `build`.
@@ -170,10 +175,16 @@ def plan(
     from mnemoscope.model.load import load_model
     from mnemoscope.model.model import Model
     from mnemoscope.model.nulls import DEFAULT
+    from mnemoscope.model.outline import Outline, load_or_outline
     from mnemoscope.text.corpus import Corpus, load_corpus
 
     text = corpus if isinstance(corpus, Corpus) else load_corpus(corpus)
-    loaded = model if isinstance(model, Model) and units is None else load_model(model, units=units)
+    if isinstance(model, Outline) or (isinstance(model, Model) and units is None):
+        loaded = model
+    elif isinstance(model, str | Path):
+        loaded = load_or_outline(model, units=units)
+    else:
+        loaded = load_model(model, units=units)
     folder = place(path)
     return price(
         loaded,

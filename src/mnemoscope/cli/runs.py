@@ -33,6 +33,7 @@ from mnemoscope.cli.shared import (
     keeping,
     kept_copies,
     load,
+    load_or_outline,
     model_of,
     print_json,
     print_result,
@@ -164,19 +165,24 @@ def plan(
     workers: Workers = 1,
     devices: Annotated[
         int | None,
-        typer.Option(help="How many devices there are such as the one that is tried; those given if none."),
+        typer.Option(
+            help="How many devices there are such as the one that is tried, each with so many workers; those given if "
+            "none."
+        ),
     ] = None,
     loading: Loading,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a build would take, from a few seconds of it: time by stage, memory, disk, and what does not fit."""
+    """Say what a build would take, from a few seconds of it: time by stage, memory, disk, and what does not fit. No
+    weights are downloaded: where they are not here, layers with random ones are tried.
+    """
     from mnemoscope import api
     from mnemoscope.text.corpus import load_corpus
 
     kinds = [] if nulls == "none" else [kind.strip() for kind in nulls.split(",")]
     check_build(top, kinds, workers)
     source = load_corpus(corpus, **asdict(reading))
-    loaded = load(model, loading)
+    loaded = load_or_outline(model, loading)
     result = api.plan(loaded, source, out, top=top, nulls=kinds, workers=workers, devices=devices)
     print_result(result, as_json)
 

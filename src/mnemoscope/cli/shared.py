@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mnemoscope.api import Run
     from mnemoscope.display import Shown
     from mnemoscope.model.model import Model
+    from mnemoscope.model.outline import Outline
 
 FIRST, EVERY = (
     10.0,
@@ -97,6 +98,14 @@ def load(name: str, loading: Loading) -> Model:
 
     with _telling(name) as progress:
         return load_model(name, progress=progress, **asdict(loading))
+
+
+def load_or_outline(name: str, loading: Loading) -> Model | Outline:
+    """The model of that name if its weights are here and fit, or its outline."""
+    from mnemoscope.model import outline
+
+    with _telling(name) as progress:
+        return outline.load_or_outline(name, progress=progress, **asdict(loading))
 
 
 @contextmanager

@@ -100,9 +100,9 @@ def load_model(
         name = os.fspath(source)
         places = devices.named(device)
         target = places[0]
-        where = _Where.of(name, revision, trust_remote_code, say)
+        where = Where.of(name, revision, trust_remote_code, say)
         say("loading weights")
-        hf, unused = _weights(where, _dtype(dtype, target), places, allow_unused)
+        hf, unused = _weights(where, dtype_of(dtype, target), places, allow_unused)
         hf, path = (hf if hf.device == target or is_spread(hf) else hf.to(target)).eval(), where.path
         if adapter is not None:
             say("merging the adapter")
@@ -113,9 +113,9 @@ def load_model(
         places = devices.named(device) if device != "auto" else places
         name = str(hf.config._name_or_path or type(hf).__name__)
         _check_applies(hf, dtype, device, revision, allow_unused, adapter)
-        where = _Where(name, name, _commit(hf), trust_remote_code)
+        where = Where(name, name, _commit(hf), trust_remote_code)
     if tokenizer is None or is_path(tokenizer):
-        tokenizer = _tokenizer(where if tokenizer is None else _Where.named(tokenizer, trust_remote_code))
+        tokenizer = tokenizer_of(where if tokenizer is None else Where.named(tokenizer, trust_remote_code))
     tokenizer = accepted(tokenizer)
     check_rows(tokenizer, embedding_rows(hf), name)
     say("checking that the parts add up to the logits")
@@ -217,7 +217,7 @@ def _check_applies(
     """What is asked of a loaded model must be so already."""
     weight, held_on = next(filter(ordinary, hf.parameters())), home(hf)
     doing = f"loading a {type(hf).__name__} that is in memory"
-    if dtype != "auto" and _dtype(dtype, held_on) != weight.dtype:
+    if dtype != "auto" and dtype_of(dtype, held_on) != weight.dtype:
         held = NAMES[str(weight.dtype).removeprefix("torch.")]
         raise ModelError(
             f"{doing}: dtype={dtype!r} was given and it is in {held}; convert it (hf.to(torch.{DTYPES[NAMES[dtype]]}))"
@@ -246,14 +246,14 @@ def _same(device: torch.device, other: torch.device) -> bool:
     return device.type == other.type and (device.index or 0) == (other.index or 0)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         native = torch.cuda.is_bf16_supported() if device.type == "cuda" else native_bf16()
         return torch.bfloat16 if native else torch.float32
     return getattr(torch, DTYPES[NAMES[name]])
 
 
-class _Where(NamedTuple):
+class Where(NamedTuple):
     """The folder or Hugging Face id that a model or a tokenizer is loaded from."""
 
     name: str  # as it was given
@@ -264,7 +264,7 @@ class _Where(NamedTuple):
     path: str | None = None  # of a local folder or file, absolute
 
     @classmethod
-    def of(cls, name: str, revision: str | None, trust: bool, say: Callable[[str], None]) -> _Where:
+    def of(cls, name: str, revision: str | None, trust: bool, say: Callable[[str], None]) -> Where:
         """The folder or Hugging Face id of a name; ModelError when there is none."""
         if name.startswith("sample:"):
             return cls(
@@ -286,7 +286,7 @@ class _Where(NamedTuple):
         return cls(name, name, revision, trust, cached=only_cached(name, revision))
 
     @classmethod
-    def named(cls, name: str | os.PathLike[str], trust: bool) -> _Where:
+    def named(cls, name: str | os.PathLike[str], trust: bool) -> Where:
         """The place of a tokenizer that was given by its folder or id."""
         text = os.fspath(name)
         folder = files.expanded(text)
@@ -328,20 +328,14 @@ def _check_folder(path: Path, name: str) -> None:
 
 
 def _weights(
-    where: _Where, dtype: torch.dtype, places: Sequence[torch.device], allow_unused: bool
+    where: Where, dtype: torch.dtype, places: Sequence[torch.device], allow_unused: bool
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model, and what of its checkpoint was left unused."""
     if is_fairseq(Path(where.source)):
         return load_fairseq(where.name, Path(where.source), dtype, allow_unused=allow_unused)
+    config, auto = configured(where)
     try:
         with samples.quiet_transformers():
-            config = AutoConfig.from_pretrained(where.source, **where.options)
-            auto = _auto(config)
-            if auto is None:
-                raise ModelNotSupported(
-                    f"loading the model {where.name}: {config.model_type} is no decoder that predicts the next token "
-                    "and no encoder that is known (`mnemoscope models` lists them); give one of these"
-                )
             packed = getattr(config, "quantization_config", None) is not None
             # What is packed is packed where it will lie.
             placed = (
@@ -367,7 +361,7 @@ def _weights(
 
 
 def _spread(
-    where: _Where, auto: Any, config: Any, dtype: torch.dtype, places: Sequence[torch.device]
+    where: Where, auto: Any, config: Any, dtype: torch.dtype, places: Sequence[torch.device]
 ) -> dict[str, Any]:
     """Keywords of `from_pretrained` with which accelerate spreads over devices what one of them does not hold.
 
@@ -395,6 +389,22 @@ def _spread(
         "device_map": "auto",
         "max_memory": {place.index or 0: size for place, size in zip(places, room, strict=True)},
     }
+
+
+def configured(where: Where) -> tuple[Any, Any]:
+    """The configuration of a model, and the class that makes a model of it; ModelError where it cannot be read."""
+    try:
+        with samples.quiet_transformers():
+            config = AutoConfig.from_pretrained(where.source, **where.options)
+            auto = _auto(config)
+    except (*_FAILURES, AttributeError, TypeError) as error:  # the last two from inside transformers
+        raise ModelError(_unreadable(where, error), trust_remote_code=True) from error
+    if auto is None:
+        raise ModelNotSupported(
+            f"loading the model {where.name}: {config.model_type} is no decoder that predicts the next token "
+            "and no encoder that is known (`mnemoscope models` lists them); give one of these"
+        )
+    return config, auto
 
 
 def _auto(config: Any) -> Any:
@@ -433,7 +443,7 @@ def _without_pooler(hf: PreTrainedModel, info: dict[str, Any]) -> None:
         info["missing_keys"] = set(info["missing_keys"]) - absent
 
 
-def _folder(where: _Where) -> Path | None:
+def _folder(where: Where) -> Path | None:
     """The folder of the files that a model was just loaded from."""
     if Path(where.source).is_dir():
         return Path(where.source)
@@ -446,7 +456,7 @@ def _folder(where: _Where) -> Path | None:
     return None if file is None else Path(file).parent
 
 
-def _unreadable(where: _Where, error: Exception) -> str:
+def _unreadable(where: Where, error: Exception) -> str:
     text = str(error)
     reason = (text.strip().splitlines() or [type(error).__name__])[0]
     if "trust_remote_code" in text:
@@ -463,7 +473,7 @@ def _unreadable(where: _Where, error: Exception) -> str:
     return f"loading the model {where.name}: {reason.rstrip('.')}; {advice}"
 
 
-def _tokenizer(where: _Where) -> Any:
+def tokenizer_of(where: Where) -> Any:
     if is_fairseq(Path(where.source)):
         return dictionary_tokenizer(Path(where.source) / DICTIONARY)
     cure = "it must lie beside the weights (tokenizer.json); in Python it can also be given as tokenizer="

@@ -43,7 +43,7 @@ from mnemoscope.model.capture import Capture, Coefficients, Inputs, LayerRows
 from mnemoscope.model.experts import Rows
 from mnemoscope.model.model import Model
 from mnemoscope.model.packed import packings
-from mnemoscope.model.parts import Layer
+from mnemoscope.model.parts import Anatomy, Layer
 from mnemoscope.model.spread import is_spread
 from mnemoscope.model.units import Activation
 from mnemoscope.records import ContextBatch
@@ -102,6 +102,37 @@ def recipe(
     }
 
 
+def units_of(
+    parts: Anatomy, recipe: Mapping[str, Any] | None, at: Place | None = None
+) -> dict[str, dict[Place, int]]:
+    """By kind how many pseudo-neurons there are in each place that has any; `at` as of `Nulls`."""
+    if recipe is None:
+        return {}
+    count = recipe["count"]
+    return {
+        kind: {
+            (index, group): neurons
+            if kind in DECOYS
+            else min(_share(layer, count) if at is None else count, neurons)
+            for index, layer in enumerate(parts.layers)
+            for group, neurons in enumerate(parts.groups[index])
+            if at in (None, (index, group))
+        }
+        for kind in recipe["kinds"]
+    }
+
+
+def sizes_of(parts: Anatomy, units: Mapping[str, Mapping[Place, int]]) -> dict[str, tuple[int, ...]]:
+    """By kind how many pseudo-neurons each layer has."""
+    return {
+        kind: tuple(
+            sum(of_kind.get((index, group), 0) for group in range(len(parts.groups[index])))
+            for index in range(len(parts.layers))
+        )
+        for kind, of_kind in units.items()
+    }
+
+
 class Nulls:
     """`count` pseudo-neurons of each kind in every layer, or one for each neuron if the kind is one of `DECOYS`; the
     same for the same model and recipe. Experts of a layer share them out, each with at least `EACH`.
@@ -130,26 +161,8 @@ class Nulls:
             )
         self.recipe = recipe(model, kinds, count, seed)
         self.kinds: tuple[str, ...] = tuple(self.recipe["kinds"]) if self.recipe else ()
-        layers = model.anatomy.layers
-        count = self.recipe["count"] if self.recipe else 0
-        self.units: dict[str, dict[Place, int]] = {
-            kind: {
-                (index, group): neurons
-                if kind in DECOYS
-                else min(_share(layer, count) if at is None else count, neurons)
-                for index, layer in enumerate(layers)
-                for group, neurons in enumerate(model.anatomy.groups[index])
-                if at in (None, (index, group))
-            }
-            for kind in self.kinds
-        }
-        self.sizes: dict[str, tuple[int, ...]] = {
-            kind: tuple(
-                sum(units.get((index, group), 0) for group in range(len(model.anatomy.groups[index])))
-                for index in range(len(layers))
-            )
-            for kind, units in self.units.items()
-        }
+        self.units = units_of(model.anatomy, self.recipe, at)
+        self.sizes = sizes_of(model.anatomy, self.units)
         self._sources: dict[str, NullSource] = {
             kind: _SOURCES[kind](model, self.units[kind], seed) for kind in self.kinds
         }

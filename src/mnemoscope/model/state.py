@@ -126,8 +126,10 @@ def _kept(hf: nn.Module) -> Iterator[Tensor]:
 
 
 def _sampled(tensor: Tensor) -> Tensor:
-    if tensor.ndim < 2 or not tensor.is_contiguous():
+    if tensor.ndim < 2:
         return tensor
+    if not tensor.is_contiguous():  # where one number stands at many places, it is looked at once
+        return tensor[tuple(slice(None) if step else slice(0, 1) for step in tensor.stride())]
     return tensor.view(-1)[:: max(1, tensor.numel() // SAMPLED)]
 
 

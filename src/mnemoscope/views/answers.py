@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.columns import Columns
@@ -101,12 +101,15 @@ def price(result: BuildPrice) -> RenderableType:
     at_least = "at least " if result.open_end else ""
     devices = f" x {result.devices}" if result.devices > 1 else ""
     text = f"{at_least}{result.tokens:,} tokens of {result.corpus} in {result.shards:,} shards"
-    rows = [(name, words.duration(seconds)) for name, seconds in result.seconds.items()]
-    rows += [("in all", words.duration(sum(result.seconds.values()))), ("", "")]
-    rows += [(f"memory, {name}", words.size(count)) for name, count in result.memory.items()]
-    rows += [("memory, at most", words.size(result.peak)), ("", "")]
+    weights = f"{result.neurons:,} neurons, {words.size(result.weights)} of weights"
+    among = {stage: f" on {count}" for stage, count in result.divided.items() if count > 1}
+    rows = [(name + among.get(name, ""), words.duration(count)) for name, count in result.seconds.items()]
+    rows += [("in all", words.duration(sum(result.seconds.values()))), ("", "")] if rows else []
+    rows += [(f"memory, {name}", words.size(count)) for name, count in result.memory.items() if count]
+    rows += [("memory, at most", words.size(result.peak))]
+    rows += [(f"{result.device}, {name}", words.size(count)) for name, count in result.on_device.items()]
     largest = sorted(result.disk.items(), key=lambda entry: -entry[1])
-    rows += [(f"disk, {name}", words.size(count)) for name, count in largest[:4]]
+    rows += [("", ""), *((f"disk, {name}", words.size(count)) for name, count in largest[:4])]
     rows += [
         ("disk, the run", words.size(sum(result.disk.values()))),
         ("disk, while it is built", words.size(result.work)),
@@ -114,10 +117,27 @@ def price(result: BuildPrice) -> RenderableType:
     lacking = result.lacking or ("All of it fits.",)
     return _stacked(
         Text(f"{result.model} in {result.dtype} on {result.device}{devices}", style="bold"),
-        Text(f"{text}; from {words.duration(result.measured)} of trying", style="dim"),
+        Text(f"{weights}; {text}; from {words.duration(result.measured)} of trying", style="dim"),
         table(("", ""), rows),
+        *map(Text, _told(result)),
         *(Text(sentence, style="bold" if result.lacking else "") for sentence in lacking),
     )
+
+
+def _told(result: BuildPrice) -> Iterator[str]:
+    """What the figures of a price stand for."""
+    if result.random and result.seconds:
+        yield (
+            f"Its weights are not here: some of its layers were run with random ones, and speed is that of "
+            f"{result.device} of this machine."
+        )
+    if result.longest is not None:
+        share = result.seconds[result.longest] / max(1e-9, sum(result.seconds.values()))
+        rest = words.duration(result.undivided)
+        yield (
+            f"Stages follow one another. {result.longest.capitalize()} takes longest ({share:.0%}); more devices "
+            f"shorten mining alone, and leave {rest}."
+        )
 
 
 def verification(result: Verification) -> RenderableType:
