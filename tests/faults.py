@@ -125,6 +125,7 @@ class Disturbance:
         ways: dict[str, dict[str, Any]] = {
             "one": {},
             "two": {"workers": 2},
+            "devices": {"device": "cpu,cpu"},
             "ray": {"workers": 2, "engine": "ray"},
         }
         if engine == "parts":

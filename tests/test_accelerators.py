@@ -20,6 +20,7 @@ from test_study_cases import LINES
 from tiny import texts, tokenizer
 
 import mnemoscope as mn
+from mnemoscope.errors import ModelNotSupported
 from mnemoscope.mine import values
 from mnemoscope.mine.build import build
 from mnemoscope.model.model import Model
@@ -188,13 +189,21 @@ ASKED = [
 
 
 @pytest.mark.parametrize(("family", "question"), ASKED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_question_has_the_same_answer(
-    family: str, question: str, runs: Callable[[str], tuple[mn.Run, Model]]
+    kind: str, family: str, question: str, runs: Callable[[str], tuple[mn.Run, Model]]
 ) -> None:
-    """As on the processor, to rounding."""
+    """As on the processor, to rounding; what needs fp64 is refused where there is none, in one line."""
     run, model = runs(family)
+    with pretending(kind) as pretence:
+        if kind == "mps" and "explain" in question:
+            with pytest.raises(
+                ModelNotSupported, match=r"in fp64, which mps does not have; give device='cpu'$"
+            ):
+                QUESTIONS[question](run, on_device(pretence, family))
+            return
     expected = QUESTIONS[question](run, model)
-    with pretending() as pretence:
+    with pretending(kind) as pretence:
         found = QUESTIONS[question](run, on_device(pretence, family))
     close(expected, found, 1e-3)
 
@@ -224,6 +233,13 @@ def test_what_a_study_measures_is_the_same(
     for table in tables[0]:
         assert tables[0][table].height > 0, table
         close(*(each[table] for each in tables), 1e-2)
+
+
+def test_a_study_says_that_it_needs_fp64(runs: Callable[[str], tuple[mn.Run, Model]]) -> None:
+    """Before anything is measured."""
+    run, _ = runs("llama")
+    with pretending("mps") as pretence, pytest.raises(ModelNotSupported, match=r"studying .* fp64"):
+        study.measure(run, on_device(pretence), chosen=catalogue.choose("glance"))
 
 
 # -- What passes does not grow with what there is ------------------------------------------------------------------

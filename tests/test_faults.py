@@ -23,11 +23,11 @@ from tiny import model_folder, texts
 import mnemoscope as mn
 
 SOURCE = Path(__file__).parents[1] / "src" / "mnemoscope"
-KILLS = {"one": 4, "two": 2, "parts": 3, "ray": 1}  # of Ray each costs half a minute
+KILLS = {"one": 4, "two": 2, "devices": 1, "parts": 3, "ray": 1}  # of Ray each costs half a minute
 ASKED = int(os.environ.get("MNEMOSCOPE_KILLS", "0"))
 FAULTS = {  # what is done to builds of which engine; one process is its own driver
     "driver": ("one", "two", "parts", "ray"),
-    "worker": ("two", "parts", "ray"),
+    "worker": ("two", "devices", "parts", "ray"),
     "bucket": ("one", "two", "parts", "ray"),
     "upload": ("one",),
     "second": ("one",),

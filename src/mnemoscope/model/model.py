@@ -214,6 +214,14 @@ class Model:
                 f"{doing} {self.id}: it is a mixture of experts, {why}; dense models are accepted"
             )
 
+    def check_doubles(self, doing: str) -> None:
+        """ModelNotSupported on a device without fp64, in which contributions are added up; `doing` begins its line."""
+        if self.device.type == "mps":
+            raise ModelNotSupported(
+                f"{doing} {self.id}: contributions are added up in fp64, which mps does not have; give {{device}}",
+                device="cpu",
+            )
+
     def check_causal(self, doing: str) -> None:
         """ModelNotSupported for an encoder, also with a decoder, or where the residual stream is normalised; `doing`
         begins its line.

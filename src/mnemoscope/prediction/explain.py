@@ -51,6 +51,7 @@ def _check(model: Model, ablate: int, run: Run | None) -> None:
     if run is not None:
         model.check_built(run, "explaining with the run")
     model.check_tokenizer()
+    model.check_doubles("explaining a prediction of")
     if model.alone:
         raise ModelNotSupported(
             f"explaining a prediction of {model.id}: the run was built without targets, so its encoder alone is looked "

@@ -63,6 +63,7 @@ def measure(
     check_study(sizes.positions, sizes.sentences)
     if not model.anatomy.bidirectional:  # an encoder is asked what applies to it
         model.check_causal("studying")
+    model.check_doubles("studying")
     model.check_built(run, "studying")
     left = [each for each in chosen if each.lacks(run, sizes)]
     expected = [0.0] * len(left)
