@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -142,6 +143,31 @@ def test_every_segment_is_what_it_is_defined_to_be(path: str, dtype: torch.dtype
     chosen = x.flatten(0, 1)[torch.from_numpy(places.chosen)]
     assert len(chosen) and torch.equal(reduced.kept, chosen)
     assert np.array_equal(reduced.bins, bin_of(chosen.float().numpy()))
+
+
+def test_the_kernel_is_started_where_the_coefficients_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton starts it on the device that is set, and a second process has another one."""
+    contexts = corpus(1, 3, layers=1)
+    x = tensors(contexts, 0, torch.float32)[0].flatten(0, 1)
+    where: list[torch.Tensor | None] = [None]
+
+    @contextmanager
+    def set_to(values: torch.Tensor) -> Iterator[None]:
+        where.append(values)
+        yield
+        where.append(None)
+
+    def reduce(values: torch.Tensor, on: dict[str, torch.Tensor], *_: object) -> object:
+        assert where[-1] is values
+        return device.reduce_plainly(values, segments, torch.zeros(1, values.shape[1]))
+
+    segments = _segments(CountedPlaces.of(batch_of(contexts), EVERY))
+    monkeypatch.setitem(sys.modules, "mnemoscope.mine.device_kernel", SimpleNamespace(reduce=reduce))
+    monkeypatch.setattr("mnemoscope.mine.device_kernel", SimpleNamespace(reduce=reduce), raising=False)
+    monkeypatch.setattr(torch.cuda, "device_of", set_to)
+    monkeypatch.setattr(device, "has_triton", lambda _: True)
+    device.reduce(x, segments, np.zeros((1, x.shape[1]), np.float32))
+    assert len(where) == 3 and where[-1] is None
 
 
 @paths

@@ -84,7 +84,11 @@ def reduce(values: Tensor, segments: Segments, pivot: np.ndarray) -> Reduced:
         from mnemoscope.mine import device_kernel
 
         where, selected = _on(values.device, segments), int((segments.numbers >= 0).sum())
-        return _fetched(*device_kernel.reduce(values, where, selected, pivots))
+        with torch.cuda.device_of(
+            values
+        ):  # Triton starts a kernel on the device that is set, wherever tensors are
+            reduced = device_kernel.reduce(values, where, selected, pivots)
+        return _fetched(*reduced)
     return _fetched(*reduce_plainly(values, segments, pivots))
 
 

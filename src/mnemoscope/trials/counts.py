@@ -78,7 +78,7 @@ class LayerBatch:
 
 
 def _matrix(x: Tensor) -> np.ndarray:
-    return x.detach().flatten(0, -2).float().contiguous().cpu().numpy()
+    return x.detach().flatten(0, -2).contiguous().cpu().float().numpy()
 
 
 def _share(work: Callable[[int, int], None], size: int, block: int = _BLOCK) -> None:
