@@ -160,6 +160,7 @@ def _read_keys(
             nothing = (len(neurons), 2, 0)
             return np.zeros(nothing, np.int32), np.zeros(nothing, np.float32)
         weights = [(block.keys(), block.key_bias()), (block.ups(), block.up_bias())]
+        neurons = neurons.to(token_vectors.device)  # once, and not with each piece of the vocabulary
 
         @lru_cache(maxsize=1)  # one piece of the vocabulary meets many neurons
         def normed(start: int, stop: int) -> Tensor:
