@@ -195,7 +195,7 @@ def test_what_one_device_does_not_hold_is_spread_or_refused(
 ) -> None:
     """By the bytes of its weights and what is free: on each, over all of them, or nowhere, in one line."""
     config = loading.AutoConfig.from_pretrained(folder)
-    where = loading._Where.of(str(folder), None, False, lambda _: None)
+    where = loading.Where.of(str(folder), None, False, lambda _: None)
     size = sum(weight.nbytes for weight in FAMILIES["llama"]().parameters())
     places = tuple(torch.device("cuda", index) for index in range(2))
 
