@@ -458,7 +458,7 @@ def test_scores_show_what_they_are(tmp_path: Path) -> None:
     assert all(row.hits.low <= row.hits.x <= row.hits.high for row in rows)
     assert rows[0].hits.x > rows[0].alarms.x and html.count("<circle") == 6
     alone = scores.score(key, [one], samples=10)._repr_html_()
-    assert "agreement of" not in alone and 'id="gloss-hit-rate" popover' in alone
+    assert "agreement of" not in alone and '-gloss-hit-rate" popover' in alone
 
 
 def test_a_figure_keeps_its_digits() -> None:

@@ -83,9 +83,12 @@ def test_a_sentence_names_each_thing_once() -> None:
 
 def test_a_card_says_what_its_numbers_are(run: mn.Run) -> None:
     """In a notebook and on a page: every name that asks is answered there, once."""
-    for html in (fragment(run["L1N3"]), page(run["L1N3"])):
-        assert {"gloss-excess-kurtosis", "gloss-std", "gloss-layer-median"} <= set(asked(html))
+    first, second = (fragment(run[address]) for address in ("L1N3", "L1N4"))
+    for html in (first, page(run["L1N3"])):
+        names = {re.sub(r"^mn[0-9a-f]{8}-", "", place) for place in asked(html)}
+        assert {"gloss-excess-kurtosis", "gloss-std", "gloss-layer-median"} <= names
         assert sorted(said(html)) == sorted(set(asked(html)))
+    assert set(said(first)).isdisjoint(said(second)), "a notebook may show both"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ itself, without a script. The sentence is on the page once, however often it is 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 
@@ -137,14 +138,22 @@ def glosses(html: str) -> Markup:
     return _sentences(_AT[at] for at in dict.fromkeys(_ASKED.findall(str(html))))
 
 
+def glossed(html: str) -> Markup:
+    """A part of somebody else's page with the sentences of its names behind it, under ids that no other part has."""
+    text = str(html)
+    own = f"mn{hashlib.sha256(text.encode()).hexdigest()[:8]}-"
+    named = Markup(_ASKED.sub(rf'popovertarget="{own}gloss-\1"', text))
+    return named + Markup("\n") + _sentences((_AT[at] for at in dict.fromkeys(_ASKED.findall(text))), own)
+
+
 def every_gloss() -> Markup:
     """The sentences of all names there are."""
     return _sentences(GLOSSES)
 
 
-def _sentences(names: Iterable[str]) -> Markup:
-    said = Markup('<div class="mn-gloss" id="gloss-{}" popover><strong>{}</strong> {}</div>')
-    return Markup("\n").join(said.format(_place(name), name, GLOSSES[name]) for name in names)
+def _sentences(names: Iterable[str], own: str = "") -> Markup:
+    said = Markup('<div class="mn-gloss" id="{}gloss-{}" popover><strong>{}</strong> {}</div>')
+    return Markup("\n").join(said.format(own, _place(name), name, GLOSSES[name]) for name in names)
 
 
 def _known(name: str) -> str | None:

@@ -59,7 +59,8 @@ def environment() -> Environment:
         claims.baselines, claims.believed,
         claims.definition, claims.doubted, claims.evidence, claims.family, claims.figures,
         claims.meaning, claims.sampled, claims.specificity, claims.verdict_words,
-        claims.where_active, glosses.gloss, glosses.glosses, glosses.mark, glosses.term, glosses.termed,
+        claims.where_active, glosses.gloss, glosses.glossed, glosses.glosses, glosses.mark, glosses.term,
+        glosses.termed,
     )  # fmt: skip
     templates.filters |= {call.__name__: call for call in wording}
     templates.filters |= {
