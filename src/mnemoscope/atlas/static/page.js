@@ -22,7 +22,7 @@ export const keys = (after) => {
   };
   let begun = -Infinity;
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=checkbox]), textarea, select, dialog")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=checkbox]), textarea, select, dialog[open]")) return; // what closed keeps the focus until the next frame
     if (event.key === "Enter" && event.target.closest("a, button, summary")) return;
     const wanted = event.timeStamp - begun < 1500 ? after[event.key] && (() => { location.href = after[event.key](); }) : plain[event.key];
     begun = event.key === "g" ? event.timeStamp : -Infinity;
