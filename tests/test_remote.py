@@ -609,7 +609,7 @@ def test_a_bucket_holds_the_same_run(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MNEMOSCOPE_CACHE", str(tmp_path / "cache"))
     near = mn.build(model, texts(40), tmp_path / "near", top=5)
-    fsspec.filesystem("s3").mkdir("bucket")
+    fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)
     drawn = random.Random(0)
     refusals = count()
     s3_server.fails = lambda: drawn.random() < 0.1 and next(refusals) >= 0
