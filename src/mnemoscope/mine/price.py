@@ -338,11 +338,11 @@ class _Here:
         }
 
     def peak(self, held: Mapping[str, int]) -> int:
-        """The most at once: what a stage gives back does not all go back to the system, but for other processes, which
-        end."""
+        """The most at once: what is given back does not go back to the system, but is there for the next stage; what
+        other processes had does, as they end."""
         always = sum(held[name] for name in ("libraries", "weights", "null units", "what is mined"))
         added = held["what is mined"] if self.workers * self.devices > 1 else 0  # one beside another
-        stages = held["values and keys"] + held["tables"]
+        stages = max(held["values and keys"], held["tables"])
         if self.beside == 1:
             return always + held["batches"] + max(added, stages)
         return always + max(held["states of other processes"] + held["batches"], added, stages)
