@@ -175,6 +175,7 @@ def try_mining(
     with Capture(model) as capture:
         first = _cut(batches[0], _FIRST)
         cold = miner.sweep(capture, first)  # what is compiled, and memory that is touched for the first time
+        once = _chosen(miner.state)  # the same contexts are mined again, and count as one elsewhere
         held = memory.resident() - _weights(model) - _null_bytes(miner.nulls) - miner.bytes
         tries.append((first.tokens.size, miner.sweep(capture, first)))
         for batch in batches:
@@ -211,7 +212,7 @@ def try_mining(
         on_device=_on_device(model.device),
         nulls=round(_null_bytes(miner.nulls) / share),
         beside=max(0, held),
-        routed=_routed(state),
+        routed=_routed(state, _chosen(state) - once),
         signed=_signed(state),
     )
 
@@ -261,11 +262,21 @@ def _null_bytes(nulls: Nulls) -> int:
     return sum(seen.values())
 
 
-def _routed(state: RunStatistics) -> float:
+def _chosen(state: RunStatistics) -> np.ndarray:
+    """i64[layer]: how often an expert was chosen, shared ones left out."""
+    neurons = state.neurons
+    counts = [
+        neurons.routing.tokens[layer, :count].sum() if count else 0
+        for layer, (count, _) in enumerate(neurons.cells.experts)
+    ]
+    return np.array(counts, np.int64)
+
+
+def _routed(state: RunStatistics, chosen: np.ndarray) -> float:
     """The router gives each token to so many of the experts, whatever its weights."""
     neurons = state.neurons
     shares = [
-        neurons.routing.tokens[layer, :count].sum() / (count * neurons.moments.tokens[:, layer].sum())
+        chosen[layer] / (count * neurons.moments.tokens[:, layer].sum())
         for layer, (count, _) in enumerate(neurons.cells.experts)
         if count and neurons.moments.tokens[:, layer].sum()
     ]
