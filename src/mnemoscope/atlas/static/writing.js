@@ -47,7 +47,8 @@
       clearTimeout(timer);
       timer = setTimeout(() => now().catch(() => {}), 250);
     };
-    // What was typed just before the page was left may arrive after the next page was read: that one sends it again, and shows it.
+    // What was typed just before the page was left may arrive after the next page was read: that one sends it again, and
+    // shows it; it is forgotten when it has arrived.
     const place = () => `${url} ${body().annotator} ${body().item}`;
     addEventListener("pagehide", () => {
       if (!unsent) return;
@@ -55,12 +56,12 @@
       sessionStorage.setItem("left", JSON.stringify({ url, left, place: place() }));
       send(url, left).catch(() => {});
     });
-    const before = JSON.parse(sessionStorage.getItem("left"));
-    sessionStorage.removeItem("left");
-    if (before && before.place !== place()) send(before.url, before.left).catch(() => {});
+    const text = sessionStorage.getItem("left"), before = JSON.parse(text);
+    const arrived = () => { if (sessionStorage.getItem("left") === text) sessionStorage.removeItem("left"); };
+    if (before && before.place !== place()) send(before.url, before.left).then(arrived, (error) => error.refused && arrived());
     else if (before) {
       adopt(before.left);
-      turn = sent(before.left).catch(() => location.reload());
+      turn = sent(before.left).then(arrived, () => { arrived(); location.reload(); });
     }
     return { now, soon };
   };
