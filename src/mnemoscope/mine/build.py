@@ -240,9 +240,10 @@ class Build:
         expected, missing = values.seconds(self.model), self._unread()
         if expected < _LONG or not missing:
             return expected * len(missing) / len(self.model.cells.layers)
-        begin, last = 0.0, time.monotonic()
-        for _ in self._read_layers(missing[:_TRIED]):
+        first, begin, last = missing[:_TRIED], 0.0, time.monotonic()
+        for number, _ in enumerate(self._read_layers(first), start=1):
             begin, last = last, time.monotonic()
+            self.report(Progress("reading first values", number, len(first), "layers"))
         return (last - begin) * max(0, len(missing) - _TRIED)
 
     def _writing_seconds(self, plan: Plan) -> float:
