@@ -215,7 +215,9 @@ def test_a_build_says_how_long_all_of_it_takes(
     (mining,), (reading,) = after["mining"], after["reading values"]
     layers = model.anatomy.n_layers
     assert read == ([] if kept else list(range(layers)))
-    assert [step.done for step in steps if step.stage == "reading first values"] == [1, 2], "nothing is silent"
+    assert [step.done for step in steps if step.stage == "reading first values"] == [1, 2], (
+        "nothing is silent"
+    )
     assert 0 < reading < 0.1 and after["writing tables"] == {0.0}
     assert mining - reading == pytest.approx(0 if kept else 0.2 * (layers - 2), abs=0.15)
 
