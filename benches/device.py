@@ -1,8 +1,9 @@
 """What each command costs on an accelerator beside a plain forward pass, in one script of at most six minutes.
 
 Models of the shapes of Llama 3.2 1B and Llama 3.1 8B are made on the device, with random weights, and nothing is
-downloaded. One JSON object a line, for each shape, with the phases in it; what fails in one is said in its place, and
-the others are measured all the same:
+downloaded. One JSON object a line: for each phase of a shape as soon as it is done, so that none is lost with those
+after it, and for each shape with all of them. What fails in one is said in its place, a phase is stopped when the time
+of its shape is over, and the others are measured all the same:
 
     build          ``model(input_ids)`` with the language-model head over batches of 4,096 tokens, and the capture and
                    every accumulator over the same batches, in turn (aim: at most 1.10 of forward)
@@ -25,11 +26,13 @@ import argparse
 import itertools
 import json
 import resource
+import signal
 import string
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +42,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benches.values import products
 from mnemoscope.mine import values
-from mnemoscope.mine.device import has_triton
+from mnemoscope.mine.device import shortfall
 from mnemoscope.mine.kernel import BINS
 from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.capture import Capture
@@ -135,13 +138,14 @@ class Clock:
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
 
-    def of(self, phase: Callable[[], dict[str, object]]) -> dict[str, object]:
-        """What a phase says, with its seconds and GiB at the most; and if it fails, how."""
+    def of(self, phase: Callable[[], dict[str, object]], seconds: float) -> dict[str, object]:
+        """What a phase says, with its seconds and GiB at the most; and if it fails, or takes longer, how."""
         cuda, begin = self._device.type == "cuda", time.perf_counter()
         if cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
         try:
-            said = phase()
+            with stopped_after(seconds):
+                said = phase()
         except Exception as error:  # the others are measured all the same
             said = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
         if cuda:
@@ -151,6 +155,24 @@ class Clock:
             "all_seconds": round(time.perf_counter() - begin, 2),
             "peak_gib": round(most / 2**30, 2),
         }
+
+
+@contextmanager
+def stopped_after(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after so long, as soon as Python comes to it."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError("there was no time left")
+
+    if seconds <= 0:
+        stop()
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _resident() -> int:
@@ -296,8 +318,14 @@ def counting(model: Model, clock: Clock, contexts: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-def measure(name: str, device: torch.device, seconds: float, contexts: int = 16) -> dict[str, object]:
-    """Every phase of one shape; what a phase does not come to in time is not begun."""
+def measure(
+    name: str,
+    device: torch.device,
+    seconds: float,
+    contexts: int = 16,
+    tell: Callable[[dict[str, object]], None] = lambda _: None,
+) -> dict[str, object]:
+    """Every phase of one shape, each told when it is done; what a phase does not come to in time is not begun."""
     begin, clock = time.perf_counter(), Clock(device)
     model = random_model(SHAPES[name], device)
     made = time.perf_counter() - begin
@@ -309,21 +337,26 @@ def measure(name: str, device: torch.device, seconds: float, contexts: int = 16)
         "study": lambda: studying(model, clock),
         "patterns": lambda: counting(model, clock, contexts),
     }
-    said: dict[str, object] = {}
+    said: dict[str, dict[str, object]] = {}
     for phase, work in phases.items():
-        late = time.perf_counter() - begin > seconds
-        said[phase] = {"failed": "there was no time left"} if late else clock.of(work)
+        said[phase] = clock.of(work, seconds - (time.perf_counter() - begin))
+        tell({"bench": "device", "shape": name, "phase": phase} | said[phase])
     return {
         "bench": "device",
         "shape": name,
         "device": hardware(device),
-        "kernel": "triton" if has_triton(device.type) else "torch",
+        "kernel": shortfall(device) or ("none" if device.type == "cpu" else "triton"),
         "dtype": model.dtype,
         "made_seconds": round(made, 2),
         **said,
         "seconds": round(time.perf_counter() - begin, 1),
         "targets": {"build_to_forward": 1.1, "values_to_products": 1.5},
     }
+
+
+def tell(said: dict[str, object]) -> None:
+    """Print a line of JSON, at once."""
+    print(json.dumps(said), flush=True)
 
 
 def main() -> None:
@@ -337,7 +370,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     if given.tiny:
-        print(json.dumps(measure("tiny", torch.device("cpu"), 4, contexts=2)))
+        tell(measure("tiny", torch.device("cpu"), 60, 2, tell))
         return
     found = torch.accelerator.current_accelerator() if given.device == "auto" else torch.device(given.device)
     if found is None or not torch.accelerator.is_available():
@@ -351,14 +384,14 @@ def main() -> None:
     for name in names:
         seconds = given.seconds * layers[name] / sum(layers.values())
         try:
-            said = measure(name, found, seconds)
+            said = measure(name, found, seconds, tell=tell)
         except Exception as error:  # a shape that does not fit
             said = {
                 "bench": "device",
                 "shape": name,
                 "failed": f"{type(error).__name__}: {error}".splitlines()[0],
             }
-        print(json.dumps(said), flush=True)
+        tell(said)
         if found.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -257,6 +257,20 @@ def least(few: Counter[tuple[str, str]], many: Counter[tuple[str, str]], share: 
     assert many.total() <= share * few.total(), (few.total(), many.total(), (many - few).most_common(8))
 
 
+@pytest.mark.parametrize("job", ["mining", "values"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("qwen3_moe", marks=pytest.mark.slow)])
+def test_nothing_is_computed_in_fp64(job: str, family: str, tmp_path: Path) -> None:
+    """Which most accelerators are slow at; only a kernel's code says more (`test_device.py`)."""
+    with pretending() as pretence:
+        model = on_device(pretence, family)
+        pretence.doubles.clear()
+        if job == "mining":
+            build(model, texts(10), tmp_path / "run", top=3)
+        else:
+            list(values.layers(model, range(2)))
+        assert not pretence.doubles
+
+
 @pytest.mark.parametrize("job", ["mining", "values", *slow_but_for(["explain", "explain own"], ())])
 def test_what_passes_does_not_grow_with_neurons(job: str, tmp_path: Path) -> None:
     """Four times as many neurons: as many transfers, each larger."""

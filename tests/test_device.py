@@ -7,19 +7,23 @@ where Triton is (``make kernels``).
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from effort import tries
-from families import MIXTURES
+from families import FAMILIES, MIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
 from pretended import pretending
@@ -38,10 +42,14 @@ from test_accumulate import (
     tables_of,
     tensors,
 )
+from tiny import texts, tokenizer
 
+import mnemoscope as mn
 from benches import device as bench
-from mnemoscope.errors import ActivationError
+from mnemoscope.errors import ActivationError, RunMismatch
+from mnemoscope.mine import build as building
 from mnemoscope.mine import device
+from mnemoscope.mine.build import build
 from mnemoscope.mine.places import CountedPlaces, bin_of
 from mnemoscope.mine.reading import Contenders
 from mnemoscope.mine.scan import _segments, scan
@@ -50,7 +58,7 @@ from mnemoscope.model.capture import Capture
 from mnemoscope.model.check import examine
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import Nulls
-from mnemoscope.records import ContextBatch
+from mnemoscope.records import ContextBatch, Progress
 
 INTERPRETED = find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
 no_triton = pytest.mark.skipif(not INTERPRETED, reason="Triton's interpreter is not here: make kernels")
@@ -166,8 +174,137 @@ def test_the_kernel_is_started_where_the_coefficients_are(monkeypatch: pytest.Mo
     monkeypatch.setattr("mnemoscope.mine.device_kernel", SimpleNamespace(reduce=reduce), raising=False)
     monkeypatch.setattr(torch.cuda, "device_of", set_to)
     monkeypatch.setattr(device, "has_triton", lambda _: True)
+    monkeypatch.setattr(device, "_failure", lambda _: None)
     device.reduce(x, segments, np.zeros((1, x.shape[1]), np.float32))
     assert len(where) == 3 and where[-1] is None
+
+
+def _changed(name: str, by: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Plain torch, with one of its results changed, as a kernel."""
+
+    def reduce(values: torch.Tensor, segments: device.Segments, pivots: torch.Tensor) -> Any:
+        extremes, *rest = device.reduce_plainly(values, segments, pivots)
+        results = dict(zip((*REDUCED[:4], *REDUCED[4:]), (*extremes, *rest), strict=True))
+        results[name] = by(results[name])
+        return tuple(results[each] for each in REDUCED[:4]), *(results[each] for each in REDUCED[4:])
+
+    return reduce
+
+
+REDUCED = ("largest", "largest_at", "smallest", "smallest_at", "sums", "positive", "bins", "kept")
+
+
+@pytest.mark.parametrize("name", [*REDUCED, ""])
+def test_a_kernel_that_is_wrong_on_a_device_is_not_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it gets wrong, on a device that nobody has tried; it is said once, and plain torch does the work."""
+    wrong = (
+        _changed(name, lambda x: x.roll(1, -1))
+        if name
+        else lambda *_: (_ for _ in ()).throw(
+            RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+        )
+    )
+    monkeypatch.setattr(device, "has_triton", lambda _: True)
+    monkeypatch.setattr(device, "_reduce_by_kernel", wrong)
+    device._failure.cache_clear()
+    contexts = corpus(1, 3, layers=1)
+    x, segments = (
+        tensors(contexts, 0, torch.float32)[0].flatten(0, 1),
+        _segments(CountedPlaces.of(batch_of(contexts), EVERY)),
+    )
+    pivot = np.zeros((1, x.shape[1]), np.float32)
+    found = device.reduce(x, segments, pivot)
+    expected = device._fetched(*device.reduce_plainly(x, segments, torch.from_numpy(pivot)))
+    assert all(np.array_equal(getattr(found, each), getattr(expected, each)) for each in REDUCED)
+    said = device._failure(x.device)
+    assert said == (
+        "it gives other numbers there"
+        if name
+        else "it fails there (RuntimeError: Failed to find C compiler. Please specify via CC)"
+    )
+    monkeypatch.setattr(device, "_reduce_by_kernel", device.reduce_plainly)
+    device._failure.cache_clear()
+    assert device._failure(x.device) is None
+    device._failure.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kind", "triton", "failure", "told"),
+    [
+        ("cpu", False, None, None),
+        ("cuda", True, None, None),
+        ("cuda", False, None, "Triton is not installed; pip install 'mnemoscope[device]'"),
+        ("cuda", True, "it fails there (x)", "of the kernel it fails there (x)"),
+        ("mps", False, None, "there is no kernel for mps"),
+    ],
+)
+def test_what_is_not_reduced_by_the_kernel_is_said(
+    kind: str, triton: bool, failure: str | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, with what to install where that would help."""
+    monkeypatch.setattr(device, "has_triton", lambda _: triton)
+    monkeypatch.setattr(device, "_failure", lambda _: failure)
+    said = device.shortfall(torch.device(kind))
+    assert said == (
+        told and f"coefficients on {kind} are reduced in plain torch, which reads them several times: {told}"
+    )
+
+
+def test_a_build_says_that_plain_torch_reduces(tmp_path: Path) -> None:
+    """Once, before it mines; and what was begun so is not gone on with by the kernel, whose sums are others."""
+    with pretending() as pretence:
+        model = mn.load_model(FAMILIES["llama"]().to(pretence.device), tokenizer=tokenizer())
+        notes: list[str] = []
+
+        def report(step: Progress) -> None:
+            if step.note:
+                notes.append(step.note)
+            if step.stage == "reading values":
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            build(model, texts(8), tmp_path / "run", top=2, nulls=(), report=report)
+        assert ["Triton is not installed" in note for note in notes] == [True]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(building, "shortfall", lambda _: None)
+            with pytest.raises(
+                RunMismatch, match=r"device = cuda \(pretended\) in plain torch, and device = cuda"
+            ):
+                build(model, texts(8), tmp_path / "run", top=2, nulls=())
+        run = build(model, texts(8), tmp_path / "run", top=2, nulls=())
+        assert run.manifest.options["device"] == "cuda"
+
+
+@pytest.mark.slow
+@no_triton
+@pytest.mark.parametrize("many", ["rows", "segments", "selected"])
+def test_the_kernel_finds_places_beyond_two_to_the_31st(many: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As units of large dictionaries and many contexts come to. Memory that nobody touches is none."""
+    from triton.runtime import interpreter
+
+    from mnemoscope.mine import device_kernel
+
+    monkeypatch.setattr(
+        interpreter.GridExecutor, "_restore_args_dev", lambda *_: None
+    )  # would touch all of it
+    neurons, sizes = 64, {"rows": 2, "segments": 1, "selected": 1, many: (1 << 25) + 3}
+    values = torch.empty(sizes["rows"], neurons, dtype=torch.bfloat16)
+    values[-2], values[-1] = -2.0, 3.0
+    begins, ends = torch.from_numpy(np.zeros((2, sizes["segments"]), np.int32))
+    ends[-1] = 2
+    last = [sizes["rows"] - 2, sizes["rows"] - 1]
+    lists = {
+        "rows": last,
+        "parts": [[sizes["segments"] - 1, sizes["segments"], 0]],
+        "numbers": [-1, sizes["selected"] - 1],
+    }
+    where = {name: torch.tensor(each, dtype=torch.int32) for name, each in lists.items()}
+    extremes, sums, positive, bins, kept = device_kernel.reduce(
+        values, where | {"begins": begins, "ends": ends}, sizes["selected"], torch.zeros(1, neurons)
+    )
+    found = [each[-1] for each in (*extremes, bins, kept)] + [sums[0, 0, 0], positive[0]]
+    expected = [3, last[1], -2, last[0], int(bin_of(np.float32([3]))[0]), 3, 1, 1]
+    assert [each.unique().tolist() for each in found] == [[each] for each in expected]
 
 
 @paths
@@ -334,7 +471,7 @@ def test_the_bench_measures_a_tiny_model(pretended: bool, monkeypatch: pytest.Mo
 
 
 def test_a_phase_that_fails_is_said_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one line, and the others are measured; none is begun when the time is over."""
+    """In one line, and the others are measured; each is told when it is done."""
 
     def out_of_memory(*_: object) -> dict[str, object]:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate all of it.")
@@ -342,11 +479,31 @@ def test_a_phase_that_fails_is_said_in_its_place(monkeypatch: pytest.MonkeyPatch
     for name in ("building", "reading", "explaining", "contributing", "studying", "counting"):
         monkeypatch.setattr(bench, name, lambda *_: {"seconds": 1})
     monkeypatch.setattr(bench, "explaining", out_of_memory)
-    measured = bench.measure("tiny", torch.device("cpu"), 60, contexts=2)
+    told: list[dict[str, object]] = []
+    measured = bench.measure("tiny", torch.device("cpu"), 60, contexts=2, tell=told.append)
     assert measured["explain"]["failed"] == "OutOfMemoryError: CUDA out of memory."
     assert all(measured[phase]["seconds"] == 1 for phase in PHASES if phase != "explain")
-    late = bench.measure("tiny", torch.device("cpu"), 0, contexts=2)
-    assert {late[phase]["failed"] for phase in PHASES} == {"there was no time left"}
+    assert [each.pop("phase") for each in told] == list(PHASES)
+    assert all(measured[phase].items() <= each.items() for phase, each in zip(PHASES, told, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs alarms")
+def test_a_phase_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was told before is not lost with it; the phases after it say that they were not begun."""
+
+    def endless(*_: object) -> dict[str, object]:
+        while True:
+            time.sleep(0.01)
+
+    for name in ("building", "reading", "explaining", "contributing", "studying", "counting"):
+        monkeypatch.setattr(bench, name, lambda *_: time.sleep(0.01) or {"seconds": 1})
+    monkeypatch.setattr(bench, "reading", endless)
+    monkeypatch.setattr(bench, "random_model", lambda *_: SimpleNamespace(dtype="fp32"))
+    told: list[dict[str, object]] = []
+    bench.measure("tiny", torch.device("cpu"), 0.3, contexts=2, tell=told.append)
+    assert told[0]["seconds"] == 1
+    assert [each["failed"] for each in told[1:]] == ["TimeoutError: there was no time left"] * 5
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 def test_kinds_of_coefficients_include_what_fp32_cannot_hold() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import model_folder, texts
 
 import mnemoscope as mn
 from mnemoscope.cli import main
-from mnemoscope.errors import RunError, RunMismatch
+from mnemoscope.errors import RunCorrupt, RunError, RunMismatch
 from mnemoscope.mine import loop, parts
+from mnemoscope.mine.build import digest
 from mnemoscope.mine.loop import Portion
 from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.model import Model
@@ -43,6 +46,17 @@ def whole(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plans, "SHARD_TOKENS", 32)
         return tables(mn.build(model, TEXT, tmp_path_factory.mktemp("runs") / "whole"))
+
+
+def changed(folder: Path) -> Path:
+    """The same model with one other weight."""
+    model_folder(folder)
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name in tensors if "down_proj" in name)
+    tensors[name][0, 0] += 1.0
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
 
 
 def tables(run: mn.Run) -> dict[str, str]:
@@ -137,6 +151,48 @@ def test_a_shard_that_was_done_twice_is_refused(model: Model, tmp_path: Path) ->
         mn.merge(path, model)
 
 
+@pytest.mark.parametrize(
+    "other", ["text", *(pytest.param(name, marks=pytest.mark.slow) for name in ("top", "model"))]
+)
+def test_what_was_mined_for_another_build_is_refused(other: str, model: Model, tmp_path: Path) -> None:
+    """Though it has the shards that are missing here, and as many neurons: by the file, when parts are merged, when
+    another one is mined, and when a build goes on."""
+    mixed, path = tmp_path / "mixed", tmp_path / "run"
+    again = mn.load_model(changed(tmp_path / "again"), dtype="fp32") if other == "model" else model
+    text, options = TEXT[::-1] if other == "text" else TEXT, {"top": 7} if other == "top" else {}
+    parts.mine(again, text, mixed, Portion(1, 2), **options)
+    parts.mine(model, TEXT, path, Portion(0, 2))
+    (file,) = (mixed / ".work").glob("state-part-00001*-0.npz")
+    copied = path / ".work" / file.name
+    copied.write_bytes(file.read_bytes())
+    for doing in (
+        lambda: mn.merge(path, model),
+        lambda: parts.mine(model, TEXT, path, Portion(1, 2)),
+        lambda: mn.build(model, TEXT, path),
+    ):
+        with pytest.raises(RunMismatch, match=f"{file.name}: it is of another build"):
+            doing()
+    copied.unlink()
+    with pytest.raises(RunError, match=r"run what is left: --shard 1/2$"):
+        mn.merge(path, model)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+def test_a_part_that_is_damaged_is_named(damage: str, model: Model, tmp_path: Path) -> None:
+    """In one line; without it the part is mined again."""
+    path = tmp_path / "run"
+    for number in range(2):
+        parts.mine(model, TEXT, path, Portion(number, 2))
+    (file,) = (path / ".work").glob("state-part-00001*-0.npz")
+    whole = file.read_bytes()
+    file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage])
+    with pytest.raises(
+        RunCorrupt, match=f"{file.name}: it is damaged .*; remove it, and what it held is done again"
+    ) as told:
+        mn.merge(path, model)
+    assert "\n" not in str(told.value)
+
+
 def test_one_part_has_one_process(model: Model, tmp_path: Path) -> None:
     """While it is mined, a second one of it is refused, and so is the whole build."""
     path = tmp_path / "run"
@@ -161,7 +217,8 @@ def test_shards_of_a_file_are_known_without_reading_it(model: Model, tmp_path: P
     (file,) = (path / ".work").glob("state-part-*.npz")
     plan = plans.Plan.load(path / ".work")
     nulls = Nulls.of(model, recipe(model, DEFAULT))
-    held = RunStatistics.held(file)
+    identity = json.loads((path / ".work" / "identity.json").read_text(encoding="utf-8"))
+    held = RunStatistics.held(file, digest(identity, plan))
     assert held == RunStatistics.load(nulls, file).shards == frozenset(Portion(1, 3).of(plan.shards))
     assert len(held) > 1, "there is more than one shard to be found"
 

@@ -7,6 +7,7 @@ finished run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from transformers import PreTrainedModel
 
 from mnemoscope import files
@@ -32,6 +34,7 @@ from mnemoscope.arguments import check_build
 from mnemoscope.errors import ModelChanged, RunError, RunMismatch
 from mnemoscope.location import Location, Place, place
 from mnemoscope.mine import kept_values, loop, values
+from mnemoscope.mine.device import shortfall
 from mnemoscope.mine.places import HISTOGRAM_EDGES, HISTOGRAM_SHARE
 from mnemoscope.mine.reconstruction import check_place as check_units
 from mnemoscope.mine.statistics import RunStatistics, machine
@@ -220,7 +223,7 @@ class Build:
         statistics = loop.run_shards(
             self.model,
             plan,
-            self.states(),
+            self.states(plan),
             self.work,
             engine=self.engine,
             report=self._before(reading + writing),
@@ -257,9 +260,9 @@ class Build:
         check_units(self.model, plan.batches(0))
         return plan
 
-    def states(self) -> loop.StateFactory[RunStatistics]:
+    def states(self, plan: Plan) -> loop.StateFactory[RunStatistics]:
         """How what is mined is begun and read back."""
-        return _states(self.model, self.identity["nulls"], self.identity["top"])
+        return _states(self.model, self.identity["nulls"], self.identity["top"], digest(self.identity, plan))
 
     def _claim(self) -> None:
         """Say what is being built here, or check that it is what was begun, if any of that is finished."""
@@ -267,7 +270,7 @@ class Build:
         here = dict(self.identity)
         # Sums of two kinds of device differ in their last bits; merging parts mines none.
         if isinstance(self.text, Corpus):
-            here["device"] = hardware(self.model.device)
+            here["device"] = _computed_on(self.model.device)
         if file.exists() and (self.work / "plan.json").exists():
             begun = json.loads(file.read_text(encoding="utf-8"))
             version = begun.get("schema_version", 1)  # format 1 did not say so here
@@ -387,13 +390,30 @@ class Build:
         }
 
 
-def _states(model: Model, nulls: dict[str, Any] | None, top: int) -> loop.StateFactory[RunStatistics]:
+def _computed_on(place: torch.device) -> str:
+    """A kind of device, and which of two ways its sums go, where there are two."""
+    plain = place.type == "cuda" and shortfall(place) is not None
+    return f"{hardware(place)} in plain torch" if plain else hardware(place)
+
+
+def digest(identity: dict[str, Any], plan: Plan) -> str:
+    """A hash of what states must have alike to be of one build: names and places left out."""
+    facts = {
+        name: identity[name]
+        for name in ("weights_sha256", "tokenizer_sha256", "dtype", "units", "top", "nulls")
+    }
+    return hashlib.sha256(json.dumps([facts, plan.sha256], sort_keys=True).encode()).hexdigest()
+
+
+def _states(
+    model: Model, nulls: dict[str, Any] | None, top: int, build: str
+) -> loop.StateFactory[RunStatistics]:
     units = Nulls.of(model, nulls)
     return loop.StateFactory(
-        partial(RunStatistics.of, model, units, top),
-        partial(RunStatistics.load, units),
-        RunStatistics.held,
-        partial(_states, model, nulls, top),
+        partial(RunStatistics.of, model, units, top, build),
+        partial(RunStatistics.load, units, build=build),
+        partial(RunStatistics.held, build=build),
+        partial(_states, model, nulls, top, build),
     )
 
 

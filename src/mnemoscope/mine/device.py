@@ -72,6 +72,7 @@ class Reduced:
 
 
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
+Parts = tuple[Four, Tensor, Tensor, Tensor, Tensor]  # as `_fetched` takes them
 
 
 def reduce(values: Tensor, segments: Segments, pivot: np.ndarray) -> Reduced:
@@ -80,16 +81,18 @@ def reduce(values: Tensor, segments: Segments, pivot: np.ndarray) -> Reduced:
     pivot  f32[group neuron]
     """
     pivots = torch.from_numpy(np.ascontiguousarray(pivot)).to(values.device)
-    if has_triton(values.device.type):
-        from mnemoscope.mine import device_kernel
+    by_kernel = has_triton(values.device.type) and _failure(values.device) is None
+    return _fetched(*(_reduce_by_kernel if by_kernel else reduce_plainly)(values, segments, pivots))
 
-        where, selected = _on(values.device, segments), int((segments.numbers >= 0).sum())
-        with torch.cuda.device_of(
-            values
-        ):  # Triton starts a kernel on the device that is set, wherever tensors are
-            reduced = device_kernel.reduce(values, where, selected, pivots)
-        return _fetched(*reduced)
-    return _fetched(*reduce_plainly(values, segments, pivots))
+
+def _reduce_by_kernel(values: Tensor, segments: Segments, pivots: Tensor) -> Parts:
+    """`reduce_plainly` in one read."""
+    from mnemoscope.mine import device_kernel
+
+    where, selected = _on(values.device, segments), int((segments.numbers >= 0).sum())
+    with torch.cuda.device_of(values):  # Triton starts it on the device that is set, wherever tensors are
+        reduced: Parts = device_kernel.reduce(values, where, selected, pivots)
+    return reduced
 
 
 def elsewhere(x: Tensor) -> bool:
@@ -103,6 +106,64 @@ def has_triton(kind: str) -> bool:
     return kind == "cuda" and find_spec("triton") is not None
 
 
+@cache
+def _failure(place: torch.device) -> str | None:
+    """Why the kernel cannot be used on a device where Triton is: what comes of a small matrix with ties, fp32 and bf16,
+    is not what plain torch makes of it, or nothing does. None where it can.
+
+    What is compiled for a device is right there or not, and only the device says so.
+    """
+    drawn = np.random.default_rng(0)
+    rows, chosen = np.sort(drawn.permutation(70)[:60]), drawn.random(60) < 0.3
+    segments = Segments(
+        rows,
+        begins=np.array([0, 19, 19, 20]),
+        ends=np.array([19, 19, 20, 60]),  # longer than a program reads at once, empty, of one row
+        parts=np.array([(0, 2, 0), (2, 4, 1)]),
+        numbers=np.where(chosen, chosen.cumsum() - 1, -1),
+    )
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.from_numpy(drawn.standard_normal((70, 90)).round(1)).to(dtype).to(place)
+            pivots = torch.from_numpy(drawn.standard_normal((2, 90))).float().to(place)
+            found, expected = (
+                _fetched(*way(x, segments, pivots)) for way in (_reduce_by_kernel, reduce_plainly)
+            )
+            if not _alike(found, expected):
+                return "it gives other numbers there"
+    except Exception as error:  # of Triton, of its compilers, of a driver
+        said = " ".join(str(error).split())[:200]
+        return f"it fails there ({type(error).__name__}{f': {said}' if said else ''})"
+    return None
+
+
+def _alike(found: Reduced, expected: Reduced) -> bool:
+    """To the bit, but for sums."""
+    tensors = ("largest", "largest_at", "smallest", "smallest_at", "kept")
+    return (
+        all(torch.equal(getattr(found, name), getattr(expected, name)) for name in tensors)
+        and all(
+            np.array_equal(getattr(found, name), getattr(expected, name)) for name in ("positive", "bins")
+        )
+        and np.allclose(found.sums, expected.sums, rtol=1e-5, atol=1e-4)
+    )
+
+
+def shortfall(place: torch.device) -> str | None:
+    """Why plain torch reduces what is on an accelerator, and what to do, in a line; None where the kernel does it."""
+    if place.type == "cpu":
+        return None
+    if place.type != "cuda":
+        why = f"there is no kernel for {place.type}"
+    elif not has_triton(place.type):
+        why = "Triton is not installed; pip install 'mnemoscope[device]'"
+    elif (failed := _failure(place)) is not None:
+        why = f"of the kernel {failed}"
+    else:
+        return None
+    return f"coefficients on {place} are reduced in plain torch, which reads them several times: {why}"
+
+
 def _fetched(extremes: Four, sums: Tensor, positive: Tensor, bins: Tensor, kept: Tensor) -> Reduced:
     """Pairs [part 4 2 neuron] become fp64 on the CPU, where that costs nothing."""
     pairs = sums.cpu().numpy().astype(np.float64)
@@ -112,9 +173,7 @@ def _fetched(extremes: Four, sums: Tensor, positive: Tensor, bins: Tensor, kept:
     )  # fmt: skip
 
 
-def reduce_plainly(
-    values: Tensor, segments: Segments, pivots: Tensor
-) -> tuple[Four, Tensor, Tensor, Tensor, Tensor]:
+def reduce_plainly(values: Tensor, segments: Segments, pivots: Tensor) -> Parts:
     """`device_kernel.reduce` in plain torch."""
     where, neurons = _on(values.device, segments), values.shape[1]
     rows, begins, ends = (where[name].long() for name in ("rows", "begins", "ends"))

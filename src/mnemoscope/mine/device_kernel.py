@@ -64,12 +64,14 @@ def _reduce(  # type: ignore[no-untyped-def]
         tl.load(parts + 3 * index + 1),
         tl.load(parts + 3 * index + 2),
     )
-    pivot = tl.load(pivots + group * neurons + column, mask=exists, other=0.0)
+    pivot = tl.load(pivots + group.to(tl.int64) * neurons + column, mask=exists, other=0.0)
     high1, low1 = tl.zeros([NEURONS], tl.float32), tl.zeros([NEURONS], tl.float32)
     high2, low2 = tl.zeros([NEURONS], tl.float32), tl.zeros([NEURONS], tl.float32)
     high3, low3 = tl.zeros([NEURONS], tl.float32), tl.zeros([NEURONS], tl.float32)
     high4, low4 = tl.zeros([NEURONS], tl.float32), tl.zeros([NEURONS], tl.float32)
     above = tl.zeros([NEURONS], tl.int32)
+    # Places are counted in 64 bits: of many contexts and units there are more than 2 ** 31.
+    extreme = first.to(tl.int64) * neurons + column
     for segment in range(first, last):
         most, most_at = tl.full([NEURONS], -float("inf"), tl.float32), tl.full([NEURONS], -1, tl.int32)
         least, least_at = tl.full([NEURONS], float("inf"), tl.float32), tl.full([NEURONS], -1, tl.int32)
@@ -104,11 +106,13 @@ def _reduce(  # type: ignore[no-untyped-def]
             target = number[:, None].to(tl.int64) * neurons + column[None, :]
             tl.store(bins + target, tl.where(bits < 0, SIDE - size, SIDE + size).to(tl.uint8), mask=chosen)
             tl.store(kept + target, given, mask=chosen)
-        tl.store(largest + segment * neurons + column, most, mask=exists)
-        tl.store(largest_at + segment * neurons + column, most_at, mask=exists)
-        tl.store(smallest + segment * neurons + column, least, mask=exists)
-        tl.store(smallest_at + segment * neurons + column, least_at, mask=exists)
-    pairs = sums + index * 8 * neurons + column
+        tl.store(largest + extreme, most, mask=exists)
+        tl.store(largest_at + extreme, most_at, mask=exists)
+        tl.store(smallest + extreme, least, mask=exists)
+        tl.store(smallest_at + extreme, least_at, mask=exists)
+        extreme += neurons
+    part = index.to(tl.int64) * neurons
+    pairs = sums + 8 * part + column
     tl.store(pairs, high1, mask=exists)
     tl.store(pairs + neurons, low1, mask=exists)
     tl.store(pairs + 2 * neurons, high2, mask=exists)
@@ -117,4 +121,4 @@ def _reduce(  # type: ignore[no-untyped-def]
     tl.store(pairs + 5 * neurons, low3, mask=exists)
     tl.store(pairs + 6 * neurons, high4, mask=exists)
     tl.store(pairs + 7 * neurons, low4, mask=exists)
-    tl.store(positive + index * neurons + column, above, mask=exists)
+    tl.store(positive + part + column, above, mask=exists)

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from mnemoscope import errors
 from mnemoscope.errors import ModelNotSupported
+from mnemoscope.mine.device import shortfall
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model
 from mnemoscope.model.spread import is_spread
@@ -186,6 +187,8 @@ def _run(mining: Mining[S], shards: range, engine: Engine, report: Report | None
     engine.check()
     held = {file: mining.factory.shards(file) for file in sorted(mining.folder.glob("state-*.npz"))}
     done = frozenset().union(*held.values())
+    if report and not done.issuperset(shards) and (note := shortfall(mining.model.device)):
+        report(Progress("mining", 0, 0, "tokens", note))
     tally = _Tally(mining.plan, shards, done, report)
     state = engine.mine(mining, [shard for shard in shards if shard not in done], tally.add)
     return state if held.keys() <= {mining.file(0)} else None

@@ -17,7 +17,7 @@ from mnemoscope.arguments import check_build
 from mnemoscope.errors import RunError, RunMismatch
 from mnemoscope.location import Location, place
 from mnemoscope.mine import loop
-from mnemoscope.mine.build import TOP, Build, PlannedText, begun, compare, prepared, processes
+from mnemoscope.mine.build import TOP, Build, PlannedText, begun, compare, digest, prepared, processes
 from mnemoscope.mine.loop import Portion
 from mnemoscope.mine.statistics import RunStatistics
 from mnemoscope.model.load import load_model
@@ -63,7 +63,7 @@ def mine(
         _count(build.work, portion)
         plan = build.planned()
     with model.running():
-        loop.run_part(model, plan, build.states(), build.work, portion, engine, report)
+        loop.run_part(model, plan, build.states(plan), build.work, portion, engine, report)
     model.check_weights(identity["weights_sha256"], f"mining {portion.name} of {path}")
 
 
@@ -111,7 +111,7 @@ def merge(
         plan = Plan.load(path / WORK)
     except OSError as error:
         raise RunError(f"merging parts: {path} holds none; mine them with build --shard first") from error
-    _check_done(path, plan)
+    _check_done(path, plan, digest(identity, plan))
     source = identity["model"] if model is None else model
     loaded = source if isinstance(source, Model) else load_model(source, dtype=identity["dtype"])
     loaded = loaded if identity["target"] else loaded.encoder
@@ -128,8 +128,8 @@ def merge(
     return open_run(path)
 
 
-def _check_done(path: Path, plan: Plan) -> None:
-    held = [RunStatistics.held(file) for file in sorted((path / WORK).glob("state-*.npz"))]
+def _check_done(path: Path, plan: Plan, build: str) -> None:
+    held = [RunStatistics.held(file, build) for file in sorted((path / WORK).glob("state-*.npz"))]
     done = frozenset().union(*held)
     if len(done) < sum(map(len, held)):
         raise RunError(

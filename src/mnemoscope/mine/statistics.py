@@ -28,7 +28,7 @@ from mnemoscope.model.nulls import LayerSignals, Nulls
 from mnemoscope.records import Cells, ContextBatch
 
 _FORMAT = 6
-_NEURONS, _UNITS, _MACHINES = "neurons", "units", "machines"
+_NEURONS, _UNITS, _MACHINES, _BUILD = "neurons", "units", "machines", "build"
 
 T = TypeVar("T")
 
@@ -190,6 +190,7 @@ class RunStatistics:
     All are fed in the same pass, and what is a law of `NeuronStatistics` is one of this.
 
     machines  what computed it, each as processor and version of torch: parts may be of several, whose last bits differ
+    build     a hash of model, text and options, which a file says, so that no other build takes it in
     """
 
     def __init__(
@@ -198,11 +199,13 @@ class RunStatistics:
         by_kind: dict[str, NeuronStatistics],
         rebuilt: Reconstruction,
         machines: frozenset[tuple[str, ...]],
+        build: str = "",
     ) -> None:
         self._nulls, self._by_kind, self.rebuilt, self.machines = nulls, by_kind, rebuilt, machines
+        self._build = build
 
     @classmethod
-    def of(cls, model: Model, nulls: Nulls, top: int) -> RunStatistics:
+    def of(cls, model: Model, nulls: Nulls, top: int, build: str = "") -> RunStatistics:
         """An empty one, of a model's shape, that keeps `top` triggers."""
         sizes = {_NEURONS: model.anatomy.sizes} | nulls.sizes
         experts = {_NEURONS: model.anatomy.experts}
@@ -214,6 +217,7 @@ class RunStatistics:
             },
             Reconstruction.of(model),
             frozenset([machine()]),
+            build,
         )
 
     @property
@@ -280,10 +284,13 @@ class RunStatistics:
         states = {name: statistics.state() for name, statistics in self._by_kind.items()}
         states[_UNITS] = self.rebuilt.state()
         arrays = {f"{name}/{key}": array for name, state in states.items() for key, array in state.items()}
-        save_state(path, arrays | {_MACHINES: np.array(sorted(self.machines), np.str_)})
+        save_state(
+            path,
+            arrays | {_MACHINES: np.array(sorted(self.machines), np.str_), _BUILD: np.array(self._build)},
+        )
 
     @classmethod
-    def load(cls, nulls: Nulls, path: Path) -> RunStatistics:
+    def load(cls, nulls: Nulls, path: Path, build: str = "") -> RunStatistics:
         """Read what `save` wrote; RunCorrupt when it is not whole, of another version or without these nulls."""
 
         def restored(state: Mapping[str, np.ndarray]) -> RunStatistics:
@@ -291,14 +298,23 @@ class RunStatistics:
             by_kind = {name: NeuronStatistics.of(Below(state, f"{name}/")) for name in names}
             # Not in states from before they were told.
             machines = frozenset(map(tuple, state[_MACHINES].tolist() if _MACHINES in state else ()))
-            return cls(nulls, by_kind, Reconstruction.restored(Below(state, f"{_UNITS}/")), machines)
+            return cls(nulls, by_kind, Reconstruction.restored(Below(state, f"{_UNITS}/")), machines, build)
 
         return load_state(path, restored)
 
     @staticmethod
-    def held(path: Path) -> frozenset[int]:
-        """The shards in what `save` wrote; nothing else of it is read."""
-        return load_state(path, lambda state: frozenset(state[f"{_NEURONS}/neurons.shard"].tolist()))
+    def held(path: Path, build: str = "") -> frozenset[int]:
+        """The shards in what `save` wrote; nothing else of it is read. RunMismatch when it is of another build."""
+
+        def shards(state: Mapping[str, np.ndarray]) -> frozenset[int]:
+            if _BUILD in state and str(state[_BUILD]) != build:
+                raise RunMismatch(
+                    f"loading the state {path}: it is of another build, with another model, text or options; move it "
+                    "away, and what is missing then is mined"
+                )
+            return frozenset(state[f"{_NEURONS}/neurons.shard"].tolist())
+
+        return load_state(path, shards)
 
     def tables(self, layer: int) -> dict[str, pa.Table]:
         """The rows of one layer: `neurons` (moment columns only), `histograms` ..., and the same as `null_...`."""
