@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import shutil
 import sys
+import threading
+from collections import namedtuple
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,9 +34,11 @@ from mnemoscope.errors import CorpusError, RemoteError, RunCorrupt, RunError, Ru
 from mnemoscope.location import Location, place
 from mnemoscope.mine import build as building
 from mnemoscope.mine.build import build
-from mnemoscope.run import remote
-from mnemoscope.run.reading import Run, open_run
+from mnemoscope.records import Progress
+from mnemoscope.run import remote, writing
+from mnemoscope.run.reading import Run, open_run, uploaded
 from mnemoscope.run.schemas import MANIFEST
+from mnemoscope.text import sources
 from mnemoscope.text.corpus import load_corpus
 
 URL = "memory://bucket/runs/one"
@@ -118,7 +124,9 @@ def stored() -> dict[str, bytes]:
     return {name: memory.cat_file(name) for name in memory.find("/bucket")}
 
 
-def refused(call: Callable[..., Any], *arguments: Any, error: type[Exception] = RunError) -> str:
+def refused(
+    call: Callable[..., Any], *arguments: Any, error: type[Exception] | tuple[type[Exception], ...] = RunError
+) -> str:
     with pytest.raises(error) as caught:
         call(*arguments)
     assert "\n" not in str(caught.value)
@@ -203,6 +211,34 @@ def test_what_was_read_is_read_from_the_cache(run: Run, net: SimpleNamespace) ->
     net.bytes = 0
     assert mn.open_run(URL).neuron(1, 3) == first
     assert net.bytes == fetched
+
+
+def test_what_a_card_fetches_does_not_grow_with_the_run(
+    net: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the row groups that it needs, of a run four times as large, once the footers are there."""
+    monkeypatch.setattr(writing, "GROUP_ROWS_DEFAULT", 400)
+    monkeypatch.setattr(writing, "GROUP_ROWS", dict.fromkeys(("neurons", "histograms"), 8))
+    monkeypatch.setattr(location, "_END", 2_000)
+    fetched, whole = [], []
+    for neurons in (8, 32):
+        near = make_run(tmp_path / str(neurons), neurons=neurons, layers=2)
+        for (
+            name,
+            entry,
+        ) in near.manifest.tables.items():  # of the same text and tokens, which every card needs
+            if name not in ("vocabulary", "contexts", "documents"):
+                whole.append((neurons, entry.bytes))
+        url = f"memory://bucket/runs/{neurons}"
+        mn.push(near.path, url)
+        far = mn.open_run(url)
+        for table in far._tables.values():
+            assert table.metadata
+        net.bytes = 0
+        far.neuron(1, 3)
+        fetched.append(net.bytes)
+    grown = sum(size * (1 if neurons == 32 else -1) for neurons, size in whole)
+    assert fetched[1] - fetched[0] < grown / 10, (fetched, grown)
 
 
 def test_what_is_kept_is_checked(run: Run, net: SimpleNamespace) -> None:
@@ -499,6 +535,110 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
     assert "Access Denied" in refused(build, "some model", "some text", URL, error=RemoteError)
 
 
+# -- web servers ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A web server on loopback of what is in its `folder`, which lists nothing; whether it knows ranges `ranges` says,
+    what was asked for `asked`."""
+    monkeypatch.setenv("MNEMOSCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(location, "WAIT", 1e-4)
+    told = SimpleNamespace(folder=tmp_path / "web", ranges=True, asked=[], bytes=0)
+    told.folder.mkdir()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told.asked.append(f"{self.command} {self.path}")
+            file = told.folder / self.path[1:]
+            if not file.is_file():
+                self.send_error(404)
+                return
+            content, given = file.read_bytes(), self.headers.get("Range")
+            if told.ranges and given:
+                first, last = map(int, given.removeprefix("bytes=").split("-"))
+                content = content[first : last + 1]
+            self.send_response(206 if told.ranges and given else 200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                told.bytes += len(content)
+                self.wfile.write(content)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    told.url = f"http://127.0.0.1:{server.server_port}"
+    yield told
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("pushed", [True, False])
+def test_a_run_on_a_web_server_is_read(
+    ranges: bool, pushed: bool, run: Run, web: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Which lists nothing, of a folder or of what was pushed to a bucket; by its ranges where it knows any."""
+    for name, entry in run.manifest.tables.items():
+        called = uploaded(name, entry) if pushed else f"{name}.parquet"
+        shutil.copyfile(run.path / f"{name}.parquet", web.folder / called)
+    shutil.copyfile(run.path / MANIFEST, web.folder / MANIFEST)
+    web.ranges = ranges
+    far = mn.open_run(web.url)
+    assert far.manifest == run.manifest and far.check() == []
+    assert_frame_equal(far.rows("triggers", 1, 3), run.rows("triggers", 1, 3))
+    assert mn.pull(web.url, tmp_path / "back").manifest == run.manifest
+    assert "only read" in refused(mn.push, run.path, web.url, error=RemoteError)
+    assert "only read" in refused(mn.build, "no-model", "no-text", web.url, error=RemoteError)
+    assert all(each.startswith(("GET", "HEAD")) for each in web.asked)
+
+
+def test_what_is_not_on_a_web_server_is_one_line(web: SimpleNamespace, run: Run) -> None:
+    """No run, part of one, no server."""
+    assert "nothing of that name" in refused(open_run, f"{web.url}/none", error=RemoteError)
+    shutil.copyfile(run.path / MANIFEST, web.folder / MANIFEST)
+    assert "is missing" in refused(open_run, web.url, error=RunCorrupt)
+    assert "127.0.0.1:9" in refused(open_run, "http://127.0.0.1:9/run", error=RemoteError)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_text_on_a_web_server_is_read(
+    ranges: bool, web: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, however large it is."""
+    monkeypatch.setattr(location, "PIECE", 10)
+    web.ranges = ranges
+    content = "\n\n".join(texts(5))
+    (web.folder / "a.txt").write_text(content)
+    assert [each.text for each in documents(f"{web.url}/a.txt")] == texts(5)
+    assert web.bytes == len(content)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("gs://bucket/run", "pip install gcsfs"),
+        ("s3://bucket/run", "pip install 'mnemoscope[remote]'"),
+        ("https://example.org/run", "pip install aiohttp"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(url: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, whatever kind of URL it is for."""
+    for name in ("gcsfs", "s3fs", "aiohttp"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("fsspec.implementations.http", "gcsfs.core"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys.modules["fsspec.registry"], "registry", {})
+    for doing in (lambda: open_run(url), lambda: load_corpus(f"{url}/a.txt")):
+        assert told in refused(doing, error=(RemoteError, CorpusError))
+
+
 # -- texts -------------------------------------------------------------------------------------------------
 
 
@@ -535,6 +675,32 @@ def test_a_text_behind_a_url_is_that_of_its_files(kind: str, net: SimpleNamespac
     assert kept == "text"
 
 
+def test_what_is_fetched_is_told_and_must_fit(net: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much of how much, once; what the disk has no room for is refused before any of it is fetched, and copies that
+    were used long ago make room for it."""
+    memory, steps = fsspec.filesystem("memory"), list[Progress]()
+    for name in ("a", "b"):
+        memory.pipe_file(f"/bucket/texts/{name}.txt", name.encode() * 30_000)
+    monkeypatch.setattr(location, "PIECE", 10_000)
+    load_corpus("memory://bucket/texts", report=steps.append)
+    assert [step.done for step in steps] == [10_000, 20_000, 30_000, 40_000, 50_000, 60_000, 60_000]
+    assert {(step.stage, step.total, step.unit) for step in steps} == {("fetching", 60_000, "bytes")}
+    load_corpus("memory://bucket/texts", report=steps.append)
+    assert len(steps) == 7
+    memory.pipe_file("/bucket/more/a.txt", b"words " * 10_000)
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 50_000))
+        net.bytes = 0
+        told = refused(load_corpus, "memory://bucket/more", error=CorpusError)
+        assert "0.0 GB are free" in told and net.bytes == 0
+    monkeypatch.setattr(sources, "MOST_BYTES", 100_000)
+    (kept,) = mn.cache.entries("text")
+    os.utime(kept.path, (0, 0))
+    load_corpus("memory://bucket/more")
+    assert [entry.what for entry in mn.cache.entries("text")] == ["the text memory://bucket/more"]
+
+
 def test_a_text_that_changes_while_it_is_read_is_refused(
     net: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -542,7 +708,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(
     memory, real = fsspec.filesystem("memory"), Location.fetch
     memory.pipe_file("/bucket/texts/a.txt", b"first\n\nwords")
 
-    def fetched(self: Location, target: Path | None = None) -> str:
+    def fetched(self: Location, target: Path | None = None, *_: Any) -> str:
         digest = real(self, target)
         memory.pipe_file("/bucket/texts/a.txt", b"other\n\nwords")
         return digest

@@ -191,7 +191,7 @@ def make_room(folder: Path, most: int) -> None:
                 used[kept] = kept.stat().st_mtime
     for kept in sorted(used, key=lambda kept: -used[kept]):
         with suppress(OSError):
-            total += sum(file.stat().st_size for file in kept.iterdir())
+            total += sum(file.stat().st_size for file in kept.rglob("*") if file.is_file())
             if total > most and time.time() - used[kept] > 3600:  # not one that is being made
                 shutil.rmtree(kept, ignore_errors=True)
 

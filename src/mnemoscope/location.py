@@ -43,7 +43,24 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.I)  # of two letters: C:/ is
 _LOCAL = ("file", "local")
 _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError,
           NotImplementedError, ImportError, TypeError, ValueError)  # fmt: skip
-_VERSION = ("ETag", "etag", "LastModified", "updated", "mtime", "created", "md5Hash", "blob_id")
+_WEB = ("http", "https")  # of servers that are only read, and need not list what they have
+_INSTALLED_BY = {
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}  # others say it themselves
+_VERSION = (
+    "ETag",
+    "etag",
+    "LastModified",
+    "Last-Modified",
+    "updated",
+    "mtime",
+    "created",
+    "md5Hash",
+    "blob_id",
+)
 _MOST_LOOKED = 64  # parts
 _CRC = 4  # bytes
 _END = 64 << 10  # bytes of a file that Parquet's readers read first
@@ -101,6 +118,36 @@ class Location:
         return self._ask("listing", listed)
 
     @property
+    def is_web(self) -> bool:
+        """Whether it is on a web server, which is only read, and need not list what it has."""
+        return self._scheme in _WEB
+
+    @property
+    def _scheme(self) -> str:
+        return self.url.partition("://")[0]
+
+    def held(self, name: str) -> Location | None:
+        """A file in the folder, with its size and version, as of `inside`; a web server is asked for each."""
+        if not self.is_web:
+            return self.inside.get(name)
+        if name not in self._known:
+            self._known[name] = self._asked(name)
+        return self._known[name]
+
+    @cached_property
+    def _known(self) -> dict[str, Location | None]:
+        return {}
+
+    def _asked(self, name: str) -> Location | None:
+        def found(system: Any, path: str) -> Location | None:
+            try:
+                return _found(self / name, system.info(f"{path}/{name}"))
+            except FileNotFoundError:
+                return None
+
+        return self._ask("looking for files at", found)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each file in the folder, by name."""
         return {name: file.size for name, file in self.inside.items()}
@@ -110,7 +157,7 @@ class Location:
 
         def listed(system: Any, path: str) -> list[Location]:
             system.invalidate_cache()
-            if system.isfile(path):
+            if self.is_web or system.isfile(path):
                 entries = {path: system.info(path)}
             elif any(mark in path for mark in "*?[") and not system.isdir(path):
                 entries = system.glob(path, detail=True)
@@ -128,20 +175,23 @@ class Location:
         """All of a file."""
         return self._ask("reading", lambda system, path: bytes(system.cat_file(path)))
 
+    def check_written(self, doing: str) -> None:
+        """RemoteError for what is only read."""
+        if self.is_web:
+            raise RemoteError(
+                f"{doing} {self.url}: web servers are only read; give a bucket (s3://, gs://), hf://, or a folder"
+            )
+
     def write_bytes(self, content: bytes) -> None:
         """Make a file hold this."""
+        self.check_written("writing")
         self._ask("writing", lambda system, path: system.pipe_file(path, content))
 
     def upload(self, file: Path, told: Callable[[int], None] = lambda _: None) -> None:
         """Make it hold what a file of this machine does; `told` is called with how many bytes have arrived."""
+        self.check_written("uploading")
 
-        def put(system: Any, path: str) -> None:
-            from fsspec.callbacks import Callback
-
-            hooks = {"told": lambda size, value, **_: told(value)}
-            system.put_file(str(file), path, callback=Callback(hooks=hooks))
-
-        self._ask("uploading", put)
+        self._ask("uploading", lambda system, path: system.put_file(str(file), path, callback=_telling(told)))
 
     def unlink(self) -> None:
         """Remove a file, if it is there."""
@@ -157,6 +207,11 @@ class Location:
 
         `told` is called with how many bytes have come.
         """
+        if self.is_web and target is not None:  # which may send nothing but whole files
+            self._ask(
+                "reading", lambda system, path: system.get_file(path, str(target), callback=_telling(told))
+            )
+            return files.sha256(target)
         digest = hashlib.sha256()
         with open(target or os.devnull, "wb") as file:  # noqa: PTH123 - or nothing
             if self.size < 0:
@@ -180,6 +235,8 @@ class Location:
     def _range(self, start: int, stop: int) -> bytes:
         def cut(system: Any, path: str) -> bytes:
             content = bytes(system.cat_file(path, start=start, end=stop))
+            if len(content) == self.size:  # of a web server that sends nothing but whole files
+                content = content[start:stop]
             if len(content) != stop - start:
                 raise OSError(f"{len(content)} bytes came in place of {stop - start}")
             return content
@@ -247,15 +304,23 @@ class Location:
     def _refusal(self, doing: str, error: Exception) -> RemoteError:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, ImportError):
+            extra = "'mnemoscope[remote]'"
+            package = extra if error.name == "fsspec" else _INSTALLED_BY.get(self._scheme, extra)
             return RemoteError(
-                f"{doing} {self.url}: a package that reads such URLs is missing ({reason}); for s3:// "
-                "pip install 'mnemoscope[remote]'"
+                f"{doing} {self.url}: a package that reads such URLs is missing ({reason}); pip install {package}"
             )
         if isinstance(error, FileNotFoundError):
             reason = f"there is nothing of that name ({reason})"
         return RemoteError(
             f"{doing} {self.url}: {reason}; check the address, your rights there, and the network"
         )
+
+
+def _telling(told: Callable[[int], None]) -> Any:
+    """What a file system calls with how many bytes have gone."""
+    from fsspec.callbacks import Callback
+
+    return Callback(hooks={"told": lambda size, value, **_: told(value)})
 
 
 def _found(file: Location, entry: dict[str, Any]) -> Location:

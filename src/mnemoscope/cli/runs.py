@@ -40,6 +40,7 @@ from mnemoscope.cli.shared import (
     progress_bars,
     say,
     stdout,
+    text_of,
     write_page,
 )
 from mnemoscope.errors import RunError
@@ -121,7 +122,6 @@ def build(
     """Run a text through a model, and keep what every neuron does: its triggers, distribution and value."""
     from mnemoscope import api
     from mnemoscope.run.writing import check_place
-    from mnemoscope.text.corpus import load_corpus
 
     kinds = [] if nulls == "none" else [kind.strip() for kind in nulls.split(",")]
     check_build(top, kinds, mining.workers)
@@ -133,7 +133,7 @@ def build(
             engine=mining.engine,
         )
     check_place(out)
-    source = load_corpus(corpus, **asdict(reading))
+    source = text_of(corpus, reading)
     loaded = load(model, loading)
     if portion is not None:
         with kept_copies(), keeping(Path(out)), progress_bars() as report:
@@ -177,13 +177,15 @@ def plan(
     weights are downloaded: where they are not here, layers with random ones are tried.
     """
     from mnemoscope import api
-    from mnemoscope.text.corpus import load_corpus
 
     kinds = [] if nulls == "none" else [kind.strip() for kind in nulls.split(",")]
     check_build(top, kinds, workers)
-    source = load_corpus(corpus, **asdict(reading))
+    source = text_of(corpus, reading)
     loaded = load_or_outline(model, loading)
-    result = api.plan(loaded, source, out, top=top, nulls=kinds, workers=workers, devices=devices)
+    with progress_bars() as report:
+        result = api.plan(
+            loaded, source, out, top=top, nulls=kinds, workers=workers, devices=devices, report=report
+        )
     print_result(result, as_json)
 
 

@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 from mnemoscope import files
 from mnemoscope.cli import door
 from mnemoscope.cli.door import keeping
-from mnemoscope.cli.options import Loading, Reloading
+from mnemoscope.cli.options import CorpusReading, Loading, Reloading
 from mnemoscope.display import jsonable
 from mnemoscope.errors import RunMismatch
 from mnemoscope.invocation import command
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mnemoscope.display import Shown
     from mnemoscope.model.model import Model
     from mnemoscope.model.outline import Outline
+    from mnemoscope.text.corpus import Corpus
 
 FIRST, EVERY = (
     10.0,
@@ -155,6 +156,14 @@ def model_of(run: Run, again: Reloading, **loading: Any) -> Model:
     source = options.pop("model")
     with _telling(source or run.manifest.model.id) as progress:
         return run.load_model(source, progress=progress, **options)
+
+
+def text_of(name: str, reading: CorpusReading) -> Corpus:
+    """The text of that name, fetched if it is behind a URL."""
+    from mnemoscope.text.corpus import load_corpus
+
+    with progress_bars() as report:
+        return load_corpus(name, report=report, **asdict(reading))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,17 @@ from mnemoscope.cli.options import (
     Workers,
     bundled,
 )
-from mnemoscope.cli.shared import app, building, load, model_of, print_json, progress_bars, say, stdout
+from mnemoscope.cli.shared import (
+    app,
+    building,
+    load,
+    model_of,
+    print_json,
+    progress_bars,
+    say,
+    stdout,
+    text_of,
+)
 from mnemoscope.errors import QueryError
 from mnemoscope.location import local, place
 
@@ -112,13 +122,12 @@ def study(
     loaded = None
     if run is None:
         from mnemoscope.model import nulls
-        from mnemoscope.text.corpus import load_corpus
 
         if model is None or corpus is None:
             raise QueryError(f"studying: {out} holds no finished run; give MODEL and --corpus to build it")
         if fast and reading.limit is None:
             reading = replace(reading, limit=api.FAST_TOKENS)
-        source = load_corpus(corpus, **asdict(reading))
+        source = text_of(corpus, reading)
         loaded = load(model, loading)
         kinds = (*nulls.DEFAULT, "shuffled") if shuffled else nulls.DEFAULT
         with building(loaded, out) as progress:

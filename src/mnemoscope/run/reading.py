@@ -22,7 +22,7 @@ from mnemoscope.arguments import check_neurons
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
 from mnemoscope.files import from_json, sha256
 from mnemoscope.location import Location, Place, local, parquet, place, stamp
-from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId, TableEntry, other_format
+from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId, Progress, TableEntry, other_format
 from mnemoscope.run.places import TEXT
 from mnemoscope.run.schemas import KEYS, MANIFEST, OFFLINE, OPTIONAL, SCHEMAS, WORK, pack
 from mnemoscope.text.vocabulary import Vocabulary
@@ -202,10 +202,13 @@ def open_run(path: str | Path | Location) -> Run:
     every byte.
     """
     path = place(path)
-    if not (path.is_dir() if isinstance(path, Path) else path.sizes):
-        raise RunMissing(f"opening the run {path}: there is no such folder; make one with `mnemoscope build`")
-    if not is_run(path):
-        raise RunMissing(f"opening the run {path}: {_unfinished(path)}")
+    if isinstance(path, Path) or not path.is_web:  # of which the manifest says why it cannot be read
+        if not (path.is_dir() if isinstance(path, Path) else path.sizes):
+            raise RunMissing(
+                f"opening the run {path}: there is no such folder; make one with `mnemoscope build`"
+            )
+        if not is_run(path):
+            raise RunMissing(f"opening the run {path}: {_unfinished(path)}")
     run = Run(path, read_manifest(path / MANIFEST))
     for name, entry in run.manifest.tables.items():
         file = run.file(name)
@@ -219,7 +222,7 @@ def open_run(path: str | Path | Location) -> Run:
 
 def is_run(folder: Place) -> bool:
     """Whether there is a manifest."""
-    return (folder / MANIFEST).exists() if isinstance(folder, Path) else MANIFEST in folder.sizes
+    return (folder / MANIFEST).exists() if isinstance(folder, Path) else folder.held(MANIFEST) is not None
 
 
 def _size(file: Place) -> int | None:
@@ -293,9 +296,11 @@ class Run:
         if isinstance(self.path, Path):
             return self.path / f"{name}.parquet"
         entry = self.manifest.tables[name]
-        named = (self.path.inside.get(each) for each in (uploaded(name, entry), f"{name}.parquet"))
+        named = (self.path.held(each) for each in (uploaded(name, entry), f"{name}.parquet"))
         file = next(filter(None, named), None)
-        return self.path / uploaded(name, entry) if file is None else replace(file, sha256=entry.sha256)
+        if file is None:
+            return self.path / uploaded(name, entry)
+        return replace(file, sha256=entry.sha256, size=entry.bytes if file.size < 0 else file.size)
 
     @property
     def folder(self) -> Path:
@@ -326,10 +331,14 @@ class Run:
         """What `once` keeps under a name, or None."""
         return self._kept.get(name)
 
-    def check(self) -> list[Problem]:
+    def check(self, report: Callable[[Progress], None] | None = None) -> list[Problem]:
         """Read every byte and compare with the manifest; an empty list if all is well."""
-        problems = []
+        problems, done = list[Problem](), 0
+        total = sum(entry.bytes for entry in self.manifest.tables.values())
         for name, entry in self.manifest.tables.items():
+            if report is not None:
+                report(Progress("checking tables", done, total, "bytes"))
+            done += entry.bytes
             file = self.file(name)
             if _size(file) is None:
                 problems.append(Problem(name, "is missing"))
@@ -337,6 +346,8 @@ class Run:
                 problems.append(Problem(name, "is not the file that was written (sha256 differs)"))
             elif parquet(file).metadata.num_rows != entry.rows:
                 problems.append(Problem(name, f"does not have the {entry.rows} rows that the manifest says"))
+        if report is not None:
+            report(Progress("checking tables", total, total, "bytes"))
         return problems
 
     def _sorted(self, name: str, key: tuple[str, ...] | None = None) -> _SortedTable:

@@ -39,6 +39,7 @@ def push(
     """
     source = open_run(local(place(run), "uploading the run"))
     target = _remote(url, "uploading a run to")
+    target.check_written("uploading a run to")
     if not overwrite and (before := _another(source.manifest, target)) is not None:
         raise RunError(
             f"uploading the run {source.path}: {target} holds another one, of {before.model.id} on "

@@ -295,6 +295,7 @@ def check_place(path: str | Path | Location) -> None:
         raise RunError(f"{doing}: the path is empty; give the name of a new folder")
     path = place(path)
     if isinstance(path, Location):
+        path.check_written("building a run in")
         if not is_finished(path):
             (path / _TRIAL).write_bytes(b"")
             (path / _TRIAL).unlink()

@@ -94,6 +94,7 @@ def load_corpus(
     limit: int | None = None,
     text: str = "text",
     target: str | None = None,
+    report: Callable[[Progress], None] | None = None,
 ) -> Corpus:
     """Say which text to use; raises `CorpusError` at once when it cannot be read or holds none.
 
@@ -109,6 +110,8 @@ def load_corpus(
     target   of an encoder-decoder, whose encoder reads the text: name of the column that holds what its decoder is to
              write. A text and its target are never cut apart: of what is longer than a context the first tokens are
              read
+    report   called with a `Progress` while what is behind a URL is fetched, which is read from a copy in the cache
+             folder
     """
     if limit is not None and limit < 1:
         raise CorpusError(
@@ -121,7 +124,7 @@ def load_corpus(
             "loading a corpus: texts with targets are read whole, and {segment} was given; leave it out",
             segment=segment,
         )
-    resolved = resolve(source, text)
+    resolved = resolve(source, text, report or (lambda _: None))
     corpus = Corpus(resolved.id, segment, limit, resolved.column, target, resolved)
     first = next(corpus.documents, None)
     if first is not None and target is not None:

@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ from typing import Any
 from mnemoscope import files
 from mnemoscope.errors import CorpusError, RemoteError
 from mnemoscope.location import Location, is_url, place
+from mnemoscope.records import Progress
 from mnemoscope.text.readers import accepted, files_in, is_one_text, read_file, readable
 from mnemoscope.text.samples import SAMPLES, corpus_file
 from mnemoscope.text.tabular import Document, Note, row_document, table_documents, wanted, whole
 
+MOST_BYTES = 32 << 30  # of copies of what is behind URLs; those that were used longest ago make room
 SHUFFLE = {"seed": 0, "buffer": 10_000}  # of a data set that is streamed up to a limit
 _DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^:/\s]*){0,2}")
 _GLOB = "*?["
+Report = Callable[[Progress], None]
+
 _SHOWN = 200  # characters of a path that are quoted; a text that was given in place of one is longer
 _ROWS = 1024  # of a table that are made documents at once
 
@@ -56,11 +61,14 @@ class _Notes(list[str]):
             self.append(sentence)
 
 
-def resolve(source: Any, column: str) -> Source:
-    """What is meant by a path, an id, or an object that holds texts; CorpusError if nothing can be."""
+def resolve(source: Any, column: str, report: Report = lambda _: None) -> Source:
+    """What is meant by a path, an id, or an object that holds texts; CorpusError if nothing can be.
+
+    report  told of what is fetched
+    """
     if isinstance(source, os.PathLike) or (isinstance(source, str) and is_url(source)):
         named = place(source)
-        return _fetched(named, column) if isinstance(named, Location) else _files(named, column)
+        return _fetched(named, column, report) if isinstance(named, Location) else _files(named, column)
     if not isinstance(source, str):
         return _held(source, column)
     source = str(source)  # of NumPy's kind of text, too
@@ -124,7 +132,7 @@ def _files(path: Path, column: str) -> Source:
     return Source(whole(path.name), column, documents, identify, notes=notes)
 
 
-def _fetched(url: Location, column: str) -> Source:
+def _fetched(url: Location, column: str, report: Report) -> Source:
     """Files behind a URL, which are read from a copy in the cache folder: a text is read several times."""
     try:
         listed = url.below()
@@ -135,20 +143,12 @@ def _fetched(url: Location, column: str) -> Source:
         kept = files.cache_folder() / "texts" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:40]
         folder = kept / (base.name or "text")
         with files.refusals(f"keeping a copy of {url} in {kept}", "see to it that it can be written to"):
-            fetched: list[Path] = []
-            for file in listed:
-                target = folder / file.url.removeprefix(f"{base.url}/")
-                if ".." in target.relative_to(folder).parts:
-                    raise CorpusError(
-                        f"reading {url}: {file} would lie outside of the copy; name it otherwise"
-                    )
-                if (readable(target) or target.name == "state.json") and not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with files.replacing(target, "keeping a copy of a text") as partial:
-                        file.fetch(partial)
-                    fetched.append(target)
-            if fetched and url.below() != listed:  # parts of two versions make no text
-                for target in fetched:
+            wanted = _missing_of(listed, base, folder)
+            if wanted:
+                _check_room(url, sum(max(0, file.size) for file in wanted.values()))
+                _fetch(wanted, report)
+            if wanted and url.below() != listed:  # parts of two versions make no text
+                for target in wanted:
                     target.unlink()
                 raise CorpusError(
                     f"reading {url}: it was changed while it was read; give the same command again"
@@ -162,6 +162,42 @@ def _fetched(url: Location, column: str) -> Source:
     if not folder.exists():
         raise CorpusError(f"reading {url}: no file there can be read; accepted are {accepted()}")
     return replace(_files(folder / url.url.removeprefix(base.url).lstrip("/"), column), id=whole(url.name))
+
+
+def _missing_of(listed: Sequence[Location], base: Location, folder: Path) -> dict[Path, Location]:
+    """What is to be fetched into a folder, by where it is to lie there."""
+    wanted = {}
+    for file in listed:
+        target = folder / file.url.removeprefix(f"{base.url}/")
+        if ".." in target.relative_to(folder).parts:
+            raise CorpusError(f"reading {base}: {file} would lie outside of the copy; name it otherwise")
+        if (readable(target) or target.name == "state.json") and not target.exists():
+            wanted[target] = file
+    return wanted
+
+
+def _check_room(url: Location, size: int) -> None:
+    """Make room for so many bytes, as far as other copies may go; CorpusError where there is none."""
+    kept = files.cache_folder() / "texts"
+    kept.mkdir(parents=True, exist_ok=True)
+    files.make_room(kept, max(0, MOST_BYTES - size))
+    if size > (free := shutil.disk_usage(kept).free):
+        raise CorpusError(
+            f"reading {url}: it is read from a copy, of {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in "
+            f"{kept}; give some of its files (a pattern), or another folder in MNEMOSCOPE_CACHE"
+        )
+
+
+def _fetch(wanted: Mapping[Path, Location], report: Report) -> None:
+    total, done = sum(max(0, file.size) for file in wanted.values()), 0
+    for target, file in wanted.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(target, "keeping a copy of a text") as partial:
+            file.fetch(
+                partial, lambda more, before=done: report(Progress("fetching", before + more, total, "bytes"))
+            )
+        done += max(0, file.size)
+    report(Progress("fetching", total, total, "bytes"))
 
 
 def _below(file: Path, base: Path) -> str:
