@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 import mnemoscope as mn
 from mnemoscope.arguments import check_engine
 from mnemoscope.errors import ActivationError, RunError
-from mnemoscope.mine.cluster import TRIES, _blocks, _cpus_each, _share_out
+from mnemoscope.mine.cluster import TRIES, Ray, _blocks, _cpus_each, _share_out
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, unique=True).map(sorted), st.integers(1, 40))
@@ -111,3 +113,21 @@ def test_without_ray_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError, match=r"pip install 'mnemoscope\[ray\]', or build with processes"):
         mn.build("no-model", ["no text"], tmp_path / "run", engine="ray")
+
+
+def test_a_cluster_that_would_answer_anyone_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray reads its token when it is imported; one that was, without, is used only where a cluster is at hand."""
+    imported = SimpleNamespace(is_initialized=lambda: False)
+    monkeypatch.setitem(sys.modules, "ray", imported)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(
+        RunError, match=r"set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before it is imported, or"
+    ):
+        Ray(2)._imported()
+    assert Ray(2, "auto")._imported() is imported and "RAY_AUTH_TOKEN" not in os.environ
+    imported.is_initialized = lambda: True
+    assert Ray(2)._imported() is imported
+    imported.is_initialized = lambda: False
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert Ray(2)._imported() is imported

@@ -26,6 +26,7 @@ from mnemoscope.prediction.explain import explain as explain_in_run
 from mnemoscope.prediction.explanation import ChosenToken, Explanation
 from mnemoscope.prediction.search import Parts, exhaustive
 from mnemoscope.prediction.traced import TracedPrediction
+from mnemoscope.records import Progress
 from mnemoscope.text.spelling import vocabulary_of
 
 PROMPT = " the capital of France is"
@@ -242,9 +243,13 @@ def test_a_model_that_goes_on_otherwise_is_read_whole(monkeypatch: pytest.Monkey
     assert _kept(model, stream) is None
 
 
-def test_ablations_stand_beside_contributions() -> None:
-    """The frame has the asked number of neurons and of heads x sources, with all three measures."""
-    found = explain(_model("llama"), PROMPT, top=3, ablate=2, ablate_to=0.5).ablations
+def test_ablations_stand_beside_contributions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frame has the asked number of neurons and of heads x sources, with all three measures; how many are done is
+    told."""
+    monkeypatch.setattr(ablate, "KEPT_TOKENS", 3 * len(_model("llama").tokenizer(PROMPT).input_ids))
+    steps: list[Progress] = []
+    found = explain(_model("llama"), PROMPT, top=3, ablate=2, ablate_to=0.5, report=steps.append).ablations
+    assert [step[1:3] for step in steps if step.unit == "parts"] == [(2, 4), (4, 4)]
     assert found["kind"].to_list() == ["neuron", "neuron", "head", "head"]
     assert found["how"].to_list() == ["value", "value", "zero", "zero"]
     assert found.select("increase", "leave_one_out", "effect").null_count().sum_horizontal().item() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections import namedtuple
@@ -430,5 +431,11 @@ def test_the_command_prints_it(folder: Path, tmp_path: Path, monkeypatch: pytest
     assert "reading values" in shown and "disk, the run" in shown
     data = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert data["tokens"] > 100 and data["disk"]["triggers"] > 0 and "null_triggers" not in data["disk"]
+    page = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
+    rows = page.partition("## The price of a build")[2].partition("\n## ")[0].splitlines()
+    fields = {
+        name for row in rows if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert fields == data.keys()
     failed = CliRunner().invoke(app, [*arguments, "--devices", "0"])
     assert isinstance(failed.exception, RunError) and "--devices 0" in failed.exception.on_command_line()

@@ -157,6 +157,7 @@ def plan(
     units: str | None = None,
     workers: int = 1,
     devices: int | None = None,
+    report: Report | None = None,
 ) -> BuildPrice:
     """What `build` would take: tokens, time by stage, memory, disk, and what does not fit, from a few seconds of it.
 
@@ -194,6 +195,7 @@ def plan(
         nulls=DEFAULT if nulls is None else nulls,
         workers=workers,
         devices=devices,
+        report=report,
     )
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from mnemoscope.arguments import check_explanation, check_least, check_question
 from mnemoscope.cli.options import AsJson, Loading, ModelName, Neuron, Page, Reloading, RunFolder, bundled
 from mnemoscope.cli.shared import (
+    Lines,
     app,
     check_page,
     check_run_of,
@@ -23,6 +24,7 @@ from mnemoscope.cli.shared import (
 )
 from mnemoscope.errors import QueryError
 from mnemoscope.files import check_file
+from mnemoscope.records import Progress
 
 
 @app.command(
@@ -101,7 +103,13 @@ def explain(
     check_question(prompt or "", target, foil or [], target_id)
     loaded = load(model, loading)
     with Console(stderr=True, highlight=False).status("explaining") as status:
-        report = lambda step: status.update(f"explaining: {step.stage}")  # noqa: E731
+        lines = Lines()
+
+        def report(step: Progress) -> None:
+            status.update(f"explaining: {step.stage}")
+            if step.unit == "parts" and step.done < step.total:
+                lines(step)
+
         options |= {"target_id": target_id, "foil_ids": foil_id or [], "position": position}
         options["decoder_prompt"] = decoder_prompt
         explanation = api.explain(loaded, prompt or "", target, foil or [], report=report, **options)

@@ -52,13 +52,25 @@ class Ray:
     def _imported(self) -> Any:
         """Ray. A cluster that is started here listens on all interfaces, but answers only who knows its token; Ray
         reads that from the environment, once, when it is imported."""
-        if "ray" not in sys.modules:
+        if "ray" in sys.modules:
+            self._check_imported(sys.modules["ray"])
+        else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             if self.address is None and "RAY_AUTH_MODE" not in os.environ:
                 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         import ray
 
         return ray
+
+    def _check_imported(self, ray: Any) -> None:
+        """RunError for Ray without a token, of which a cluster that is started now would answer anyone."""
+        if self.address is None and "RAY_AUTH_MODE" not in os.environ and not ray.is_initialized():
+            raise RunError(
+                "building a run on a cluster: ray was imported before and knows no token, so that one that it starts "
+                "would do what anyone asks; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before it is imported, or give "
+                "{address} of a cluster",
+                address=...,
+            )
 
     def mine(self, mining: Mining[S], shards: list[int], tell: Callable[[int], None]) -> None:
         """As of `loop.Engine`; a lost process is replaced, and RunError names a block that loses TRIES of them."""

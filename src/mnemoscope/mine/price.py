@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -40,7 +40,7 @@ from mnemoscope.model import devices as devices_here
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import DEFAULT, recipe, sizes_of, units_of
 from mnemoscope.model.outline import Outline
-from mnemoscope.records import Cells
+from mnemoscope.records import Cells, Progress
 from mnemoscope.results import BuildPrice
 from mnemoscope.text import corpus
 from mnemoscope.text.corpus import Corpus
@@ -112,6 +112,7 @@ def price(
     nulls: Sequence[str] = DEFAULT,
     workers: int = 1,
     devices: int | None = None,
+    report: Callable[[Progress], None] | None = None,
 ) -> BuildPrice:
     """What `build` would take of this model and text, with the same arguments; nothing is kept of what is tried.
 
@@ -120,6 +121,7 @@ def price(
     devices  how many there are such as the model's own: each mines a part (`build --shard`) with processes of its own,
              and one of them adds up and does the rest (`merge`); None: those of this machine that the model was loaded
              for, one process on each
+    report   called with a `Progress` before each step
 
     Errors as of `build`.
     """
@@ -140,15 +142,20 @@ def price(
         model.refresh()
     whole = model.encoder if text.target_column is None else model
     whole.check_tokenizer()
+    say = report or (lambda _: None)
     counted = _Counted.of(whole, weights, top, nulls)
     with tempfile.TemporaryDirectory(prefix="mnemoscope-") as name:
+        say(Progress("trying", 0, 3, "steps"))  # the text, layers, rows
         read = _read(whole, text, Path(name))
+        say(Progress("trying", 1, 3, "steps"))
         tried = _tried(source, counted, read, workers, Path(name))
         mined, reading = tried or (None, None)
+        say(Progress("trying", 2, 3, "steps"))
         tables = drawn.weigh(
             whole, counted.null_units, read, top, routed=1.0 if mined is None else mined.routed,
             signed=mined is None or mined.signed, folder=Path(name),
         )  # fmt: skip
+    say(Progress("trying", 3, 3, "steps"))
     here = _Here(whole.device, workers, devices, several or workers)
     held = here.memory(counted, read, mined, reading, tables)
     peak = here.peak(held) if outlined else max(high, here.peak(held))

@@ -90,25 +90,26 @@ def verify(
     generator = np.random.default_rng(seed)
     shards = run.table("shards").select(pl.col("shard").max()).collect().item() + 1
     number = int(generator.integers(shards))
-    tolerance = TOLERANCE[model.dtype]
-    tables, contexts = _mine(run, model, number, report or (lambda _: None))
+    tolerance, say = TOLERANCE[model.dtype], report or (lambda _: None)
+    tables, contexts = _mine(run, model, number, say)
     moments = _moments(run, tables["shards"], number, tolerance)
     shard = _Shard(run, number, tables, contexts, shards == 1, tolerance if moments.largest else 0.0)
-    checks = _checks(shard, model, moments, tolerance, generator, sample)
+    checks = _checks(shard, model, moments, tolerance, generator, sample, say)
     return Verification(str(run.path), number, seed, tolerance, tuple(checks))
 
 
 def _checks(
-    shard: _Shard, model: Model, moments: Check, tolerance: float, generator: np.random.Generator, sample: int
-) -> Iterator[Check]:
-    yield _files(shard.run)
+    shard: _Shard, model: Model, moments: Check, tolerance: float, generator: np.random.Generator, sample: int,
+    report: Callable[[Progress], None],
+) -> Iterator[Check]:  # fmt: skip
+    yield _files(shard.run, report)
     yield moments
     for of in shard.kinds():
         yield _triggers(shard, f"{of}triggers")
         yield _missing(shard, f"{of}triggers")
     yield from (_ranges(shard, of) for of in shard.kinds())
     yield from (_samples(shard, f"{of}samples") for of in shard.kinds())
-    yield from _readings(shard.run, model, generator, sample)
+    yield from _readings(shard.run, model, generator, sample, report)
     if model.units is not None:
         yield _units(shard, tolerance)
     yield _vocabulary(shard.run, model)
@@ -170,8 +171,8 @@ def _alike(
     return Check(name, stored.height, int(wrong.sum()) + lost, largest)
 
 
-def _files(run: Run) -> Check:
-    problems = run.check()
+def _files(run: Run, report: Callable[[Progress], None]) -> Check:
+    problems = run.check(report)
     note = "; ".join(f"{problem.table}: {problem.text}" for problem in problems)
     return Check("sha256 of the tables", len(run.manifest.tables), len(problems), 0.0, note)
 
@@ -310,14 +311,17 @@ def _units(shard: _Shard, tolerance: float) -> Check:
 # -- what the model says without a text --------------------------------------------------------------------
 
 
-def _readings(run: Run, model: Model, generator: np.random.Generator, sample: int) -> Iterator[Check]:
+def _readings(
+    run: Run, model: Model, generator: np.random.Generator, sample: int, report: Callable[[Progress], None]
+) -> Iterator[Check]:
     """Values and keys of a sample of neurons, read again."""
     sample = min(sample, len(model.cells))
     layers, neurons = model.cells.place(np.sort(generator.choice(len(model.cells), sample, replace=False)))
     stored: dict[str, list[pl.DataFrame]] = {"values": [], "neurons": []}
     fresh: dict[str, list[pl.DataFrame]] = {"values": [], "neurons": []}
     chosen = {layer: torch.from_numpy(neurons[layers == layer]) for layer in np.unique(layers).tolist()}
-    for layer, rows, columns in values.layers(model, chosen, chosen):
+    for done, (layer, rows, columns) in enumerate(values.layers(model, chosen, chosen), start=1):
+        report(Progress("reading values again", done, len(chosen), "layers"))
         for name, table in (("values", rows), ("neurons", columns)):
             frame = pl.DataFrame(pl.from_arrow(table))
             fresh[name].append(frame)

@@ -75,8 +75,16 @@ class Cut:
         return self.value + self.factor * coefficient
 
 
-def effects(model: Model, stream: Stream, target: int, cuts: Sequence[Cut]) -> Float[np.ndarray, " cut"]:
+def effects(
+    model: Model,
+    stream: Stream,
+    target: int,
+    cuts: Sequence[Cut],
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Float[np.ndarray, " cut"]:
     """log p(target) minus log p(target) with each cut made, at the end of the traced sequence; nats.
+
+    tell  called with how many are done, of how many, after each batch
 
     Row 0 of every batch is left whole, so that a difference is never one between batch sizes.
     """
@@ -84,6 +92,7 @@ def effects(model: Model, stream: Stream, target: int, cuts: Sequence[Cut]) -> F
     for logits in _batches(model, stream, [[cut] for cut in cuts]):
         scores = logits.double().log_softmax(-1)[:, target]
         differences += (scores[0] - scores[1:]).tolist()
+        tell(len(differences), len(cuts))
     return np.asarray(differences)
 
 
@@ -249,6 +258,7 @@ def ablate_top(
     count: int,
     to: str | float,
     run: Run | None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> pl.DataFrame:
     """The frame `ablations`: the ``count`` neurons and heads x sources with the largest |leave_one_out|.
 
@@ -272,7 +282,7 @@ def ablate_top(
             piece = None if source is None else pieces[source]
             measured = [row["increase"], row["leave_one_out"]]
             rows.append([unit, row["layer"], row[unit], source, piece, how, *measured])
-    changes = effects(model, stream, target, cuts)
+    changes = effects(model, stream, target, cuts, tell)
     return pl.DataFrame(
         [[*row, effect] for row, effect in zip(rows, changes, strict=True)], _SCHEMA, orient="row"
     )

@@ -137,7 +137,7 @@ def explain(
         if ablate:
             say("ablations")
             ablations = ablate_top(
-                model, prediction.stream, chosen.token, extra, words, ablate, ablate_to, run
+                model, prediction.stream, chosen.token, extra, words, ablate, ablate_to, run, say.parts
             )
         explanation = Explanation(
             model=model.id,
@@ -220,6 +220,10 @@ class _Steps:
     def __call__(self, stage: str) -> None:
         self.report(Progress(stage, self.done, self.total, "steps"))
         self.done += 1
+
+    def parts(self, done: int, total: int) -> None:
+        """How far the last one has come."""
+        self.report(Progress("taking parts out", done, total, "parts"))
 
 
 class _Traces:

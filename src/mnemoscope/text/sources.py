@@ -190,14 +190,16 @@ def _check_room(url: Location, size: int) -> None:
 
 def _fetch(wanted: Mapping[Path, Location], report: Report) -> None:
     total, done = sum(max(0, file.size) for file in wanted.values()), 0
+
+    def tell(more: int) -> None:
+        report(Progress("fetching", done + more, total, "bytes"))
+
     for target, file in wanted.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(target, "keeping a copy of a text") as partial:
-            file.fetch(
-                partial, lambda more, before=done: report(Progress("fetching", before + more, total, "bytes"))
-            )
+            file.fetch(partial, tell)
         done += max(0, file.size)
-    report(Progress("fetching", total, total, "bytes"))
+    tell(0)
 
 
 def _below(file: Path, base: Path) -> str:
