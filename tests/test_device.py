@@ -380,6 +380,21 @@ def test_pairs_hold_what_fp32_loses() -> None:
 
 
 @paths
+def test_sums_of_many_rows_lose_nothing(path: str) -> None:
+    """Of numbers that are large beside their spread: what is rounded off is added up apart, also across reads."""
+    count = 4_000
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((count, 3)).astype(np.float32)) + 1000
+    every, one = np.arange(count), np.array([0])
+    segments = device.Segments(every, one, one + count, np.array([(0, 1, 0)]), np.full(count, -1))
+    with Elsewhere(path):
+        found = device.reduce(x, segments, np.zeros((1, 3), np.float32)).sums[0, 0]
+    exact = x.double().sum(0).numpy()
+    assert (np.abs(found - exact) <= 3e-8 * exact).all()
+    alone = np.cumsum(x.numpy(), axis=0, dtype=np.float32)[-1]
+    assert (np.abs(alone - exact) > 1e-7 * exact).any(), "which fp32 alone loses"
+
+
+@paths
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
 def test_experts_are_reduced_by_the_rows_routed_to_them(path: str, family: str) -> None:
     """Ragged, some without a token, a shared one beside them: tables as of the compiled loops, router weights too."""

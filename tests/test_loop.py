@@ -204,3 +204,25 @@ def test_a_state_that_cannot_begin_anew_is_not_tried_again(model: Model, plan: P
     with pytest.raises(OSError, match="not there"):
         loop.run_shards(model, plan, kind, plan.folder)
     assert Failing.left == 0
+
+
+class Counted(Counts):
+    """A state that knows how many of them there are, and were at the most."""
+
+    alive = most = 0
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+
+    def __del__(self) -> None:
+        Counted.alive -= 1
+
+
+def test_files_are_added_up_with_two_states_in_memory(tmp_path: Path) -> None:
+    """However many there are; what they take then, `benches.folding` weighs."""
+    state = loop.folded(
+        loop.StateFactory(Counted, lambda _: Counted()), [tmp_path / str(number) for number in range(50)]
+    )
+    assert isinstance(state, Counted) and (Counted.alive, Counted.most) == (1, 2)

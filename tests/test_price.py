@@ -354,6 +354,17 @@ def test_no_weights_are_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
             load_or_outline(name)
 
 
+def test_a_configuration_that_makes_no_model_is_one_line(tmp_path: Path) -> None:
+    """Whatever transformers thinks of it, with weights and without."""
+    folder = model_folder(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 30}))
+    for loading in (mn.load_model, outline):
+        with pytest.raises(ModelError, match=r"30\) is not a multiple .*config.json") as told:
+            loading(folder, dtype="fp32")
+        assert "\n" not in str(told.value)
+
+
 def test_kinds_of_layers_are_all_tried() -> None:
     """Three layers where all are alike; with a mixture behind dense ones as many as reach it; all where passes are not
     straight."""

@@ -111,8 +111,8 @@ def _reduce(  # type: ignore[no-untyped-def]
         tl.store(smallest + extreme, least, mask=exists)
         tl.store(smallest_at + extreme, least_at, mask=exists)
         extreme += neurons
-    part = index.to(tl.int64) * neurons
-    pairs = sums + 8 * part + column
+    begin = index.to(tl.int64) * neurons
+    pairs = sums + 8 * begin + column
     tl.store(pairs, high1, mask=exists)
     tl.store(pairs + neurons, low1, mask=exists)
     tl.store(pairs + 2 * neurons, high2, mask=exists)
@@ -121,4 +121,4 @@ def _reduce(  # type: ignore[no-untyped-def]
     tl.store(pairs + 5 * neurons, low3, mask=exists)
     tl.store(pairs + 6 * neurons, high4, mask=exists)
     tl.store(pairs + 7 * neurons, low4, mask=exists)
-    tl.store(positive + part + column, above, mask=exists)
+    tl.store(positive + begin + column, above, mask=exists)

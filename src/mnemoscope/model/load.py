@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from mnemoscope.run.reading import Run
 
 _ROOM = 1.1  # bytes of a device for each that the weights take: a batch needs some
-_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 def load_model(
@@ -457,9 +458,12 @@ def _folder(where: Where) -> Path | None:
 
 
 def _unreadable(where: Where, error: Exception) -> str:
-    text = str(error)
+    wrong = isinstance(error, StrictDataclassError)  # which tells of its cause in a second line
+    text = str(error.__cause__ if wrong else error)
     reason = (text.strip().splitlines() or [type(error).__name__])[0]
-    if "trust_remote_code" in text:
+    if wrong:
+        advice = "its config.json says what no model of its kind has; correct it"
+    elif "trust_remote_code" in text:
         advice = "it carries code of its own; if you trust it, give {trust_remote_code}"
     elif isinstance(error, ImportError) or "pip install" in text:
         advice = "install what is missing, or give it as it was before it was quantised"
