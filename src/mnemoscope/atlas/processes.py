@@ -7,19 +7,17 @@ itself where none of these could: it says what is wrong then.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Response
 
+from mnemoscope import children
 from mnemoscope.atlas import live
 from mnemoscope.atlas.index import indexed
 from mnemoscope.atlas.library import Library
@@ -33,9 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """What a process is told of a run: its folder, and what was counted of it (`Run.once`)."""
+    """What a process is told of a run: its folder, what it is called, and what was counted of it (`Run.once`)."""
 
     kind: type[Run]
+    place: Place
     path: Place
     counted: Mapping[Hashable, Any]
 
@@ -51,14 +50,16 @@ class PageProcesses:
         """Start them, once everything is there that they read; until they are ready pages are made without them."""
         library = self._site.library
         runs = [
-            Opened(type(shelf.run), shelf.run.path, shelf.counted()) for shelf in library.shelves.values()
+            Opened(type(run := shelf.run), run.place, run.path, shelf.counted())
+            for shelf in library.shelves.values()
         ]
         given = (runs, self._site.prefix, library.annotations, self._adding)
         pool = ProcessPoolExecutor(
             self._count, mp_context=get_context("spawn"), initializer=_open, initargs=given
         )
         try:
-            ready: list[Future[None]] = [pool.submit(_ready) for _ in range(self._count)]
+            with children.starting():
+                ready: list[Future[None]] = [pool.submit(_ready) for _ in range(self._count)]
             for each in ready:
                 each.result()
         except (BrokenExecutor, RuntimeError):  # one cannot begin, or the server ends already
@@ -93,9 +94,8 @@ def _open(
     adding: Sequence[Callable[[FastAPI, Site], None]],
 ) -> None:
     global _site
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that serves
-    threading.Thread(target=_end_with_it, daemon=True).start()
-    library = Library([run.kind.of(open_run(run.path)) for run in runs], annotations)
+    children.follow()
+    library = Library([run.kind.of(open_run(run.place, run.path)) for run in runs], annotations)
     for run, shelf in zip(runs, library.shelves.values(), strict=True):
         for name, value in run.counted.items():
             shelf.run.once(name, partial(_itself, value))
@@ -108,13 +108,6 @@ def _open(
 
 def _itself(value: Any) -> Any:
     return value
-
-
-def _end_with_it() -> None:
-    serving = parent_process()
-    if serving is not None:
-        serving.join()
-        os._exit(0)
 
 
 def _ready() -> None:

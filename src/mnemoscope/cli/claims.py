@@ -10,9 +10,9 @@ from typer.core import TyperGroup
 
 from mnemoscope import files
 from mnemoscope.arguments import check_budget, check_least, check_removal, check_sign
-from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import AsJson, Count, Neuron, Reloading, RunFolder, bundled
 from mnemoscope.cli.shared import app, model_of, print_json, print_result, progress_bars, say, stdout
+from mnemoscope.cli.stopping import keeping
 
 
 @app.command(epilog="Example: mnemoscope patterns runs/demo")
@@ -47,7 +47,7 @@ def patterns(
         files.check_folder(opened.folder, "adding to the run")
         minutes = max(1, round(estimate(opened, settings) / 60))
         say(f"{run}: testing patterns; this may take about {minutes} min")
-        with keeping(opened.folder), progress_bars() as report:
+        with keeping(opened.path), progress_bars() as report:
             loaded = model_of(opened, again)
             result = opened.patterns(budget=budget, seed=seed, model=loaded, report=report, **shown)
     if as_json:

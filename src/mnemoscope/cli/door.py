@@ -3,7 +3,7 @@
     0    done
     1    something differs (`verify`)
     2    something the user can fix, in one line on stderr
-    130  interrupted
+    128  and the number of the signal that stopped it (`stopping`): 130 for Ctrl-C
 
 A defect of this program keeps its traceback.
 """
@@ -18,21 +18,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-import typer
-
+from mnemoscope import files
+from mnemoscope.cli.stopping import tell
 from mnemoscope.errors import MnemoscopeError, QueryError
-from mnemoscope.invocation import as_called, command
+from mnemoscope.invocation import as_called
 
 # No argument is to blame for these, and no line of this program either.
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-
-
-class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """Ctrl-C, before typer makes an exit code of it; `kept` is the folder with what was done, if any is."""
-
-    def __init__(self, kept: Path | None = None) -> None:
-        self.kept = kept
 
 
 class Unread(Exception):  # noqa: N818
@@ -40,25 +33,14 @@ class Unread(Exception):  # noqa: N818
 
 
 @contextmanager
-def stopped() -> Iterator[None]:
-    """Give what typer would answer itself, and without a word, another name."""
+def read() -> Iterator[None]:
+    """Around what is printed: flushed, so that what nobody reads is noticed; given a name that typer does not know."""
     try:
         yield
         if sys.stdout is not None:
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        raise Interrupted from None
     except BrokenPipeError:
         raise Unread from None
-
-
-@contextmanager
-def keeping(folder: Path) -> Iterator[None]:
-    """Around a job that goes on, when it is called again, with what it left in a folder."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(folder) from None
 
 
 def answer(app: Callable[[], object]) -> None:
@@ -68,15 +50,6 @@ def answer(app: Callable[[], object]) -> None:
         app()
     except MnemoscopeError as error:
         _refuse(error.on_command_line())
-    except Interrupted as stop:
-        again = f"run the same command again: {command(*sys.argv[1:])}"
-        done = (
-            f"what is done is kept in {stop.kept}; to go on, {again}"
-            if stop.kept
-            else f"to start over, {again}"
-        )
-        typer.echo(f"mnemoscope: interrupted; {done}", err=True)
-        sys.exit(130)
     except Unread:
         _discard_output()
         sys.exit(0)
@@ -107,7 +80,7 @@ def check(words: Sequence[str]) -> None:
 
 
 def _refuse(line: str) -> NoReturn:
-    typer.echo(f"mnemoscope: {as_called(line)}", err=True)
+    tell(f"mnemoscope: {as_called(line)}")
     sys.exit(2)
 
 
@@ -129,7 +102,7 @@ def _named(file: str, words: Sequence[str]) -> bool:
     path = Path(file).absolute()
     for word in words:
         with suppress(OSError, ValueError):
-            named = Path(word.rpartition("=")[2]).expanduser().absolute()
+            named = files.expanded(word.rpartition("=")[2]).absolute()
             if path == named or named in path.parents or (path in named.parents and path != Path.cwd()):
                 return True
     return False

@@ -44,6 +44,7 @@ from mnemoscope.cli.shared import (
     write_page,
 )
 from mnemoscope.errors import RunError
+from mnemoscope.files import expanded
 from mnemoscope.invocation import command
 from mnemoscope.location import local, place
 
@@ -64,7 +65,8 @@ def demo(
 
     if limit is not None:
         check_least("building a run", 1, limit=limit)
-    check_place(local(place(out), "building the demo in"))
+    out = local(place(out), "building the demo in")
+    check_place(out)
     if limit is None:
         limit = api.demo_tokens()
         if limit < api.DEMO_TOKENS:
@@ -136,7 +138,7 @@ def build(
     source = text_of(corpus, reading)
     loaded = load(model, loading)
     if portion is not None:
-        with kept_copies(), keeping(Path(out)), progress_bars() as report:
+        with kept_copies(), keeping(expanded(out)), progress_bars() as report:
             api.build_part(
                 loaded, source, out, portion, top=top, nulls=kinds, workers=mining.workers, report=report
             )

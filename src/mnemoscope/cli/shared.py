@@ -21,8 +21,8 @@ from typer.core import TyperGroup
 
 from mnemoscope import files
 from mnemoscope.cli import door
-from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import CorpusReading, Loading, Reloading
+from mnemoscope.cli.stopping import keeping, stopped, tell
 from mnemoscope.display import jsonable
 from mnemoscope.errors import RunMismatch
 from mnemoscope.invocation import command
@@ -52,7 +52,7 @@ def stdout() -> Console:
 
 
 def say(message: str) -> None:
-    typer.echo(message, err=True)
+    tell(message)
 
 
 def print_json(data: Any) -> None:
@@ -144,7 +144,7 @@ def check_run_of(run: Run, model: str) -> None:
 def _configuration(model: str) -> dict[str, Any]:
     """What config.json of a model folder says of its text model; nothing where there is none to read."""
     try:
-        config = json.loads((Path(model).expanduser() / "config.json").read_bytes())
+        config = json.loads((files.expanded(model) / "config.json").read_bytes())
         return dict(config.get("text_config") or config)
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
@@ -214,7 +214,7 @@ class Lines:
 
     def __call__(self, step: Progress) -> None:
         if step.note:
-            typer.echo(step.note, err=True)
+            say(step.note)
             return
         now = self._now()
         finished = step.done >= step.total > 0
@@ -232,7 +232,7 @@ class Lines:
             left = seconds / done * (step.total - step.done)
             line += f", about {_clock(left)} left"
             line += f", {_clock(left + step.after)} until all is done" if step.after else ""
-        typer.echo(line, err=True)
+        say(line)
 
 
 class _Stage:
@@ -316,7 +316,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
-        with door.stopped():
+        with stopped(), door.read():
             return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -10,7 +10,6 @@ import typer
 
 from mnemoscope import files
 from mnemoscope.arguments import check_build, check_neurons, check_study
-from mnemoscope.cli.door import keeping
 from mnemoscope.cli.options import (
     AsJson,
     CorpusName,
@@ -31,6 +30,7 @@ from mnemoscope.cli.shared import (
     stdout,
     text_of,
 )
+from mnemoscope.cli.stopping import keeping
 from mnemoscope.errors import QueryError
 from mnemoscope.location import local, place
 

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope import errors
+from mnemoscope import children, errors
 from mnemoscope.errors import ModelNotSupported
 from mnemoscope.mine.device import shortfall
 from mnemoscope.model.capture import Capture
@@ -374,14 +374,16 @@ def _spawn(mining: Mining[S], workers: int, shards: list[int], tell: Callable[[i
         )
         for index in range(workers)
     ]
-    for process in processes:
-        process.start()
     try:
+        with children.starting():
+            for process in processes:
+                process.start()
         _listen(processes, news, tell)
     finally:
         for process in processes:
-            process.terminate()
-            process.join()
+            if process.pid is not None:  # it was started
+                process.terminate()
+                process.join()
 
 
 _GUARD = 'put the call under `if __name__ == "__main__":`, or give workers=1'
