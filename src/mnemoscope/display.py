@@ -70,7 +70,7 @@ class Shown:
         Returns the path. report is told how far a long page has come. `QueryError` for another ending, `RunError` if
         the file cannot be written.
         """
-        path = Path(path)
+        path = files.expanded(path)
         if path.suffix not in ENDINGS:
             raise QueryError(f"saving {path}: give a file name that ends in {', '.join(ENDINGS)}")
         if path.suffix == ".html":
@@ -85,7 +85,7 @@ class Shown:
     def save_page(self, path: str | Path, *, report: Report | None = None) -> None:
         """Write the page, whatever the file is called (/dev/stdout, say); otherwise as `save`."""
         if self.view.write:
-            self.view.write(self, Path(path), report)
+            self.view.write(self, files.expanded(path), report)
         else:
             files.write(path, self.view.page(self), "writing the page")
 

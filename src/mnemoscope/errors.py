@@ -44,7 +44,7 @@ class MnemoscopeError(Exception):
         text = self.message
         for name, value in self.arguments.items():
             text = text.replace(f"{{{name}}}", spelled(name, value))
-        return text
+        return text.translate(_IN_ONE_LINE)
 
 
 def _in_python(name: str, value: object) -> str:
@@ -56,6 +56,8 @@ def _as_option(name: str, value: object) -> str:
     return option if value is ... or value is True else f"{option} {shlex.quote(str(value))}"
 
 
+# Names of files may hold what ends a line, or tells a terminal to do something.
+_IN_ONE_LINE = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 _OPTIONS = {"foils": "foil", "foil_ids": "foil_id", "path": "out"}  # where the command line has another name
 
 

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from uuid import uuid4
 
 from mnemoscope.errors import MnemoscopeError, RunError
@@ -27,6 +29,7 @@ from mnemoscope.errors import MnemoscopeError, RunError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST = 255  # bytes of a file name
 ABOUT = "about.json"  # in each folder of what is kept in the cache folder: what it is, for people
+_FILE_URL = re.compile(r"(?:file|local):/+(?:localhost/+)?", re.I)
 _BLOCK = 4096  # bytes that are written to try a place: a full disk takes an empty file
 
 File = str | os.PathLike[str]
@@ -52,6 +55,10 @@ def refusals(
         if refused.errno == errno.ENOSPC:
             reason = "the disk is full"
         raise error(f"{doing}: {reason}; {full if refused.errno in _FULL else cure}") from refused
+    except ValueError as refused:
+        if "null" not in str(refused):
+            raise
+        raise error(f"{doing}: no name holds a null character; {cure}") from refused
 
 
 @contextmanager
@@ -62,7 +69,7 @@ def replacing(file: File, doing: str, error: type[MnemoscopeError] = RunError) -
     ordinary file (/dev/stdout) is written to as it is.
     """
     with refusals(f"{doing} {file}", error=error):
-        target = _target(Path(file))
+        target = _target(file)
         if _is_device(target):
             yield target
             return
@@ -90,19 +97,19 @@ def check_file(
     """Raise now what `replacing` would raise after the work: no such folder, a folder of that name, no right to
     write there, no space; or that it is one of the files which the same work `reads` and would be lost."""
     with refusals(f"{doing} {file}", error=error):
-        target = _target(Path(file))
+        target = _target(file)
         if _is_device(target):
             return
         _try(target.parent)
-        for source in reads:
-            if Path(source).exists() and target.exists() and target.samefile(source):
+        for source in map(expanded, reads):
+            if source.exists() and target.exists() and target.samefile(source):
                 raise error(f"{doing} {file}: that file is read here and would be lost; choose another name")
 
 
 def check_folder(folder: File, doing: str, error: type[MnemoscopeError] = RunError) -> None:
     """Raise now if nothing can be written in a folder or, where there is none yet, if it cannot be made."""
     with refusals(f"{doing} {folder}", "choose a folder that can be written to", error=error):
-        _try(Path(folder).absolute())
+        _try(expanded(folder).absolute())
 
 
 @contextmanager
@@ -114,7 +121,7 @@ def new_folder(folder: File, doing: str, error: type[MnemoscopeError] = RunError
     """
     check_new_folder(folder, doing, error)
     with refusals(f"{doing} {folder}", "choose a folder that can be written to", error=error):
-        target = Path(os.path.realpath(folder))
+        target = Path(os.path.realpath(expanded(folder)))
         partial = _partial(target)
         shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed
         partial.mkdir(parents=True)
@@ -135,7 +142,7 @@ def check_new_folder(folder: File, doing: str, error: type[MnemoscopeError] = Ru
     """Raise now what `new_folder` would raise after the work: there is something in the folder, it is a file, or none
     can be made there."""
     with refusals(f"{doing} {folder}", "choose a folder that can be written to", error=error):
-        target = Path(os.path.realpath(folder))
+        target = Path(os.path.realpath(expanded(folder)))
         if target.is_dir() and any(target.iterdir()):
             raise error(
                 f"{doing} {folder}: the folder holds something, which would be lost; give a new or empty one"
@@ -146,12 +153,34 @@ def check_new_folder(folder: File, doing: str, error: type[MnemoscopeError] = Ru
 def make_folder_of(file: File, doing: str, error: type[MnemoscopeError] = RunError) -> None:
     """Make the folder that a file is to lie in, and those above it: for what has a folder of its own (-o, --report)."""
     with refusals(f"{doing} {file}", "choose a folder that can be written to", error=error):
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        expanded(file).parent.mkdir(parents=True, exist_ok=True)
 
 
 def expanded(path: File) -> Path:
-    """With ~ as the home folder; a name like ~draft, of no user's home, is a name like any other."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError then
+    """The path that is meant: with ~ as the home folder, or what a file:// URL names. A name like ~draft, of no user's
+    home, is a name like any other."""
+    if url := _FILE_URL.match(text := os.fspath(path)):
+        return Path("/", unquote(text[url.end() :]))
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises RuntimeError then
+
+
+def kind(path: Path, doing: str, error: type[MnemoscopeError] = RunError) -> str:
+    """What is at a path: "folder", "file", "other" (a pipe, a device), or "" where there is nothing; an error where the
+    system does not say (no right to look, a name that is too long)."""
+    with refusals(f"{doing} {path}", "give a path that can be read", error=error):
+        return "folder" if path.is_dir() else "file" if path.is_file() else "other" if path.exists() else ""
+
+
+def read_text(path: File) -> str:
+    """What a file of text in UTF-8 holds; OSError or ValueError if it cannot be read.
+
+    What is no ordinary file is refused: a pipe is empty when it is read again, and holds up whoever reads it while
+    nobody writes.
+    """
+    file = expanded(path)
+    if file.exists() and not file.is_file():
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(file))
+    return file.read_text(encoding="utf-8")
 
 
 def cache_folder() -> Path:
@@ -227,9 +256,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _target(file: Path) -> Path:
+def _target(file: File) -> Path:
     """The file itself, where links lead; OSError if none can be made there."""
-    target = Path(os.path.realpath(file))
+    target = Path(os.path.realpath(expanded(file)))
     if target.is_symlink():
         raise _os_error(errno.ELOOP)
     if target.is_dir():
@@ -254,6 +283,8 @@ def _partial(target: Path) -> Path:
 
 
 def _try(folder: Path) -> None:
+    if "\0" in os.fspath(folder):
+        raise ValueError("embedded null byte")  # as what makes it says
     while not os.path.lexists(folder):
         if len(os.fsencode(folder.name)) > _LONGEST:
             raise _os_error(errno.ENAMETOOLONG)

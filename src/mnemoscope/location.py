@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -40,7 +41,7 @@ PIECE = 16 << 20  # bytes of a file that is read whole which are asked for at on
 MOST_BYTES = 4 << 30  # that are kept of files; those that were used longest ago make room
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.I)  # of two letters: C:/ is a disk
-_LOCAL = ("file", "local")
+_LOCAL = re.compile(r"(file|local):", re.I)
 _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError,
           NotImplementedError, ImportError, TypeError, ValueError)  # fmt: skip
 _WEB = ("http", "https")  # of servers that are only read, and need not list what they have
@@ -101,7 +102,7 @@ class Location:
         """Itself: it is whole already."""
         return self
 
-    @cached_property
+    @property
     def inside(self) -> dict[str, Location]:
         """Each file in the folder by name, with its size and version, as it was when first asked; none if there is no
         folder."""
@@ -115,7 +116,11 @@ class Location:
             names = {PurePosixPath(each["name"]).name: each for each in entries if each["type"] == "file"}
             return {name: _found(self / name, entry) for name, entry in names.items()}
 
-        return self._ask("listing", listed)
+        # No cached_property: before Python 3.12 threads that look at other places would wait for this one.
+        if "inside" not in self.__dict__:
+            self.__dict__["inside"] = self._ask("listing", listed)
+        held: dict[str, Location] = self.__dict__["inside"]
+        return held
 
     @property
     def is_web(self) -> bool:
@@ -185,7 +190,17 @@ class Location:
     def write_bytes(self, content: bytes) -> None:
         """Make a file hold this."""
         self.check_written("writing")
-        self._ask("writing", lambda system, path: system.pipe_file(path, content))
+
+        def written(system: Any, path: str) -> None:
+            try:
+                system.pipe_file(path, content)
+            except FileNotFoundError:  # folders have to be made, which `put_file` does, and makes no bucket
+                with tempfile.NamedTemporaryFile() as file:
+                    file.write(content)
+                    file.flush()
+                    system.put_file(file.name, path)
+
+        self._ask("writing", written)
 
     def upload(self, file: Path, told: Callable[[int], None] = lambda _: None) -> None:
         """Make it hold what a file of this machine does; `told` is called with how many bytes have arrived."""
@@ -338,18 +353,14 @@ def is_url(text: str) -> bool:
 
 
 def place(name: str | os.PathLike[str] | Location) -> Place:
-    """What a path or a URL names: a `Path` on this machine (file:// too), or a new `Location`.
+    """What a path or a URL names: a `Path` on this machine (`files.expanded`), or a new `Location`.
 
     A URL that was made a path has lost a slash (s3:/bucket/run), and is taken for what it was.
     """
     if isinstance(name, Location):
         return replace(name)  # which knows nothing of what is there
     text = name.as_posix() if isinstance(name, Path) else os.fspath(name)
-    if not is_url(text):
-        return Path(name)
-    location = _location(text)
-    scheme, _, rest = location.url.partition("://")
-    return Path(f"/{rest}") if scheme in _LOCAL else location
+    return files.expanded(name) if _LOCAL.match(text) or not is_url(text) else _location(text)
 
 
 def _location(url: str) -> Location:

@@ -75,9 +75,9 @@ def read(
 
     `SheetError` naming the file and the item for whatever is not as it was written, or not as it should be filled in.
     """
-    paths = [Path(path) for path in sheets]
+    paths = [files.expanded(path) for path in sheets]
     raw = [_read_lines(path) for path in paths]
-    key_path = Path(key) if key is not None else paths[0].parent / str(raw[0][0].get("key"))
+    key_path = files.expanded(key) if key is not None else paths[0].parent / str(raw[0][0].get("key"))
     opened = read_key(key_path)
     for path, lines in zip(paths, raw, strict=True):
         check_key(path, lines, key_path, opened)
@@ -156,8 +156,8 @@ def kinds(answer: SheetAnswer) -> list[int]:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = files.read_text(path)
+    except (OSError, ValueError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise SheetError(f"reading the sheet {path}: {why}; give a sheet of `mnemoscope annotate`") from error
     return parse(path, text)

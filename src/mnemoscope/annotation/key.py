@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mnemoscope import files
 from mnemoscope.errors import SheetError
 from mnemoscope.records import other_format
 
@@ -91,13 +92,14 @@ def digest(value: Any) -> str:
 def read_key(path: Path) -> Key:
     """Read a key; `SheetError` if there is none, it is none, or an older or a newer mnemoscope wrote it."""
     try:
-        return parse_key(path, path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = files.read_text(path)
+    except (OSError, ValueError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise SheetError(
             f"reading the key {path}: {why}; give the key that was written beside the sheet with {{key}}",
             key=...,
         ) from error
+    return parse_key(path, text)
 
 
 def parse_key(path: Path, text: str) -> Key:

@@ -128,7 +128,11 @@ def write(
     (header, *lines), key = make(run, neurons=neurons, prefixes=prefixes, seed=seed)
     header["key"] = key_file.name
     files.write(key_file, key.model_dump_json(indent=1) + "\n", "writing the key", SheetError)
-    files.write(out, spell([header, *lines]), _DOING, SheetError)
+    try:
+        files.write(out, spell([header, *lines]), _DOING, SheetError)
+    except BaseException:
+        key_file.unlink()  # of no sheet, and in the way of the next try
+        raise
     return Written(out, key_file, len(lines), header["prefixes"])
 
 

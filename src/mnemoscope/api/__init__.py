@@ -22,7 +22,7 @@ from mnemoscope import errors
 from mnemoscope.api.run import Run, addresses, study_sizes
 from mnemoscope.display import Report, Shown
 from mnemoscope.errors import RunMissing
-from mnemoscope.files import cache_folder, write
+from mnemoscope.files import cache_folder, expanded, write
 from mnemoscope.prediction.explanation import Explanation
 from mnemoscope.records import NeuronId, check_address
 from mnemoscope.results import Annotated, BuildPrice, ModelFacts, StudyReport, Verification
@@ -373,7 +373,7 @@ def write_graph(explanation: Explanation, path: str | Path) -> Path:
     from mnemoscope.exchange.written import as_json
 
     write(path, as_json(graph.graph(explanation)), "writing the graph")
-    return Path(path)
+    return expanded(path)
 
 
 def study(

@@ -19,6 +19,7 @@ from mnemoscope.arguments import (
 )
 from mnemoscope.display import Report
 from mnemoscope.errors import QueryError
+from mnemoscope.files import expanded
 from mnemoscope.records import NeuronId, Progress
 from mnemoscope.results import ClaimTest, Highlights, PatternReport, StudyReport, Verification
 from mnemoscope.run.reading import Run as StoredRun
@@ -60,7 +61,7 @@ class Run(StoredRun):
     @classmethod
     def of(cls, run: StoredRun) -> Run:
         """The same run with these methods."""
-        return run if isinstance(run, cls) else cls(run.path, run.manifest)
+        return run if isinstance(run, cls) else cls(run.path, run.manifest, run.place)
 
     @property
     def model(self) -> Model:
@@ -214,7 +215,7 @@ class Run(StoredRun):
         """
         from mnemoscope.annotation.sheet import write
 
-        return write(self, Path(path), neurons=neurons, prefixes=prefixes, seed=seed)
+        return write(self, expanded(path), neurons=neurons, prefixes=prefixes, seed=seed)
 
     # -- with the model -----------------------------------------------------------------------------------------
 
@@ -520,7 +521,7 @@ def study_sizes(
     from mnemoscope.studies.measures.positions import Sizes
 
     check_study(positions, sentences, seed)
-    sizes = Sizes(seed=seed, questions=tuple(Path(path) for path in questions), shuffled=shuffled)
+    sizes = Sizes(seed=seed, questions=tuple(map(expanded, questions)), shuffled=shuffled)
     sizes = sizes.fast() if fast else sizes
     return replace(sizes, positions=positions or sizes.positions, sentences=sentences or sizes.sentences)
 

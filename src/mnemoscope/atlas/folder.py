@@ -30,7 +30,7 @@ from uuid import uuid4
 import polars as pl
 from fastapi import FastAPI
 
-from mnemoscope import files
+from mnemoscope import children, files
 from mnemoscope.atlas import live
 from mnemoscope.atlas.index import indexed
 from mnemoscope.atlas.library import Library
@@ -96,7 +96,8 @@ def write(
 
 def check(out: Path) -> None:
     """`RunError` if no site can be written there."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    there = files.kind(out, _DOING)
+    if there and (there != "folder" or any(out.iterdir())):
         raise RunError(f"{_DOING} {out}: there is something already; choose a new or an empty folder")
     files.check_folder(out, _DOING)
 
@@ -189,14 +190,16 @@ class _Folder:
         layers, sizes = self.run.manifest.model.cells.layers, []
         if self.workers == 1:
             return max(map(self.layer, layers), default=0)
-        with ProcessPoolExecutor(self.workers, mp_context=get_context("spawn")) as pool:
-            jobs = [pool.submit(_layer, type(self.run), self.run.path, self.path, layer) for layer in layers]
+        with ProcessPoolExecutor(self.workers, get_context("spawn"), children.follow) as pool:
+            places = self.run.place, self.run.path, self.path
+            with children.starting():
+                jobs = [pool.submit(_layer, type(self.run), *places, layer) for layer in layers]
             try:
                 for job in as_completed(jobs):
                     sizes.append(job.result())
                     self.report(Progress("cards", len(sizes), len(jobs), "layers"))
             except BaseException:
-                pool.shutdown(cancel_futures=True)
+                children.end(pool)
                 raise
         return max(sizes, default=0)
 
@@ -257,9 +260,9 @@ class _Folder:
         (self.path / path).write_text(text, encoding="utf-8")
 
 
-def _layer(kind: type[Run], run: Place, path: Path, layer: int) -> int:
+def _layer(kind: type[Run], run: Place, named: Place, path: Path, layer: int) -> int:
     """What a worker does: the cards of one layer."""
-    opened = kind.of(open_run(run))
+    opened = kind.of(open_run(run, named))
     indexed(opened)
     return _Folder(opened, path).layer(layer)
 

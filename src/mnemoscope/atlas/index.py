@@ -92,7 +92,7 @@ def _made(run: Run, report: Callable[[Progress], None]) -> tuple[WholeText, ByPl
         for name, file in _files(scratch)[WholeText].items():
             np.save(file, getattr(text, name))
         index = _fill(run, text, scratch, report)
-        about = {"run": str(run.path.resolve()), "model": run.manifest.model.id, "bytes": _sizes(scratch)}
+        about = {"run": str(run.place.resolve()), "model": run.manifest.model.id, "bytes": _sizes(scratch)}
         (scratch / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
         if (kept := _opened(run)) is None:  # another process may just have been first
             shutil.rmtree(folder, ignore_errors=True)  # what a full disk or a power cut left of one
@@ -177,6 +177,6 @@ def _forget(run: Run) -> None:
                 gone = time.time() - folder.stat().st_mtime > _LONG
             else:
                 about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-                gone = about["run"] == str(run.path.resolve())
+                gone = about["run"] == str(run.place.resolve())
             if gone:
                 shutil.rmtree(folder)

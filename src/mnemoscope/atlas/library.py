@@ -80,8 +80,8 @@ class Shelf:
     """
 
     def __init__(self, name: str, run: Run, annotations: Path | None = None) -> None:
-        self.name, self.run, self._stamp = name, run, stamp(run.path / MANIFEST)
-        self.file = LocalFile(beside(run.path, annotations), fingerprint(run))
+        self.name, self.run, self._stamp = name, run, stamp(run.place / MANIFEST)
+        self.file = LocalFile(beside(run.place, annotations), fingerprint(run))
         self.notes = Notes(self.file, run)
         self.preparing: Progress | None = None  # how far the index is that is being made
         self._layer = lru_cache(maxsize=64)(self._read_layer)
@@ -90,7 +90,7 @@ class Shelf:
     def changed(self) -> bool:
         """Whether the run was written anew, or had tables added, since it was put here."""
         with suppress(OSError):  # a run that is gone says so where it is read
-            return stamp(self.run.path / MANIFEST) != self._stamp
+            return stamp(self.run.place / MANIFEST) != self._stamp
         return False
 
     def prepare(self, report: Report) -> None:
@@ -299,7 +299,7 @@ class Library:
         self.annotations = annotations
         self._lock = threading.Lock()
         for run in runs:
-            name = self._name(run.path.resolve().name)
+            name = self._name(run.place.resolve().name)
             self.shelves[name] = Shelf(name, run, annotations)
 
     def _name(self, folder: str) -> str:

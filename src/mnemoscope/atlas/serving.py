@@ -55,7 +55,7 @@ def serve(
     """
     with _installed("serving a run", "web"):
         from mnemoscope.atlas.app import create
-    folder = None if annotations is None else Path(annotations)
+    folder = None if annotations is None else files.expanded(annotations)
     if folder is not None:
         files.check_folder(folder, "keeping annotations in")
         folder.mkdir(parents=True, exist_ok=True)

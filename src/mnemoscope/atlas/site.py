@@ -146,7 +146,7 @@ class Site:
         answer, kept = self._answers[path]
         if not kept:
             return self.html(answer(**arguments))
-        key = (stamp(self.library[arguments["run"]].run.path / MANIFEST), asked_for(path, arguments))
+        key = (stamp(self.library[arguments["run"]].run.place / MANIFEST), asked_for(path, arguments))
         return self._pages.once(key, lambda: self.html(answer(**arguments)))
 
 

@@ -14,7 +14,7 @@ from mnemoscope.arguments import check_least, check_question
 from mnemoscope.errors import QueryError
 from mnemoscope.exchange import circuitsvis, delphi, graph, neuronpedia, openai
 from mnemoscope.exchange.sides import SIGNS, Request, Sides
-from mnemoscope.files import check_new_folder, new_folder
+from mnemoscope.files import check_new_folder, expanded, new_folder
 from mnemoscope.neuron.striking import Striking
 from mnemoscope.records import NeuronId, Progress
 from mnemoscope.run.reading import Run
@@ -161,7 +161,7 @@ def export(made: Order, model: Model, path: str | Path, report: Report | None = 
     with new_folder(path, doing) as folder:
         text = FORMATS[made.format](made, model, folder, report or (lambda _: None))
         (folder / "README.md").write_text(f"{_head(made)}\n{text.strip()}\n", encoding="utf-8")
-    return Path(path)
+    return expanded(path)
 
 
 def _head(made: Order) -> str:

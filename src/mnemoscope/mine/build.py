@@ -44,7 +44,7 @@ from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import DEFAULT, Nulls, recipe
 from mnemoscope.records import SCHEMA_VERSION, CorpusEntry, Progress, other_format
 from mnemoscope.run.reading import REBUILD, Run, open_run
-from mnemoscope.run.remote import publish, work_folder
+from mnemoscope.run.remote import alone, publish, work_folder
 from mnemoscope.run.schemas import arrow_table
 from mnemoscope.run.writing import RunWriter, check_place, finish_commit, is_finished
 from mnemoscope.text import corpus
@@ -105,8 +105,10 @@ def build(
         with begun(model, folder) as writer:
             if writer is not None:
                 Build(model, text, writer, identity, engine, report or (lambda _: None)).run()
-        _check_built(folder, identity)
-        publish(folder, path, report)
+        with alone(path):
+            if is_finished(folder):  # or another process has just uploaded it, and removed it here
+                _check_built(folder, identity)
+                publish(folder, path, report)
     return _check_built(path, identity)
 
 
@@ -152,8 +154,7 @@ def prepared(
             target_text=text.target_column,
         )
     model.check_tokenizer()
-    path = place(path) if isinstance(path, Location) else place(files.expanded(path))
-    return model, text, path, _identity(model, text, top, recipe(model, nulls))
+    return model, text, place(path), _identity(model, text, top, recipe(model, nulls))
 
 
 @contextmanager

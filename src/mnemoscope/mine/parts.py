@@ -109,7 +109,7 @@ def merge(
         for name in ("schema_version", "device"):  # of what was begun, and not of what it is
             identity.pop(name, None)
         plan = Plan.load(path / WORK)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"merging parts: {path} holds none; mine them with build --shard first") from error
     _check_done(path, plan, digest(identity, plan))
     source = identity["model"] if model is None else model

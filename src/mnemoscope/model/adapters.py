@@ -79,7 +79,7 @@ def _place(name: str, doing: str) -> tuple[Path, str | None, str | None]:
     """The folder of an adapter, the commit of one from Hugging Face, and the absolute path of a local one."""
     folder = files.expanded(name)
     revision = None
-    if not folder.exists() and not name.startswith((".", "/", "~")):
+    if not files.kind(folder, f"{doing}:", ModelError) and not name.startswith((".", "/", "~")):
         repository, _, asked = name.partition("@")
         cached = only_cached(repository, asked or None, "adapter", CONFIG)
         fetched = hub.snapshot_download(

@@ -28,6 +28,7 @@ from transformers.utils import cached_file
 from mnemoscope import files
 from mnemoscope.arguments import DTYPES, check_loading
 from mnemoscope.errors import ModelError, ModelNotSupported
+from mnemoscope.location import is_url
 from mnemoscope.model import adapters, devices
 from mnemoscope.model.accepted import ACCEPTED, is_path, unwrapped
 from mnemoscope.model.check import examine
@@ -272,15 +273,16 @@ class Where(NamedTuple):
                 name, str(samples.model_folder(name.removeprefix("sample:"), progress=say)), revision, trust
             )
         path = files.expanded(name)
+        kind = files.kind(path, "loading the model", ModelError)
         if path.suffix == ".gguf":
-            if not path.is_file():
+            if kind != "file":
                 raise ModelError(f"loading a model: there is no file {name}; give the path of a .gguf file")
             folder = str(samples.gguf_folder(path, progress=say))
             return cls(name, folder, revision, trust, path=str(path.resolve()))
-        if path.is_dir():
+        if kind == "folder":
             _check_folder(path, name)
             return cls(name, str(path), revision, trust, path=str(path.resolve()))
-        if not name or name.startswith((".", "/", "~")) or path.exists():
+        if not name or name.startswith((".", "/", "~")) or kind or is_url(name):
             raise ModelError(
                 f"loading a model: {name or 'an empty name'} is not a model folder or a .gguf file; give {ACCEPTED}"
             )
@@ -291,7 +293,7 @@ class Where(NamedTuple):
         """The place of a tokenizer that was given by its folder or id."""
         text = os.fspath(name)
         folder = files.expanded(text)
-        is_local = folder.is_dir()
+        is_local = files.kind(folder, "loading the tokenizer", ModelError) == "folder"
         return cls(
             text,
             str(folder) if is_local else text,

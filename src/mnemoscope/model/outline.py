@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mnemoscope import files
+from mnemoscope.errors import ModelError
 from mnemoscope.memory import available
 from mnemoscope.model import devices
 from mnemoscope.model.fairseq_checkpoint import is_fairseq
@@ -166,9 +167,10 @@ def stored(name: str | os.PathLike[str], revision: str | None = None) -> int | N
     """
     text = os.fspath(name)
     folder = files.expanded(text)
-    if text.startswith("sample:") or folder.suffix == ".gguf" or is_fairseq(folder):
+    is_folder = files.kind(folder, "loading the model", ModelError) == "folder"
+    if text.startswith("sample:") or folder.suffix == ".gguf" or (is_folder and is_fairseq(folder)):
         return 0
-    if folder.is_dir():
+    if is_folder:
         return _bytes(folder)
     try:
         held = [hub.try_to_load_from_cache(text, file, revision=revision) for file in _FILES]

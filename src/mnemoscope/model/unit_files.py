@@ -55,7 +55,7 @@ def load_units(name: str) -> UnitSet:
                 f"reading units ({name}): {at.point!r} is no point; give one of {', '.join(POINTS)}"
             )
     path, revision = files.expanded(where), None
-    local = path.exists()
+    local = files.kind(path, f"reading units ({name}):", ModelError) != ""
     if not local:
         path, revision = fetched(where, f"reading units ({name})")
     source = UnitSource(name, kind, path, at)

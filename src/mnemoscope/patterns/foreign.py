@@ -22,7 +22,7 @@ def check(pattern: Pattern) -> None:
     if pattern.family == "regex":
         compiled(pattern)
     if pattern.family == "file":
-        list(_labels(Path(pattern.arguments[0])))
+        list(_labels(files.expanded(pattern.arguments[0])))
 
 
 def mask(text: Text, pattern: Pattern) -> np.ndarray:
@@ -69,7 +69,7 @@ def _asked(text: Text, pattern: Pattern, test: Callable[[str], bool]) -> np.ndar
 
 
 def _labelled(text: Text, pattern: Pattern) -> np.ndarray:
-    path = Path(pattern.arguments[0])
+    path = files.expanded(pattern.arguments[0])
     out = np.zeros(len(text), bool)
     for number, context, position, label in _labels(path):
         index = int(np.searchsorted(text.contexts, context))
@@ -87,8 +87,8 @@ def _labelled(text: Text, pattern: Pattern) -> np.ndarray:
 def _labels(path: Path) -> Iterator[tuple[int, int, int, bool]]:
     """Number of the line, context, position and label, for each line of a file."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = files.read_text(path)
+    except (OSError, ValueError) as error:
         raise PatternError(f"reading the labels {path}: {error}; give a file of JSON lines") from error
     for number, line in files.json_lines(text):
         try:

@@ -80,7 +80,7 @@ def explain_many(
     name = str(prompts) if isinstance(prompts, str | Path) else "prompts"
     records = read_prompts(prompts)
     check_table(path, prompts)
-    say, path = report or (lambda _: None), Path(path)
+    say, path = report or (lambda _: None), files.expanded(path)
 
     def explained() -> Iterator[pl.DataFrame]:
         for index, record in enumerate(records):

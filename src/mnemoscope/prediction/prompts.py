@@ -50,7 +50,7 @@ def read_prompts(prompts: str | Path | Iterable[Mapping[str, Any]]) -> list[Prom
         name = "prompts"
     else:
         name = str(prompts)
-        records = [_record(row, line, name) for line, row in _lines(Path(prompts))]
+        records = [_record(row, line, name) for line, row in _lines(files.expanded(prompts))]
     if not records:
         raise QueryError(f"reading prompts: {name} has none; write one JSON object a line, {_example()}")
     return records
@@ -58,8 +58,8 @@ def read_prompts(prompts: str | Path | Iterable[Mapping[str, Any]]) -> list[Prom
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = files.read_text(path)
+    except (OSError, ValueError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise QueryError(f"reading prompts: {path}: {why}; give a file of one JSON object a line") from error
     for line, row in files.json_lines(text):

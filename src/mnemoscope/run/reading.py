@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from mnemoscope.arguments import check_neurons
 from mnemoscope.errors import QueryError, RunCorrupt, RunError, RunMissing
-from mnemoscope.files import from_json, sha256
+from mnemoscope.files import from_json, kind, sha256
 from mnemoscope.location import Location, Place, local, parquet, place, stamp
 from mnemoscope.records import SCHEMA_VERSION, Manifest, NeuronId, Progress, TableEntry, other_format
 from mnemoscope.run.places import TEXT
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _HASH = 16  # hexadecimal digits of a sha256 in the name of a table behind a URL
+LOOKS = 3  # at what is behind a URL, until it is said to be damaged
 KEPT_GROUPS = 4  # of a table, a few hundred kB each
 MOST_BYTES = 32 << 20  # of an answer in SQL, where its rows are limited
 _ODD = re.compile(
@@ -193,36 +194,62 @@ class _SortedTable:
         return found
 
 
-def open_run(path: str | Path | Location) -> Run:
+def open_run(path: str | Path | Location, named: Place | None = None) -> Run:
     """Open a finished run in a folder or behind a URL, checking that every table is there with the size that the
     manifest says.
+
+    named  what it is called in what is said of it, if not by its path
 
     `RunMissing` if there is none or it was never finished, `RunCorrupt` if a table is missing or short,
     `RunError` if an older or a newer mnemoscope wrote it, `RemoteError` if a URL cannot be read. `Run.check` reads
     every byte.
     """
     path = place(path)
+    check_name(path, "opening the run")
     if isinstance(path, Path) or not path.is_web:  # of which the manifest says why it cannot be read
-        if not (path.is_dir() if isinstance(path, Path) else path.sizes):
+        if not (kind(path, "opening the run") == "folder" if isinstance(path, Path) else path.sizes):
             raise RunMissing(
                 f"opening the run {path}: there is no such folder; make one with `mnemoscope build`"
             )
         if not is_run(path):
             raise RunMissing(f"opening the run {path}: {_unfinished(path)}")
-    run = Run(path, read_manifest(path / MANIFEST))
+    for left in reversed(range(1 if isinstance(path, Path) else LOOKS)):
+        run = Run(
+            named or path, read_manifest(path / MANIFEST), path.absolute() if isinstance(path, Path) else path
+        )
+        if (damage := _damage(run)) is None:
+            return run
+        if not left:
+            raise damage
+        path = place(path)  # another run may have taken its place between two looks
+    raise AssertionError(LOOKS)
+
+
+def _damage(run: Run) -> RunCorrupt | None:
+    """What is wrong with the first table that is missing, or has another size than the manifest says."""
     for name, entry in run.manifest.tables.items():
         file = run.file(name)
         size = _size(file)
         if size is None:
-            raise _corrupt(name, file, "is missing")
+            return _corrupt(name, file, "is missing")
         if size != entry.bytes:
-            raise _corrupt(name, file, f"has {size} bytes instead of {entry.bytes}")
-    return run
+            return _corrupt(name, file, f"has {size} bytes instead of {entry.bytes}")
+    return None
+
+
+def check_name(path: Place, doing: str) -> None:
+    """RunError for a folder whose name, or that of one above it, is not text: Arrow opens none."""
+    try:
+        str(path if isinstance(path, Location) else path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise RunError(f"{doing} {path}: the name is not valid UTF-8; rename the folder") from None
 
 
 def is_run(folder: Place) -> bool:
     """Whether there is a manifest."""
-    return (folder / MANIFEST).exists() if isinstance(folder, Path) else folder.held(MANIFEST) is not None
+    if isinstance(folder, Path):
+        return kind(folder / MANIFEST, "looking for a run at") != ""
+    return folder.held(MANIFEST) is not None
 
 
 def _size(file: Place) -> int | None:
@@ -277,10 +304,15 @@ def stored_name(file: str) -> str | None:
 
 
 class Run:
-    """A finished run. Opened with `open_run`."""
+    """A finished run. Opened with `open_run`.
 
-    def __init__(self, path: Place, manifest: Manifest) -> None:
+    path   as it was given, for what is said of it
+    place  the same in full: it stays where it is when the process goes to another folder
+    """
+
+    def __init__(self, path: Place, manifest: Manifest, at: Place | None = None) -> None:
         self.path, self.manifest = path, manifest
+        self.place = at or (path.absolute() if isinstance(path, Path) else path)
         self._tables = {name: _SortedTable(name, self.file(name)) for name in manifest.tables}
         self._lock = Lock()
         self._kept: dict[Hashable, Any] = {}
@@ -293,23 +325,23 @@ class Run:
 
     def file(self, name: str) -> Place:
         """Where a table lies; behind a URL, unless the folder of a run was copied there as it was, under `uploaded`."""
-        if isinstance(self.path, Path):
-            return self.path / f"{name}.parquet"
+        if isinstance(self.place, Path):
+            return self.place / f"{name}.parquet"
         entry = self.manifest.tables[name]
-        named = (self.path.held(each) for each in (uploaded(name, entry), f"{name}.parquet"))
+        named = (self.place.held(each) for each in (uploaded(name, entry), f"{name}.parquet"))
         file = next(filter(None, named), None)
         if file is None:
-            return self.path / uploaded(name, entry)
+            return self.place / uploaded(name, entry)
         return replace(file, sha256=entry.sha256, size=entry.bytes if file.size < 0 else file.size)
 
     @property
     def folder(self) -> Path:
         """The folder in which it lies; RunError if that is behind a URL, where runs are only read."""
-        return local(self.path, "adding to the run")
+        return local(self.place, "adding to the run")
 
     def reopen(self) -> None:
         """Read the manifest again, and with it the tables that a job has added since."""
-        self.manifest = open_run(self.path).manifest
+        self.manifest = open_run(self.place).manifest
         self._tables = {name: _SortedTable(name, self.file(name)) for name in self.manifest.tables}
         self._kept.clear()
         self.__dict__.pop("_database", None)

@@ -5,7 +5,7 @@
 
 A table is uploaded under a name that says what it holds (`reading.uploaded`), so that nothing of a run that is there is
 touched; the manifest comes last, in one write, and then what the new one does not name is removed. An upload that was
-interrupted goes on where it was.
+interrupted goes on where it was. There is one at a time (`alone`): another would remove tables that this one counts on.
 """
 
 from __future__ import annotations
@@ -13,10 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
-from mnemoscope import files
+from filelock import FileLock, Timeout
+
+from mnemoscope import files, location
 from mnemoscope.errors import RemoteError, RunCorrupt, RunError
 from mnemoscope.location import Location, Place, local, place
 from mnemoscope.records import Manifest, Progress
@@ -25,6 +32,8 @@ from mnemoscope.run.schemas import MANIFEST, SCHEMAS
 from mnemoscope.run.writing import RunWriter, is_finished
 
 Report = Callable[[Progress], None]
+
+_MARK = ".uploading-"  # and who does: a file that is there as long as an upload
 
 
 def push(
@@ -35,19 +44,21 @@ def push(
 
     overwrite  replace whatever run is there
 
-    `RunError` if another one is there; `RemoteError` if it cannot be uploaded, and then what was there is there still.
+    `RunError` if another one is there, or is being uploaded there; `RemoteError` if it cannot be uploaded, and then
+    what was there is there still.
     """
     source = open_run(local(place(run), "uploading the run"))
     target = _remote(url, "uploading a run to")
     target.check_written("uploading a run to")
-    if not overwrite and (before := _another(source.manifest, target)) is not None:
-        raise RunError(
-            f"uploading the run {source.path}: {target} holds another one, of {before.model.id} on "
-            f"{before.corpus.id}; give another address, or replace it with {{overwrite}}",
-            overwrite=True,
-        )
-    upload(source.folder, target, report)
-    return open_run(str(target))
+    with alone(target):
+        if not overwrite and (before := _another(source.manifest, target)) is not None:
+            raise RunError(
+                f"uploading the run {source.path}: {target} holds another one, of {before.model.id} on "
+                f"{before.corpus.id}; give another address, or replace it with {{overwrite}}",
+                overwrite=True,
+            )
+        upload(source.folder, target, report)
+        return open_run(str(target))
 
 
 def pull(url: str | Location, folder: str | Path, *, report: Report | None = None) -> Run:
@@ -103,7 +114,8 @@ def work_folder(path: Place) -> Path:
 
 
 def publish(folder: Path, path: Place, report: Report | None = None) -> None:
-    """Upload the run that was made in a `work_folder`, which goes then; nothing where that is its own.
+    """Upload the run that was made in a `work_folder`, which goes then; nothing where that is its own. To be called
+    where no other process does (`alone`).
 
     RunError if another run has come there meanwhile, from another machine: then both are kept.
     """
@@ -115,6 +127,76 @@ def publish(folder: Path, path: Place, report: Report | None = None) -> None:
             )
         upload(folder, path, report)
         shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+@contextmanager
+def alone(path: Place) -> Iterator[None]:
+    """Be the only one that uploads to a URL while the block lasts; nothing for a folder, in which builds lock a file.
+
+    Others are refused (`RunError`): those of this machine by a lock, which the system releases however a process ends,
+    those of other machines by a file there. It is written before anybody looks for those of others, so that of two that
+    come at once one sees the other's at least. What a process of this machine left that was killed is its own.
+    """
+    if isinstance(path, Path):
+        yield
+        return
+    with _locked(path) as name:
+        mark = path / f"{_MARK}{name}"
+        try:
+            mark.write_bytes(datetime.now(UTC).isoformat(timespec="seconds").encode())
+            _wait_for_others(path, mark)
+            yield
+        except BaseException:
+            with suppress(RemoteError):  # what went wrong before is what is told
+                mark.unlink()
+            raise
+        mark.unlink()
+
+
+@contextmanager
+def _locked(path: Location) -> Iterator[str]:
+    """Hold the lock of a URL on this machine; gives the name that whoever holds it has there. Where nothing can be
+    locked, a name that nobody else has."""
+    folder = files.cache_folder() / "uploads"
+    lock = FileLock(folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:40]}.lock")
+    name = hashlib.sha256(
+        f"{socket.gethostname()}\n{uuid.getnode()}\n{folder.resolve()}".encode()
+    ).hexdigest()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"uploading a run to {path}: another process of this machine is doing so; wait for it, and give the same "
+            "command again"
+        ) from None
+    except OSError:
+        name = uuid.uuid4().hex
+    try:
+        yield name[:16]
+    finally:
+        lock.release()
+
+
+def _wait_for_others(path: Location, mark: Location) -> None:
+    """`RunError` if another machine is uploading. Of those that came at once, the first by name waits until the others
+    have seen each other: so one of them goes on."""
+    wait = location.WAIT
+    for left in reversed(range(location.TRIES)):
+        held = Location(str(path)).sizes
+        others = sorted(name for name in held if name.startswith(_MARK) and name != mark.name)
+        if not others:
+            return
+        if not left or others[0] < mark.name:
+            now = "is doing so"
+            with suppress(RemoteError):  # it has just ended
+                now = f"has been doing so since {(path / others[0]).read_bytes().decode()}"
+            raise RunError(
+                f"uploading a run to {path}: another machine {now}; wait for it, and give the same command again; if "
+                f"it was killed, remove {path / others[0]}"
+            )
+        time.sleep(wait)
+        wait *= 2
 
 
 def upload(folder: Path, target: Location, report: Report | None = None) -> None:

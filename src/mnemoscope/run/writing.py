@@ -17,7 +17,7 @@ from mnemoscope.errors import RunCorrupt, RunError
 from mnemoscope.files import sha256, sync
 from mnemoscope.location import Location, local, place
 from mnemoscope.records import Manifest, TableEntry
-from mnemoscope.run.reading import Run, dataset, is_run, open_run, read_manifest
+from mnemoscope.run.reading import Run, check_name, dataset, is_run, open_run, read_manifest
 from mnemoscope.run.schemas import (
     ADDING,
     GROUP_ROWS,
@@ -294,6 +294,7 @@ def check_place(path: str | Path | Location) -> None:
     if not str(path):
         raise RunError(f"{doing}: the path is empty; give the name of a new folder")
     path = place(path)
+    check_name(path, "building a run in")
     if isinstance(path, Location):
         path.check_written("building a run in")
         if not is_finished(path):
@@ -301,7 +302,6 @@ def check_place(path: str | Path | Location) -> None:
             (path / _TRIAL).unlink()
         return
     with files.refusals(doing, "choose a folder that can be written to"):
-        path = files.expanded(path)
         if is_finished(path):
             return
         files.check_folder(path, "writing the run")

@@ -104,7 +104,7 @@ def _add(
         added = JOBS[measurement.name](run, model, sizes, Work(folder, report))
         tables = {} if isinstance(added, Run) else added
         run = add_tables(
-            run.path, tables, {measurement.key: measurement.sizes(sizes)}
+            run.folder, tables, {measurement.key: measurement.sizes(sizes)}
         )  # which makes some of them
     _remove(folder)
     return run

@@ -120,6 +120,8 @@ def _files(path: Path, column: str) -> Source:
             ) from error
         raise _missing(str(path)) from error
 
+    base, paths = base.absolute(), [file.absolute() for file in paths]  # wherever the process goes meanwhile
+
     def identify() -> dict[str, Any]:
         held = [{"name": whole(_below(file, base)), "sha256": files.sha256(file)} for file in paths]
         return {"kind": "files", "files": held, "column": column}
@@ -227,6 +229,11 @@ def _matching(path: Path, note: Note) -> tuple[Path, list[Path]]:
                 f"reading {_named(path)}: no file matches; put the pattern in quotes, and check the folder"
             )
     for file in paths:
+        if not file.is_file():
+            raise CorpusError(
+                f"reading {_named(file)}: it is no ordinary file, and a text is read more than once; write it to one, "
+                "or give - for standard input"
+            )
         if not readable(file):
             raise CorpusError(
                 f"reading {_named(file)}: a file named *{file.suffix} is not known; accepted are {accepted()}"

@@ -271,7 +271,7 @@ class _Job:
             "near_duplicates": {"documents": self._duplicates.joined, "groups": self._duplicates.groups},
             "notes": [note for note in (self._duplicates.note, half.note, *self._notes) if note],
         }  # fmt: skip
-        return add_tables(self._run.path, tables, {"patterns": _recipe(self._settings) | counted})
+        return add_tables(self._run.folder, tables, {"patterns": _recipe(self._settings) | counted})
 
     def _test_counts(
         self,

@@ -72,7 +72,7 @@ def write(
     """
     check(path)
     files.write(path, render(run, neurons_per_layer=neurons_per_layer, progress=progress), _DOING)
-    return Path(path)
+    return files.expanded(path)
 
 
 def check(path: str | Path) -> None:

@@ -68,7 +68,7 @@ def write(
 
     The folder is named like the file, with `_files` for `.html`. RunError if they cannot be written.
     """
-    path = Path(path)
+    path = files.expanded(path)
     check(path)
     folder = folder_of(path)
     with files.refusals(f"{_DOING} {path}"):
@@ -80,6 +80,7 @@ def write(
 
 def folder_of(path: Path) -> Path:
     """Where the figures and tables of a report go: beside the page, and named like it."""
+    path = files.expanded(path)
     return path.with_name(f"{path.stem}_files")
 
 

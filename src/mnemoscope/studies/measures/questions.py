@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mnemoscope.errors import QueryError
-from mnemoscope.files import from_json, json_lines
+from mnemoscope.files import from_json, json_lines, read_text
 from mnemoscope.model.capture import residuals
 from mnemoscope.model.lens import Lens
 from mnemoscope.model.model import Model
@@ -70,10 +70,10 @@ def built_in() -> list[Question]:
 def read(path: Path) -> list[Question]:
     """A user's set; `QueryError` with the number of the line that is no question."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_text(path)
+    except (OSError, ValueError) as error:
         raise QueryError(f"reading questions: {path} cannot be read ({error}); give a jsonl file") from error
-    questions = [_question(path.stem, number, line) for number, line in json_lines(text)]
+    questions = [_question(path.stem, number, line) for number, line in json_lines(content)]
     if not questions:
         raise QueryError(f"reading questions: {path} has none; each line is {_example()}")
     return questions

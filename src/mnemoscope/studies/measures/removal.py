@@ -117,7 +117,7 @@ def add(
     if "removal" in run.manifest.tables and run.manifest.options.get("removal") == options:
         return run
     rows = removal(run, model, **options, report=report)
-    return add_tables(run.path, {"removal": [arrow_table("removal", rows.to_dict())]}, {"removal": options})
+    return add_tables(run.folder, {"removal": [arrow_table("removal", rows.to_dict())]}, {"removal": options})
 
 
 def _sample(run: Run, documents: int, generator: np.random.Generator) -> list[_SampledText]:
