@@ -14,6 +14,7 @@ from mnemoscope.display import as_text
 
 BLUE, ORANGE = "#5f9fd6", "#e08a3c"  # negative, positive: readable on a dark and on a light ground
 ATTENTION, FFN = "#a274c9", "#3f9b94"  # as on the page, and as readable
+NARROWEST = 32  # columns; of fewer (COLUMNS=1) the terminal breaks lines where it likes
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -33,7 +34,7 @@ class Fitted:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         coloured = console.color_system is not None and not console.no_color
-        yield from self.lines(Room(options.max_width, coloured))
+        yield from self.lines(Room(max(options.max_width, NARROWEST), coloured))
 
 
 def plain(renderable: RenderableType, width: int = 80) -> str:
