@@ -295,9 +295,15 @@ def test_the_study_and_two_runs_are_what_python_says(run: mn.Run) -> None:
     assert [finding["id"] for finding in found[0]["findings"]] == [finding["id"] for finding in wanted]
     page = two.get("/runs/a-run/study/distributions").text
     assert "<svg" in page and all(finding["id"] in page for finding in wanted)
+    shown = two.get("/runs/a-run/compare?other=a-run-2&only=distributions")
+    assert shown.status_code == 200 and "data-live" in shown.text and "<svg" not in shown.text
+    events = _events(two.get("/runs/a-run/compare/events?other=a-run-2&only=distributions").text)
+    steps = [value["stage"] for kind, value in events if kind == "progress"]
+    assert {"comparing", "drawing"} <= set(steps) and "loading the model" not in steps
+    assert events[-1][0] == "answer" and "<svg" in events[-1][1] and " style=" not in events[-1][1]
     compared = two.get("/runs/a-run/compare.json?other=a-run-2&only=distributions").json()
     assert [section["name"] for section in compared] == ["stability", "distributions"]
-    assert two.get("/runs/a-run/compare?other=a-run-2").status_code == 200
+    assert all(finding["id"] in events[-1][1] for section in compared for finding in section["findings"])
 
 
 @tries(80)

@@ -75,6 +75,10 @@ def test_a_sentence_names_each_thing_once() -> None:
     made = termed("excess kurtosis, kurtosis <b>, average precision and precision, recalled with F1")
     assert asked(made) == ["gloss-excess-kurtosis", "gloss-average-precision", "gloss-precision", "gloss-f1"]
     assert "kurtosis</button>,</span> kurtosis &lt;b&gt;" in made
+    assert asked(termed("36 of 50 negative triggers (expected 3), a trigger")) == [
+        "gloss-trigger",
+        "gloss-expected",
+    ]
     assert term("median") == "median" and not mark("median")
     assert asked(term("entropy of the value in nats (uniform: 10.8)")) == ["gloss-entropy-of-the-value"]
     assert 'aria-label="what excess kurtosis means"' in mark("kurtosis")
@@ -95,6 +99,7 @@ def test_a_card_says_what_its_numbers_are(run: mn.Run) -> None:
     ("path", "names"),
     [
         ("", {"excess-kurtosis"}),
+        ("/begin", {"trigger", "excess-kurtosis", "layer-median"}),
         ("/layers/1", {"excess-kurtosis", "std", "0-in"}),
         ("/neurons/L1N3", {"excess-kurtosis", "entropy-of-the-value"}),
         ("/search?q=%20capital&by=trigger", {"expected", "strongest"}),
@@ -113,6 +118,14 @@ def test_columns_of_a_query_are_the_readers(client: TestClient) -> None:
     """Nobody knows what somebody else calls `max`."""
     html = client.get("/runs/run/sql?q=select+max(kurtosis)+as+max+from+neurons").text
     assert "<th" in html and not [place for place in asked(html) if place.startswith("gloss")]
+
+
+def test_highlights_say_it_too(run: mn.Run) -> None:
+    """In a notebook, where each reason is a sentence above its card."""
+    html = run.highlights(4)._repr_html_()
+    reasons = "".join(re.findall(r"<p>(?:(?!</p>).)*(?:triggers|largest write)(?:(?!</p>).)*</p>", html))
+    assert re.search(r"gloss-(trigger|largest-write)", reasons)
+    assert sorted(said(html)) == sorted(set(asked(html)))
 
 
 def test_a_gallery_says_it_once(run: mn.Run, tmp_path: Path) -> None:

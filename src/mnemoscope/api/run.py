@@ -194,13 +194,17 @@ class Run(StoredRun):
         return self._atlas if address is None else self._atlas.at("neurons", str(address))
 
     def compare(
-        self, *others: StoredRun | str | Path, only: str | None = None, weights: bool = False
+        self,
+        *others: StoredRun | str | Path,
+        only: str | None = None,
+        weights: bool = False,
+        report: Report | None = None,
     ) -> StudyReport:
         """This run beside others; see `compare`."""
         from mnemoscope.studies.catalogue import compare
 
         opened = [other if isinstance(other, StoredRun) else open_stored(other) for other in others]
-        return compare(self, *opened, only=only, weights=weights)
+        return compare(self, *opened, only=only, weights=weights, report=report)
 
     def annotate(
         self, path: str | Path, *, neurons: int = 40, prefixes: int = 25, seed: int | None = None

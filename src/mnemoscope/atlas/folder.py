@@ -32,6 +32,8 @@ from fastapi import FastAPI
 
 from mnemoscope import children, files
 from mnemoscope.atlas import live
+from mnemoscope.atlas.examples import MOST as EXAMPLES
+from mnemoscope.atlas.examples import Example, examples
 from mnemoscope.atlas.index import indexed
 from mnemoscope.atlas.library import Library
 from mnemoscope.atlas.pages import add_pages
@@ -170,10 +172,23 @@ class _Folder:
                 raise RunError(f"{_DOING} {self.path}: the page {path} failed: {html[:200]}")
             self.report(Progress("pages", number, len(paths), "pages"))
         for name, lead in (("neuron", ""), ("search", self._chance())):
-            shown = {"shelf": self.shelf, "section": name, "lead": lead}
+            shown = {
+                "shelf": self.shelf,
+                "section": name,
+                "lead": lead,
+                "page": name,
+                "examples": self._examples(),
+            }
             self._page(
                 f"{name}.html", bytes(self.site.html(Answer("filled.html", dict, shown)).body).decode()
             )
+
+    def _examples(self) -> list[Example]:
+        """Examples of what the search of a folder finds: neurons by a token that they promote."""
+        every = (examples("search", self.run, [card]) for card in self.shelf.highlights.cards)
+        return [example for of_neuron in every for example in of_neuron if example.given["by"] == "promotes"][
+            :EXAMPLES
+        ]
 
     def _chance(self) -> str:
         """What the search for a token finds by chance, in the words of `Run.find`."""

@@ -143,6 +143,13 @@ class Shelf:
         """A few neurons to look at first."""
         return self.run.once("highlights", lambda: self.run.highlights(8))
 
+    @property
+    def address(self) -> str:
+        """An address as one is written in this run: of some neuron of a layer in the middle."""
+        cells = self.run.manifest.model.cells
+        layer = cells.layers[len(cells.layers) // 2]
+        return str(cells.id(layer, cells.sizes[layer] // 4))
+
     statistics = tuple(  # the numeric columns of `neurons`, by which a layer can be sorted
         field.name
         for field in SCHEMAS["neurons"]

@@ -1,6 +1,7 @@
-"""Questions to the model of a run: one at a time, in order, with progress; whoever goes away stops theirs.
+"""Questions that take a while: one at a time, in order, with progress; whoever goes away stops theirs.
 
-The model is loaded on the first question, by the one thread that computes, and kept until another run asks.
+Most are put to the model of a run, which is loaded on the first of them, by the one thread that computes, and kept
+until another run asks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from mnemoscope.atlas.packages import imported
@@ -19,7 +21,7 @@ from mnemoscope.records import Progress
 
 if TYPE_CHECKING:
     from mnemoscope.api.run import Run
-    from mnemoscope.display import Report, Shown
+    from mnemoscope.display import Report
 
 MOST_WAITING = 16
 KEPT = 8  # answers, the latest: an answer that was given is there again for its data, its files and a page opened anew
@@ -28,10 +30,10 @@ BEAT = 0.5  # seconds between two looks at whether the asker is still there
 
 
 # An answer, made with a run whose model is there.
-Compute: TypeAlias = "Callable[[Run, Report], Shown]"
+Compute: TypeAlias = "Callable[[Run, Report], Any]"
 
 
-_STOPPED = "asking the model: the question was stopped; ask it again"
+_STOPPED = "asking: the question was stopped; ask it again"
 
 
 class Event(NamedTuple):
@@ -49,12 +51,14 @@ class _Stopped(BaseException):
 class LiveQuestion:
     """One question: what to compute with a run whose model is there, and what was said of it so far.
 
-    key  the same for the same question; None for one whose answer is not kept
+    key    the same for the same question; None for one whose answer is not kept
+    model  whether the model is needed
     """
 
     run: Run
     compute: Compute
     key: Hashable = None
+    model: bool = True
     stopped: threading.Event = field(default_factory=threading.Event)
     events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
 
@@ -83,18 +87,27 @@ class Desk:
         self._closed = False
         self._current: LiveQuestion | None = None
         self._loaded: Run | None = None
-        self._kept: OrderedDict[Hashable, Shown] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def ask(self, run: Run, compute: Compute, key: Hashable = None) -> LiveQuestion:
+    def lacks(self, run: Run) -> str | None:
+        """Why the model of a run cannot be asked, as far as that is known before it is loaded."""
+        place = run.manifest.model.path
+        if self._source is not None or place is None or Path(place).exists():
+            return None
+        return (
+            f"it was read from {place}, which is not there any more; serve the run with --model and its place"
+        )
+
+    def ask(self, run: Run, compute: Compute, key: Hashable = None, *, model: bool = True) -> LiveQuestion:
         """Put a question, which is answered at once where its answer is kept; `QueryError` if too many wait already."""
-        question = LiveQuestion(run, compute, key)
+        question = LiveQuestion(run, compute, key, model)
         with self._changed:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 question.events.put(Event("answer", self._kept[key]))
                 return question
             if len(self._waiting) >= MOST_WAITING:
-                raise QueryError(f"asking the model: {MOST_WAITING} questions wait already; ask again later")
+                raise QueryError(f"asking: {MOST_WAITING} questions wait already; ask again later")
             if self._waiting or self._worker:
                 question.events.put(Event("waiting", len(self._waiting)))
             self._waiting.append(question)
@@ -131,8 +144,8 @@ class Desk:
 
     def _answer(self, question: LiveQuestion) -> None:
         try:
-            question.tell(Progress("loading the model", 0, 0, ""))
-            run = self._with_model(question.run)
+            question.tell(Progress("loading the model" if question.model else "reading", 0, 0, ""))
+            run = self._with_model(question.run) if question.model else question.run
             answer = question.compute(run, question.tell)
             self._keep(question.key, answer)
             question.events.put(Event("answer", answer))
@@ -143,7 +156,7 @@ class Desk:
         except Exception as error:  # a defect: the desk goes on, and the asker is told
             question.events.put(Event("failure", f"this failed: {type(error).__name__}: {error}"))
 
-    def _keep(self, key: Hashable, answer: Shown) -> None:
+    def _keep(self, key: Hashable, answer: Any) -> None:
         if key is None:
             return
         with self._changed:
@@ -173,12 +186,11 @@ async def told(question: LiveQuestion) -> AsyncIterator[Event | None]:
             return
 
 
-def answered(question: LiveQuestion) -> Shown:
+def answered(question: LiveQuestion) -> Any:
     """Wait for the answer; `QueryError` with what failed."""
     while True:
         event = question.events.get()
         if event.kind == "answer":
-            answer: Shown = event.value
-            return answer
+            return event.value
         if event.kind == "failure":
             raise QueryError(event.value)

@@ -12,11 +12,13 @@ from fastapi import FastAPI, Query, Response
 from fastapi.responses import RedirectResponse
 
 from mnemoscope.annotation.notes import LENGTH
+from mnemoscope.atlas.examples import examples, known
 from mnemoscope.atlas.library import AXES, PAGE, STATISTICS, Shelf
 from mnemoscope.atlas.site import Answer, LongText, Site, Words, put_data, put_hidden
 from mnemoscope.errors import MnemoscopeError, QueryError, SheetError
 from mnemoscope.neuron.card import NeuronCard
 from mnemoscope.neuron.find import Hits
+from mnemoscope.run.schemas import SCHEMAS
 from mnemoscope.views.page import Most
 
 T = TypeVar("T")
@@ -82,6 +84,14 @@ def _add_runs(app: FastAPI, site: Site) -> None:
         return Answer(
             "begin.html", lambda: [pick.to_dict() for pick in shelf.highlights.picks], {"shelf": shelf}
         )
+
+    @site.put(app, "/runs/{run}/examples/{page}", light=True)
+    def examples_of(run: str, page: str) -> Answer:
+        """What a page (explain, text, steer, test, search, sql) could be asked of this run: what its form is given."""
+        shelf = library[run]
+        chosen = examples(page, shelf.run, shelf.highlights.cards)
+        shown = {"shelf": shelf, "page": page, "examples": chosen}
+        return Answer("examples_page.html", lambda: [example.to_dict() for example in chosen], shown)
 
     @site.put(app, "/runs/{run}/layers")
     def layers(run: str) -> Answer:
@@ -186,6 +196,7 @@ def _add_search(app: FastAPI, site: Site) -> None:
         if not by and _mirrored(*(hits for kind, hits, _ in answers if kind in ("promotes", "suppresses"))):
             answers = [answer for answer in answers if answer[0] != "suppresses"]
         shown = {"shelf": shelf, "q": q, "by": by, "count": count, "kinds": KINDS, "answers": answers}
+        shown |= {"page": "search", "examples": () if q else known("search", shelf)}
         return Answer(
             "search.html", lambda: {kind: _data(hits, problem) for kind, hits, problem in answers}, shown
         )
@@ -218,7 +229,9 @@ def _add_sql(app: FastAPI, site: Site) -> None:
         frame = shelf.run.sql(q, most=ROWS, seconds=SECONDS) if q.strip() else None
         shown = {
             "shelf": shelf, "q": q, "frame": frame, "most": ROWS, "limit": SECONDS,
-            "seconds": time.perf_counter() - began, "tables": list(shelf.run.manifest.tables),
+            "seconds": time.perf_counter() - began,
+            "tables": {name: SCHEMAS[name].names for name in shelf.run.manifest.tables},
+            "page": "sql", "examples": () if q else known("sql", shelf),
         }  # fmt: skip
         return Answer("sql.html", lambda: [] if frame is None else frame.to_dicts(), shown)
 

@@ -1,22 +1,24 @@
-"""Pages of the study: what was measured of a run, and the same figures of two runs."""
+"""Pages of the study: what was measured of a run; and the same figures of two runs, drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from mnemoscope.atlas.site import Answer, Site, Words
+from mnemoscope.atlas.site import Answer, Site
 from mnemoscope.errors import QueryError
+from mnemoscope.records import Progress
 from mnemoscope.views import report
 
 if TYPE_CHECKING:
+    from mnemoscope.api.run import Run
+    from mnemoscope.display import Report
     from mnemoscope.results import StudyReport
     from mnemoscope.studies.findings.finding import Section
 
 HEADLINE = ("headline", "What holds")
-COMPARED = "glance"  # what two runs are compared by at first, besides their triggers
+Drawn = list[tuple["Section", list[report.DrawnFinding]]]
 
 
 def add_studies(app: FastAPI, site: Site) -> None:
@@ -38,32 +40,27 @@ def add_studies(app: FastAPI, site: Site) -> None:
         if not drawn:
             raise QueryError(f"opening {name}: nothing of it was measured; run `mnemoscope study`")
         shown = {"shelf": shelf, "sections": drawn, "paths": shelf.run.path, "title": drawn[0][0].title}
-        return Answer("study_page.html", lambda: _data(drawn), shown)
-
-    @site.put(app, "/runs/{run}/compare")
-    def compare(run: str, other: Words = "", only: Words = COMPARED) -> Answer:
-        """Two runs of one model or text: which triggers neurons keep, and figures side by side."""
-        shelf = library[run]
-        others = [name for name in library.shelves if name != run]
-        drawn: Sequence[Any] = ()
-        if other:
-            second = library[other]
-            drawn = shelf.run.once(
-                ("compare", other, only),
-                lambda: _drawn(shelf.run.compare(second.run, only=only)),
-            )
-        shown = {
-            "shelf": shelf, "sections": drawn, "paths": shelf.run.path, "others": others, "other": other, "only": only,
-            "measurements": [(each["name"], each["title"]) for each in shelf.run.measurements()],
-        }  # fmt: skip
-        return Answer("compare.html", lambda: _data(drawn), shown)
+        return Answer("study_page.html", lambda: as_data(drawn), shown)
 
 
-def _drawn(study: StudyReport) -> list[tuple[Section, list[report.DrawnFinding]]]:
-    return [(section, [report.show(finding) for finding in section.findings]) for section in study.sections]
+def compared(run: Run, other: Run, only: str, tell: Report) -> Drawn:
+    """The figures of two runs side by side, drawn; `tell` is told how far it is, and may end it."""
+    return _drawn(run.compare(other, only=only, report=tell), tell)
 
 
-def _data(drawn: Sequence[tuple[Section, Any]]) -> list[dict[str, Any]]:
+def _drawn(study: StudyReport, tell: Report = lambda step: None) -> Drawn:
+    total, drawn = len(study.findings), Drawn()
+    for section in study.sections:
+        shown = []
+        for finding in section.findings:
+            tell(Progress("drawing", sum(len(each) for _, each in drawn) + len(shown), total, "figures"))
+            shown.append(report.show(finding))
+        drawn.append((section, shown))
+    return drawn
+
+
+def as_data(drawn: Drawn) -> list[dict[str, Any]]:
+    """The findings as JSON-ready values, by measurement."""
     return [
         {
             "name": section.name,

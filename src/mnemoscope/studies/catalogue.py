@@ -319,6 +319,7 @@ def compare(
 
     only     measurements by name, with commas between; all if None
     weights  load the models, and say of each neuron what changed in its vectors and its coefficients
+    report   is told before each measurement how far it is
 
     `QueryError` for fewer than two runs.
     """
@@ -328,9 +329,12 @@ def compare(
     names = [path.name for path in paths]
     if len(set(names)) < len(names):
         names = [f"{number}: {path}" for number, path in enumerate(paths, 1)]
+    tell, chosen = report or (lambda step: None), choose(only)
+    steps = 1 + len(chosen)
     sections: list[Section] = []
     comparison: tuple[Finding, ...] = ()
     lost = ""
+    tell(Progress("comparing", 0, steps, "measurements"))
     try:
         comparison = tuple(stability.along(names, runs))
         if weights:
@@ -340,7 +344,8 @@ def compare(
     except QueryError as error:
         lost = str(error)
     sections.append(Section("stability", "Are they the same neurons?", comparison, lost))
-    for measurement in choose(only):
+    for number, measurement in enumerate(chosen, 1):
+        tell(Progress("comparing", number, steps, "measurements"))
         every = [measurement.section(run) for run in runs]
         missing = zip(names, (section.missing for section in every), strict=True)
         lost = "; ".join(f"{name}: {text}" for name, text in missing if text)
@@ -349,5 +354,6 @@ def compare(
         if len(runs) > 2 and (moved := timeline(measurement.name, measurement.title, names, found)):
             joined.append(moved)
         sections.append(Section(measurement.name, measurement.title, tuple(joined), lost))
+    tell(Progress("comparing", steps, steps, "measurements"))
     title = f"{', '.join(names[:-1])} and {names[-1]}"
     return StudyReport(tuple(runs), tuple(sections), title)

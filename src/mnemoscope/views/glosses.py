@@ -18,6 +18,11 @@ _ANYWHERE = {
     "distribution has 0; a few coefficients far out make it large.",
     "skewness": "How lopsided a distribution is (the third standardised moment): above 0 if its longer tail is on the "
     "right, 0 if both sides are alike.",
+    "trigger": "A text of the run that ends with the token on which the neuron is active; the run keeps those with the "
+    "largest and those with the most negative coefficients.",
+    "standard deviations": "A distance in units of how far the coefficient usually is from its mean.",
+    "largest write": "The largest |coefficient| times the length of the value: the most that the neuron ever added to "
+    "the stream.",
     "layer median": "The median of the same statistic over all neurons of the layer.",
     "precision": "Of the tokens on which the neuron is active, the share that shows the pattern: P(pattern | active).",
     "recall": "Of the tokens that show the pattern, the share on which the neuron is active: P(active | pattern).",
@@ -94,8 +99,14 @@ _SPELLED = {
     "entropy of the value in nats": "entropy of the value",
     "value max probability": "largest probability of the value",
 }
+# What is said of a word in a sentence, where "triggers" are no count of them as at the head of a column.
+_WORDS = dict(zip(_ANYWHERE, _ANYWHERE, strict=True)) | {
+    "kurtosis": "excess kurtosis",
+    "triggers": "trigger",
+    "expected": "expected",
+}
 _IN_TEXT = re.compile(
-    rf"(?<!\w)({'|'.join(sorted(map(re.escape, [*_ANYWHERE, 'kurtosis']), key=len, reverse=True))})(?!\w)([,;:.)]?)"
+    rf"(?<!\w)({'|'.join(sorted(map(re.escape, _WORDS), key=len, reverse=True))})(?!\w)([,;:.)]?)"
 )
 _ASKED = re.compile(r'popovertarget="gloss-([a-z0-9-]+)"')
 
@@ -117,8 +128,8 @@ def termed(text: str) -> Markup:
     seen: set[str] = set()
 
     def put(match: re.Match[str]) -> str:
-        known = _known(match[1])
-        if known is None or known in seen:
+        known = _WORDS[match[1]]
+        if known in seen:
             return match[0]
         seen.add(known)
         button = _button(match[1], known)  # beside which a line may break, though not before a comma
