@@ -376,6 +376,13 @@ def test_sql_is_cut_off(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
+def test_a_long_list_is_one_line_of_a_table(client: TestClient) -> None:
+    """Its first parts and how many there are; the columns that can be asked for stand below the form."""
+    page = client.get("/runs/a-run/sql?q=select+range(1000)+as+many,+[1,2]+as+few").text
+    assert "[0, 1, 2, 3, … 1,000 in all]" in page and "[1, 2]" in page
+    assert "<dt><code>neurons</code></dt><dd>layer, neuron, tokens" in page
+
+
 @pytest.mark.parametrize(
     "query",
     [

@@ -249,7 +249,7 @@ def _text(run: Run, card: NeuronCard) -> Iterator[Example]:
 def _steer(run: Run, card: NeuronCard) -> Iterator[Example]:
     if trigger := _told(run, card):
         strongest = f"{card.sides[0].examples[0].coefficient:.3g}"
-        changes = (
+        changes: tuple[tuple[str, dict[str, str]], ...] = (
             ("removed", {}),
             ("times -2", {"factor": "-2"}),
             (f"set to {strongest}, the strongest of its own", {"value": strongest}),

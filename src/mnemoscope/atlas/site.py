@@ -30,6 +30,7 @@ from mnemoscope.views.page import environment
 STYLES = ("theme.css", "card.css", "explanation.css", "trace.css", "printed.css", "study.css", "gallery.css")
 TEXT = 400  # letters of a search
 LONG = 4_000  # of a prompt, or of a statement
+LISTED = 4  # parts of a list that a cell of a table shows; its file has all
 KEPT = 32 << 20  # bytes of pages that are kept
 # The page of an address and its parameters; None if it is to be made here.
 Elsewhere: TypeAlias = "Callable[[str, Mapping[str, Any]], Response | None]"
@@ -255,4 +256,7 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return words.number(value)
+    if isinstance(value, list):
+        more = f", … {len(value):,} in all" if len(value) > LISTED else ""
+        return f"[{', '.join(map(_cell, value[:LISTED]))}{more}]"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -51,7 +51,7 @@ def compared(run: Run, other: Run, only: str, tell: Report) -> Drawn:
 def _drawn(study: StudyReport, tell: Report = lambda step: None) -> Drawn:
     total, drawn = len(study.findings), Drawn()
     for section in study.sections:
-        shown = []
+        shown: list[report.DrawnFinding] = []
         for finding in section.findings:
             tell(Progress("drawing", sum(len(each) for _, each in drawn) + len(shown), total, "figures"))
             shown.append(report.show(finding))
