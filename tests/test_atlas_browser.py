@@ -30,6 +30,8 @@ PATHS = (
     "/explain",
     "/text",
     "/steer",
+    "/begin",
+    "/examples/test",
     "/test",
     "/neurons/L99N1",
     "/study",

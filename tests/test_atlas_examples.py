@@ -18,7 +18,7 @@ from tiny import model_folder, texts
 
 import mnemoscope as mn
 from mnemoscope.atlas.app import create
-from mnemoscope.atlas.examples import LONGEST, MOST, Example, examples, refused
+from mnemoscope.atlas.examples import LONGEST, MOST, ExampleQuestion, examples, refused
 from mnemoscope.patterns import language
 from mnemoscope.run.text import Text
 
@@ -41,7 +41,7 @@ def client(run: mn.Run) -> TestClient:
 
 
 @pytest.fixture(scope="module")
-def chosen(run: mn.Run) -> dict[str, tuple[Example, ...]]:
+def chosen(run: mn.Run) -> dict[str, tuple[ExampleQuestion, ...]]:
     """Of each page all examples that there are of many neurons."""
     cards = [run.neuron(layer, neuron) for layer in range(3) for neuron in range(20)]
     return {page: tuple(each for card in cards for each in examples(page, run, [card])) for page in PAGES}

@@ -41,7 +41,7 @@ _SPACES = str.maketrans("\n\t\r", "   ")
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleQuestion:
     """A question that a page can be opened with.
 
     said   what its link reads; `why` stands beside it
@@ -86,7 +86,7 @@ _REFUSED: dict[str, tuple[tuple[str, Callable[[ModelEntry], bool]], ...]] = {
 }
 
 
-def known(page: str, shelf: Shelf, neurons: str = "") -> tuple[Example, ...] | None:
+def known(page: str, shelf: Shelf, neurons: str = "") -> tuple[ExampleQuestion, ...] | None:
     """The examples of a page that are had at once; None where the neurons to begin with are not chosen yet.
 
     neurons  addresses that the page has already: the first is what the examples are of
@@ -98,7 +98,7 @@ def known(page: str, shelf: Shelf, neurons: str = "") -> tuple[Example, ...] | N
         return None if run.kept("highlights") is None else examples(page, run, shelf.highlights.cards)
 
 
-def examples(page: str, run: Run, cards: Sequence[NeuronCard]) -> tuple[Example, ...]:
+def examples(page: str, run: Run, cards: Sequence[NeuronCard]) -> tuple[ExampleQuestion, ...]:
     """A few examples for a page: those of one neuron, or one each of several neurons, of different kinds.
 
     `QueryError` for a page that has none.
@@ -213,7 +213,7 @@ def _read(run: Run, card: NeuronCard, trigger: _Trigger, name: str, *, whole: bo
 # -- what each page is asked ----------------------------------------------------------------------------------------
 
 
-def _explain(run: Run, card: NeuronCard) -> Iterator[Example]:
+def _explain(run: Run, card: NeuronCard) -> Iterator[ExampleQuestion]:
     model = run.manifest.model
     if trigger := _told(run, card):
         if model.bidirectional:
@@ -221,14 +221,14 @@ def _explain(run: Run, card: NeuronCard) -> Iterator[Example]:
             if mask:
                 space = " " if trigger.active[:1] == " " else ""
                 text = f"{_end(trigger.before)}{space}{mask}{trigger.rest}"
-                yield Example(trigger.name, f"what would stand in place of its last token, which triggers {card.id}",
+                yield ExampleQuestion(trigger.name, f"what would stand in place of its last token, which triggers {card.id}",
                               {"prompt": text})  # fmt: skip
             return
         read = _read(run, card, trigger, "prompt", whole=card.stack == "encoder")
-        yield Example(trigger.name, f"what the model predicts where {card.id} is triggered", read)
+        yield ExampleQuestion(trigger.name, f"what the model predicts where {card.id} is triggered", read)
         follows = "" if trigger.next_token is None else run.vocabulary.text([trigger.next_token])
         if follows.strip() and _typed(follows) and card.stack != "encoder":
-            yield Example(trigger.name, f"how it comes to “{follows.strip()}”, which follows in the text of the run",
+            yield ExampleQuestion(trigger.name, f"how it comes to “{follows.strip()}”, which follows in the text of the run",
                           read | {"target": follows})  # fmt: skip
 
 
@@ -239,14 +239,14 @@ def _mask(run: Run) -> str | None:
     return next((text for text in special if "mask" in text.casefold()), None)
 
 
-def _text(run: Run, card: NeuronCard) -> Iterator[Example]:
+def _text(run: Run, card: NeuronCard) -> Iterator[ExampleQuestion]:
     if trigger := _told(run, card):
         read = _read(run, card, trigger, "text", whole=True)
-        yield Example(trigger.name, "the most unusual neurons at each of its tokens", read)
-        yield Example(trigger.name, f"{card.id} along all of it", read | {"neurons": str(card.id)})
+        yield ExampleQuestion(trigger.name, "the most unusual neurons at each of its tokens", read)
+        yield ExampleQuestion(trigger.name, f"{card.id} along all of it", read | {"neurons": str(card.id)})
 
 
-def _steer(run: Run, card: NeuronCard) -> Iterator[Example]:
+def _steer(run: Run, card: NeuronCard) -> Iterator[ExampleQuestion]:
     if trigger := _told(run, card):
         strongest = f"{card.sides[0].examples[0].coefficient:.3g}"
         changes: tuple[tuple[str, dict[str, str]], ...] = (
@@ -256,18 +256,20 @@ def _steer(run: Run, card: NeuronCard) -> Iterator[Example]:
         )
         for change, given in changes:
             asked = {"prompt": trigger.prompt, "neuron": str(card.id)}
-            yield Example(f"{card.id} {change}", f"behind “{trigger.name}”", asked | given)
+            yield ExampleQuestion(f"{card.id} {change}", f"behind “{trigger.name}”", asked | given)
 
 
-def _test(run: Run, card: NeuronCard) -> Iterator[Example]:
+def _test(run: Run, card: NeuronCard) -> Iterator[ExampleQuestion]:
     triggers, common, model = _triggers(run, card), _Common(run), run.manifest.model
     of_all = f"of its {len(triggers)} strongest {SIGN[card.sides[0].polarity]} triggers"
-    every: list[tuple[float, Example]] = []
+    every: list[tuple[float, ExampleQuestion]] = []
 
     def add(worth: float, said: str, count: int, where: str, pattern: str) -> None:
         if count >= LEAST * len(triggers):
             given = {"neuron": str(card.id), "pattern": pattern}
-            every.append((worth * count, Example(f"{card.id}: {said}", f"{count} {of_all} {where}", given)))
+            every.append(
+                (worth * count, ExampleQuestion(f"{card.id}: {said}", f"{count} {of_all} {where}", given))
+            )
 
     ends: dict[str, list[_Trigger]] = {}
     for trigger in triggers:
@@ -279,10 +281,10 @@ def _test(run: Run, card: NeuronCard) -> Iterator[Example]:
             spec = f"word:{word}" if _whole(run, ends[word]) else f"folded:{_quoted([word])}"
             add(1, f"“{word}”", len(ends[word]), "end so", spec)
     words = [word for word in ranked if _whole(run, ends[word])][:WORDS]
-    some = [trigger for word in words for trigger in ends[word]]
-    if len(words) > 1 and common.enough(some):
+    spoken = [trigger for word in words for trigger in ends[word]]
+    if len(words) > 1 and common.enough(spoken):
         spec = f"words:{','.join(words)}"
-        add(0.5, f"{', '.join(words[:3])} …", len(some), f"end with one of {len(words)} words", spec)
+        add(0.5, f"{', '.join(words[:3])} …", len(spoken), f"end with one of {len(words)} words", spec)
     follows = Counter(trigger.next_token for trigger in triggers if trigger.next_token is not None)
     for token, count in follows.most_common(1) if not model.bidirectional else ():
         text = run.vocabulary.text([token])
@@ -329,38 +331,40 @@ def _shares(run: Run) -> np.ndarray:
     return np.bincount(tokens, minlength=run.manifest.model.vocabulary) / max(len(tokens), 1)
 
 
-def _search(run: Run, card: NeuronCard) -> Iterator[Example]:
+def _search(run: Run, card: NeuronCard) -> Iterator[ExampleQuestion]:
     words = run.vocabulary
     for token in card.writes(card.sides[0].polarity)[:1]:
         text = words.text([token.id])
         if text.strip() and _typed(text) and token.id in words.ids(text):
-            yield Example(
+            yield ExampleQuestion(
                 words.label(token.id), f"a token that {card.id} promotes", {"q": text, "by": "promotes"}
             )
     if trigger := _told(run, card):
-        yield Example(f"“{trigger.active}”", f"a text that triggers {card.id}",
+        yield ExampleQuestion(f"“{trigger.active}”", f"a text that triggers {card.id}",
                       {"q": trigger.active, "by": "trigger"})  # fmt: skip
-        yield Example(str(card.id), "neurons with the same triggers", {"q": str(card.id), "by": "like"})
+        yield ExampleQuestion(
+            str(card.id), "neurons with the same triggers", {"q": str(card.id), "by": "like"}
+        )
 
 
-def _sql(run: Run, card: NeuronCard) -> Iterator[Example]:
+def _sql(run: Run, card: NeuronCard) -> Iterator[ExampleQuestion]:
     polarity, at = card.sides[0].polarity, f"layer = {card.layer} and neuron = {card.neuron}"
     if card.sides[0].stored:
-        yield Example(f"where {card.id} is triggered", "its strongest triggers, with the titles of their documents", {
+        yield ExampleQuestion(f"where {card.id} is triggered", "its strongest triggers, with the titles of their documents", {
             "q": f"select rank, coefficient, title, position\nfrom triggers join contexts using (context) "
             f"join documents using (document)\nwhere {at} and polarity = {polarity} order by rank limit 20"
         })  # fmt: skip
-    yield Example(f"what {card.id} writes", "the tokens of its value", {
+    yield ExampleQuestion(f"what {card.id} writes", "the tokens of its value", {
         "q": f'select rank, text as token, logit, probability\nfrom "values" join vocabulary using (token)\n'
         f"where {at} and polarity = {polarity} order by rank limit 20"
     })  # fmt: skip
-    yield Example(f"neurons of layer {card.layer}", "those with the heaviest tails", {
+    yield ExampleQuestion(f"neurons of layer {card.layer}", "those with the heaviest tails", {
         "q": f"select 'L' || layer || 'N' || neuron as neuron, kurtosis, min, max, positive_fraction\nfrom neurons "
         f"where layer = {card.layer} order by kurtosis desc nulls last limit 20"
     })  # fmt: skip
 
 
-_PAGES: dict[str, Callable[[Run, NeuronCard], Iterator[Example]]] = {
+_PAGES: dict[str, Callable[[Run, NeuronCard], Iterator[ExampleQuestion]]] = {
     "explain": _explain,
     "text": _text,
     "steer": _steer,

@@ -33,7 +33,7 @@ from fastapi import FastAPI
 from mnemoscope import children, files
 from mnemoscope.atlas import live
 from mnemoscope.atlas.examples import MOST as EXAMPLES
-from mnemoscope.atlas.examples import Example, examples
+from mnemoscope.atlas.examples import ExampleQuestion, examples
 from mnemoscope.atlas.index import indexed
 from mnemoscope.atlas.library import Library
 from mnemoscope.atlas.pages import add_pages
@@ -183,7 +183,7 @@ class _Folder:
                 f"{name}.html", bytes(self.site.html(Answer("filled.html", dict, shown)).body).decode()
             )
 
-    def _examples(self) -> list[Example]:
+    def _examples(self) -> list[ExampleQuestion]:
         """Examples of what the search of a folder finds: neurons by a token that they promote."""
         every = (examples("search", self.run, [card]) for card in self.shelf.highlights.cards)
         return [example for of_neuron in every for example in of_neuron if example.given["by"] == "promotes"][

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -10,9 +11,9 @@ from fastapi.responses import StreamingResponse
 from markupsafe import Markup
 
 from mnemoscope.atlas import examples, live
+from mnemoscope.atlas.drawn import as_data, compared
 from mnemoscope.atlas.library import Shelf
 from mnemoscope.atlas.site import Answer, LongText, Site, Words, asked_for, put_data, put_hidden
-from mnemoscope.atlas.studies import as_data, compared
 from mnemoscope.errors import QueryError
 from mnemoscope.exchange import graph
 from mnemoscope.exchange.written import as_json
@@ -24,68 +25,7 @@ COMPARED = "glance"  # what two runs are compared by at first, besides their tri
 
 def add_questions(app: FastAPI, site: Site) -> None:
     """Put the questions under their addresses."""
-
-    def ask(path: str, asked: Asked, given: dict[str, Any], model: bool = True) -> live.LiveQuestion:
-        compute = asked(**given)
-        if compute is None:
-            raise QueryError("asking: nothing was asked; fill in the form")
-        return site.desk.ask(site.library[given["run"]].run, compute, asked_for(path, given), model=model)
-
-    def question(
-        path: str,
-        lowered: Callable[[Any, Shelf], Markup] = site.inside,
-        data: Callable[[Any], Any] = lambda answer: answer.to_dict(),
-        *,
-        model: bool = True,
-    ) -> Callable[[Asked], Asked]:
-        """Put a question under an address: a page with its form, the events of its answer, and its data.
-
-        What is decorated makes of the parameters what is to be computed, or None while too little is given.
-
-        lowered, data  an answer as a part of the page, and as JSON
-        model          whether the model is needed; without it, packages may be that are not `light`
-        """
-        name = path.rpartition("/")[2]
-
-        def put(asked: Asked) -> Asked:
-            def as_page(run: str, **given: Any) -> Response:
-                shelf = site.library[run]
-                shown = {
-                    "shelf": shelf,
-                    "given": given,
-                    "asked": asked(run=run, **given) is not None,
-                    "query": urlencode(
-                        {name: value for name, value in given.items() if value is not None}, True
-                    ),
-                }
-                if model:
-                    named = given.get("neuron") or given.get("neurons") or ""
-                    shown |= {
-                        "lacks": site.desk.lacks(shelf.run)
-                        or examples.refused(name, shelf.run.manifest.model),
-                        "examples": () if shown["asked"] else examples.known(name, shelf, named),
-                        "page": name,
-                    }
-                return site.html(Answer(f"{name}.html", dict, shown))
-
-            def as_events(**given: Any) -> Response:
-                shelf = site.library[given["run"]]
-                events = _stream(ask(path, asked, given, model), lambda answer: lowered(answer, shelf))
-                return StreamingResponse(
-                    events, media_type="text/event-stream", headers={"cache-control": "no-store"}
-                )
-
-            put_data(
-                app,
-                f"{path}.json",
-                asked,
-                lambda **given: data(live.answered(ask(path, asked, given, model))),
-            )
-            put_hidden(app, f"{path}/events", asked, as_events)
-            put_hidden(app, path, asked, as_page, light=model)
-            return asked
-
-        return put
+    question = partial(_question, app, site)
 
     @question(EXPLAIN)
     def explain(
@@ -101,7 +41,7 @@ def add_questions(app: FastAPI, site: Site) -> None:
         )
 
     def graph_file(**given: Any) -> Response:
-        text = as_json(graph.graph(live.answered(ask(EXPLAIN, explain, given))))
+        text = as_json(graph.graph(live.answered(_ask(site, EXPLAIN, explain, given))))
         headers = {"content-disposition": 'attachment; filename="graph.json"'}
         return Response(text, media_type="application/json", headers=headers)
 
@@ -153,6 +93,71 @@ def add_questions(app: FastAPI, site: Site) -> None:
             return None
         second = site.library[other].run
         return lambda opened, report: compared(opened, second, only, report)
+
+
+def _ask(site: Site, path: str, asked: Asked, given: dict[str, Any], model: bool = True) -> live.LiveQuestion:
+    compute = asked(**given)
+    if compute is None:
+        raise QueryError("asking: nothing was asked; fill in the form")
+    return site.desk.ask(site.library[given["run"]].run, compute, asked_for(path, given), model=model)
+
+
+def _question(
+    app: FastAPI,
+    site: Site,
+    path: str,
+    lowered: Callable[[Any, Shelf], Markup] | None = None,
+    data: Callable[[Any], Any] = lambda answer: answer.to_dict(),
+    *,
+    model: bool = True,
+) -> Callable[[Asked], Asked]:
+    """Put a question under an address: a page with its form, the events of its answer, and its data.
+
+    What is decorated makes of the parameters what is to be computed, or None while too little is given.
+
+    lowered, data  an answer as a part of the page, and as JSON
+    model          whether the model is needed; without it, packages may be that are not `light`
+    """
+    name = path.rpartition("/")[2]
+
+    def put(asked: Asked) -> Asked:
+        def as_page(run: str, **given: Any) -> Response:
+            shelf = site.library[run]
+            shown = {
+                "shelf": shelf,
+                "given": given,
+                "asked": asked(run=run, **given) is not None,
+                "query": urlencode({name: value for name, value in given.items() if value is not None}, True),
+            }
+            if model:
+                named = given.get("neuron") or given.get("neurons") or ""
+                shown |= {
+                    "lacks": site.desk.lacks(shelf.run) or examples.refused(name, shelf.run.manifest.model),
+                    "examples": () if shown["asked"] else examples.known(name, shelf, named),
+                    "page": name,
+                }
+            return site.html(Answer(f"{name}.html", dict, shown))
+
+        def as_events(**given: Any) -> Response:
+            shelf = site.library[given["run"]]
+            events = _stream(
+                _ask(site, path, asked, given, model), lambda answer: (lowered or site.inside)(answer, shelf)
+            )
+            return StreamingResponse(
+                events, media_type="text/event-stream", headers={"cache-control": "no-store"}
+            )
+
+        put_data(
+            app,
+            f"{path}.json",
+            asked,
+            lambda **given: data(live.answered(_ask(site, path, asked, given, model))),
+        )
+        put_hidden(app, f"{path}/events", asked, as_events)
+        put_hidden(app, path, asked, as_page, light=model)
+        return asked
+
+    return put
 
 
 async def _stream(question: live.LiveQuestion, lower: Callable[[Any], Markup]) -> AsyncIterator[str]:

@@ -53,6 +53,8 @@ _ALONE = {
     "if all of it is on one token, the largest if all tokens are alike.",
     "tokens counted": "How many tokens of the text the statistics are of.",
     "rank": "Place in the list of what is promoted most, or suppressed most; 0 is the first.",
+    "sign": "Of the coefficient that is meant: the value is added where it is positive, and subtracted where it is "
+    "negative.",
     "usual": "Whether this is the sign that most of the neuron's triggers have.",
     "logit": "What the value adds to the score of the token, for a coefficient of 1 with that sign.",
     "probability": "Of the token, when the value alone is read as a distribution over the vocabulary.",
