@@ -221,15 +221,21 @@ def _explain(run: Run, card: NeuronCard) -> Iterator[ExampleQuestion]:
             if mask:
                 space = " " if trigger.active[:1] == " " else ""
                 text = f"{_end(trigger.before)}{space}{mask}{trigger.rest}"
-                yield ExampleQuestion(trigger.name, f"what would stand in place of its last token, which triggers {card.id}",
-                              {"prompt": text})  # fmt: skip
+                yield ExampleQuestion(
+                    trigger.name,
+                    f"what would stand in place of its last token, which triggers {card.id}",
+                    {"prompt": text},
+                )
             return
         read = _read(run, card, trigger, "prompt", whole=card.stack == "encoder")
         yield ExampleQuestion(trigger.name, f"what the model predicts where {card.id} is triggered", read)
         follows = "" if trigger.next_token is None else run.vocabulary.text([trigger.next_token])
         if follows.strip() and _typed(follows) and card.stack != "encoder":
-            yield ExampleQuestion(trigger.name, f"how it comes to “{follows.strip()}”, which follows in the text of the run",
-                          read | {"target": follows})  # fmt: skip
+            yield ExampleQuestion(
+                trigger.name,
+                f"how it comes to “{follows.strip()}”, which follows in the text of the run",
+                read | {"target": follows},
+            )
 
 
 def _mask(run: Run) -> str | None:
@@ -350,18 +356,30 @@ def _search(run: Run, card: NeuronCard) -> Iterator[ExampleQuestion]:
 def _sql(run: Run, card: NeuronCard) -> Iterator[ExampleQuestion]:
     polarity, at = card.sides[0].polarity, f"layer = {card.layer} and neuron = {card.neuron}"
     if card.sides[0].stored:
-        yield ExampleQuestion(f"where {card.id} is triggered", "its strongest triggers, with the titles of their documents", {
-            "q": f"select rank, coefficient, title, position\nfrom triggers join contexts using (context) "
-            f"join documents using (document)\nwhere {at} and polarity = {polarity} order by rank limit 20"
-        })  # fmt: skip
-    yield ExampleQuestion(f"what {card.id} writes", "the tokens of its value", {
-        "q": f'select rank, text as token, logit, probability\nfrom "values" join vocabulary using (token)\n'
-        f"where {at} and polarity = {polarity} order by rank limit 20"
-    })  # fmt: skip
-    yield ExampleQuestion(f"neurons of layer {card.layer}", "those with the heaviest tails", {
-        "q": f"select 'L' || layer || 'N' || neuron as neuron, kurtosis, min, max, positive_fraction\nfrom neurons "
-        f"where layer = {card.layer} order by kurtosis desc nulls last limit 20"
-    })  # fmt: skip
+        yield ExampleQuestion(
+            f"where {card.id} is triggered",
+            "its strongest triggers, with the titles of their documents",
+            {
+                "q": f"select rank, coefficient, title, position\nfrom triggers join contexts using (context) "
+                f"join documents using (document)\nwhere {at} and polarity = {polarity} order by rank limit 20"
+            },
+        )
+    yield ExampleQuestion(
+        f"what {card.id} writes",
+        "the tokens of its value",
+        {
+            "q": f'select rank, text as token, logit, probability\nfrom "values" join vocabulary using (token)\n'
+            f"where {at} and polarity = {polarity} order by rank limit 20"
+        },
+    )
+    yield ExampleQuestion(
+        f"neurons of layer {card.layer}",
+        "those with the heaviest tails",
+        {
+            "q": f"select 'L' || layer || 'N' || neuron as neuron, kurtosis, min, max, positive_fraction\nfrom neurons "
+            f"where layer = {card.layer} order by kurtosis desc nulls last limit 20"
+        },
+    )
 
 
 _PAGES: dict[str, Callable[[Run, NeuronCard], Iterator[ExampleQuestion]]] = {
