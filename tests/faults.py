@@ -57,6 +57,8 @@ class Driver:
         self.pid = os.fork()
         if self.pid == 0:
             _do(work)
+        with suppress(OSError):  # the child does it too; whoever comes first, the group is there from here on
+            os.setpgid(self.pid, self.pid)
 
     def code(self, seconds: float = inf) -> int | None:
         """What it ended with; None if it has not within so many seconds."""
@@ -287,7 +289,7 @@ class Disturbance:
 
     def bucket(self) -> None:
         """Built to a bucket, or built in parts and pushed there; brought back, it is the same."""
-        url = f"s3://bucket/runs/{self.engine}"
+        url = f"s3://bucket{self.place}/{self.engine}"
         if self.engine == "parts":
             self.build(self.place / "near", "parts")
             far = mn.push(self.place / "near", url)
@@ -302,7 +304,7 @@ class Disturbance:
         self.disturb(self._upload)
 
     def _upload(self, path: Path) -> None:
-        url = f"s3://bucket/{path.name}"
+        url = f"s3://bucket{path}"
         while True:
             driver = Driver(lambda: self.build(url, self.engine))
             while doing() != "uploading" and driver.code(0.002) is None:

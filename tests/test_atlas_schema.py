@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,5 +71,7 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
                 assert client.get(path).status_code in (200, 404)
         return held()
 
-    first = read(24)  # until each thread that answers has what it keeps
-    assert read(12) - first < 16_000  # kB, after 1,300 more
+    read(24)  # until each thread that answers has what it keeps
+    after = [read(6) for _ in range(5)]
+    # What leaks grows every time; what the allocator and a late thread take, now and then. In kB, for 650 pages.
+    assert min(later - earlier for earlier, later in pairwise(after)) < 3_000, after

@@ -44,7 +44,7 @@ def disturbed(engine: str, fault: str, model: Path, place: Path) -> dict[str, An
     kills = 1 if fault in ("second", "room") else ASKED or KILLS[engine]
     command = [sys.executable, str(Path(__file__).with_name("faults.py")), engine, fault, str(model)]
     command += [str(place), str(kills)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120 + 90 * kills)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600 + 90 * kills)
     assert done.returncode == 0, done.stderr[-3000:]
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert fault == "bucket" or told["kills"] >= kills
