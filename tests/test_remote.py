@@ -535,6 +535,21 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
     assert "Access Denied" in refused(build, "some model", "some text", URL, error=RemoteError)
 
 
+@pytest.mark.parametrize("refusals", [0, 1, 5, 6])
+def test_what_fails_is_asked_again_six_times(refusals: int, net: SimpleNamespace) -> None:
+    """And no more often; what is final is not asked again."""
+    fsspec.filesystem("memory").pipe_file("/bucket/a", b"x")
+    net.fault = lambda call: (OSError("503 Slow Down"), "before") if call <= refusals else None
+    if refusals < 6:
+        assert Location("memory://bucket/a").read_bytes() == b"x"
+    else:
+        assert "503" in refused(Location("memory://bucket/a").read_bytes, error=RemoteError)
+    assert net.calls == min(refusals + 1, 6)
+    net.calls, net.fault = 0, lambda call: (PermissionError("Access Denied"), "before")
+    assert "Denied" in refused(Location("memory://bucket/a").read_bytes, error=RemoteError)
+    assert net.calls == 1
+
+
 # -- web servers ------------------------------------------------------------------------------------------
 
 
