@@ -36,7 +36,7 @@ from mnemoscope.cli import main
 from mnemoscope.errors import RunMissing
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PATIENCE = 60.0  # seconds after which a command that was told to stop has not
+PATIENCE = 120.0  # seconds after which a command that was told to stop has not
 MINED = ("model", "--corpus", "text.txt", "--dtype", "fp32", "--top", "5")
 _PROMPT = "The capital of France is"
 
@@ -81,7 +81,6 @@ COMMANDS = {
     "trace": Command(f"trace run '{_PROMPT}' --html page.html", ("page.html",)),
     "export": Command("export run --to openai --layer 0 -o out", ("out",)),
     "site": Command("site run -o out", ("out",)),
-    "annotate": Command("annotate run --neurons 8 --prefixes 5 --out a.jsonl", ("a.jsonl", "a.key.json"), same=False),
     "removal": Command("removal copy --documents 8", ("copy",), ("copy",)),
     "patterns": Command("patterns copy --budget 400", ("copy",), ("copy",)),
     "study": Command("study -o copy --fast --only refinement,contributions", ("copy", "copy/report.html"), ("copy",)),
