@@ -10,7 +10,7 @@ import shutil
 import sys
 import threading
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
@@ -36,7 +36,7 @@ from mnemoscope.mine import build as building
 from mnemoscope.mine.build import build
 from mnemoscope.records import Progress
 from mnemoscope.run import remote, writing
-from mnemoscope.run.reading import Run, open_run, uploaded
+from mnemoscope.run.reading import Run, _SortedTable, open_run, uploaded
 from mnemoscope.run.schemas import MANIFEST
 from mnemoscope.text import sources
 from mnemoscope.text.corpus import load_corpus
@@ -213,32 +213,25 @@ def test_what_was_read_is_read_from_the_cache(run: Run, net: SimpleNamespace) ->
     assert net.bytes == fetched
 
 
-def test_what_a_card_fetches_does_not_grow_with_the_run(
+def test_a_card_reads_the_row_groups_that_it_needs(
     net: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the row groups that it needs, of a run four times as large, once the footers are there."""
-    monkeypatch.setattr(writing, "GROUP_ROWS_DEFAULT", 400)
-    monkeypatch.setattr(writing, "GROUP_ROWS", dict.fromkeys(("neurons", "histograms"), 8))
-    monkeypatch.setattr(location, "_END", 2_000)
-    fetched, whole = [], []
-    for neurons in (8, 32):
-        near = make_run(tmp_path / str(neurons), neurons=neurons, layers=2)
-        for (
-            name,
-            entry,
-        ) in near.manifest.tables.items():  # of the same text and tokens, which every card needs
-            if name not in ("vocabulary", "contexts", "documents"):
-                whole.append((neurons, entry.bytes))
-        url = f"memory://bucket/runs/{neurons}"
-        mn.push(near.path, url)
-        far = mn.open_run(url)
-        for table in far._tables.values():
-            assert table.metadata
-        net.bytes = 0
-        far.neuron(1, 3)
-        fetched.append(net.bytes)
-    grown = sum(size * (1 if neurons == 32 else -1) for neurons, size in whole)
-    assert fetched[1] - fetched[0] < grown / 10, (fetched, grown)
+    """Of tables by neuron one or two that lie beside each other, however many there are."""
+    monkeypatch.setattr(writing, "GROUP_ROWS_DEFAULT", 100)
+    monkeypatch.setattr(writing, "GROUP_ROWS", dict.fromkeys(("neurons", "histograms"), 4))
+    mn.push(make_run(tmp_path / "many", neurons=16, layers=2).path, URL)
+    far, asked = mn.open_run(URL), dict[str, set[int]]()
+    read = _SortedTable._read_groups
+
+    def watched(table: _SortedTable, groups: Sequence[int], *columns: Any) -> pa.Table:
+        asked.setdefault(table.name, set()).update(groups)
+        return read(table, groups, *columns)
+
+    monkeypatch.setattr(_SortedTable, "_read_groups", watched)
+    far.neuron(1, 3)
+    for name in ("neurons", "histograms", "triggers", "values"):
+        count = far._tables[name].metadata.num_row_groups
+        assert 1 <= len(asked[name]) <= 2 < count / 2, (name, asked[name], count)
 
 
 def test_what_is_kept_is_checked(run: Run, net: SimpleNamespace) -> None:
