@@ -16,6 +16,7 @@ import pytest
 import typer
 from synthetic import make_run
 from tiny import model_folder, texts
+from typer.testing import CliRunner
 
 import mnemoscope as mn
 from mnemoscope import api
@@ -179,6 +180,33 @@ def test_demo_builds_the_sample(monkeypatch: pytest.MonkeyPatch, folder: Path, t
     demo = COUNTERPARTS["demo"](None, folder, tmp_path)  # type: ignore[arg-type]
     assert isinstance(demo, mn.Run)
     assert 0 < demo.manifest.corpus.tokens <= 60
+
+
+def test_demo_ends_with_the_run_in_the_browser(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    """The last line says how it is opened; with --serve it is served, and its address opened."""
+    monkeypatch.setattr(api, "SAMPLE_MODEL", str(folder))
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(texts(40)))
+    monkeypatch.setattr(api, "SAMPLE_TEXT", str(text))
+    served: list[Any] = []
+
+    def serve(run: mn.Run, ready: Callable[[str], None]) -> None:
+        served.append(run.path)
+        ready("http://127.0.0.1:1/")
+
+    monkeypatch.setattr(api, "serve", serve)
+    monkeypatch.setattr("webbrowser.open", served.append)
+    for options in ([], ["--serve"]):
+        run = tmp_path / f"run{len(options)}"
+        call = CliRunner().invoke(
+            app, ["demo", "-o", str(run), "--limit", "400", *options], catch_exceptions=False
+        )
+        assert call.exit_code == 0
+        last = call.output.strip().splitlines()
+        assert (served == [run, "http://127.0.0.1:1/"]) == bool(options)
+        assert f"mnemoscope serve {run}" in " ".join(last[-2:]) or options
 
 
 # -- a run --------------------------------------------------------------------------------------------------

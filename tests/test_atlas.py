@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import io
 import json
 import os
@@ -51,9 +52,9 @@ from mnemoscope.views.page import environment
 
 HERE = "http://127.0.0.1:8321"
 PAGES = (
-    "", "/layers/0", "/layers/1?sort=max&order=up&where=kurtosis%3E0", "/neurons/L1N3", "/search", "/search?q=a",
-    "/search?q=%20capital&by=trigger", "/sql", "/sql?q=select+1", "/explain", "/text", "/steer", "/test",
-    "/study", "/study/glance", "/compare", "/annotate", "/notes",
+    "", "/layers", "/begin", "/layers/0", "/layers/1?sort=max&order=up&where=kurtosis%3E0", "/neurons/L1N3",
+    "/search", "/search?q=a", "/search?q=%20capital&by=trigger", "/sql", "/sql?q=select+1", "/explain", "/text",
+    "/steer", "/test", "/study", "/study/glance", "/compare", "/annotate", "/notes", "/graph", "/shade", "/related",
 )  # fmt: skip
 
 
@@ -88,13 +89,80 @@ def test_names_of_this_machine_are_answered(client: TestClient, host: str) -> No
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:8321", "", "127.0.0.1:x", "::1"]
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "evil.example:8321",
+        "",
+        "127.0.0.1:x",
+        "::1",
+        "localhost.",
+        "127.0.0.1:80:80",
+        "[::1]:x",
+        "[::1].evil.example",
+        "[::1",
+        "0.0.0.0",
+        "127.1",
+        "127.0.0.2:8321",
+        "localhost@evil.example",
+        "evil.example#127.0.0.1",
+        "localhost, evil.example",
+        "127.0.0.1 ",
+        "\t127.0.0.1:8321",
+    ],
 )
 def test_other_names_are_not(client: TestClient, host: str) -> None:
-    """A name that somebody points to this machine is refused whatever is asked."""
+    """A name that somebody points to this machine is refused whatever is asked, and however."""
     for path in ("/", "/static/atlas.js", "/api.json", "/nothing"):
         answer = client.get(path, headers={"host": host})
         assert answer.status_code == 400 and "answers to" in answer.text
+    for method in ("HEAD", "OPTIONS", "POST", "PROPFIND"):
+        assert client.request(method, "/runs.json", headers={"host": host}).status_code == 400
+
+
+@pytest.mark.parametrize("name", ["host", "sec-fetch-site", "origin"])
+def test_a_header_that_comes_twice_is_none_that_is_known(client: TestClient, name: str) -> None:
+    """Whichever of the two stands first: servers and browsers differ in which one they believe."""
+    good, bad = {"host": ("127.0.0.1", "evil.example"), "sec-fetch-site": ("none", "cross-site")}.get(
+        name, (HERE, "http://evil.example")
+    )
+    for pair in ((good, bad), (bad, good), (good, good)):
+        headers = [(name, value) for value in pair] + ([] if name == "host" else [("host", "127.0.0.1:8321")])
+        assert client.post("/runs.json", headers=headers).status_code == (400 if name == "host" else 403)
+
+
+_LINK = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+_FRAME = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "none", "same-origin", None])
+@pytest.mark.parametrize(
+    ("how", "opened"),
+    [
+        (_LINK, True),
+        (_FRAME, False),
+        ({"sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}, False),
+        ({"sec-fetch-mode": "cors", "sec-fetch-dest": "empty", "origin": "http://evil.example"}, False),
+        ({"sec-fetch-mode": "no-cors", "sec-fetch-dest": "document"}, False),
+        ({}, False),
+    ],
+)
+def test_a_link_from_anywhere_opens_and_nothing_is_loaded_into_other_pages(
+    run: mn.Run, client: TestClient, site: str | None, how: dict[str, str], opened: bool
+) -> None:
+    """What another site's page loads inside itself could not be read there, but would make the model work; a frame is
+    for notebooks."""
+    headers = how | ({} if site is None else {"sec-fetch-site": site})
+    wanted = 200 if opened or site not in ("cross-site", "same-site") else 403
+    for path in ("/runs.json", "/runs/a-run/explain"):
+        answer = client.get(path, headers=headers)
+        assert answer.status_code == wanted
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    assert client.head("/runs.json", headers=headers).status_code == (405 if wanted == 200 else 403)
+    assert client.options("/runs.json", headers=headers).status_code == (405 if wanted == 200 else 403)
+    framed = TestClient(create([run], frames=guard.NOTEBOOKS), base_url=HERE)
+    assert framed.get("/runs.json", headers=headers).status_code == (200 if how == _FRAME else wanted)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +179,7 @@ def test_other_names_are_not(client: TestClient, host: str) -> None:
         ({}, 405),
     ],
 )
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "TRACE"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "TRACE", "PROPFIND", "QUERY", "X"])
 def test_only_pages_from_here_may_change_anything(
     client: TestClient, method: str, headers: dict[str, str], status: int
 ) -> None:
@@ -158,18 +226,34 @@ def test_bodies_have_a_limit(client: TestClient) -> None:
     reader = TestClient(guard.Guard(reads), base_url=HERE)
     assert reader.post("/", content=iter([large[:-1], b"y", b"z"])).status_code == 413
     assert reader.post("/", content=iter([b"x"])).text == "read"
+    note = "/runs/a-run/neurons/L1N3/note.json"
+    answer = client.post(note, content=iter([large]), headers={"content-type": "application/json"})
+    assert answer.status_code == 413 and "longer than" in answer.text
 
 
 def test_others_need_the_word(run: mn.Run) -> None:
     """Where others can ask, every address begins with a secret; links have it, and without it nothing is there."""
     outside = TestClient(create([run], secret="word"), base_url="http://192.0.2.7", follow_redirects=True)
     assert outside.get("/").status_code == outside.get("/runs.json").status_code == 404
-    assert outside.get("/wordy/runs.json").status_code == 404
+    for wrong in (
+        "/wordy/runs.json",
+        "/wor/runs.json",
+        "/WORD/runs.json",
+        "//word/runs.json",
+        "/w%C3%B6rd/",
+        "/xword/",
+    ):
+        assert outside.get(wrong).status_code == 404, wrong
+    assert outside.post("/runs.json").status_code == outside.options("/runs.json").status_code == 404
     page = outside.get("/word/")
     assert page.status_code == 200
     links = [part.split('"')[0] for part in page.text.split('href="')[1:]]
     assert all(link.startswith(("/word/", "#", "data:")) for link in links), links
     assert outside.get("/word/static/atlas.css").status_code == 200
+    first, again = (
+        outside.get("/word/runs/a-run/layers/1") for _ in range(2)
+    )  # compressed, and kept meanwhile
+    assert first.headers["content-encoding"] == "gzip" and again.text == first.text
 
 
 @pytest.mark.parametrize(
@@ -320,7 +404,7 @@ def test_points_keep_the_order_of_their_statistics(values: list[tuple[float, flo
         places = [sign * point[k] for point in drawn.points]
         order = sorted(range(len(values)), key=lambda number: values[number][k])
         assert all(places[a] <= places[b] for a, b in pairwise(order))
-    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y, _ in drawn.points)
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y, *_ in drawn.points)
     for axis in (drawn.x, drawn.y):
         low, high = sorted((axis.start, axis.start + axis.length))
         assert all(low <= place <= high for place, _ in axis.ticks)
@@ -451,6 +535,106 @@ def test_openapi_lists_the_data(client: TestClient) -> None:
         "/runs/{run}/neurons/{address}.json",
         "/runs/{run}/explain.json",
     } <= set(schema["paths"])
+    routes = client.app.app.routes  # type: ignore[attr-defined]
+    answers = {(method, route.path) for route in routes for method in route.methods - {"HEAD"}}
+    listed = {(method.upper(), path) for path, methods in schema["paths"].items() for method in methods}
+    assert listed == {pair for pair in answers if pair[1].endswith(".json") and pair[1] != "/api.json"}
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            assert operation["description"], (method, path)
+            names = {parameter["name"] for parameter in operation.get("parameters", ())}
+            assert set(re.findall(r"{(\w+)}", path)) <= names and "request" not in names
+
+
+def test_addresses_of_data_are_listed_for_people(client: TestClient, run: mn.Run) -> None:
+    """On a page, with what each gives; where a secret is needed it stands in them."""
+    page, schema = html.unescape(client.get("/api").text), client.get("/api.json").json()
+    for path, methods in schema["paths"].items():
+        assert f"<code>{path}</code>" in page
+        assert all(operation["description"] in page for operation in methods.values())
+    outside = TestClient(create([run], secret="word"), base_url="http://192.0.2.7")
+    assert "<code>/word/runs.json</code>" in outside.get("/word/api").text
+    assert outside.get("/word/api.json").json()["servers"] == [{"url": "/word"}]
+
+
+def test_no_page_is_heavy_without_its_data(client: TestClient) -> None:
+    """What every page loads, with a page that holds nothing: a third of a megabyte at most, and most are far below."""
+    folder = Path(guard.__file__).parent / "static"
+    shared = sum(len(client.get(f"/static/{file.name}").content) for file in folder.iterdir())
+    shared += len(client.get("/static/pages.css").content)
+    for path in ("/explain", "/text", "/graph", "/search", "/sql", "/annotate", "/notes", "/study"):
+        assert shared + len(client.get(f"/runs/a-run{path}").content) < 300_000, path
+    assert shared < 150_000
+
+
+def test_tables_of_findings_are_had_whole(run: mn.Run) -> None:
+    """By the links of the page, which shows their first rows."""
+    client = TestClient(create([run, run]), base_url=HERE)
+    report_of = {
+        "/runs/a-run/study/distributions": run.measured("distributions"),
+    }
+    for page, report in report_of.items():
+        text = client.get(page).text
+        for section in report.sections:
+            for finding in section.findings:
+                for kind, read in (("csv", pl.read_csv), ("parquet", pl.read_parquet)):
+                    (link,) = re.findall(rf'href="([^"]*finding={finding.id}&amp;as={kind})"', text)
+                    frame = read(io.BytesIO(client.get(link.replace("&amp;", "&")).content))
+                    assert frame.shape == finding.frame.shape and frame.columns == finding.frame.columns
+    assert client.get("/runs/a-run/study/distributions/file?finding=none").status_code == 404
+
+
+# -- values under the mouse ---------------------------------------------------------------------------------------
+
+
+def test_every_column_of_a_distribution_says_how_many(client: TestClient, run: mn.Run) -> None:
+    """In its own range; together they are all that was counted."""
+    page = client.get("/runs/a-run/neurons/L1N3").text
+    (chart,) = re.findall(r'<svg class="wide".*?</svg>', page, re.DOTALL)
+    titles = re.findall(r"<title>(\S+) to (\S+): ([\d,]+)</title>", chart)
+    assert len(titles) > 10
+    total = sum(int(count.replace(",", "")) for *_, count in titles)
+    assert total == pytest.approx(run["L1N3"].histogram.total, rel=0.03)
+    ends = [tuple(float(end.replace("−", "-")) for end in pair[:2]) for pair in titles]
+    assert all(low < high for low, high in ends) and ends == sorted(ends)
+
+
+def test_marks_of_figures_say_their_values() -> None:
+    """Bars, points and cells do, lines by points that are not seen; numbers are as short as they are elsewhere."""
+    import altair as alt
+
+    from mnemoscope.views.charts import INK, data, svg
+
+    base = alt.Chart(data([{"layer": 0, "nats": 0.123456789}, {"layer": 1, "nats": -2.0}]))
+    base = base.encode(x="layer:Q", y="nats:Q")
+    bars = svg(base.mark_bar(color=INK), "bars")
+    assert bars.count("<title>") == 2 and "<title>layer: 0; nats: 0.123</title>" in bars
+    assert "<title>" not in svg(base.mark_line(color=INK), "a line")
+    assert svg(base.mark_point(color=INK, filled=True, opacity=0), "points").count("<title>") == 2
+
+
+def test_figures_of_a_study_and_of_layers_say_their_values(client: TestClient, run: mn.Run) -> None:
+    """On every page that has some: no figure is without."""
+    figures = re.findall(
+        r"<figure.*?</figure>", client.get("/runs/a-run/study/distributions").text, re.DOTALL
+    )
+    assert figures and all("<title>" in figure for figure in figures)
+    strips = re.findall(r"<svg.*?</svg>", client.get("/runs/a-run/layers").text, re.DOTALL)
+    cells = [len(layer.cells) for layer in Library([run]).shelves["a-run"].overview.layers if layer.neurons]
+    assert [
+        len(re.findall(r"<title>\d[\d,]*: \S+ to \S+, \S+ to \S+</title>", strip)) for strip in strips
+    ] == cells
+    points = re.findall(
+        r"<circle[^>]*><title>(\w+): max (\S+), kurtosis (\S+)</title>",
+        client.get("/runs/a-run/layers/1").text,
+    )
+    assert len(points) > 60
+    (known,) = (
+        run.table("neurons").filter((pl.col("layer") == 1) & (pl.col("neuron") == 5)).collect().to_dicts()
+    )
+    assert [float(value.replace("−", "-")) for name, *pair in points if name == "L1N5" for value in pair] == [
+        pytest.approx(known["max"], rel=0.01), pytest.approx(known["kurtosis"], rel=0.01)
+    ]  # fmt: skip
 
 
 # -- what results show, inside a page ---------------------------------------------------------------------------
@@ -556,10 +740,11 @@ def test_who_goes_away_stops_the_work(desk: live.Desk, run: mn.Run) -> None:
     assert slow.begun.wait(10)
     second = desk.ask(run, waits)
     third = desk.ask(run, last)
-    assert second.events.get(timeout=5) == ("waiting", 0) and third.events.get(timeout=5) == ("waiting", 1)
+    assert second.events.get(timeout=5) == ("waiting", 1) and third.events.get(timeout=5) == ("waiting", 2)
     second.stop()
     first.stop()
     assert slow.ended.wait(10)
+    assert third.events.get(timeout=5) == ("waiting", 1)  # the second one's turn has come, and the line moved
     last.free.set()
     assert live.answered(third) == "done"
     assert not waits.begun.is_set()
@@ -575,17 +760,84 @@ def test_too_many_questions_are_refused(desk: live.Desk, run: mn.Run) -> None:
         desk.ask(run, _Slow())
     for question in waiting:
         question.stop()
-    slow.free.set()
     last = _Slow()
     last.free.set()
-    for _ in range(200):
-        try:
-            assert live.answered(desk.ask(run, last)) == "done"
-            break
-        except QueryError:
-            time.sleep(0.02)
-    else:
-        pytest.fail("the line stayed full")
+    asked = desk.ask(run, last)  # at once, though the first one is still computed
+    assert asked.events.get(timeout=5) == ("waiting", 1) and not slow.ended.is_set()
+    with pytest.raises(QueryError, match="was stopped"):
+        live.answered(waiting[0])
+    slow.free.set()
+    assert live.answered(asked) == "done"
+
+
+def test_what_two_ask_at_once_is_computed_once(desk: live.Desk, run: mn.Run) -> None:
+    """As from two tabs of one address: who comes second waits for the first one's answer, and gets it."""
+    computed: list[int] = []
+
+    def ask(number: int) -> live.LiveQuestion:
+        return desk.ask(run, lambda run, report: computed.append(number) or number, "the same")
+
+    slow = _Slow()
+    desk.ask(run, slow)
+    assert slow.begun.wait(10)
+    both = [ask(1), ask(2)]
+    slow.free.set()
+    assert [live.answered(question) for question in both] == [1, 1] and computed == [1]
+
+
+def test_another_model_is_loaded_for_other_weights(run: mn.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a run was built anew in its folder, the model of the old one is not asked."""
+    loaded: list[str] = []
+
+    def load(self: mn.Run, source: Any) -> str:
+        loaded.append(self.manifest.model.weights_sha256)
+        return "a model"
+
+    monkeypatch.setattr(mn.Run, "load_model", load)
+    desk, opened = live.Desk(), mn.open_run(run.path)
+
+    def ask() -> Any:
+        return live.answered(desk.ask(opened, lambda run, report: run._model))
+
+    assert ask() == ask() == "a model" and len(loaded) == 1
+    model = opened.manifest.model.model_copy(update={"weights_sha256": "1" * 64})
+    opened.manifest = opened.manifest.model_copy(update={"model": model})
+    assert ask() == "a model" and loaded[1:] == ["1" * 64]
+    desk.close()
+
+
+@pytest.mark.parametrize("path", ["/runs/a-run/explain.json", "/runs/a-run/explain/graph"])
+def test_who_waits_for_data_and_goes_away_stops_the_work(
+    run: mn.Run, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is closed while the answer is computed: the model is free for the next question."""
+    slow = _Slow()
+    monkeypatch.setattr(live.Desk, "_with_model", lambda self, run: run)
+    monkeypatch.setattr(mn.Run, "explain", lambda self, *_, report, **__: slow(self, report))
+    application, sent = create([run]), []
+
+    async def ask() -> None:
+        messages = iter([{"type": "http.request", "body": b""}])
+
+        async def receive() -> Any:
+            for message in messages:
+                return message
+            if not slow.begun.is_set():
+                await asyncio.sleep(60)  # whoever looks whether there is something does not wait
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"prompt=a",
+            "headers": [(b"host", b"127.0.0.1")], "http_version": "1.1", "scheme": "http", "root_path": "",
+            "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "asgi": {"version": "3.0"},
+        }  # fmt: skip
+        await asyncio.wait_for(application(scope, receive, send), 20)
+
+    awaited(ask())
+    assert slow.ended.wait(10)
 
 
 def test_an_answer_is_kept(desk: live.Desk, run: mn.Run) -> None:

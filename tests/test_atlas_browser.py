@@ -39,26 +39,42 @@ PATHS = (
     "/compare",
     "/annotate",
     "/notes",
+    "/layers",
+    "/search?q=L1N3&by=like",
+    "/graph",
+    "/../../api",
+)
+BOTH_ENDS = LOOKS[::3]  # wide and light, narrow and dark
+ANSWERS = (  # pages with an answer of the model, and what it shows
+    ("/explain?prompt=The+capital+of&foil=+city&ablate=2", ".mn-explain"),
+    ("/text?text=The+capital+of+France", ".mn-trace h4"),
+    ("/text?context=0&neurons=L1N3", ".mn-trace ruby a"),
+    ("/graph?prompt=The+capital+of&least=0.3", ".mn-graph"),
+    ("/shade?neuron=L1N3&triggers=3", ".mn-text i"),
+    ("/related?neuron=L1N3", ".answer table"),
+    ("/test?neuron=L1N3&pattern=word:capital", ".answer :text('capital'), [data-failed]"),
 )
 WAIT = 60_000  # milliseconds for an answer of the model
 
 
 class Server:
-    """Runs served in a thread of this process."""
+    """Runs served in a thread of this process, under addresses that begin with a secret if there is one."""
 
-    def __init__(self, *runs: mn.Run) -> None:
+    def __init__(self, *runs: mn.Run, secret: str = "") -> None:
         import uvicorn
 
         from mnemoscope.atlas.app import create
 
-        self.server = uvicorn.Server(uvicorn.Config(create(runs), port=0, log_level="error", ws="none"))
+        self.server = uvicorn.Server(
+            uvicorn.Config(create(runs, secret=secret), port=0, log_level="error", ws="none")
+        )
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         while not self.server.started:
             assert self.thread.is_alive()
             threading.Event().wait(0.02)
         port = self.server.servers[0].sockets[0].getsockname()[1]
-        self.address = f"http://127.0.0.1:{port}"
+        self.address = f"http://127.0.0.1:{port}{secret and '/'}{secret}"
 
     def close(self) -> None:
         self.server.should_exit = True
@@ -147,6 +163,23 @@ def test_pages_can_be_read_by_everyone(
         assert page.locator("main b:has-text('season'), main script").count() == 0
 
 
+@pytest.mark.parametrize(("width", "scheme"), BOTH_ENDS)
+def test_answers_can_be_read_by_everyone(
+    browser: Any, address: str, axe: str, width: int, scheme: str
+) -> None:
+    """What comes from the model is as readable as the pages it comes to, and no wider than the window."""
+    for path, seen in ANSWERS:
+        with Reader(browser, address, width, scheme) as reader:
+            page = reader.open(f"/runs/built{path}")
+            page.wait_for_selector(seen, timeout=WAIT)
+            page.evaluate(axe)
+            problems = page.evaluate(
+                "async () => (await axe.run()).violations.map((v) => [v.id, v.nodes.map((n) => n.html)])"
+            )
+            assert problems == [], path
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
 @pytest.mark.parametrize("scripts", [True, False])
 def test_a_name_says_what_it_means(browser: Any, address: str, scripts: bool) -> None:
     """By the keyboard and by a finger, with scripts or without: beside the name, inside the window, until Escape."""
@@ -185,10 +218,13 @@ def test_the_bar_is_one_line(browser: Any, address: str, width: int) -> None:
     context.close()
 
 
-def test_a_neuron_is_found_by_what_it_promotes(browser: Any, address: str, built: mn.Run) -> None:
+@pytest.mark.parametrize(("width", "scheme"), BOTH_ENDS)
+def test_a_neuron_is_found_by_what_it_promotes(
+    browser: Any, address: str, built: mn.Run, width: int, scheme: str
+) -> None:
     """A token is typed into the box, the first neuron of the list is opened, and its card says the token."""
     token = built.neuron("L1N3").promoted[0].text.replace("·", " ")
-    with Reader(browser, address) as reader:
+    with Reader(browser, address, width, scheme) as reader:
         page = reader.open("/runs/built")
         page.keyboard.press("/")
         page.keyboard.type(token)
@@ -202,9 +238,10 @@ def test_a_neuron_is_found_by_what_it_promotes(browser: Any, address: str, built
         assert page.locator(".mn-value .mn-token").first.is_visible()
 
 
-def test_keys_lead_through_neurons_and_layers(browser: Any, address: str) -> None:
+@pytest.mark.parametrize(("width", "scheme"), BOTH_ENDS)
+def test_keys_lead_through_neurons_and_layers(browser: Any, address: str, width: int, scheme: str) -> None:
     """j and k, g l, ?, and an address in the box."""
-    with Reader(browser, address) as reader:
+    with Reader(browser, address, width, scheme) as reader:
         page = reader.open("/runs/built/neurons/L1N3")
         page.keyboard.press("j")
         page.wait_for_url("**/neurons/L1N4")
@@ -225,9 +262,10 @@ def test_keys_lead_through_neurons_and_layers(browser: Any, address: str) -> Non
         page.wait_for_url("**/neurons/L0N2")
 
 
-def test_a_layer_is_filtered_and_sorted(browser: Any, address: str) -> None:
+@pytest.mark.parametrize(("width", "scheme"), BOTH_ENDS)
+def test_a_layer_is_filtered_and_sorted(browser: Any, address: str, width: int, scheme: str) -> None:
     """By the form and by the heads of columns; the address holds all of it."""
-    with Reader(browser, address) as reader:
+    with Reader(browser, address, width, scheme) as reader:
         page = reader.open("/runs/hostile/layers/1")
         page.locator("input[name=where]").first.fill("max>0.5")
         page.locator("select[name=sort]").select_option("std")
@@ -262,14 +300,18 @@ def test_a_part_of_the_picture_becomes_conditions(browser: Any, address: str) ->
         page.mouse.up()
         page.wait_for_url("**where=**")
         assert sorted(page.locator(".scatter circle").all_text_contents()) == sorted(inside)
-        name = page.locator(".scatter circle").first.text_content()
+        name, _, values = page.locator(".scatter circle").first.text_content().partition(": ")
+        assert re.fullmatch(r"std [\d.,e-]+, mean [\d.,e−-]+", values)
         page.locator(".scatter a").first.click()
         page.wait_for_url(f"**/neurons/{name}")
 
 
-def test_a_prediction_is_explained_and_leads_to_neurons(browser: Any, address: str) -> None:
+@pytest.mark.parametrize(("width", "scheme"), BOTH_ENDS)
+def test_a_prediction_is_explained_and_leads_to_neurons(
+    browser: Any, address: str, width: int, scheme: str
+) -> None:
     """A foil is added; the address opens the same in another browser; bars have their widths from the script."""
-    with Reader(browser, address) as reader:
+    with Reader(browser, address, width, scheme) as reader:
         page = reader.open("/runs/built/explain")
         page.locator("textarea").fill("The capital of France is")
         page.locator("main form button").click()
@@ -284,7 +326,7 @@ def test_a_prediction_is_explained_and_leads_to_neurons(browser: Any, address: s
         link, headline = page.url.removeprefix(address), page.locator(".headline").text_content()
         page.locator(".mn-explain a.neuron").first.click()
         page.wait_for_url("**/neurons/L*")
-    with Reader(browser, address) as other:
+    with Reader(browser, address, width, scheme) as other:
         page = other.open(link)
         page.wait_for_selector(".mn-explain", timeout=WAIT)
         assert page.locator(".headline").text_content() == headline
@@ -350,6 +392,174 @@ def test_a_page_is_kept_as_one_file(browser: Any, address: str, tmp_path: Path) 
         context.close()
 
 
+def test_what_is_kept_does_not_tell_the_secret(browser: Any, built: mn.Run, tmp_path: Path) -> None:
+    """A page that is saved where others can ask holds nothing of the word that lets them; nor does a request say from
+    which page it came."""
+    server = Server(built, secret="the-secret-word")
+    try:
+        for path in ("/neurons/L1N3", "/layers/1", "/search?q=a"):
+            with Reader(browser, server.address) as reader:
+                said: list[Any] = []
+                reader.page.on(
+                    "request", lambda request, said=said: said.append(request.headers.get("referer"))
+                )
+                page = reader.open(f"/runs/built{path}")
+                with page.expect_download() as download:
+                    page.get_by_role("button", name="save").click()
+                download.value.save_as(tmp_path / "page.html")
+                assert set(said) == {None}
+            text = (tmp_path / "page.html").read_text()
+            assert "the-secret-word" not in text and f"/runs/built{path.partition('?')[0]}" in text
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), BOTH_ENDS)
+def test_tables_pictures_and_commands_are_taken(
+    browser: Any, address: str, tmp_path: Path, width: int, scheme: str
+) -> None:
+    """By the mouse and by keys: a table as text or CSV, a picture as a file of its own in its colours, a command."""
+
+    def taken(page: Any, name: str) -> Path:
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name, exact=True).click()
+        download.value.save_as(tmp_path / download.value.suggested_filename)
+        return tmp_path / download.value.suggested_filename
+
+    with Reader(browser, address, width, scheme) as reader:
+        reader.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page = reader.open("/runs/hostile/layers/1")
+        page.locator(".scroll table td").first.hover()
+        rows = page.locator(".scroll tbody tr").count()
+        page.get_by_role("button", name="copy the table").click()
+        lines = page.evaluate("navigator.clipboard.readText()").split("\n")
+        assert len(lines) == rows + 1 and lines[0].startswith("neuron\tkurtosis")
+        assert {line.count("\t") for line in lines} == {lines[0].count("\t")}
+        table = taken(page, "the table as CSV").read_text()
+        assert table.splitlines()[1].split(",")[0] == lines[1].split("\t")[0]
+        page.locator(".scatter .ground").hover(position={"x": 3, "y": 3})
+        drawn = taken(page, "the picture as SVG")
+        assert "var(" not in drawn.read_text() and "href" not in drawn.read_text()
+        alone = reader.context.new_page()
+        alone.goto(drawn.as_uri())
+        assert alone.locator("circle").count() == page.locator(".scatter circle").count()
+        colour = "(all) => getComputedStyle(all[all.length - 1]).fill"
+        shown = page.locator(".scatter circle").evaluate_all(colour)
+        assert alone.locator("circle").evaluate_all(colour) == shown
+        alone.close()
+        page = reader.open("/runs/hostile/neurons/L1N3")
+        page.locator("details summary").last.click()
+        code = page.locator(".mn-card code").first
+        code.hover()
+        page.get_by_role("button", name="copy the text").click()
+        assert page.evaluate("navigator.clipboard.readText()") == code.inner_text().strip()
+        page = reader.open("/runs/hostile/layers/1")
+        page.locator(".scroll").focus()
+        page.keyboard.press(
+            "Tab"
+        )  # to the bar, which stands behind what it is about; then the table's own links
+        for _ in range(400):
+            if page.evaluate("document.activeElement.ariaLabel") == "copy the table":
+                break
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert page.evaluate("navigator.clipboard.readText()").startswith("neuron\t")
+        page.keyboard.press("Escape")
+        assert page.locator(".tools").is_hidden()
+        reader.wrong = [line for line in reader.wrong if "file://" not in line]
+
+
+@pytest.mark.parametrize(("width", "scheme"), BOTH_ENDS)
+def test_a_prediction_is_worked_with(browser: Any, address: str, width: int, scheme: str) -> None:
+    """Target and foil by a click on a likely token; its graph, a pin and a threshold; the address holds all of it."""
+    with Reader(browser, address, width, scheme) as reader:
+        page = reader.open("/runs/built/explain?prompt=The+capital+of")
+        page.wait_for_selector(".mn-explain", timeout=WAIT)
+        second = page.locator(".mn-chances .target").nth(1)
+        label = second.inner_text()
+        second.click()
+        page.wait_for_url("**target=**")
+        page.wait_for_selector(".mn-answer", timeout=WAIT)
+        assert page.locator(".mn-answer bdi").inner_text() == label
+        page.locator(".mn-chances .foil").first.click()
+        page.wait_for_url("**foil=**")
+        page.wait_for_selector("[id$=against-1]", timeout=WAIT)
+        page.get_by_role("link", name="work with its graph").click()
+        page.wait_for_selector(".mn-graph", timeout=WAIT)
+        before = page.locator(".mn-graph path").count()
+        name = page.locator(".mn-graph .neuron a.neuron").first.text_content()
+        page.get_by_role("link", name=f"pin {name}").click()
+        page.wait_for_url("**pin=**")
+        page.wait_for_selector(".mn-graph .pinned", timeout=WAIT)
+        page.locator("input[name=least]").fill("0.9")
+        page.locator("main form button").click()
+        page.wait_for_url("**least=0.9**")
+        page.wait_for_selector(".mn-graph .pinned", timeout=WAIT)
+        assert page.locator(".mn-graph path").count() < before
+        assert page.locator(".mn-graph .pinned").first.text_content().strip().endswith("●")
+        page.get_by_role("link", name="show all of").first.click()
+        page.wait_for_url("**whole=**")
+        page.wait_for_selector(".mn-graph .pinned", timeout=WAIT)
+        link, nodes = page.url.removeprefix(address), page.locator(".mn-graph g").count()
+        page.locator(f".mn-graph a.neuron[href$='/{name}']").click()
+        page.wait_for_url(f"**/neurons/{name}")
+        page.locator("#explained a").first.wait_for()
+        assert "nats" in page.locator("#explained").text_content()
+    with Reader(browser, address, width, scheme) as other:
+        page = other.open(link)
+        page.wait_for_selector(".mn-graph .pinned", timeout=WAIT)
+        assert page.locator(".mn-graph g").count() == nodes
+
+
+def test_a_trigger_leads_to_a_clicked_token(browser: Any, address: str) -> None:
+    """From a card to its context with the neuron along it, and on to the most unusual neurons at one of its tokens."""
+    with Reader(browser, address) as reader:
+        page = reader.open("/runs/built/neurons/L1N3")
+        page.locator("a.source").first.click()
+        page.wait_for_url("**context=**")
+        token = page.locator(".mn-trace ruby a").nth(9)
+        token.wait_for(timeout=WAIT)
+        token.click()
+        page.wait_for_url("**#token-9")
+        page.wait_for_selector("#token-9", timeout=WAIT)
+        page.wait_for_function(
+            "Math.abs(document.getElementById('token-9').getBoundingClientRect().top) < innerHeight"
+        )
+        page.locator(".answer a.neuron").first.click()
+        page.wait_for_url("**/neurons/L*")
+
+
+def test_a_connection_that_breaks_off_is_said(
+    browser: Any, built: mn.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question is not asked again behind the reader's back; the page says what happened."""
+    begun, asked = threading.Semaphore(0), []
+
+    def slow(self: Any, *_: Any, report: Any, **__: Any) -> None:
+        asked.append(self)
+        begun.release()
+        for step in range(100_000):
+            report(Progress("working", step, 100_000, "steps"))
+            threading.Event().wait(0.01)
+
+    monkeypatch.setattr(live.Desk, "_with_model", lambda self, run: run)
+    monkeypatch.setattr(type(built), "explain", slow)
+    server = Server(built)
+    with Reader(browser, server.address) as reader:
+        page = reader.open("/runs/built/explain?prompt=The")
+        assert begun.acquire(timeout=20)
+        page.locator(".told:text-matches('^working')").wait_for()
+        server.server.force_exit = True
+        server.close()
+        page.locator("[data-failed]").wait_for()
+        assert page.locator(".told").text_content() in (
+            "the connection broke off", "asking the model: the question was stopped; ask it again",
+        )  # fmt: skip
+        page.wait_for_timeout(1500)
+        assert len(asked) == 1
+        reader.wrong = [line for line in reader.wrong if "ERR_" not in line]
+
+
 def test_a_long_question_is_stopped(browser: Any, built: mn.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its button and by leaving the page: the work ends, and the next question is answered."""
     begun, ended = threading.Semaphore(0), threading.Semaphore(0)
@@ -382,9 +592,10 @@ def test_a_long_question_is_stopped(browser: Any, built: mn.Run, monkeypatch: py
         server.close()
 
 
-def test_a_pattern_is_tested(browser: Any, address: str) -> None:
+@pytest.mark.parametrize(("width", "scheme"), BOTH_ENDS)
+def test_a_pattern_is_tested(browser: Any, address: str, width: int, scheme: str) -> None:
     """A claim about a neuron, or why it cannot be tested, comes to the same page."""
-    with Reader(browser, address) as reader:
+    with Reader(browser, address, width, scheme) as reader:
         page = reader.open("/runs/built/test?neuron=L1N3&pattern=word:capital")
         page.wait_for_selector(".answer :text('capital'), [data-failed]", timeout=WAIT)
         page = reader.open(f"/runs/built/test?neuron=L1N3&pattern={quote('regex:(')}")
@@ -392,9 +603,10 @@ def test_a_pattern_is_tested(browser: Any, address: str) -> None:
         assert "does not compile" in page.locator(".told").text_content()
 
 
-def test_a_statement_is_answered(browser: Any, address: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("width", "scheme"), BOTH_ENDS)
+def test_a_statement_is_answered(browser: Any, address: str, tmp_path: Path, width: int, scheme: str) -> None:
     """As a table, and as a file."""
-    with Reader(browser, address) as reader:
+    with Reader(browser, address, width, scheme) as reader:
         page = reader.open("/runs/hostile/sql")
         page.locator("textarea").fill(
             "select layer, count(*) as neurons from neurons group by layer order by layer"
@@ -408,9 +620,10 @@ def test_a_statement_is_answered(browser: Any, address: str, tmp_path: Path) -> 
     assert (tmp_path / "answer.csv").read_text().splitlines()[:2] == ["layer,neurons", "0,70"]
 
 
-def test_two_runs_are_compared(browser: Any, address: str) -> None:
+@pytest.mark.parametrize(("width", "scheme"), BOTH_ENDS)
+def test_two_runs_are_compared(browser: Any, address: str, width: int, scheme: str) -> None:
     """One is chosen from the list, and figures come with both names."""
-    with Reader(browser, address) as reader:
+    with Reader(browser, address, width, scheme) as reader:
         page = reader.open("/runs/hostile/compare")
         page.locator("select[name=only]").select_option("distributions")
         page.locator("main form button").click()

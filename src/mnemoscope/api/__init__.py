@@ -558,7 +558,8 @@ def families() -> list[Outcome]:
 
 
 def check(model: ModelSource, **loading: Any) -> ModelFacts:
-    """Load a model and say what is known of it: family, sizes, and the error of its parts' sum (`self_check`).
+    """Load a model and say what is known of it: family, sizes, the error of its parts' sum (`self_check`), and what
+    TransformerLens calls its coefficients, where it has a name for them.
 
     loading  as in `load_model`; `ModelNotSupported` if the parts do not add up to the logits
     """
@@ -566,8 +567,12 @@ def check(model: ModelSource, **loading: Any) -> ModelFacts:
     from mnemoscope.model.model import Model
 
     loaded = model if isinstance(model, Model) else load_model(model, **loading)
+    entry = loaded.entry()
+    named = not (entry.units or entry.experts or entry.encoder_layers)
     return ModelFacts(
-        loaded.entry().model_dump() | {"known_family": loaded.anatomy.known, "dtype": loaded.dtype}
+        entry.model_dump()
+        | {"known_family": loaded.anatomy.known, "dtype": loaded.dtype}
+        | {"coefficients": "blocks.LAYER.mlp.hook_post in TransformerLens" if named else None}
     )
 
 

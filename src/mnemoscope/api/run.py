@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mnemoscope.prediction.steered import Steered
     from mnemoscope.studies.findings.removal import Removal
     from mnemoscope.studies.measures.positions import Sizes
+    from mnemoscope.tracing.relatives import Relatives
     from mnemoscope.tracing.traced import Trace
 
     Address: TypeAlias = str | tuple[int, int]
@@ -233,9 +234,10 @@ class Run(StoredRun):
 
     def trace(
         self,
-        text: str,
+        text: str = "",
         neuron: Address | Sequence[Address] | None = None,
         *,
+        context: int | None = None,
         decoder_prompt: str = "",
         top: int = 5,
         model: ModelSource | None = None,
@@ -243,6 +245,7 @@ class Run(StoredRun):
     ) -> Trace:
         """How neurons see a text of your own: given ones along it, or the most unusual ones of each of its tokens.
 
+        context  instead of a text: the number of one of the run's
         neuron  one address or several, as in `neuron`; None for the most unusual by the run's own distributions
         top     how many of these
         decoder_prompt  of an encoder-decoder: what its decoder has written so far; without it the encoder alone is told
@@ -250,10 +253,61 @@ class Run(StoredRun):
         `QueryError` for a text without two tokens or longer than the model reads, and for an address that is none.
         """
         wanted = [self._address(address) for address in addresses(neuron)]
+        options: dict[str, Any] = {"decoder_prompt": decoder_prompt, "top": top, "report": report}
+        if context is not None:
+            if text or decoder_prompt:
+                raise QueryError(
+                    "tracing a text: {context} is one of the run's own; leave out the other text",
+                    context=context,
+                )
+            options["tokens"] = self.contexts([context])[context].tokens.tolist()
+            text = "".join(self.vocabulary.pieces(options["tokens"]))
         from mnemoscope.tracing.trace import trace
 
-        options: dict[str, Any] = {"decoder_prompt": decoder_prompt, "top": top, "report": report}
         return trace(self._loaded(model), text, run=self, neurons=wanted, **options)
+
+    def shaded(
+        self,
+        neuron: Address,
+        *,
+        examples: int = 12,
+        window: tuple[int, int] = (48, 16),
+        model: ModelSource | None = None,
+        report: Report | None = None,
+    ) -> NeuronCard:
+        """The card of a neuron with the coefficient of every token of its examples, which the model reads again;
+        `examples` and `window` as in `neuron`.
+
+        `QueryError` for a mixture, an encoder-decoder, and units that are not neurons.
+        """
+        from mnemoscope.exchange import shaded
+
+        shaded.check(self)
+        card = self.neuron(self._address(neuron), examples=examples, window=window)
+        return shaded.shaded(self, card, self._loaded(model), report)
+
+    def related(
+        self,
+        neuron: Address,
+        *,
+        count: int = 10,
+        seed: int = 0,
+        model: ModelSource | None = None,
+        report: Report | None = None,
+    ) -> Relatives:
+        """Neurons that are near to one by their weights: by value, by key, and those before and after it.
+
+        count  of each list
+        seed   of the other neurons and the random directions from which the same is looked for
+
+        `QueryError` for units that are not neurons. See `find(like=...)` for those with the same triggers.
+        """
+        address = self._address(neuron)
+        check_least("looking for relatives", 1, count=count)
+        self.check_neurons("looking for relatives in")
+        from mnemoscope.tracing.related import related
+
+        return related(self._loaded(model), self, address, count=count, seed=seed, report=report)
 
     def export(
         self,

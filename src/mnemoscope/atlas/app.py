@@ -1,15 +1,16 @@
 """The server: its addresses, files and failures.
 
-Every page has its data at the same address with `.json` behind it; `/api.json` (OpenAPI) lists these.
+Every page has its data at the same address with `.json` behind it; `/api.json` (OpenAPI) lists these, and `/api` does
+for people.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -24,7 +25,7 @@ from mnemoscope.atlas.library import Library, Shelf, preparing
 from mnemoscope.atlas.pages import add_pages
 from mnemoscope.atlas.processes import PageProcesses
 from mnemoscope.atlas.questions import add_questions
-from mnemoscope.atlas.site import Site, style
+from mnemoscope.atlas.site import Answer, Site, style
 from mnemoscope.atlas.studies import add_studies
 from mnemoscope.errors import MnemoscopeError, RunError, RunMismatch
 
@@ -65,7 +66,14 @@ def create(
         processes.close()
         await asyncio.to_thread(desk.close)
 
-    app = FastAPI(title="mnemoscope", docs_url=None, redoc_url=None, openapi_url="/api.json", lifespan=life)
+    app = FastAPI(
+        title="mnemoscope",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api.json",
+        servers=[{"url": prefix}] if prefix else None,
+        lifespan=life,
+    )
     if secret:  # on one machine, to compress takes longer than to send
         app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)
     site.elsewhere = processes.made
@@ -74,6 +82,7 @@ def create(
     add_studies(app, site)
     add_annotation(app, site)
     _add_files(app)
+    _add_api(app, site)
     _add_failures(app, site)
     return guarded(app, secret, frames)
 
@@ -87,6 +96,20 @@ def _add_files(app: FastAPI) -> None:
         if name not in files or files[name].suffix not in _TYPES:
             raise HTTPException(404, f"there is no file {name!r}")
         return Response(files[name].read_bytes(), media_type=_TYPES[files[name].suffix])
+
+
+def _add_api(app: FastAPI, site: Site) -> None:
+    @app.get("/api", include_in_schema=False, response_model=None)
+    def api() -> Response:
+        return site.html(Answer("api.html", dict, {"operations": list(_operations(app.openapi()))}))
+
+
+def _operations(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What OpenAPI lists, a row each: method, path, what it says, and the names of its parameters."""
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            names = [each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"]
+            yield {"method": method.upper(), "path": path, "says": operation["description"], "names": names}
 
 
 def _add_failures(app: FastAPI, site: Site) -> None:

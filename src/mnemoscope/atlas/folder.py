@@ -55,7 +55,7 @@ TOKENS = 64  # tokens whose neurons are
 NEURONS = 40  # of each token
 MOST = Most(examples=12, between=10, tokens=20)
 WINDOW = (48, 16)  # tokens of text around an example
-FILES = ("page.js", "folder.js", "atlas.css")
+FILES = ("page.js", "tools.js", "folder.js", "atlas.css")
 _DOING = "writing the site"
 _TITLE = re.compile(r'(class="mn-term" popovertarget="[^"]*") title="[^"]*"')
 _LINK = re.compile(r'(href|src|action|data-root|data-layer)="/(static/|runs/[^"/]+/?)([^"]*)"')

@@ -2,13 +2,15 @@
 
 A page of another site can make a browser ask a server on this machine. It cannot read the answer, but it could make
 the model work or write notes, and a host name that it points here could read. So a request is answered only under a
-name of this machine, and one that could change something only from a page of this server. There are no cookies.
+name of this machine, one that could change something only from a page of this server, and what a page of another site
+loads inside itself not at all: a link there opens, a picture or a script there is refused. There are no cookies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
+from secrets import compare_digest
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 SAFE = ("GET", "HEAD", "OPTIONS")
+OURS = ("same-origin", "none")  # sites that browsers say who ask from here, or by hand
 MOST_BYTES = 8 << 20  # of a request's body: a sheet of annotations has one or two million
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -32,7 +35,7 @@ HEADERS = {
 }
 
 
-class _TooLarge(Exception):  # noqa: N818 - never seen outside
+class _TooLarge(BaseException):  # never seen outside; an application that reads a body catches exceptions
     pass
 
 
@@ -48,6 +51,7 @@ class Guard:
         self, app: ASGIApp, hosts: Iterable[str] | None = LOOPBACK, prefix: str = "", frames: str = NOBODY
     ) -> None:
         self.app, self.prefix = app, prefix
+        self._framed = frames != NOBODY
         self._headers = HEADERS | {"content-security-policy": POLICY + frames}
         self.hosts = None if hosts is None else frozenset(hosts)
 
@@ -78,22 +82,42 @@ class Guard:
 
     def refusal(self, scope: Scope) -> tuple[HTTPStatus, str] | None:
         """Why a request is not answered, or None."""
-        said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        said = _said(scope["headers"])
         host = said.get("host", "")
         if self.hosts is not None and _name(host) not in self.hosts:
             return HTTPStatus.BAD_REQUEST, (
                 f"asking for the host {host!r}: this server answers to {', '.join(sorted(self.hosts))} only"
             )
-        path = scope["path"]
-        if self.prefix and path != self.prefix and not path.startswith(f"{self.prefix}/"):
+        if self.prefix and not self._knows(scope["path"]):
             return HTTPStatus.NOT_FOUND, "the address lacks the word that was printed when the server began"
         changes = scope["type"] == "websocket" or scope["method"] not in SAFE
         if changes and not _from_here(said, host):
             return HTTPStatus.FORBIDDEN, "a page of another site asked for this; open the address yourself"
+        if not changes and not self._opened(said):
+            return (
+                HTTPStatus.FORBIDDEN,
+                "a page of another site has this inside it; open the address yourself",
+            )
         length = said.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length) > MOST_BYTES:
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _TOO_LARGE
         return None
+
+    def _opened(self, said: dict[str, str]) -> bool:
+        """Whether a reader opened this: by a page from here, by hand, or by a link from anywhere, which leaves the page
+        that has it; in a frame only where frames are allowed."""
+        if said.get("sec-fetch-site", "none") in OURS:
+            return True
+        page = said.get("sec-fetch-dest") == "document" or self._framed
+        return page and said.get("sec-fetch-mode") == "navigate"
+
+    def _knows(self, path: str) -> bool:
+        """Whether a path begins with the prefix; how long this takes does not tell how much of the word was right."""
+        begins, rest = path[: len(self.prefix)], path[len(self.prefix) :]
+        return compare_digest(begins.encode("utf-8", "replace"), self.prefix.encode()) and rest[:1] in (
+            "",
+            "/",
+        )
 
     def _inside(self, scope: Scope) -> Scope:
         if not self.prefix:
@@ -110,6 +134,15 @@ def guarded(app: ASGIApp, secret: str, frames: str = NOBODY) -> Guard:
 _TOO_LARGE = f"the request is longer than {MOST_BYTES:,} bytes; send less"
 
 
+def _said(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers by name; one that comes twice says both, and then is neither a host nor a site that is known."""
+    said: dict[str, str] = {}
+    for name, value in headers:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        said[key] = f"{said[key]}, {text}" if key in said else text
+    return said
+
+
 def _name(host: str) -> str:
     """A host without its port."""
     name, colon, port = host.rpartition(":")
@@ -119,7 +152,7 @@ def _name(host: str) -> str:
 def _from_here(said: dict[str, str], host: str) -> bool:
     site = said.get("sec-fetch-site")
     if site is not None:
-        return site in ("same-origin", "none")
+        return site in OURS
     origin = said.get("origin")
     return origin is None or origin.partition("://")[2] == host
 

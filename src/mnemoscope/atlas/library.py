@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from mnemoscope.api.run import Run
     from mnemoscope.display import Report
+    from mnemoscope.neuron.card import NeuronCard
     from mnemoscope.neuron.find import Hits
     from mnemoscope.results import Highlights
 
@@ -80,7 +81,7 @@ class Shelf:
     """
 
     def __init__(self, name: str, run: Run, annotations: Path | None = None) -> None:
-        self.name, self.run, self._stamp = name, run, stamp(run.place / MANIFEST)
+        self.name, self.run, self.stamp = name, run, stamp(run.place / MANIFEST)
         self.file = LocalFile(beside(run.place, annotations), fingerprint(run))
         self.notes = Notes(self.file, run)
         self.preparing: Progress | None = None  # how far the index is that is being made
@@ -90,7 +91,7 @@ class Shelf:
     def changed(self) -> bool:
         """Whether the run was written anew, or had tables added, since it was put here."""
         with suppress(OSError):  # a run that is gone says so where it is read
-            return stamp(self.run.place / MANIFEST) != self._stamp
+            return stamp(self.run.place / MANIFEST) != self.stamp
         return False
 
     def prepare(self, report: Report) -> None:
@@ -298,6 +299,55 @@ class Shelf:
         return sorted((piece, token) for piece, token in spelled if piece and piece.isprintable())
 
 
+@dataclass(frozen=True)
+class Twin:
+    """The neuron of an address in another run of a model of the same shape.
+
+    alike     whether the weights are the same
+    common    triggers of either sign that it shares, of `stored`, and how many it would by chance: of as many positions
+              drawn at random; None where the runs are not of one text
+    """
+
+    shelf: Shelf
+    alike: bool
+    min: float | None
+    max: float | None
+    kurtosis: float | None
+    common: int | None
+    stored: int
+    expected: float | None
+
+
+def twin(shelf: Shelf, other: Shelf, card: NeuronCard) -> Twin:
+    """The neuron of a card of one run in another one of the same shape."""
+    here, there = shelf.run, other.run
+    one_text = here.manifest.corpus.sha256 == there.manifest.corpus.sha256
+    one_text &= here.manifest.corpus.contexts == there.manifest.corpus.contexts
+    row = {name: values[0] for name, values in there.columns("neurons", card.layer, card.neuron).items()}
+    places = [_places(run, card) for run in (here, there)]
+    counted = max(there.manifest.corpus.counted, 1)
+    by_chance = sum(len(places[0][sign]) * len(places[1][sign]) / counted for sign in (1, -1))
+    return Twin(
+        other,
+        here.manifest.model.weights_sha256 == there.manifest.model.weights_sha256,
+        row["min"],
+        row["max"],
+        row["kurtosis"],
+        sum(len(places[0][sign] & places[1][sign]) for sign in (1, -1)) if one_text else None,
+        sum(map(len, places[0].values())),
+        by_chance if one_text else None,
+    )
+
+
+def _places(run: Run, card: NeuronCard) -> dict[int, set[tuple[int, int]]]:
+    """Where the triggers of a neuron are, by their sign."""
+    columns = run.columns("triggers", card.layer, card.neuron)
+    places: dict[int, set[tuple[int, int]]] = {1: set(), -1: set()}
+    for sign, *place in zip(*(columns[name] for name in ("polarity", "context", "position")), strict=True):
+        places[sign].add((place[0], place[1]))
+    return places
+
+
 class Library:
     """The runs of one server, each under the name of its folder; `annotations` as of a `Shelf`."""
 
@@ -313,6 +363,20 @@ class Library:
         plain = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in folder) or "run"
         names = (plain, *(f"{plain}-{number}" for number in range(2, len(self.shelves) + 2)))
         return next(name for name in names if name not in self.shelves)
+
+    def others(self, shelf: Shelf) -> list[Shelf]:
+        """The other runs of models of the same shape, whose neurons have the same addresses."""
+
+        def shape(of: Shelf) -> tuple[Any, ...]:
+            model = of.run.manifest.model
+            return model.family, model.cells.sizes, model.experts, model.units and model.units.sha256
+
+        names = [
+            name
+            for name, other in self.shelves.items()
+            if other is not shelf and shape(other) == shape(shelf)
+        ]
+        return [self[name] for name in names]
 
     def __getitem__(self, name: str) -> Shelf:
         if name not in self.shelves:

@@ -8,9 +8,9 @@ fragment is escaped, quotation marks too, so that nothing in it is taken for an 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mnemoscope.display import Shown
 
@@ -20,6 +20,11 @@ _HEADING = re.compile(r"(</?h)([34])(?=[ >])")
 _OPENING = re.compile(r"<h([34])(?=[ >])")
 _ADDRESS = r"L\d+(?:E\d+)?N\d+"
 _LINKED = re.compile(rf'<a href="#[^"]*">({_ADDRESS})</a>')
+_CHANCES = re.compile(r'<div class="mn-chances">.*?</div>', re.DOTALL)
+_CANDIDATE = re.compile(r'(?<=<span>)(<bdi class="mn-token"[^>]*>.*?</bdi>)([^<]*)</span>')
+_TOKEN_PLACE = re.compile(r'((?:id="|href="#))mn[0-9a-f]{8}-token-')
+_FOLLOWED = re.compile(r'(<ruby data-at="(\d+)"[^>]*>)([^<]*)<rt>')
+_SOURCE = re.compile(r'<span class="source"( title="[^"]*), context (\d+)">(.*?)</span>')
 _NAMED = re.compile(rf"(<(?:td|th|span|h3|b)(?: [^>]*)?>)({_ADDRESS})(?=[\s<])")
 
 
@@ -48,6 +53,43 @@ def levelled(fragment: str) -> str:
 def walked(fragment: str, href: Callable[[str], str]) -> str:
     """A fragment in which links to other neurons of one page lead to the pages of these."""
     return _LINKED.sub(lambda match: f'<a class="neuron" href="{href(match[1])}">{match[1]}</a>', fragment)
+
+
+def chosen(fragment: str, leads: Sequence[tuple[str, str] | None]) -> str:
+    """A fragment of an explanation whose likely tokens, one after the other, lead to the first of two addresses, and
+    "against" behind each to the second; where that is empty there is none."""
+    fragment = str(fragment)  # to markup, no text could be added
+    begin, end = next((match.span() for match in [_CHANCES.search(fragment)] if match), (0, 0))
+    left = iter(leads)
+
+    def lead(match: re.Match[str]) -> str:
+        pair = next(left, None)
+        if pair is None:
+            return match[0]
+        target, against = (escape(address) for address in pair)
+        more = f'<a class="foil" href="{against}">against</a>' if against else ""
+        return f'<a class="target" href="{target}">{match[1]}</a>{match[2]}{more}</span>'
+
+    return fragment[:begin] + _CANDIDATE.sub(lead, fragment[begin:end]) + fragment[end:]
+
+
+def tokens_lead(fragment: str, address: str) -> str:
+    """A fragment of a trace whose tokens lead to what is said of each at an address; "" for the page itself."""
+    fragment = _TOKEN_PLACE.sub(r"\1token-", str(fragment))
+    where = escape(address)
+    return _FOLLOWED.sub(
+        lambda match: f'{match[1]}<a href="{where}#token-{match[2]}">{match[3]}</a><rt>', fragment
+    )
+
+
+def sourced(fragment: str, href: Callable[[str], str]) -> str:
+    """A fragment whose examples lead from their source to `href` of the context that they are in."""
+    return _SOURCE.sub(
+        lambda match: (
+            f'<a class="source" href="{escape(href(match[2]))}"{match[1]}, context {match[2]}">{match[3]}</a>'
+        ),
+        str(fragment),
+    )
 
 
 def linked(fragment: str, href: Callable[[str], str]) -> str:

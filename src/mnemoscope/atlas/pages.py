@@ -1,11 +1,10 @@
 """Pages that are read from the tables of a run: no model, no torch."""
 
-import io
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import polars as pl
 from fastapi import FastAPI, Query, Response
@@ -13,8 +12,8 @@ from fastapi.responses import RedirectResponse
 
 from mnemoscope.annotation.notes import LENGTH
 from mnemoscope.atlas.examples import examples, known
-from mnemoscope.atlas.library import AXES, PAGE, STATISTICS, Shelf
-from mnemoscope.atlas.site import Answer, LongText, Site, Words, put_data, put_hidden
+from mnemoscope.atlas.library import AXES, PAGE, STATISTICS, Shelf, twin
+from mnemoscope.atlas.site import Answer, FileKind, LongText, Site, Words, download, put_data, put_hidden
 from mnemoscope.errors import MnemoscopeError, QueryError, SheetError
 from mnemoscope.neuron.card import NeuronCard
 from mnemoscope.neuron.find import Hits
@@ -33,8 +32,6 @@ KINDS = {
     "note": "neurons whose note has this text",
     "like": "neurons with the same triggers as this neuron",
 }
-_TYPES = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
-FileKind = Annotated[str, Query(alias="as", pattern=f"^({'|'.join(_TYPES)})$")]
 EVERY = 1_000_000  # triggers, which no neuron has
 
 
@@ -143,7 +140,7 @@ def _add_units(app: FastAPI, site: Site) -> None:
         shelf = library[run]
         conditions = [condition for condition in where or () if condition.strip()]
         frame = shelf.fitting(layer, sort, descending=order == "down", conditions=conditions)
-        return _download(frame, f"{shelf.name}-layer-{layer}", as_)
+        return download(frame, f"{shelf.name}-layer-{layer}", as_)
 
     put_hidden(app, "/runs/{run}/layers/{layer}/file", layer_file, layer_file)
 
@@ -156,6 +153,7 @@ def _add_units(app: FastAPI, site: Site) -> None:
         shown = {
             "shelf": shelf, "card": card, "most": most, "triggers": triggers,
             "note": _noted(lambda: shelf.notes[card.id]), "note_length": LENGTH,
+            "twins": [twin(shelf, other, card) for other in library.others(shelf)],
         }  # fmt: skip
         return Answer("neuron_page.html", card.to_dict, shown, written=True)
 
@@ -163,7 +161,7 @@ def _add_units(app: FastAPI, site: Site) -> None:
         """All stored triggers of a neuron with their text, the strongest of each sign first."""
         shelf = library[run]
         card = shelf.run.neuron(address, examples=EVERY)
-        return _download(pl.DataFrame(_triggers(card)), f"{shelf.name}-{card.id}-triggers", as_)
+        return download(pl.DataFrame(_triggers(card)), f"{shelf.name}-{card.id}-triggers", as_)
 
     put_hidden(app, "/runs/{run}/neurons/{address}/triggers", trigger_file, trigger_file)
 
@@ -237,7 +235,7 @@ def _add_sql(app: FastAPI, site: Site) -> None:
 
     def table(run: str, q: LongText, as_: FileKind = "csv") -> Response:
         """The same as a file."""
-        return _download(library[run].run.sql(q, most=ROWS, seconds=SECONDS), "answer", as_)
+        return download(library[run].run.sql(q, most=ROWS, seconds=SECONDS), "answer", as_)
 
     put_hidden(app, "/runs/{run}/sql/file", table, table)
 
@@ -286,21 +284,3 @@ def _triggers(card: NeuronCard) -> Iterator[dict[str, Any]]:
                 "position": example.position, "before": "".join(example.before), "token": example.active,
                 "next_token": example.next_token, "after": "".join(example.after),
             }  # fmt: skip
-
-
-def _download(frame: pl.DataFrame, name: str, kind: str) -> Response:
-    headers = {"content-disposition": f"attachment; filename*=UTF-8''{quote(f'{name}.{kind}')}"}
-    return Response(_file(frame, kind), media_type=_TYPES[kind], headers=headers)
-
-
-def _file(frame: pl.DataFrame, kind: str) -> bytes:
-    """A frame as a file; in CSV, lists, structs and bytes are text."""
-    file = io.BytesIO()
-    if kind == "parquet":
-        frame.write_parquet(file)
-    else:
-        nested = [name for name, type_ in frame.schema.items() if type_.is_nested() or type_ == pl.Binary]
-        frame.with_columns(
-            pl.Series(name, [str(value) for value in frame[name].to_list()], pl.String) for name in nested
-        ).write_csv(file)
-    return file.getvalue()

@@ -56,11 +56,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Points of a picture: (x, y, neuron); `left` counts neurons that are not shown, undefined or too many."""
+    """Points of a picture: (x, y, neuron, and its two statistics); `left` counts neurons that are not shown, undefined
+    or too many."""
 
     x: Axis
     y: Axis
-    points: list[tuple[float, float, int]]
+    points: list[tuple[float, float, int, float, float]]
     left: int
 
 
@@ -73,5 +74,6 @@ def scatter(frame: pl.DataFrame, x: str, y: str) -> Scatter:
     shown = known.gather_every(-(-known.height // MOST)) if known.height > MOST else known
     across, up = (shown[name].cast(pl.Float64).to_numpy() for name in (x, y))
     axes = Axis.of(x, across, 0, WIDTH), Axis.of(y, up, HEIGHT, -HEIGHT)
-    places = (axes[0].place(across).tolist(), axes[1].place(up).tolist(), shown["neuron"].to_list())
+    values = across.tolist(), up.tolist()
+    places = (axes[0].place(across).tolist(), axes[1].place(up).tolist(), shown["neuron"].to_list(), *values)
     return Scatter(*axes, list(zip(*places, strict=True)), frame.height - shown.height)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import io
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from urllib.parse import quote
 
-from fastapi import FastAPI, Query, Response
+import polars as pl
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from jinja2 import ChoiceLoader, Environment, PackageLoader
 from markupsafe import Markup
@@ -27,6 +31,9 @@ from mnemoscope.run.schemas import MANIFEST
 from mnemoscope.views import report, words
 from mnemoscope.views.page import environment
 
+if TYPE_CHECKING:
+    from mnemoscope.neuron.card import NeuronCard
+
 STYLES = ("theme.css", "card.css", "explanation.css", "trace.css", "printed.css", "study.css", "gallery.css")
 TEXT = 400  # letters of a search
 LONG = 4_000  # of a prompt, or of a statement
@@ -36,6 +43,8 @@ KEPT = 32 << 20  # bytes of pages that are kept
 Elsewhere: TypeAlias = "Callable[[str, Mapping[str, Any]], Response | None]"
 Words = Annotated[str, Query(max_length=TEXT)]
 LongText = Annotated[str, Query(max_length=LONG)]
+_TYPES = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+FileKind = Annotated[str, Query(alias="as", pattern=f"^({'|'.join(_TYPES)})$")]
 REFUSED: dict[int | str, dict[str, Any]] = {
     400: {"description": "The run cannot answer this"},
     404: {"description": "There is no such thing"},
@@ -55,7 +64,7 @@ class KeptPages:
         with self._lock:
             if key in self._pages:
                 self._pages.move_to_end(key)
-                return self._pages[key]
+                return _again(self._pages[key])
         page = make()
         with self._lock:
             if key not in self._pages:
@@ -63,7 +72,14 @@ class KeptPages:
                 self._size += len(page.body)
             while self._size > self._most:
                 self._size -= len(self._pages.popitem(last=False)[1].body)
-        return page
+        return _again(page)
+
+
+def _again(page: Response) -> Response:
+    """A page to be sent, whose headers are its own: what compresses it writes into them."""
+    again = copy.copy(page)
+    again.raw_headers = list(page.raw_headers)
+    return again
 
 
 @dataclass(frozen=True)
@@ -184,6 +200,30 @@ def put_hidden(
     app.get(path, include_in_schema=False, response_model=None)(_like(asked, answer, light))
 
 
+def put_waiting(
+    app: FastAPI,
+    path: str,
+    asked: Callable[..., Any],
+    answer: Callable[..., Awaitable[Response]],
+    *,
+    listed: bool = False,
+) -> None:
+    """Put what takes long under an address, with the parameters of `asked`; `answer` also gets the request, and so can
+    see whether whoever asked is still there."""
+
+    @functools.wraps(asked)
+    async def reply(**arguments: Any) -> Response:
+        return await answer(**arguments)
+
+    signature = inspect.signature(asked, eval_str=True)
+    request = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
+    reply.__signature__ = signature.replace(parameters=[*signature.parameters.values(), request])  # type: ignore[attr-defined]
+    responses = REFUSED if listed else None
+    app.get(
+        path, include_in_schema=listed, response_class=JSONResponse, response_model=None, responses=responses
+    )(reply)
+
+
 def _like(asked: Callable[..., Any], answer: Callable[..., Response], light: bool) -> Callable[..., Response]:
     @functools.wraps(asked)
     def reply(**arguments: Any) -> Response:
@@ -199,6 +239,25 @@ def as_json(data: Any, status: int = 200) -> Response:
     """Data as JSON, which has no NaN and no infinity: null."""
     text = json.dumps(jsonable(data), ensure_ascii=False, allow_nan=False, default=str)
     return Response(text, status, media_type="application/json")
+
+
+def download(frame: pl.DataFrame, name: str, kind: str) -> Response:
+    """A frame as a file to keep."""
+    headers = {"content-disposition": f"attachment; filename*=UTF-8''{quote(f'{name}.{kind}')}"}
+    return Response(_file(frame, kind), media_type=_TYPES[kind], headers=headers)
+
+
+def _file(frame: pl.DataFrame, kind: str) -> bytes:
+    """A frame as a file; in CSV, lists, structs and bytes are text."""
+    file = io.BytesIO()
+    if kind == "parquet":
+        frame.write_parquet(file)
+    else:
+        nested = [name for name, type_ in frame.schema.items() if type_.is_nested() or type_ == pl.Binary]
+        frame.with_columns(
+            pl.Series(name, [str(value) for value in frame[name].to_list()], pl.String) for name in nested
+        ).write_csv(file)
+    return file.getvalue()
 
 
 @functools.cache
@@ -231,20 +290,38 @@ def _templates(site: Site) -> Environment:
         "walked": lambda html, shelf: Markup(
             lowered.walked(str(html), lambda at: site.href(shelf, "neurons", at))
         ),
+        "linked": lambda html, shelf: Markup(
+            lowered.linked(str(html), lambda at: site.href(shelf, "neurons", at))
+        ),
+        "sourced": lambda html, shelf, card: _sourced(site, html, shelf, card),
         "raised": lambda html: Markup(lowered.raised(str(html))),
     }
     return templates
 
 
+def _sourced(site: Site, html: str, shelf: Shelf, card: NeuronCard) -> Markup:
+    """A card whose examples lead to their contexts, and the neuron along them, where a model can be asked."""
+    place = site.href(shelf, "text")
+    return Markup(
+        lowered.sourced(html, lambda context: f"{place}?context={context}&neurons={card.id}")
+        if site.served
+        else html
+    )
+
+
 def _dots(picture: Scatter, layer: int, cells: Cells, run: str) -> Markup:
     """The points of a layer's picture as links: thousands, for which a template takes longer than for all else."""
-    ids = ((x, y, cells.id(layer, neuron)) for x, y, neuron in picture.points)
+    across, up = (axis.name.replace("_", " ") for axis in (picture.x, picture.y))
+    said = (
+        (x, y, cells.id(layer, neuron), f"{across} {words.number(first)}, {up} {words.number(second)}")
+        for x, y, neuron, first, second in picture.points
+    )
     return Markup("\n").join(
         Markup(
             f'<a href="{run}/neurons/{id}" tabindex="-1" aria-label="{id}">'
-            f'<circle cx="{x}" cy="{y}" r="2.2"><title>{id}</title></circle></a>'
+            f'<circle cx="{x}" cy="{y}" r="2.2"><title>{id}: {values}</title></circle></a>'
         )
-        for x, y, id in ids
+        for x, y, id, values in said
     )
 
 

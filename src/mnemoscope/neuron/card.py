@@ -82,6 +82,7 @@ class Example:
     next_token  the token that follows, None at the end of the context
     gate, up  signs of the two branches of a gated neuron, else None
     router_weight  of a trigger in an expert: what the router multiplies the coefficient with
+    around  coefficients of `before`, `active` and `after`, where a model read them again (`Run.shaded`)
     """
 
     coefficient: float
@@ -99,6 +100,7 @@ class Example:
     up: int | None = None
     whole: bool = False  # of an encoder, which had read what follows as well
     router_weight: float | None = None
+    around: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ class NeuronCard(Shown):
     routed: float | None = None  # share of the counted tokens that its expert ran on
     router_weight: float | None = None  # mean over these of what the router multiplies it with
     unit: UnitNote | None = None  # what it is, if it is no neuron
+    python: str = ""  # what `command` shows, as an expression
 
     @property
     def id(self) -> NeuronId:
@@ -276,6 +279,7 @@ def card(
         negative=_side(negative, -1, reader.examples(lists[1])),
         between=reader.examples(between),
         command=shlex.join(["mnemoscope", "show", str(run.path), str(place)]),
+        python=f'mnemoscope.open_run({str(run.path)!r})["{place}"]',
         experts=experts,
         routed=None if experts is None else row["tokens"] / run.manifest.corpus.counted,
         router_weight=_router_weight(run, place),

@@ -49,12 +49,14 @@ def trace(
     *,
     run: Run | None = None,
     neurons: Sequence[tuple[int, int]] = (),
+    tokens: Sequence[int] | None = None,
     decoder_prompt: str = "",
     top: int = 5,
     report: Callable[[Progress], None] | None = None,
 ) -> Trace:
     """Trace a text; see `Trace` for what comes back.
 
+    tokens          what the text was read as, special tokens too, as a run keeps its contexts; None to read it here
     run             a run of the same model, whose distributions say what is unusual
     neurons         those to follow; without any, the `top` most unusual at each token
     decoder_prompt  of an encoder-decoder: what its decoder has written so far; without it the encoder alone is traced
@@ -66,7 +68,7 @@ def trace(
     check_least("tracing a text", 1, top=top)
     chosen = [_address(model, neuron, decoder_prompt) for neuron in neurons]
     model = model if decoder_prompt else model.encoder
-    batch = _batch(model, text, decoder_prompt)
+    batch = _batch(model, text, decoder_prompt) if tokens is None else _context(model, text, list(tokens))
     if run is not None:
         model.check_built(run, "tracing a text by")
     words = vocabulary_of(model.tokenizer, model.anatomy.vocabulary)
@@ -74,7 +76,7 @@ def trace(
     ids = [token for each in read for token in each.tokens[0].tolist()]
     counted = [counts for each in read for counts in each.counted[0].tolist()]
     pieces = words.running(ids)
-    tokens = tuple(
+    traced = tuple(
         TracedToken(position, token, piece or words.label(token), counts)
         for position, (token, piece, counts) in enumerate(zip(ids, pieces, counted, strict=True))
     )
@@ -83,7 +85,7 @@ def trace(
         run=None if run is None else str(run.path),
         corpus=None if run is None else run.manifest.corpus.id,
         text=text,
-        tokens=tokens,
+        tokens=traced,
         neurons=(),
         unusual=(),
         shares={},

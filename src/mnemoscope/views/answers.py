@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mnemoscope.invocation import command
+from mnemoscope.tracing.relatives import RELATIONS
 from mnemoscope.views import claims, words
 from mnemoscope.views.card import card
 from mnemoscope.views.terminal import table
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mnemoscope.records import Kept
     from mnemoscope.results import Annotated, BuildPrice, Highlights, Verification
     from mnemoscope.run.reading import Run
+    from mnemoscope.tracing.relatives import Relatives
 
 _WORDS = ("neuron", "stack", "token", "sign", "about", "pattern", "verdict")
 
@@ -39,6 +41,43 @@ def found(result: Hits) -> RenderableType:
         Text(result.null, style="dim"),
         table(names, rows, left=left, wraps=range(len(names))),
     )
+
+
+def relatives(result: Relatives) -> RenderableType:
+    """Neurons that are near to one by their weights, a table for each relation, under what chance finds."""
+    parts: list[RenderableType] = [
+        Text(f"{result.neuron} of {result.model}: neurons that are near by their weights", style="bold"),
+        Text(
+            "Cosines of directions of the residual stream; a key is the gate's, through the norm's weight before it.",
+            style="dim",
+        ),
+    ]
+    for name, rows in result.lists.items():
+        chance = result.chance[name]
+        parts += [
+            Text(),
+            Text(f"Neurons {RELATIONS[name]}", style="bold"),
+            Text(
+                f"by chance the nearest has {words.number(chance.random)} (of {chance.others} random directions, in "
+                f"the median); of other neurons of the layer {words.number(chance.peers)} in the median and "
+                f"{words.number(chance.high)} in one of twenty",
+                style="dim",
+            ),
+            table(
+                ("neuron", "cosine", "promotes"),
+                (
+                    (
+                        row["neuron"],
+                        Text(words.number(row["cosine"], sign=True)),
+                        Text(" ".join(row["promotes"])),
+                    )
+                    for row in rows.iter_rows(named=True)
+                ),
+                left=(0, 2),
+                wraps=(2,),
+            ),
+        ]
+    return _stacked(*parts)
 
 
 def highlights(result: Highlights) -> RenderableType:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import escape
 
+from mnemoscope.views.words import number
+
 if TYPE_CHECKING:
     import altair as alt
 
-    from mnemoscope.neuron.overview import Overview
+    from mnemoscope.neuron.overview import Cell, Overview
 
 # What charts use: name of the variable, light, dark. No light colour is there twice.
 CHARTS = {
@@ -58,13 +60,19 @@ def strips(overview: Overview) -> Iterator[str]:
     spec = _strip(overview)  # validated once; only its rows differ between layers
     for layer in overview.layers:
         rows = [
-            {"x": c.x, "x2": c.x2, "y": c.y + 3, "y2": c.y2 + 3, "neurons": c.neurons} for c in layer.cells
+            {"x": c.x, "x2": c.x2, "y": c.y + 3, "y2": c.y2 + 3, "neurons": c.neurons, "said": _cell(c)}
+            for c in layer.cells
         ]
         drawn = {**spec, "datasets": {"cells": rows, "normal": [{"y": 3}]}}
         yield svg(
             drawn,
             f"layer {layer.layer}: excess kurtosis against largest |coefficient|, {layer.neurons:,} neurons",
         )
+
+
+def _cell(cell: Cell) -> str:
+    """What a cell of a strip holds, in words."""
+    return f"{cell.neurons:,}: {number(cell.x)} to {number(cell.x2)}, {number(cell.y)} to {number(cell.y2)}"
 
 
 def _strip(overview: Overview) -> dict[str, Any]:
@@ -82,13 +90,14 @@ def _strip(overview: Overview) -> dict[str, Any]:
     shade = alt.Scale(type="log", domain=[1, max(most, 2)], range=[0.22, 1])
     cells = (
         alt.Chart(alt.NamedData("cells"))
-        .mark_rect(color=SIZE, aria=False)
+        .mark_rect(color=SIZE)
         .encode(
             x=alt.X("x:Q", scale=x, axis=alt.Axis(values=_powers(overview.reach), format="~s", title=None)),
             x2="x2:Q",
             y=alt.Y("y:Q", scale=y, axis=ticks),
             y2="y2:Q",
             opacity=alt.Opacity("neurons:Q", scale=shade, legend=None),
+            description="said:N",
         )
     )
     normal = (
@@ -116,7 +125,7 @@ def rendered(drawn: alt.Chart | dict[str, Any]) -> str:
 
 
 def placed(text: str, said: str) -> str:
-    """What was rendered as an element of a page, with what it shows said."""
+    """What was rendered as an element of a page, with what it shows said; under the mouse each mark says its values."""
     return _TAG.sub(_plain, text).replace("<svg", f'<svg role="img" aria-label="{escape(said)}"', 1)
 
 
@@ -134,6 +143,12 @@ def as_file(text: str, kind: str) -> bytes:
 _TAG = re.compile(r"""<(?:[^"'>]|"[^"]*"|'[^']*')*>""")
 # An SVG inside a page needs no namespaces, and so the page names no address at all.
 _LEFT_OUT = re.compile(r"""\s(xmlns(:xlink)?|aria-[a-z]+|role|pointer-events|font-family)="[^"]*\"""")
+# What Vega says of a mark to those who do not see it; of a line or an area it is the first of its points.
+_VALUES = re.compile(
+    r'aria-label="(?P<values>[^"]+)" role="graphics-symbol" aria-roledescription="(?P<mark>[^"]*)"'
+)
+_MANY = ("line", "area", "trail", "axis", "legend", "title", "header")
+_DIGITS = re.compile(r"-?\d+\.\d{3,}(?:e[-+]?\d+)?")
 _COLOUR = re.compile(r'(fill|stroke)="(?!none"|transparent"|url)([^"]*)"')
 _VARIABLES = {shade: name for name, (shade, _) in CHARTS.items()}
 
@@ -141,7 +156,13 @@ _VARIABLES = {shade: name for name, (shade, _) in CHARTS.items()}
 def _plain(tag: re.Match[str]) -> str:
     """A tag without what a page does not need, its numbers in hundredths, its colours those of the page."""
     needed = _COLOUR.sub(_variable, _LEFT_OUT.sub("", tag[0]))
-    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", needed)
+    needed = re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}", needed)
+    said = _VALUES.search(tag[0])
+    if said is None or said["mark"].startswith(_MANY) or not needed.endswith("/>"):
+        return needed
+    values = _DIGITS.sub(lambda digits: number(float(digits[0])), said["values"])
+    name = needed[1:].partition(" ")[0]
+    return f"{needed[:-2]}><title>{values}</title></{name}>"
 
 
 def _variable(colour: re.Match[str]) -> str:

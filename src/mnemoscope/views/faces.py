@@ -36,6 +36,7 @@ def _views() -> dict[type, View]:
     from mnemoscope.prediction.explanation import Explanation
     from mnemoscope.prediction.steered import Steered
     from mnemoscope.studies.findings.removal import Removal
+    from mnemoscope.tracing.relatives import Relatives
     from mnemoscope.tracing.traced import Trace
     from mnemoscope.views import answers, card, claims, findings, page, patterns, scores, steered, trace
 
@@ -43,6 +44,7 @@ def _views() -> dict[type, View]:
         NeuronCard: View(card.card, page.fragment, page.page),
         Explanation: _of_explanations(),
         Hits: _printed(answers.found),
+        Relatives: _printed(answers.relatives),
         Trace: View(trace.terminal, trace.fragment, trace.page),
         Verification: _printed(answers.verification),
         Removal: _printed(findings.removal),

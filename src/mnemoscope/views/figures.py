@@ -29,6 +29,7 @@ _WIDTH, _HEIGHT = 660, 220
 _PANEL = (300, 150)
 _COLUMNS = 2  # panels side by side
 _LAYERS = 200  # numbers of x that are taken to stand a step apart, at most
+_SEEN, _FOUND = 80, 600  # points of a line that are drawn, and that can be pointed at
 _SHADES = 11  # of the key of a heat map
 _LETTER = 5.8  # pixels of a letter of an axis title
 
@@ -202,8 +203,10 @@ def _line(drawing: _Drawing) -> list[Any]:
     line = drawing.base.mark_line(strokeWidth=1.8)
     dashes = {} if figure.null else drawing.varied("strokeDash", _DASHES)  # dashes are what chance gives
     marks.append(line.encode(**common, y=drawing.y(), **dashes))
-    if drawing.rows.height <= 80 * max(len(drawing.names), 1):
-        dots = drawing.base.mark_point(filled=True, size=22, opacity=1)
+    each = drawing.rows.height / max(len(drawing.names), 1)
+    if each <= _FOUND:
+        # Where they would stand too near, they are only found with the mouse, and then say their values.
+        dots = drawing.base.mark_point(filled=True, size=22, opacity=1 if each <= _SEEN else 0)
         marks.append(dots.encode(**common, y=drawing.y(), **drawing.varied("shape", _SHAPES)))
     return marks
 

@@ -65,7 +65,7 @@ def environment() -> Environment:
     templates.filters |= {call.__name__: call for call in wording}
     templates.filters |= {
         "clearest": clearest, "columns": _columns, "direction": _direction, "leading": _leading, "scored": scored,
-        "strength": _strength, "spaces": _spaces,
+        "shade": _shade, "strength": _strength, "spaces": _spaces,
     }  # fmt: skip
     templates.globals |= {
         "colours": charts.COLOURS,
@@ -107,8 +107,18 @@ def _direction(example: Example) -> str:
 
 def _strength(card: NeuronCard, coefficient: float) -> str:
     """How strongly to shade a token: by its share of the neuron's largest |coefficient|."""
+    return f"{0.08 + 0.4 * _share(card, coefficient):.2f}"
+
+
+def _shade(card: NeuronCard, coefficient: float) -> str:
+    """How strongly to shade a token beside the one that triggers: alike, and not at all where it is next to nothing."""
+    return "0" if _share(card, coefficient) < 0.02 else f"{0.48 * _share(card, coefficient):.2f}"
+
+
+def _share(card: NeuronCard, coefficient: float) -> float:
+    """|coefficient| as a share of the neuron's largest, at most 1."""
     reach = max(abs(card.statistics.min or 0.0), abs(card.statistics.max or 0.0))
-    return f"{0.08 + 0.4 * min(abs(coefficient) / reach, 1.0) if reach else 0.08:.2f}"
+    return min(abs(coefficient) / reach, 1.0) if reach else 0.0
 
 
 def _spaces(text: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
@@ -248,7 +249,10 @@ def _bar(share: float, coefficient: float) -> Text:
 
 def fragment(trace: Trace) -> str:
     """A trace with its style, to be put into another page: what a notebook displays."""
-    return _render("trace_fragment.html", trace)
+    # A notebook holds several: the same addresses must not be there twice.
+    return _render(
+        "trace_fragment.html", trace, f"mn{zlib.crc32(f'{trace.model} {trace.text}'.encode()):08x}-"
+    )
 
 
 def page(trace: Trace) -> str:
@@ -256,7 +260,7 @@ def page(trace: Trace) -> str:
     return _render("trace_page.html", trace)
 
 
-def _render(template: str, trace: Trace) -> str:
+def _render(template: str, trace: Trace, prefix: str = "") -> str:
     lines = [
         (token, unusual, shares_line(trace, token.position))
         for token, unusual in zip(trace.tokens, trace.unusual, strict=not trace.neurons)
@@ -266,6 +270,7 @@ def _render(template: str, trace: Trace) -> str:
         .get_template(template)
         .render(
             trace=trace,
+            prefix=prefix,
             lines=lines,
             source=source_line(trace),
             notes=notes(trace),

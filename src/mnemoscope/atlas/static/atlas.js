@@ -150,6 +150,7 @@ if (live) {
     style(answer);
     document.querySelector(".made").hidden = false;
     end("", false);
+    if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
   });
   source.addEventListener("failure", (event) => end(JSON.parse(event.data), true));
   source.onerror = () => end(source.readyState === EventSource.CLOSED ? "the server refused this, or is gone" : "the connection broke off", true);

@@ -1,4 +1,6 @@
 // What every page does in the browser, served or from a folder: styles that the policy lets only a script set, and keys.
+import "./tools.js";
+
 export const style = (place) => {
   for (const element of place.querySelectorAll("[data-style]")) {
     element.style.cssText = element.dataset.style;
@@ -35,17 +37,18 @@ export const keys = (after) => {
 };
 
 // -- the page as one file ----------------------------------------------------------------------------------------
-const GONE = "script, link, nav, form, dialog, noscript, template, .skip, .pages, .live, #preview, [hidden]";
+const GONE = "script, link, nav, form, dialog, noscript, template, .skip, .pages, .live, .tools, #preview, [hidden]";
 const whole = async () => {
   const sheets = [...document.querySelectorAll("link[rel=stylesheet]")].map(async (link) => (await fetch(link.href)).text());
   const page = document.documentElement.cloneNode(true), note = document.querySelector(".note textarea")?.value;
   if (note) page.querySelector(".note").replaceWith(Object.assign(document.createElement("p"), { className: "said", textContent: note }));
   for (const element of page.querySelectorAll(`${GONE}, meta[http-equiv]`)) element.remove();
+  for (const element of page.querySelectorAll("*")) for (const name of Object.keys(element.dataset)) delete element.dataset[name]; // addresses, which may hold the server's secret
   for (const link of page.querySelectorAll("a[href]:not([href^='#'])")) link.removeAttribute("href"); // nobody answers there
   const policy = Object.assign(document.createElement("meta"), { httpEquiv: "Content-Security-Policy", content: "default-src 'none'; style-src 'unsafe-inline'; img-src data:" });
   page.querySelector("meta").after(policy);
   page.querySelector("head").append(Object.assign(document.createElement("style"), { textContent: (await Promise.all(sheets)).join("\n") }));
-  const from = Object.assign(document.createElement("p"), { className: "lead", textContent: `Saved by mnemoscope from ${decodeURIComponent(location.pathname)}${location.search}` });
+  const from = Object.assign(document.createElement("p"), { className: "lead", textContent: `Saved by mnemoscope from ${decodeURIComponent(location.pathname).replace(/^.*?(?=\/runs\/)/, "")}${location.search}` });
   page.querySelector("main").append(from);
   return new Blob(["<!doctype html>\n", page.outerHTML], { type: "text/html" });
 };

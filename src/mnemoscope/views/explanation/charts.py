@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from mnemoscope.views.charts import DIM, INK, LINE, cycled, data, light, series
 from mnemoscope.views.explanation.lower import sheet
 from mnemoscope.views.explanation.sheet import Cargo, Grid, Point, Sheet, Step
+from mnemoscope.views.words import number
 
 if TYPE_CHECKING:
     import altair as alt
@@ -88,9 +89,14 @@ def stream(page: Sheet) -> Any:
         .encode(x=x, x2="to:Q", y=y, y2="end:Q", color=colour)
     )
     dots = (
-        alt.Chart(data({"at": at, "nats": row[0], "step": points[at].step} for at, row in enumerate(values)))
+        alt.Chart(
+            data(
+                {"at": at, "nats": row[0], "step": points[at].step, "said": _said(points[at], names)}
+                for at, row in enumerate(values)
+            )
+        )
         .mark_point(filled=True, size=22, opacity=1)
-        .encode(x=x, y=y, color=colour, shape=series(alt.Shape, "step", _SHAPE))
+        .encode(x=x, y=y, color=colour, shape=series(alt.Shape, "step", _SHAPE), description="said:N")
     )
     tall = 190
     ends = _apart(values[-1], (max(high, 0.0) - low) * 12 / tall or 1.0)
@@ -111,23 +117,31 @@ def stream(page: Sheet) -> Any:
     return alt.vconcat(upper, _ranks(points), spacing=6)
 
 
+def _said(point: Point, names: Sequence[str]) -> str:
+    """A point of the stream in words: log p of the target and of each foil."""
+    values = (point.log_probability, *point.foils)
+    told = ", ".join(f"{name} {number(value)}" for name, value in zip(names, values, strict=True))
+    return f"after {point.name}: log p of {told}; rank {point.rank:,}"
+
+
 def _ranks(points: Sequence[Point]) -> Any:
     import altair as alt
 
-    rows = [{"at": at, "rank": point.rank + 1} for at, point in enumerate(points)]
-    top = max(11, *(row["rank"] for row in rows))
+    rows = [
+        {"at": at, "rank": point.rank + 1, "said": f"{point.name}: rank {point.rank:,}"}
+        for at, point in enumerate(points)
+    ]
+    top = max(11, *(point.rank + 1 for point in points))
     ticks = [tick for tick in (1, 11, 101, 1001, 10001, 100001) if tick <= top]
     axis = alt.Axis(values=ticks, labelExpr="format(datum.value - 1, ',')", title="rank")
     scale = alt.Scale(type="log", domain=[1, top], reverse=True, nice=False)
-    return (
-        alt.Chart(data(rows))
-        .mark_line(interpolate="step-after", color=INK, strokeWidth=1)
-        .encode(
-            x=alt.X("at:Q", scale=_exact(0, len(points) - 1), axis=_stream_axis(points, labels=True)),
-            y=alt.Y("rank:Q", scale=scale, axis=axis),
-        )
-        .properties(width=_WIDTH, height=54)
+    base = alt.Chart(data(rows)).encode(
+        x=alt.X("at:Q", scale=_exact(0, len(points) - 1), axis=_stream_axis(points, labels=True)),
+        y=alt.Y("rank:Q", scale=scale, axis=axis),
     )
+    line = base.mark_line(interpolate="step-after", color=INK, strokeWidth=1)
+    unseen = base.mark_point(filled=True, size=40, opacity=0, color=INK).encode(description="said:N")
+    return alt.layer(line, unseen).properties(width=_WIDTH, height=54)
 
 
 def _stream_axis(points: Sequence[Point], *, labels: bool) -> Any:
