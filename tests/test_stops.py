@@ -24,7 +24,7 @@ from mnemoscope.errors import QueryError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 ASKED = int(os.environ.get("MNEMOSCOPE_STOPS", "0"))
-OFTEN = ("build to a URL", "push", "export", "merge", "prompts")
+OFTEN = ("build to a URL", "push", "export", "merge", "prompts", "serve")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ from mnemoscope.arguments import check_least
 from mnemoscope.errors import RunError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     import uvicorn
 
     from mnemoscope.api.run import Run
@@ -108,7 +111,33 @@ def _serve(
         if ready:
             ready("/".join((f"http://{name}:{listener.getsockname()[1]}", *([secret] if secret else ()), "")))
         config = uvicorn.Config(answering, log_level="warning", timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        with _hanging_up(server):
+            server.run(sockets=[listener])
+
+
+@contextmanager
+def _hanging_up(server: uvicorn.Server) -> Iterator[None]:
+    """End a server as Ctrl-C does where its terminal goes, of which uvicorn knows nothing; the signal is raised again
+    when it has ended."""
+    number = getattr(signal, "SIGHUP", None)
+    here = threading.current_thread() is threading.main_thread()
+    if number is None or not here or signal.getsignal(number) is signal.SIG_IGN:  # on Windows, under nohup
+        yield
+        return
+    came = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        server.should_exit = True
+
+    before = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+        for each in came[:1]:
+            signal.raise_signal(each)
 
 
 @dataclass(frozen=True)
