@@ -19,6 +19,7 @@ from mnemoscope.errors import ModelError, RunError, RunMismatch
 from mnemoscope.mine import build as building
 from mnemoscope.mine import loop
 from mnemoscope.mine.build import build
+from mnemoscope.mine.layers import ValueReading
 from mnemoscope.model import devices
 from mnemoscope.model import load as loading
 from mnemoscope.model.model import Model
@@ -89,22 +90,22 @@ def test_tables_are_the_same_on_any_number_of_devices(
 ) -> None:
     """One, two of a loaded model, and two that `build` is asked for: every byte of every table."""
     monkeypatch.setattr(planning, "SHARD_TOKENS", 200)
-    spawned: list[int] = []
+    spawned: list[tuple[str, int]] = []
     spawn = loop._spawn
 
-    def watched(mining: Any, workers: int, *rest: Any) -> None:
-        spawned.append(workers)
-        spawn(mining, workers, *rest)
+    def watched(job: Any, workers: int, *rest: Any) -> None:
+        spawned.append((job.doing, workers))
+        spawn(job, workers, *rest)
 
     monkeypatch.setattr(loop, "_spawn", watched)
     one = mn.load_model(folder, dtype="fp32", device="cpu")
     assert one.devices == () and two.devices == (torch.device("cpu"),) * 2
-    runs = [
-        mn.build(model, texts(60), tmp_path / name, top=3, device=device)
-        for name, model, device in (("one", one, "auto"), ("two", two, "auto"), ("asked", two.hf, "cpu,cpu"))
-    ]
+    runs = []
+    for name, model, device in (("one", one, "auto"), ("two", two, "auto"), ("asked", two.hf, "cpu,cpu")):
+        monkeypatch.setenv("MNEMOSCOPE_CACHE", str(tmp_path / f"cache-{name}"))  # or values are read once
+        runs.append(mn.build(model, texts(60), tmp_path / name, top=3, device=device))
     assert runs[0].manifest.options["device"] == "cpu"
-    assert spawned == [2, 2]
+    assert spawned == [("mining", 2), ("reading values", 2)] * 2
     assert hashes(runs[0]) == hashes(runs[1]) == hashes(runs[2])
 
 
@@ -113,10 +114,10 @@ def test_every_process_has_a_device_of_its_own(two: Model, monkeypatch: pytest.M
     started: list[tuple[Any, ...]] = []
 
     class Process:
-        exitcode = 0
+        exitcode, pid = 0, 1
 
         def __init__(self, target: Callable[..., None], args: tuple[Any, ...], daemon: bool) -> None:
-            started.append((args[1].name, args[2]))
+            started.append(args[1:3])
 
         def start(self) -> None: ...
 
@@ -127,10 +128,8 @@ def test_every_process_has_a_device_of_its_own(two: Model, monkeypatch: pytest.M
     monkeypatch.setattr(loop, "_listen", lambda *_: None)
     places = (torch.device("cuda", 1), torch.device("cuda", 3))
     model = Model(two.hf, two.tokenizer, two.anatomy, "model", devices=places)
-    mining = object.__new__(loop.Mining)
-    vars(mining).update(model=model, folder=Path("work"))
-    loop._spawn(mining, 2, [0, 1, 2], lambda _: None)
-    assert started == [("state-0.npz", places[0]), ("state-1.npz", places[1])]
+    loop._spawn(ValueReading(model, Path("work")), 2, [[0], [1], [2]], lambda _: None)
+    assert started == [(0, places[0]), (1, places[1])]
     assert (
         building.processes(model, 1) == building.processes(model, 2) == 2
         and building.processes("gpt2", 3) == 3
@@ -156,7 +155,7 @@ def test_what_is_made_of_a_model_is_made_anew_where_it_is_put(kinds: tuple[str, 
 
     class Moving(loop.Processes):
         def mine(self, mining: Any, shards: list[int], tell: Callable[[int], None]) -> Any:
-            mining = loop.placed(mining, pretence.device)
+            mining = mining.placed(pretence.device)
             moved.append(mining.model.device == pretence.device)
             return super().mine(mining, shards, tell)
 

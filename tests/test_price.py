@@ -30,7 +30,7 @@ from mnemoscope.errors import ModelError, RunError
 from mnemoscope.mine import drawn, price, tries
 from mnemoscope.mine.build import build
 from mnemoscope.mine.statistics import RunStatistics
-from mnemoscope.mine.tries import MiningTry
+from mnemoscope.mine.tries import MiningTry, ReadingTry
 from mnemoscope.model.capture import Capture
 from mnemoscope.model.model import Model
 from mnemoscope.model.nulls import Nulls
@@ -227,9 +227,11 @@ def test_work_that_is_tried_in_part_is_a_line() -> None:
 
 
 def test_devices_and_workers_share_whole_shards(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five shards on four devices take as long as two on one; processes that share threads gain nothing. More of either
-    means states to add up, and no other stage is shorter."""
+    """Five shards on four devices take as long as two on one, and three layers on two as long as two; processes that
+    share threads gain nothing. More of either means states to add up, and no other stage is shorter."""
     monkeypatch.setattr(MiningTry, "seconds", lambda self, padded, batches: 1000.0)
+    monkeypatch.setattr(ReadingTry, "seconds", lambda self, share: 300.0 * share)
+    monkeypatch.setattr(price, "_missing", lambda _: 1.0)
     monkeypatch.setattr(price, "_worker", lambda: (1_000_000, 0.0))
     monkeypatch.setattr(planning, "SHARD_TOKENS", 300)
     text = load_corpus(texts(60))
@@ -238,8 +240,12 @@ def test_devices_and_workers_share_whole_shards(model: Model, monkeypatch: pytes
     for devices in (1, 2, 3, 100):
         said = mn.plan(model, text, nulls=(), devices=devices)
         assert said.seconds["mining"] == pytest.approx(1000.0 * -(-shards // devices) / shards, rel=0.02)
-        assert said.divided == {"mining": min(devices, shards)} and said.longest == "mining"
-        assert said.undivided == pytest.approx(sum(said.seconds.values()) - said.seconds["mining"])
+        layers = model.anatomy.n_layers
+        assert said.divided == {"mining": min(devices, shards), "reading values": min(devices, layers)}
+        reading = 300.0 * -(-layers // devices) / layers
+        assert said.seconds["reading values"] == pytest.approx(reading, rel=0.02) and said.longest == "mining"
+        shared = said.seconds["mining"] + said.seconds["reading values"]
+        assert said.undivided == pytest.approx(sum(said.seconds.values()) - shared)
         assert ("adding up" in said.seconds) == (devices > 1)
     alone, two = (mn.plan(model, text, nulls=(), workers=workers) for workers in (1, 2))
     at_once = min(2, torch.get_num_threads())

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel
 
@@ -33,8 +32,9 @@ from mnemoscope import files
 from mnemoscope.arguments import check_build
 from mnemoscope.errors import ModelChanged, RunError, RunMismatch
 from mnemoscope.location import Location, Place, place
-from mnemoscope.mine import kept_values, loop, values
+from mnemoscope.mine import loop, values
 from mnemoscope.mine.device import shortfall
+from mnemoscope.mine.layers import ValueReading
 from mnemoscope.mine.places import HISTOGRAM_EDGES, HISTOGRAM_SHARE
 from mnemoscope.mine.reconstruction import check_place as check_units
 from mnemoscope.mine.statistics import RunStatistics, machine
@@ -219,6 +219,7 @@ class Build:
 
     def _stages(self) -> None:
         plan = self.planned()
+        loop.wait_for(self.work)
         writing = self._writing_seconds(plan)
         reading = self._reading_seconds()
         statistics = loop.run_shards(
@@ -229,7 +230,7 @@ class Build:
             engine=self.engine,
             report=self._before(reading + writing),
         )
-        self._read_values(self._before(writing))
+        self.read_values(self.model.cells.layers, report=self._before(writing))
         self._write(plan, statistics)
         self.model.check_weights(self.identity["weights_sha256"], f"building {self.writer.path}")
         self.writer.commit(self._manifest(plan, statistics.machines))
@@ -241,14 +242,18 @@ class Build:
     def _reading_seconds(self) -> float:
         """About how long it takes to read the values and keys that are not read yet; where that is long, by the last of
         the first layers, which are read now."""
-        expected, missing = values.seconds(self.model), self._unread()
+        reading = ValueReading(self.model, self.work)
+        expected, missing = values.seconds(self.model), reading.unread(self.model.cells.layers)
         if expected < _LONG or not missing:
             return expected * len(missing) / len(self.model.cells.layers)
-        first, begin, last = missing[:_TRIED], 0.0, time.monotonic()
-        for number, _ in enumerate(self._read_layers(first), start=1):
-            begin, last = last, time.monotonic()
-            self.report(Progress("reading first values", number, len(first), "layers"))
-        return (last - begin) * max(0, len(missing) - _TRIED)
+        first, ends = missing[:_TRIED], [time.monotonic()]
+
+        def tell(_: int) -> None:
+            ends.append(time.monotonic())
+            self.report(Progress("reading first values", len(ends) - 1, len(first), "layers"))
+
+        reading.do(reading.file(0), first, tell)
+        return (ends[-1] - ends[-2]) * max(0, len(missing) - _TRIED)
 
     def _writing_seconds(self, plan: Plan) -> float:
         listed = min(self.identity["top"], plan.contexts) + 2 * values.VALUE_TOKENS  # values are sorted, too
@@ -269,8 +274,10 @@ class Build:
         """Say what is being built here, or check that it is what was begun, if any of that is finished."""
         file = self.work / "identity.json"
         here = dict(self.identity)
-        # Sums of two kinds of device differ in their last bits; merging parts mines none.
-        if isinstance(self.text, Corpus):
+        # Sums of two kinds of device differ in their last bits; merging parts mines none, and may read no values.
+        if isinstance(self.text, Corpus) or ValueReading(self.model, self.work).unread(
+            self.model.cells.layers
+        ):
             here["device"] = _computed_on(self.model.device)
         if file.exists() and (self.work / "plan.json").exists():
             begun = json.loads(file.read_text(encoding="utf-8"))
@@ -299,36 +306,37 @@ class Build:
             self.report(Progress("planning", plan.tokens, plan.tokens, "tokens", note))
         return plan
 
-    def _read_values(self, report: Callable[[Progress], None]) -> None:
-        total = self.model.anatomy.n_layers
-        for layer in self._read_layers(self._unread()):
-            report(Progress("reading values", layer, total, "layers"))
-        report(Progress("reading values", total, total, "layers"))
+    def read_values(
+        self, layers: Sequence[int], stem: str = "values", report: Callable[[Progress], None] | None = None
+    ) -> None:
+        """Read the values of layers that are not read yet: here what is kept of them, and by the engine what is not.
 
-    def _unread(self) -> list[int]:
-        """Layers whose values are still to be read."""
-        return [layer for layer in self.model.cells.layers if not self._part("columns", layer).exists()]
+        stem  of the names of the locks of who reads
+        """
+        report, reading = report or self.report, ValueReading(self.model, self.work.absolute(), stem)
+        unread = reading.unread(layers)
+        kept, done = reading.kept(unread), len(layers) - len(unread)
 
-    def _read_layers(self, layers: Sequence[int]) -> Iterator[int]:
-        """Write one part file for each layer, so that an interruption costs one layer; each is told before."""
-        for layer, rows, columns in kept_values.layers(self.model, layers):
-            yield layer
-            _write_part(rows, self._part("values", layer))
-            _write_part(columns, self._part("columns", layer))
+        def tell(more: int) -> None:
+            nonlocal done
+            done += more
+            report(Progress("reading values", done, len(layers), "layers"))
 
-    def _part(self, name: str, layer: int) -> Path:
-        return self.work / f"{name}-{layer:04d}.part"
+        tell(0)
+        if kept:
+            reading.do(reading.file(0), kept, tell)
+        if left := [layer for layer in unread if layer not in kept]:
+            self.engine.read(reading, left, tell)
 
     def _write(self, plan: Plan, statistics: RunStatistics) -> None:
         """Write all tables, layer by layer."""
-        total = self.model.anatomy.n_layers
+        total, reading = self.model.anatomy.n_layers, ValueReading(self.model, self.work)
         for layer in self.model.cells.layers:
             self.report(Progress("writing tables", layer, total, "layers"))
             tables = statistics.tables(layer)
-            columns = pq.read_table(self._part("columns", layer)).drop_columns(["layer", "neuron"])
+            tables["values"], columns = reading.tables(layer)
             for name in columns.column_names:
                 tables["neurons"] = tables["neurons"].append_column(name, columns[name])
-            tables["values"] = pq.read_table(self._part("values", layer))
             for name, table in tables.items():
                 self.writer.append(name, table)
         self.writer.append("shards", statistics.neurons.shard_rows())
@@ -494,11 +502,6 @@ def _around(text: str, index: int) -> str:
         return text
     start = max(0, min(index - 8, len(text) - _SHORT))
     return ("…" if start else "") + text[start : start + _SHORT] + ("…" if start + _SHORT < len(text) else "")
-
-
-def _write_part(table: pa.Table, file: Path) -> None:
-    with files.replacing(file, "writing the run") as partial:
-        pq.write_table(table, partial, compression="zstd")
 
 
 def _linked(file: Path) -> Path:

@@ -1,14 +1,18 @@
-"""Mining by the processes of a Ray cluster, on many machines that share the folder of the run.
+"""Mining and reading values by the processes of a Ray cluster, on many machines that share the folder of the run.
 
-The queue of blocks of shards is here, and each process (an actor) has one of them at a time. It loads the model once,
-and writes one file for each block, whole or not at all, that is the same whoever makes it. So a process that is lost
-takes with it what it had not written, and its block goes to another one. No process is restarted: what one had in
-memory would be missing afterwards, and nothing would say so.
+The queue of blocks of shards, or of layers, is here, and each process (an actor) has one of them at a time. It loads
+the model once, and writes files for each block, whole or not at all, that are the same whoever makes them. So a process
+that is lost takes with it what it had not written, and its block goes to another one. No process is restarted: what one
+had in memory would be missing afterwards, and nothing would say so.
+
+A process that has a GPU sees no other, so that it is ``cuda:0`` there, whichever the driver's model is on.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import secrets
 import sys
 from collections import deque
@@ -19,12 +23,13 @@ from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from mnemoscope import errors
 from mnemoscope.arguments import check_engine
 from mnemoscope.errors import RunError
-from mnemoscope.mine.loop import Mining, S, locked, mined
+from mnemoscope.mine.loop import Job, Mining, S, locked
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -76,58 +81,94 @@ class Ray:
         """As of `loop.Engine`; a lost process is replaced, and RunError names a block that loses TRIES of them."""
         if not shards:
             return
+        plan = replace(mining.plan, folder=mining.plan.folder.absolute())
+        tokens = mining.plan.shard_tokens
+        workers = min(self.workers, len(shards))
+        self._share_out(
+            replace(mining, plan=plan, folder=mining.folder.absolute()),
+            _blocks(shards, workers),
+            workers,
+            lambda block: tell(sum(tokens[shard] for shard in block)),
+        )
+
+    def read(self, reading: Job, layers: list[int], tell: Callable[[int], None]) -> None:
+        """As of `loop.Engine` and `mine`. Where all processes are on the processor of this machine, the driver reads:
+        it uses all cores by itself."""
+        if self.address is None and reading.model.device.type == "cpu":
+            reading.do(reading.file(0), layers, tell)
+            return
+        workers = min(self.workers, len(layers))
+        self._share_out(reading, [[layer] for layer in layers], workers, lambda block: tell(len(block)))
+
+    def _share_out(
+        self, job: Job, blocks: Sequence[Sequence[int]], workers: int, tell: Callable[[Sequence[int]], None]
+    ) -> None:
+        """Have blocks done by so many processes; paths are such as other processes find."""
         with _connected(self._imported(), self.address) as ray:
-            workers = min(self.workers, len(shards))
             cpus = _cpus_each(
                 [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]], workers
             )
-            gpus = 1 if mining.model.device.type == "cuda" else 0
+            device = job.model.device
+            gpus = 1 if device.type == "cuda" else 0
             actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Process)
-            held = ray.put(_absolute(mining))
+            held = ray.put(_packed(job, ray.cloudpickle))
 
             def start() -> ActorHandle:
-                return actor.remote(held, secrets.token_hex(4), cpus)
+                return actor.remote(held, "cuda:0" if gpus else str(device), secrets.token_hex(4), cpus)
 
-            _share_out(ray, start, workers, _blocks(shards, workers), _telling(mining, tell))
+            _share_out(ray, start, (job.doing, job.piece), workers, blocks, tell)
 
 
-def _absolute(mining: Mining[S]) -> Mining[S]:
-    """By a path that other processes find."""
-    plan = replace(mining.plan, folder=mining.plan.folder.absolute())
-    return replace(mining, plan=plan, folder=mining.folder.absolute())
+def _packed(job: Job, pickling: Any = pickle) -> np.ndarray:
+    """u8[byte]: a job for processes whose devices have other numbers. Pickled as it is, each tensor would be looked for
+    on the device that it is on here."""
+    content = io.BytesIO()
+    torch.save(job, content, pickle_module=pickling)
+    return np.frombuffer(content.getbuffer(), np.uint8)  # which processes of one machine read without a copy
+
+
+def _unpacked(content: np.ndarray, device: str) -> Job:
+    """A job with all of its tensors on a device; the bytes are those of the driver, as all that Ray passes."""
+    job: Job = torch.load(io.BytesIO(content.data), map_location=device, weights_only=False)
+    return job
 
 
 class _Process:
     """What a process of the cluster holds. Its lock says to a later driver that it is still there."""
 
-    def __init__(self, mining: Mining[Any], name: str, threads: int) -> None:
+    def __init__(self, content: np.ndarray, device: str, name: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._mining = mining
-        lock = mining.file(f"ray-{name}").with_suffix(".lock")
-        self._held = locked(lock, mining.folder.parent, _PATIENCE)
+        self._job = _unpacked(content, device)
+        lock = self._job.file(f"ray-{name}").with_suffix(".lock")
+        self._held = locked(lock, self._job.folder.parent, _PATIENCE)
         self._held.__enter__()
 
-    def mine(self, block: Sequence[int]) -> None:
-        """Do the shards of a block, into the file of that block."""
-        file = self._mining.file(f"shards-{block[0]:07d}-{block[-1]:07d}")
-        mined(self._mining, file, block, lambda _: None, checkpoint_seconds=inf)
+    def do(self, block: Sequence[int]) -> None:
+        """Do the pieces of a block, into files of that block."""
+        file = self._job.file(f"{self._job.piece}s-{block[0]:07d}-{block[-1]:07d}")
+        self._job.do(file, block, lambda _: None, checkpoint_seconds=inf)
 
 
 def _share_out(
     ray: Any,
     start: Callable[[], ActorHandle],
+    names: tuple[str, str],
     workers: int,
     blocks: Sequence[Sequence[int]],
     tell: Callable[[Sequence[int]], None],
 ) -> None:
-    """Have every block done by some process; one that is lost is replaced by another."""
+    """Have every block done by some process; one that is lost is replaced by another.
+
+    names  of what is done and of what a piece is, as of `Job`
+    """
+    doing, piece = names
     waiting, lost = deque(blocks), dict.fromkeys(map(tuple, blocks), 0)
     asked: dict[Any, tuple[ActorHandle, Sequence[int]]] = {}
 
     def ask(process: ActorHandle) -> None:
         if waiting:
             block = waiting.popleft()
-            asked[process.mine.remote(block)] = process, block
+            asked[process.do.remote(block)] = process, block
 
     for _ in range(min(workers, len(blocks))):
         ask(start())
@@ -140,7 +181,7 @@ def _share_out(
             lost[tuple(block)] += 1
             if lost[tuple(block)] == TRIES:
                 raise RunError(
-                    f"mining: {TRIES} processes were lost on shards {block[0]} to {block[-1]}, the last one so: "
+                    f"{doing}: {TRIES} processes were lost on {piece}s {block[0]} to {block[-1]}, the last one so: "
                     f"{str(error).splitlines()[0]}; nothing finished is lost: run the same command again, with more "
                     "memory for each process"
                 ) from error
@@ -157,10 +198,6 @@ def _own(error: Any) -> Exception:
     """What a shard raised, as itself where it is one of ours."""
     cause = error.cause
     return cause if isinstance(cause, errors.MnemoscopeError) else error
-
-
-def _telling(mining: Mining[Any], tell: Callable[[int], None]) -> Callable[[Sequence[int]], None]:
-    return lambda block: tell(sum(mining.plan.shard_tokens[shard] for shard in block))
 
 
 def _blocks(shards: Sequence[int], workers: int) -> list[list[int]]:

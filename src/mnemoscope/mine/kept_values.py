@@ -43,19 +43,22 @@ def folder() -> Path:
     return files.cache_folder() / "values"
 
 
-def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table, pa.Table]]:
-    """What `values.layers` gives, from the cache where it is there and to the cache where it is not."""
-    wanted = list(wanted)
-    if not wanted:
-        return
-    entry = _Entry.of(model)
-    absent = [layer for layer in wanted if not entry.has(layer)]
-    fresh = values.layers(model, absent)
+def layers(
+    model: Model, wanted: Iterable[int], entry: Entry | None = None
+) -> Iterator[tuple[int, pa.Table, pa.Table]]:
+    """What `values.layers` gives, from the cache where it is there and to the cache where it is not; the next layer is
+    asked for when this one is done.
+
+    entry  of this model; None to look at all weights for it
+    """
+    entry = entry or Entry.of(model)
+    absent: list[int] = []
+    fresh = values.layers(model, iter(absent.pop, None))
     for layer in wanted:
-        tables = None if layer in absent else entry.read(layer)
+        tables = entry.read(layer)
         if tables is None:
-            source = fresh if layer in absent else values.layers(model, [layer])  # one that was damaged
-            _, *made = next(source)
+            absent.append(layer)
+            _, *made = next(fresh)
             tables = (made[0], made[1])
             entry.write(layer, tables)
         yield layer, *tables
@@ -63,23 +66,27 @@ def layers(model: Model, wanted: Iterable[int]) -> Iterator[tuple[int, pa.Table,
 
 def missing(model: Model) -> list[int]:
     """The layers of which nothing is kept."""
-    entry = _Entry.of(model)
+    entry = Entry.of(model)
     return [layer for layer in model.cells.layers if not entry.has(layer)]
 
 
-class _Entry:
-    """The entry of one model."""
+class Entry:
+    """The entry of one model, in the cache folder of whichever machine it is asked on."""
 
-    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        self._folder, self._about = folder, about
+    def __init__(self, key: str, about: dict[str, Any]) -> None:
+        self._key, self._about = key, about
 
     @classmethod
-    def of(cls, model: Model) -> _Entry:
+    def of(cls, model: Model) -> Entry:
         """The entry for these weights as they are now."""
-        entry = cls(folder() / _key(model), {"model": model.id, "dtype": model.dtype})
+        entry = cls(_key(model), {"model": model.id, "dtype": model.dtype})
         with suppress(OSError):
             os.utime(entry._folder)  # used now
         return entry
+
+    @property
+    def _folder(self) -> Path:
+        return folder() / self._key
 
     def has(self, layer: int) -> bool:
         """Whether there are files of a layer, whole or not."""

@@ -42,6 +42,8 @@ TRIES = 3  # times that a shard may fail
 _BLOCK = 8  # neighbouring shards that a worker takes at once when there are many: their sums fold into one
 _PATIENCE = 120.0  # seconds to wait until an orphaned worker of a killed run has noticed and left
 
+_KEPT = "nothing finished is lost: run the same command again"
+
 Report = Callable[[Progress], None]
 
 
@@ -106,6 +108,46 @@ class Portion:
         """Its shards, of all."""
         return range(self.number * shards // self.parts, (self.number + 1) * shards // self.parts)
 
+    @contextmanager
+    def held(self, folder: Path) -> Iterator[None]:
+        """No other process does this part, and none that a killed one began is left."""
+        with locked(folder / f"state-{self.name}.lock", folder.parent):
+            wait_for(folder, f"*-{self.name}-*.lock")
+            yield
+
+
+@runtime_checkable
+class Job(Protocol):
+    """What processes share out: numbered pieces, shards (`Mining`) or layers (`layers.ValueReading`), that leave files
+    in a folder."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def doing(self) -> str:
+        """Begins what is said of it."""
+
+    @property
+    def piece(self) -> str:
+        """What a piece is."""
+
+    def file(self, name: str | int) -> Path:
+        """What a process has for itself; the lock beside it says that it is at work."""
+
+    def placed(self, device: torch.device) -> Job:
+        """The same with the model on a device."""
+
+    def do(
+        self,
+        file: Path,
+        pieces: Iterable[int],
+        tell: Callable[[int], None],
+        checkpoint_seconds: float | None = None,
+    ) -> object:
+        """What one process does, with a file of its own; `tell` is called with how much more is done."""
+
 
 @dataclass(frozen=True)
 class Mining(Generic[S]):
@@ -116,15 +158,32 @@ class Mining(Generic[S]):
     factory: StateFactory[S]
     folder: Path
     stem: str = "state"
+    doing, piece = "mining", "shard"
 
     def file(self, name: str | int) -> Path:
         """Where a process keeps a state of its own."""
         return self.folder / f"{self.stem}-{name}.npz"
 
+    def placed(self, device: torch.device) -> Mining[S]:
+        """The same with the model on a device, and what is made of it there."""
+        if self.model.move(device) and self.factory.anew is not None:
+            return replace(self, factory=self.factory.anew())
+        return self
+
+    def do(
+        self,
+        file: Path,
+        pieces: Iterable[int],
+        tell: Callable[[int], None],
+        checkpoint_seconds: float | None = None,
+    ) -> S:
+        """As `mined`."""
+        return mined(self, file, pieces, tell, checkpoint_seconds)
+
 
 @runtime_checkable
 class Engine(Protocol):
-    """Who does the shards: processes here (`Processes`), or those of a cluster (`cluster.Ray`)."""
+    """Who does the work: processes here (`Processes`), or those of a cluster (`cluster.Ray`)."""
 
     def check(self) -> None:
         """RunError where it cannot be used; asked before a model is loaded."""
@@ -132,6 +191,10 @@ class Engine(Protocol):
     def mine(self, mining: Mining[S], shards: list[int], tell: Callable[[int], None]) -> S | None:
         """Do the shards, none of which any file holds, and leave their states in files; the state, if one holds all
         of it and is at hand. `tell` is called with tokens that are done. Raises what a shard raised."""
+
+    def read(self, reading: Job, layers: list[int], tell: Callable[[int], None]) -> None:
+        """Read the values of layers, each into files of its own. `tell` is called with layers that are done. Raises
+        what a layer raised."""
 
 
 def run_shards(
@@ -150,7 +213,7 @@ def run_shards(
     engine   who does the shards, if not so many processes
     Raises whatever a worker raised; what was checkpointed stays.
     """
-    _wait_for(folder, "state-*.lock")
+    wait_for(folder)
     state = _run(
         Mining(model, plan, factory, folder), range(plan.shards), engine or Processes(workers), report
     )
@@ -166,16 +229,13 @@ def run_part(
     engine: Engine,
     report: Report | None = None,
 ) -> None:
-    """Feed the shards of one part to state files of its own, beside those of other processes; otherwise as
-    `run_shards`, which goes on from them."""
-    stem = f"state-{portion.name}"
-    with locked(folder / f"{stem}.lock", folder.parent):
-        _wait_for(folder, f"{stem}-*.lock")
-        mining = Mining(model, plan, factory, folder, stem)
-        _run(mining, portion.of(plan.shards), engine, report)
+    """Feed the shards of one part, which is held (`Portion.held`), to state files of its own, beside those of other
+    processes; otherwise as `run_shards`, which goes on from them."""
+    mining = Mining(model, plan, factory, folder, f"state-{portion.name}")
+    _run(mining, portion.of(plan.shards), engine, report)
 
 
-def _wait_for(folder: Path, locks: str) -> None:
+def wait_for(folder: Path, locks: str = "*.lock") -> None:
     """A worker that outlived a killed run has left once its lock is free."""
     for lock in folder.glob(locks):
         with locked(lock, folder.parent, _PATIENCE):
@@ -254,8 +314,17 @@ class Processes:
         if workers == 1:
             return mined(mining, mining.file(0), shards, tell)
         if shards:
-            _spawn(mining, workers, shards, tell)
+            _spawn(mining, workers, _blocks(shards, workers), tell)
         return None
+
+    def read(self, reading: Job, layers: list[int], tell: Callable[[int], None]) -> None:
+        """As of `Engine`; one process on each device of the model. More of them on one would share what a single one
+        uses whole: a processor's cores, or its one product after another."""
+        workers = min(self.workers, len(reading.model.devices), len(layers))
+        if workers > 1:
+            _spawn(reading, workers, [[layer] for layer in layers], tell)
+        else:
+            reading.do(reading.file(0), layers, tell)
 
 
 def mined(
@@ -285,8 +354,7 @@ def mined(
             failures[shard] += 1
             if failures[shard] == TRIES:
                 raise errors.RunError(
-                    f"mining: shard {shard} failed {TRIES} times, the last time by {_named(reason)}; nothing finished "
-                    "is lost: run the same command again"
+                    f"mining: shard {shard} failed {TRIES} times, the last time by {_named(reason)}; {_KEPT}"
                 ) from reason
             waiting = chain(failed.undone, waiting)
             tell(-failed.tokens)
@@ -356,20 +424,20 @@ def _stop_if_orphaned() -> None:
         os._exit(1)
 
 
-def _spawn(mining: Mining[S], workers: int, shards: list[int], tell: Callable[[int], None]) -> None:
-    """Run the shards in processes that take the next shard when they are free."""
-    context, places = mp.get_context("spawn"), mining.model.devices or (mining.model.device,)
+def _spawn(job: Job, workers: int, blocks: Iterable[list[int]], tell: Callable[[int], None]) -> None:
+    """Do blocks of pieces in processes that take the next block when they are free."""
+    context, places = mp.get_context("spawn"), job.model.devices or (job.model.device,)
     tasks, news = context.Queue(), context.Queue()
-    for block in _blocks(shards, workers):
+    for block in blocks:
         tasks.put(block)
     for _ in range(workers):
         tasks.put(None)
-    mining.model.hf.share_memory()
+    job.model.hf.share_memory()
     threads = max(1, torch.get_num_threads() // workers)
     processes = [
         context.Process(
             target=_work,
-            args=(mining, mining.file(index), places[index % len(places)], threads, tasks, news),
+            args=(job, index, places[index % len(places)], threads, tasks, news),
             daemon=True,
         )
         for index in range(workers)
@@ -378,7 +446,7 @@ def _spawn(mining: Mining[S], workers: int, shards: list[int], tell: Callable[[i
         with children.starting():
             for process in processes:
                 process.start()
-        _listen(processes, news, tell)
+        _listen(job.doing, processes, news, tell)
     finally:
         for process in processes:
             if process.pid is not None:  # it was started
@@ -408,7 +476,7 @@ def _blocks(shards: list[int], workers: int) -> list[list[int]]:
     return [list(block) for _, block in groupby(shards, lambda shard: shard // size)]
 
 
-def _listen(processes: list[Any], news: Any, tell: Callable[[int], None]) -> None:
+def _listen(doing: str, processes: list[Any], news: Any, tell: Callable[[int], None]) -> None:
     """Pass on what the workers tell, until each has said that it is done; raise what one raised."""
     waiting = len(processes)
     while waiting:
@@ -417,50 +485,53 @@ def _listen(processes: list[Any], news: Any, tell: Callable[[int], None]) -> Non
         except queue.Empty:
             for process in processes:
                 if process.exitcode not in (None, 0):
-                    raise errors.RunError(_ended(process.exitcode)) from None
+                    raise errors.RunError(_ended(doing, process.exitcode)) from None
             continue
-        if kind == "tokens":
+        if kind == "more":
             tell(value)
         elif kind == "done":
             waiting -= 1
+        elif kind == "failed":
+            line, trace = value
+            raise errors.RunError(f"{doing}: {line}; {_KEPT}") from RuntimeError(trace)
         else:
             name, message = value
             raise getattr(errors, name, RuntimeError)(message)
 
 
-def _ended(code: int) -> str:
+def _ended(doing: str, code: int) -> str:
     """Why a worker is gone, as far as its exit code says: a signal, or the script that it began with."""
-    kept = "nothing finished is lost: run the same command again"
     if code < 0:
         name = signal.Signals(-code).name
         why = "; the system does so when memory is short" if name == "SIGKILL" else ""
-        return f"mining: a worker process was ended by {name}{why}; {kept}, with fewer workers"
+        return f"{doing}: a worker process was ended by {name}{why}; {_KEPT}, with fewer workers"
     return (
-        f"mining: a worker process stopped with exit code {code} before it had begun or while it worked, and its own "
-        f"message is above; if that is about bootstrapping or a script run again, {_GUARD}; {kept}"
+        f"{doing}: a worker process stopped with exit code {code} before it had begun or while it worked, and its own "
+        f"message is above; if that is about bootstrapping or a script run again, {_GUARD}; {_KEPT}"
     )
 
 
-def placed(mining: Mining[S], device: torch.device) -> Mining[S]:
-    """The same with the model on a device, and what is made of it there."""
-    if mining.model.move(device) and mining.factory.anew is not None:
-        return replace(mining, factory=mining.factory.anew())
-    return mining
-
-
-def _work(mining: Mining[Any], file: Path, device: torch.device, threads: int, tasks: Any, news: Any) -> None:
+def _work(job: Job, number: int, device: torch.device, threads: int, tasks: Any, news: Any) -> None:
     """What a worker process runs."""
     torch.set_num_threads(threads)
+    begun = "a worker process"
+
+    def pieces() -> Iterator[int]:
+        nonlocal begun
+        for piece in chain.from_iterable(iter(tasks.get, None)):
+            _stop_if_orphaned()
+            begun = f"{job.piece} {piece}"
+            yield piece
+
     try:
-        mining = placed(mining, device)
-        with locked(file.with_suffix(".lock"), file.parent.parent, _PATIENCE):
-            shards = chain.from_iterable(iter(tasks.get, None))
-            mined(mining, file, shards, lambda tokens: news.put(("tokens", tokens)))
+        job, file = job.placed(device), job.file(number)
+        with locked(file.with_suffix(".lock"), job.folder.parent, _PATIENCE):
+            job.do(file, pieces(), lambda more: news.put(("more", more)))
         news.put(("done", None))
     except errors.MnemoscopeError as error:
         news.put(("error", (type(error).__name__, str(error))))
-    except Exception:
-        news.put(("error", ("RuntimeError", traceback.format_exc())))
+    except Exception as error:
+        news.put(("failed", (f"{begun} failed by {_named(error)}", traceback.format_exc())))
 
 
 @contextmanager

@@ -62,8 +62,11 @@ def mine(
         build = Build(model, text, writer, identity, engine, report)
         _count(build.work, portion)
         plan = build.planned()
-    with model.running():
+    with model.running(), portion.held(build.work):
         loop.run_part(model, plan, build.states(plan), build.work, portion, engine, report)
+        layers = model.cells.layers
+        own = portion.of(len(layers))
+        build.read_values(layers[own.start : own.stop], f"values-{portion.name}")
     model.check_weights(identity["weights_sha256"], f"mining {portion.name} of {path}")
 
 
@@ -121,10 +124,12 @@ def merge(
         "units": None if loaded.units is None else loaded.units.sha256,
     }
     compare(identity, of_model, f"{path} holds parts that were")
+    engine = loop.Processes(processes(loaded, 1))
+    engine.check()
     with begun(loaded, path) as writer:
         if writer is not None:
             text = PlannedText.of(identity)
-            Build(loaded, text, writer, identity, loop.Processes(), report or (lambda _: None)).run()
+            Build(loaded, text, writer, identity, engine, report or (lambda _: None)).run()
     return open_run(path)
 
 

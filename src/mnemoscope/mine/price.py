@@ -118,9 +118,9 @@ def price(
 
     source   a model, or an outline of one, some layers of which are then drawn at random to be run
     folder   where the run is to be: how much space there is
-    devices  how many there are such as the model's own: each mines a part (`build --shard`) with processes of its own,
-             and one of them adds up and does the rest (`merge`); None: those of this machine that the model was loaded
-             for, one process on each
+    devices  how many there are such as the model's own: each mines a part and reads the values of some layers (`build
+             --shard`) with processes of its own, and one of them adds up and does the rest (`merge`); None: those of
+             this machine that the model was loaded for, one process on each
     report   called with a `Progress` before each step
 
     Errors as of `build`.
@@ -156,7 +156,7 @@ def price(
             signed=mined is None or mined.signed, folder=Path(name),
         )  # fmt: skip
     say(Progress("trying", 3, 3, "steps"))
-    here = _Here(whole.device, workers, devices, several or workers)
+    here = _Here(whole.device, workers, devices, max(1, several))
     held = here.memory(counted, read, mined, reading, tables)
     peak = here.peak(held) if outlined else max(high, here.peak(held))
     work = sum(tables.disk.values()) + tables.disk["values"] + workers * devices * held["what is mined"]
@@ -176,9 +176,9 @@ def price(
         seconds={}
         if mined is None or reading is None
         else here.seconds(counted, read, mined, reading, tables, None if outlined else _missing(whole)),
-        divided={"mining": min(devices, read.shards)},
+        divided={"mining": min(devices, read.shards), "reading values": here.readers(whole)},
         memory=held,
-        on_device=here.on_device(counted, mined),
+        on_device=here.on_device(counted, mined, reading),
         peak=peak,
         rows=dict(tables.rows),
         disk=dict(tables.disk),
@@ -232,7 +232,8 @@ def _lacking(
             f"{folder}; choose another folder, or a smaller --top"
         )
     if said.on_device:
-        needed = sum(said.on_device.values()) - (0 if said.random else said.weights)
+        stages = [said.on_device[name] for name in ("one batch", "values and keys")]  # one after the other
+        needed = sum(said.on_device.values()) - min(stages) - (0 if said.random else said.weights)
         if there is not None and needed > there:
             yield (
                 f"device: {needed / 1e9:.1f} GB more are needed on {said.device} (weights {said.weights / 1e9:.1f}), "
@@ -277,12 +278,21 @@ def _drew(outline: Outline, layers: int) -> bool:
 
 @dataclass(frozen=True)
 class _Here:
-    """So many processes on each of so many devices, and so many on one machine."""
+    """So many processes on each of so many devices, of which so many are of one machine."""
 
     device: torch.device
     workers: int
     devices: int
-    beside: int
+    together: int
+
+    @property
+    def beside(self) -> int:
+        """Processes that mine on one machine."""
+        return self.workers * self.together
+
+    def readers(self, model: Model) -> int:
+        """Devices that have a layer to read the values of: one process on each, which uses it whole."""
+        return min(self.devices, len(model.cells.layers))
 
     def seconds(
         self,
@@ -302,9 +312,10 @@ class _Here:
         spent = {"planning": read.seconds + as_bf16, "mining": self._mining(read, mined)}
         if files > 1:
             spent["adding up"] = files * mined.loading + (files - 1) * mined.adding
-        spent["reading values"] = (
-            reading.seconds(1.0 if missing is None else missing) + rate * counted.weights
-        )
+        layers, readers = len(counted.model.cells.layers), self.readers(counted.model)
+        starting = _worker()[1] if self.together > 1 and missing != 0 else 0.0
+        own = math.ceil(layers / readers) / layers * (1.0 if missing is None else missing)
+        spent["reading values"] = starting + reading.seconds(own) + rate * counted.weights
         spent["writing tables"] = tables.seconds + rate * sum(tables.disk.values()) + as_bf16
         return spent
 
@@ -340,7 +351,7 @@ class _Here:
             "what is mined": state,
             "states of other processes": (self.beside - 1) * state,
             "batches": self.beside * (0 if mined is None else mined.batch),
-            "values and keys": 0 if reading is None else reading.bytes,
+            "values and keys": 0 if reading is None else self.together * reading.bytes,
             "tables": tables.bytes,
         }
 
@@ -354,14 +365,15 @@ class _Here:
             return always + held["batches"] + max(added, stages)
         return always + max(held["states of other processes"] + held["batches"], added, stages)
 
-    def on_device(self, counted: _Counted, mined: MiningTry | None) -> dict[str, int]:
+    def on_device(
+        self, counted: _Counted, mined: MiningTry | None, reading: ReadingTry | None
+    ) -> dict[str, int]:
         """Bytes on an accelerator, by what holds them; nothing on a CPU."""
         if self.device.type == "cpu":
             return {}
-        tried = {"null units": 0, "one batch": 0} if mined is None else {
-            "null units": mined.nulls, "one batch": mined.on_device
-        }  # fmt: skip
-        return {"weights": counted.weights} | tried
+        nulls, batch = (0, 0) if mined is None else (mined.nulls, mined.on_device)
+        read = 0 if reading is None else max(0, reading.on_device - nulls)  # which are not there any more
+        return {"weights": counted.weights, "null units": nulls, "one batch": batch, "values and keys": read}
 
 
 @lru_cache(maxsize=1)

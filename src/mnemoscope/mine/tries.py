@@ -315,11 +315,13 @@ def _rows(batch: ContextBatch, rows: slice, length: int) -> ContextBatch:
 
 @dataclass(frozen=True)
 class ReadingTry:
-    """What reading values and keys takes: seconds once, and of all neurons; bytes at most."""
+    """What reading values and keys takes: seconds once, and of all neurons; bytes at most, and those on an
+    accelerator."""
 
     once: float
     each: float
     bytes: int
+    on_device: int
 
     def seconds(self, share: float) -> float:
         """Of so much of the neurons."""
@@ -331,6 +333,11 @@ def try_reading(model: Model, parts: Anatomy) -> ReadingTry:
 
     model  of the first of the layers in `parts`
     """
+    taken = _read(model, parts)
+    return ReadingTry(*taken, _on_device(model.device))
+
+
+def _read(model: Model, parts: Anatomy) -> tuple[float, float, int]:
     layer = max(model.cells.layers, key=lambda index: model.anatomy.sizes[index])
     block, stack = model.anatomy.layers[layer], model.anatomy.stack_of(layer)
     width = model.anatomy.sizes[layer]
@@ -344,7 +351,7 @@ def try_reading(model: Model, parts: Anatomy) -> ReadingTry:
         of_keys = _tried(
             lambda count: values._read_keys(model, block, vectors[:count], torch.arange(width)), len(vectors)
         )
-    return ReadingTry(once, (outwards + norms + of_values + of_keys) * sum(parts.sizes) / width, grown[0])
+    return once, (outwards + norms + of_values + of_keys) * sum(parts.sizes) / width, grown[0]
 
 
 def _tried(work: Callable[[int], Any], whole: int) -> float:

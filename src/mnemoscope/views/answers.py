@@ -175,7 +175,7 @@ def _told(result: BuildPrice) -> Iterator[str]:
         rest = words.duration(result.undivided)
         yield (
             f"Stages follow one another. {result.longest.capitalize()} takes longest ({share:.0%}); more devices "
-            f"shorten mining alone, and leave {rest}."
+            f"shorten {' and '.join(result.divided)} alone, and leave {rest}."
         )
 
 
