@@ -126,7 +126,7 @@ def test_whatever_is_changed_is_seen(
     read = list(verifying.values.layers(model, model.cells.layers))
     monkeypatch.setattr(verifying, "_mine", lambda *_: mined)
     monkeypatch.setattr(verifying.values, "layers", lambda *_: iter(read))
-    monkeypatch.setattr(verifying, "_files", lambda run: Check("sha256", 0, 0, 0.0))
+    monkeypatch.setattr(verifying, "_files", lambda *_: Check("sha256", 0, 0, 0.0))
     monkeypatch.setattr(verifying, "tuple", lambda checks: (next((each for each in checks if each.differing), None),),
                         raising=False)  # fmt: skip
     unseen = set()

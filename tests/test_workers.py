@@ -55,6 +55,12 @@ def test_a_script_without_a_guard_is_told_of_it(guard: str, stdin: bool, words: 
 
 def test_only_a_killed_worker_is_said_to_have_been() -> None:
     """A signal is named; memory is a guess that only SIGKILL allows; another end points to the process's own words."""
-    assert "ended by SIGKILL; the system does so when memory is short" in _ended(-signal.SIGKILL)
-    assert "ended by SIGSEGV" in _ended(-signal.SIGSEGV) and "memory" not in _ended(-signal.SIGSEGV)
-    assert "exit code 1" in _ended(1) and "__main__" in _ended(1) and "memory" not in _ended(1)
+    assert "ended by SIGKILL; the system does so when memory is short" in _ended("mining", -signal.SIGKILL)
+    assert "ended by SIGSEGV" in _ended("mining", -signal.SIGSEGV) and "memory" not in _ended(
+        "mining", -signal.SIGSEGV
+    )
+    assert (
+        "exit code 1" in _ended("mining", 1)
+        and "__main__" in _ended("mining", 1)
+        and "memory" not in _ended("mining", 1)
+    )
