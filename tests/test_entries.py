@@ -319,7 +319,8 @@ def test_a_run_stays_where_it_is_when_the_process_goes_elsewhere(
     monkeypatch.chdir("there")
     assert run.check() == [] and run.folder == home / "here" / "one"
     assert run["L2N3"].to_dict() == mn.open_run(home / "here" / "one")["L2N3"].to_dict() | {
-        "command": "mnemoscope show one L2N3"
+        "command": "mnemoscope show one L2N3",
+        "python": "mnemoscope.open_run('one')[\"L2N3\"]",
     }
     run.reopen()
     assert run.manifest == things.run.manifest
